@@ -1,0 +1,21 @@
+"""The errors a user can cause: each message says what is wrong, with which value, and what to do."""
+
+
+class SecateurError(ValueError):
+    """Base of every error that a user's input, model or folder can cause; the CLI prints it and exits with 2."""
+
+
+class LayoutError(SecateurError):
+    """A layout is malformed, or something does not fit it."""
+
+
+class PlanError(SecateurError):
+    """A plan asks for what the layout does not allow, or its file is damaged."""
+
+
+class DataError(SecateurError):
+    """Data cannot be read, or does not fit the model."""
+
+
+class ModelError(SecateurError):
+    """A model or folder cannot be opened, traced, pruned or saved."""

@@ -1,0 +1,324 @@
+"""Axis and Layout: what every dimension of every parameter means, and how a unit is found, summed and taken.
+
+All places that carry an axis are coupled. Scoring, zeroing and removing a unit start from the same question, which
+position belongs to which unit (`Layout.owners`), so they cannot disagree. No framework is needed here: arrays
+come in as numpy, or as anything that the array API describes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from secateur.dims import Dim, coordinates, extent, format_dims, names, parse_dims
+from secateur.errors import LayoutError, PlanError
+
+Keep = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One named axis: units that are kept or removed together wherever they occur.
+
+    kind: `head`, `kv`, `group`, `qk`, `v`, `ffn`, `hidden`, `layer`, `expert`, `vocab`, or another word.
+    frozen: why it cannot be pruned, or None.
+    parts: an axis that is a product of others, outermost first (query heads are `kv x group`). Its kept units must be
+        equally many in every kept unit of the first part.
+    path: the module list whose element i is unit i (layers, lists of experts).
+    """
+
+    name: str
+    size: int
+    kind: str
+    frozen: str | None = None
+    parts: tuple[str, ...] = ()
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A weight that multiplies activations: which tensor it reads, and which of its dimensions is contracted.
+
+    reads: an identifier; weights that read the same tensor have the same one.
+    in_dim: index of the contracted dimension in the stored weight (1 for `torch.nn.Linear`, 0 for a Keras kernel).
+    """
+
+    reads: str
+    in_dim: int = 1
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product of the forward pass, for counting: `calls` x the extents of `dims` multiply-accumulates.
+
+    weight: the parameter involved, or None for a product of activations. `calls` counts what no axis describes
+    (batch, positions) on the example input.
+    """
+
+    weight: str | None
+    calls: int
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The axes of a model and the axis string of each parameter (and of each buffer that follows an axis)."""
+
+    axes: Mapping[str, Axis]
+    params: Mapping[str, tuple[Dim, ...]]
+    linears: Mapping[str, Linear] = field(default_factory=dict)
+    products: tuple[Product, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    """Second name of a shared parameter -> the name under which it stands in `params`."""
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Size of each axis."""
+        return {axis.name: axis.size for axis in self.axes.values()}
+
+    def shape(self, param: str) -> tuple[int, ...]:
+        """Shape of a parameter as the layout has it."""
+        return tuple(extent(dim, self.sizes) for dim in self.params[param])
+
+    def axis(self, name: str) -> Axis:
+        """The axis of that name; LayoutError names what there is otherwise."""
+        if name not in self.axes:
+            raise LayoutError(f"no axis {name!r}; the layout has {', '.join(sorted(self.axes))}")
+        return self.axes[name]
+
+    def of_kind(self, kind: str, prunable: bool = True) -> list[Axis]:
+        """Axes of a kind, in order; only those that can be pruned unless told otherwise."""
+        return [a for a in self.axes.values() if a.kind == kind and not (prunable and a.frozen)]
+
+    def kinds(self) -> list[str]:
+        """The kinds that have at least one prunable axis, in order of first appearance."""
+        return list(dict.fromkeys(a.kind for a in self.axes.values() if not a.frozen))
+
+    # -- which position belongs to which unit ---------------------------------------------------------------------
+
+    def owners(self, param: str, axis: str) -> list[np.ndarray | None]:
+        """For each dimension of `param`: the unit of `axis` that owns each position (-1: none), or None throughout.
+
+        A parameter inside the module list of a layer or expert axis is owned whole: see `member_of`.
+        """
+        parts = self.axis(axis).parts or (axis,)
+        result: list[np.ndarray | None] = []
+        for dim in self.params[param]:
+            if not set(parts) <= set(names(dim)):
+                result.append(None)
+                continue
+            owner: np.ndarray = np.zeros(extent(dim, self.sizes), dtype=np.int64)
+            outside = np.zeros(owner.shape, dtype=bool)
+            for part in parts:
+                coordinate = coordinates(dim, part, self.sizes)
+                outside |= coordinate < 0
+                owner = owner * self.sizes[part] + coordinate
+            owner[outside] = -1
+            result.append(owner)
+        return result
+
+    def member_of(self, param: str, axis: str) -> int | None:
+        """The unit whose module holds the whole parameter, for an axis with a `path`; None otherwise."""
+        path = self.axis(axis).path
+        if path is None or not param.startswith(path + "."):
+            return None
+        index = param[len(path) + 1 :].split(".", 1)[0]
+        return int(index) if index.isdigit() else None
+
+    def members(self, axis: str) -> Iterator[str]:
+        """Parameters that carry the axis, in order."""
+        for param in self.params:
+            if self.member_of(param, axis) is not None or any(o is not None for o in self.owners(param, axis)):
+                yield param
+
+    # -- reduce, zero, take ---------------------------------------------------------------------------------------
+
+    def reduce(self, param: str, array: Any, axis: str) -> np.ndarray:
+        """Sum an array of the parameter's shape over each unit of `axis`: float64 of shape (axis size,).
+
+        An element that the axis reaches through two dimensions counts once.
+        """
+        size = self.axis(axis).size
+        whole = self.member_of(param, axis)
+        if whole is not None:
+            return np.bincount([whole], weights=[float(array.sum())], minlength=size)
+        owners = self.owners(param, axis)
+        carried = [i for i, owner in enumerate(owners) if owner is not None]
+        total = np.zeros(size)
+        for i in carried:
+            other = tuple(d for d in range(len(owners)) if d != i)
+            vector = np.asarray(array.sum(other) if other else array, dtype=np.float64)
+            total += _sum_by_owner(owners[i], vector, size)
+        if len(carried) == 2:
+            a, b = (owners[i] for i in carried)
+            assert a is not None and b is not None
+            both = np.asarray(array, dtype=np.float64)
+            rest = tuple(d for d in range(both.ndim) if d not in carried)
+            both = both.sum(rest) * ((a[:, None] == b[None, :]) & (a[:, None] >= 0))
+            total -= _sum_by_owner(a, both.sum(1), size)
+        return total
+
+    def kept(self, param: str, keep: Keep) -> list[np.ndarray | None] | None:
+        """Which positions of each dimension remain: bool per dimension, None where all do.
+
+        Returns None when the whole parameter goes, with the layer or expert that holds it.
+        """
+        result: list[np.ndarray | None] = [None] * len(self.params[param])
+        for axis, units in keep.items():
+            whole = self.member_of(param, axis)
+            if whole is not None:
+                if whole not in units:
+                    return None
+                continue
+            alive = np.zeros(self.axis(axis).size + 1, dtype=bool)
+            alive[np.asarray(units, dtype=np.int64)] = True
+            alive[-1] = True  # positions that no unit owns carry the owner -1
+            for i, owner in enumerate(self.owners(param, axis)):
+                if owner is not None:
+                    previous = result[i]
+                    result[i] = alive[owner] if previous is None else previous & alive[owner]
+        return result
+
+    def kept_shape(self, param: str, keep: Keep) -> tuple[int, ...] | None:
+        """Shape of a parameter after removal; None when it goes altogether."""
+        kept = self.kept(param, keep)
+        if kept is None:
+            return None
+        return tuple(
+            int(k.sum()) if k is not None else n for k, n in zip(kept, self.shape(param), strict=True)
+        )
+
+    # -- checks ---------------------------------------------------------------------------------------------------
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        """Raise LayoutError when axes are undeclared, or when parameters have other shapes than the layout says."""
+        for param, dims in self.params.items():
+            for dim in dims:
+                for name in names(dim):
+                    self.axis(name)
+            if shapes is not None and param in shapes and self.shape(param) != tuple(shapes[param]):
+                raise LayoutError(
+                    f"{param} has shape {tuple(shapes[param])} but the layout says "
+                    f"{self.shape(param)} ({format_dims(dims)})"
+                )
+        for axis in self.axes.values():
+            product = int(np.prod([self.axis(part).size for part in axis.parts], dtype=np.int64))
+            if axis.parts and product != axis.size:
+                raise LayoutError(f"axis {axis.name} has size {axis.size} but its parts give {product}")
+
+    def check_keep(self, keep: Keep) -> dict[str, np.ndarray]:
+        """Return the kept units sorted, or raise PlanError: frozen axis, unit out of range, nothing left, uneven."""
+        checked: dict[str, np.ndarray] = {}
+        for name, units in keep.items():
+            axis = self.axis(name)
+            array = np.unique(np.asarray(units, dtype=np.int64))
+            if axis.frozen:
+                raise PlanError(f"axis {name} cannot be pruned (frozen: {axis.frozen})")
+            if len(array) != len(units):
+                raise PlanError(f"axis {name}: a unit is listed twice among the kept ones")
+            if len(array) == 0 and axis.kind != "layer":
+                raise PlanError(
+                    f"axis {name}: no unit would remain of {axis.size}; keep at least one, or remove the layer"
+                )
+            if len(array) and (array[0] < 0 or array[-1] >= axis.size):
+                raise PlanError(f"axis {name}: unit {array[-1]} is outside 0..{axis.size - 1}")
+            checked[name] = array
+        for name, array in checked.items():
+            parts = self.axis(name).parts
+            if parts:
+                outer = self.axis(parts[0]).size
+                counts = np.bincount(array // (self.axis(name).size // outer), minlength=outer)
+                counts = counts[checked[parts[0]]] if parts[0] in checked else counts
+                if len(set(counts.tolist())) > 1:
+                    raise PlanError(
+                        f"axis {name}: {counts.tolist()} units kept per unit of {parts[0]}; "
+                        "grouped attention needs the same number in every group"
+                    )
+        return checked
+
+    # -- text -----------------------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        lines = ["axes"]
+        width = max((len(a.name) for a in self.axes.values()), default=0)
+        for a in self.axes.values():
+            extra = f" = {' '.join(a.parts)}" if a.parts else ""
+            extra += f" @ {a.path}" if a.path else ""
+            extra += f" frozen: {a.frozen}" if a.frozen else ""
+            lines.append(f"  {a.name:<{width}} {a.size:>7} {a.kind}{extra}")
+        lines.append("parameters")
+        width = max((len(p) for p in self.params), default=0)
+        for param, dims in self.params.items():
+            linear = self.linears.get(param)
+            suffix = f" < {linear.reads} {linear.in_dim}" if linear else ""
+            lines.append(f"  {param:<{width}} : {format_dims(dims)}{suffix}".rstrip())
+        if self.tied:
+            lines.append("tied")
+            lines += [f"  {alias} = {name}" for alias, name in self.tied.items()]
+        if self.products:
+            lines.append("products")
+            lines += [f"  {p.calls} {p.weight or '-'} : {format_dims(p.dims)}" for p in self.products]
+        return "\n".join(lines)
+
+    @staticmethod
+    def from_text(text: str) -> "Layout":
+        """Read what `str(layout)` writes; LayoutError names the line that cannot be read."""
+        return _read_text(text)
+
+
+def _sum_by_owner(owner: np.ndarray | None, vector: np.ndarray, size: int) -> np.ndarray:
+    assert owner is not None
+    return np.bincount(owner + 1, weights=vector, minlength=size + 1)[1:]
+
+
+def _read_text(text: str) -> Layout:
+    axes: dict[str, Axis] = {}
+    params: dict[str, tuple[Dim, ...]] = {}
+    linears: dict[str, Linear] = {}
+    tied: dict[str, str] = {}
+    products: list[Product] = []
+    section = ""
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.split("#", 1)[0].strip()
+        if not line:
+            continue
+        if line in ("axes", "parameters", "tied", "products"):
+            section = line
+            continue
+        try:
+            if section == "axes":
+                axis = _read_axis(line)
+                axes[axis.name] = axis
+            elif section == "parameters":
+                name, _, rest = line.partition(" :")
+                rest, _, reads = rest.partition(" < ")
+                params[name.strip()] = parse_dims(rest.strip())
+                if reads:
+                    source, in_dim = reads.split()
+                    linears[name.strip()] = Linear(source, int(in_dim))
+            elif section == "tied":
+                alias, _, name = line.partition(" = ")
+                tied[alias.strip()] = name.strip()
+            elif section == "products":
+                head, _, rest = line.partition(" : ")
+                calls, weight = head.split()
+                products.append(Product(None if weight == "-" else weight, int(calls), parse_dims(rest)))
+            else:
+                raise LayoutError("a layout starts with the line 'axes'")
+        except (ValueError, IndexError) as error:
+            raise LayoutError(f"line {number} of the layout cannot be read ({line!r}): {error}") from None
+    layout = Layout(axes, params, linears, tuple(products), tied)
+    layout.check()
+    return layout
+
+
+def _read_axis(line: str) -> Axis:
+    line, _, frozen = line.partition(" frozen: ")
+    line, _, path = line.partition(" @ ")
+    line, _, parts = line.partition(" = ")
+    name, size, kind = line.split()
+    return Axis(name, int(size), kind, frozen.strip() or None, tuple(parts.split()), path.strip() or None)
+
+
