@@ -130,7 +130,9 @@ class Layout:
     def members(self, axis: str) -> Iterator[str]:
         """Parameters that carry the axis, in order."""
         for param in self.params:
-            if self.member_of(param, axis) is not None or any(o is not None for o in self.owners(param, axis)):
+            if self.member_of(param, axis) is not None or any(
+                o is not None for o in self.owners(param, axis)
+            ):
                 yield param
 
     # -- reduce, zero, take ---------------------------------------------------------------------------------------
@@ -320,5 +322,3 @@ def _read_axis(line: str) -> Axis:
     line, _, parts = line.partition(" = ")
     name, size, kind = line.split()
     return Axis(name, int(size), kind, frozen.strip() or None, tuple(parts.split()), path.strip() or None)
-
-

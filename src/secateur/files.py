@@ -1,0 +1,58 @@
+"""Writing without half-written results: a folder or file appears whole under its name, or not at all."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import SecateurError
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Raise SecateurError when `path` exists (unless `overwrite`) or cannot be written."""
+    if path.exists() and not overwrite:
+        raise SecateurError(f"{path} exists; choose another output or pass --overwrite")
+    parent = _nearest_parent(path)
+    if not parent.is_dir():
+        raise SecateurError(f"{path} cannot be written: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise SecateurError(f"{path} cannot be written: no permission in {parent}; choose another output")
+
+
+def _nearest_parent(path: Path) -> Path:
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `path` that takes its name when the block ends well and vanishes otherwise."""
+    path = Path(path)
+    check_output(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.replace(path, old / "was")
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON under a temporary name, then rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

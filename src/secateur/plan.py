@@ -1,0 +1,139 @@
+"""Plan: the decision as data. Which units of which axes stay, which single weights stay, and where that came from.
+
+A plan is two files, `plan.json` and (when it holds element masks) `plan.safetensors` with one bit a weight.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from secateur.errors import PlanError
+from secateur.files import write_json
+from secateur.layout import Layout
+
+FORMAT = 1
+JSON_NAME = "plan.json"
+MASKS_NAME = "plan.safetensors"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays.
+
+    keep: axis -> sorted indices of the kept units.
+    masks: parameter -> bool array of its shape, True where the weight stays.
+    sizes: size of each axis in `keep` before pruning, so that a plan for another model is refused.
+    provenance: criterion, pattern, budget and whatever else explains the decision (JSON values).
+    """
+
+    keep: Mapping[str, np.ndarray] = field(default_factory=dict)
+    masks: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def structured(self) -> bool:
+        """Whether whole units go, so that tensors can shrink."""
+        return bool(self.keep)
+
+    def check(self, layout: Layout) -> "Plan":
+        """Return the plan with its units sorted; PlanError when it does not fit the layout."""
+        for name, size in self.sizes.items():
+            if layout.axis(name).size != size:
+                raise PlanError(
+                    f"the plan was made for {name} of size {size}, the model has {layout.axis(name).size}"
+                )
+        for param, mask in self.masks.items():
+            if param not in layout.params:
+                raise PlanError(f"the plan masks {param}, which the model does not have")
+            if mask.shape != layout.shape(param):
+                raise PlanError(
+                    f"the plan masks {param} as {mask.shape}, the model has {layout.shape(param)}"
+                )
+        keep = layout.check_keep(self.keep)
+        return Plan(keep, self.masks, {name: layout.axis(name).size for name in keep}, self.provenance)
+
+    def mask(self, layout: Layout, param: str) -> np.ndarray | None:
+        """Everything the plan says of one parameter as a bool array of its shape; None when all of it stays."""
+        mask = self.masks.get(param)
+        kept = layout.kept(param, self.keep)
+        if kept is None:
+            return np.zeros(layout.shape(param), dtype=bool)
+        for i, alive in enumerate(kept):
+            if alive is not None:
+                shape = [1] * len(kept)
+                shape[i] = -1
+                along = np.broadcast_to(alive.reshape(shape), layout.shape(param))
+                mask = along if mask is None else mask & along
+        return None if mask is None or mask.all() else np.ascontiguousarray(mask)
+
+    def merge(self, other: "Plan") -> "Plan":
+        """Both decisions at once: a unit or weight stays when both keep it."""
+        keep = dict(self.keep)
+        for name, units in other.keep.items():
+            keep[name] = np.intersect1d(keep[name], units) if name in keep else units
+        masks = dict(self.masks)
+        for param, mask in other.masks.items():
+            masks[param] = masks[param] & mask if param in masks else mask
+        steps = [*_steps(self.provenance), *_steps(other.provenance)]
+        return Plan(keep, masks, {**self.sizes, **other.sizes}, {"steps": steps} if steps else {})
+
+    def save(self, folder: Path | str) -> None:
+        """Write the plan into an existing folder."""
+        folder = Path(folder)
+        if self.masks:
+            bits = {name: np.packbits(mask.reshape(-1)) for name, mask in self.masks.items()}
+            save_file(bits, folder / MASKS_NAME)
+        write_json(
+            folder / JSON_NAME,
+            {
+                "format": FORMAT,
+                "provenance": dict(self.provenance),
+                "keep": {
+                    name: {"of": int(self.sizes[name]), "units": np.asarray(units).tolist()}
+                    for name, units in self.keep.items()
+                },
+                "masks": {name: list(mask.shape) for name, mask in self.masks.items()},
+            },
+        )
+
+    @staticmethod
+    def load(folder: Path | str) -> "Plan":
+        """Read a plan; PlanError when there is none or it is damaged."""
+        folder = Path(folder)
+        path = folder / JSON_NAME
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise PlanError(f"{folder} holds no {JSON_NAME}") from None
+        except ValueError as error:
+            raise PlanError(f"{path} is damaged: {error}") from None
+        if data.get("format") != FORMAT:
+            raise PlanError(f"{path} has format {data.get('format')!r}; this version reads {FORMAT}")
+        try:
+            keep = {name: np.asarray(entry["units"], dtype=np.int64) for name, entry in data["keep"].items()}
+            sizes = {name: int(entry["of"]) for name, entry in data["keep"].items()}
+            bits = load_file(folder / MASKS_NAME) if data["masks"] else {}
+            masks = {name: _unpack(bits[name], tuple(shape)) for name, shape in data["masks"].items()}
+        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+            raise PlanError(f"the plan in {folder} is damaged: {error}") from None
+        return Plan(keep, masks, sizes, data.get("provenance", {}))
+
+
+def _steps(provenance: Mapping[str, Any]) -> list[Any]:
+    if not provenance:
+        return []
+    return list(provenance["steps"]) if "steps" in provenance else [dict(provenance)]
+
+
+def _unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    count = int(np.prod(shape, dtype=np.int64))
+    if bits.dtype != np.uint8 or bits.size != -(-count // 8):
+        raise ValueError(f"{bits.size} bytes cannot be a mask of {shape}")
+    return np.unpackbits(bits, count=count).astype(bool).reshape(shape)

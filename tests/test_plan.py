@@ -1,0 +1,90 @@
+import json
+
+import numpy as np
+import pytest
+
+from secateur.errors import PlanError, SecateurError
+from secateur.files import check_output, new_folder
+from secateur.layout import Layout
+from secateur.plan import Plan
+
+LAYOUT = Layout.from_text(
+    """
+axes
+  ffn 4 ffn
+  hidden 3 hidden
+parameters
+  up : ffn hidden
+  down : hidden ffn
+"""
+)
+
+
+def test_mask_combines_units_and_elements():
+    element = np.ones((4, 3), dtype=bool)
+    element[0, 0] = False
+    plan = Plan(keep={"ffn": np.array([0, 1])}, masks={"up": element}, sizes={"ffn": 4}).check(LAYOUT)
+    expected = element.copy()
+    expected[2:] = False
+    np.testing.assert_array_equal(plan.mask(LAYOUT, "up"), expected)
+    np.testing.assert_array_equal(plan.mask(LAYOUT, "down"), np.array([[True, True, False, False]] * 3))
+    assert Plan().mask(LAYOUT, "up") is None
+
+
+def test_save_and_load(tmp_path):
+    mask = np.random.default_rng(0).random((4, 3)) > 0.5
+    plan = Plan({"ffn": np.array([1, 3])}, {"up": mask}, {"ffn": 4}, {"criterion": "magnitude"})
+    plan.save(tmp_path)
+    again = Plan.load(tmp_path)
+    assert again.keep["ffn"].tolist() == [1, 3]
+    np.testing.assert_array_equal(again.masks["up"], mask)
+    assert again.sizes == {"ffn": 4}
+    assert again.provenance == {"criterion": "magnitude"}
+
+
+def test_merge_keeps_what_both_keep():
+    a = Plan({"ffn": np.array([0, 1])}, {}, {"ffn": 4}, {"criterion": "a"})
+    b = Plan({"ffn": np.array([1, 2])}, {}, {"ffn": 4}, {"criterion": "b"})
+    merged = a.merge(b)
+    assert merged.keep["ffn"].tolist() == [1]
+    assert [step["criterion"] for step in merged.provenance["steps"]] == ["a", "b"]
+
+
+def test_a_plan_for_another_model_is_refused():
+    with pytest.raises(PlanError, match="made for ffn of size 5, the model has 4"):
+        Plan({"ffn": np.array([0])}, {}, {"ffn": 5}).check(LAYOUT)
+    with pytest.raises(PlanError, match=r"masks up as \(2, 2\)"):
+        Plan(masks={"up": np.ones((2, 2), bool)}).check(LAYOUT)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    with pytest.raises(PlanError, match="holds no plan.json"):
+        Plan.load(tmp_path)
+    Plan(masks={"up": np.ones((4, 3), bool)}).save(tmp_path)
+    data = json.loads((tmp_path / "plan.json").read_text())
+    data["masks"]["up"] = [400, 3]
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(PlanError, match="damaged"):
+        Plan.load(tmp_path)
+
+
+def test_new_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), new_folder(target) as folder:
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(target) as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(SecateurError, match="exists; choose another output"), new_folder(target):
+        pass
+    with new_folder(target, overwrite=True) as folder:
+        (folder / "b").write_text("2")
+    assert [p.name for p in target.iterdir()] == ["b"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_output_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SecateurError, match="is not a folder"):
+        check_output(tmp_path / "file" / "out", overwrite=False)
