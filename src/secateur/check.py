@@ -48,8 +48,7 @@ def verify(host: Host, plan: Plan, data: Iterable[Any], *, batches: int = 2, tol
 
 
 def difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
-    (
-        """Largest absolute difference of paired outputs, in units of the largest output where that exceeds 1."""
+    """Largest absolute difference of paired outputs, in units of the largest output where that exceeds 1."""
     if len(expected) != len(got) or any(a.shape != b.shape for a, b in zip(expected, got, strict=True)):
         return float("inf")
     worst = 0.0

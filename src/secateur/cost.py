@@ -41,16 +41,11 @@ def macs(layout: Layout, plan: Plan | None = None) -> int:
     Counts matrix products (weights and attention); units that go are not counted, single zeros are.
     """
     keep = (plan or Plan()).keep
+    sizes = layout.resized({name: units for name, units in keep.items() if layout.axis(name).path is None}).sizes
     total = 0
     for product in layout.products:
         if product.weight is not None and _removed_with_layer(layout, product.weight, keep):
             continue
-        sizes = dict(layout.sizes)
-        sizes |= {name: len(units) for name, units in keep.items()}
-        for name, units in keep.items():
-            parts = layout.axis(name).parts
-            if parts:
-                sizes[parts[1]] = len(units) // layout.sizes[parts[0]]
         total += product.calls * int(np.prod([extent(dim, sizes) for dim in product.dims], dtype=np.int64))
     return total
 

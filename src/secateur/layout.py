@@ -6,7 +6,7 @@ come in as numpy, or as anything that the array API describes.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -194,6 +194,36 @@ class Layout:
         if kept is None:
             return None
         return tuple(int(k.sum()) if k is not None else n for k, n in zip(kept, self.shape(param), strict=True))
+
+    def resized(self, keep: Keep) -> "Layout":
+        """The layout of the model after removal of all but the kept units.
+
+        Raises LayoutError for layers and experts that are elements of a module list: their removal renames
+        parameters, so such a model is described anew.
+        """
+        axes = dict(self.axes)
+        for name, units in keep.items():
+            axis = self.axis(name)
+            if axis.path:
+                raise LayoutError(
+                    f"removing elements of {axis.path} renames parameters; write a layout for the new model"
+                )
+            axes[name] = replace(axis, size=len(units))
+        for name, units in keep.items():
+            outer, *inner = self.axis(name).parts or ("",)
+            if inner:
+                kept_outer = len(keep[outer]) if outer in keep else self.axis(outer).size
+                alive = [
+                    u
+                    for u in units
+                    if outer not in keep or u // (self.axis(name).size // self.axis(outer).size) in keep[outer]
+                ]
+                axes[inner[0]] = replace(axes[inner[0]], size=len(alive) // kept_outer)
+        for name, axis in axes.items():
+            if axis.parts:
+                size = int(np.prod([axes[part].size for part in axis.parts], dtype=np.int64))
+                axes[name] = replace(axis, size=size)
+        return Layout(axes, self.params, self.linears, self.products, self.tied)
 
     # -- checks ---------------------------------------------------------------------------------------------------
 
