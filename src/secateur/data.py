@@ -103,7 +103,7 @@ def label_ids(rows: Rows, label2id: Mapping[str, int], classes: int) -> list[int
         raise DataError("labels are needed; name their column with --label-column")
     ids = []
     for label in rows.labels:
-        number = label2id.get(str(label), label) if isinstance(label, str) else label
+        number = label2id.get(str(label), label)
         if isinstance(number, str) and number.lstrip("-").isdigit():
             number = int(number)
         if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number):

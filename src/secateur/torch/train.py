@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.data import Rows
 from secateur.errors import DataError
 from secateur.plan import Plan
 from secateur.torch.callback import Hold
@@ -67,6 +68,25 @@ def fine_tune(
         )
     host.model.eval()
     return loss
+
+
+def classifier_options(source: Any, rows: Rows, seed: int) -> dict[str, Any]:
+    """Options for loading `source` as a classifier of the labels in `rows`: a folder that already is one keeps its
+    head, any other gets a fresh one (drawn with `seed`) whose classes are the sorted labels.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(source)
+    torch.manual_seed(seed)
+    classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if classifier is not None and classifier.__name__ in (config.architectures or ()):
+        return {}
+    names = sorted({str(label) for label in rows.labels or ()})
+    return {
+        "num_labels": len(names),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "id2label": dict(enumerate(names)),
+    }
 
 
 def _forget_gradients(model: nn.Module) -> None:
