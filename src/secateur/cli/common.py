@@ -1,7 +1,7 @@
 """What commands share: option types, progress bars, tables, and the model and data behind the options."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +47,7 @@ def track(items: Iterable[Any], description: str) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import track as bar
 
-    total = len(items) if hasattr(items, "__len__") else None
+    total = len(items) if isinstance(items, Sized) else None
     yield from bar(items, description, total=total, console=Console(stderr=True), transient=True)
 
 
@@ -100,7 +100,7 @@ def open_model(model: str, task: str | None, trust_remote_code: bool) -> "TorchH
     """Load and trace."""
     from secateur.torch.open import open_folder
 
-    options = {"trust_remote_code": True} if trust_remote_code else {}
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     return open_folder(model, task=task, **options)
 
 

@@ -1,6 +1,6 @@
 """secateur prune: decide, verify, fine-tune, shrink, save, reload and compare; or sweep a threshold first."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,7 +163,7 @@ def make_budget(value: float, by: str, budget: str) -> "Budget":
         return Threshold(value)
     if by != "sparsity":
         raise PlanError(f"--sweep-by {by!r} is neither sparsity nor threshold")
-    makers = {"uniform": Uniform, "global": Global, "per-kind": PerKind}
+    makers: dict[str, Callable[[float], Budget]] = {"uniform": Uniform, "global": Global, "per-kind": PerKind}
     if budget not in makers:
         raise PlanError(f"no budget {budget!r}; there is {', '.join(makers)}")
     return makers[budget](check_sparsity(value))

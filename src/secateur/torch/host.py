@@ -172,7 +172,7 @@ def _removed_layers(layout: Layout, plan: Plan) -> Iterator[tuple[str, int]]:
     for name, units in plan.keep.items():
         axis = layout.axis(name)
         if axis.kind == "layer" and axis.path:
-            for index in sorted(set(range(axis.size)) - set(int(u) for u in units)):
+            for index in sorted(set(range(axis.size)) - {int(u) for u in units}):
                 yield axis.path, index
 
 

@@ -96,9 +96,9 @@ def _implementations(model: nn.Module) -> list[tuple[Any, Any]]:
 def _head_axis(layout: Layout, path: str, size: int) -> Axis | None:
     """The axis of query heads whose projections lie under the attention module."""
     for axis in layout.axes.values():
-        if axis.kind == "head" and axis.size == size:
-            if any(param.startswith(f"{path}.") for param in layout.members(axis.name)):
-                return axis
+        candidate = axis.kind == "head" and axis.size == size
+        if candidate and any(param.startswith(f"{path}.") for param in layout.members(axis.name)):
+            return axis
     return None
 
 

@@ -35,7 +35,7 @@ def encode(model: nn.Module, tokenizer: Any, rows: Rows, max_length: int) -> lis
         labels = label_ids(rows, config.label2id, config.num_labels)
     encoded = tokenizer(rows.texts, truncation=True, max_length=max_length)
     too_large = max((max(ids, default=0) for ids in encoded["input_ids"]), default=0)
-    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    vocabulary = model.get_input_embeddings().weight.shape[0]
     if too_large >= vocabulary:
         raise DataError(
             f"the tokenizer gives token {too_large}, the model knows {vocabulary}; they do not belong together"

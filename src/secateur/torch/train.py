@@ -54,7 +54,7 @@ def fine_tune(
         trainer = Trainer(
             model=host.model,
             args=arguments,
-            train_dataset=features,  # type: ignore[arg-type]
+            train_dataset=features,
             data_collator=DataCollatorWithPadding(tokenizer),
             callbacks=[Hold(host, plan)] if plan is not None else None,
         )
