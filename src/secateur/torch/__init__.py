@@ -1,0 +1,1 @@
+"""The PyTorch side of secateur: everything here may import torch and transformers."""
