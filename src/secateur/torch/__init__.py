@@ -1,1 +1,1 @@
-"""The PyTorch side of secateur: everything here may import torch and transformers."""
+"""The PyTorch host: layout by tracing, statistics, holding zeros, real removal, saving and loading."""
