@@ -19,9 +19,7 @@ def bert(**options):
         "intermediate_size": 48,
         "max_position_embeddings": 40,
     }
-    return _build(
-        transformers.BertForSequenceClassification, transformers.BertConfig(**{**config, **options})
-    )
+    return _build(transformers.BertForSequenceClassification, transformers.BertConfig(**{**config, **options}))
 
 
 def llama(**options):
@@ -251,9 +249,7 @@ def layout_of(model):
     for name, (kind, size) in sizes.items():
         word, _, rest = kind.partition(" ")
         axes.append(f"  {name} {size} {word} {rest}".rstrip())
-    return Layout.from_text(
-        "\n".join(["axes", *axes, "parameters", *lines, *(["tied", *tied] if tied else [])])
-    )
+    return Layout.from_text("\n".join(["axes", *axes, "parameters", *lines, *(["tied", *tied] if tied else [])]))
 
 
 def mask(model, layout, keep):

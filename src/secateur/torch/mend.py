@@ -1,4 +1,4 @@
-"""Python attributes that mirror the sizes of weights (`num_heads`, `split_size`, `normalized_shape`), and their mending.
+"""Python attributes that mirror sizes of weights (`num_heads`, `split_size`, `normalized_shape`), and their mending.
 
 One table, keyed by attribute name, says what a number counts. An attribute changes only when its value equals that
 count among the weights of its own module before pruning; its new value is the same count after. No model classes.
@@ -7,7 +7,7 @@ count among the weights of its own module before pruning; its new value is the s
 import functools
 import inspect
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,9 +125,7 @@ def _leaf(
     transposed, groups = bool(getattr(module, "transposed", False)), getattr(module, "groups", 1)
     if groups != 1 and old != new:
         if not (old[0] == groups == getattr(module, "in_channels", None) and old[1] == new[1]):
-            raise ModelError(
-                f"{path} is a convolution in {groups} groups; its channels cannot be pruned singly"
-            )
+            raise ModelError(f"{path} is a convolution in {groups} groups; its channels cannot be pruned singly")
         return dict.fromkeys(("in_channels", "out_channels", "groups"), new[0])
     for attribute, dim in LEAF.items():
         if transposed and attribute in ("in_channels", "out_channels"):
@@ -254,9 +252,7 @@ def _check_top_k(path: str, module: nn.Module, mended: Mapping[str, Any]) -> Non
     experts = [value for name, value in mended.items() if MEANING.get(name) == "expert"]
     top_k = next((getattr(module, n) for n in ("top_k", "num_experts_per_tok") if hasattr(module, n)), None)
     if experts and isinstance(top_k, int) and min(experts) < top_k:
-        raise ModelError(
-            f"{path} routes every token to {top_k} experts; {min(experts)} would remain, keep more"
-        )
+        raise ModelError(f"{path} routes every token to {top_k} experts; {min(experts)} would remain, keep more")
 
 
 def _config_reads(
@@ -284,24 +280,24 @@ def _config_reads(
 _SETUP = ("__init__", "_init_weights", "reset_parameters", "extra_repr", "init_weights")
 
 
-@functools.cache
-def reads(module_type: Any, attribute: str) -> bool:
+def reads(module_type: type, attribute: str) -> bool:
     """Whether any method of a module type, beyond setting up, names the attribute."""
-    for cls in module_type.__mro__:
+    return attribute in _names_in(module_type)
+
+
+@functools.cache
+def _names_in(module_type: Hashable) -> frozenset[str]:
+    found: set[str] = set()
+    for cls in getattr(module_type, "__mro__", ()):
         if cls is nn.Module or cls is object:
             continue
         for name, member in vars(cls).items():
-            function = (
-                member.fget
-                if isinstance(member, property)
-                else inspect.unwrap(member)
-                if callable(member)
-                else None
-            )
+            function = member.fget if isinstance(member, property) else member
+            function = inspect.unwrap(function) if callable(function) else function
             code = getattr(function, "__code__", None)
-            if name not in _SETUP and code is not None and attribute in _code_names(code):
-                return True
-    return False
+            if name not in _SETUP and code is not None:
+                found |= _code_names(code)
+    return frozenset(found)
 
 
 def _code_names(code: types.CodeType) -> set[str]:
