@@ -2,7 +2,6 @@ import copy
 
 import numpy as np
 import pytest
-from tests.torch import tiny
 import torch
 import transformers
 
@@ -10,6 +9,7 @@ from secateur.errors import LayoutError, ModelError, PlanError
 from secateur.layout import Layout
 from secateur.torch.changes import Changes, original, renamed
 from secateur.torch.resize import changes_of, new_sizes, resize
+from tests.torch import tiny
 
 UNEVEN = {
     "bert": {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(0, 48, 2), "L2.ffn": range(10)},

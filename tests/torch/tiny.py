@@ -105,7 +105,8 @@ def _build(cls, config):
 
 def inputs(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCAB, (2, 7), generator=generator)
+    vocab = getattr(model.config, "vocab_size", VOCAB)
+    ids = torch.randint(3, vocab, (2, 7), generator=generator)
     if "image_size" in model.config.to_dict():
         size = model.config.image_size
         return {"pixel_values": torch.randn(2, 3, size, size, generator=generator)}

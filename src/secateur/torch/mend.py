@@ -4,6 +4,7 @@ One table, keyed by attribute name, says what a number counts. An attribute chan
 count among the weights of its own module before pruning; its new value is the same count after. No model classes.
 """
 
+import dataclasses
 import functools
 import inspect
 import types
@@ -88,6 +89,7 @@ def mirrors(
     """
     attributes: dict[str, dict[str, Any]] = {}
     own_configs: dict[str, dict[str, Any]] = {}
+    layout = dataclasses.replace(layout, params=_all_names(model, layout))
     changed = {name for name, size in layout.sizes.items() if new_sizes[name] != size}
     carriers = {p for p, dims in layout.params.items() if changed & {n for dim in dims for n in names(dim)}}
     for path, module in model.named_modules():
@@ -111,16 +113,27 @@ def mirrors(
     return attributes, own_configs
 
 
+def _all_names(model: nn.Module, layout: Layout) -> dict[str, tuple[Dim, ...]]:
+    """The dimensions of each parameter under every name that it has in the model."""
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    by_id = {id(tensors[name]): dims for name, dims in layout.params.items() if name in tensors}
+    found = {name: by_id[id(tensor)] for name, tensor in tensors.items() if id(tensor) in by_id}
+    found.update({alias: layout.params[name] for alias, name in layout.tied.items() if alias in tensors})
+    return found
+
+
 def _leaf(
     path: str, module: nn.Module, layout: Layout, new_sizes: Mapping[str, int], kept: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Attributes of a module that mirror the shape of its own `weight`."""
     name = f"{path}.weight" if path else "weight"
-    alias = layout.tied.get(name, name)
-    if alias not in layout.params or not isinstance(getattr(module, "weight", None), torch.Tensor):
+    if name not in layout.params or not isinstance(getattr(module, "weight", None), torch.Tensor):
         return {}
-    old = layout.shape(alias)
-    new = tuple(extent(dim, new_sizes) for dim in layout.params[alias])
+    old = layout.shape(name)
+    new = tuple(extent(dim, new_sizes) for dim in layout.params[name])
     mended: dict[str, Any] = {}
     transposed, groups = bool(getattr(module, "transposed", False)), getattr(module, "groups", 1)
     if groups != 1 and old != new:
@@ -136,7 +149,7 @@ def _leaf(
     shape = vars(module).get("normalized_shape")
     if shape is not None and tuple(shape) == old and new != old:
         mended["normalized_shape"] = list(new)
-    padding, rows = vars(module).get("padding_idx"), kept.get(alias)
+    padding, rows = vars(module).get("padding_idx"), kept.get(layout.tied.get(name, name))
     if isinstance(padding, int) and rows and rows[0] is not None:
         where = np.flatnonzero(np.flatnonzero(rows[0]) == padding)
         mended["padding_idx"] = int(where[0]) if where.size else None

@@ -1,5 +1,6 @@
 """Physically shrink a PyTorch model to the units that a plan keeps: tensors, module lists, and what mirrors them."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -228,16 +229,28 @@ def _configs(
     base: dict[str, dict[str, Any]] = {}
     places = {id(config): path for path, config in _config_tree(getattr(model, "config", None))}
     for owner, config in _config_owners(model):
-        changed = {
-            **_wide_numbers(config, owner, layout, sizes),
-            **_layer_numbers(config, owner, model, lists),
-        }
+        layers = _layer_numbers(config, owner, model, lists)
+        changed = {**_wide_numbers(config, owner, layout, sizes), **layers}
+        if not _valid(config, changed):
+            changed = layers
         if changed:
             configs[owner] = changed
             if id(config) in places:
                 old = {key: getattr(config, key) for key in changed}
                 base[places[id(config)]] = {k: list(v) if isinstance(v, tuple) else v for k, v in old.items()}
     return configs, base
+
+
+def _valid(config: Any, changed: Mapping[str, Any]) -> bool:
+    """Whether a configuration accepts the numbers: some demand that heads divide the hidden width, when saved."""
+    tried = copy.deepcopy(config)
+    try:
+        for key, value in changed.items():
+            setattr(tried, key, value)
+        getattr(tried, "validate", lambda: None)()
+    except Exception:  # whatever the class of the configuration raises
+        return False
+    return True
 
 
 def _config_owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
