@@ -127,3 +127,15 @@ def test_text_that_is_refused(text, message):
 def test_shapes_that_do_not_fit(layout):
     with pytest.raises(LayoutError, match=r"has shape \(9, 4\) but the layout says \(12, 4\)"):
         layout.check({"layers.0.q.weight": (9, 4)})
+
+
+def test_resized_layout_has_the_shapes_of_what_is_kept(layout):
+    keep = layout.check_keep({"L0.head": [0, 2], "L0.ffn": [1]})
+    small = layout.resized(keep)
+    assert small.axes["L0.group"].size == 1
+    for param in layout.params:
+        assert small.shape(param) == layout.kept_shape(param, keep)
+    both = layout.check_keep({"L0.kv": [1], "L0.head": [2]})
+    assert layout.resized(both).shape("layers.0.q.weight") == layout.kept_shape("layers.0.q.weight", both) == (3, 4)
+    with pytest.raises(LayoutError, match="renames parameters"):
+        layout.resized({"layers": np.array([], dtype=int)})

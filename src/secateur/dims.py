@@ -67,9 +67,7 @@ def format_dims(dims: tuple[Dim, ...]) -> str:
 
 
 def _format_dim(dim: Dim, bare: bool) -> str:
-    terms = [
-        " ".join(_format_dim(f, False) if isinstance(f, tuple) else str(f) for f in term) for term in dim
-    ]
+    terms = [" ".join(_format_dim(f, False) if isinstance(f, tuple) else str(f) for f in term) for term in dim]
     if bare and len(dim) == 1 and len(dim[0]) == 1 and not isinstance(dim[0][0], tuple):
         return terms[0]
     return f"({' + '.join(terms)})"

@@ -6,12 +6,13 @@ come in as numpy, or as anything that the array API describes.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from secateur.arrays import to_numpy
 from secateur.dims import Dim, coordinates, extent, format_dims, names, parse_dims
 from secateur.errors import LayoutError, PlanError
 
@@ -127,12 +128,15 @@ class Layout:
         index = param[len(path) + 1 :].split(".", 1)[0]
         return int(index) if index.isdigit() else None
 
+    def carries(self, param: str, axis: str) -> bool:
+        """Whether some dimension of the parameter has positions that belong to units of the axis."""
+        parts = set(self.axis(axis).parts or (axis,))
+        return any(parts <= set(names(dim)) for dim in self.params[param])
+
     def members(self, axis: str) -> Iterator[str]:
-        """Parameters that carry the axis, in order."""
+        """Parameters that carry the axis, or lie whole inside one of its modules, in order."""
         for param in self.params:
-            if self.member_of(param, axis) is not None or any(
-                o is not None for o in self.owners(param, axis)
-            ):
+            if self.member_of(param, axis) is not None or self.carries(param, axis):
                 yield param
 
     # -- reduce, zero, take ---------------------------------------------------------------------------------------
@@ -151,12 +155,13 @@ class Layout:
         total = np.zeros(size)
         for i in carried:
             other = tuple(d for d in range(len(owners)) if d != i)
-            vector = np.asarray(array.sum(other) if other else array, dtype=np.float64)
+            vector = to_numpy(array.sum(other) if other else array).astype(np.float64)
             total += _sum_by_owner(owners[i], vector, size)
         if len(carried) == 2:
             a, b = (owners[i] for i in carried)
-            assert a is not None and b is not None
-            both = np.asarray(array, dtype=np.float64)
+            assert a is not None
+            assert b is not None
+            both = to_numpy(array).astype(np.float64)
             rest = tuple(d for d in range(both.ndim) if d not in carried)
             both = both.sum(rest) * ((a[:, None] == b[None, :]) & (a[:, None] >= 0))
             total -= _sum_by_owner(a, both.sum(1), size)
@@ -188,9 +193,37 @@ class Layout:
         kept = self.kept(param, keep)
         if kept is None:
             return None
-        return tuple(
-            int(k.sum()) if k is not None else n for k, n in zip(kept, self.shape(param), strict=True)
-        )
+        return tuple(int(k.sum()) if k is not None else n for k, n in zip(kept, self.shape(param), strict=True))
+
+    def resized(self, keep: Keep) -> "Layout":
+        """The layout of the model after removal of all but the kept units.
+
+        Raises LayoutError for layers and experts that are elements of a module list: their removal renames
+        parameters, so such a model is described anew.
+        """
+        axes = dict(self.axes)
+        for name, units in keep.items():
+            axis = self.axis(name)
+            if axis.path:
+                raise LayoutError(
+                    f"removing elements of {axis.path} renames parameters; write a layout for the new model"
+                )
+            axes[name] = replace(axis, size=len(units))
+        for name, units in keep.items():
+            outer, *inner = self.axis(name).parts or ("",)
+            if inner:
+                kept_outer = len(keep[outer]) if outer in keep else self.axis(outer).size
+                alive = [
+                    u
+                    for u in units
+                    if outer not in keep or u // (self.axis(name).size // self.axis(outer).size) in keep[outer]
+                ]
+                axes[inner[0]] = replace(axes[inner[0]], size=len(alive) // kept_outer)
+        for name, axis in axes.items():
+            if axis.parts:
+                size = int(np.prod([axes[part].size for part in axis.parts], dtype=np.int64))
+                axes[name] = replace(axis, size=size)
+        return Layout(axes, self.params, self.linears, self.products, self.tied)
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

@@ -46,16 +46,12 @@ class Plan:
         """Return the plan with its units sorted; PlanError when it does not fit the layout."""
         for name, size in self.sizes.items():
             if layout.axis(name).size != size:
-                raise PlanError(
-                    f"the plan was made for {name} of size {size}, the model has {layout.axis(name).size}"
-                )
+                raise PlanError(f"the plan was made for {name} of size {size}, the model has {layout.axis(name).size}")
         for param, mask in self.masks.items():
             if param not in layout.params:
                 raise PlanError(f"the plan masks {param}, which the model does not have")
             if mask.shape != layout.shape(param):
-                raise PlanError(
-                    f"the plan masks {param} as {mask.shape}, the model has {layout.shape(param)}"
-                )
+                raise PlanError(f"the plan masks {param} as {mask.shape}, the model has {layout.shape(param)}")
         keep = layout.check_keep(self.keep)
         return Plan(keep, self.masks, {name: layout.axis(name).size for name in keep}, self.provenance)
 

@@ -1,1 +1,1 @@
-"""The PyTorch host."""
+"""The PyTorch host: layout by tracing, statistics, holding zeros, real removal, saving and loading."""

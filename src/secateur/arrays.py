@@ -1,0 +1,30 @@
+"""The few things that differ between array libraries, so that the rest of the core need not know which one it has."""
+
+from typing import Any, TypeAlias
+
+import array_api_compat
+import numpy as np
+
+Array: TypeAlias = Any
+"""numpy array, torch tensor, or another array of the array API."""
+
+
+def namespace(*arrays: Array) -> Any:
+    """The array API namespace of the arrays (numpy, torch, ...)."""
+    return array_api_compat.array_namespace(*arrays)
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """The array as numpy: no copy where it lies in main memory, float32 where numpy lacks the type (bfloat16)."""
+    if isinstance(array, np.ndarray):
+        return array
+    if array_api_compat.is_torch_array(array):
+        array = array.detach().cpu()
+        return array.float().numpy() if array.dtype.itemsize == 2 and array.dtype.is_floating_point else array.numpy()
+    return np.asarray(array)
+
+
+def all_finite(array: Array) -> bool:
+    """Whether no element is NaN or infinite."""
+    xp = namespace(array)
+    return bool(xp.all(xp.isfinite(array)))

@@ -1,0 +1,62 @@
+"""verify: the model with the plan's units zeroed and the model with them removed must say the same."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import SecateurError
+from secateur.host import Host
+from secateur.plan import Plan
+
+TOLERANCE = 1e-5
+"""Largest permitted difference of an output, relative to the largest output where that exceeds 1."""
+
+
+class VerifyError(SecateurError):
+    """Masked and shrunk models differ: the plan must not be applied."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Result of a verification: largest difference over all outputs (relative where outputs exceed 1), batches seen."""
+
+    difference: float
+    batches: int
+
+
+def verify(host: Host, plan: Plan, data: Iterable[Any], *, batches: int = 2, tolerance: float = TOLERANCE) -> Verdict:
+    """Run masked and shrunk on real inputs; raise VerifyError when they differ by more than `tolerance`."""
+    shrunk = host.copy()
+    shrunk.resize(plan)
+    worst, seen = 0.0, 0
+    for batch in islice(data, batches):
+        with host.masked(plan):
+            expected = host.outputs(batch)
+        worst = max(worst, difference(expected, shrunk.outputs(batch)))
+        seen += 1
+    if not seen:
+        raise SecateurError("verify needs at least one batch of data")
+    if not worst <= tolerance:
+        raise VerifyError(
+            f"masked and shrunk outputs differ by {worst:.2e} (permitted: {tolerance:.0e}); nothing was saved. "
+            "Please report the model type; a hand-written layout can freeze the axis meanwhile"
+        )
+    return Verdict(worst, seen)
+
+
+def difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
+    """Largest absolute difference of paired outputs, in units of the largest output where that exceeds 1."""
+    if len(expected) != len(got) or any(a.shape != b.shape for a, b in zip(expected, got, strict=True)):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(expected, got, strict=True):
+        finite = np.isfinite(a)
+        if not np.array_equal(finite, np.isfinite(b)):
+            return float("inf")
+        if finite.any():
+            scale = max(1.0, float(np.abs(a[finite]).max()))
+            worst = max(worst, float(np.abs(a[finite] - b[finite]).max()) / scale)
+    return worst

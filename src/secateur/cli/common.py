@@ -1,0 +1,129 @@
+"""What commands share: option types, progress bars, tables, and the model and data behind the options."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from secateur.data import Rows
+    from secateur.torch.host import TorchHost
+
+MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL = "Model", "Data", "Output"
+
+ModelArgument = Annotated[str, typer.Argument(help="A model folder, or a hub id such as org/name.", metavar="MODEL")]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Load with AutoModelFor[bold]TASK[/], e.g. SequenceClassification; default: the class the folder names.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+RemoteCodeOption = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL_PANEL),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(help="CSV, TSV, JSON lines, Parquet or a datasets folder.", rich_help_panel=DATA_PANEL),
+]
+TextColumnOption = Annotated[str, typer.Option(help="Column with the texts.", rich_help_panel=DATA_PANEL)]
+LabelColumnOption = Annotated[str, typer.Option(help="Column with the labels.", rich_help_panel=DATA_PANEL)]
+SplitOption = Annotated[str | None, typer.Option(help="Split of a datasets folder.", rich_help_panel=DATA_PANEL)]
+LengthOption = Annotated[int, typer.Option(help="Longest text in tokens.", min=2, rich_help_panel=DATA_PANEL)]
+BatchOption = Annotated[int, typer.Option(help="Examples in a batch.", min=1, rich_help_panel=DATA_PANEL)]
+SeedOption = Annotated[int, typer.Option(help="Seed of splits and training.", rich_help_panel=DATA_PANEL)]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: torch's.", min=1)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT_PANEL)
+]
+
+
+def track(items: Iterable[Any], description: str) -> Iterator[Any]:
+    """The items behind a progress bar on standard error, shown where a person looks."""
+    from rich.console import Console
+    from rich.progress import track as bar
+
+    total = len(items) if hasattr(items, "__len__") else None
+    yield from bar(items, description, total=total, console=Console(stderr=True), transient=True)
+
+
+def note(text: str) -> None:
+    """One line for the person who waits, on standard error."""
+    typer.echo(text, err=True)
+
+
+def print_json(value: Any) -> None:
+    """A result for programs, on standard output."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
+    """A table on standard output; the first `left` columns are text, the others numbers."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(table)
+
+
+def quiet_libraries() -> None:
+    """Keep the chatter of transformers and datasets off the terminal; what matters, secateur says itself."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def set_threads(threads: int | None) -> None:
+    """Pin torch to a number of CPU threads."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def open_model(model: str, task: str | None, trust_remote_code: bool) -> "TorchHost":
+    """Load and trace."""
+    from secateur.torch.open import open_folder
+
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    return open_folder(model, task=task, **options)
+
+
+def read_data(path: Path | None, text_column: str, label_column: str | None, split: str | None) -> "Rows":
+    """Rows of the --data option."""
+    from secateur.data import read_rows
+    from secateur.errors import DataError
+
+    if path is None:
+        raise DataError("data is needed here; pass --data FILE with --text-column and --label-column")
+    return read_rows(path, text_column, label_column, split)
+
+
+def percent(value: float) -> str:
+    """0.8123 -> 81.2%."""
+    return f"{100 * value:.1f}%"
+
+
+def megabytes(value: float) -> str:
+    """Bytes as MB (10^6)."""
+    return f"{value / 1e6:.1f}"
+
+
+def millions(value: float) -> str:
+    """A count in millions."""
+    return f"{value / 1e6:.2f}M"

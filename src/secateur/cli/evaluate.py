@@ -1,0 +1,59 @@
+"""secateur eval: accuracy of a saved model, and how far it is from another one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli import common
+
+NAME = "eval"
+EXAMPLES = "Example:  secateur eval ./pruned --data test.csv --text-column text --label-column label --against ./dense"
+
+
+def command(
+    model: common.ModelArgument,
+    data: common.DataOption = None,
+    text_column: common.TextColumnOption = "text",
+    label_column: common.LabelColumnOption = "label",
+    split: common.SplitOption = None,
+    against: Annotated[
+        Path | None, typer.Option(help="The dense model: adds KL and the share of changed answers.")
+    ] = None,
+    max_length: common.LengthOption = 128,
+    batch_size: common.BatchOption = 32,
+    task: common.TaskOption = None,
+    threads: common.ThreadsOption = None,
+    trust_remote_code: common.RemoteCodeOption = False,
+    json: common.JsonOption = False,
+) -> None:
+    """Score a model on labelled texts."""
+    rows = common.read_data(data, text_column, label_column, split)
+
+    from dataclasses import asdict
+
+    from secateur.torch.host import TorchHost
+    from secateur.torch.open import load_model
+    from secateur.torch.text import Batches, encode, load_tokenizer
+    from secateur.torch.workflow import evaluate, logits
+
+    common.quiet_libraries()
+    common.set_threads(threads)
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    host = TorchHost.untraced(load_model(model, task=task, **options))
+    tokenizer = load_tokenizer(model)
+    batches = Batches(encode(host.model, tokenizer, rows, max_length), tokenizer, batch_size)
+    dense = None
+    if against is not None:
+        reference = TorchHost.untraced(load_model(against, task=task, **options))
+        dense = logits(reference, common.track(batches, "dense model"))
+    result = evaluate(host, batches, dense, common.track)
+    if json:
+        common.print_json({"model": model, **asdict(result)})
+        return
+    columns, row = ["model", "examples", "accuracy", "loss"], [model, str(result.examples)]
+    row += [f"{result.accuracy:.4f}", f"{result.loss:.4f}"]
+    if result.kl is not None and result.flips is not None:
+        columns += ["KL to dense", "flips"]
+        row += [f"{result.kl:.4f}", common.percent(result.flips)]
+    common.print_table("Evaluation", columns, [row])

@@ -1,0 +1,72 @@
+"""secateur inspect: the named axes of a model, what they cost, and what is frozen and why."""
+
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli import common
+
+NAME = "inspect"
+EXAMPLES = "Examples:  secateur inspect ./my-model   |   secateur inspect ./my-model --layout > my-model.layout"
+
+
+def command(
+    model: common.ModelArgument,
+    layout: Annotated[
+        bool, typer.Option("--layout", help="Print the whole layout as text, to read or to edit.")
+    ] = False,
+    task: common.TaskOption = None,
+    trust_remote_code: common.RemoteCodeOption = False,
+    json: common.JsonOption = False,
+) -> None:
+    """Show axes, sizes, parameters, multiply-accumulates, and what is frozen and why."""
+    from secateur.cost import macs, parameters, unit_parameters
+
+    common.quiet_libraries()
+    host = common.open_model(model, task, trust_remote_code)
+    if layout:
+        typer.echo(str(host.layout))
+        return
+    count = parameters(host.layout)
+    work = macs(host.layout)
+    shapes = {k: list(v.shape) for k, v in host.example.items()}
+    axes = [
+        {
+            "axis": axis.name,
+            "kind": axis.kind,
+            "size": axis.size,
+            "parameters_per_unit": unit_parameters(host.layout, axis.name),
+            "frozen": axis.frozen,
+        }
+        for axis in host.layout.axes.values()
+    ]
+    if json:
+        common.print_json({"model": model, "parameters": count.total, "macs": work, "example": shapes, "axes": axes})
+        return
+    common.print_table(
+        f"{model}: {common.millions(count.total)} parameters, {work / 1e9:.3f} GMAC on {_shape_text(shapes)}",
+        ["axis", "kind", "frozen because", "size", "parameters a unit"],
+        [
+            (name, kind, frozen or "", str(size), f"{per_unit:,.0f}")
+            for name, kind, size, per_unit, frozen in grouped(axes)
+        ],
+        left=3,
+    )
+
+
+def grouped(axes: list[dict[str, Any]]) -> list[tuple[str, str, int, float, str | None]]:
+    """Axes that differ only in the number of their layer become one row: `L0.ffn .. L5.ffn`."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for axis in axes:
+        word = axis["axis"].rpartition(".")[2]
+        key = (word, axis["kind"], axis["size"], axis["parameters_per_unit"], axis["frozen"])
+        groups.setdefault(key, []).append(axis["axis"])
+    rows = []
+    for (_, kind, size, per_unit, frozen), names in groups.items():
+        name = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)})"
+        rows.append((name, kind, size, per_unit, frozen))
+    return rows
+
+
+def _shape_text(shapes: dict[str, list[int]]) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())

@@ -1,0 +1,274 @@
+"""secateur prune: decide, verify, fine-tune, shrink, save, reload and compare; or sweep a threshold first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from secateur.cli import common
+
+if TYPE_CHECKING:
+    from secateur.budget import Budget
+    from secateur.torch.host import TorchHost
+    from secateur.torch.workflow import Data, Outcome
+
+NAME = "prune"
+EXAMPLES = (
+    "Examples:  secateur prune ./classifier --data reviews.csv --criterion magnitude --sparsity 0.8 "
+    "--fine-tune 1 --output ./sparse   |   secateur prune ./classifier --data reviews.csv --criterion taylor "
+    "--pattern head,ffn --sparsity 0.5 --fine-tune 2 --output ./small   |   secateur prune ./classifier "
+    "--data reviews.csv --sweep 0.3,0.5,0.7,0.8,0.9 --output ./sweep"
+)
+CHOICE = "What to prune"
+TUNING = "Fine-tuning"
+
+
+def command(
+    model: common.ModelArgument,
+    output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],
+    data: common.DataOption = None,
+    text_column: common.TextColumnOption = "text",
+    label_column: common.LabelColumnOption = "label",
+    split: common.SplitOption = None,
+    eval_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Data to report on; default: a tenth of --data, held out.", rich_help_panel=common.DATA_PANEL
+        ),
+    ] = None,
+    eval_split: Annotated[
+        str | None, typer.Option(help="Split of --eval-data (or of --data).", rich_help_panel=common.DATA_PANEL)
+    ] = None,
+    calibration_samples: Annotated[
+        int, typer.Option(help="Training rows used for scoring.", min=1, rich_help_panel=common.DATA_PANEL)
+    ] = 512,
+    criterion: Annotated[
+        str, typer.Option(help="A function of secateur.criteria.", rich_help_panel=CHOICE)
+    ] = "magnitude",
+    pattern: Annotated[
+        str,
+        typer.Option(help="element, 2:4 (two of four stay), 4x1, or kinds such as head,ffn.", rich_help_panel=CHOICE),
+    ] = "element",
+    sparsity: Annotated[float | None, typer.Option(help="Share that goes, in [0, 1).", rich_help_panel=CHOICE)] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Everything that scores this or less goes.", rich_help_panel=CHOICE)
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="How --sparsity is spread: uniform, global or per-kind.", rich_help_panel=CHOICE)
+    ] = "uniform",
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Try several values, e.g. 0.5,0.7,0.9; writes a table and a plot.", rich_help_panel=CHOICE),
+    ] = None,
+    sweep_by: Annotated[
+        str, typer.Option(help="What --sweep lists: sparsity or threshold.", rich_help_panel=CHOICE)
+    ] = "sparsity",
+    fine_tune: Annotated[float, typer.Option(help="Epochs after pruning.", min=0.0, rich_help_panel=TUNING)] = 0.0,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TUNING)] = 1e-4,
+    max_length: common.LengthOption = 128,
+    batch_size: common.BatchOption = 32,
+    seed: common.SeedOption = 0,
+    uniform: Annotated[
+        bool,
+        typer.Option(
+            "--uniform",
+            help="Demand a stock checkpoint that loads without secateur.",
+            rich_help_panel=common.OUTPUT_PANEL,
+        ),
+    ] = False,
+    task: common.TaskOption = None,
+    threads: common.ThreadsOption = None,
+    trust_remote_code: common.RemoteCodeOption = False,
+    overwrite: common.OverwriteOption = False,
+    json: common.JsonOption = False,
+) -> None:
+    """Prune a text classifier; nothing is saved unless masked and shrunk agree and the reloaded model is equal."""
+    from secateur.files import check_output, new_folder
+    from secateur.select import parse_pattern
+
+    check_output(output, overwrite)
+    score = find_criterion(criterion)
+    shape = parse_pattern(pattern)
+    values = [make_budget(value, sweep_by, budget) for value in read_list(sweep)] if sweep else None
+    share = None if sweep else make_choice(pattern, sparsity, threshold, budget)
+    rows = common.read_data(data, text_column, label_column, split)
+    held = (
+        common.read_data(eval_data or data, text_column, label_column, eval_split) if eval_data or eval_split else None
+    )
+
+    from secateur.torch.workflow import Step, Tuning, run
+
+    common.quiet_libraries()
+    common.set_threads(threads)
+    host = common.open_model(model, task, trust_remote_code)
+    material = prepare(host, model, rows, held, calibration_samples, max_length, batch_size, seed)
+    if values is not None:
+        from secateur.torch.sweep import sweep as try_all
+
+        points = try_all(host, score, shape, values, material, common.track)
+        with new_folder(output, overwrite) as folder:
+            write_sweep(points, folder, f"{criterion}, {pattern}")
+        show_sweep(points, json, output)
+        return
+    outcome = run(
+        output.name,
+        host,
+        [Step(score, shape, share)],
+        material,
+        Tuning(fine_tune, learning_rate, seed),
+        output,
+        overwrite=overwrite,
+        track=common.track,
+        save_options={"uniform": uniform},
+    )
+    show(outcome, json)
+
+
+def find_criterion(name: str) -> Any:
+    """The function of that name in `secateur.criteria`."""
+    from secateur import criteria
+    from secateur.errors import PlanError
+
+    known = [n for n in criteria.__all__ if n != "threshold"]
+    if name not in known:
+        raise PlanError(f"no criterion {name!r}; there is {', '.join(known)}")
+    return getattr(criteria, name)
+
+
+def make_choice(pattern: str, sparsity: float | None, threshold: float | None, budget: str) -> "Budget | None":
+    """The budget that --sparsity, --threshold and --budget ask for; None for N:M."""
+    from secateur.errors import PlanError
+    from secateur.select import NM, parse_pattern
+
+    if sparsity is not None and threshold is not None:
+        raise PlanError("--sparsity and --threshold exclude each other; pass one")
+    if sparsity is None and threshold is None:
+        if isinstance(parse_pattern(pattern), NM):
+            return None
+        raise PlanError("how much? pass --sparsity 0.5, --threshold 0.02, or --sweep to see what they would do")
+    by, value = ("sparsity", sparsity) if sparsity is not None else ("threshold", threshold)
+    assert value is not None
+    return make_budget(value, by, budget)
+
+
+def make_budget(value: float, by: str, budget: str) -> "Budget":
+    """One budget from a number and the words of the options."""
+    from secateur.budget import Global, PerKind, Threshold, Uniform, check_sparsity
+    from secateur.errors import PlanError
+
+    if by == "threshold":
+        if not value >= 0:
+            raise PlanError(f"threshold {value} is negative; scores are not")
+        return Threshold(value)
+    if by != "sparsity":
+        raise PlanError(f"--sweep-by {by!r} is neither sparsity nor threshold")
+    makers = {"uniform": Uniform, "global": Global, "per-kind": PerKind}
+    if budget not in makers:
+        raise PlanError(f"no budget {budget!r}; there is {', '.join(makers)}")
+    return makers[budget](check_sparsity(value))
+
+
+def read_list(text: str) -> list[float]:
+    """Numbers of a --sweep list."""
+    from secateur.errors import PlanError
+
+    try:
+        values = [float(word) for word in text.split(",") if word.strip()]
+    except ValueError:
+        raise PlanError(f"--sweep {text!r} is not a list of numbers such as 0.5,0.7,0.9") from None
+    if not values:
+        raise PlanError("--sweep is empty; pass numbers such as 0.5,0.7,0.9")
+    return values
+
+
+def prepare(
+    host: "TorchHost",
+    model: str,
+    rows: Any,
+    held: Any,
+    calibration_samples: int,
+    max_length: int,
+    batch_size: int,
+    seed: int,
+) -> "Data":
+    """Encode rows; hold out a stratified tenth for the report unless other data was named."""
+    from secateur.data import split_rows
+    from secateur.torch.text import Batches, encode, load_tokenizer
+    from secateur.torch.workflow import Data
+
+    tokenizer = load_tokenizer(model)
+    if held is None:
+        rows, held = split_rows(rows, 0.1, seed)
+    train = encode(host.model, tokenizer, rows, max_length)
+    test = Batches(encode(host.model, tokenizer, held, max_length), tokenizer, batch_size)
+    calibration = Batches(train[:calibration_samples], tokenizer, batch_size)
+    return Data(train, calibration, test, tokenizer, batch_size)
+
+
+def show(outcome: "Outcome", json: bool) -> None:
+    """The result of one job."""
+    if json:
+        common.print_json(outcome.as_json())
+        return
+    scores = [("dense", outcome.dense), ("pruned", outcome.pruned)]
+    scores += [("fine-tuned", outcome.tuned)] if outcome.tuned else []
+    common.print_table(
+        f"{outcome.folder}: {outcome.dense.examples} held-out examples",
+        ["model", "accuracy", "loss", "KL to dense", "flips"],
+        [
+            (name, f"{s.accuracy:.4f}", f"{s.loss:.4f}", _or_dash(s.kl, "{:.4f}"), _or_dash(s.flips, "{:.1%}"))
+            for name, s in scores
+        ],
+    )
+    typer.echo(
+        f"parameters {common.millions(outcome.total)}, not zero {common.millions(outcome.nonzero)}; "
+        f"MACs {common.percent(outcome.macs_ratio)} of dense; {common.megabytes(outcome.bytes)} MB on disk; "
+        f"masked against shrunk {outcome.difference:.1e}; reloaded logits equal"
+    )
+    counted = outcome.provenance.get("counted", {})
+    if "weights" in counted:
+        typer.echo(
+            f"the sparsity counts {counted['tensors']} linear weights of the layers ({counted['weights']:,} values)"
+        )
+        typer.echo("single zeros do not speed up dense runtimes; units (--pattern head,ffn) do")
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def write_sweep(points: Sequence[Any], folder: Path, title: str) -> None:
+    """sweep.json and sweep.png."""
+    from dataclasses import asdict
+
+    from secateur.files import write_json
+    from secateur.report.plots import plot_sweep
+
+    write_json(folder / "sweep.json", [asdict(point) for point in points])
+    plot_sweep(points, folder / "sweep.png", title)
+
+
+def show_sweep(points: Sequence[Any], json: bool, output: Path) -> None:
+    """The table of a sweep."""
+    from dataclasses import asdict
+
+    if json:
+        common.print_json([asdict(point) for point in points])
+        return
+    common.print_table(
+        f"{output}/sweep.png shows this; accuracy before any fine-tuning",
+        ["sparsity", "threshold", "accuracy", "against dense", "KL to dense", "flips"],
+        [
+            (
+                common.percent(p.sparsity),
+                _or_dash(p.threshold, "{:.4g}"),
+                f"{p.score.accuracy:.4f}",
+                f"{p.score.accuracy - points[0].score.accuracy:+.4f}",
+                _or_dash(p.score.kl, "{:.4f}"),
+                _or_dash(p.score.flips, "{:.1%}"),
+            )
+            for p in points
+        ],
+        left=0,
+    )

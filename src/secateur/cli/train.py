@@ -1,0 +1,53 @@
+"""secateur train: fine-tune a text classifier, so that there is a dense model to start from."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli import common
+
+NAME = "train"
+EXAMPLES = "Example:  secateur train ./encoder --data train.csv --output ./classifier --epochs 1"
+
+
+def command(
+    model: common.ModelArgument,
+    output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],
+    data: common.DataOption = None,
+    text_column: common.TextColumnOption = "text",
+    label_column: common.LabelColumnOption = "label",
+    split: common.SplitOption = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0.0)] = 1.0,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-4,
+    max_length: common.LengthOption = 128,
+    batch_size: common.BatchOption = 32,
+    seed: common.SeedOption = 0,
+    threads: common.ThreadsOption = None,
+    trust_remote_code: common.RemoteCodeOption = False,
+    overwrite: common.OverwriteOption = False,
+) -> None:
+    """Train a sequence classifier on labelled texts; a missing head is made for the labels of the data."""
+    from secateur.files import check_output
+
+    check_output(output, overwrite)
+    rows = common.read_data(data, text_column, label_column, split)
+
+    from secateur.torch.host import TorchHost
+    from secateur.torch.hub import save
+    from secateur.torch.open import load_model
+    from secateur.torch.text import encode, load_tokenizer
+    from secateur.torch.train import classifier_options, fine_tune
+
+    common.quiet_libraries()
+    common.set_threads(threads)
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    tokenizer = load_tokenizer(model)
+    network = load_model(model, task="SequenceClassification", **classifier_options(model, rows, seed), **options)
+    host = TorchHost.untraced(network)
+    features = encode(network, tokenizer, rows, max_length)
+    loss = fine_tune(
+        host, features, tokenizer, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
+    )
+    save(network, output, tokenizer=tokenizer, overwrite=overwrite)
+    typer.echo(f"{output}: trained on {len(rows)} texts, mean loss {loss:.4f}")

@@ -1,0 +1,88 @@
+"""What a plan costs: parameters, multiply-accumulates, and latency measured side by side."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.dims import extent
+from secateur.layout import Layout
+from secateur.plan import Plan
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How many parameters the tensors of a model hold, and how many of them are not zero."""
+
+    total: int
+    nonzero: int
+
+
+def parameters(layout: Layout, plan: Plan | None = None) -> Parameters:
+    """Count by the plan: `total` after removal of whole units, `nonzero` after element masks too."""
+    plan = plan or Plan()
+    total = nonzero = 0
+    for param in layout.params:
+        shape = layout.kept_shape(param, plan.keep)
+        if shape is None:
+            continue
+        count = int(np.prod(shape, dtype=np.int64))
+        total += count
+        mask = plan.mask(layout, param) if param in plan.masks else None
+        nonzero += count if mask is None else int(mask.sum())
+    return Parameters(total, nonzero)
+
+
+def macs(layout: Layout, plan: Plan | None = None) -> int:
+    """Multiply-accumulates of one forward pass on the example input that the layout was traced with.
+
+    Counts matrix products (weights and attention); units that go are not counted, single zeros are.
+    """
+    keep = (plan or Plan()).keep
+    sizes = layout.resized({name: units for name, units in keep.items() if layout.axis(name).path is None}).sizes
+    total = 0
+    for product in layout.products:
+        if product.weight is not None and _removed_with_layer(layout, product.weight, keep):
+            continue
+        total += product.calls * int(np.prod([extent(dim, sizes) for dim in product.dims], dtype=np.int64))
+    return total
+
+
+def _removed_with_layer(layout: Layout, weight: str, keep: Mapping[str, np.ndarray]) -> bool:
+    return any(
+        layout.member_of(weight, name) is not None and layout.member_of(weight, name) not in units
+        for name, units in keep.items()
+    )
+
+
+def unit_parameters(layout: Layout, axis: str) -> float:
+    """Parameters that one unit of the axis holds, on average."""
+    total = 0.0
+    for param in layout.members(axis):
+        shape = layout.shape(param)
+        if layout.member_of(param, axis) is not None:
+            total += float(np.prod(shape, dtype=np.int64))
+            continue
+        unowned = [float((owner < 0).mean()) for owner in layout.owners(param, axis) if owner is not None]
+        share = 1.0 - float(np.prod(unowned))
+        total += share * float(np.prod(shape, dtype=np.int64))
+    return total / layout.axis(axis).size
+
+
+def latency(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup: int = 3) -> dict[str, float]:
+    """Median seconds of each call, taken in turn (A B A B ...) so that drift of the machine hits all alike.
+
+    The caller pins threads. Each measurement is one call.
+    """
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    seen: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seen[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seen.items()}

@@ -1,0 +1,33 @@
+"""Criteria: pure functions of arrays that say how much a weight or a unit matters.
+
+The parameter names of a criterion are what it needs: `weight`, or a quantity of `secateur.stats`. A criterion of
+weights returns the contribution of each weight, and the score of a set of weights is the absolute value of the sum of
+their contributions. A criterion of units returns one score per unit. Higher scores stay.
+"""
+
+from secateur.criteria.activation import activation
+from secateur.criteria.attention import (
+    attention_confidence,
+    attention_entropy,
+    attention_mass,
+    attention_output,
+    attention_softmax,
+)
+from secateur.criteria.fisher import fisher
+from secateur.criteria.gradient import gradient
+from secateur.criteria.magnitude import magnitude, threshold
+from secateur.criteria.taylor import taylor
+
+__all__ = [
+    "activation",
+    "attention_confidence",
+    "attention_entropy",
+    "attention_mass",
+    "attention_output",
+    "attention_softmax",
+    "fisher",
+    "gradient",
+    "magnitude",
+    "taylor",
+    "threshold",
+]

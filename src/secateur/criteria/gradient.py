@@ -1,0 +1,8 @@
+"""Gradient magnitude, |dL/dw|: weights that the loss does not feel go (Karnin, 1990, in its simplest reading)."""
+
+from secateur.arrays import Array, namespace
+
+
+def gradient(grad: Array) -> Array:
+    """|dL/dw| of the mean loss over the data, in the shape of the weight."""
+    return namespace(grad).abs(grad)

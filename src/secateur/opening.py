@@ -1,0 +1,42 @@
+"""open: find the Host for a model. The only place that knows which frameworks there are."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import ModelError
+from secateur.host import Host
+from secateur.layout import Layout
+
+
+def open(model: Any, example: Any = None, **options: Any) -> Host:
+    """Make a Host of a model.
+
+    model: a `torch.nn.Module`, a Hugging Face model, a folder or hub id that `from_pretrained` loads.
+    example: one batch the model can run, as a mapping of keyword arguments or a tuple; made up from the config of a
+        Hugging Face model when left out.
+    options: `layout=` (a Layout by hand, for models that cannot be traced), `loss=` (`loss(model, batch)` for models
+        without one of their own); for folders also `task=`, `dtype=`, `revision=`, `trust_remote_code=`.
+
+    A model pruned by `torch.nn.utils.prune` is taken as it is: its masks become `host.plan`.
+    Raises ModelError with one sentence when the model cannot be opened.
+    """
+    layout = options.pop("layout", None)
+    if isinstance(layout, str):
+        layout = Layout.from_text(layout)
+    if isinstance(model, str | Path):
+        return _torch("secateur.torch.open").open_folder(model, example, layout=layout, **options)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        return _torch("secateur.torch.open").open_module(model, example, layout=layout, **options)
+    raise ModelError(f"cannot open a {type(model).__name__}; pass a torch.nn.Module, a folder or a hub id")
+
+
+def _torch(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "transformers"):
+            raise ModelError(f"{error.name} is not installed; `pip install 'secateur[torch]'`") from None
+        raise

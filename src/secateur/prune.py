@@ -1,0 +1,172 @@
+"""The one walk: layout -> stats -> scores -> plan."""
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from secateur._version import __version__
+from secateur.arrays import Array, all_finite, to_numpy
+from secateur.budget import Budget, Uniform
+from secateur.cost import unit_parameters
+from secateur.errors import DataError, ModelError, PlanError
+from secateur.host import Host
+from secateur.layout import Axis, Layout
+from secateur.plan import Plan
+from secateur.select import NM, Pattern, Unit, resolve_axes, select_units, select_weights
+from secateur.stats import OF_AXIS, OF_WEIGHT, Stats
+
+Criterion = Callable[..., Array]
+
+
+def prune(
+    host: Host,
+    criterion: Criterion,
+    pattern: Pattern,
+    budget: Budget | float | None = None,
+    data: Iterable[Any] | None = None,
+    *,
+    stats: Stats | None = None,
+    weights: Sequence[str] | None = None,
+) -> Plan:
+    """Decide what stays. Nothing in the model changes.
+
+    criterion: a function of arrays, see `secateur.criteria`.
+    budget: a budget, or a sparsity in [0, 1) meant uniformly; None for N:M, which is its own budget.
+    data: batches, needed when the criterion asks for more than weights and `stats` does not hold it.
+    weights: names or glob patterns of the weights that element, N:M and block patterns may touch
+        (default: `default_weights`).
+
+    Raises PlanError for budgets and patterns that cannot be met, DataError when data is missing or gives NaN,
+    ModelError when a weight is NaN or infinite.
+    """
+    budget = Uniform(float(budget)) if isinstance(budget, int | float) else budget
+    layout = host.layout
+    needs = needs_of(criterion)
+    axes = resolve_axes(layout, pattern) if isinstance(pattern, Unit) else []
+    names = [] if axes else choose_weights(layout, weights)
+    wanted = [need for need in needs if need != "weight" and not (stats and stats.sums.get(need))]
+    if wanted:
+        if data is None:
+            raise DataError(f"criterion {criterion.__name__} needs {', '.join(wanted)}; pass data")
+        collected = host.collect(wanted, data, [axis.name for axis in axes] if axes else None)
+        stats = collected.merge(stats) if stats else collected
+    stats = stats or Stats()
+    if axes:
+        if budget is None:
+            raise PlanError(f"pattern {pattern} needs a sparsity or a threshold")
+        scores = {axis.name: unit_scores(host, criterion, axis, stats) for axis in axes}
+        costs = {axis.name: unit_parameters(layout, axis.name) for axis in axes}
+        plan = Plan(keep=select_units(layout, scores, costs, budget))
+        counted = {"axes": len(axes), "units": sum(axis.size for axis in axes)}
+    else:
+        scores = {name: weight_scores(host, criterion, name, stats) for name in names}
+        in_dims = {name: layout.linears[name].in_dim for name in names}
+        kinds = {name: kind_of(layout, name) for name in names}
+        assert not isinstance(pattern, Unit)
+        plan = Plan(masks=select_weights(scores, in_dims, pattern, budget, kinds))
+        counted = {"tensors": len(names), "weights": sum(int(s.size) for s in scores.values())}
+    provenance = {
+        "criterion": criterion.__name__,
+        "pattern": str(pattern),
+        "budget": None if isinstance(pattern, NM) else repr(budget),
+        "counted": counted,
+        "secateur": __version__,
+    }
+    return Plan(plan.keep, plan.masks, {}, provenance).check(layout)
+
+
+def needs_of(criterion: Criterion) -> list[str]:
+    """What a criterion asks for: the names of its parameters without a default."""
+    needs = [p.name for p in inspect.signature(criterion).parameters.values() if p.default is p.empty]
+    known = {"weight", *OF_WEIGHT, *OF_AXIS}
+    for need in needs:
+        if need not in known:
+            name = getattr(criterion, "__name__", criterion)
+            raise PlanError(f"criterion {name} asks for {need!r}; there is {', '.join(sorted(known))}")
+    return needs
+
+
+def default_weights(layout: Layout) -> list[str]:
+    """The weights that count when the user names none: linear weights inside the repeated layers, or all linear
+    weights where no layers were found. Embeddings, norms, biases and task heads do not count.
+    """
+    paths = [axis.path for axis in layout.axes.values() if axis.kind == "layer" and axis.path]
+    inside = [name for name in layout.linears if any(name.startswith(f"{path}.") for path in paths)]
+    return inside or list(layout.linears)
+
+
+def choose_weights(layout: Layout, patterns: Sequence[str] | None) -> list[str]:
+    """The weights that the glob patterns name, or the default ones; PlanError when there is none."""
+    if patterns is None:
+        names = default_weights(layout)
+    else:
+        names = [name for name in layout.linears if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+        if not names:
+            raise PlanError(f"no linear weight matches {', '.join(patterns)}; see `secateur inspect`")
+    if not names:
+        raise PlanError("the model has no linear weight that could be pruned")
+    return names
+
+
+def kind_of(layout: Layout, param: str) -> str:
+    """Kind of the first axis of a weight that is not the residual stream: `head`, `kv`, `ffn`, ..."""
+    for axis in layout.axes.values():
+        if axis.kind != "hidden" and layout.carries(param, axis.name):
+            return axis.kind
+    return "hidden"
+
+
+def weight_scores(host: Host, criterion: Criterion, param: str, stats: Stats) -> np.ndarray:
+    """Contribution of each weight of one parameter, in its shape."""
+    arguments = {}
+    for need in needs_of(criterion):
+        if need in OF_AXIS:
+            raise PlanError(
+                f"criterion {criterion.__name__} scores units, not weights; use a pattern such as head or ffn"
+            )
+        arguments[need] = _weight_argument(host, param, need, stats)
+    return to_numpy(criterion(**arguments))
+
+
+def _weight_argument(host: Host, param: str, need: str, stats: Stats) -> Array:
+    if need == "weight":
+        value = host.read(param)
+        if not all_finite(value):
+            raise ModelError(f"{param} holds NaN or infinite weights; repair the model before pruning it")
+        return value
+    value = stats.mean(need, param)
+    if not all_finite(value):
+        raise DataError(f"{need} of {param} is NaN or infinite on this data; check the labels and the learning state")
+    if need == "act_sq":
+        shape = [1] * len(host.layout.shape(param))
+        shape[host.layout.linears[param].in_dim] = -1
+        value = value.reshape(shape)
+    return value
+
+
+def unit_scores(host: Host, criterion: Criterion, axis: Axis, stats: Stats) -> np.ndarray:
+    """Score of each unit of an axis, float64 of shape (units,)."""
+    needs = needs_of(criterion)
+    if any(need in OF_AXIS for need in needs):
+        scores = to_numpy(criterion(**{need: _axis_mean(host.layout, axis, need, stats) for need in needs}))
+        if not np.isfinite(scores).all():
+            raise DataError(f"criterion {criterion.__name__} gave NaN for {axis.name} on this data")
+        return scores.astype(np.float64)
+    total = np.zeros(axis.size)
+    for param in host.layout.members(axis.name):
+        if all(need == "weight" or stats.has(need, param) for need in needs):
+            contribution = criterion(**{need: _weight_argument(host, param, need, stats) for need in needs})
+            total += host.layout.reduce(param, contribution, axis.name)
+    return np.abs(total)
+
+
+def _axis_mean(layout: Layout, axis: Axis, need: str, stats: Stats) -> np.ndarray:
+    if stats.has(need, axis.name):
+        return np.asarray(stats.mean(need, axis.name))
+    for whole in layout.axes.values():  # a group of query heads counts as the sum of its heads
+        if whole.parts[:1] == (axis.name,) and stats.has(need, whole.name):
+            return np.asarray(stats.mean(need, whole.name)).reshape(axis.size, -1).sum(1)
+    raise DataError(f"no {need} was collected for {axis.name}; this criterion does not fit axes of kind {axis.kind!r}")

@@ -1,0 +1,67 @@
+"""PNG plots: accuracy against sparsity, and the bars of a comparison."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
+
+
+def plot_sweep(points: Sequence[Any], path: Path, title: str) -> None:
+    """Accuracy against sparsity; each point is labelled with its threshold where it has one. The first is dense."""
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    x = [100 * point.sparsity for point in points]
+    y = [100 * point.score.accuracy for point in points]
+    axes.axhline(y[0], color=GREY, linestyle="--", linewidth=1, label=f"dense, {y[0]:.1f}%")
+    axes.plot(x, y, color=BLUE, marker="o", label="pruned, not fine-tuned")
+    for point, px, py in zip(points, x, y, strict=True):
+        if point.threshold is not None:
+            axes.annotate(f"τ {point.threshold:.3g}", (px, py), textcoords="offset points", xytext=(4, 7), fontsize=8)
+    axes.set_xlabel("sparsity, % of what was ranked")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.margins(x=0.08, y=0.12)
+    axes.legend(frameon=False, loc="lower left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def plot_comparison(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Accuracy before and after fine-tuning, and relative latency and size, one group a model.
+
+    Each row: `name`, `pruned` and `tuned` (accuracies, or None), `latency` and `size` (share of dense).
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
+    positions = list(range(len(rows)))[::-1]
+    for position, row in zip(positions, rows, strict=True):
+        if row["pruned"] is not None:
+            left.barh(position + 0.2, 100 * row["pruned"], 0.36, color=ORANGE)
+            left.text(100 * row["pruned"] + 0.4, position + 0.2, f"{100 * row['pruned']:.1f}", va="center", fontsize=8)
+        if row["tuned"] is not None:
+            left.barh(position - 0.2, 100 * row["tuned"], 0.36, color=BLUE)
+            left.text(100 * row["tuned"] + 0.4, position - 0.2, f"{100 * row['tuned']:.1f}", va="center", fontsize=8)
+        right.barh(position + 0.2, row["latency"], 0.36, color=GREEN)
+        right.text(row["latency"] + 0.01, position + 0.2, f"{row['latency']:.2f}", va="center", fontsize=8)
+        right.barh(position - 0.2, row["size"], 0.36, color=GREY)
+        right.text(row["size"] + 0.01, position - 0.2, f"{row['size']:.2f}", va="center", fontsize=8)
+    left.set_yticks(positions, [row["name"] for row in rows])
+    left.set_xlim(45, 100)
+    left.set_xlabel("accuracy, %")
+    right.set_xlabel("share of the dense model")
+    right.set_xlim(0, 1.25)
+    for axes, labels in (
+        (left, (("pruned", ORANGE), ("fine-tuned", BLUE))),
+        (right, (("latency", GREEN), ("bytes", GREY))),
+    ):
+        handles = [matplotlib.patches.Patch(color=color, label=label) for label, color in labels]
+        axes.legend(handles=handles, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

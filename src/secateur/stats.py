@@ -1,0 +1,84 @@
+"""Stats: running sums of what was seen on data. Merging two of them adds them, so any split of the data, over batches
+or over machines, ends in the same sums.
+
+A criterion asks for a quantity by naming it as a parameter; the tables below are the quantities a Host can collect.
+What a criterion receives is the mean: the sum divided by the count of what was summed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from secateur.arrays import Array
+from secateur.errors import DataError
+
+OF_WEIGHT = {
+    "grad": "dL/dw, mean over batches; shape of the parameter",
+    "grad_sq": "(dL/dw)^2, mean over batches; shape of the parameter",
+    "act_sq": "square of each input of a linear weight, mean over tokens; shape (in,)",
+}
+"""Quantities kept for each parameter."""
+
+OF_AXIS = {
+    "unit_act": "|activation| of each unit where it is consumed, mean over tokens",
+    "unit_grad_sq": "square of dL/d(gate of the unit), mean over batches",
+    "attn_sum": "sum over i, j of softmax weight A_ij, mean over query tokens: 1 for every head",
+    "attn_mass": "sum over j of |A_ij V_j|, mean over query tokens i",
+    "attn_output": "|sum over j of A_ij V_j W_O|, mean over query tokens i",
+    "attn_confidence": "max over j of A_ij, mean over query tokens i",
+    "attn_entropy": "-sum over j of A_ij log A_ij in nats, mean over query tokens i",
+}
+"""Quantities kept for each unit of an axis; shape (axis size,)."""
+
+NEEDS_GRADIENT = {"grad", "grad_sq", "unit_grad_sq"}
+"""Quantities for which the Host runs a backward pass."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Running sums: quantity -> parameter or axis -> sum, and how many items (tokens, batches) each sum holds."""
+
+    sums: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def merge(self, other: "Stats") -> "Stats":
+        """The sums of both; commutative and associative, and `Stats()` is its neutral element."""
+        sums = {quantity: dict(entries) for quantity, entries in self.sums.items()}
+        counts = {quantity: dict(entries) for quantity, entries in self.counts.items()}
+        for quantity, entries in other.sums.items():
+            mine, tally = sums.setdefault(quantity, {}), counts.setdefault(quantity, {})
+            for key, value in entries.items():
+                mine[key] = mine[key] + value if key in mine else value
+                tally[key] = tally.get(key, 0.0) + other.counts[quantity][key]
+        return Stats(sums, counts)
+
+    def has(self, quantity: str, key: str) -> bool:
+        """Whether anything was seen of the quantity for that parameter or axis."""
+        return key in self.sums.get(quantity, {})
+
+    def mean(self, quantity: str, key: str) -> Array:
+        """Sum over count; DataError when nothing was collected."""
+        if not self.has(quantity, key):
+            raise DataError(f"no {quantity} was collected for {key}; the data never reached it")
+        return self.sums[quantity][key] / self.counts[quantity][key]
+
+
+class Tally:
+    """Collects one pass over data into a Stats, adding in place so that memory does not grow with the data."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, Array]] = {}
+        self._counts: dict[str, dict[str, float]] = {}
+
+    def add(self, quantity: str, key: str, value: Array, count: float) -> None:
+        """Add a partial sum over `count` items."""
+        sums = self._sums.setdefault(quantity, {})
+        counts = self._counts.setdefault(quantity, {})
+        if key in sums:
+            sums[key] += value
+        else:
+            sums[key] = value
+        counts[key] = counts.get(key, 0.0) + count
+
+    def stats(self) -> Stats:
+        """What was seen so far."""
+        return Stats(self._sums, self._counts)

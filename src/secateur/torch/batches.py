@@ -1,0 +1,61 @@
+"""What a batch is: a mapping of keyword arguments, or a tuple of positional ones; moved, measured, run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
+
+
+def to_device(batch: Any, model: nn.Module) -> Any:
+    """The batch with its tensors on the device of the model."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if isinstance(batch, Mapping):
+        return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    items = batch if isinstance(batch, tuple | list) else (batch,)
+    return tuple(v.to(device) if isinstance(v, torch.Tensor) else v for v in items)
+
+
+def size_of(batch: Any) -> int:
+    """Number of examples in a batch."""
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return next((int(v.shape[0]) for v in values if isinstance(v, torch.Tensor) and v.dim()), 1)
+
+
+def without_labels(batch: Any) -> Any:
+    """The batch without what only a loss needs."""
+    return {k: v for k, v in batch.items() if k not in LABELS} if isinstance(batch, Mapping) else batch
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    """Forward pass without labels."""
+    batch = without_labels(batch)
+    return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+
+
+def real_tokens(model: nn.Module, batch: Any, path: str, shape: tuple[int, int]) -> torch.Tensor | None:
+    """Bool mask (batch, positions) of the tokens that are not padding, or None where nothing is padded.
+
+    In an encoder-decoder, modules outside the encoder see the decoder's mask when both masks have that shape.
+    """
+    if not isinstance(batch, Mapping):
+        return None
+    names = ["attention_mask", "decoder_attention_mask"]
+    if "decoder_attention_mask" in batch and not _in_encoder(model, path):
+        names.reverse()
+    for name in names:
+        mask = batch.get(name)
+        if isinstance(mask, torch.Tensor) and tuple(mask.shape) == shape:
+            return mask.bool()
+    return None
+
+
+def _in_encoder(model: nn.Module, path: str) -> bool:
+    get_encoder = getattr(model, "get_encoder", None)
+    if get_encoder is None:
+        return True
+    encoder = get_encoder()
+    name = next((n for n, module in model.named_modules() if module is encoder), None)
+    return name is not None and (path == name or path.startswith(f"{name}."))

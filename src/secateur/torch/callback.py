@@ -1,0 +1,29 @@
+"""Hold as a callback of transformers' Trainer."""
+
+import contextlib
+from typing import Any
+
+from transformers import TrainerCallback
+
+from secateur.host import Host
+from secateur.plan import Plan
+
+
+class Hold(TrainerCallback):
+    """`Trainer(..., callbacks=[Hold(host, plan)])`: what the plan removes is zero throughout the training.
+
+    The trainer must train `host.model`. Accumulation, schedulers, clipping and weight decay are all fine.
+    """
+
+    def __init__(self, host: Host, plan: Plan) -> None:
+        self._host, self._plan = host, plan
+        self._stack = contextlib.ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start holding."""
+        self._stack.close()
+        self._stack.enter_context(self._host.hold(self._plan))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop holding; the zeros are in place."""
+        self._stack.close()

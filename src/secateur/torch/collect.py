@@ -1,0 +1,196 @@
+"""collect: run a PyTorch model over data and sum up what the criteria ask for, padding left out."""
+
+import contextlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.arrays import to_numpy
+from secateur.errors import DataError, ModelError
+from secateur.layout import Layout
+from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
+from secateur.torch.batches import real_tokens, run, size_of, to_device
+from secateur.torch.observe import observe_attention
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+
+
+def collect(
+    model: nn.Module,
+    layout: Layout,
+    parameters: Mapping[str, nn.Parameter],
+    needs: Collection[str],
+    data: Iterable[Any],
+    axes: Sequence[str] | None = None,
+    loss: Loss | None = None,
+) -> Stats:
+    """Sum the quantities `needs` over the batches, in evaluation mode.
+
+    Raises DataError when there is no batch, or when a gradient is asked for and the model returns no loss.
+    """
+    wanted = set(needs)
+    unknown = wanted - set(OF_WEIGHT) - set(OF_AXIS)
+    if unknown:
+        raise DataError(f"the torch host cannot collect {sorted(unknown)[0]!r}")
+    if axes is None:
+        axes = [axis.name for axis in layout.axes.values() if not axis.frozen]
+    tally = Tally()
+    current: dict[str, Any] = {}
+
+    def token_mask(path: str, shape: tuple[int, int]) -> torch.Tensor | None:
+        return real_tokens(model, current["batch"], path, shape)
+
+    training, batches = model.training, 0
+    model.eval()
+    try:
+        with contextlib.ExitStack() as stack:
+            attention = {need for need in wanted if need.startswith("attn_")}
+            if attention:
+                stack.enter_context(observe_attention(model, layout, attention, tally, token_mask))
+            if wanted & {"act_sq", "unit_act"}:
+                stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, token_mask))
+            gradients = wanted & NEEDS_GRADIENT
+            if gradients:
+                stack.enter_context(_gradients_on(parameters))
+            for batch in data:
+                current["batch"] = batch = to_device(batch, model)
+                if gradients:
+                    _backward(model, batch, loss)
+                    _add_gradients(layout, parameters, gradients, axes, tally, size_of(batch))
+                else:
+                    with torch.no_grad():
+                        run(model, batch)
+                batches += 1
+    finally:
+        model.train(training)
+    if not batches:
+        raise DataError("the data is empty: no batch was seen; pass at least one")
+    return tally.stats()
+
+
+def _backward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
+    if loss is not None:
+        value = loss(model, batch)
+    else:
+        value = getattr(model(**batch) if isinstance(batch, Mapping) else model(*batch), "loss", None)
+    if value is None:
+        raise DataError("gradients need a loss: pass labels in each batch, or loss=callable to secateur.open")
+    value.backward()
+
+
+@contextlib.contextmanager
+def _gradients_on(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Every floating parameter takes a gradient; flags and gradients are put back at the end."""
+    floating = [p for p in parameters.values() if p.is_floating_point()]
+    before = [(p, p.requires_grad, p.grad) for p in floating]
+    try:
+        for p in floating:
+            p.requires_grad_(True)
+            p.grad = None
+        with torch.enable_grad():
+            yield
+    finally:
+        for p, required, grad in before:
+            p.requires_grad_(required)
+            p.grad = grad
+
+
+def _add_gradients(
+    layout: Layout,
+    parameters: Mapping[str, nn.Parameter],
+    wanted: set[str],
+    axes: Sequence[str],
+    tally: Tally,
+    examples: int,
+) -> None:
+    products: dict[str, torch.Tensor] = {}
+    for name, parameter in parameters.items():
+        grad = parameter.grad
+        if grad is None or name not in layout.params:
+            continue
+        grad = grad.detach().float()
+        if "grad" in wanted:
+            tally.add("grad", name, grad * examples, examples)
+        if "grad_sq" in wanted:
+            tally.add("grad_sq", name, grad.square(), 1)
+        if "unit_grad_sq" in wanted and name in layout.linears:
+            products[name] = grad * parameter.detach().float()
+        parameter.grad = None
+    for axis in axes if products else ():
+        # A gate on the unit's output scales the columns that read it: dL/dgate = sum over them of w dL/dw.
+        readers = [name for name in products if _reads_axis(layout, name, axis)]
+        if readers:
+            gate = sum(layout.reduce(name, products[name], axis) for name in readers)
+            tally.add("unit_grad_sq", axis, gate**2, 1)
+
+
+def _reads_axis(layout: Layout, param: str, axis: str) -> bool:
+    return layout.carries(param, axis) and layout.owners(param, axis)[layout.linears[param].in_dim] is not None
+
+
+@contextlib.contextmanager
+def _watch_inputs(
+    model: nn.Module,
+    layout: Layout,
+    wanted: set[str],
+    axes: Sequence[str],
+    tally: Tally,
+    token_mask: Callable[[str, tuple[int, int]], torch.Tensor | None],
+) -> Iterator[None]:
+    """Hooks that see what each linear layer reads."""
+    handles = []
+    modules = dict(model.named_modules())
+    for param, linear in layout.linears.items():
+        path, _, leaf = param.rpartition(".")
+        module = modules.get(path)
+        if leaf != "weight" or module is None:
+            continue
+        readers = [axis for axis in axes if _reads_axis(layout, param, axis)] if "unit_act" in wanted else []
+        if "act_sq" not in wanted and not readers:
+            continue
+        inputs = layout.shape(param)[linear.in_dim]
+        hook = _input_hook(param, path, inputs, layout, readers, "act_sq" in wanted, tally, token_mask)
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _input_hook(
+    param: str,
+    path: str,
+    inputs: int,
+    layout: Layout,
+    readers: Sequence[str],
+    squares: bool,
+    tally: Tally,
+    token_mask: Callable[[str, tuple[int, int]], torch.Tensor | None],
+) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    in_dim = layout.linears[param].in_dim
+
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = args[0].detach()
+        if x.shape[-1] != inputs:
+            raise ModelError(f"{path} reads {x.shape[-1]} values where the layout says {inputs}")
+        mask = token_mask(path, (x.shape[0], x.shape[1])) if x.dim() == 3 else None
+        rows = x[mask] if mask is not None else x.reshape(-1, inputs)
+        rows = rows.float()
+        if squares:
+            tally.add("act_sq", param, rows.square().sum(0), rows.shape[0])
+        if readers:
+            magnitude = to_numpy(rows.abs().sum(0))
+            for axis in readers:
+                owner = layout.owners(param, axis)[in_dim]
+                assert owner is not None
+                tally.add("unit_act", axis, _sum_units(owner, magnitude, layout.axis(axis).size), rows.shape[0])
+
+    return look
+
+
+def _sum_units(owner: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    return np.bincount(owner + 1, weights=values, minlength=size + 1)[1:]

@@ -1,0 +1,49 @@
+"""Example inputs for a Hugging Face model, made up from its config, so that it can be traced without data."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import ModelError
+
+BATCH, LENGTH, TARGET_LENGTH = 2, 13, 7
+"""Sizes that are unlikely to be the size of an axis."""
+
+
+def example_for(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Keyword arguments that the model can run; ModelError when its inputs cannot be guessed."""
+    config = getattr(model, "config", None)
+    name = getattr(model, "main_input_name", None)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if config is None or name is None:
+        raise ModelError(f"a {type(model).__name__} needs an example batch: secateur.open(model, example=batch)")
+    inputs = _main_input(name, config)
+    if inputs is None:
+        raise ModelError(f"no example can be made up for the input {name!r}; pass example=batch")
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = _ids(config, TARGET_LENGTH)
+    return {key: value.to(device) for key, value in inputs.items()}
+
+
+def _main_input(name: str, config: Any) -> dict[str, torch.Tensor] | None:
+    if name == "input_ids":
+        ids = _ids(config, LENGTH)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if name == "pixel_values":
+        vision = getattr(config, "vision_config", config)
+        size = getattr(vision, "image_size", None)
+        if size is None:
+            return None
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return {"pixel_values": torch.rand(BATCH, getattr(vision, "num_channels", 3), height, width)}
+    if name == "input_features":
+        bins = getattr(config, "num_mel_bins", 80)
+        return {"input_features": torch.rand(BATCH, bins, 2 * getattr(config, "max_source_positions", 1500))}
+    return None
+
+
+def _ids(config: Any, length: int) -> torch.Tensor:
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None) or 2
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (BATCH, length), generator=generator)

@@ -1,0 +1,67 @@
+"""hold: zeros stay zero while a model trains, whatever the optimizer does.
+
+Gradients of removed weights are cleared as they accumulate, so that they enter neither momentum nor gradient clipping;
+and after every optimizer step the weights themselves are cleared, so that weight decay or an optimizer with a history
+cannot revive them. Works in any loop that calls `optimizer.step()`; for transformers' Trainer there is a callback.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+@contextlib.contextmanager
+def hold(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Keep the weights where a mask is False at exactly zero until the context ends.
+
+    parameters, masks: by name; a mask is a bool tensor of the parameter's shape, True where the weight lives.
+    """
+    removed: dict[int, torch.Tensor] = {}
+    handles: list[Any] = []
+
+    def clear_after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in removed:
+                    _clear(parameter, removed)
+
+    try:
+        for name, mask in masks.items():
+            parameter = parameters[name]
+            removed[id(parameter)] = ~mask.to(parameter.device)
+            _clear(parameter, removed)
+            if parameter.requires_grad:
+                handles.append(parameter.register_post_accumulate_grad_hook(_gradient_cleaner(removed)))
+        handles.append(register_optimizer_step_post_hook(clear_after_step))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name in masks:
+            if id(parameters[name]) in removed:
+                _clear(parameters[name], removed)
+
+
+def _clear(parameter: nn.Parameter, removed: dict[int, torch.Tensor]) -> None:
+    with torch.no_grad():
+        parameter.masked_fill_(_on_device(parameter, removed), 0.0)
+
+
+def _on_device(parameter: torch.Tensor, removed: dict[int, torch.Tensor]) -> torch.Tensor:
+    """The removed positions on the parameter's device: a model may move after the hold began."""
+    gone = removed[id(parameter)]
+    if gone.device != parameter.device:
+        gone = removed[id(parameter)] = gone.to(parameter.device)
+    return gone
+
+
+def _gradient_cleaner(removed: dict[int, torch.Tensor]) -> Callable[[torch.Tensor], None]:
+    def clean(parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(_on_device(parameter, removed), 0.0)
+
+    return clean

@@ -1,0 +1,204 @@
+"""TorchHost: a PyTorch or Hugging Face model as a Host."""
+
+import contextlib
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.arrays import to_numpy
+from secateur.errors import ModelError
+from secateur.layout import Layout
+from secateur.plan import Plan
+from secateur.stats import Stats
+from secateur.torch.batches import run, to_device
+from secateur.torch.collect import Loss, collect
+from secateur.torch.hold import hold
+from secateur.torch.resize import Changes, resize
+from secateur.torch.trace import trace
+
+
+class TorchHost:
+    """A model and its layout. `example` is a batch (mapping or tuple) that the model can run.
+
+    loss: `loss(model, batch) -> scalar tensor`, for models whose output has no `.loss`.
+    layout: a layout written by hand, for models that cannot be traced.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        *,
+        layout: Layout | None = None,
+        loss: Loss | None = None,
+        plan: Plan | None = None,
+        changes: Changes | None = None,
+    ) -> None:
+        self.model = model
+        self.example = example
+        self.loss = loss
+        self.plan = plan
+        """What had already been pruned when the model was opened, or None."""
+        self.changes = changes
+        self._by_hand = layout is not None
+        self.layout = layout if layout is not None else trace(model, example)
+        self.layout.check({name: tuple(p.shape) for name, p in self._tensors().items()})
+
+    @classmethod
+    def untraced(cls, model: nn.Module) -> "TorchHost":
+        """A host that only runs the model: outputs, reading and writing work, nothing can be pruned."""
+        return cls(model, None, layout=Layout({}, {}))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers by every name they have."""
+        return {
+            **dict(self.model.named_parameters(remove_duplicate=False)),
+            **dict(self.model.named_buffers(remove_duplicate=False)),
+        }
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that the layout names."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        return {name: named[name] for name in self.layout.params if name in named}
+
+    # -- Host -----------------------------------------------------------------------------------------------------
+
+    def read(self, param: str) -> torch.Tensor:
+        """The parameter or buffer, detached."""
+        tensors = self._tensors()
+        if param not in tensors:
+            raise ModelError(f"the model has no parameter {param!r}")
+        return tensors[param].detach()
+
+    def write(self, param: str, array: Any) -> None:
+        """Overwrite a parameter in place."""
+        target = self.read(param)
+        value = torch.as_tensor(array, dtype=target.dtype, device=target.device)
+        if value.shape != target.shape:
+            raise ModelError(f"{param} has shape {tuple(target.shape)}; cannot write {tuple(value.shape)}")
+        target.copy_(value)
+
+    def collect(self, needs: Collection[str], data: Iterable[Any], axes: Sequence[str] | None = None) -> Stats:
+        """See `secateur.host.Host.collect`."""
+        return collect(self.model, self.layout, self.parameters(), needs, data, axes, self.loss)
+
+    def outputs(self, batch: Any) -> list[np.ndarray]:
+        """Floating-point outputs in evaluation mode, caches left out."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                return list(_floats(run(self.model, to_device(batch, self.model))))
+        finally:
+            self.model.train(training)
+
+    @contextlib.contextmanager
+    def masked(self, plan: Plan) -> Iterator[None]:
+        """Zero what the plan removes and bypass whole layers; restore at the end."""
+        plan = plan.check(self.layout)
+        saved: dict[str, torch.Tensor] = {}
+        with contextlib.ExitStack() as stack:
+            for path, index in _removed_layers(self.layout, plan):
+                stack.enter_context(_bypassed(self.model.get_submodule(f"{path}.{index}")))
+            try:
+                for name in self.layout.params:
+                    mask = plan.mask(self.layout, name)
+                    if mask is not None and not self._in_removed_layer(name, plan):
+                        target = self.read(name)
+                        saved[name] = target.clone()
+                        target.masked_fill_(~torch.from_numpy(mask).to(target.device), 0)
+                yield
+            finally:
+                for name, value in saved.items():
+                    self.read(name).copy_(value)
+
+    def _in_removed_layer(self, param: str, plan: Plan) -> bool:
+        return any(
+            self.layout.axis(axis).kind == "layer" and self.layout.member_of(param, axis) not in (None, *units)
+            for axis, units in plan.keep.items()
+        )
+
+    def apply(self, plan: Plan) -> None:
+        """Write the plan's zeros into the weights; nothing changes shape."""
+        plan = plan.check(self.layout)
+        for name in self.layout.params:
+            mask = plan.mask(self.layout, name)
+            if mask is not None:
+                target = self.read(name)
+                target.masked_fill_(~torch.from_numpy(mask).to(target.device), 0)
+
+    @contextlib.contextmanager
+    def hold(self, plan: Plan) -> Iterator[None]:
+        """Zeros stay zero while the context lasts; see `secateur.torch.hold`."""
+        plan = plan.check(self.layout)
+        parameters = self.parameters()
+        found = {name: plan.mask(self.layout, name) for name in parameters}
+        masks = {name: torch.from_numpy(mask) for name, mask in found.items() if mask is not None}
+        with contextlib.ExitStack() as stack:
+            for path, index in _removed_layers(self.layout, plan):
+                stack.enter_context(_bypassed(self.model.get_submodule(f"{path}.{index}")))
+            stack.enter_context(hold(parameters, masks))
+            yield
+
+    def copy(self) -> "TorchHost":
+        """A deep copy of the model with the same layout."""
+        other = copy.copy(self)
+        other.model = copy.deepcopy(self.model)
+        return other
+
+    def resize(self, plan: Plan) -> None:
+        """Remove units for real. The layout is traced again, so names of layers follow their new numbers."""
+        plan = plan.check(self.layout)
+        self.apply(Plan(masks=plan.masks))
+        if not plan.keep:
+            return
+        changes = resize(self.model, self.layout, plan.keep)
+        self.changes = changes if self.changes is None else self.changes.merge(changes)
+        self.layout = self.layout.resized(plan.keep) if self._by_hand else trace(self.model, self.example)
+
+    def save(self, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False, **extra: Any) -> None:
+        """Write a folder that `from_pretrained` loads (after `import secateur` where sizes differ by layer)."""
+        from secateur.torch.hub import save
+
+        save(self.model, folder, changes=self.changes, plan=plan, overwrite=overwrite, **extra)
+
+
+def _removed_layers(layout: Layout, plan: Plan) -> Iterator[tuple[str, int]]:
+    for name, units in plan.keep.items():
+        axis = layout.axis(name)
+        if axis.kind == "layer" and axis.path:
+            for index in sorted(set(range(axis.size)) - set(int(u) for u in units)):
+                yield axis.path, index
+
+
+@contextlib.contextmanager
+def _bypassed(module: nn.Module) -> Iterator[None]:
+    """The module returns the hidden states that it was given."""
+
+    def bypass(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = module.register_forward_hook(bypass, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _floats(value: Any) -> Iterator[np.ndarray]:
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield to_numpy(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key != "past_key_values":
+                yield from _floats(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _floats(item)

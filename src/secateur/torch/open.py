@@ -1,0 +1,109 @@
+"""Opening: from a module, a folder or a hub id to a TorchHost."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.arrays import to_numpy
+from secateur.errors import ModelError
+from secateur.layout import Layout
+from secateur.plan import Plan
+from secateur.torch.collect import Loss
+from secateur.torch.example import example_for
+from secateur.torch.host import TorchHost
+from secateur.torch.hub import changes_of, check_folder
+
+
+def open_module(
+    model: nn.Module, example: Any = None, *, layout: Layout | None = None, loss: Loss | None = None
+) -> TorchHost:
+    """A Host of a module; masks of `torch.nn.utils.prune` are made permanent and become `host.plan`."""
+    plan = _take_masks(model)
+    if example is None:
+        example = example_for(model)
+    return TorchHost(model, example, layout=layout, loss=loss, plan=plan, changes=changes_of(model))
+
+
+def open_folder(
+    source: str | Path,
+    example: Any = None,
+    *,
+    layout: Layout | None = None,
+    loss: Loss | None = None,
+    task: str | None = None,
+    **options: Any,
+) -> TorchHost:
+    """Load a Hugging Face folder or hub id with the class that its config names, and open it.
+
+    task: the name of an Auto class without `AutoModelFor` (`SequenceClassification`, `CausalLM`), to load a checkpoint
+        for another task than the one it was saved with.
+    """
+    model = load_model(source, task=task, **options)
+    return open_module(model, example, layout=layout, loss=loss)
+
+
+def load_model(source: str | Path, *, task: str | None = None, **options: Any) -> nn.Module:
+    """Load a Hugging Face model; ModelError with one sentence when the folder is no model or is damaged."""
+    import transformers
+
+    if _is_folder(source):
+        check_folder(Path(source))
+    else:
+        options.setdefault("trust_remote_code", False)
+    try:
+        config = transformers.AutoConfig.from_pretrained(source, **_config_options(options))
+        factory = _factory(transformers, config, task)
+        model = factory.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise ModelError(f"{source} cannot be loaded: {_first_sentence(error)}") from error
+    return model.eval()
+
+
+def _is_folder(source: str | Path) -> bool:
+    path = Path(source)
+    if path.exists():
+        return True
+    if isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
+        raise ModelError(f"{source} does not exist; pass a model folder or a hub id such as org/name")
+    return False
+
+
+def _config_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k in ("revision", "trust_remote_code", "token", "cache_dir")}
+
+
+def _factory(transformers: Any, config: Any, task: str | None) -> Any:
+    if task is not None:
+        factory = getattr(transformers, f"AutoModelFor{task}", None) or getattr(transformers, task, None)
+        if factory is None:
+            raise ModelError(f"transformers has no AutoModelFor{task}; use a name such as SequenceClassification")
+        return factory
+    for name in getattr(config, "architectures", None) or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    return transformers.AutoModel
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:297] + "..."
+
+
+def _take_masks(model: nn.Module) -> Plan | None:
+    """Turn `weight_orig` and `weight_mask` of torch.nn.utils.prune into plain weights and a Plan."""
+    from torch.nn.utils import prune
+
+    masks: dict[str, np.ndarray] = {}
+    for path, module in model.named_modules():
+        for name in [n.removesuffix("_mask") for n, _ in module.named_buffers(recurse=False) if n.endswith("_mask")]:
+            if f"{name}_orig" in module._parameters:
+                masks[f"{path}.{name}" if path else name] = to_numpy(getattr(module, f"{name}_mask")).astype(bool)
+                with torch.no_grad(), contextlib.suppress(ValueError):
+                    prune.remove(module, name)
+    return Plan(masks=masks, provenance={"criterion": "torch.nn.utils.prune", "pattern": "element"}) if masks else None

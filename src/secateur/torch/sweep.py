@@ -1,0 +1,68 @@
+"""Which threshold? Try several budgets of one criterion on a dense model and score each, without training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.arrays import to_numpy
+from secateur.budget import Budget
+from secateur.evaluate import Score, score
+from secateur.plan import Plan
+from secateur.prune import Criterion, needs_of, prune, weight_scores
+from secateur.select import Pattern, Unit, resolve_axes
+from secateur.stats import Stats
+from secateur.torch.host import TorchHost
+from secateur.torch.workflow import Data, Track, logits, silent
+
+
+@dataclass(frozen=True)
+class Point:
+    """One budget: the share of counted weights or units that goes, the largest score that went, and the result."""
+
+    sparsity: float
+    threshold: float | None
+    score: Score
+
+
+def sweep(
+    host: TorchHost,
+    criterion: Criterion,
+    pattern: Pattern,
+    budgets: Sequence[Budget],
+    data: Data,
+    track: Track = silent,
+) -> list[Point]:
+    """Score the dense model, then every budget; statistics are collected once. `host` is unchanged afterwards."""
+    stats = Stats()
+    needs = [need for need in needs_of(criterion) if need != "weight"]
+    if needs:
+        axes = [a.name for a in resolve_axes(host.layout, pattern)] if isinstance(pattern, Unit) else None
+        stats = host.collect(needs, track(data.calibration, f"collect {', '.join(needs)}"), axes)
+    labels = data.test.labels()
+    dense = logits(host, track(data.test, "dense model"))
+    points = [Point(0.0, None, score(dense, labels, dense))]
+    for number, budget in enumerate(budgets, 1):
+        plan = prune(host, criterion, pattern, budget, stats=stats)
+        with host.masked(plan):
+            seen = logits(host, track(data.test, f"{number} of {len(budgets)}"))
+        points.append(Point(share(host, plan), cut(host, criterion, plan, stats), score(seen, labels, dense)))
+    return points
+
+
+def share(host: TorchHost, plan: Plan) -> float:
+    """Share of what the plan ranked that goes: of weights for masks, of units for axes."""
+    if plan.masks:
+        return sum(int(m.size - m.sum()) for m in plan.masks.values()) / sum(m.size for m in plan.masks.values())
+    total = sum(host.layout.sizes[name] for name in plan.keep)
+    return 1 - sum(len(units) for units in plan.keep.values()) / total
+
+
+def cut(host: TorchHost, criterion: Criterion, plan: Plan, stats: Stats) -> float | None:
+    """Largest |weight score| among the weights that go; None for units, and where nothing goes."""
+    gone = [
+        float(np.abs(to_numpy(weight_scores(host, criterion, name, stats)))[~mask].max())
+        for name, mask in plan.masks.items()
+        if not mask.all()
+    ]
+    return max(gone) if gone else None

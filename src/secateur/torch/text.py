@@ -1,0 +1,78 @@
+"""Rows of text as batches for a Hugging Face model: tokenised, sorted by length where order is free, padded."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.data import Rows, label_ids
+from secateur.errors import DataError, ModelError
+
+
+def load_tokenizer(source: Any, **options: Any) -> Any:
+    """The tokenizer of a folder or hub id; ModelError when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{source} holds no tokenizer: {' '.join(str(error).split())[:200]}") from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode(model: nn.Module, tokenizer: Any, rows: Rows, max_length: int) -> list[dict[str, Any]]:
+    """One feature mapping per row, `labels` included where the rows have them.
+
+    Raises DataError when labels do not fit the head of the model.
+    """
+    labels = None
+    if rows.labels is not None:
+        config: Any = model.config
+        labels = label_ids(rows, config.label2id, config.num_labels)
+    encoded = tokenizer(rows.texts, truncation=True, max_length=max_length)
+    too_large = max((max(ids, default=0) for ids in encoded["input_ids"]), default=0)
+    vocabulary = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    if too_large >= vocabulary:
+        raise DataError(
+            f"the tokenizer gives token {too_large}, the model knows {vocabulary}; they do not belong together"
+        )
+    features = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
+    if labels is not None:
+        for feature, label in zip(features, labels, strict=True):
+            feature["labels"] = label
+    return features
+
+
+class Batches(Sequence[dict[str, torch.Tensor]]):
+    """Features in batches, longest rows together so that little is padded; can be run through many times.
+
+    pad_to: pad every batch to this length instead of its longest row.
+    """
+
+    def __init__(
+        self, features: list[dict[str, Any]], tokenizer: Any, batch_size: int, pad_to: int | None = None
+    ) -> None:
+        order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
+        self._features = [features[i] for i in order]
+        self._tokenizer, self._size, self._pad_to = tokenizer, batch_size, pad_to
+
+    def __len__(self) -> int:
+        return -(-len(self._features) // self._size)
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = self._features[index * self._size : (index + 1) * self._size]
+        padding: Any = "max_length" if self._pad_to else True
+        return dict(self._tokenizer.pad(part, padding=padding, max_length=self._pad_to, return_tensors="pt"))
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return (self[i] for i in range(len(self)))
+
+    def labels(self) -> np.ndarray:
+        """Class numbers in the order of the batches."""
+        return np.array([feature["labels"] for feature in self._features])

@@ -1,0 +1,94 @@
+"""Fine-tuning with transformers' Trainer, zeros held; the dense model and every pruned one take the same road."""
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.data import Rows
+from secateur.errors import DataError
+from secateur.plan import Plan
+from secateur.torch.callback import Hold
+from secateur.torch.host import TorchHost
+
+
+def fine_tune(
+    host: TorchHost,
+    features: Sequence[dict[str, Any]],
+    tokenizer: Any,
+    *,
+    plan: Plan | None = None,
+    epochs: float = 1.0,
+    learning_rate: float = 1e-4,
+    batch_size: int = 32,
+    weight_decay: float = 0.01,
+    seed: int = 0,
+    progress: bool = True,
+) -> float:
+    """Train `host.model` in place on encoded rows (see `secateur.torch.text.encode`); returns the last mean loss.
+
+    plan: zeros to hold while training; None trains everything. AdamW, linear decay, 6% warm-up, gradient norm 1.
+    Raises DataError when the loss is NaN or infinite.
+    """
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+    steps = max(1, round(epochs * -(-len(features) // batch_size)))
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            max_steps=steps,
+            learning_rate=learning_rate,
+            per_device_train_batch_size=batch_size,
+            weight_decay=weight_decay,
+            warmup_steps=max(1, round(0.06 * steps)),
+            train_sampling_strategy="group_by_length",
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=not progress,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+        trainer = Trainer(
+            model=host.model,
+            args=arguments,
+            train_dataset=features,  # type: ignore[arg-type]
+            data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=[Hold(host, plan)] if plan is not None else None,
+        )
+        try:
+            loss = trainer.train().training_loss
+        finally:
+            _forget_gradients(host.model)
+    if not loss == loss or loss in (float("inf"), float("-inf")):
+        raise DataError(
+            f"the training loss became {loss}; lower the learning rate ({learning_rate}) or check the labels"
+        )
+    host.model.eval()
+    return loss
+
+
+def classifier_options(source: Any, rows: Rows, seed: int) -> dict[str, Any]:
+    """Options for loading `source` as a classifier of the labels in `rows`: a folder that already is one keeps its
+    head, any other gets a fresh one (drawn with `seed`) whose classes are the sorted labels.
+    """
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+
+    config = AutoConfig.from_pretrained(source)
+    torch.manual_seed(seed)
+    classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    if classifier is not None and classifier.__name__ in (config.architectures or ()):
+        return {}
+    names = sorted({str(label) for label in rows.labels or ()})
+    return {
+        "num_labels": len(names),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "id2label": dict(enumerate(names)),
+    }
+
+
+def _forget_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None

@@ -1,0 +1,240 @@
+"""The main job on a text classifier: prune, verify, fine-tune, shrink, save, reload, and measure what came of it."""
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import secateur.torch.hub
+from secateur.budget import Budget
+from secateur.check import difference, verify
+from secateur.cost import latency, macs, parameters
+from secateur.errors import ModelError
+from secateur.evaluate import Score, score
+from secateur.plan import Plan
+from secateur.prune import Criterion, default_weights, prune
+from secateur.select import Pattern
+from secateur.torch.host import TorchHost
+from secateur.torch.open import load_model
+from secateur.torch.text import Batches
+from secateur.torch.train import fine_tune
+
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+"""Wraps an iterable with a progress bar: (iterable, description) -> the same items."""
+
+
+def silent(items: Iterable[Any], description: str) -> Iterable[Any]:
+    """A Track that shows nothing."""
+    return items
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the job sees: encoded training rows, calibration batches (a part of them), and disjoint test batches."""
+
+    train: list[dict[str, Any]]
+    calibration: Batches
+    test: Batches
+    tokenizer: Any
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pruning decision: how to score, what to remove, how much. Several steps in turn make one plan."""
+
+    criterion: Criterion
+    pattern: Pattern
+    budget: Budget | float | None
+    weights: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning after the choice; zero epochs for none."""
+
+    epochs: float = 0.0
+    learning_rate: float = 1e-4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one job. Sizes in bytes, times in seconds, `difference` is masked against shrunk."""
+
+    name: str
+    dense: Score
+    pruned: Score
+    tuned: Score | None
+    total: int
+    nonzero: int
+    macs_ratio: float
+    difference: float
+    folder: str = ""
+    bytes: int = 0
+    linear_bytes: int = 0
+    reload_difference: float = float("nan")
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return asdict(self)
+
+
+def logits(host: TorchHost, batches: Iterable[Any]) -> np.ndarray:
+    """First output of the model over all batches, (examples, classes)."""
+    return np.concatenate([host.outputs(batch)[0] for batch in batches])
+
+
+def evaluate(host: TorchHost, test: Batches, dense: np.ndarray | None = None, track: Track = silent) -> Score:
+    """Score of the model on labelled batches."""
+    return score(logits(host, track(test, "evaluate")), test.labels(), dense)
+
+
+def decide(host: TorchHost, steps: Sequence[Step], calibration: Iterable[Any], track: Track = silent) -> Plan:
+    """The plan of all steps, each scored on the dense model."""
+    plan = host.plan or Plan()
+    for step in steps:
+        data = track(calibration, f"{step.criterion.__name__} for {step.pattern}")
+        plan = plan.merge(prune(host, step.criterion, step.pattern, step.budget, data, weights=step.weights))
+    return plan.check(host.layout)
+
+
+def run(
+    name: str,
+    host: TorchHost,
+    steps: Sequence[Step],
+    data: Data,
+    tuning: Tuning,
+    output: Path | None = None,
+    *,
+    dense_logits: np.ndarray | None = None,
+    overwrite: bool = False,
+    track: Track = silent,
+    save_options: dict[str, Any] | None = None,
+) -> Outcome:
+    """Do the whole job on a copy of the host; `host` itself stays dense.
+
+    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model says something else than the
+    saved one. Nothing is written then.
+    """
+    if dense_logits is None:
+        dense_logits = logits(host, track(data.test, "dense model"))
+    labels = data.test.labels()
+    dense_macs = macs(host.layout)
+    plan = decide(host, steps, data.calibration, track)
+    verdict = verify(host, plan, data.test)
+    small = host.copy()
+    linears = default_weights(host.layout)
+    small.apply(plan)
+    pruned = evaluate(small, data.test, dense_logits, track)
+    small.resize(plan)
+    element = Plan(masks=plan.masks) if plan.masks and not plan.keep else None
+    if plan.masks and plan.keep:
+        element = zeros_of(small, plan)
+    tuned = None
+    if tuning.epochs > 0:
+        fine_tune(
+            small,
+            data.train,
+            data.tokenizer,
+            plan=element,
+            epochs=tuning.epochs,
+            learning_rate=tuning.learning_rate,
+            batch_size=data.batch_size,
+            seed=tuning.seed,
+            progress=track is not silent,
+        )
+        tuned = evaluate(small, data.test, dense_logits, track)
+    count = parameters(host.layout, plan)
+    outcome = Outcome(
+        name=name,
+        dense=score(dense_logits, labels),
+        pruned=pruned,
+        tuned=tuned,
+        total=count.total,
+        nonzero=count.nonzero,
+        macs_ratio=macs(small.layout) / dense_macs,
+        difference=verdict.difference,
+        provenance=dict(plan.provenance),
+    )
+    if output is None:
+        return outcome
+    small.save(output, plan, overwrite=overwrite, tokenizer=data.tokenizer, **(save_options or {}))
+    return reloaded(outcome, small, output, data.test, linears)
+
+
+def zeros_of(host: TorchHost, plan: Plan) -> Plan:
+    """Element masks of a resized model, read off its zeros, for the weights that the plan masked."""
+    masks = {name: (host.read(name) != 0).cpu().numpy() for name in plan.masks if name in host.layout.params}
+    return Plan(masks=masks, provenance=plan.provenance)
+
+
+def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, linears: Sequence[str]) -> Outcome:
+    """Load what was saved and compare it with what was in memory; ModelError unless the logits are equal."""
+    again = TorchHost.untraced(load_model(folder))
+    batch = test[0]
+    gap = difference(host.outputs(batch), again.outputs(batch))
+    if gap != 0.0:
+        raise ModelError(f"the model loaded from {folder} differs from the saved one by {gap:.2e}")
+    return Outcome(
+        **{
+            **outcome.__dict__,
+            "folder": str(folder),
+            "bytes": folder_bytes(folder),
+            "linear_bytes": tensor_bytes(folder, linears),
+            "reload_difference": gap,
+        }
+    )
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+
+
+def tensor_bytes(folder: Path, names: Sequence[str]) -> int:
+    """Bytes that named parameters take in the safetensors files of a folder, packed parts included."""
+    total = 0
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        if path.name == "plan.safetensors":
+            continue
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        for key, entry in header.items():
+            if key != "__metadata__" and any(key == name or key.startswith(f"{name}.") for name in names):
+                begin, end = entry["data_offsets"]
+                total += end - begin
+    return total
+
+
+def compare_latency(
+    folders: dict[str, Path], batch: dict[str, torch.Tensor], *, threads: int = 1, repeats: int = 30
+) -> dict[str, float]:
+    """Median seconds of one forward pass of each saved folder, reloaded, taken in turn with pinned threads."""
+    before = torch.get_num_threads()
+    models = {name: load_model(folder) for name, folder in folders.items()}
+
+    def call(model: Any) -> Callable[[], object]:
+        def forward() -> object:
+            with torch.inference_mode():
+                return model(**batch)
+
+        return forward
+
+    try:
+        torch.set_num_threads(threads)
+        return latency({name: call(model) for name, model in models.items()}, repeats=repeats)
+    finally:
+        torch.set_num_threads(before)
+
+
+def save_dense(host: TorchHost, folder: Path, tokenizer: Any, *, overwrite: bool = False) -> None:
+    """Write the unpruned model beside the pruned ones."""
+    secateur.torch.hub.save(host.model, folder, tokenizer=tokenizer, overwrite=overwrite)
