@@ -219,9 +219,11 @@ def _of_dim(
     pairs: set[tuple[int, int]] = set()
     wide = any(kinds[n] in HEADS for n in names(dim))
 
-    def both(part: Any) -> tuple[int, int]:
-        as_dim: Dim = part if part and isinstance(part[0], tuple) else (part,)
-        return extent(as_dim, old), extent(as_dim, new)
+    def whole(part: Dim) -> tuple[int, int]:
+        return extent(part, old), extent(part, new)
+
+    def both(factors: Any) -> tuple[int, int]:
+        return whole((factors,))
 
     if meaning in ("expert", "vocab", "kv", "groups"):
         kind = {"groups": "group"}.get(meaning, meaning)
@@ -231,7 +233,7 @@ def _of_dim(
         return found
     if meaning in ("hidden", "inner"):
         if not wide:
-            pairs.add(both(dim))
+            pairs.add(whole(dim))
             pairs |= {both(term) for term in dim}
             pairs |= {(old[n], new[n]) for n in names(dim)}
         return {p for p in pairs if meaning != "hidden" or _is_hidden(dim, kinds)} if pairs else pairs
@@ -245,7 +247,7 @@ def _of_dim(
         elif headlike and meaning == "width":
             pairs.add(both(term))
     if wide and meaning == "width":
-        pairs.add(both(dim))
+        pairs.add(whole(dim))
     return pairs
 
 
