@@ -157,6 +157,12 @@ def test_dtype_device_map_and_casts(tmp_path):
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     for a, b in zip(loaded.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b.bfloat16())
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "a")
+    for options in ({"device_map": "auto"}, {"config": config}, {"config": loaded.config}):
+        other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=torch.float32, **options)
+        assert torch.equal(tiny.logits(other), tiny.logits(model))
+    other, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
+    assert not any(report.values())
     assert loaded.half().dtype == torch.float16
     assert loaded.float().dtype == torch.float32
     assert loaded.to("cpu", torch.float64).dtype == torch.float64
@@ -174,7 +180,7 @@ def test_sharded_checkpoints(tmp_path):
 def sparse(model, fraction=0.8):
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, tensor in model.named_parameters():
+        for tensor in model.parameters():
             if tensor.dim() > 1:
                 tensor[torch.rand_like(tensor) < fraction] = 0
     return model

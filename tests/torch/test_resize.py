@@ -276,3 +276,56 @@ def test_sizes_read_from_a_config_go_into_an_own_copy():
     assert model.a.config.num_attention_heads == 3
     assert model.b.config.num_attention_heads == 4
     assert model.a(torch.ones(2, 8)).shape == (2, 8)
+
+
+def test_heads_of_torch_attention_are_refused_and_its_neighbours_shrink():
+    model = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1).eval()
+    text = "axes\n  h 2 head\n  d 4 qk\n  f 12 ffn\nparameters\n"
+    rows = {"in_proj_weight": "(h d + h d + h d) 8", "in_proj_bias": "(h d + h d + h d)", "out_proj.weight": "8 (h d)"}
+    text += "".join(f"  layers.0.self_attn.{name} : {dims}\n" for name, dims in rows.items())
+    text += "  layers.0.linear1.weight : f 8\n  layers.0.linear1.bias : f\n  layers.0.linear2.weight : 8 f\n"
+    layout = Layout.from_text(text)
+    with pytest.raises(ModelError, match=r"layers.0.self_attn is a torch.nn.MultiheadAttention"):
+        resize(model, layout, {"h": [0]})
+    resize(model, layout, {"f": [0, 5, 7]})
+    with torch.no_grad():
+        assert model(torch.ones(1, 3, 8)).shape == (1, 3, 8)
+
+
+def test_convolutions():
+    class Depthwise(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Conv1d(4, 6, 1), torch.nn.Conv1d(6, 6, 3, groups=6)
+            self.c = torch.nn.ConvTranspose1d(6, 4, 1)
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x)))
+
+    model, x = Depthwise(), torch.randn(2, 4, 9)
+    text = "axes\n  f 6 ffn\nparameters\n  a.weight : f 4 1\n  a.bias : f\n  b.weight : f 1 3\n  b.bias : f\n"
+    layout = Layout.from_text(text + "  c.weight : f 4 1\n  c.bias : 4")
+    masked = tiny.mask(copy.deepcopy(model), layout, {"f": [0, 5]})
+    resize(model, layout, {"f": [0, 5]})
+    torch.testing.assert_close(model(x), masked(x))
+    assert (model.b.in_channels, model.b.out_channels, model.b.groups, model.c.in_channels) == (2, 2, 2, 2)
+    grouped = torch.nn.ModuleDict({"a": torch.nn.Conv1d(6, 6, 1, groups=2)})
+    with pytest.raises(ModelError, match="convolution in 2 groups"):
+        resize(grouped, Layout.from_text("axes\n  f 6 ffn\nparameters\n  a.weight : f 3 1\n  a.bias : f"), {"f": [0]})
+
+
+def test_nested_factors():
+    class Rotary(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.head_dim = 4, 6
+            self.q, self.o = torch.nn.Linear(5, 24), torch.nn.Linear(24, 5)
+
+        def forward(self, x):
+            return self.o(self.q(x).view(len(x), self.num_heads, self.head_dim).reshape(len(x), -1))
+
+    model = Rotary()
+    text = "axes\n  h 4 head\n  r 2 qk\n  p 4 qk\nparameters\n  q.weight : (h (r + p)) 5\n  q.bias : (h (r + p))\n"
+    resize(model, Layout.from_text(text + "  o.weight : 5 (h (r + p))"), {"h": [0, 2, 3], "p": [1, 2]})
+    assert (model.num_heads, model.head_dim) == (3, 4)
+    assert model(torch.ones(2, 5)).shape == (2, 5)

@@ -96,6 +96,8 @@ def mirrors(
         inside = [p for p in layout.params if not path or p.startswith(path + ".")]
         if not carriers.intersection(inside):
             continue
+        if isinstance(module, nn.MultiheadAttention):
+            _refuse_attention(path, inside, layout, new_sizes)
         mended = _leaf(path, module, layout, new_sizes, kept)
         near = [p for p in inside if _near(model, path, p)]
         scopes = [s for s in (near, inside) if carriers.intersection(s)]
@@ -111,6 +113,15 @@ def mirrors(
         if own:
             own_configs[path] = own
     return attributes, own_configs
+
+
+def _refuse_attention(path: str, params: list[str], layout: Layout, new_sizes: Mapping[str, int]) -> None:
+    for param in params:
+        if layout.shape(param) != tuple(extent(dim, new_sizes) for dim in layout.params[param]):
+            raise ModelError(
+                f"{path} is a torch.nn.MultiheadAttention, which insists that its heads fill the hidden width; prune "
+                "the feed-forward layers beside it, or write the attention with separate projections"
+            )
 
 
 def _all_names(model: nn.Module, layout: Layout) -> dict[str, tuple[Dim, ...]]:

@@ -45,6 +45,10 @@ class SecateurConfig(QuantizationConfigMixin):
         self.packed = bool(packed)
         self.changes = Changes.from_json(changes or {}).to_json()
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """Entries as of a dict, which transformers takes this for when a live model's config is given to load with."""
+        return getattr(self, key, default)
+
 
 class Unpack(ConversionOps):
     """Turns bits and values back into the weight, while loading."""
