@@ -95,6 +95,12 @@ def mark(dim: Sequence[Factor], reason: str, how: str = "frozen") -> None:
         leaf.atom.marks.setdefault(how, reason)
 
 
+def number(dim: Sequence[Factor], reason: str) -> None:
+    """Freeze axes that only count parts (of a fused weight, of a rotary pair): they are printed as numbers."""
+    mark(dim, reason)
+    give_role(dim, "number")
+
+
 def give_role(dim: Sequence[Factor], role: str) -> None:
     """Write down what an operation did with the axes of a dimension."""
     for leaf in leaves(dim):
@@ -144,8 +150,9 @@ def _sum_to_product(atom: Atom) -> bool:
         return False
     for other in terms[1:]:
         unify(terms[0], other)
-    reason = "numbers the parts of a fused weight"
-    atom.form, atom.parts = "product", (fresh(len(terms), reason), terms[0])
+    count = fresh(len(terms))
+    number(count, "numbers the parts of a fused weight")
+    atom.form, atom.parts = "product", (count, terms[0])
     return True
 
 
@@ -158,7 +165,8 @@ def add_up(terms: Sequence[Dim]) -> Dim:
         return fresh(sum(size(t) for t in opened), first_reason(opened[0], "concatenated positions"), zero)
     first = [f.atom for f in opened[0]]
     if len(terms) > 1 and all([f.atom for f in term] == first for term in opened):
-        count = fresh(len(terms), "numbers equal parts", zero)
+        count = fresh(len(terms), zero=zero)
+        number(count, "numbers equal parts")
         return count + tuple(Factor(a, zero, const) for a in first)
     atom = Atom(sum(size(t) for t in opened))
     atom.form = "sum"

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from secateur.torch.atoms import Atom, Dim, expand, frozen, leaves, root
+from secateur.torch.atoms import Atom, Dim, Factor, expand, frozen, leaves, mark, root
 from secateur.torch.values import Record, Value
 
 NORMED_ALLOWED = ("hidden", "embedding")
@@ -37,14 +37,35 @@ def find_axes(record: Record, stored: Iterable[tuple[str, Value]], in_layer: Ite
             for leaf in leaves(dim):
                 found.setdefault(id(leaf.atom), Found(leaf.atom)).places.append((name, i))
     _head_roles(record)
+    _join_vocabulary(found.values())
     for dim in record.residual:
         for leaf in leaves(dim):
             leaf.atom.roles.add("residual")
     layered = tuple(f"{path}." for path in in_layer)
+    found = {key: axis for key, axis in found.items() if axis.atom.parent is None}
     for axis in found.values():
         axis.kind = _kind(axis, layered)
         axis.frozen = _reason(axis)
     return list(found.values())
+
+
+def _join_vocabulary(axes: Iterable[Found]) -> None:
+    """Logits over as many tokens as the embedding has count the same tokens, tied or not."""
+    tokens = [a for a in axes if "token" in a.atom.roles]
+    largest = max(tokens, key=lambda a: a.atom.size, default=None)
+    for axis in tokens:
+        if axis is not largest:
+            axis.atom.roles.discard("token")
+            mark((Factor(axis.atom),), "looked up by index")
+    for axis in list(axes):
+        if largest is None or axis.atom.size != largest.atom.size or axis is largest:
+            continue
+        if axis.atom.roles == {"written", "output"}:
+            axis.atom.parent = largest.atom
+            largest.atom.roles |= axis.atom.roles
+            for how, why in axis.atom.marks.items():
+                largest.atom.marks.setdefault(how, why)
+            largest.places += axis.places
 
 
 def _head_roles(record: Record) -> None:
@@ -59,6 +80,8 @@ def _head_roles(record: Record) -> None:
 
 def _kind(axis: Found, layered: tuple[str, ...]) -> str:
     roles = axis.atom.roles
+    if "number" in roles:
+        return ANONYMOUS
     if "head" in roles:
         return "head"
     if "group" in roles:

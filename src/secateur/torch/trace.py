@@ -9,6 +9,7 @@ from secateur.layout import Axis, Layout, Linear, Product
 from secateur.torch import atoms
 from secateur.torch.export import Example, export
 from secateur.torch.kinds import Found, composites, find_axes
+from secateur.torch.layers import layer_axes
 from secateur.torch.naming import group_lists, name_axes
 from secateur.torch.values import Contraction, Value
 from secateur.torch.walk import Walk, mark_outputs
@@ -59,15 +60,21 @@ class _Assembly:
         found = find_axes(self.walk.record, stored, self.lists)
         pairs = composites(found, stored)
         self.names = name_axes(found, self.lists)
-        axes = {self.names[id(f.atom)]: self._axis(f) for f in found if id(f.atom) in self.names}
-        for outer, inner in pairs:
-            self._head(axes, outer, inner)
+        axes: dict[str, Axis] = {}
+        for item in found:
+            if id(item.atom) in self.names:
+                axes[self.names[id(item.atom)]] = self._axis(item)
+                for outer, inner in pairs:
+                    if inner is item:
+                        self._head(axes, outer, inner)
         params = {name: self._dims(value.dims) for name, value in self.params}
         for name, value in self.buffers:
             dims = self._dims(value.dims)
             if any(not _is_literal(d) for d in dims):
                 params[name] = dims
-        used = {a for a in axes if axes[a].parts} | {n for dims in params.values() for d in dims for n in _names(d)}
+        for axis in layer_axes(self.walk, _module_lists(self.model)):
+            axes[axis.name] = axis
+        used = {a for a in axes if axes[a].parts or axes[a].path} | {n for dims in params.values() for d in dims for n in _names(d)}
         axes = {name: axis for name, axis in axes.items() if name in used}
         linears, products = self._products()
         layout = Layout(axes, params, linears, products, self.tied)

@@ -1,16 +1,17 @@
 """The walk over an exported graph: each node gets a value over axis atoms, by the rule of its operation."""
 
 import operator
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
 from secateur.torch.atoms import Dim, Factor, expand, fresh, give_role, leaves, mark, root, size
-from secateur.torch.rules import RULES
+from secateur.torch.rules import RULES, product
 from secateur.torch.values import UNKNOWN_EXTENT, Call, Record, Value
 
 INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_with_inference_mode")
@@ -25,6 +26,14 @@ VIEWS = frozenset(
 )
 
 
+class Step(NamedTuple):
+    """One operation: the module that ran it, and the keys of the values it took and made."""
+
+    module: str
+    taken: tuple[int, ...]
+    made: tuple[int, ...]
+
+
 class Walk:
     """Values of the nodes of one exported program, and what was noted on the way."""
 
@@ -34,6 +43,8 @@ class Walk:
         self.buffers: dict[str, Value] = {}
         self.nodes: dict[fx.Node, Any] = {}
         self.outputs: list[Value] = []
+        self.trail: list[Step] = []
+        self.values: dict[int, Value] = {}
         self._owner: dict[int, str] = {}
         self._alias: dict[fx.Node, list[fx.Node]] = {}
         self._keys = 0
@@ -147,7 +158,7 @@ class Walk:
         name = schema.name.split("::")[1]
         if name.startswith("_assert") or name.startswith("sym_constrain"):
             return
-        plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
+        plain = _plain_name(node)
         call = Call(plain, self._arguments(node, schema), _shapes(node), self.record)
         before = self._values(node.all_input_nodes)
         result = self._apply(call, schema.name.replace("::", "."), before)
@@ -156,6 +167,9 @@ class Walk:
         else:
             self.nodes[node] = self._finish(result, node, before)
             self._pass_numbers(node, plain, before)
+        made = [v for v in self._values([node]) if v.key >= 0]
+        self.values.update({v.key: v for v in made})
+        self.trail.append(Step(_module(node), tuple(v.key for v in before), tuple(v.key for v in made)))
         if plain in VIEWS and node.args and isinstance(node.args[0], fx.Node):
             self._share(node, node.args[0])
         if schema.is_mutable:
@@ -199,11 +213,15 @@ class Walk:
 
     def _finish(self, value: Value, node: fx.Node, before: list[Value], index: int = 0) -> Value:
         """Give a value its key, its type and its past."""
-        past = value.past
+        past, behind = value.past, value.behind
         for other in before:
             past |= other.past | (1 << other.key if other.key >= 0 else 0)
+            behind |= other.behind
+        if _plain_name(node) in product.RULES:
+            behind |= past
         key = value.key if value.key >= 0 else self._key()
-        return replace(value, key=key, past=past & ~(1 << key), dtype=_dtype(node, index))
+        past, behind = past & ~(1 << key), behind & ~(1 << key)
+        return replace(value, key=key, past=past, behind=behind, dtype=_dtype(node, index))
 
     def _key(self) -> int:
         self._keys += 1
@@ -261,6 +279,7 @@ def _after_write(value: Any, written: Value) -> Any:
         dims=tuple(dims),
         data=value.data or written.data,
         past=value.past | written.past,
+        behind=value.behind | written.behind,
         tag=value.tag or written.tag,
         weight=None,
         order=None,
@@ -275,6 +294,20 @@ def _fits(result: Any, shapes: list[tuple[int, ...] | None]) -> bool:
         if shape is not None and tuple(size(expand(d)) for d in value.dims) != tuple(shape):
             return False
     return True
+
+
+def _plain_name(node: fx.Node) -> str:
+    """`add` for aten.add_.Tensor."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return ""
+    name = node.target._schema.name.split("::")[1]
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def _module(node: fx.Node) -> str:
+    """Path of the innermost module that ran a node."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return re.sub(r"@\d+", "", str(stack[-1][0])) if stack else ""
 
 
 def _named_tensors(model: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -81,7 +81,7 @@ def _residual(call: Call, x: Value, y: Value, result: Value) -> None:
     if x.rank != y.rank or x.rank < 2 or "float" not in (x.dtype, y.dtype):
         return
     for old, new in ((x, y), (y, x)):
-        if old.key >= 0 and new.past >> old.key & 1:
+        if old.key >= 0 and new.behind >> old.key & 1:
             # Of an image that keeps its channels in front, the channels are the stream.
             call.record.residual += [d for d in result.dims if expand(d)][-1:] + list(result.dims[1:2])
             return

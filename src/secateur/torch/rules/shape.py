@@ -1,6 +1,6 @@
 """Rules for operations that move, group, cut or join positions without changing values."""
 
-from secateur.torch.atoms import Dim, Factor, add_up, expand, fresh, is_frozen, mark, narrow, peel, regroup, unify
+from secateur.torch.atoms import Dim, Factor, add_up, expand, fresh, is_frozen, mark, narrow, number, peel, regroup, unify
 from secateur.torch.values import Call, Rule, Value, remap, same
 
 
@@ -145,7 +145,7 @@ def _every(dim: Dim, step: int, start: int, kept: int) -> Dim:
             peel(inner, inner.size // step)
             factors = expand(tuple(factors))
         if factors[-1].atom.size == step:
-            mark(factors[-1:], "numbers the parts of interleaved pairs")
+            number(factors[-1:], "numbers the parts of interleaved pairs")
             return tuple(factors[:-1])
     mark(factors, reason)
     return fresh(kept, reason)
