@@ -230,9 +230,8 @@ def _configs(
     places = {id(config): path for path, config in _config_tree(getattr(model, "config", None))}
     for owner, config in _config_owners(model):
         layers = _layer_numbers(config, owner, model, lists)
-        changed = {**_wide_numbers(config, owner, layout, sizes), **layers}
-        if not _valid(config, changed):
-            changed = layers
+        wide = _wide_numbers(config, owner, layout, sizes)
+        changed = next((c for c in ({**wide, **layers}, layers, wide) if _valid(config, c)), {})
         if changed:
             configs[owner] = changed
             if id(config) in places:
@@ -242,12 +241,13 @@ def _configs(
 
 
 def _valid(config: Any, changed: Mapping[str, Any]) -> bool:
-    """Whether a configuration accepts the numbers: some demand that heads divide the hidden width, when saved."""
+    """Whether a configuration with these numbers can be saved and read: some tie heads to width, or layers to names."""
     tried = copy.deepcopy(config)
     try:
         for key, value in changed.items():
             setattr(tried, key, value)
         getattr(tried, "validate", lambda: None)()
+        type(tried).from_dict(tried.to_dict())
     except Exception:  # whatever the class of the configuration raises
         return False
     return True
