@@ -514,3 +514,41 @@ def test_minilm(tmp_path):
     with torch.no_grad():
         base = transformers.AutoModel.from_pretrained(tmp_path / "a")
         assert torch.equal(base(**batch).last_hidden_state, model.bert(**batch).last_hidden_state)
+
+
+def test_two_towers_each_with_its_config(tmp_path):
+    from secateur.torch.trace import trace
+
+    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    text = {**size, "vocab_size": tiny.VOCAB, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {**size, "image_size": 16, "patch_size": 8}
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    model = transformers.CLIPModel(config).eval()
+    inputs = {"input_ids": torch.randint(3, tiny.VOCAB, (2, 9)), "pixel_values": torch.randn(2, 3, 16, 16)}
+    layout = trace(model, inputs)
+    stacks = {axis.path: axis.name for axis in layout.of_kind("layer")}
+    resize(model, layout, {stacks["text_model.encoder.layers"]: [0, 2], "vision_model.L1.ffn": range(9)})
+    assert model.config.text_config.num_hidden_layers == 2
+    assert model.config.vision_config.num_hidden_layers == 3
+    hub.save(model, tmp_path / "a")
+    loaded = transformers.AutoModel.from_pretrained(tmp_path / "a")
+    loaded.save_pretrained(tmp_path / "b")
+    again = transformers.AutoModel.from_pretrained(tmp_path / "b")
+    with torch.no_grad():
+        expected = model(**inputs).logits_per_image
+        assert torch.equal(loaded(**inputs).logits_per_image, expected)
+        assert torch.equal(again(**inputs).logits_per_image, expected)
+
+
+def test_a_config_that_ties_layers_to_names_stays_readable(tmp_path):
+    from secateur.torch.trace import trace
+
+    config = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    model = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**config)).eval()
+    layout = trace(model, tiny.inputs(model))
+    resize(model, layout, {layout.of_kind("layer")[0].name: [0, 2]})
+    hub.save(model, tmp_path / "a")
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "a")
+    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
