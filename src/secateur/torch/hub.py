@@ -1,0 +1,244 @@
+"""Save a pruned PyTorch model as a folder that `from_pretrained` (or `load`) opens, and open it.
+
+Sizes that configuration numbers can say make a stock checkpoint, which needs no secateur. All others get a manifest.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.files import new_folder, write_json
+from secateur.plan import Plan
+from secateur.torch import changes as C
+from secateur.torch import packed as P
+from secateur.torch.changes import Changes
+from secateur.torch.mend import is_size
+from secateur.torch.resize import changes_of, check_attachable, remember
+
+MANIFEST = "secateur.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save` wrote: whether the folder opens without secateur (and if not, why), and whether it is packed."""
+
+    folder: Path
+    stock: bool
+    packed: bool
+    reason: str = ""
+
+
+def save(
+    model: nn.Module,
+    folder: Path | str,
+    *,
+    changes: Changes | None = None,
+    plan: Plan | None = None,
+    uniform: bool = False,
+    tokenizer: Any = None,
+    processor: Any = None,
+    overwrite: bool = False,
+    pack: bool | None = None,
+    max_shard_size: int | str | None = None,
+) -> Saved:
+    """Write a model, whole or not at all.
+
+    changes: everything that differs from the stock model; by default what the model itself remembers.
+    plan: written into the folder as well. tokenizer, processor: anything with `save_pretrained`.
+    uniform: demand a stock checkpoint; ModelError with the reason when the sizes do not allow one.
+    pack: store weights with many zeros as bitmask and values; by default when the plan holds element masks.
+    max_shard_size: as in `save_pretrained`; for Hugging Face models only.
+
+    Raises SecateurError when the folder exists (unless `overwrite`) or cannot be written.
+    """
+    changes = changes_of(model) if changes is None else changes
+    pack = bool(plan is not None and plan.masks) and not uniform if pack is None else pack
+    if uniform and pack:
+        raise ModelError("a stock checkpoint cannot hold packed weights; pass either uniform or pack")
+    check_attachable(model)
+    hugging_face = hasattr(model, "save_pretrained") and hasattr(getattr(model, "config", None), "to_diff_dict")
+    config, reason = _stock_config(model, changes) if hugging_face else (None, "plain PyTorch modules need secateur")
+    if uniform and config is None:
+        raise ModelError(
+            f"no stock checkpoint can hold this model: {reason}; prune every layer alike, or leave out uniform"
+        )
+    if any(tensor.is_meta for tensor in C.named_tensors(model).values()):
+        raise ModelError("the model has tensors on the meta device, which hold no numbers; load its weights first")
+    with new_folder(Path(folder), overwrite) as temporary:
+        if hugging_face:
+            packed = _save_hugging_face(model, temporary, changes, config, pack, max_shard_size)
+        else:
+            packed = _save_plain(model, temporary, changes, pack)
+        for part in (tokenizer, processor):
+            if part is not None:
+                part.save_pretrained(temporary)
+        if plan is not None:
+            plan.save(temporary)
+    stock = config is not None and not packed
+    return Saved(Path(folder), stock, packed, "the weights are packed" if config is not None and packed else reason)
+
+
+def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> nn.Module:
+    """Open a saved folder.
+
+    Without `model`: a Hugging Face folder, by the class named in its config; `options` go to `from_pretrained`.
+    With `model`: a fresh instance of the plain PyTorch module that was saved, which is changed and filled in place.
+
+    Raises ModelError when the folder is no such model, is damaged, or does not fit `model`.
+    """
+    folder = Path(folder)
+    check_folder(folder, CONFIG if model is None else MANIFEST)
+    if model is not None:
+        return _load_plain(folder, model)
+    import transformers
+
+    from secateur.torch import quantizer
+
+    quantizer.register()
+    names = _read_json(folder / CONFIG).get("architectures")
+    if not isinstance(names, list) or not names or not hasattr(transformers, str(names[0])):
+        raise ModelError(f"{folder / CONFIG} names no class of transformers (architectures: {names!r})")
+    return getattr(transformers, names[0]).from_pretrained(folder, **options)
+
+
+CONFIG = "config.json"
+
+
+def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
+    """The weight files of a model folder; ModelError says in a sentence why it is none, or why it is refused."""
+    from secateur.torch.headers import read_header
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is not a folder; give one that holds {description} and {WEIGHTS}")
+    if not (folder / description).is_file():
+        raise ModelError(f"{folder} is no saved model: it has no {description}")
+    _read_json(folder / description)
+    if (folder / INDEX).is_file():
+        weights = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weights, dict) or not weights:
+            raise ModelError(f"{folder / INDEX} lists no weights; save or copy the model again")
+        files = [folder / str(name) for name in dict.fromkeys(weights.values())]
+        outside = next((f for f in files if f.resolve().parent != folder.resolve() and not f.is_symlink()), None)
+        if outside:
+            raise ModelError(f"{folder / INDEX} points outside its folder, to {outside}; it is not to be trusted")
+    else:
+        files = [folder / WEIGHTS]
+    absent = next((f for f in files if not f.is_file()), None)
+    if absent:
+        pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
+        if pickled:
+            raise ModelError(
+                f"{folder} holds pickled weights ({pickled[0].name}), which can run code when opened; convert them to "
+                "safetensors where you trust them, for example with save_pretrained"
+            )
+        raise ModelError(f"{folder} is no saved model: {absent.name} is missing")
+    for file in files:
+        read_header(file)
+    return files
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from None
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is damaged: it holds a {type(data).__name__}, expected an object")
+    return data
+
+
+# -- Hugging Face -------------------------------------------------------------------------------------------------
+
+
+def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
+    from secateur.torch import stock
+
+    if changes:
+        return stock.find_config(model)
+    config = copy.deepcopy(model.config)
+    vars(config).pop("quantization_config", None)
+    return config, ""
+
+
+def _save_hugging_face(
+    model: Any, folder: Path, changes: Changes, config: Any, pack: bool, max_shard_size: int | str | None
+) -> bool:
+    """Write weights and config; returns whether any weight was packed."""
+    from secateur.torch import quantizer
+
+    options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
+    packed = P.pack_folder(folder) if pack else False
+    written = copy.deepcopy(model.config if config is None else config)
+    written.dtype, written.architectures = model.config.dtype, model.config.architectures
+    if config is None or packed:
+        manifest = Changes() if config is not None else changes
+        written.quantization_config = quantizer.SecateurConfig(manifest.to_json(), packed)
+    written.save_pretrained(folder)
+    if config is None or packed:
+        # transformers skips methods that it does not know, with a warning; this makes it stop with a sentence.
+        data = _read_json(folder / CONFIG)
+        write_json(folder / CONFIG, {**data, "transformers_weights": quantizer.NOTE})
+    return packed
+
+
+# -- plain PyTorch modules ----------------------------------------------------------------------------------------
+
+
+def _save_plain(model: nn.Module, folder: Path, changes: Changes, pack: bool) -> bool:
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict(keep_vars=True).items()}
+    names: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(tensor), name)
+        if first != name:
+            tied[name] = first
+    kept = {name: tensor.contiguous() for name, tensor in state.items() if name not in tied}
+    written = P.pack_state(kept) if pack else kept
+    save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
+    packed = written.keys() != kept.keys()
+    write_json(folder / MANIFEST, {"format": FORMAT, "packed": packed, "tied": tied, "changes": changes.to_json()})
+    return packed
+
+
+def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
+    data = _read_json(folder / MANIFEST)
+    if data.get("format") != FORMAT:
+        raise ModelError(f"{folder / MANIFEST} has format {data.get('format')!r}; this version reads {FORMAT}")
+    changes, tied = Changes.from_json(data.get("changes") or {}), data.get("tied") or {}
+    if not isinstance(tied, dict):
+        raise ModelError(f"{folder / MANIFEST} is damaged: 'tied' is {tied!r}")
+    C.apply(model, changes, is_size)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    try:
+        state = P.unpack_state(load_file(folder / WEIGHTS), shapes)
+    except SafetensorError as error:
+        raise ModelError(f"{folder / WEIGHTS} is damaged or cut short ({error}); save or copy it again") from None
+    state.update({alias: state[name] for alias, name in tied.items() if name in state})
+    _check_state(model, state, shapes)
+    model.load_state_dict(state)
+    C.take_buffers(model, changes)
+    remember(model, changes)
+    return model
+
+
+def _check_state(model: nn.Module, state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name in sorted(shapes.keys() ^ state.keys()):
+        where = "the file lacks" if name in shapes else f"{type(model).__name__} lacks"
+        raise ModelError(f"{where} {name}; give the same fresh model that was pruned and saved")
+    for name, shape in shapes.items():
+        if tuple(state[name].shape) != shape:
+            raise ModelError(f"the file holds {name} as {tuple(state[name].shape)}, the model has it as {shape}")

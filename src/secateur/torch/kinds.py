@@ -1,0 +1,149 @@
+"""What each traced axis is (head, ffn, hidden, ...), from the operations it met, and whether its units are independent."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from secateur.torch.atoms import Atom, Dim, Factor, expand, frozen, leaves, mark, root
+from secateur.torch.values import Record, Value
+
+NORMED_ALLOWED = ("hidden", "embedding")
+ROUTED_ALLOWED = ("expert",)
+TOKEN_ALLOWED = ("vocab",)
+OUTPUT_ALLOWED = ("hidden", "vocab")
+ANONYMOUS = "other"
+
+
+@dataclass
+class Found:
+    """An axis on its way to a name: where it occurs, what it is, and why it is frozen."""
+
+    atom: Atom
+    kind: str = ANONYMOUS
+    frozen: str | None = None
+    places: list[tuple[str, int]] = field(default_factory=list)
+    """(parameter, dimension) of each occurrence, in order."""
+
+    @property
+    def params(self) -> list[str]:
+        """Parameters that carry it, once each."""
+        return list(dict.fromkeys(name for name, _ in self.places))
+
+
+def find_axes(record: Record, stored: Iterable[tuple[str, Value]], in_layer: Iterable[str]) -> list[Found]:
+    """The axes of all parameters and buffers, classified, in order of first occurrence."""
+    found: dict[int, Found] = {}
+    for name, value in stored:
+        for i, dim in enumerate(value.dims):
+            for leaf in leaves(dim):
+                found.setdefault(id(leaf.atom), Found(leaf.atom)).places.append((name, i))
+    _head_roles(record)
+    _join_vocabulary(found.values())
+    for dim in record.residual:
+        for leaf in leaves(dim):
+            leaf.atom.roles.add("residual")
+    layered = tuple(f"{path}." for path in in_layer)
+    found = {key: axis for key, axis in found.items() if axis.atom.parent is None}
+    for axis in found.values():
+        axis.kind = _kind(axis, layered)
+        axis.frozen = _reason(axis)
+    return list(found.values())
+
+
+def _join_vocabulary(axes: Iterable[Found]) -> None:
+    """Logits over as many tokens as the embedding has count the same tokens, tied or not."""
+    tokens = [a for a in axes if "token" in a.atom.roles]
+    largest = max(tokens, key=lambda a: a.atom.size, default=None)
+    for axis in tokens:
+        if axis is not largest:
+            axis.atom.roles.discard("token")
+            mark((Factor(axis.atom),), "looked up by index")
+    for axis in list(axes):
+        if largest is None or axis.atom.size != largest.atom.size or axis is largest:
+            continue
+        if axis.atom.roles == {"written", "output"}:
+            axis.atom.parent = largest.atom
+            largest.atom.roles |= axis.atom.roles
+            for how, why in axis.atom.marks.items():
+                largest.atom.marks.setdefault(how, why)
+            largest.places += axis.places
+
+
+def _head_roles(record: Record) -> None:
+    """Heads of queries are `kv` times `group` where the keys are the same along the second."""
+    for queries, keys in record.heads:
+        repeated = {id(root(leaf.atom)) for f in expand(keys) if f.const for leaf in leaves((f,))}
+        inside = list(leaves(queries))
+        for leaf in inside:
+            shared = id(leaf.atom) in repeated and any(id(o.atom) not in repeated for o in inside)
+            leaf.atom.roles.add("group" if shared else "head")
+
+
+def _kind(axis: Found, layered: tuple[str, ...]) -> str:
+    roles = axis.atom.roles
+    if "number" in roles:
+        return ANONYMOUS
+    if "head" in roles:
+        return "head"
+    if "group" in roles:
+        return "group"
+    if "expert" in roles:
+        return "expert"
+    if "residual" in roles and roles & {"written", "embedded"} and "read" in roles:
+        return "hidden"
+    if "qk" in roles:
+        return "qk"
+    if "v" in roles:
+        return "v"
+    if "token" in roles:
+        return "vocab"
+    if "embedded" in roles and "read" in roles:
+        return "embedding"
+    if roles >= {"written", "read"}:
+        inside = any(name.startswith(layered) for name in axis.params) if layered else False
+        return ("ffn" if inside else "dense") if "activated" in roles else "rank"
+    return ANONYMOUS
+
+
+def _reason(axis: Found) -> str | None:
+    marks, kind = axis.atom.marks, axis.kind
+    if reason := frozen(axis.atom):
+        return reason
+    for how, allowed in (("normed", NORMED_ALLOWED), ("routed", ROUTED_ALLOWED), ("token", TOKEN_ALLOWED)):
+        if how in marks and kind not in allowed:
+            return marks[how]
+    if "output" in axis.atom.roles and kind not in OUTPUT_ALLOWED:
+        return "the model returns it"
+    if kind == ANONYMOUS:
+        return "no operation says what it is"
+    return None
+
+
+def composites(axes: list[Found], stored: Iterable[tuple[str, Value]]) -> list[tuple[Found, Found]]:
+    """Pairs (kv, group) that stand side by side in a parameter: together they are the query heads."""
+    by_atom = {id(a.atom): a for a in axes}
+    pairs: dict[tuple[int, int], tuple[Found, Found]] = {}
+    for _, value in stored:
+        for dim in value.dims:
+            for sequence in _sequences(dim):
+                for outer, inner in zip(sequence, sequence[1:], strict=False):
+                    first, second = by_atom.get(id(outer)), by_atom.get(id(inner))
+                    if first and second and first.kind in ("head", "kv") and second.kind == "group":
+                        pairs[id(outer), id(inner)] = (first, second)
+    for first, _ in pairs.values():
+        first.kind = "kv"
+    paired = {id(second.atom) for _, second in pairs.values()}
+    for axis in axes:
+        if axis.kind == "group" and id(axis.atom) not in paired:
+            axis.kind = "head"
+    return list(pairs.values())
+
+
+def _sequences(dim: Dim) -> list[list[Atom]]:
+    """Products of atoms inside a dimension, sums opened."""
+    factors = expand(dim)
+    found = [[f.atom for f in factors]]
+    for factor in factors:
+        if factor.atom.form == "sum":
+            for term in factor.atom.parts:
+                found += _sequences(term)
+    return found

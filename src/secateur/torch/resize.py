@@ -1,0 +1,324 @@
+"""Physically shrink a PyTorch model to the units that a plan keeps: tensors, module lists, and what mirrors them."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.dims import extent
+from secateur.errors import ModelError
+from secateur.layout import Layout
+from secateur.torch import changes as C
+from secateur.torch.changes import Changes
+from secateur.torch.mend import LAYER_INDEX, MEANING, is_size, mirrors
+
+LAYER_COUNTS = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layer",
+    "n_layers",
+    "depth",
+    "num_blocks",
+    "num_encoder_layers",
+    "encoder_layers",
+    "encoder_num_hidden_layers",
+    "num_decoder_layers",
+    "decoder_layers",
+    "decoder_num_hidden_layers",
+)
+
+
+def resize(model: nn.Module, layout: Layout, keep: Mapping[str, Sequence[int] | np.ndarray]) -> Changes:
+    """Remove every unit that `keep` does not list from `model`, in place.
+
+    Parameters and buffers become new tensors (same dtype, device and `requires_grad`; tied ones stay tied), so an
+    optimizer made before must be made anew. Axes without an entry in `keep` stay whole. Returns what this call changed;
+    `changes_of(model)` is everything in which the model now differs from what its class builds.
+
+    Raises PlanError when `keep` does not fit the layout, ModelError when the layout does not fit the model or when a
+    Python attribute that the forward pass reads cannot be told; the model is then as it was.
+    """
+    checked = layout.check_keep({name: np.asarray(units) for name, units in keep.items()})
+    step, kept = plan_changes(model, layout, checked)
+    total = changes_of(model).merge(step)
+    check_attachable(model)
+    _take(model, layout, kept)
+    C.drop(model, step.kept)
+    C.set_attributes(model, step, is_size)
+    remember(model, total)
+    return step
+
+
+def changes_of(model: nn.Module) -> Changes:
+    """What `resize` or loading has changed in a model so far; empty for a stock model."""
+    return vars(model).get(C.ATTRIBUTE) or Changes()
+
+
+def check_attachable(model: nn.Module) -> None:
+    """ModelError when the model is quantized, so that its config has no room for what was changed."""
+    other = getattr(getattr(model, "config", None), "quantization_config", None)
+    method = other.get("quant_method") if isinstance(other, Mapping) else getattr(other, "quant_method", None)
+    if other is not None and method != "secateur":
+        name = getattr(method, "value", method)
+        raise ModelError(f"the model is quantized with {name}; prune the unquantized model, then quantize that")
+
+
+def remember(model: nn.Module, changes: Changes) -> None:
+    """Keep the changes with the model, and in its Hugging Face config, so that `save_pretrained` writes them."""
+    vars(model)[C.ATTRIBUTE] = changes
+    if hasattr(getattr(model, "config", None), "to_diff_dict"):
+        from secateur.torch import quantizer
+
+        quantizer.attach(model, changes)
+
+
+def plan_changes(
+    model: nn.Module, layout: Layout, keep: Mapping[str, np.ndarray]
+) -> tuple[Changes, dict[str, list[np.ndarray | None] | None]]:
+    """The changes that removal makes, and what is kept of each parameter of the layout; the model is not touched."""
+    tensors = C.named_tensors(model)
+    layout.check({name: tuple(t.shape) for name, t in tensors.items()})
+    missing = next((name for name in layout.params if name not in tensors), None)
+    if missing:
+        raise ModelError(f"the layout describes {missing}, which {type(model).__name__} does not have")
+    sizes = new_sizes(layout, keep)
+    kept = {name: layout.kept(name, keep) for name in layout.params}
+    for name, dims in layout.params.items():
+        shape = layout.kept_shape(name, keep)
+        if shape is not None and shape != tuple(extent(dim, sizes) for dim in dims):
+            raise ModelError(f"{name} would become {shape}, but its axes say {tuple(extent(d, sizes) for d in dims)}")
+    lists = _lists(layout, keep)
+    attributes, own_configs = mirrors(model, layout, sizes, kept)
+    for path, indices, kind in lists:
+        if kind == "layer":
+            _renumber(model, path, indices, attributes)
+    configs, base = _configs(model, layout, sizes, lists)
+
+    moves: dict[str, tuple[int, ...]] = {}
+    for path, indices, _ in sorted(lists, key=lambda entry: entry[0].count(".")):
+        moved = C.renamed(path, moves)
+        if moved is not None:
+            moves[moved] = indices
+
+    def surviving(entries: Mapping[str, Any]) -> dict[str, Any]:
+        pairs = ((C.renamed(name, moves), value) for name, value in entries.items())
+        return {name: value for name, value in pairs if name is not None}
+
+    shapes, takes = _shapes(model, layout, tensors, kept)
+    return (
+        Changes(
+            moves,
+            surviving(shapes),
+            surviving(takes),
+            surviving(attributes),
+            surviving(configs),
+            surviving(own_configs),
+            base,
+        ),
+        kept,
+    )
+
+
+def new_sizes(layout: Layout, keep: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Size of each axis after removal; axes that are parts of a pruned product shrink with it."""
+    sizes = {name: len(keep[name]) if name in keep else axis.size for name, axis in layout.axes.items()}
+    for name, axis in layout.axes.items():
+        if not axis.parts:
+            continue
+        outer, inner = axis.parts[0], axis.parts[-1]
+        if name in keep:
+            if len(axis.parts) != 2:
+                raise ModelError(f"axis {name} is a product of {len(axis.parts)} axes; only two can be resized")
+            units = keep[name]
+            if outer in keep:
+                units = units[np.isin(units // layout.axes[inner].size, keep[outer])]
+            sizes[inner] = len(units) // max(sizes[outer], 1)
+        sizes[name] = int(np.prod([sizes[part] for part in axis.parts]))
+    return sizes
+
+
+def _lists(layout: Layout, keep: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[int, ...], str]]:
+    """Module lists that lose elements: (path, kept indices, kind of axis)."""
+    found = []
+    for name, units in keep.items():
+        axis = layout.axes[name]
+        if axis.path is not None and len(units) < axis.size:
+            found.append((axis.path, tuple(int(i) for i in units), axis.kind))
+    return found
+
+
+def _shapes(
+    model: nn.Module,
+    layout: Layout,
+    tensors: Mapping[str, torch.Tensor],
+    kept: Mapping[str, list[np.ndarray | None] | None],
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[tuple[int, ...] | None, ...]]]:
+    """New shapes of parameters and persistent buffers, and kept positions of the other buffers, by old names."""
+    aliases = _aliases(layout, tensors)
+    shapes: dict[str, tuple[int, ...]] = {}
+    takes: dict[str, tuple[tuple[int, ...] | None, ...]] = {}
+    for name, dims in kept.items():
+        if dims is None or all(d is None or d.all() for d in dims):
+            continue
+        shape = tuple(n if d is None else int(d.sum()) for n, d in zip(tensors[name].shape, dims, strict=True))
+        for alias in aliases[name]:
+            if _persistent(model, alias):
+                shapes[alias] = shape
+            else:
+                takes[alias] = tuple(None if d is None else tuple(np.flatnonzero(d).tolist()) for d in dims)
+    return shapes, takes
+
+
+def _aliases(layout: Layout, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """Every name under which each parameter of the layout stands in the model."""
+    by_id: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        by_id.setdefault(id(tensor), []).append(name)
+    aliases = {name: list(by_id[id(tensors[name])]) for name in layout.params}
+    for alias, name in layout.tied.items():
+        if alias in tensors and alias not in aliases[name]:
+            aliases[name].append(alias)
+    return aliases
+
+
+def _persistent(model: nn.Module, name: str) -> bool:
+    path, _, leaf = name.rpartition(".")
+    return leaf not in model.get_submodule(path)._non_persistent_buffers_set
+
+
+def _take(model: nn.Module, layout: Layout, kept: Mapping[str, list[np.ndarray | None] | None]) -> None:
+    """Replace tensors by what is kept of them, once each however many names they have."""
+    tensors = C.named_tensors(model)
+    aliases = _aliases(layout, tensors)
+    done: dict[int, torch.Tensor] = {}
+    for name, dims in kept.items():
+        if dims is None or all(d is None or d.all() for d in dims):
+            continue
+        positions = [None if d is None else np.flatnonzero(d).tolist() for d in dims]
+        for alias in aliases[name]:
+            old = tensors[alias]
+            if id(old) not in done:
+                done[id(old)] = C.like(old, C.select(old, positions))
+            C.put(model, alias, done[id(old)])
+
+
+def _renumber(model: nn.Module, path: str, indices: tuple[int, ...], attributes: dict[str, dict[str, Any]]) -> None:
+    """Layer numbers that modules carry, for caches: the element that was i is now number `indices.index(i)`."""
+    for new, old in enumerate(indices):
+        element = f"{path}.{old}"
+        for inner, module in model.get_submodule(element).named_modules():
+            for name in LAYER_INDEX:
+                if old != new and vars(module).get(name) == old and type(vars(module)[name]) is int:
+                    attributes.setdefault(f"{element}.{inner}" if inner else element, {})[name] = new
+
+
+# -- configuration numbers that hold for a whole model ------------------------------------------------------------
+
+
+def _configs(
+    model: nn.Module,
+    layout: Layout,
+    sizes: Mapping[str, int],
+    lists: list[tuple[str, tuple[int, ...], str]],
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Numbers of layers, hidden width, vocabulary and experts in configs: (by module path, old values of the root)."""
+    configs: dict[str, dict[str, Any]] = {}
+    base: dict[str, dict[str, Any]] = {}
+    places = {id(config): path for path, config in _config_tree(getattr(model, "config", None))}
+    for owner, config in _config_owners(model):
+        layers = _layer_numbers(config, owner, model, lists)
+        wide = _wide_numbers(config, owner, layout, sizes)
+        changed = next((c for c in ({**wide, **layers}, layers, wide) if _valid(config, c)), {})
+        if changed:
+            configs[owner] = changed
+            if id(config) in places:
+                old = {key: getattr(config, key) for key in changed}
+                base[places[id(config)]] = {k: list(v) if isinstance(v, tuple) else v for k, v in old.items()}
+    return configs, base
+
+
+def _valid(config: Any, changed: Mapping[str, Any]) -> bool:
+    """Whether a configuration with these numbers can be saved and read: some tie heads to width, or layers to names."""
+    tried = copy.deepcopy(config)
+    try:
+        for key, value in changed.items():
+            setattr(tried, key, value)
+        getattr(tried, "validate", lambda: None)()
+        type(tried).from_dict(tried.to_dict())
+    except Exception:  # whatever the class of the configuration raises
+        return False
+    return True
+
+
+def _config_owners(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Each distinct Hugging Face configuration among the modules, with the outermost module that has it."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        config = vars(module).get("config")
+        if hasattr(config, "to_diff_dict") and id(config) not in seen:
+            seen.add(id(config))
+            yield path, config
+
+
+def _config_tree(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if not hasattr(config, "to_diff_dict"):
+        return
+    yield path, config
+    for name, value in vars(config).items():
+        if hasattr(value, "to_diff_dict"):
+            yield from _config_tree(value, f"{path}.{name}" if path else name)
+
+
+def _wide_numbers(config: Any, owner: str, layout: Layout, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Hidden width, vocabulary and experts, where all axes of that kind and size agree on the new one."""
+    inside = [p for p in layout.params if not owner or p.startswith(owner + ".")]
+    used = {n for p in inside for dim in layout.params[p] for term in dim for n in _flat(term)}
+    changed = {}
+    for key, meaning in MEANING.items():
+        value = getattr(config, key, None)
+        if meaning not in ("hidden", "vocab", "expert") or type(value) is not int:
+            continue
+        new = {sizes[n] for n in used if layout.axes[n].kind == meaning and layout.axes[n].size == value}
+        if len(new) == 1 and new != {value}:
+            changed[key] = new.pop()
+    return changed
+
+
+def _flat(term: tuple[Any, ...]) -> Iterator[str]:
+    for factor in term:
+        if isinstance(factor, str):
+            yield factor
+        elif isinstance(factor, tuple):
+            for inner in factor:
+                yield from _flat(inner)
+
+
+def _layer_numbers(
+    config: Any, owner: str, model: nn.Module, lists: list[tuple[str, tuple[int, ...], str]]
+) -> dict[str, Any]:
+    """Number of layers and the lists with one entry per layer, when layers of a stack below `owner` go."""
+    changed: dict[str, Any] = {}
+    for path, indices, kind in lists:
+        if kind != "layer" or (owner and not path.startswith(owner + ".")):
+            continue
+        old = len(model.get_submodule(path))
+        inner = path[len(owner) + 1 :] if owner else path
+        stack = next((s for s in ("decoder", "encoder") if s in inner), "")
+        names = [key for key in LAYER_COUNTS if type(getattr(config, key, None)) is int]
+        special = [key for key in names if stack and stack in key]
+        generic = [key for key in names if "encoder" not in key and "decoder" not in key]
+        for key in special + (generic if not special or stack == "encoder" else []):
+            if getattr(config, key) == old:
+                changed[key] = len(indices)
+        for key, value in vars(config).items():
+            listed = (
+                isinstance(value, list | tuple)
+                and len(value) == old
+                and all(isinstance(item, int | str) for item in value)
+            )
+            if listed and ("layer" in key or "block" in key):
+                changed[key] = [value[i] for i in indices]
+    return changed

@@ -1,0 +1,186 @@
+"""Rules for element-wise operations: operands broadcast, and zeros survive where f(0) = 0."""
+
+from secateur.torch.atoms import expand, give_role, narrow, unify
+from secateur.torch.values import Call, Rule, Value, broadcast, remap
+
+KEEPS_ZERO = (
+    "relu gelu silu tanh neg abs sqrt square sin sinh asinh atan tan asin erf expm1 log1p sign sgn floor ceil round "
+    "trunc mish hardswish relu6 leaky_relu elu celu selu softshrink hardshrink tanhshrink softsign nan_to_num frac "
+    "logical_and __and__ bitwise_and prelu rrelu"
+).split()
+MAKES_NONZERO = (
+    "exp exp2 cos cosh acos sigmoid logsigmoid log_sigmoid rsqrt reciprocal log log2 log10 softplus hardsigmoid eq ne lt le gt ge "
+    "logical_not bitwise_not isnan isinf isfinite logit erfc digamma lgamma atan2 logical_or logical_xor __or__ "
+    "bitwise_or bitwise_xor __xor__ __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift isclose "
+    "isneginf isposinf fmod threshold"
+).split()
+ACTIVATIONS = (
+    "relu gelu silu tanh erf mish hardswish relu6 leaky_relu elu celu selu sigmoid softplus hardsigmoid square"
+).split()
+CASTS = (
+    "contiguous dropout clone alias detach to _to_copy lift_fresh_copy lift_fresh type_as float half bfloat16 "
+    "native_dropout feature_dropout alpha_dropout positive conj resolve_conj resolve_neg "
+    "_conj_physical cpu cuda int long bool double"
+).split()
+
+
+def _tag(call: Call) -> str:
+    tags = [t.tag for t in call.tensors()]
+    return next((t for t in ("prob", "score") if t in tags), "")
+
+
+def _elementwise(call: Call, zero, values: list[Value] | None = None) -> Value:  # type: ignore[no-untyped-def]
+    values = call.tensors() if values is None else values
+    return call.new(broadcast(call, values, zero), tag=_tag(call))
+
+
+def cast(call: Call) -> Value | list[Value]:
+    """Operations that change neither positions nor, at a masked unit, the value."""
+    x = next(iter(call.tensors()))
+    kept = call.new(x.dims, key=x.key, tag=x.tag, weight=x.weight, order=x.order, looked_up=x.looked_up)
+    if len(call.shapes) > 1:
+        return [kept, call.new(x.dims)]
+    return kept
+
+
+def keeps_zero(call: Call) -> Value:
+    """f(0) = 0, and any zero operand gives zero (`and`)."""
+    return _activated(call, _elementwise(call, any))
+
+
+def makes_nonzero(call: Call) -> Value:
+    """f(0) != 0, or not known."""
+    return _activated(call, _elementwise(call, lambda flags: False))
+
+
+def _activated(call: Call, result: Value) -> Value:
+    if call.name in ACTIVATIONS:
+        for factor in expand(result.dims[-1] if result.dims else ()):
+            give_role((factor,), "activated")
+    return result
+
+
+def _scalar(call: Call, name: str) -> float | None:
+    value = call.args.get(name)
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def add(call: Call) -> Value:
+    """Sums: zero where every operand is; a residual sum of two activations is remembered."""
+    other = _scalar(call, "other")
+    values = call.tensors()
+    if other is not None and other != 0:
+        return _elementwise(call, lambda flags: False)
+    result = _elementwise(call, all)
+    if len(values) == 2 and all(v.data and not v.weight for v in values):
+        _residual(call, values[0], values[1], result)
+    return result
+
+
+def _residual(call: Call, x: Value, y: Value, result: Value) -> None:
+    if x.rank != y.rank or x.rank < 2 or "float" not in (x.dtype, y.dtype):
+        return
+    for old, new in ((x, y), (y, x)):
+        if old.key >= 0 and new.behind >> old.key & 1:
+            # Of an image that keeps its channels in front, the channels are the stream.
+            call.record.residual += [d for d in result.dims if expand(d)][-1:] + list(result.dims[1:2])
+            return
+
+
+def multiply(call: Call) -> Value:
+    """Products: zero where any operand is."""
+    if _scalar(call, "other") == 0:
+        return _elementwise(call, lambda flags: True)
+    return _elementwise(call, any)
+
+
+def divide(call: Call) -> Value:
+    """Quotients: zero where the numerator is."""
+    if not isinstance(call.args.get("self"), Value):
+        return makes_nonzero(call)
+    return _elementwise(call, lambda flags: flags[0])
+
+
+def extreme(call: Call) -> Value:
+    """Element-wise maximum and minimum: zero where both are."""
+    return _elementwise(call, all)
+
+
+def power(call: Call) -> Value:
+    """x ** p keeps zeros for p > 0."""
+    exponent = _scalar(call, "exponent")
+    if exponent is not None and exponent > 0:
+        return _elementwise(call, all)
+    return makes_nonzero(call)
+
+
+def clamp(call: Call) -> Value:
+    """Zeros survive when zero lies inside the bounds."""
+    bounds = [call.args.get(n) for n in ("min", "min_val", "max", "max_val")]
+    if any(isinstance(b, Value) for b in bounds):
+        return makes_nonzero(call)
+    low = next((b for b in (call.args.get("min"), call.args.get("min_val")) if b is not None), -1)
+    high = next((b for b in (call.args.get("max"), call.args.get("max_val")) if b is not None), 1)
+    inside = low <= 0 <= high
+    return _elementwise(call, (lambda flags: flags[0]) if inside else (lambda flags: False))
+
+
+def where(call: Call) -> Value:
+    """Choice between two tensors: zero where both are."""
+    order = [call.args.get(n) for n in ("condition", "self", "other")]
+    values = [v for v in order if isinstance(v, Value)]
+    scalars = [v for v in order[1:] if isinstance(v, (int, float))]
+    if any(s != 0 for s in scalars):
+        return _elementwise(call, lambda flags: False, values)
+    return _elementwise(call, lambda flags: all(flags[1:]), values)
+
+
+def masked_fill(call: Call) -> Value:
+    """Zeros survive when the value filled in is zero."""
+    fill = call.args.get("value")
+    keeps = isinstance(fill, (int, float)) and fill == 0
+    values = [call.value("self"), call.value("mask")]
+    return _elementwise(call, (lambda flags: flags[0]) if keeps else (lambda flags: False), values)
+
+
+def glu(call: Call) -> Value:
+    """a * sigmoid(b) over the two halves of a dimension."""
+    x = call.value("self")
+    axis = call.axis(default=-1)
+    half = call.shape[axis]
+    first, second = narrow(x.dims[axis], 0, half), narrow(x.dims[axis], half, half)
+    unify(first, second)
+    dims = [remap(d, zero=None, const=False) for d in x.dims]
+    dims[axis] = first
+    give_role(first, "activated")
+    return call.new(dims)
+
+
+def fill(call: Call) -> Value:
+    """A constant of the shape of the argument."""
+    zero = _scalar(call, "value") == 0
+    return call.new([remap(d, zero=zero, const=True) for d in call.value("self").dims], data=False)
+
+
+def polynomial(call: Call) -> Value:
+    """addcmul, addcdiv, lerp: zero only where all operands are."""
+    return _elementwise(call, all)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(CASTS, cast),
+    **dict.fromkeys(KEEPS_ZERO, keeps_zero),
+    **dict.fromkeys(MAKES_NONZERO, makes_nonzero),
+    **dict.fromkeys(("add", "sub", "rsub", "subtract"), add),
+    **dict.fromkeys(("mul", "multiply"), multiply),
+    **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder"), divide),
+    **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), extreme),
+    **dict.fromkeys(("addcmul", "addcdiv", "lerp"), polynomial),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max", "hardtanh"), clamp),
+    "pow": power,
+    "where": where,
+    "masked_fill": masked_fill,
+    "glu": glu,
+    "fill": fill,
+    "__pow__": power,
+}
