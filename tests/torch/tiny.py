@@ -19,9 +19,7 @@ def bert(**options):
         "intermediate_size": 48,
         "max_position_embeddings": 40,
     }
-    return _build(
-        transformers.BertForSequenceClassification, transformers.BertConfig(**{**config, **options})
-    )
+    return _build(transformers.BertForSequenceClassification, transformers.BertConfig(**{**config, **options}))
 
 
 def llama(**options):
@@ -107,7 +105,8 @@ def _build(cls, config):
 
 def inputs(model, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, VOCAB, (2, 7), generator=generator)
+    vocab = getattr(model.config, "vocab_size", VOCAB)
+    ids = torch.randint(3, vocab, (2, 7), generator=generator)
     if "image_size" in model.config.to_dict():
         size = model.config.image_size
         return {"pixel_values": torch.randn(2, 3, size, size, generator=generator)}
@@ -251,9 +250,7 @@ def layout_of(model):
     for name, (kind, size) in sizes.items():
         word, _, rest = kind.partition(" ")
         axes.append(f"  {name} {size} {word} {rest}".rstrip())
-    return Layout.from_text(
-        "\n".join(["axes", *axes, "parameters", *lines, *(["tied", *tied] if tied else [])])
-    )
+    return Layout.from_text("\n".join(["axes", *axes, "parameters", *lines, *(["tied", *tied] if tied else [])]))
 
 
 def mask(model, layout, keep):

@@ -63,9 +63,7 @@ class Changes:
         }
         unknown = sorted(set(data) - set(readers))
         if unknown:
-            raise ModelError(
-                f"the manifest has the unknown part {unknown[0]!r}; a newer secateur may read it"
-            )
+            raise ModelError(f"the manifest has the unknown part {unknown[0]!r}; a newer secateur may read it")
         parts = {}
         for part, entries in data.items():
             if not isinstance(entries, dict):
@@ -166,9 +164,7 @@ def apply(model: nn.Module, changes: Changes, allowed: Callable[[str], bool]) ->
             raise ModelError(f"the manifest sizes {name}, which {type(model).__name__} does not have")
         old = tensors[name]
         if len(shape) != old.dim() or any(n > m for n, m in zip(shape, old.shape, strict=True)):
-            raise ModelError(
-                f"the manifest gives {name} the shape {shape}, which does not fit {tuple(old.shape)}"
-            )
+            raise ModelError(f"the manifest gives {name} the shape {shape}, which does not fit {tuple(old.shape)}")
         if id(old) not in replaced:
             replaced[id(old)] = like(old, torch.empty(shape, dtype=old.dtype, device=old.device))
         put(model, name, replaced[id(old)])
@@ -190,13 +186,9 @@ def drop(model: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> None:
         modules = submodule(model, path)
         indices = kept[path]
         if not isinstance(modules, nn.ModuleList | nn.Sequential):
-            raise ModelError(
-                f"{path} is a {type(modules).__name__}; only elements of module lists can be dropped"
-            )
+            raise ModelError(f"{path} is a {type(modules).__name__}; only elements of module lists can be dropped")
         if list(indices) != sorted(set(indices)) or (indices and indices[-1] >= len(modules)):
-            raise ModelError(
-                f"{path} has {len(modules)} elements; {list(indices)} cannot be what remains of them"
-            )
+            raise ModelError(f"{path} has {len(modules)} elements; {list(indices)} cannot be what remains of them")
         elements = list(modules)
         modules._modules = {str(new): elements[old] for new, old in enumerate(indices)}
 
@@ -207,9 +199,7 @@ def set_attributes(model: nn.Module, changes: Changes, allowed: Callable[[str], 
         module = submodule(model, path)
         for name, value in values.items():
             if not allowed(name) or not hasattr(module, name):
-                raise ModelError(
-                    f"the manifest sets {name!r} of {path or 'the model'}, which is no size it has"
-                )
+                raise ModelError(f"the manifest sets {name!r} of {path or 'the model'}, which is no size it has")
             setattr(module, name, tuple(value) if isinstance(value, list) else value)
     for path, values in changes.configs.items():
         _set_config(submodule(model, path), path, values)
@@ -283,9 +273,7 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError:
-        raise ModelError(
-            f"the manifest names the module {path!r}, which {type(model).__name__} lacks"
-        ) from None
+        raise ModelError(f"the manifest names the module {path!r}, which {type(model).__name__} lacks") from None
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------
@@ -323,8 +311,7 @@ def _compose(
     first: tuple[tuple[int, ...] | None, ...], then: tuple[tuple[int, ...] | None, ...]
 ) -> tuple[tuple[int, ...] | None, ...]:
     return tuple(
-        b if a is None else a if b is None else tuple(a[i] for i in b)
-        for a, b in zip(first, then, strict=True)
+        b if a is None else a if b is None else tuple(a[i] for i in b) for a, b in zip(first, then, strict=True)
     )
 
 

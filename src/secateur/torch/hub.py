@@ -22,7 +22,7 @@ from secateur.torch import changes as C
 from secateur.torch import packed as P
 from secateur.torch.changes import Changes
 from secateur.torch.mend import is_size
-from secateur.torch.resize import changes_of, remember
+from secateur.torch.resize import changes_of, check_attachable, remember
 
 MANIFEST = "secateur.json"
 WEIGHTS = "model.safetensors"
@@ -55,7 +55,7 @@ def save(
 ) -> Saved:
     """Write a model, whole or not at all.
 
-    changes: all of what `resize` returned last; by default what the model itself remembers.
+    changes: everything that differs from the stock model; by default what the model itself remembers.
     plan: written into the folder as well. tokenizer, processor: anything with `save_pretrained`.
     uniform: demand a stock checkpoint; ModelError with the reason when the sizes do not allow one.
     pack: store weights with many zeros as bitmask and values; by default when the plan holds element masks.
@@ -67,20 +67,15 @@ def save(
     pack = bool(plan is not None and plan.masks) and not uniform if pack is None else pack
     if uniform and pack:
         raise ModelError("a stock checkpoint cannot hold packed weights; pass either uniform or pack")
-    hugging_face = hasattr(model, "save_pretrained") and hasattr(
-        getattr(model, "config", None), "to_diff_dict"
-    )
-    config, reason = (
-        _stock_config(model, changes) if hugging_face else (None, "plain PyTorch modules need secateur")
-    )
+    check_attachable(model)
+    hugging_face = hasattr(model, "save_pretrained") and hasattr(getattr(model, "config", None), "to_diff_dict")
+    config, reason = _stock_config(model, changes) if hugging_face else (None, "plain PyTorch modules need secateur")
     if uniform and config is None:
         raise ModelError(
             f"no stock checkpoint can hold this model: {reason}; prune every layer alike, or leave out uniform"
         )
     if any(tensor.is_meta for tensor in C.named_tensors(model).values()):
-        raise ModelError(
-            "the model has tensors on the meta device, which hold no numbers; load its weights first"
-        )
+        raise ModelError("the model has tensors on the meta device, which hold no numbers; load its weights first")
     with new_folder(Path(folder), overwrite) as temporary:
         if hugging_face:
             packed = _save_hugging_face(model, temporary, changes, config, pack, max_shard_size)
@@ -92,9 +87,7 @@ def save(
         if plan is not None:
             plan.save(temporary)
     stock = config is not None and not packed
-    return Saved(
-        Path(folder), stock, packed, "the weights are packed" if config is not None and packed else reason
-    )
+    return Saved(Path(folder), stock, packed, "the weights are packed" if config is not None and packed else reason)
 
 
 def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> nn.Module:
@@ -138,20 +131,14 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
         if not isinstance(weights, dict) or not weights:
             raise ModelError(f"{folder / INDEX} lists no weights; save or copy the model again")
         files = [folder / str(name) for name in dict.fromkeys(weights.values())]
-        outside = next(
-            (f for f in files if f.resolve().parent != folder.resolve() and not f.is_symlink()), None
-        )
+        outside = next((f for f in files if f.resolve().parent != folder.resolve() and not f.is_symlink()), None)
         if outside:
-            raise ModelError(
-                f"{folder / INDEX} points outside its folder, to {outside}; it is not to be trusted"
-            )
+            raise ModelError(f"{folder / INDEX} points outside its folder, to {outside}; it is not to be trusted")
     else:
         files = [folder / WEIGHTS]
     absent = next((f for f in files if not f.is_file()), None)
     if absent:
-        pickled = sorted(
-            [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")]
-        )
+        pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
         if pickled:
             raise ModelError(
                 f"{folder} holds pickled weights ({pickled[0].name}), which can run code when opened; convert them to "
@@ -192,9 +179,6 @@ def _save_hugging_face(
     """Write weights and config; returns whether any weight was packed."""
     from secateur.torch import quantizer
 
-    other = getattr(model.config, "quantization_config", None)
-    if other is not None and not isinstance(other, quantizer.SecateurConfig):
-        raise ModelError("the model is quantized by another method; save it before it is quantized")
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
     packed = P.pack_folder(folder) if pack else False
@@ -226,18 +210,14 @@ def _save_plain(model: nn.Module, folder: Path, changes: Changes, pack: bool) ->
     written = P.pack_state(kept) if pack else kept
     save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
     packed = written.keys() != kept.keys()
-    write_json(
-        folder / MANIFEST, {"format": FORMAT, "packed": packed, "tied": tied, "changes": changes.to_json()}
-    )
+    write_json(folder / MANIFEST, {"format": FORMAT, "packed": packed, "tied": tied, "changes": changes.to_json()})
     return packed
 
 
 def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
     data = _read_json(folder / MANIFEST)
     if data.get("format") != FORMAT:
-        raise ModelError(
-            f"{folder / MANIFEST} has format {data.get('format')!r}; this version reads {FORMAT}"
-        )
+        raise ModelError(f"{folder / MANIFEST} has format {data.get('format')!r}; this version reads {FORMAT}")
     changes, tied = Changes.from_json(data.get("changes") or {}), data.get("tied") or {}
     if not isinstance(tied, dict):
         raise ModelError(f"{folder / MANIFEST} is damaged: 'tied' is {tied!r}")
@@ -246,9 +226,7 @@ def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
     try:
         state = P.unpack_state(load_file(folder / WEIGHTS), shapes)
     except SafetensorError as error:
-        raise ModelError(
-            f"{folder / WEIGHTS} is damaged or cut short ({error}); save or copy it again"
-        ) from None
+        raise ModelError(f"{folder / WEIGHTS} is damaged or cut short ({error}); save or copy it again") from None
     state.update({alias: state[name] for alias, name in tied.items() if name in state})
     _check_state(model, state, shapes)
     model.load_state_dict(state)
@@ -257,14 +235,10 @@ def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
     return model
 
 
-def _check_state(
-    model: nn.Module, state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
+def _check_state(model: nn.Module, state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name in sorted(shapes.keys() ^ state.keys()):
         where = "the file lacks" if name in shapes else f"{type(model).__name__} lacks"
         raise ModelError(f"{where} {name}; give the same fresh model that was pruned and saved")
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
-            raise ModelError(
-                f"the file holds {name} as {tuple(state[name].shape)}, the model has it as {shape}"
-            )
+            raise ModelError(f"the file holds {name} as {tuple(state[name].shape)}, the model has it as {shape}")

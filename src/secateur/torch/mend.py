@@ -1,13 +1,14 @@
-"""Python attributes that mirror the sizes of weights (`num_heads`, `split_size`, `normalized_shape`), and their mending.
+"""Python attributes that mirror sizes of weights (`num_heads`, `split_size`, `normalized_shape`), and their mending.
 
 One table, keyed by attribute name, says what a number counts. An attribute changes only when its value equals that
 count among the weights of its own module before pruning; its new value is the same count after. No model classes.
 """
 
+import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +89,15 @@ def mirrors(
     """
     attributes: dict[str, dict[str, Any]] = {}
     own_configs: dict[str, dict[str, Any]] = {}
+    layout = dataclasses.replace(layout, params=_all_names(model, layout))
     changed = {name for name, size in layout.sizes.items() if new_sizes[name] != size}
     carriers = {p for p, dims in layout.params.items() if changed & {n for dim in dims for n in names(dim)}}
     for path, module in model.named_modules():
         inside = [p for p in layout.params if not path or p.startswith(path + ".")]
         if not carriers.intersection(inside):
             continue
+        if isinstance(module, nn.MultiheadAttention):
+            _refuse_attention(path, inside, layout, new_sizes)
         mended = _leaf(path, module, layout, new_sizes, kept)
         near = [p for p in inside if _near(model, path, p)]
         scopes = [s for s in (near, inside) if carriers.intersection(s)]
@@ -111,23 +115,41 @@ def mirrors(
     return attributes, own_configs
 
 
+def _refuse_attention(path: str, params: list[str], layout: Layout, new_sizes: Mapping[str, int]) -> None:
+    for param in params:
+        if layout.shape(param) != tuple(extent(dim, new_sizes) for dim in layout.params[param]):
+            raise ModelError(
+                f"{path} is a torch.nn.MultiheadAttention, which insists that its heads fill the hidden width; prune "
+                "the feed-forward layers beside it, or write the attention with separate projections"
+            )
+
+
+def _all_names(model: nn.Module, layout: Layout) -> dict[str, tuple[Dim, ...]]:
+    """The dimensions of each parameter under every name that it has in the model."""
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    by_id = {id(tensors[name]): dims for name, dims in layout.params.items() if name in tensors}
+    found = {name: by_id[id(tensor)] for name, tensor in tensors.items() if id(tensor) in by_id}
+    found.update({alias: layout.params[name] for alias, name in layout.tied.items() if alias in tensors})
+    return found
+
+
 def _leaf(
     path: str, module: nn.Module, layout: Layout, new_sizes: Mapping[str, int], kept: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Attributes of a module that mirror the shape of its own `weight`."""
     name = f"{path}.weight" if path else "weight"
-    alias = layout.tied.get(name, name)
-    if alias not in layout.params or not isinstance(getattr(module, "weight", None), torch.Tensor):
+    if name not in layout.params or not isinstance(getattr(module, "weight", None), torch.Tensor):
         return {}
-    old = layout.shape(alias)
-    new = tuple(extent(dim, new_sizes) for dim in layout.params[alias])
+    old = layout.shape(name)
+    new = tuple(extent(dim, new_sizes) for dim in layout.params[name])
     mended: dict[str, Any] = {}
     transposed, groups = bool(getattr(module, "transposed", False)), getattr(module, "groups", 1)
     if groups != 1 and old != new:
         if not (old[0] == groups == getattr(module, "in_channels", None) and old[1] == new[1]):
-            raise ModelError(
-                f"{path} is a convolution in {groups} groups; its channels cannot be pruned singly"
-            )
+            raise ModelError(f"{path} is a convolution in {groups} groups; its channels cannot be pruned singly")
         return dict.fromkeys(("in_channels", "out_channels", "groups"), new[0])
     for attribute, dim in LEAF.items():
         if transposed and attribute in ("in_channels", "out_channels"):
@@ -138,7 +160,7 @@ def _leaf(
     shape = vars(module).get("normalized_shape")
     if shape is not None and tuple(shape) == old and new != old:
         mended["normalized_shape"] = list(new)
-    padding, rows = vars(module).get("padding_idx"), kept.get(alias)
+    padding, rows = vars(module).get("padding_idx"), kept.get(layout.tied.get(name, name))
     if isinstance(padding, int) and rows and rows[0] is not None:
         where = np.flatnonzero(np.flatnonzero(rows[0]) == padding)
         mended["padding_idx"] = int(where[0]) if where.size else None
@@ -208,9 +230,11 @@ def _of_dim(
     pairs: set[tuple[int, int]] = set()
     wide = any(kinds[n] in HEADS for n in names(dim))
 
-    def both(part: Any) -> tuple[int, int]:
-        as_dim: Dim = part if part and isinstance(part[0], tuple) else (part,)
-        return extent(as_dim, old), extent(as_dim, new)
+    def whole(part: Dim) -> tuple[int, int]:
+        return extent(part, old), extent(part, new)
+
+    def both(factors: Any) -> tuple[int, int]:
+        return whole((factors,))
 
     if meaning in ("expert", "vocab", "kv", "groups"):
         kind = {"groups": "group"}.get(meaning, meaning)
@@ -220,7 +244,7 @@ def _of_dim(
         return found
     if meaning in ("hidden", "inner"):
         if not wide:
-            pairs.add(both(dim))
+            pairs.add(whole(dim))
             pairs |= {both(term) for term in dim}
             pairs |= {(old[n], new[n]) for n in names(dim)}
         return {p for p in pairs if meaning != "hidden" or _is_hidden(dim, kinds)} if pairs else pairs
@@ -234,7 +258,7 @@ def _of_dim(
         elif headlike and meaning == "width":
             pairs.add(both(term))
     if wide and meaning == "width":
-        pairs.add(both(dim))
+        pairs.add(whole(dim))
     return pairs
 
 
@@ -254,9 +278,7 @@ def _check_top_k(path: str, module: nn.Module, mended: Mapping[str, Any]) -> Non
     experts = [value for name, value in mended.items() if MEANING.get(name) == "expert"]
     top_k = next((getattr(module, n) for n in ("top_k", "num_experts_per_tok") if hasattr(module, n)), None)
     if experts and isinstance(top_k, int) and min(experts) < top_k:
-        raise ModelError(
-            f"{path} routes every token to {top_k} experts; {min(experts)} would remain, keep more"
-        )
+        raise ModelError(f"{path} routes every token to {top_k} experts; {min(experts)} would remain, keep more")
 
 
 def _config_reads(
@@ -284,24 +306,24 @@ def _config_reads(
 _SETUP = ("__init__", "_init_weights", "reset_parameters", "extra_repr", "init_weights")
 
 
-@functools.cache
-def reads(module_type: Any, attribute: str) -> bool:
+def reads(module_type: type, attribute: str) -> bool:
     """Whether any method of a module type, beyond setting up, names the attribute."""
-    for cls in module_type.__mro__:
+    return attribute in _names_in(module_type)
+
+
+@functools.cache
+def _names_in(module_type: Hashable) -> frozenset[str]:
+    found: set[str] = set()
+    for cls in getattr(module_type, "__mro__", ()):
         if cls is nn.Module or cls is object:
             continue
         for name, member in vars(cls).items():
-            function = (
-                member.fget
-                if isinstance(member, property)
-                else inspect.unwrap(member)
-                if callable(member)
-                else None
-            )
+            function = member.fget if isinstance(member, property) else member
+            function = inspect.unwrap(function) if callable(function) else function
             code = getattr(function, "__code__", None)
-            if name not in _SETUP and code is not None and attribute in _code_names(code):
-                return True
-    return False
+            if name not in _SETUP and code is not None:
+                found |= _code_names(code)
+    return frozenset(found)
 
 
 def _code_names(code: types.CodeType) -> set[str]:

@@ -43,14 +43,10 @@ def unpack(bits: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> 
     """
     count = int(np.prod(shape, dtype=np.int64))
     if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() != -(-count // 8) or values.dim() != 1:
-        raise ModelError(
-            f"{bits.numel()} bytes of bits and values of {tuple(values.shape)} cannot be {shape}"
-        )
+        raise ModelError(f"{bits.numel()} bytes of bits and values of {tuple(values.shape)} cannot be {shape}")
     used = torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=count).astype(bool))
     if int(used.sum()) != values.numel():
-        raise ModelError(
-            f"the bits mark {int(used.sum())} weights of {shape}, but there are {values.numel()} values"
-        )
+        raise ModelError(f"the bits mark {int(used.sum())} weights of {shape}, but there are {values.numel()} values")
     flat = torch.zeros(count, dtype=values.dtype, device=values.device)
     flat[used.to(values.device)] = values
     return flat.reshape(shape)
@@ -77,9 +73,7 @@ def pack_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def unpack_state(
-    state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, torch.Tensor]:
+def unpack_state(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """The state dict that `pack_state` was given; ModelError when a packed tensor is not of the shape expected."""
     result: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():

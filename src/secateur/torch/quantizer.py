@@ -32,22 +32,22 @@ class SecateurConfig(QuantizationConfigMixin):
     changes: `Changes.to_json()`. packed: whether the weight files hold packed tensors.
     """
 
-    def __init__(
-        self, changes: Any = None, packed: bool = False, format: int = FORMAT, **unknown: Any
-    ) -> None:
+    def __init__(self, changes: Any = None, packed: bool = False, format: int = FORMAT, **unknown: Any) -> None:
         unknown.pop("quant_method", None)
         unknown.pop("note", None)
         if format != FORMAT:
             raise ModelError(f"the manifest has format {format!r}; this version of secateur reads {FORMAT}")
         if unknown:
-            raise ModelError(
-                f"the manifest has the unknown entry {sorted(unknown)[0]!r}; a newer secateur may read it"
-            )
+            raise ModelError(f"the manifest has the unknown entry {sorted(unknown)[0]!r}; a newer secateur may read it")
         self.quant_method = METHOD
         self.format = FORMAT
         self.note = NOTE
         self.packed = bool(packed)
         self.changes = Changes.from_json(changes or {}).to_json()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Entries as of a dict, which transformers takes this for when a live model's config is given to load with."""
+        return getattr(self, key, default)
 
 
 class Unpack(ConversionOps):
@@ -109,7 +109,6 @@ class SecateurQuantizer(HfQuantizer):
         if conversions is not None:
             model._weight_conversions = [c for c in conversions if not _unpacks(c)]
         vars(model)[C.ATTRIBUTE] = self.fitted
-        del model.config.quantization_config
         attach(model, self.fitted)
         return model
 
@@ -131,20 +130,11 @@ def _unpacks(conversion: Any) -> bool:
 
 
 def attach(model: Any, changes: Changes) -> None:
-    """Put the manifest into the model's config, so that whatever saves the model saves it.
-
-    Raises ModelError when the model is quantized by another method.
-    """
-    other = getattr(model.config, "quantization_config", None)
-    method = other.get("quant_method") if isinstance(other, Mapping) else getattr(other, "quant_method", None)
-    if other is not None and method != METHOD:
-        raise ModelError(
-            f"the model is quantized with {getattr(method, 'value', method)}; prune it before that"
-        )
+    """Put the manifest into the model's config, so that whatever saves the model saves it."""
     if changes:
         model.config.quantization_config = SecateurConfig(changes.to_json())
-    elif other is not None:
-        del model.config.quantization_config
+    else:
+        vars(model.config).pop("quantization_config", None)
 
 
 def check_files(model: Any, files: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -163,9 +153,7 @@ def check_files(model: Any, files: Any, shapes: Mapping[str, tuple[int, ...]]) -
             count = int(torch.Size(expected).numel())
             fits = shape == (-(-count // 8),) and dtype == "U8" if name != plain else shape == expected
             if not fits:
-                raise ModelError(
-                    f"{path} holds {name} as {shape}, but its manifest says {plain} is {expected}"
-                )
+                raise ModelError(f"{path} holds {name} as {shape}, but its manifest says {plain} is {expected}")
 
 
 def register() -> None:

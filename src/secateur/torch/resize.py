@@ -1,5 +1,6 @@
 """Physically shrink a PyTorch model to the units that a plan keeps: tensors, module lists, and what mirrors them."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,8 +35,8 @@ def resize(model: nn.Module, layout: Layout, keep: Mapping[str, Sequence[int] | 
     """Remove every unit that `keep` does not list from `model`, in place.
 
     Parameters and buffers become new tensors (same dtype, device and `requires_grad`; tied ones stay tied), so an
-    optimizer made before must be made anew. Axes without an entry in `keep` stay whole. Returns everything in which
-    the model now differs from what its class builds, earlier calls included: `secateur.torch.hub.save` writes it.
+    optimizer made before must be made anew. Axes without an entry in `keep` stay whole. Returns what this call changed;
+    `changes_of(model)` is everything in which the model now differs from what its class builds.
 
     Raises PlanError when `keep` does not fit the layout, ModelError when the layout does not fit the model or when a
     Python attribute that the forward pass reads cannot be told; the model is then as it was.
@@ -43,16 +44,26 @@ def resize(model: nn.Module, layout: Layout, keep: Mapping[str, Sequence[int] | 
     checked = layout.check_keep({name: np.asarray(units) for name, units in keep.items()})
     step, kept = plan_changes(model, layout, checked)
     total = changes_of(model).merge(step)
+    check_attachable(model)
     _take(model, layout, kept)
     C.drop(model, step.kept)
     C.set_attributes(model, step, is_size)
     remember(model, total)
-    return total
+    return step
 
 
 def changes_of(model: nn.Module) -> Changes:
     """What `resize` or loading has changed in a model so far; empty for a stock model."""
     return vars(model).get(C.ATTRIBUTE) or Changes()
+
+
+def check_attachable(model: nn.Module) -> None:
+    """ModelError when the model is quantized, so that its config has no room for what was changed."""
+    other = getattr(getattr(model, "config", None), "quantization_config", None)
+    method = other.get("quant_method") if isinstance(other, Mapping) else getattr(other, "quant_method", None)
+    if other is not None and method != "secateur":
+        name = getattr(method, "value", method)
+        raise ModelError(f"the model is quantized with {name}; prune the unquantized model, then quantize that")
 
 
 def remember(model: nn.Module, changes: Changes) -> None:
@@ -78,9 +89,7 @@ def plan_changes(
     for name, dims in layout.params.items():
         shape = layout.kept_shape(name, keep)
         if shape is not None and shape != tuple(extent(dim, sizes) for dim in dims):
-            raise ModelError(
-                f"{name} would become {shape}, but its axes say {tuple(extent(d, sizes) for d in dims)}"
-            )
+            raise ModelError(f"{name} would become {shape}, but its axes say {tuple(extent(d, sizes) for d in dims)}")
     lists = _lists(layout, keep)
     attributes, own_configs = mirrors(model, layout, sizes, kept)
     for path, indices, kind in lists:
@@ -122,9 +131,7 @@ def new_sizes(layout: Layout, keep: Mapping[str, np.ndarray]) -> dict[str, int]:
         outer, inner = axis.parts[0], axis.parts[-1]
         if name in keep:
             if len(axis.parts) != 2:
-                raise ModelError(
-                    f"axis {name} is a product of {len(axis.parts)} axes; only two can be resized"
-                )
+                raise ModelError(f"axis {name} is a product of {len(axis.parts)} axes; only two can be resized")
             units = keep[name]
             if outer in keep:
                 units = units[np.isin(units // layout.axes[inner].size, keep[outer])]
@@ -156,9 +163,7 @@ def _shapes(
     for name, dims in kept.items():
         if dims is None or all(d is None or d.all() for d in dims):
             continue
-        shape = tuple(
-            n if d is None else int(d.sum()) for n, d in zip(tensors[name].shape, dims, strict=True)
-        )
+        shape = tuple(n if d is None else int(d.sum()) for n, d in zip(tensors[name].shape, dims, strict=True))
         for alias in aliases[name]:
             if _persistent(model, alias):
                 shapes[alias] = shape
@@ -200,9 +205,7 @@ def _take(model: nn.Module, layout: Layout, kept: Mapping[str, list[np.ndarray |
             C.put(model, alias, done[id(old)])
 
 
-def _renumber(
-    model: nn.Module, path: str, indices: tuple[int, ...], attributes: dict[str, dict[str, Any]]
-) -> None:
+def _renumber(model: nn.Module, path: str, indices: tuple[int, ...], attributes: dict[str, dict[str, Any]]) -> None:
     """Layer numbers that modules carry, for caches: the element that was i is now number `indices.index(i)`."""
     for new, old in enumerate(indices):
         element = f"{path}.{old}"
@@ -226,16 +229,28 @@ def _configs(
     base: dict[str, dict[str, Any]] = {}
     places = {id(config): path for path, config in _config_tree(getattr(model, "config", None))}
     for owner, config in _config_owners(model):
-        changed = {
-            **_wide_numbers(config, owner, layout, sizes),
-            **_layer_numbers(config, owner, model, lists),
-        }
+        layers = _layer_numbers(config, owner, model, lists)
+        changed = {**_wide_numbers(config, owner, layout, sizes), **layers}
+        if not _valid(config, changed):
+            changed = layers
         if changed:
             configs[owner] = changed
             if id(config) in places:
                 old = {key: getattr(config, key) for key in changed}
                 base[places[id(config)]] = {k: list(v) if isinstance(v, tuple) else v for k, v in old.items()}
     return configs, base
+
+
+def _valid(config: Any, changed: Mapping[str, Any]) -> bool:
+    """Whether a configuration accepts the numbers: some demand that heads divide the hidden width, when saved."""
+    tried = copy.deepcopy(config)
+    try:
+        for key, value in changed.items():
+            setattr(tried, key, value)
+        getattr(tried, "validate", lambda: None)()
+    except Exception:  # whatever the class of the configuration raises
+        return False
+    return True
 
 
 def _config_owners(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -16,9 +16,7 @@ from torch import nn
 
 from secateur.torch import changes as C
 
-_KEYS = re.compile(
-    r"head|kv|ffn|ff$|inner|interm|mlp|expert|vocab|hidden|d_model|dim|embd|layers?$|width|size$"
-)
+_KEYS = re.compile(r"head|kv|ffn|ff$|inner|interm|mlp|expert|vocab|hidden|d_model|dim|embd|layers?$|width|size$")
 _NOT_SIZES = re.compile(r"patch|image|kernel|window|chunk|stride|position|token_id|per_tok|bucket|max_")
 _ATTEMPTS = 400
 _IGNORED = ("training", "name_or_path", "is_quantized", "config", "generation_config", "warnings_issued")
@@ -129,11 +127,7 @@ def _other_attribute(model: nn.Module, built: nn.Module) -> str:
         if type(twin) is not type(module):
             return f"{path} is a {type(module).__name__}, but the configuration builds {type(twin).__name__}"
         for name, value in vars(module).items():
-            if (
-                name.startswith("_")
-                or name in _IGNORED
-                or not isinstance(value, int | float | str | tuple | None)
-            ):
+            if name.startswith("_") or name in _IGNORED or not isinstance(value, int | float | str | tuple | None):
                 continue
             if vars(twin).get(name) != value:
                 return f"{path}.{name} is {value!r}, but the configuration gives {vars(twin).get(name)!r}"
