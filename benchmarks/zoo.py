@@ -104,6 +104,9 @@ def _overrides(values: dict[str, Any]) -> dict[str, Any]:
             small[name] = min(value, 1)
         elif name.endswith("_token_id") and isinstance(value, int) and value > 60:
             small[name] = 60
+    if "kv_lora_rank" in small:
+        small.pop("head_dim", None)
+        small["num_key_value_heads"] = NUMBERS["num_attention_heads"]
     return small
 
 
@@ -204,6 +207,8 @@ def _round_trip(row: Row, model: Any, layout: Any, keep: Any, inputs: dict[str, 
             again = type(model).from_pretrained(Path(folder) / "model").eval()
         pairs = zip(outputs(shrunk, inputs), outputs(again, inputs), strict=True)
         row.reloaded = "yes" if all(torch.equal(a, b) for a, b in pairs) else "NO"
+        if row.reloaded == "NO" and not _dense_reloads(model, inputs):
+            row.reloaded, row.note = "dense neither", "the dense model is not bit-equal after save_pretrained either"
     except Timeout:
         raise
     except Exception as error:
@@ -221,6 +226,15 @@ def _round_trip(row: Row, model: Any, layout: Any, keep: Any, inputs: dict[str, 
                 model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
                 return
             row.generates = "dense neither"
+
+
+def _dense_reloads(model: Any, inputs: dict[str, torch.Tensor]) -> bool:
+    from tests.torch.exact import outputs
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = type(model).from_pretrained(folder).eval()
+    return all(torch.equal(a, b) for a, b in zip(outputs(model, inputs), outputs(again, inputs), strict=True))
 
 
 def _axes(layout: Any) -> str:
@@ -286,7 +300,7 @@ def table(rows: list[Row]) -> str:
 
 
 def _passes(row: Row) -> bool:
-    return row.equal.startswith("yes") and row.reloaded == "yes" and row.generates in ("", "yes", "dense neither")
+    return row.equal.startswith("yes") and row.reloaded in ("yes", "dense neither") and row.generates in ("", "yes", "dense neither")
 
 
 def main() -> None:

@@ -161,7 +161,8 @@ def mixtral():
 
 def deepseek():
     config = tf.DeepseekV3Config(
-        **{**_DECODER, "head_dim": None, "num_key_value_heads": 4},
+        **{k: v for k, v in _DECODER.items() if k not in ("head_dim", "num_key_value_heads")},
+        num_key_value_heads=4,
         q_lora_rank=12,
         kv_lora_rank=10,
         qk_rope_head_dim=4,
