@@ -21,8 +21,11 @@ def randomize(model, seed=0):
     return model.eval()
 
 
-def choose(layout: Layout, kinds=EXACT_KINDS, fraction=0.5, seed=0, only=None):
-    """Units to keep of every prunable axis of the kinds given, another number for each axis."""
+def choose(layout: Layout, kinds=EXACT_KINDS, fraction=0.5, seed=0, only=None, multiple=1):
+    """Units to keep of every prunable axis of the kinds given, another number for each axis.
+
+    multiple: of what the kept FFN units are a multiple (torch's grouped products want 16 bytes).
+    """
     random = np.random.default_rng(seed)
     part_of = {part for a in layout.axes.values() for part in a.parts}
     keep = {}
@@ -39,7 +42,9 @@ def choose(layout: Layout, kinds=EXACT_KINDS, fraction=0.5, seed=0, only=None):
             keep[axis.name] = np.sort(np.concatenate(picks))
             continue
         count = min(axis.size - 1, max(1, round(axis.size * fraction) + int(random.integers(-1, 2))))
-        keep[axis.name] = np.sort(random.choice(axis.size, count, replace=False))
+        if axis.kind == "ffn" and axis.size % multiple == 0:
+            count = max(multiple, count // multiple * multiple + multiple * int(random.integers(-1, 2)))
+        keep[axis.name] = np.sort(random.choice(axis.size, min(count, axis.size - 1), replace=False))
     return keep
 
 

@@ -161,6 +161,10 @@ def add_up(terms: Sequence[Dim]) -> Dim:
     opened = [expand(t) for t in terms]
     zero = all(f.zero for term in opened for f in term)
     const = False
+    if not any(opened):
+        count = fresh(len(terms), zero=zero)
+        number(count, "numbers equal parts")
+        return count
     if all(is_frozen(t) for t in opened):
         return fresh(sum(size(t) for t in opened), first_reason(opened[0], "concatenated positions"), zero)
     first = [f.atom for f in opened[0]]

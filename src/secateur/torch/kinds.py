@@ -11,6 +11,8 @@ ROUTED_ALLOWED = ("expert",)
 TOKEN_ALLOWED = ("vocab",)
 OUTPUT_ALLOWED = ("hidden", "vocab")
 ANONYMOUS = "other"
+UNRULED = ("no rule for", "the rule for")
+"""How the reasons begin that are worth an axis of their own in print: a rule could be written."""
 
 
 @dataclass
@@ -101,6 +103,8 @@ def _kind(axis: Found, layered: tuple[str, ...]) -> str:
     if roles >= {"written", "read"}:
         inside = any(name.startswith(layered) for name in axis.params) if layered else False
         return ("ffn" if inside else "dense") if "activated" in roles else "rank"
+    if (frozen(axis.atom) or "").startswith(UNRULED) and roles & {"written", "read"}:
+        return "unknown"
     return ANONYMOUS
 
 

@@ -13,6 +13,11 @@ def shown(axis: Found) -> bool:
     return axis.kind != ANONYMOUS
 
 
+def head_name(kv: str) -> str:
+    """The name of the query heads whose first part is the axis `kv`."""
+    return kv[: -len("kv")] + "head" if kv.endswith("kv") else f"{kv}.head"
+
+
 def name_axes(axes: Sequence[Found], lists: Mapping[str, int]) -> dict[int, str]:
     """Names by the identity of the atom. `lists` are the module lists of like layers -> their length."""
     stacks = _stack_names(axes, lists)
@@ -22,8 +27,9 @@ def name_axes(axes: Sequence[Found], lists: Mapping[str, int]) -> dict[int, str]
         if not shown(axis):
             continue
         for candidate in _candidates(axis, stacks, lists):
-            if candidate not in taken:
-                taken[candidate] = axis
+            reserved = [candidate, head_name(candidate)] if axis.kind == "kv" else [candidate]
+            if not any(name in taken for name in reserved):
+                taken.update(dict.fromkeys(reserved, axis))
                 named[id(axis.atom)] = candidate
                 break
     return named

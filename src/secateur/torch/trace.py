@@ -10,7 +10,7 @@ from secateur.torch import atoms
 from secateur.torch.export import Example, export
 from secateur.torch.kinds import Found, composites, find_axes
 from secateur.torch.layers import layer_axes
-from secateur.torch.naming import group_lists, name_axes
+from secateur.torch.naming import group_lists, head_name, name_axes
 from secateur.torch.values import Contraction, Value
 from secateur.torch.walk import Walk, mark_outputs
 
@@ -87,7 +87,7 @@ class _Assembly:
 
     def _head(self, axes: dict[str, Axis], outer: Found, inner: Found) -> None:
         kv, group = self.names[id(outer.atom)], self.names[id(inner.atom)]
-        name = kv[: -len("kv")] + "head" if kv.endswith("kv") else kv + ".head"
+        name = head_name(kv)
         frozen = outer.frozen or inner.frozen
         axes[name] = Axis(name, outer.atom.size * inner.atom.size, "head", frozen, (kv, group))
 

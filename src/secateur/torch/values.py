@@ -19,7 +19,7 @@ class Value:
     weight, order: the parameter this is a rearrangement of, and the stored dimension behind each of its dimensions.
     looked_up: rows of the weight were gathered by an index that data decides (experts).
     dtype: `float`, `int` or `bool`. domain: the dimension that its numbers are positions of (indices of a top-k).
-    past: bit set of the values it was computed from. behind: those of them with a product in between.
+    numbers: the entries of a small constant of integers. past: bit set of the values it was computed from. behind: those of them with a product in between.
     """
 
     dims: tuple[Dim, ...]
@@ -31,6 +31,7 @@ class Value:
     looked_up: bool = False
     dtype: str = "float"
     domain: Dim | None = None
+    numbers: tuple[int, ...] | None = None
     past: int = 0
     behind: int = 0
 

@@ -16,9 +16,10 @@ from secateur.torch.values import UNKNOWN_EXTENT, Call, Record, Value
 
 INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_with_inference_mode")
 NUMBERS_PASS = frozenset(
-    "view reshape flatten unflatten to _to_copy contiguous clamp clamp_min clamp_max clone alias detach unsqueeze "
+    "view reshape flatten unflatten to _to_copy contiguous lift_fresh_copy clamp clamp_min clamp_max clone alias detach unsqueeze "
     "squeeze expand transpose permute slice select split int long cat sort masked_fill where index".split()
 )
+COPIES = frozenset("lift_fresh lift_fresh_copy to clone alias detach contiguous".split())
 VIEWS = frozenset(
     "view reshape flatten unflatten _unsafe_view to contiguous alias detach unsqueeze squeeze expand expand_as "
     "transpose permute t swapaxes slice select narrow split chunk unbind split_with_sizes movedim diagonal view_as "
@@ -68,8 +69,8 @@ class Walk:
                 dims = tuple(fresh(s, "an input of the model has it") for s in shape)
                 values.append(self._finish(Value(dims, data=True, tag="input"), node, []))
             else:
-                reason = "a constant of the program has it"
-                values.append(self._finish(Value(tuple(fresh(s, reason) for s in shape)), node, []))
+                constant = program.constants.get(spec.target) if spec.target else None
+                values.append(self._finish(_constant(shape, constant), node, []))
         return values
 
     def _stored(self, name: str, shape: Any, table: dict[str, Value], zero: bool) -> Value:
@@ -106,8 +107,7 @@ class Walk:
         target = getattr(module, str(node.target), None)
         if not isinstance(target, torch.Tensor):
             return target
-        reason = "a constant of the program has it"
-        return self._finish(Value(tuple(fresh(s, reason) for s in target.shape)), node, [])
+        return self._finish(_constant(tuple(target.shape), target), node, [])
 
     def _output(self, node: fx.Node, outermost: bool) -> Any:
         result = fx.map_arg(node.args[0], lambda n: n)
@@ -231,6 +231,8 @@ class Walk:
         """Indices stay indices of the same dimension while they are only moved."""
         value = self.nodes[node]
         domains = [v.domain for v in before if v.domain is not None]
+        if name in COPIES and before and before[0].numbers:
+            self.nodes[node] = value = replace(value, numbers=before[0].numbers)
         if name in NUMBERS_PASS and value.domain is None and domains and value.dtype == "int":
             self.nodes[node] = replace(value, domain=domains[0])
 
@@ -260,6 +262,15 @@ class Walk:
             if isinstance(self.nodes[target], Value) and self.nodes[target].rank == result.rank:
                 self.nodes[target] = replace(result, key=self.nodes[node].key)
             self._share(node, target)
+
+
+def _constant(shape: tuple[int, ...], tensor: Any) -> Value:
+    reason = "a constant of the program has it"
+    numbers = None
+    readable = isinstance(tensor, torch.Tensor) and not tensor.is_meta and type(tensor) is torch.Tensor
+    if readable and tensor.dtype == torch.int64 and 0 < tensor.numel() <= 8:
+        numbers = tuple(int(n) for n in tensor.flatten().tolist())
+    return Value(tuple(fresh(s, reason) for s in shape), numbers=numbers)
 
 
 def _after_write(value: Any, written: Value) -> Any:

@@ -1,6 +1,6 @@
 """Rules for operations that read or write positions named by an index tensor, and for constants."""
 
-from secateur.torch.atoms import Dim, Factor, expand, fresh, give_role, is_frozen, mark, unify
+from secateur.torch.atoms import Dim, Factor, expand, fresh, give_role, is_frozen, mark, narrow, unify
 from secateur.torch.values import Call, Rule, Value, broadcast, remap
 
 
@@ -22,6 +22,8 @@ def index(call: Call) -> Value:
     """x[i, j, :]: the dimensions with an index are looked up; the others pass."""
     x = call.value("self")
     consumed, tensors = _indexed(call, x)
+    if len(consumed) == 1 and tensors[0].numbers:
+        return _at_known_positions(call, x, consumed[0], tensors[0])
     routed = consumed[:1] == [0] and x.weight is not None and tensors[0].data and tensors[0].dtype == "int"
     for i in consumed:
         if routed and i == 0:
@@ -36,6 +38,20 @@ def index(call: Call) -> Value:
     order = x.order if routed and len(consumed) == len(positions) == 1 else None
     dims = kept[:at] + positions + kept[at:]
     return call.new(dims, weight=x.weight, order=order, looked_up=routed or x.looked_up)
+
+
+def _at_known_positions(call: Call, x: Value, axis: int, index: Value) -> Value:
+    """x[..., [-1], :]: consecutive positions that the program names are a slice."""
+    assert index.numbers is not None
+    total = _extent(x.dims[axis])
+    positions = [n % total for n in index.numbers]
+    dims = list(x.dims)
+    if index.rank == 1 and positions == list(range(positions[0], positions[0] + len(positions))):
+        dims[axis] = narrow(dims[axis], positions[0], len(positions))
+    else:
+        mark(dims[axis], "looked up by index")
+        dims[axis : axis + 1] = [fresh(s, "positions chosen by an index") for s in call.shape[axis : axis + index.rank]]
+    return call.new(dims)
 
 
 def _indexed(call: Call, x: Value) -> tuple[list[int], list[Value]]:
@@ -83,7 +99,8 @@ def gather(call: Call) -> Value:
     """Positions of one dimension chosen by an index that varies along the others."""
     x, chosen = call.value("self"), call.value("index")
     axis = call.axis()
-    mark(x.dims[axis], "looked up by index")
+    ranked = chosen.domain is not None and _same(chosen.domain, x.dims[axis])
+    mark(x.dims[axis], "looked up by index", "routed" if ranked else "frozen")
     dims: list[Dim] = []
     for i, dim in enumerate(x.dims):
         if i == axis:
@@ -97,12 +114,21 @@ def gather(call: Call) -> Value:
     return call.new(dims, tag=x.tag)
 
 
+def _same(a: Dim, b: Dim) -> bool:
+    return [f.atom for f in expand(a)] == [f.atom for f in expand(b)]
+
+
 def scatter(call: Call) -> Value:
     """scatter, scatter_add, index_add, index_copy: one dimension is written by index, the others meet."""
     x = call.value("self")
     source = call.args.get("src", call.args.get("source"))
     axis = call.axis()
-    mark(x.dims[axis], "written by index")
+    chosen = call.args.get("index")
+    domain = chosen.domain if isinstance(chosen, Value) else None
+    ranked = domain is not None and _same(domain, x.dims[axis])
+    mark(x.dims[axis], "written by index", "routed" if ranked else "frozen")
+    if domain is not None and not ranked and expand(x.dims[axis])[:1] and x.dims[axis][0].const:
+        unify(x.dims[axis], domain)
     others = [v for v in (source, call.args.get("index")) if isinstance(v, Value) and v.rank == x.rank]
     dims: list[Dim] = []
     for i, dim in enumerate(x.dims):

@@ -171,12 +171,12 @@ def einsum(call: Call) -> Value:
 def attention(call: Call) -> Value:
     """scaled_dot_product_attention: heads, query/key and value dimensions get their roles."""
     q, k, v = call.value("query"), call.value("key"), call.value("value")
-    if call.args.get("scale") is None:
-        mark(q.dims[-1], "the attention scale follows its size")
     if call.args.get("enable_gqa"):
         k, v = _repeated(q, k), _repeated(q, v)
     batch = [f"b{i}" for i in range(q.rank - 2)]
     scores = contract(call, q, k, [*batch, "m", "k"], [*batch, "n", "k"], [*batch, "m", "n"])
+    if call.args.get("scale") is None:
+        mark(q.dims[-1], "the attention scale follows its size")
     for factor in expand(q.dims[-2]):
         _role((factor,), "group")
     bias = call.args.get("attn_mask")

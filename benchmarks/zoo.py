@@ -1,0 +1,329 @@
+"""Every model type of the installed transformers, shrunk by generic overrides: traced, pruned, saved, reloaded.
+
+Run: `python benchmarks/zoo.py [--only bert,llama] [--jobs 2]`. Writes benchmarks/results/zoo.md, one row a model type:
+was it exported, which prunable axes were found, does masking equal removing at half of the heads and FFN units with
+another number in each layer, is the reloaded model bit-equal, does `generate` work after it. Rows that fail say why.
+"""
+
+import argparse
+import contextlib
+import copy
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402
+
+SECONDS_PER_MODEL = 90
+TOLERANCE = 1e-5
+KINDS = ("head", "kv", "ffn", "layer", "expert")
+
+SMALL = {
+    32: "hidden_size d_model n_embd dim embed_dim hidden_dim embedding_size projection_dim decoder_hidden_size "
+    "word_embed_proj_dim text_hidden_size encoder_hidden_size d_embed out_hidden_size input_dim backbone_hidden_size",
+    48: "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim d_inner ffn_hidden_size hidden_dim_ffn "
+    "moe_intermediate_size shared_expert_intermediate_size dim_feedforward decoder_intermediate_size expert_dim",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads n_experts "
+    "attention_heads qk_rope_head_dim num_experts num_local_experts n_routed_experts moe_num_experts decoder_num_attention_heads",
+    2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_key_value_heads num_kv_heads "
+    "n_head_kv num_decoder_layers num_encoder_layers decoder_num_hidden_layers num_experts_per_tok moe_topk "
+    "encoder_num_hidden_layers depth num_experts_per_token moe_k num_blocks",
+    8: "head_dim attention_head_size d_kv qk_nope_head_dim v_head_dim dim_head linear_key_head_dim kv_channels "
+    "linear_value_head_dim attention_head_dim",
+    16: "q_lora_rank kv_lora_rank state_size mamba_d_state",
+    64: "vocab_size n_positions max_position_embeddings max_source_positions max_target_positions n_ctx "
+    "max_sequence_length entity_vocab_size",
+    1: "n_group topk_group n_shared_experts moe_num_shared_experts first_k_dense_replace",
+}
+NUMBERS = {word: int(value) for value, words in SMALL.items() for word in words.split()}
+LISTS = {
+    "num_heads": (2, True),
+    "num_attention_heads": (2, True),
+    "depths": (2, False),
+    "hidden_sizes": (16, True),
+    "embed_dims": (16, True),
+}
+"""Sizes that are given by stage: the first, and whether they double from stage to stage."""
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id", "cls_token_id")
+
+
+@dataclass
+class Row:
+    """One model type."""
+
+    name: str
+    exported: str = ""
+    axes: str = ""
+    equal: str = ""
+    reloaded: str = ""
+    generates: str = ""
+    note: str = ""
+    seconds: float = 0.0
+
+
+class Timeout(Exception):
+    """A model took too long."""
+
+
+def tiny_config(kind: str) -> Any:
+    """The configuration of a model type with every size that has a usual name made small."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config_class = CONFIG_MAPPING[kind]
+    return config_class(**_overrides(config_class().to_dict()))
+
+
+def _overrides(values: dict[str, Any]) -> dict[str, Any]:
+    small: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and name.endswith("_config") and value:
+            small[name] = {**value, **_overrides(value)}
+            _drop_derived(small[name])
+        elif isinstance(value, bool) or value is None:
+            continue
+        elif isinstance(value, list) and name in LISTS and value:
+            first, grows = LISTS[name]
+            small[name] = [first * (2**i if grows else 1) for i in range(len(value))]
+        elif isinstance(value, int) and name in NUMBERS:
+            small[name] = min(NUMBERS[name], value) if value > 0 else value
+        elif name in ("image_size", "patch_size") and isinstance(value, int):
+            small[name] = 32 if name == "image_size" else 8
+        elif name in TOKENS and isinstance(value, int) and value >= 0:
+            small[name] = min(value, 1)
+        elif name.endswith("_token_id") and isinstance(value, int) and value > 60:
+            small[name] = 60
+    if "kv_lora_rank" in small:
+        small.pop("head_dim", None)
+        small["num_key_value_heads"] = NUMBERS["num_attention_heads"]
+    return small
+
+
+def _drop_derived(values: dict[str, Any]) -> None:
+    for name in ("layer_types", "model_type_", "transformers_version", "torch_dtype"):
+        values.pop(name, None)
+
+
+def build(kind: str) -> Any:
+    """A tiny random model of a type: the class for generation where there is one."""
+    from transformers.models.auto import modeling_auto as auto
+
+    config = tiny_config(kind)
+    tables = [auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING]
+    if getattr(config, "is_encoder_decoder", False):
+        tables.reverse()
+    for table in (
+        *tables,
+        auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        auto.MODEL_FOR_MASKED_LM_MAPPING,
+        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        auto.MODEL_MAPPING,
+    ):
+        if type(config) in table:
+            model_class = table[type(config)]
+            if isinstance(model_class, (list, tuple)):
+                model_class = model_class[0]
+            return model_class(config)
+    raise LookupError("no model class for this type")
+
+
+def example(model: Any) -> dict[str, torch.Tensor]:
+    """Inputs made up from the main input of the model."""
+    from secateur.torch.example import example_for
+
+    if model.main_input_name == "input_values":
+        return {"input_values": torch.randn(2, 2000)}
+    return example_for(model)
+
+
+def examine(kind: str) -> Row:
+    """Fill the row of one model type."""
+    from secateur.torch.trace import trace
+    from tests.torch.exact import choose, difference, mask, outputs, randomize
+
+    row = Row(kind)
+    torch.manual_seed(0)
+    try:
+        model = randomize(build(kind))
+        inputs = example(model)
+        outputs(model, inputs)
+    except Timeout:
+        raise
+    except Exception as error:
+        row.note = f"not built or run: {_sentence(error)}"
+        return row
+    try:
+        layout = trace(model, inputs)
+        row.exported = "yes"
+    except Timeout:
+        raise
+    except Exception as error:
+        row.exported, row.note = "no", _sentence(error)
+        return row
+    row.axes = _axes(layout)
+    keep = choose(layout, ("head", "kv", "ffn"), multiple=4)
+    if not keep:
+        row.note = "nothing to prune: " + "; ".join(
+            sorted({f"{a.kind} {a.frozen}" for a in layout.axes.values() if a.frozen and a.kind in KINDS})
+        )
+        return row
+    try:
+        worst = difference(model, layout, keep, inputs)
+        row.equal = "yes" if worst <= TOLERANCE else f"NO {worst:.1e}"
+        changed = outputs(mask(model, layout, keep), inputs)
+        if all(torch.equal(a, b) for a, b in zip(changed, outputs(model, inputs), strict=True)):
+            row.equal += " (no effect)"
+    except Timeout:
+        raise
+    except Exception as error:
+        row.equal, row.note = "refused", _sentence(error)
+        return row
+    _round_trip(row, model, layout, keep, inputs)
+    return row
+
+
+def _round_trip(row: Row, model: Any, layout: Any, keep: Any, inputs: dict[str, torch.Tensor]) -> None:
+    from secateur.torch.hub import save
+    from secateur.torch.resize import resize
+    from tests.torch.exact import outputs
+
+    shrunk = copy.deepcopy(model)
+    resize(shrunk, layout, keep)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            save(shrunk, Path(folder) / "model")
+            again = type(model).from_pretrained(Path(folder) / "model").eval()
+        pairs = zip(outputs(shrunk, inputs), outputs(again, inputs), strict=True)
+        row.reloaded = "yes" if all(torch.equal(a, b) for a, b in pairs) else "NO"
+        if row.reloaded == "NO" and not _dense_reloads(model, inputs):
+            row.reloaded, row.note = "dense neither", "the dense model is not bit-equal after save_pretrained either"
+    except Timeout:
+        raise
+    except Exception as error:
+        row.reloaded, row.note = "refused", _sentence(error)
+        return
+    if hasattr(again, "generate") and again.can_generate():
+        try:
+            again.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+            row.generates = "yes"
+        except Timeout:
+            raise
+        except Exception as error:
+            row.generates, row.note = "no", _sentence(error)
+            with contextlib.suppress(Exception):
+                model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+                return
+            row.generates = "dense neither"
+
+
+def _dense_reloads(model: Any, inputs: dict[str, torch.Tensor]) -> bool:
+    from tests.torch.exact import outputs
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = type(model).from_pretrained(folder).eval()
+    return all(torch.equal(a, b) for a, b in zip(outputs(model, inputs), outputs(again, inputs), strict=True))
+
+
+def _axes(layout: Any) -> str:
+    parts = {part for a in layout.axes.values() for part in a.parts}
+    counts = []
+    for kind in KINDS:
+        axes = [a for a in layout.axes.values() if a.kind == kind and (a.name not in parts or kind == "kv")]
+        if axes:
+            free = sum(not a.frozen for a in axes)
+            counts.append(f"{kind} {free}" + (f"/{len(axes)}" if free < len(axes) else ""))
+    return ", ".join(counts)
+
+
+def _sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split()).replace("|", "/")
+    return f"{type(error).__name__}: {text[:220]}"
+
+
+def _guarded(kind: str) -> dict[str, Any]:
+    def alarm(*_: Any) -> None:
+        raise Timeout
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, alarm)
+    signal.alarm(SECONDS_PER_MODEL)
+    start = time.time()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            row = examine(kind)
+    except Timeout:
+        row = Row(kind, note=f"took more than {SECONDS_PER_MODEL} s")
+    except Exception as error:
+        row = Row(kind, note=f"error in the benchmark: {_sentence(error)}")
+    signal.alarm(0)
+    row.seconds = time.time() - start
+    return asdict(row)
+
+
+def table(rows: list[Row]) -> str:
+    """The Markdown table, and what it adds up to."""
+    built = [r for r in rows if not r.note.startswith("not built")]
+    exported = [r for r in built if r.exported == "yes"]
+    good = [r for r in exported if _passes(r)]
+    wrong = [r for r in exported if r.equal.startswith("NO") or r.reloaded == "NO"]
+    lines = [
+        "# The zoo: every model type, tiny and random",
+        "",
+        f"{time.strftime('%Y-%m-%d')}, torch {torch.__version__}, written by benchmarks/zoo.py.",
+        "",
+        f"{len(rows)} types tried, {len(built)} could be built and run from generic overrides, {len(exported)} were "
+        f"exported, {len(good)} of those pass every column that applies, {len(wrong)} gave a wrong result.",
+        "",
+        "Axes: prunable of each kind (prunable/all where some are frozen). Equal: masked and shrunk differ by at most "
+        f"{TOLERANCE:g} of the largest output. 'refused': an error with a sentence, nothing wrong was made.",
+        "",
+        "| type | exported | axes | masked = shrunk | reload bit-equal | generate | note |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        cells = (r.name, r.exported, r.axes, r.equal, r.reloaded, r.generates, r.note)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _passes(row: Row) -> bool:
+    return row.equal.startswith("yes") and row.reloaded in ("yes", "dense neither") and row.generates in ("", "yes", "dense neither")
+
+
+def main() -> None:
+    """Examine the types asked for and write the table."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/zoo.md")
+    options = parser.parse_args()
+    kinds = [k for k in options.only.split(",") if k] or sorted(CONFIG_MAPPING_NAMES)
+    import transformers  # noqa: F401
+
+    rows = []
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=20) as pool:
+        for values in pool.imap(_guarded, kinds):
+            row = Row(**values)
+            rows.append(row)
+            print(*asdict(row).values(), sep=" | ", flush=True)
+    options.output.write_text(table(rows))
+    print(table(rows).splitlines()[4])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.dims import format_dims, parse_dims
+from secateur.errors import ModelError
+from secateur.layout import Layout
+from secateur.torch.trace import trace
+from tests.torch.exact import choose, difference, mask, outputs, randomize
+from tests.torch.models import FAMILIES, make
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+UNEQUAL_HEADS = {"torch_encoder": "nn.MultiheadAttention asserts that its heads fill the embedding"}
+
+
+@pytest.fixture(scope="module")
+def traced():
+    made = {}
+
+    def get(name):
+        if name not in made:
+            model, example = make(name)
+            made[name] = (randomize(model), example, trace(model, example))
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_printed_layout(traced, name):
+    """Set SECATEUR_GOLDEN=1 to write the files anew, then read the difference by eye."""
+    text = str(traced(name)[2]) + "\n"
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("SECATEUR_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_text_round_trip(traced, name):
+    layout = traced(name)[2]
+    assert Layout.from_text(str(layout)) == layout
+    for dims in layout.params.values():
+        assert parse_dims(format_dims(dims)) == dims
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_masking_equals_removing(traced, name):
+    model, example, layout = traced(name)
+    kinds = ("ffn",) if name in UNEQUAL_HEADS else ("head", "kv", "ffn")
+    keep = choose(layout, kinds, multiple=4)
+    if name == "mamba":
+        assert not keep
+        keep = choose(layout, ("rank",))
+    assert keep
+    assert difference(model, layout, keep, example) <= 1e-5
+    changed = outputs(mask(model, layout, keep), example)
+    assert any(not torch.equal(a, b) for a, b in zip(changed, outputs(model, example), strict=True))
+
+
+def test_weights_that_read_the_same_tensor(traced):
+    linears = traced("llama")[2].linears
+    names = [f"model.layers.0.self_attn.{p}_proj.weight" for p in "qkv"]
+    assert len({linears[n].reads for n in names}) == 1
+    assert linears["model.layers.0.mlp.gate_proj.weight"].reads == linears["model.layers.0.mlp.up_proj.weight"].reads
+    assert linears["model.layers.0.mlp.down_proj.weight"].reads != linears[names[0]].reads
+    assert traced("gpt2")[2].linears["transformer.h.0.attn.c_attn.weight"].in_dim == 0
+
+
+def test_products_count_multiplications(traced):
+    """BERT by hand: 14 positions x 24 x 24 for each projection, 2 x 4 heads x 7 x 7 x 6 for the scores."""
+    layout = traced("bert")[2]
+    from secateur.dims import extent
+
+    macs = {}
+    for product in layout.products:
+        count = product.calls
+        for dim in product.dims:
+            count *= extent(dim, layout.sizes)
+        macs.setdefault(product.weight, []).append(count)
+    assert macs["bert.encoder.layer.0.attention.self.query.weight"] == [14 * 24 * 24]
+    assert macs["classifier.weight"] == [2 * 24 * 2]
+    assert macs[None] == [2 * 4 * 7 * 7 * 6] * 4
+
+
+def test_tied_weights(traced):
+    layout = traced("gpt2")[2]
+    assert layout.tied == {"lm_head.weight": "transformer.wte.weight"}
+
+
+def test_the_model_comes_back_as_it_was():
+    model, example = make("llama")
+    model.train()
+    model.config.use_cache = True
+    before = copy.deepcopy(model.config.to_dict())
+    weights = {n: p.data_ptr() for n, p in model.named_parameters()}
+    trace(model, example)
+    assert all(m.training for m in model.modules())
+    assert model.config.to_dict() == before
+    assert weights == {n: p.data_ptr() for n, p in model.named_parameters()}
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_meta_device_gives_the_same_layout(traced):
+    import transformers
+
+    example = traced("llama")[1]
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(traced("llama")[0].config)
+    assert str(trace(model, example)) == str(traced("llama")[2])
+
+
+class Odd(nn.Module):
+    """Two linears around an operation under test."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.up, self.down, self.between = nn.Linear(6, 8), nn.Linear(8, 6), between
+
+    def forward(self, x):
+        return x + self.down(self.between(self.up(x)))
+
+
+def inner(between):
+    model = Odd(between).eval()
+    layout = trace(model, (torch.randn(3, 5, 6),))
+    (name,) = (format_dims(layout.params["up.bias"]),)
+    return layout.axes.get(name)
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (lambda y: y.softmax(-1), "softmax"),
+        (lambda y: y - y.mean(-1, keepdim=True), "averaged"),
+        (lambda y: nn.functional.layer_norm(y, (8,)), "normalised by layer_norm"),
+        (lambda y: y.cumsum(-1), "cumsum"),
+        (lambda y: y * torch.arange(8), "numbered by aten.arange"),
+        (lambda y: torch.special.bessel_j0(y), "no rule for aten.special_bessel_j0"),
+        (lambda y: y + y.flip(-1), "flipped"),
+        (lambda y: y * y.sigmoid().sum(-1, keepdim=True), "need not vanish"),
+        (lambda y: y + y[..., torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])], "chosen by an index"),
+    ],
+)
+def test_units_that_depend_on_one_another_are_frozen(between, reason):
+    axis = inner(between)
+    assert axis is not None
+    assert reason in axis.frozen
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        torch.sigmoid,
+        lambda y: torch.exp(y) + 1,
+        lambda y: y * y.abs().sum(-1, keepdim=True),
+        lambda y: y * torch.linalg.vector_norm(y, dim=-1, keepdim=True),
+        lambda y: torch.where(y > 0, y, torch.full_like(y, 2.0)),
+    ],
+)
+def test_units_that_stand_alone_are_free_and_exact(between):
+    model = randomize(Odd(between))
+    example = (torch.randn(3, 5, 6),)
+    layout = trace(model, example)
+    (axis,) = [a for a in layout.axes.values() if a.kind in ("dense", "rank", "ffn")]
+    assert axis.frozen is None
+    assert difference(model, layout, {axis.name: [0, 3, 5]}, example) <= 1e-6
+
+
+def test_a_model_that_cannot_be_exported():
+    class Loops(nn.Module):
+        def forward(self, x):
+            return x * 2 if bool((x.sum() > 0).item()) else x
+
+    with pytest.raises(ModelError, match=r"Loops cannot be exported.*Layout.from_text"):
+        trace(Loops(), (torch.randn(3),))
