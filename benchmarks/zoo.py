@@ -300,7 +300,11 @@ def table(rows: list[Row]) -> str:
 
 
 def _passes(row: Row) -> bool:
-    return row.equal.startswith("yes") and row.reloaded in ("yes", "dense neither") and row.generates in ("", "yes", "dense neither")
+    return (
+        row.equal.startswith("yes")
+        and row.reloaded in ("yes", "dense neither")
+        and row.generates in ("", "yes", "dense neither")
+    )
 
 
 def main() -> None:

@@ -355,4 +355,3 @@ def _take_from_right(queue: list[Factor], sizes: Sequence[int]) -> tuple[list[Di
         done.insert(0, tuple(taken))
         queue = rest
     return done, expand(tuple(queue))
-

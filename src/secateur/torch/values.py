@@ -137,8 +137,7 @@ Rule = Callable[[Call], "Value | list[Value]"]
 def remap(dim: Dim, zero: bool | None = None, const: bool | None = None) -> Dim:
     """The same axes with what is known of the tensor replaced."""
     return tuple(
-        Factor(f.atom, f.zero if zero is None else zero, f.const if const is None else const)
-        for f in expand(dim)
+        Factor(f.atom, f.zero if zero is None else zero, f.const if const is None else const) for f in expand(dim)
     )
 
 
