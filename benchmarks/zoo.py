@@ -150,8 +150,9 @@ def example(model: Any) -> dict[str, torch.Tensor]:
 
 def examine(kind: str) -> Row:
     """Fill the row of one model type."""
-    from secateur.torch.trace import trace
     from tests.torch.exact import choose, difference, mask, outputs, randomize
+
+    from secateur.torch.trace import trace
 
     row = Row(kind)
     torch.manual_seed(0)
@@ -195,9 +196,10 @@ def examine(kind: str) -> Row:
 
 
 def _round_trip(row: Row, model: Any, layout: Any, keep: Any, inputs: dict[str, torch.Tensor]) -> None:
+    from tests.torch.exact import outputs
+
     from secateur.torch.hub import save
     from secateur.torch.resize import resize
-    from tests.torch.exact import outputs
 
     shrunk = copy.deepcopy(model)
     resize(shrunk, layout, keep)

@@ -1,13 +1,83 @@
-"""secateur makes a trained Transformer smaller and faster, and proves that it did."""
+"""secateur makes a trained Transformer smaller and faster, and proves that it did.
 
+The names below are loaded when they are first used: importing the package imports no framework.
+"""
+
+import importlib
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wrapt
 
 from secateur._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from secateur import criteria as criteria
+    from secateur.budget import Global, PerKind, Threshold, Uniform
+    from secateur.check import verify
+    from secateur.layout import Axis, Layout
+    from secateur.opening import open
+    from secateur.plan import Plan
+    from secateur.pruning import prune
+    from secateur.select import NM, Block, Element, Unit
+    from secateur.stats import Stats
+    from secateur.torch.callback import Hold
+    from secateur.torch.hub import load
+
+_HOME = {
+    "Axis": "secateur.layout",
+    "Block": "secateur.select",
+    "Element": "secateur.select",
+    "Global": "secateur.budget",
+    "Hold": "secateur.torch.callback",
+    "Layout": "secateur.layout",
+    "NM": "secateur.select",
+    "PerKind": "secateur.budget",
+    "Plan": "secateur.plan",
+    "Stats": "secateur.stats",
+    "Threshold": "secateur.budget",
+    "Uniform": "secateur.budget",
+    "Unit": "secateur.select",
+    "load": "secateur.torch.hub",
+    "open": "secateur.opening",
+    "prune": "secateur.pruning",
+    "verify": "secateur.check",
+}
+_MODULES = ("criteria",)
+
+__all__ = [
+    "NM",
+    "Axis",
+    "Block",
+    "Element",
+    "Global",
+    "Hold",
+    "Layout",
+    "PerKind",
+    "Plan",
+    "Stats",
+    "Threshold",
+    "Uniform",
+    "Unit",
+    "__version__",
+    "criteria",
+    "load",
+    "open",
+    "prune",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"secateur.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 @wrapt.when_imported("transformers.quantizers.auto")

@@ -67,7 +67,7 @@ class Plan:
                 shape[i] = -1
                 along = np.broadcast_to(alive.reshape(shape), layout.shape(param))
                 mask = along if mask is None else mask & along
-        return None if mask is None or mask.all() else np.ascontiguousarray(mask)
+        return None if mask is None or mask.all() else np.array(mask)
 
     def merge(self, other: "Plan") -> "Plan":
         """Both decisions at once: a unit or weight stays when both keep it."""

@@ -1,9 +1,9 @@
-"""Hold as a callback of transformers' Trainer."""
+"""Callbacks of transformers' Trainer: Hold keeps zeros, Bar shows progress and prints nothing else."""
 
 import contextlib
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
 from secateur.host import Host
 from secateur.plan import Plan
@@ -27,3 +27,10 @@ class Hold(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop holding; the zeros are in place."""
         self._stack.close()
+
+
+class Bar(ProgressCallback):
+    """The Trainer's progress bar on standard error, without its log lines on standard output."""
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say nothing."""

@@ -24,7 +24,7 @@ from secateur.data import Rows, read_rows, split_rows
 from secateur.errors import ModelError
 from secateur.evaluate import Score, score
 from secateur.files import new_folder, write_json
-from secateur.prune import default_weights
+from secateur.pruning import default_weights
 from secateur.select import Element, Unit
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_module

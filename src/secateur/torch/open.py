@@ -17,7 +17,8 @@ from secateur.plan import Plan
 from secateur.torch.collect import Loss
 from secateur.torch.example import example_for
 from secateur.torch.host import TorchHost
-from secateur.torch.hub import changes_of, check_folder
+from secateur.torch.hub import check_folder
+from secateur.torch.resize import changes_of
 
 
 def open_module(

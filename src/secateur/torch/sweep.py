@@ -9,7 +9,7 @@ from secateur.arrays import to_numpy
 from secateur.budget import Budget
 from secateur.evaluate import Score, score
 from secateur.plan import Plan
-from secateur.prune import Criterion, needs_of, prune, weight_scores
+from secateur.pruning import Criterion, needs_of, prune, weight_scores
 from secateur.select import Pattern, Unit, resolve_axes
 from secateur.stats import Stats
 from secateur.torch.host import TorchHost

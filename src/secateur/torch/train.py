@@ -10,7 +10,7 @@ from torch import nn
 from secateur.data import Rows
 from secateur.errors import DataError
 from secateur.plan import Plan
-from secateur.torch.callback import Hold
+from secateur.torch.callback import Bar, Hold
 from secateur.torch.host import TorchHost
 
 
@@ -32,7 +32,7 @@ def fine_tune(
     plan: zeros to hold while training; None trains everything. AdamW, linear decay, 6% warm-up, gradient norm 1.
     Raises DataError when the loss is NaN or infinite.
     """
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
     steps = max(1, round(epochs * -(-len(features) // batch_size)))
     with tempfile.TemporaryDirectory() as scratch:
@@ -48,7 +48,7 @@ def fine_tune(
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
-            disable_tqdm=not progress,
+            disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
         trainer = Trainer(
@@ -56,8 +56,9 @@ def fine_tune(
             args=arguments,
             train_dataset=features,
             data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[Hold(host, plan)] if plan is not None else None,
+            callbacks=[*([Hold(host, plan)] if plan is not None else []), *([Bar()] if progress else [])],
         )
+        trainer.remove_callback(PrinterCallback)
         try:
             loss = trainer.train().training_loss
         finally:

@@ -17,7 +17,7 @@ from secateur.cost import latency, macs, parameters
 from secateur.errors import ModelError
 from secateur.evaluate import Score, score
 from secateur.plan import Plan
-from secateur.prune import Criterion, default_weights, prune
+from secateur.pruning import Criterion, default_weights, prune
 from secateur.select import Pattern
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model

@@ -6,7 +6,7 @@ from secateur.budget import Global
 from secateur.cost import macs, parameters, unit_parameters
 from secateur.errors import DataError, ModelError, PlanError
 from secateur.plan import Plan
-from secateur.prune import default_weights, kind_of, needs_of, prune
+from secateur.pruning import default_weights, kind_of, needs_of, prune
 from secateur.select import NM, Element, Unit
 from secateur.stats import Stats, Tally
 
