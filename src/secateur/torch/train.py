@@ -42,6 +42,7 @@ def fine_tune(
             learning_rate=learning_rate,
             per_device_train_batch_size=batch_size,
             weight_decay=weight_decay,
+            optim="adamw_torch_fused",
             warmup_steps=max(1, round(0.06 * steps)),
             train_sampling_strategy="group_by_length",
             seed=seed,
