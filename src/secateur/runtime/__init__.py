@@ -1,0 +1,1 @@
+"""Runs pruned models on their own sparse CPU kernels."""
