@@ -1,5 +1,5 @@
-// The Python module secateur.runtime._native: a thin face of the C interface. Addresses are integers here (they cost
-// a tenth of a microsecond); secateur.runtime.packed and .ops check what they point to.
+// The Python module secateur.runtime._native: a thin face of the C interface. Addresses are integers here
+// (they cost a tenth of a microsecond); secateur.runtime.packed and .ops check what they point to.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -65,26 +65,30 @@ NB_MODULE(_native, m) {
   m.def("resolve_isa", &sct_resolve_isa);
   m.def("isa_name", &sct_isa_name);
   m.def("describe", &describe);
-  m.def("validate", [](uintptr_t blob, int64_t bytes) { check(sct_validate(at<uint8_t>(blob), bytes)); },
-        nb::call_guard<nb::gil_scoped_release>());
-  m.def("unpack",
-        [](uintptr_t blob, int64_t bytes, uintptr_t weight) {
-          check(sct_unpack(at<uint8_t>(blob), bytes, at<float>(weight)));
-        },
-        nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "validate", [](uintptr_t blob, int64_t bytes) { check(sct_validate(at<uint8_t>(blob), bytes)); },
+      nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "unpack",
+      [](uintptr_t blob, int64_t bytes, uintptr_t weight) {
+        check(sct_unpack(at<uint8_t>(blob), bytes, at<float>(weight)));
+      },
+      nb::call_guard<nb::gil_scoped_release>());
   m.def("pack_tiled", [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t tile,
                          int32_t chunk, int32_t row_block) {
     return packed([=](void* memory) {
-      return sct_pack_tiled(at<float>(weight), rows, cols, ld, value, tile, chunk, row_block, allocate, memory);
+      return sct_pack_tiled(at<float>(weight), rows, cols, ld, value, tile, chunk, row_block, allocate,
+                            memory);
     });
   });
-  m.def("linear",
-        [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, uintptr_t bias, int activation,
-           uintptr_t y, int64_t ldy, int threads, int isa) {
-          check(sct_linear(at<uint8_t>(blob), bytes, at<float>(x), tokens, ldx, at<float>(bias), activation,
-                           at<float>(y), ldy, threads, isa));
-        },
-        nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "linear",
+      [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, uintptr_t bias,
+         int activation, uintptr_t y, int64_t ldy, int threads, int isa) {
+        check(sct_linear(at<uint8_t>(blob), bytes, at<float>(x), tokens, ldx, at<float>(bias), activation,
+                         at<float>(y), ldy, threads, isa));
+      },
+      nb::call_guard<nb::gil_scoped_release>());
   m.def("use_openmp",
         [](uintptr_t gomp_parallel) { sct_use_openmp(reinterpret_cast<sct_fork_function>(gomp_parallel)); });
 }

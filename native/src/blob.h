@@ -1,12 +1,10 @@
 // The layout of packed weights in memory: one header, then sections at byte offsets from the start.
 //
-// tiled   For many tokens. Activations are packed [tile][cols][tile tokens]; per (row block, column chunk) the rows
-//         are sorted by their number of nonzeros, and nonzeros come in groups of four: values, then u16 offsets
-//         into the chunk of packed activations (column * tile * 4 bytes). Sections: blocks, classes, rows, stream.
-// bitmask For few tokens. One bit a weight, then the kept values of each row. Sections: row starts, row scales,
-//         masks, values.
-// block   Columns of `p[0]` adjacent rows are kept or dropped together. Sections: starts of (row group, span of
-//         columns), row scales, u16 columns, values.
+// tiled   For many tokens. Activations are packed [tile][cols][tile tokens]; per (row block, column chunk)
+// the rows
+//         are sorted by their number of nonzeros, and nonzeros come in groups of four: values, then u16
+//         offsets into the chunk of packed activations (column * tile * 4 bytes). Sections: blocks, classes,
+//         rows, stream.
 #pragma once
 #include <cstdint>
 
@@ -15,11 +13,9 @@
 namespace secateur {
 
 constexpr char kMagic[8] = {'S', 'E', 'C', 'P', 'A', 'C', 'K', '1'};
-constexpr int64_t kAlign = 64;       // of sections inside a blob
-constexpr int kMaxTile = 128;        // tokens
-constexpr int kRowSlack = 16;        // row offsets past the end, so that prefetching may read ahead
-constexpr int kValueSlack = 64;      // bytes after bitmask and block values, so that vector loads may overrun
-constexpr int kBlockSpan = 128;      // columns between two starts of the block format
+constexpr int64_t kAlign = 64;  // of sections inside a blob
+constexpr int kMaxTile = 128;   // tokens
+constexpr int kRowSlack = 16;   // row offsets past the end, so that prefetching may read ahead
 
 struct Header {
   char magic[8];
@@ -33,20 +29,19 @@ struct Header {
 };
 static_assert(sizeof(Header) == 128, "the header is part of the file format");
 
-struct TiledBlock {      // one (row block, chunk)
-  uint64_t stream;       // byte offset into the stream section
+struct TiledBlock {  // one (row block, chunk)
+  uint64_t stream;   // byte offset into the stream section
   uint32_t class_begin, class_count;
   uint32_t row_begin, pad;
 };
 static_assert(sizeof(TiledBlock) == 24, "part of the file format");
 
-struct TiledClass {      // `rows` consecutive rows with `count` nonzeros each
+struct TiledClass {  // `rows` consecutive rows with `count` nonzeros each
   uint32_t count, rows;
 };
 
 // Bytes of a group of four nonzeros: values, then four u16 offsets.
 constexpr int group_bytes(uint32_t value) { return value == SCT_F32 ? 24 : 16; }
-constexpr int value_bytes(uint32_t value) { return value == SCT_F32 ? 4 : value == SCT_BF16 ? 2 : 1; }
 
 template <class T>
 const T* section(const uint8_t* blob, int i) {

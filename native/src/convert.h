@@ -1,6 +1,5 @@
 // Scalar conversions between float32 and the stored value types, shared by packers and portable kernels.
 #pragma once
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -19,10 +18,6 @@ static inline float from_bf16(uint16_t h) {
   float f;
   std::memcpy(&f, &u, 4);
   return f;
-}
-
-static inline int8_t to_i8(float f, float scale) {
-  return scale == 0.0f ? int8_t{0} : static_cast<int8_t>(std::lrint(std::fmin(127.0f, std::fmax(-127.0f, f / scale))));
 }
 
 }  // namespace secateur

@@ -13,8 +13,9 @@ int check_header(const uint8_t* blob, int64_t bytes) {
   if (reinterpret_cast<uintptr_t>(blob) % 8) return SCT_MISALIGNED;
   if (bytes < static_cast<int64_t>(sizeof(Header))) return SCT_BAD_BLOB;
   const auto& h = *reinterpret_cast<const Header*>(blob);
-  if (std::memcmp(h.magic, kMagic, sizeof kMagic) || h.bytes != static_cast<uint64_t>(bytes)) return SCT_BAD_BLOB;
-  if (h.format < SCT_TILED || h.format > SCT_BLOCK || h.value > SCT_I8) return SCT_BAD_BLOB;
+  if (std::memcmp(h.magic, kMagic, sizeof kMagic) || h.bytes != static_cast<uint64_t>(bytes))
+    return SCT_BAD_BLOB;
+  if (h.format != SCT_TILED || h.value > SCT_BF16) return SCT_BAD_BLOB;
   if (h.rows < 1 || h.cols < 1 || h.rows > INT32_MAX || h.cols > INT32_MAX) return SCT_BAD_BLOB;
   return SCT_OK;
 }
@@ -32,7 +33,7 @@ bool sections_in_order(const Header& h) {
 bool tiled_is_sound(const uint8_t* blob) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   const uint64_t tile = h.p[0], chunk = h.p[1], row_block = h.p[2], stride = tile * 4;
-  if (h.value == SCT_I8 || tile < 16 || tile > kMaxTile || tile % 16 || !chunk || !row_block) return false;
+  if (tile < 16 || tile > kMaxTile || tile % 16 || !chunk || !row_block) return false;
   if ((chunk - 1) * stride > UINT16_MAX || row_block * stride > UINT32_MAX) return false;
   const uint64_t chunks = (h.cols + chunk - 1) / chunk, blocks = (h.rows + row_block - 1) / row_block;
   const uint64_t classes = (h.section[2] - h.section[1]) / sizeof(TiledClass);
@@ -84,7 +85,8 @@ extern "C" const char* sct_error_text(int status) {
     case SCT_NO_MEMORY:
       return "out of memory";
     case SCT_UNSUPPORTED_ISA:
-      return "this CPU or this build lacks the instruction set that was asked for (argument isa or SECATEUR_ISA)";
+      return "this CPU or this build lacks the instruction set that was asked for (argument isa or "
+             "SECATEUR_ISA)";
     case SCT_MISALIGNED:
       return "a packed weight must start at a multiple of 8 bytes; copy it to fresh memory";
     default:
@@ -98,8 +100,13 @@ extern "C" int sct_describe(const uint8_t* blob, int64_t bytes, sct_info* info) 
   const int status = check_header(blob, bytes);
   if (status != SCT_OK) return status;
   const auto& h = *reinterpret_cast<const Header*>(blob);
-  *info = {h.rows, h.cols, static_cast<int64_t>(h.nonzeros), bytes, static_cast<int32_t>(h.format),
-           static_cast<int32_t>(h.value), {}};
+  *info = {h.rows,
+           h.cols,
+           static_cast<int64_t>(h.nonzeros),
+           bytes,
+           static_cast<int32_t>(h.format),
+           static_cast<int32_t>(h.value),
+           {}};
   for (int i = 0; i < 4; i++) info->p[i] = static_cast<int32_t>(h.p[i]);
   return SCT_OK;
 }
@@ -111,9 +118,7 @@ extern "C" int sct_validate(const uint8_t* blob, int64_t bytes) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   if (!sections_in_order(h)) return SCT_BAD_BLOB;
   try {
-    bool sound = false;
-    if (h.format == SCT_TILED) sound = tiled_is_sound(blob);
-    return sound ? SCT_OK : SCT_BAD_BLOB;
+    return tiled_is_sound(blob) ? SCT_OK : SCT_BAD_BLOB;
   } catch (const std::bad_alloc&) {
     return SCT_NO_MEMORY;
   }

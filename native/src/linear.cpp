@@ -16,15 +16,15 @@
 namespace secateur {
 namespace {
 
-constexpr int64_t kPanelTokens = 1024;       // bounds the packed copy of the activations
-constexpr double kMacsPerThread = 200000;    // less work than this is not worth waking a thread
+constexpr int64_t kPanelTokens = 1024;     // bounds the packed copy of the activations
+constexpr double kMacsPerThread = 200000;  // less work than this is not worth waking a thread
 
 struct Free {
   void operator()(float* p) const { std::free(p); }
 };
 
-// A buffer of the calling thread that grows and is reused by its next call; null when memory is out. Buffers of
-// different `slot`s are independent.
+// A buffer of the calling thread that grows and is reused by its next call; null when memory is out. Buffers
+// of different `slot`s are independent.
 float* scratch(int slot, int64_t floats) {
   struct Buffer {
     std::unique_ptr<float, Free> data;
@@ -74,8 +74,8 @@ void tiled_task(void* context) {
   const Call& c = *job.call;
   const int64_t tile = c.h->p[0], row_block = c.h->p[2], tile_floats = tile * c.h->cols;
   for (int64_t t; (t = job.next_pack.fetch_add(1)) < job.tiles;) {
-    if (c.kernels->pack_tile(c.x + t * tile * c.ldx, c.ldx, c.h->cols, tokens_in_tile(c, t), static_cast<int>(tile),
-                             job.packed + t * tile_floats))
+    if (c.kernels->pack_tile(c.x + t * tile * c.ldx, c.ldx, c.h->cols, tokens_in_tile(c, t),
+                             static_cast<int>(tile), job.packed + t * tile_floats))
       job.odd.store(true);
     job.packed_tiles.fetch_add(1, std::memory_order_release);
   }
@@ -87,13 +87,13 @@ void tiled_task(void* context) {
     const int64_t b = i / job.tiles, t = i % job.tiles, row = b * row_block;
     const int n = tokens_in_tile(c, t);
     c.kernels->tiled(c.blob, b, job.packed + t * tile_floats, n, c.bias ? c.bias + row : nullptr, y);
-    c.kernels->unpack_tile(y, std::min<int64_t>(row_block, c.h->rows - row), static_cast<int>(tile), n, c.activation,
-                           c.y + t * tile * c.ldy + row, c.ldy);
+    c.kernels->unpack_tile(y, std::min<int64_t>(row_block, c.h->rows - row), static_cast<int>(tile), n,
+                           c.activation, c.y + t * tile * c.ldy + row, c.ldy);
   }
 }
 
-// The kernels skip zero weights; a dense product does not: 0 * inf and 0 * NaN are NaN. Output o of a token keeps
-// its value only if the weight is nonzero at every column where the token is not finite.
+// The kernels skip zero weights; a dense product does not: 0 * inf and 0 * NaN are NaN. Output o of a token
+// keeps its value only if the weight is nonzero at every column where the token is not finite.
 void spread_not_finite(const Call& c) {
   std::vector<int32_t> hits(c.h->rows);
   std::vector<char> odd(c.h->cols);
@@ -152,8 +152,17 @@ extern "C" int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, in
   if (resolved < 0) return SCT_UNSUPPORTED_ISA;
   const double macs = static_cast<double>(info.nonzeros) * static_cast<double>(tokens);
   const int worthwhile = static_cast<int>(std::min(1024.0, 1 + macs / kMacsPerThread));
-  Call call{blob, reinterpret_cast<const Header*>(blob), &kernel_table(resolved), x, tokens, ldx, bias, activation,
-            y, ldy, std::min(threads, worthwhile)};
+  Call call{blob,
+            reinterpret_cast<const Header*>(blob),
+            &kernel_table(resolved),
+            x,
+            tokens,
+            ldx,
+            bias,
+            activation,
+            y,
+            ldy,
+            std::min(threads, worthwhile)};
   try {
     return run_tiled(call);
   } catch (const std::bad_alloc&) {

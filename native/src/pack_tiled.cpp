@@ -19,8 +19,8 @@ struct Tiled {
   uint64_t nonzeros = 0;
 };
 
-// One row's nonzeros of a chunk. The incomplete group, if any, comes first: the kernel then runs it with its own
-// template and falls into the loop over whole groups.
+// One row's nonzeros of a chunk. The incomplete group, if any, comes first: the kernel then runs it with its
+// own template and falls into the loop over whole groups.
 void append_row(const float* w, int32_t cols, uint32_t count, uint32_t stride, uint32_t value,
                 std::vector<uint8_t>& stream) {
   float values[4] = {};
@@ -101,8 +101,8 @@ extern "C" int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, i
     for (int64_t r = 0; r < rows; r += row_block)
       for (int64_t k = 0; k < cols; k += chunk)
         append_block(weight + r * ld + k, ld, static_cast<int32_t>(std::min<int64_t>(row_block, rows - r)),
-                     static_cast<int32_t>(std::min<int64_t>(chunk, cols - k)), stride, static_cast<uint32_t>(value),
-                     k == 0, t);
+                     static_cast<int32_t>(std::min<int64_t>(chunk, cols - k)), stride,
+                     static_cast<uint32_t>(value), k == 0, t);
     BlobWriter writer(SCT_TILED, static_cast<uint32_t>(value), rows, cols);
     Header& h = writer.header();
     h.nonzeros = t.nonzeros;

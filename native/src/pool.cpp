@@ -22,7 +22,8 @@ namespace secateur {
 namespace {
 
 enum : int { kIdle = 0, kCalled = 1, kRunning = 2 };
-constexpr unsigned kSpinsBeforeSleep = 4000;  // some tens of microseconds: the gap between two layers of a model
+constexpr unsigned kSpinsBeforeSleep =
+    4000;  // some tens of microseconds: the gap between two layers of a model
 
 struct alignas(64) Worker {
   std::atomic<int> state{kIdle};
@@ -97,8 +98,9 @@ class Pool {
   void* context_ = nullptr;
 };
 
-// Never destroyed: detached workers may outlive every static object. A forked child has none of its parent's threads,
-// so it drops the pool (and the OpenMP runtime, which does not survive a fork either) and starts afresh.
+// Never destroyed: detached workers may outlive every static object. A forked child has none of its parent's
+// threads, so it drops the pool (and the OpenMP runtime, which does not survive a fork either) and starts
+// afresh.
 std::atomic<Pool*> g_pool{nullptr};
 std::atomic<sct_fork_function> g_openmp{nullptr};
 

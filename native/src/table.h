@@ -12,23 +12,12 @@ struct KernelTable {
   bool (*pack_tile)(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, float* out);
 
   // One row block of a tiled weight times one packed tile; y is [row block rows][tile].
-  void (*tiled)(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias, float* y);
+  void (*tiled)(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias,
+                float* y);
 
-  // Applies the activation to y[rows][tile] in place and writes the transpose to out (ldy floats from token to
-  // token).
+  // Applies the activation to y[rows][tile] in place and writes the transpose to out (ldy floats from token
+  // to token).
   void (*unpack_tile)(float* y, int64_t rows, int tile, int tokens, int activation, float* out, int64_t ldy);
-
-  // Rows [begin, end) of a bitmask weight times `tokens` vectors; x is padded with zeros to a multiple of 64.
-  void (*bitmask)(const uint8_t* blob, int64_t begin, int64_t end, const float* x, int64_t ldx, int64_t tokens,
-                  const float* bias, int activation, float* y, int64_t ldy);
-
-  // Row groups [begin, end) of a block weight times few tokens.
-  void (*block_few)(const uint8_t* blob, int64_t begin, int64_t end, const float* x, int64_t ldx, int64_t tokens,
-                    const float* bias, int activation, float* y, int64_t ldy);
-
-  // Row groups [begin, end) of a block weight times one packed tile; y is [(end - begin) * block rows][tile].
-  void (*block_tile)(const uint8_t* blob, int64_t begin, int64_t end, const float* packed, int tile, int tokens,
-                     const float* bias, float* y);
 };
 
 // The table of a resolved instruction set (see sct_resolve_isa).

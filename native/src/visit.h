@@ -1,4 +1,4 @@
-// Walks over the stored weights of a blob, whatever its format: visit(blob, f) calls f(row, column, value).
+// Walks over the stored weights of a blob: visit(blob, f) calls f(row, column, value).
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -8,22 +8,19 @@
 
 namespace secateur {
 
-inline float stored_value(const uint8_t* values, int64_t i, uint32_t type, float scale) {
+inline float stored_value(const uint8_t* values, int64_t i, uint32_t type) {
   if (type == SCT_F32) {
     float f;
     std::memcpy(&f, values + 4 * i, 4);
     return f;
   }
-  if (type == SCT_BF16) {
-    uint16_t h;
-    std::memcpy(&h, values + 2 * i, 2);
-    return from_bf16(h);
-  }
-  return static_cast<float>(static_cast<int8_t>(values[i])) * scale;
+  uint16_t h;
+  std::memcpy(&h, values + 2 * i, 2);
+  return from_bf16(h);
 }
 
 template <class F>
-void visit_tiled(const uint8_t* blob, F f) {
+void visit(const uint8_t* blob, F f) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   const int64_t stride = static_cast<int64_t>(h.p[0]) * 4, chunk = h.p[1], row_block = h.p[2];
   const int64_t chunks = ceil_div(h.cols, chunk), n = ceil_div(h.rows, row_block) * chunks;
@@ -41,19 +38,11 @@ void visit_tiled(const uint8_t* blob, F f) {
             uint16_t at;
             std::memcpy(&at, p + bytes - 8 + 2 * j, 2);
             f(b / chunks * row_block + *row / stride, b % chunks * chunk + at / stride,
-              stored_value(p, j, h.value, 1.0f));
+              stored_value(p, j, h.value));
           }
         }
       }
     }
-  }
-}
-
-template <class F>
-void visit(const uint8_t* blob, F f) {
-  switch (reinterpret_cast<const Header*>(blob)->format) {
-    case SCT_TILED:
-      return visit_tiled(blob, f);
   }
 }
 

@@ -1,4 +1,5 @@
-"""The kernels against a float64 product: every instruction set of this machine, any shape, density and layout."""
+"""The kernels against a float64 product: every instruction set of this machine, any shape, density and
+layout."""
 
 import numpy as np
 import pytest
@@ -185,6 +186,7 @@ def test_damaged_blobs_are_refused():
         except ValueError:
             refused += 1
             continue
-        # What passes may hold other numbers, but must not lead outside: run it (under ASan in the native tests).
+        # What passes may hold other numbers, but must not lead outside: run it (under ASan in the native
+        # tests).
         P.linear(hurt, np.ones((5, 50), np.float32))
     assert refused > 50

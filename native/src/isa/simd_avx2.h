@@ -30,16 +30,11 @@ struct Simd {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
   }
-  static float sum(V a) {
-    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
-    return _mm_cvtss_f32(_mm_add_ss(b, _mm_shuffle_ps(b, b, 1)));
-  }
   static bool any_nan(V a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
-  // One 16-byte broadcast and in-lane permutes: on Zen 3 about 15% faster than four scalar broadcasts, because
-  // the loop is bound by loads.
+  // One 16-byte broadcast and in-lane permutes: on Zen 3 about 15% faster than four scalar broadcasts,
+  // because the loop is bound by loads.
   struct Quad {
     V v;
     template <int I>
@@ -47,9 +42,7 @@ struct Simd {
       return _mm256_permute_ps(v, I * 0x55);
     }
   };
-  static Quad quad_f32(const uint8_t* p) {
-    return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))};
-  }
+  static Quad quad_f32(const uint8_t* p) { return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))}; }
   static Quad quad_bf16(const uint8_t* p) {
     __m128i h = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
     __m128 f = _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), h));
@@ -58,14 +51,6 @@ struct Simd {
 
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     transpose_8x8(src, lds, dst, ldd);
-  }
-
-  static V load_bf16(const uint16_t* p) {
-    __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
-  }
-  static V load_i8(const int8_t* p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
 };
 

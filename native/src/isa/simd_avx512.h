@@ -30,7 +30,6 @@ struct Simd {
     __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127));
     return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
   }
-  static float sum(V a) { return _mm512_reduce_add_ps(a); }
   static bool any_nan(V a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
@@ -57,15 +56,6 @@ struct Simd {
 
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     transpose_8x8(src, lds, dst, ldd);
-  }
-
-  static V load_bf16(const uint16_t* p) {
-    __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
-  }
-  static V load_i8(const int8_t* p) {
-    __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b));
   }
 };
 

@@ -29,7 +29,6 @@ struct Simd {
     int32x4_t e = vaddq_s32(vcvtq_s32_f32(a), vdupq_n_s32(127));
     return vreinterpretq_f32_s32(vshlq_n_s32(e, 23));
   }
-  static float sum(V a) { return vaddvq_f32(a); }
   static bool any_nan(V a) { return vminvq_u32(vceqq_f32(a, a)) == 0; }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
 
@@ -52,12 +51,6 @@ struct Simd {
     vst1q_f32(dst + ldd, vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1])));
     vst1q_f32(dst + 2 * ldd, vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0])));
     vst1q_f32(dst + 3 * ldd, vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1])));
-  }
-
-  static V load_bf16(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
-  static V load_i8(const int8_t* p) {
-    int8_t padded[8] = {p[0], p[1], p[2], p[3]};
-    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(padded)))));
   }
 };
 

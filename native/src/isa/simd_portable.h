@@ -1,5 +1,5 @@
-// Eight floats as a plain array: what the kernels run on when nothing better is compiled in. The compiler is free
-// to vectorise it.
+// Eight floats as a plain array: what the kernels run on when nothing better is compiled in. The compiler is
+// free to vectorise it.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -10,8 +10,8 @@
 namespace {
 
 struct Simd {
-  static constexpr int W = 8;    // floats in a vector
-  static constexpr int TB = 8;   // side of a transposed square
+  static constexpr int W = 8;   // floats in a vector
+  static constexpr int TB = 8;  // side of a transposed square
   struct V {
     float f[W];
   };
@@ -74,11 +74,6 @@ struct Simd {
     for (float& f : a.f) f = std::ldexp(1.0f, static_cast<int>(f));
     return a;
   }
-  static float sum(V a) {
-    float s = 0;
-    for (float f : a.f) s += f;
-    return s;
-  }
   static bool any_nan(V a) {
     bool nan = false;
     for (float f : a.f) nan |= f != f;
@@ -108,17 +103,6 @@ struct Simd {
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     for (int i = 0; i < TB; i++)
       for (int j = 0; j < TB; j++) dst[j * ldd + i] = src[i * lds + j];
-  }
-
-  static V load_bf16(const uint16_t* p) {
-    V r;
-    for (int i = 0; i < W; i++) r.f[i] = secateur::from_bf16(p[i]);
-    return r;
-  }
-  static V load_i8(const int8_t* p) {
-    V r;
-    for (int i = 0; i < W; i++) r.f[i] = p[i];
-    return r;
   }
 };
 

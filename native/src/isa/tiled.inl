@@ -1,8 +1,8 @@
 // Unstructured sparse weight times packed activations (format "tiled"). Included once per instruction set.
 //
-// For each nonzero the loop multiplies one broadcast weight into NV vectors of tokens, which it loads from the
-// chunk of activations in L1 at an offset that the packer multiplied out. Rows of equal count run under one loop
-// bound, so that the branch predictor has nothing to guess.
+// For each nonzero the loop multiplies one broadcast weight into NV vectors of tokens, which it loads from
+// the chunk of activations in L1 at an offset that the packer multiplied out. Rows of equal count run under
+// one loop bound, so that the branch predictor has nothing to guess.
 
 namespace {
 
@@ -41,7 +41,8 @@ inline __attribute__((always_inline)) void group(Simd::V (&acc)[NS][NV], const c
 // `nrows` rows with 4 * groups + REST nonzeros each.
 template <class Group, int NV, int REST>
 __attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row, int nrows, int groups,
-                                          const char* x, char* y, const float* bias, uint32_t stride, bool first) {
+                                          const char* x, char* y, const float* bias, uint32_t stride,
+                                          bool first) {
   constexpr int NS = accumulator_sets(NV);
   for (int r = 0; r < nrows; r++) {
     float* out = reinterpret_cast<float*>(y + row[r]);
@@ -114,7 +115,8 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
   const int64_t chunks = secateur::ceil_div(h.cols, chunk);
   const auto* blocks = secateur::section<secateur::TiledBlock>(blob, 0) + row_block * chunks;
   int left = (tokens + Simd::W - 1) / Simd::W;
-  // A short last tile computes only the vectors it needs; a tile wider than eight vectors takes several passes.
+  // A short last tile computes only the vectors it needs; a tile wider than eight vectors takes several
+  // passes.
   for (int done = 0; left > 0;) {
     const int nv = left >= 8 ? 8 : left >= 6 ? 6 : left >= 4 ? 4 : left;
     const float* x = packed + done * Simd::W;
@@ -147,7 +149,8 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
   }
 }
 
-void tiled(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias, float* y) {
+void tiled(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias,
+           float* y) {
   if (reinterpret_cast<const secateur::Header*>(blob)->value == SCT_F32)
     tiled_typed<F32Group>(blob, row_block, packed, tokens, bias, y);
   else

@@ -18,7 +18,8 @@ def load_native() -> ModuleType | None:
         from secateur.runtime import _native
     except ImportError as error:
         warnings.warn(
-            f"secateur.runtime has no compiled kernels ({error}); sparse layers run on a slow path. Install a C++17 "
+            f"secateur.runtime has no compiled kernels ({error}); sparse layers run on a slow path. Install "
+            f"a C++17 "
             "compiler and reinstall secateur to have them.",
             RuntimeWarning,
             stacklevel=3,
@@ -53,7 +54,8 @@ def isa(requested: str = "auto") -> str:
     resolved = native.resolve_isa(code)
     if resolved < 0:
         raise ValueError(
-            f"instruction set {requested!r} (or what SECATEUR_ISA names) is not available on this CPU or in this "
+            f"instruction set {requested!r} (or what SECATEUR_ISA names) is not available on this CPU or in "
+            f"this "
             f"build; available: {', '.join(available_isas())}"
         )
     return ISAS[resolved]

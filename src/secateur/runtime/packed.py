@@ -1,4 +1,5 @@
-"""Packs a sparse weight into one flat buffer that the kernels read (and that can be saved and memory-mapped), and
+"""Packs a sparse weight into one flat buffer that the kernels read (and that can be saved and
+memory-mapped), and
 unpacks it again. Buffers are one-dimensional uint8 arrays; see native/src/blob.h for what is inside.
 """
 
@@ -11,8 +12,8 @@ import numpy as np
 from secateur.runtime import reference
 from secateur.runtime.native import isa_code, load_native
 
-FORMATS = ("tiled", "bitmask", "block")
-VALUES = ("float32", "bfloat16", "int8")
+FORMATS = ("tiled",)
+VALUES = ("float32", "bfloat16")
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 
@@ -28,11 +29,11 @@ class PackedInfo:
     tile: int = 0
     chunk: int = 0
     row_block: int = 0
-    block_rows: int = 0
 
 
 def tiled_defaults(isa: str, density: float) -> tuple[int, int]:
-    """(tile, chunk) that did best on the machines tried: tokens side by side, columns that share the L1 cache."""
+    """(tile, chunk) that did best on the machines tried: tokens side by side, columns that share the L1
+    cache."""
     if isa == "avx512":
         return (128, 64) if density > 0.3 else (64, 128)
     if isa == "avx2":
@@ -41,7 +42,8 @@ def tiled_defaults(isa: str, density: float) -> tuple[int, int]:
 
 
 def row_block_for(rows: int, tile: int) -> int:
-    """Rows whose accumulators fit the L2 cache, in blocks of equal size and at least two of them for two threads."""
+    """Rows whose accumulators fit the L2 cache, in blocks of equal size and at least two of them for two
+    threads."""
     most = max(64, min(512, 65536 // tile))
     blocks = max(2 if rows >= 256 else 1, -(-rows // most))
     return -(-rows // blocks)
@@ -58,8 +60,10 @@ def pack(
 ) -> np.ndarray:
     """Pack a weight (rows = outputs, cols = inputs), float32, for the kernels.
 
-    `tiled` takes any pattern of zeros and is for many tokens at a time: `tile` tokens (a multiple of 16, at most
-    128) are worked on side by side, `chunk` columns at a time, `row_block` rows at a time (0: chosen by size).
+    `tiled` takes any pattern of zeros and is for many tokens at a time: `tile` tokens (a multiple of 16,
+    at most
+    128) are worked on side by side, `chunk` columns at a time, `row_block` rows at a time (0: chosen by
+    size).
 
     Raises:
         ValueError: for a weight of the wrong type or shape, an unknown format, or impossible parameters.
@@ -67,7 +71,9 @@ def pack(
     """
     native = load_native()
     if native is None:
-        raise RuntimeError("packing needs the compiled kernels; install a C++17 compiler and reinstall secateur")
+        raise RuntimeError(
+            "packing needs the compiled kernels; install a C++17 compiler and reinstall secateur"
+        )
     weight = _matrix(weight, "weight")
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
@@ -77,7 +83,8 @@ def pack(
     row_block = row_block or row_block_for(rows, tile)
     if tile % 16 or not 16 <= tile <= 128 or chunk < 1 or (chunk - 1) * tile * 4 > 65535:
         raise ValueError(
-            f"tile {tile} and chunk {chunk} do not fit: tile is a multiple of 16 up to 128, and (chunk - 1) * tile * 4 "
+            f"tile {tile} and chunk {chunk} do not fit: tile is a multiple of 16 up to 128, and (chunk - 1) "
+            f"* tile * 4 "
             "must stay below 65536"
         )
     return native.pack_tiled(
@@ -172,5 +179,7 @@ def linear(
 def _matrix(a: np.ndarray, name: str) -> np.ndarray:
     if not isinstance(a, np.ndarray) or a.dtype != np.float32 or a.ndim != 2 or 0 in a.shape:
         what = f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else type(a).__name__
-        raise ValueError(f"{name} must be a float32 numpy matrix with at least one row and column, not {what}")
+        raise ValueError(
+            f"{name} must be a float32 numpy matrix with at least one row and column, not {what}"
+        )
     return np.ascontiguousarray(a)

@@ -1,4 +1,5 @@
-"""Reads packed weights in plain numpy: the slow path where no kernels are compiled, and what the kernels are tested
+"""Reads packed weights in plain numpy: the slow path where no kernels are compiled, and what the kernels
+are tested
 against. The layout is described in native/src/blob.h.
 """
 
@@ -27,11 +28,17 @@ def describe(packed: np.ndarray) -> PackedInfo:
     format_code, value, rows, cols = np.frombuffer(head, "<u4", 4, 8).tolist()
     nonzeros, size = np.frombuffer(head, "<u8", 2, 24).tolist()
     p = np.frombuffer(head, "<u4", 4, 40).tolist()
-    if head[:8] != MAGIC or size != packed.size or not 1 <= format_code <= 3 or value > 2 or not rows or not cols:
+    if (
+        head[:8] != MAGIC
+        or size != packed.size
+        or not 1 <= format_code <= 3
+        or value > 2
+        or not rows
+        or not cols
+    ):
         raise ValueError("this is not a packed weight, or it is damaged; pack the weight again")
     name = FORMATS[format_code - 1]
-    sizes = {"tile": p[0], "chunk": p[1], "row_block": p[2]} if name == "tiled" else {"block_rows": p[0]}
-    return PackedInfo(name, VALUES[value], rows, cols, nonzeros, **sizes)
+    return PackedInfo(name, VALUES[value], rows, cols, nonzeros, tile=p[0], chunk=p[1], row_block=p[2])
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:
@@ -57,12 +64,10 @@ def _section(packed: np.ndarray, i: int, dtype: str) -> np.ndarray:
 
 
 def _values(raw: np.ndarray, value: str) -> np.ndarray:
-    """Stored bytes (..., n) as float32; int8 without its scale."""
+    """Stored bytes (..., n) as float32."""
     raw = np.ascontiguousarray(raw)
     if value == "float32":
         return raw.view("<f4")
-    if value == "int8":
-        return raw.view(np.int8).astype(np.float32)
     return (raw.view("<u2").astype("<u4") << 16).view("<f4")
 
 
