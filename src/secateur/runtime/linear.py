@@ -75,7 +75,7 @@ class SparseLinear(nn.Module):
         info = describe(self.packed.numpy())
         density = info.nonzeros / (info.rows * info.cols)
         return (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not "
-            f"None}, "
-            f"{info.format} {info.value}, {density:.0%} kept, activation={self.activation}"
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, activation={self.activation}, {info.format} {info.value}, "
+            f"{density:.0%} kept"
         )
