@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,7 @@ def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, density
         if density < 0.8:
             for tile, chunk in candidates(isa(), tokens):
                 packed = torch.from_numpy(pack(weight, tile=tile, chunk=chunk))
-                runs[tile, chunk] = lambda p=packed: sparse_linear(x, p, bias, rows, 0)
+                runs[tile, chunk] = partial(sparse_linear, x, packed, bias, rows, 0)
         times = _interleaved([lambda: torch.nn.functional.linear(x, dense, bias), *runs.values()])
     dense_us, sparse = times[0], dict(zip(runs, times[1:], strict=True))
     if not sparse or min(sparse.values()) > WORTH * dense_us:

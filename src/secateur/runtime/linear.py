@@ -61,7 +61,7 @@ class SparseLinear(nn.Module):
 
         return torch.from_numpy(np.asarray(unpack(self.packed.numpy())))
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+    def _apply(self, fn, recurse: bool = True):
         # Asked on empty tensors first, so that a refused move or cast leaves the layer as it was.
         packed, bias = fn(torch.empty(0, dtype=torch.uint8)), fn(torch.empty(0))
         if packed.dtype != torch.uint8 or packed.device.type != "cpu":

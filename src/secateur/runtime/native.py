@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import warnings
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ ISAS = ("auto", "portable", "neon", "avx2", "avx512")
 def load_native() -> ModuleType | None:
     """The module of compiled kernels, or None; without it a warning tells so, once a process."""
     try:
-        from secateur.runtime import _native
+        return import_module("secateur.runtime._native")
     except ImportError as error:
         warnings.warn(
             f"secateur.runtime has no compiled kernels ({error}); sparse layers run on a slow path. Install "
@@ -25,7 +26,6 @@ def load_native() -> ModuleType | None:
             stacklevel=3,
         )
         return None
-    return _native
 
 
 def isa_code(name: str) -> int:

@@ -38,7 +38,9 @@ def save(model: nn.Module, folder: str | Path) -> None:
         raise ValueError("the model has no packed layer: compile it with secateur.runtime.compile first")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, aliases, first = {}, {}, {}
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) in first:
             aliases[name] = first[id(tensor)]
@@ -46,7 +48,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
             first[id(tensor)] = name
             tensors[name] = tensor.detach().contiguous()
     config = getattr(model, "config", None)
-    if hasattr(config, "save_pretrained"):
+    if config is not None and hasattr(config, "save_pretrained"):
         config.save_pretrained(folder)
     manifest = {
         "version": FORMAT_VERSION,
@@ -170,8 +172,8 @@ def _parameters_on_meta():
             parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = register

@@ -110,10 +110,10 @@ def compile(
             else:
                 parent, _, last = name.rpartition(".")
                 setattr(result.get_submodule(parent), last, replacement)
-    report = Report(tuple(reports), isa(), tokens, torch.get_num_threads())
-    result.secateur_report = report
+    outcome = Report(tuple(reports), isa(), tokens, torch.get_num_threads())
+    result.secateur_report = outcome
     if not hasattr(type(result), "summary"):
-        result.summary = report.summary
+        result.summary = outcome.summary
     return result
 
 
