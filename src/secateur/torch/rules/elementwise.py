@@ -55,8 +55,8 @@ def makes_nonzero(call: Call) -> Value:
 
 def _activated(call: Call, result: Value) -> Value:
     if call.name in ACTIVATIONS:
-        for factor in expand(result.dims[-1] if result.dims else ()):
-            give_role((factor,), "activated")
+        for dim in result.dims:
+            give_role(dim, "activated")
     return result
 
 
