@@ -185,9 +185,7 @@ def dinov2():
 
 
 def clip():
-    config = tf.CLIPConfig(
-        text_config={**_ENCODER, **_SPECIAL}, vision_config=dict(_VISION), projection_dim=14
-    )
+    config = tf.CLIPConfig(text_config={**_ENCODER, **_SPECIAL}, vision_config=dict(_VISION), projection_dim=14)
     return tf.CLIPModel(config), {**text(), **image()}
 
 

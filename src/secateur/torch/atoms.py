@@ -235,7 +235,7 @@ def _cut(atom: Atom, offset: int) -> None:
         if position < offset < position + extent:
             first = narrow(term, 0, offset - position)
             second = narrow(term, offset - position, extent - (offset - position))
-            atom.parts = atom.parts[:i] + (first, second) + atom.parts[i + 1 :]
+            atom.parts = (*atom.parts[:i], first, second, *atom.parts[i + 1 :])
             return
         position += extent
 
@@ -355,4 +355,3 @@ def _take_from_right(queue: list[Factor], sizes: Sequence[int]) -> tuple[list[Di
         done.insert(0, tuple(taken))
         queue = rest
     return done, expand(tuple(queue))
-

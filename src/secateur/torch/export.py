@@ -111,4 +111,3 @@ def _configs(model: nn.Module) -> list[Any]:
         found[id(config)] = config
         queue += [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
     return list(found.values())
-

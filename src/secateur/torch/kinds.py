@@ -1,7 +1,8 @@
-"""What each traced axis is (head, ffn, hidden, ...), from the operations it met, and whether its units are independent."""
+"""What each traced axis is (head, ffn, hidden, ...), from the operations it met, and why it may be frozen."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from secateur.torch.atoms import Atom, Dim, Factor, expand, frozen, leaves, mark, root
 from secateur.torch.values import Record, Value
@@ -71,9 +72,12 @@ def _join_vocabulary(axes: Iterable[Found]) -> None:
 
 
 def _head_roles(record: Record) -> None:
-    """Heads of queries are `kv` times `group` where the keys are the same along the second."""
-    for queries, keys in record.heads:
-        repeated = {id(root(leaf.atom)) for f in expand(keys) if f.const for leaf in leaves((f,))}
+    """Query heads are `kv` times `group` where the values are the same along the second."""
+    for dim in record.mixers:
+        for leaf in leaves(dim):
+            leaf.atom.roles.add("mixer")
+    for queries, values in record.heads:
+        repeated = {id(root(leaf.atom)) for f in expand(values) if f.const for leaf in leaves((f,))}
         inside = list(leaves(queries))
         for leaf in inside:
             shared = id(leaf.atom) in repeated and any(id(o.atom) not in repeated for o in inside)
@@ -90,6 +94,8 @@ def _kind(axis: Found, layered: tuple[str, ...]) -> str:
         return "group"
     if "expert" in roles:
         return "expert"
+    if "mixer" in roles:
+        return "mixer"
     if "residual" in roles and roles & {"written", "embedded"} and "read" in roles:
         return "hidden"
     if "qk" in roles:
@@ -129,7 +135,7 @@ def composites(axes: list[Found], stored: Iterable[tuple[str, Value]]) -> list[t
     for _, value in stored:
         for dim in value.dims:
             for sequence in _sequences(dim):
-                for outer, inner in zip(sequence, sequence[1:], strict=False):
+                for outer, inner in pairwise(sequence):
                     first, second = by_atom.get(id(outer)), by_atom.get(id(inner))
                     if first and second and first.kind in ("head", "kv") and second.kind == "group":
                         pairs[id(outer), id(inner)] = (first, second)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from secateur.torch.kinds import ANONYMOUS, Found
 
@@ -97,8 +98,8 @@ def _candidates(axis: Found, stacks: Mapping[str, str], lists: Mapping[str, int]
 
 def _modules(rest: str) -> list[str]:
     """Names of the modules on the way to a parameter inside a layer; positions in lists are left out."""
-    parts = rest.split(".")[:-1]
-    return [p for p, after in zip(parts, [*parts[1:], ""], strict=True) if p and not (p.isdigit() or after.isdigit())]
+    parts = [*rest.split(".")[:-1], ""]
+    return [p for p, after in pairwise(parts) if p and not (p.isdigit() or after.isdigit())]
 
 
 def _numbered(rest: str, path: str, index: int, lists: Mapping[str, int]) -> str:

@@ -74,7 +74,9 @@ class _Assembly:
                 params[name] = dims
         for axis in layer_axes(self.walk, _module_lists(self.model)):
             axes[axis.name] = axis
-        used = {a for a in axes if axes[a].parts or axes[a].path} | {n for dims in params.values() for d in dims for n in _names(d)}
+        used = {a for a in axes if axes[a].parts or axes[a].path} | {
+            n for dims in params.values() for d in dims for n in _names(d)
+        }
         axes = {name: axis for name, axis in axes.items() if name in used}
         linears, products = self._products()
         layout = Layout(axes, params, linears, products, self.tied)

@@ -246,7 +246,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"), uniform),
     **dict.fromkeys(("scalar_tensor", "empty_strided", "empty_permuted"), uniform),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "zero"), uniform_like),
-    **dict.fromkeys(("arange", "linspace", "eye", "tril_indices", "triu_indices", "rand", "randn", "logspace"), counted),
+    **dict.fromkeys(
+        ("arange", "linspace", "eye", "tril_indices", "triu_indices", "rand", "randn", "logspace"), counted
+    ),
     **dict.fromkeys(("rand_like", "randn_like", "hann_window", "randint"), counted),
     "one_hot": one_hot,
     **dict.fromkeys(("histc", "bincount"), counted_by_class),

@@ -29,7 +29,9 @@ def _meet(dims: list[Dim], summed: bool) -> Dim:
     """Unite the dimensions of a label. A summed axis must be zero at masked units in one operand."""
     if not dims:
         return ()
-    whole = all([unify(dims[0], other) for other in dims[1:]])
+    whole = True
+    for other in dims[1:]:
+        whole &= unify(dims[0], other)
     if not whole:
         return remap(dims[0], zero=False, const=False)
     opened = [expand(d) for d in dims]
@@ -42,9 +44,7 @@ def _meet(dims: list[Dim], summed: bool) -> Dim:
     return tuple(result)
 
 
-def _note(
-    call: Call, x: Value, y: Value, lx: Labels, ly: Labels, lo: Labels, everything: dict[str, Dim]
-) -> str | None:
+def _note(call: Call, x: Value, y: Value, lx: Labels, ly: Labels, lo: Labels, everything: dict[str, Dim]) -> str | None:
     """Remember the product for counting, and give roles to the axes of a weight."""
     weight, labels, other = (y, ly, x) if y.weight else (x, lx, y)
     summed = [name for name in labels if name not in lo]
@@ -55,9 +55,7 @@ def _note(
     in_dim = None
     if weight.order is not None and len(summed) == 1:
         in_dim = weight.order[list(labels).index(summed[0])]
-    call.record.contractions.append(
-        Contraction(name, other.key, in_dim, list(everything.values()), weight.looked_up)
-    )
+    call.record.contractions.append(Contraction(name, other.key, in_dim, list(everything.values()), weight.looked_up))
     for label, dim in zip(labels, weight.dims, strict=True):
         if weight.looked_up and label in (lx if weight is y else ly) and label in lo:
             continue
@@ -76,8 +74,12 @@ def _activation_roles(
     for label in batch:
         left = x.dims[list(lx).index(label)]
         right = y.dims[list(ly).index(label)]
-        if expand(left) and not is_frozen(left):
-            call.record.heads.append((left, right))
+        if not expand(left):
+            continue
+        if "prob" in (x.tag, y.tag):
+            call.record.heads.append((left, right) if x.tag == "prob" else (right, left))
+        else:
+            call.record.mixers.append(left)
     value_side = only_y if x.tag == "prob" else only_x if y.tag == "prob" else None
     if value_side is not None:
         for dim in value_side:
@@ -119,8 +121,7 @@ def _added(old: Dim, bias: Dim) -> Dim:
     if not unify(old, bias):
         return remap(old, zero=False, const=False)
     return tuple(
-        Factor(a.atom, a.zero and b.zero, a.const and b.const)
-        for a, b in zip(expand(old), expand(bias), strict=True)
+        Factor(a.atom, a.zero and b.zero, a.const and b.const) for a, b in zip(expand(old), expand(bias), strict=True)
     )
 
 
@@ -244,9 +245,7 @@ def grouped(call: Call) -> Value:
     if isinstance(offsets, Value):
         unify(y.dims[0], offsets.dims[0])
     mark(y.dims[0], first_reason(y.dims[0], "tokens are routed over it"), "routed")
-    picked = Value(
-        y.dims[1:], data=True, weight=y.weight, order=y.order[1:] if y.order else None, looked_up=True
-    )
+    picked = Value(y.dims[1:], data=True, weight=y.weight, order=y.order[1:] if y.order else None, looked_up=True)
     return contract(call, x, picked, ["m", "k"], ["k", "n"], ["m", "n"])
 
 

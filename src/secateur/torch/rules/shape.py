@@ -1,6 +1,19 @@
 """Rules for operations that move, group, cut or join positions without changing values."""
 
-from secateur.torch.atoms import Dim, Factor, add_up, expand, fresh, is_frozen, mark, narrow, number, peel, regroup, unify
+from secateur.torch.atoms import (
+    Dim,
+    Factor,
+    add_up,
+    expand,
+    fresh,
+    is_frozen,
+    mark,
+    narrow,
+    number,
+    peel,
+    regroup,
+    unify,
+)
 from secateur.torch.values import Call, Rule, Value, remap, same
 
 
@@ -11,9 +24,7 @@ def view(call: Call) -> Value:
     unmoved = x.rank == len(dims) and all(map(_same_axes, dims, x.dims))
     order = x.order if unmoved else None
     last = bool(dims and x.dims) and _same_axes(dims[-1], x.dims[-1])
-    return call.new(
-        dims, key=x.key if last else -1, tag=x.tag, weight=x.weight, order=order, looked_up=x.looked_up
-    )
+    return call.new(dims, key=x.key if last else -1, tag=x.tag, weight=x.weight, order=order, looked_up=x.looked_up)
 
 
 def _same_axes(a: Dim, b: Dim) -> bool:
@@ -23,9 +34,7 @@ def _same_axes(a: Dim, b: Dim) -> bool:
 def _moved(call: Call, order: list[int]) -> Value:
     x = call.value("self")
     stored = tuple(x.order[i] for i in order) if x.order is not None else None
-    return call.new(
-        [x.dims[i] for i in order], tag=x.tag, weight=x.weight, order=stored, looked_up=x.looked_up
-    )
+    return call.new([x.dims[i] for i in order], tag=x.tag, weight=x.weight, order=stored, looked_up=x.looked_up)
 
 
 def transpose(call: Call) -> Value:
@@ -225,8 +234,7 @@ def _together(dims: list[Dim]) -> Dim:
     if not whole:
         return remap(dims[0], zero=False, const=False)
     return tuple(
-        Factor(f.atom, all(o[i].zero for o in opened), all(o[i].const for o in opened))
-        for i, f in enumerate(opened[0])
+        Factor(f.atom, all(o[i].zero for o in opened), all(o[i].const for o in opened)) for i, f in enumerate(opened[0])
     )
 
 
