@@ -88,13 +88,13 @@ def _kind(axis: Found, layered: tuple[str, ...]) -> str:
     roles = axis.atom.roles
     if "number" in roles:
         return ANONYMOUS
-    if "head" in roles:
+    if "head" in roles and roles & {"written", "read"}:
         return "head"
     if "group" in roles:
         return "group"
     if "expert" in roles:
         return "expert"
-    if "mixer" in roles:
+    if "mixer" in roles and roles & {"written", "read"}:
         return "mixer"
     if "residual" in roles and roles & {"written", "embedded"} and "read" in roles:
         return "hidden"
