@@ -1,6 +1,6 @@
 """What each traced axis is (head, ffn, hidden, ...), from the operations it met, and why it may be frozen."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -32,7 +32,7 @@ class Found:
         return list(dict.fromkeys(name for name, _ in self.places))
 
 
-def find_axes(record: Record, stored: Iterable[tuple[str, Value]], in_layer: Iterable[str]) -> list[Found]:
+def find_axes(record: Record, stored: Sequence[tuple[str, Value]], in_layer: Iterable[str]) -> list[Found]:
     """The axes of all parameters and buffers, classified, in order of first occurrence."""
     found: dict[int, Found] = {}
     for name, value in stored:
@@ -48,6 +48,8 @@ def find_axes(record: Record, stored: Iterable[tuple[str, Value]], in_layer: Ite
     found = {key: axis for key, axis in found.items() if axis.atom.parent is None}
     for axis in found.values():
         axis.kind = _kind(axis, layered)
+    _inside_heads(found.values(), stored)
+    for axis in found.values():
         axis.frozen = _reason(axis)
     return list(found.values())
 
@@ -112,6 +114,19 @@ def _kind(axis: Found, layered: tuple[str, ...]) -> str:
     if (frozen(axis.atom) or "").startswith(UNRULED) and roles & {"written", "read"}:
         return "unknown"
     return ANONYMOUS
+
+
+def _inside_heads(axes: Iterable[Found], stored: Iterable[tuple[str, Value]]) -> None:
+    """What stands in one product with the heads of an attention or mixer is their width, not neurons."""
+    kinds = {id(a.atom): a for a in axes}
+    for _, value in stored:
+        for dim in value.dims:
+            for sequence in _sequences(dim):
+                found = [kinds[id(atom)] for atom in sequence if id(atom) in kinds]
+                if any(a.kind in ("head", "group", "mixer") for a in found):
+                    for axis in found:
+                        if axis.kind in ("ffn", "dense", "rank"):
+                            axis.kind = "v"
 
 
 def _reason(axis: Found) -> str | None:
