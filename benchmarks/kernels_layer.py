@@ -116,9 +116,7 @@ def head(title: str) -> list[str]:
     """Title, command, machine and versions of a result file."""
     names = ("torch", "onnxruntime", "openvino", "numpy", "transformers")
     forced = {
-        k: os.environ[k]
-        for k in ("SECATEUR_ISA", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
-        if k in os.environ
+        k: os.environ[k] for k in ("SECATEUR_ISA", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA") if k in os.environ
     }
     return [
         f"# {title}",
@@ -136,9 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument(
-        "--shapes", nargs="+", default=["768x768", "768x3072", "3072x768"], help="inputs x outputs"
-    )
+    parser.add_argument("--shapes", nargs="+", default=["768x768", "768x3072", "3072x768"], help="inputs x outputs")
     parser.add_argument("--density", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1, 0.05])
     parser.add_argument("--seconds", type=float, default=0.5, help="a line of the table")
     parser.add_argument("--out", type=Path)

@@ -10,9 +10,7 @@ args = arguments(__doc__)
 dense, data = prepared(args)
 
 host = secateur.open(dense)
-plan = secateur.prune(
-    host, secateur.criteria.attention_mass, secateur.Unit("head"), budget=0.5, data=data.calibration
-)
+plan = secateur.prune(host, secateur.criteria.attention_mass, secateur.Unit("head"), budget=0.5, data=data.calibration)
 secateur.verify(host, plan, data.test)  # zeroed heads and removed heads give the same outputs
 host.resize(plan)
 before = report("heads removed", host, data)

@@ -10,9 +10,7 @@ args = arguments(__doc__)
 dense, data = prepared(args)
 
 host = secateur.open(dense)
-plan = secateur.prune(
-    host, secateur.criteria.gradient, secateur.Element(), secateur.Global(0.3), data=data.calibration
-)
+plan = secateur.prune(host, secateur.criteria.gradient, secateur.Element(), secateur.Global(0.3), data=data.calibration)
 host.apply(plan)
 before = report("pruned", host, data)
 

@@ -143,9 +143,7 @@ def test_tied_and_hooked_layers_stay_dense():
     model.lm_head.weight = model.model.embed_tokens.weight
     model.model.embed_tokens.weight.data[:, ::2] = 0
     model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
-    reasons = {
-        layer.name: layer.reason for layer in runtime.compile(model, measure=False).secateur_report.layers
-    }
+    reasons = {layer.name: layer.reason for layer in runtime.compile(model, measure=False).secateur_report.layers}
     assert "share" in reasons["lm_head"]
     assert "hooks" in reasons["model.layers.0.mlp.up_proj"]
 

@@ -10,17 +10,13 @@ SCRIPTS = Path(__file__).parents[2] / "native" / "tests"
 
 
 def run(script, folder):
-    done = subprocess.run(
-        [SCRIPTS / script, folder], capture_output=True, text=True, timeout=850, check=False
-    )
+    done = subprocess.run([SCRIPTS / script, folder], capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "all checks passed" in done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (shutil.which("cmake") and shutil.which("c++")), reason="needs cmake and a C++ compiler"
-)
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("c++")), reason="needs cmake and a C++ compiler")
 def test_under_sanitizers(tmp_path):
     run("run_sanitized.sh", tmp_path)
 

@@ -74,9 +74,7 @@ print("shared" if native.share_openmp() else "own")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_fork_with_the_openmp_threads_of_torch():
     pytest.importorskip("torch")
-    done = subprocess.run(
-        [sys.executable, "-c", SHARED], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", SHARED], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ("shared", "own")
 
@@ -100,9 +98,5 @@ np.save(sys.argv[2], P.linear(blob, x, activation="gelu"))
     blob, x = layer()
     with tempfile.TemporaryDirectory() as folder:
         np.savez(f"{folder}/in.npz", blob=blob, x=x)
-        subprocess.run(
-            [sys.executable, "-c", code, f"{folder}/in.npz", f"{folder}/out.npy"], check=True, timeout=120
-        )
-        assert np.allclose(
-            np.load(f"{folder}/out.npy"), P.linear(blob, x, activation="gelu"), rtol=1e-4, atol=1e-4
-        )
+        subprocess.run([sys.executable, "-c", code, f"{folder}/in.npz", f"{folder}/out.npy"], check=True, timeout=120)
+        assert np.allclose(np.load(f"{folder}/out.npy"), P.linear(blob, x, activation="gelu"), rtol=1e-4, atol=1e-4)

@@ -64,8 +64,7 @@ def choose(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, use_cache
     count."""
     density = np.count_nonzero(weight) / weight.size
     key = "/".join(
-        str(part)
-        for part in (*weight.shape, density_step(density), tokens, torch.get_num_threads(), bias is not None)
+        str(part) for part in (*weight.shape, density_step(density), tokens, torch.get_num_threads(), bias is not None)
     )
     known = _load() if use_cache else {}
     if key in known:

@@ -21,9 +21,7 @@ def _sparse_linear(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, out_features: int, activation: int
 ) -> torch.Tensor:
     if x.dtype != torch.float32:
-        raise TypeError(
-            f"sparse_linear takes float32 activations, not {x.dtype}; cast them or leave the layer dense"
-        )
+        raise TypeError(f"sparse_linear takes float32 activations, not {x.dtype}; cast them or leave the layer dense")
     native = load_native()
     if native is None:
         return _without_kernels(x, packed, bias, activation)
@@ -60,9 +58,7 @@ def _sparse_linear(
     return y
 
 
-def _without_kernels(
-    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, activation: int
-) -> torch.Tensor:
+def _without_kernels(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, activation: int) -> torch.Tensor:
     from secateur.runtime import reference
 
     y = torch.nn.functional.linear(x, torch.from_numpy(reference.unpack(packed.numpy())), bias)

@@ -71,9 +71,7 @@ def pack(
     """
     native = load_native()
     if native is None:
-        raise RuntimeError(
-            "packing needs the compiled kernels; install a C++17 compiler and reinstall secateur"
-        )
+        raise RuntimeError("packing needs the compiled kernels; install a C++17 compiler and reinstall secateur")
     weight = _matrix(weight, "weight")
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
@@ -87,9 +85,7 @@ def pack(
             f"* tile * 4 "
             "must stay below 65536"
         )
-    return native.pack_tiled(
-        weight.ctypes.data, rows, cols, cols, VALUES.index(value), tile, chunk, row_block
-    )
+    return native.pack_tiled(weight.ctypes.data, rows, cols, cols, VALUES.index(value), tile, chunk, row_block)
 
 
 def describe(packed: np.ndarray) -> PackedInfo:
@@ -179,7 +175,5 @@ def linear(
 def _matrix(a: np.ndarray, name: str) -> np.ndarray:
     if not isinstance(a, np.ndarray) or a.dtype != np.float32 or a.ndim != 2 or 0 in a.shape:
         what = f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else type(a).__name__
-        raise ValueError(
-            f"{name} must be a float32 numpy matrix with at least one row and column, not {what}"
-        )
+        raise ValueError(f"{name} must be a float32 numpy matrix with at least one row and column, not {what}")
     return np.ascontiguousarray(a)

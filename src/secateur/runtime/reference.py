@@ -28,14 +28,7 @@ def describe(packed: np.ndarray) -> PackedInfo:
     format_code, value, rows, cols = np.frombuffer(head, "<u4", 4, 8).tolist()
     nonzeros, size = np.frombuffer(head, "<u8", 2, 24).tolist()
     p = np.frombuffer(head, "<u4", 4, 40).tolist()
-    if (
-        head[:8] != MAGIC
-        or size != packed.size
-        or not 1 <= format_code <= 3
-        or value > 2
-        or not rows
-        or not cols
-    ):
+    if head[:8] != MAGIC or size != packed.size or not 1 <= format_code <= 3 or value > 2 or not rows or not cols:
         raise ValueError("this is not a packed weight, or it is damaged; pack the weight again")
     name = FORMATS[format_code - 1]
     return PackedInfo(name, VALUES[value], rows, cols, nonzeros, tile=p[0], chunk=p[1], row_block=p[2])

@@ -31,9 +31,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
     """
     from safetensors.torch import save_file
 
-    packed = {
-        name: module.activation for name, module in model.named_modules() if isinstance(module, SparseLinear)
-    }
+    packed = {name: module.activation for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     if not packed:
         raise ValueError("the model has no packed layer: compile it with secateur.runtime.compile first")
     folder = Path(folder)
@@ -79,9 +77,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     folder = Path(folder)
     if not (folder / MANIFEST).exists() or not (folder / WEIGHTS).exists():
-        raise FileNotFoundError(
-            f"{folder} holds no {MANIFEST} and {WEIGHTS}: write them with secateur.runtime.save"
-        )
+        raise FileNotFoundError(f"{folder} holds no {MANIFEST} and {WEIGHTS}: write them with secateur.runtime.save")
     manifest = json.loads((folder / MANIFEST).read_text())
     if manifest.get("version") != FORMAT_VERSION:
         raise ValueError(
@@ -142,8 +138,7 @@ def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str,
     )
     if isinstance(layer, SparseLinear) and rows_cols != (layer.out_features, layer.in_features):
         raise ValueError(
-            f"layer {name!r} is {rows_cols} in the model but {(layer.out_features, layer.in_features)} in "
-            f"the file"
+            f"layer {name!r} is {rows_cols} in the model but {(layer.out_features, layer.in_features)} in the file"
         )
     setattr(model.get_submodule(parent), last, layer)
     return model
@@ -155,9 +150,7 @@ def _skeleton(folder: Path, manifest: dict) -> nn.Module:
 
     cls = getattr(transformers, manifest["class"], None)
     if cls is None or not (folder / "config.json").exists():
-        raise ValueError(
-            f"{manifest['class']} cannot be built from {folder}: pass a skeleton, load(folder, model=...)"
-        )
+        raise ValueError(f"{manifest['class']} cannot be built from {folder}: pass a skeleton, load(folder, model=...)")
     config = transformers.AutoConfig.from_pretrained(folder)
     with _parameters_on_meta():
         return cls(config)

@@ -52,13 +52,9 @@ class Report:
         reasons = Counter(layer.reason for layer in dense)
         why = "; ".join(f"{n} {reason}" for reason, n in reasons.most_common())
         if not sparse:
-            return f"No layer of {len(self.layers)} runs on the sparse kernels" + (
-                f" ({why})." if why else "."
-            )
+            return f"No layer of {len(self.layers)} runs on the sparse kernels" + (f" ({why})." if why else ".")
         gain = sum(layer.dense_us for layer in sparse) / max(1e-9, sum(layer.sparse_us for layer in sparse))
-        kept = sum(layer.density * layer.dense_bytes for layer in sparse) / sum(
-            layer.dense_bytes for layer in sparse
-        )
+        kept = sum(layer.density * layer.dense_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
         size = sum(layer.packed_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
         text = (
             f"{len(sparse)} of {len(self.layers)} linear layers ({kept:.0%} of their weights kept) run on "
