@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 import torch
+from kernels_layer import head, medians_us
 from transformers import BertConfig, BertModel
 
-from kernels_layer import head, medians_us
 from secateur import runtime
 from secateur.runtime import isa
 

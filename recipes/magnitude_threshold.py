@@ -1,4 +1,4 @@
-"""Train, set every weight with |w| <= tau to zero, fine-tune with the zeros held in a plain PyTorch loop, save packed."""
+"""Train, set every weight with |w| <= tau to zero, fine-tune in a plain PyTorch loop with the zeros held, save."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every snippet of the README and the guides runs: Python blocks in order in one namespace, `secateur` lines in-process."""
+"""Every snippet of the README and the guides runs: Python in order in one namespace, `secateur` lines in-process."""
 
 import re
 import shlex

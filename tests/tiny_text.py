@@ -3,8 +3,10 @@
 import csv
 import random
 
-WORDS = "good great fine lovely bad awful dull poor film plot actor scene the a is was and with".split()
-GOOD, BAD = WORDS[:4], WORDS[4:8]
+GOOD = ["good", "great", "fine", "lovely"]
+BAD = ["bad", "awful", "dull", "poor"]
+PLAIN = ["film", "plot", "actor", "scene", "the", "a", "is", "was", "and", "with"]
+WORDS = [*GOOD, *BAD, *PLAIN]
 
 
 def write_texts(path, rows=120, seed=0):
@@ -14,7 +16,7 @@ def write_texts(path, rows=120, seed=0):
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         for i in range(rows):
-            words = rng.choices(WORDS[8:], k=rng.randint(3, 12)) + rng.choices(GOOD if i % 2 else BAD, k=2)
+            words = rng.choices(PLAIN, k=rng.randint(3, 12)) + rng.choices(GOOD if i % 2 else BAD, k=2)
             rng.shuffle(words)
             writer.writerow([" ".join(words), i % 2])
     return path
