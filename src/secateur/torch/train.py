@@ -11,6 +11,7 @@ from secateur.data import Rows
 from secateur.errors import DataError
 from secateur.plan import Plan
 from secateur.torch.callback import Bar, Hold
+from secateur.torch.distil import distillation_loss
 from secateur.torch.host import TorchHost
 
 
@@ -25,11 +26,13 @@ def fine_tune(
     batch_size: int = 32,
     weight_decay: float = 0.01,
     seed: int = 0,
+    teacher: nn.Module | None = None,
     progress: bool = True,
 ) -> float:
     """Train `host.model` in place on encoded rows (see `secateur.torch.text.encode`); returns the last mean loss.
 
-    plan: zeros to hold while training; None trains everything. AdamW, linear decay, 6% warm-up, gradient norm 1.
+    plan: zeros to hold while training; None trains everything. teacher: the dense model to learn from, besides labels
+    (see `secateur.torch.distil`). AdamW, linear decay, 6% warm-up, gradient norm 1.
     Raises DataError when the loss is NaN or infinite.
     """
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
@@ -52,7 +55,7 @@ def fine_tune(
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer = Trainer(
+        trainer = (Trainer if teacher is None else _distilling(teacher))(
             model=host.model,
             args=arguments,
             train_dataset=features,
@@ -70,6 +73,20 @@ def fine_tune(
         )
     host.model.eval()
     return loss
+
+
+def _distilling(teacher: nn.Module) -> Any:
+    """A Trainer whose loss is the distillation loss."""
+    from transformers import Trainer
+
+    teacher.eval()
+
+    class Distilling(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            loss, output = distillation_loss(model, teacher, inputs)
+            return (loss, output) if return_outputs else loss
+
+    return Distilling
 
 
 def classifier_options(source: Any, rows: Rows, seed: int) -> dict[str, Any]:
