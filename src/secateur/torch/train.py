@@ -1,5 +1,6 @@
 """Fine-tuning with transformers' Trainer, zeros held; the dense model and every pruned one take the same road."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -33,11 +34,15 @@ def fine_tune(
 
     plan: zeros to hold while training; None trains everything. teacher: the dense model to learn from, besides labels
     (see `secateur.torch.distil`). AdamW, linear decay, 6% warm-up, gradient norm 1.
-    Raises DataError when the loss is NaN or infinite.
+    Raises DataError when `epochs` or the learning rate is no positive number, or the loss is NaN or infinite.
     """
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
+    for value, option in ((epochs, "epochs"), (learning_rate, "the learning rate")):
+        if not 0 < value < float("inf"):
+            raise DataError(f"{option} must be a positive number, not {value}")
     steps = max(1, round(epochs * -(-len(features) // batch_size)))
+    keeper = Hold(host, plan) if plan is not None else None
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -51,6 +56,7 @@ def fine_tune(
             seed=seed,
             save_strategy="no",
             logging_strategy="no",
+            logging_nan_inf_filter=False,
             report_to=[],
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
@@ -60,16 +66,18 @@ def fine_tune(
             args=arguments,
             train_dataset=features,
             data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[*([Hold(host, plan)] if plan is not None else []), *([Bar()] if progress else [])],
+            callbacks=[*([keeper] if keeper is not None else []), *([Bar()] if progress else [])],
         )
         trainer.remove_callback(PrinterCallback)
         try:
             loss = trainer.train().training_loss
         finally:
+            if keeper is not None:
+                keeper.close()
             _forget_gradients(host.model)
-    if not loss == loss or loss in (float("inf"), float("-inf")):
+    if not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in host.model.parameters()):
         raise DataError(
-            f"the training loss became {loss}; lower the learning rate ({learning_rate}) or check the labels"
+            f"training diverged (mean loss {loss}); lower the learning rate ({learning_rate}) or check the labels"
         )
     host.model.eval()
     return loss
@@ -101,6 +109,8 @@ def classifier_options(source: Any, rows: Rows, seed: int) -> dict[str, Any]:
     if classifier is not None and classifier.__name__ in (config.architectures or ()):
         return {}
     names = sorted({str(label) for label in rows.labels or ()})
+    if len(names) < 2:
+        raise DataError(f"a classifier needs at least two labels; the data has {', '.join(names) or 'none'}")
     return {
         "num_labels": len(names),
         "label2id": {name: i for i, name in enumerate(names)},
