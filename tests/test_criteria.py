@@ -16,6 +16,8 @@ def test_values_by_hand(to):
     assert np.asarray(criteria.magnitude(w)).tolist() == [[0.5, 2.0, 0.0], [1.0, 0.1, 3.0]]
     assert np.asarray(criteria.gradient(g)).tolist() == [[1.0, 0.5, 9.0], [1.0, 2.0, 0.0]]
     assert np.asarray(criteria.taylor(w, g)).tolist() == [[0.5, -1.0, 0.0], [-1.0, 0.2, 0.0]]
+    assert np.asarray(criteria.brain_damage(w, g)).tolist()[0] == [0.125, 1.0, 0.0]
+    np.testing.assert_allclose(np.asarray(criteria.wanda(w, to(np.array([[4.0, 1.0, 9.0]]))))[1], [2.0, 0.1, 9.0])
     cut = threshold(w, 0.5)
     assert np.asarray(cut).tolist() == [[0.0, -2.0, 0.0], [1.0, 0.0, 3.0]]
     assert array_api_compat.is_torch_array(cut) == array_api_compat.is_torch_array(w)

@@ -35,7 +35,9 @@ def test_terms_by_hand(model, batch):
     with torch.no_grad():
         target = teacher(**batch, output_hidden_states=True)
     p = (target.logits / TEMPERATURE).softmax(-1)
-    expected = output.loss + TEMPERATURE**2 * (p * (p.log() - (output.logits / TEMPERATURE).log_softmax(-1))).sum(-1).mean()
+    expected = (
+        output.loss + TEMPERATURE**2 * (p * (p.log() - (output.logits / TEMPERATURE).log_softmax(-1))).sum(-1).mean()
+    )
     real = batch["attention_mask"].bool()
     for mine, theirs in zip(output.hidden_states[1:], target.hidden_states[1:], strict=True):
         expected = expected + (mine - theirs)[real].square().mean() / theirs[real].square().mean()

@@ -13,10 +13,12 @@ from secateur.criteria.attention import (
     attention_output,
     attention_softmax,
 )
+from secateur.criteria.brain_damage import brain_damage
 from secateur.criteria.fisher import fisher
 from secateur.criteria.gradient import gradient
 from secateur.criteria.magnitude import magnitude, threshold
 from secateur.criteria.taylor import taylor
+from secateur.criteria.wanda import wanda
 
 __all__ = [
     "activation",
@@ -25,9 +27,11 @@ __all__ = [
     "attention_mass",
     "attention_output",
     "attention_softmax",
+    "brain_damage",
     "fisher",
     "gradient",
     "magnitude",
     "taylor",
     "threshold",
+    "wanda",
 ]

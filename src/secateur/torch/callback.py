@@ -1,12 +1,14 @@
-"""Callbacks of transformers' Trainer: Hold keeps zeros, Bar shows progress and prints nothing else."""
+"""Callbacks of transformers' Trainer: Hold keeps zeros, Gradual adds them by a schedule, Bar shows progress."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
 from secateur.host import Host
 from secateur.plan import Plan
+from secateur.schedule import Schedule
 
 
 class Hold(TrainerCallback):
@@ -39,3 +41,35 @@ class Bar(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say nothing."""
+
+
+class Gradual(TrainerCallback):
+    """Prunes while it trains: every few steps the plan is decided anew at the sparsity of the schedule, and held.
+
+    decide: sparsity -> Plan, such as `lambda s: prune(host, magnitude, Element(), Global(s))`. `plan` is the last one.
+    Zeros of an earlier plan may come back only if they are kept by a later one; their weights start from zero.
+    """
+
+    def __init__(self, host: Host, decide: Callable[[float], Plan], schedule: Schedule, every: int = 10) -> None:
+        self._host, self._decide, self._schedule, self._every = host, decide, schedule, every
+        self._stack = contextlib.ExitStack()
+        self._sparsity = -1.0
+        self.plan = Plan()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide anew where the schedule has moved."""
+        if state.global_step % self._every == 0:
+            self._move(self._schedule(state.global_step))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End at the sparsity that the schedule gives for the last step."""
+        self._move(self._schedule(state.global_step))
+        self._stack.close()
+
+    def _move(self, sparsity: float) -> None:
+        if sparsity == self._sparsity:
+            return
+        self._sparsity = sparsity
+        self.plan = self._decide(sparsity)
+        self._stack.close()
+        self._stack.enter_context(self._host.hold(self.plan))

@@ -28,12 +28,14 @@ def fine_tune(
     weight_decay: float = 0.01,
     seed: int = 0,
     teacher: nn.Module | None = None,
+    callbacks: Sequence[Any] = (),
     progress: bool = True,
 ) -> float:
     """Train `host.model` in place on encoded rows (see `secateur.torch.text.encode`); returns the last mean loss.
 
     plan: zeros to hold while training; None trains everything. teacher: the dense model to learn from, besides labels
-    (see `secateur.torch.distil`). AdamW, linear decay, 6% warm-up, gradient norm 1.
+    (see `secateur.torch.distil`). callbacks: further ones for the Trainer.
+    AdamW, linear decay, 6% warm-up, gradient norm 1.
     Raises DataError when `epochs` or the learning rate is no positive number, or the loss is NaN or infinite.
     """
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
@@ -66,7 +68,7 @@ def fine_tune(
             args=arguments,
             train_dataset=features,
             data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[*([keeper] if keeper is not None else []), *([Bar()] if progress else [])],
+            callbacks=[*callbacks, *([keeper] if keeper is not None else []), *([Bar()] if progress else [])],
         )
         trainer.remove_callback(PrinterCallback)
         try:
