@@ -28,9 +28,9 @@ EXTRAS = ("torch", "transformers", "datasets", "accelerate", "pandas", "pyarrow"
 """Packages that commands need and the bare installation lacks."""
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
-UsageError = typer.BadParameter.__bases__[0]
+UsageError: Any = typer.BadParameter.__bases__[0]
 """Typer carries click under a private name; these are its base classes of what is wrong with a command line."""
-CommandLineError = UsageError.__bases__[0]
+CommandLineError: type[Exception] = UsageError.__bases__[0]
 
 
 @app.callback(invoke_without_command=True)

@@ -66,6 +66,15 @@ def command(
     ] = "sparsity",
     fine_tune: Annotated[float, typer.Option(help="Epochs after pruning.", min=0.0, rich_help_panel=TUNING)] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TUNING)] = 1e-4,
+    distil: Annotated[
+        bool, typer.Option("--distil", help="Learn from the dense model too.", rich_help_panel=TUNING)
+    ] = False,
+    gradual: Annotated[
+        bool,
+        typer.Option(
+            "--gradual", help="Prune along a cubic schedule while training (magnitude).", rich_help_panel=TUNING
+        ),
+    ] = False,
     max_length: common.LengthOption = 128,
     batch_size: common.BatchOption = 32,
     seed: common.SeedOption = 0,
@@ -117,7 +126,7 @@ def command(
         host,
         [Step(score, shape, share)],
         material,
-        Tuning(fine_tune, learning_rate, seed),
+        Tuning(fine_tune, learning_rate, seed, distil, gradual),
         output,
         overwrite=overwrite,
         track=common.track,

@@ -11,16 +11,18 @@ import numpy as np
 import torch
 
 import secateur.torch.hub
-from secateur.budget import Budget
+from secateur.budget import Budget, Global, Uniform
 from secateur.check import difference, verify
 from secateur.cost import latency, macs, parameters
-from secateur.errors import ModelError
+from secateur.errors import ModelError, PlanError
 from secateur.evaluate import Score, score
 from secateur.files import new_folder
 from secateur.layout import Layout
 from secateur.plan import Plan
-from secateur.pruning import Criterion, check_weights, default_weights, prune
-from secateur.select import Pattern
+from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
+from secateur.schedule import cubic
+from secateur.select import NM, Pattern, Unit
+from secateur.torch.callback import Gradual
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
 from secateur.torch.text import Batches
@@ -58,11 +60,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Fine-tuning after the choice; zero epochs for none."""
+    """Fine-tuning after the choice; zero epochs for none.
+
+    distil: learn from the dense model besides the labels. gradual: do not prune at once, but along a cubic schedule
+    over the first `RAMP` of the steps, choosing anew from the weights as they change (element patterns, magnitude).
+    """
 
     epochs: float = 0.0
     learning_rate: float = 1e-4
     seed: int = 0
+    distil: bool = False
+    gradual: bool = False
+
+
+RAMP = 0.6
+RAMP_START = 0.5
+"""Gradual pruning begins at this share of the final sparsity and reaches it at `RAMP` of the steps."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,28 @@ def decide(host: TorchHost, steps: Sequence[Step], calibration: Iterable[Any], t
     return plan.check(host.layout)
 
 
+def gradually(host: TorchHost, steps: Sequence[Step], tuning: Tuning, data: Data) -> Gradual:
+    """The callback that prunes `host` by the steps while it trains; PlanError when they need more than weights."""
+    for step in steps:
+        fits = isinstance(step.budget, Uniform | Global) and not isinstance(step.pattern, Unit | NM)
+        if not fits or needs_of(step.criterion) != ["weight"]:
+            raise PlanError(
+                "gradual pruning ranks the weights again as they change: it takes the criterion magnitude, an element "
+                f"or block pattern, and a uniform or global sparsity, not {step.criterion.__name__} with {step.pattern}"
+            )
+
+    def decide_at(progress: float) -> Plan:
+        plan = Plan()
+        for step in steps:
+            assert isinstance(step.budget, Uniform | Global)
+            budget = replace(step.budget, sparsity=step.budget.sparsity * progress)
+            plan = plan.merge(prune(host, step.criterion, step.pattern, budget, weights=step.weights))
+        return plan
+
+    count = max(1, round(tuning.epochs * -(-len(data.train) // data.batch_size)))
+    return Gradual(host, decide_at, cubic(1.0, round(RAMP * count), start=RAMP_START), every=max(1, count // 50))
+
+
 def run(
     name: str,
     host: TorchHost,
@@ -153,9 +188,13 @@ def run(
     small.apply(plan)
     pruned = evaluate(small, data.test, dense_logits, track)
     small.resize(plan)
-    element = resized_masks(host.layout, plan) if plan.masks else None
     tuned = None
     if tuning.epochs > 0:
+        gradual = None
+        if tuning.gradual:
+            small = host.copy()
+            gradual = gradually(small, steps, tuning, data)
+        element = resized_masks(host.layout, plan) if plan.masks and gradual is None else None
         fine_tune(
             small,
             data.train,
@@ -165,8 +204,13 @@ def run(
             learning_rate=tuning.learning_rate,
             batch_size=data.batch_size,
             seed=tuning.seed,
+            teacher=host.model if tuning.distil else None,
+            callbacks=[] if gradual is None else [gradual],
             progress=track is not silent,
         )
+        if gradual is not None:
+            plan = replace(gradual.plan.check(host.layout), provenance={**plan.provenance, "gradual": True})
+            small.apply(plan)
         tuned = evaluate(small, data.test, dense_logits, track)
     count = parameters(host.layout, plan)
     outcome = Outcome(
