@@ -16,78 +16,11 @@ from secateur.torch.values import UNKNOWN_EXTENT, Call, Record, Value
 
 INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_with_inference_mode")
 NUMBERS_PASS = frozenset(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "to",
-        "_to_copy",
-        "contiguous",
-        "lift_fresh_copy",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "clone",
-        "alias",
-        "detach",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "transpose",
-        "permute",
-        "slice",
-        "select",
-        "split",
-        "int",
-        "long",
-        "cat",
-        "sort",
-        "masked_fill",
-        "where",
-        "index",
-    ]
+    ["view", "reshape", "flatten", "unflatten", "to", "_to_copy", "contiguous", "lift_fresh_copy", "clamp", "clamp_min", "clamp_max", "clone", "alias", "detach", "unsqueeze", "squeeze", "expand", "transpose", "permute", "slice", "select", "split", "int", "long", "cat", "sort", "masked_fill", "where", "index"]
 )
 COPIES = frozenset(["lift_fresh", "lift_fresh_copy", "to", "clone", "alias", "detach", "contiguous"])
 VIEWS = frozenset(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "_unsafe_view",
-        "to",
-        "contiguous",
-        "alias",
-        "detach",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "expand_as",
-        "transpose",
-        "permute",
-        "t",
-        "swapaxes",
-        "slice",
-        "select",
-        "narrow",
-        "split",
-        "chunk",
-        "unbind",
-        "split_with_sizes",
-        "movedim",
-        "diagonal",
-        "view_as",
-        "numpy_T",
-        "mT",
-        "view_as_real",
-        "view_as_complex",
-        "type_as",
-        "float",
-        "half",
-        "dropout",
-        "lift_fresh",
-    ]
+    ["view", "reshape", "flatten", "unflatten", "_unsafe_view", "to", "contiguous", "alias", "detach", "unsqueeze", "squeeze", "expand", "expand_as", "transpose", "permute", "t", "swapaxes", "slice", "select", "narrow", "split", "chunk", "unbind", "split_with_sizes", "movedim", "diagonal", "view_as", "numpy_T", "mT", "view_as_real", "view_as_complex", "type_as", "float", "half", "dropout", "lift_fresh"]
 )
 
 
