@@ -1,6 +1,7 @@
 """Rows of text as batches for a Hugging Face model: tokenised, sorted by length where order is free, padded."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,19 @@ from secateur.data import Rows, label_ids
 from secateur.errors import DataError, ModelError
 
 
+VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenizer_config.json")
+"""Files of which a tokenizer has at least one; without any, transformers makes up one that knows no word."""
+
+
 def load_tokenizer(source: Any, **options: Any) -> Any:
     """The tokenizer of a folder or hub id; ModelError when there is none."""
     from transformers import AutoTokenizer
 
+    if Path(source).is_dir() and not any(file for name in VOCABULARIES for file in Path(source).glob(name)):
+        raise ModelError(f"{source} holds no tokenizer; save the one that the model was trained with into it")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:  # what is wrong with the files shows in many ways
         raise ModelError(f"{source} holds no tokenizer: {' '.join(str(error).split())[:200]}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

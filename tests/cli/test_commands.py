@@ -1,0 +1,178 @@
+"""The commands from end to end on a tiny classifier: what they write, and what they print."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from secateur.cli import main
+
+COMMANDS = ("inspect", "prune", "train", "eval", "demo")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(call, command):
+    done = call(command, "--help")
+    assert done.code == 0
+    assert f"secateur {command} " in done.out
+    assert "Example" in done.out
+    assert done.err == ""
+
+
+def test_help_imports_no_framework():
+    code = """
+import sys
+from secateur.cli import main
+for arguments in (["--help"], ["prune", "--help"]):
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        assert stop.code == 0, stop.code
+found = {"torch", "transformers", "datasets", "pandas", "matplotlib", "tensorflow", "keras"} & set(sys.modules)
+assert not found, found
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_version(call):
+    import secateur
+
+    assert call("--version").out.strip() == secateur.__version__
+
+
+def test_inspect(call, result, classifier):
+    from secateur.layout import Layout
+
+    found = result("inspect", classifier)
+    axes = {axis["axis"]: axis for axis in found["axes"]}
+    assert (axes["L1.head"]["size"], axes["L1.ffn"]["size"], axes["L0.ffn"]["kind"]) == (4, 64, "ffn")
+    assert axes["L0.ffn"]["parameters_per_unit"] == 32 + 1 + 32
+    assert "L0.head .. L1.head" in call("inspect", classifier).out
+    layout = Layout.from_text(call("inspect", classifier, "--layout").out)
+    assert layout.axis("L1.ffn").size == 64
+
+
+@pytest.mark.parametrize(("pattern", "share"), [("element", 0.5), ("2:4", 0.5), ("4x1", 0.25), ("head,ffn", 0.5)])
+def test_prune(result, classifier, data, place, pattern, share):
+    from secateur.plan import Plan
+    from secateur.torch.hub import load
+
+    arguments = [
+        "prune",
+        classifier,
+        "--data",
+        data,
+        "--pattern",
+        pattern,
+        "--output",
+        place / "out",
+        "--max-length",
+        16,
+    ]
+    outcome = result(*arguments, *([] if pattern == "2:4" else ["--sparsity", share]))
+    assert outcome["reload_difference"] == 0
+    assert outcome["difference"] <= 1e-5
+    assert outcome["dense"]["accuracy"] >= 0.9
+    assert outcome["dense"]["examples"] == 24
+    assert outcome["bytes"] == sum(f.stat().st_size for f in (place / "out").rglob("*") if f.is_file())
+    assert [path.name for path in place.iterdir()] == ["out"]
+    plan, model = Plan.load(place / "out"), load(place / "out")
+    if pattern == "head,ffn":
+        assert {name: len(units) for name, units in plan.keep.items()} == {
+            "L0.head": 2, "L1.head": 2, "L0.ffn": 32, "L1.ffn": 32
+        }  # fmt: skip
+        assert model.get_parameter("bert.encoder.layer.0.output.dense.weight").shape == (32, 32)
+        assert outcome["macs_ratio"] < 0.6
+        return
+    assert len(plan.masks) == 12
+    for name, mask in plan.masks.items():
+        zeros = (model.get_parameter(name) == 0).numpy()
+        np.testing.assert_array_equal(zeros, ~mask)
+        assert zeros.mean() == pytest.approx(share)
+
+
+@pytest.mark.parametrize("pattern", ["element", "ffn"])
+def test_prune_and_fine_tune(result, classifier, data, place, pattern):
+    from secateur.plan import Plan
+    from secateur.torch.hub import load
+
+    arguments = ["--criterion", "taylor", "--pattern", pattern, "--sparsity", "0.75", "--fine-tune", "2"]
+    tuned = result("prune", classifier, "--data", data, *arguments, "--output", place / "out", "--max-length", 16)
+    assert tuned["tuned"]["accuracy"] >= 0.9
+    assert tuned["tuned"]["loss"] != tuned["pruned"]["loss"]
+    model = load(place / "out")
+    for name, mask in Plan.load(place / "out").masks.items():
+        np.testing.assert_array_equal((model.get_parameter(name) == 0).numpy(), ~mask)
+
+
+def test_sweep(result, classifier, data, place):
+    arguments = ["--data", data, "--sweep", "0.3,0.9", "--output", place / "out", "--max-length", 16]
+    points = result("prune", classifier, *arguments)
+    assert [round(p["sparsity"], 2) for p in points] == [0.0, 0.3, 0.9]
+    assert points[0]["score"]["flips"] == 0
+    assert points[1]["threshold"] < points[2]["threshold"]
+    assert points[1]["score"]["kl"] < points[2]["score"]["kl"]
+    assert json.loads((place / "out" / "sweep.json").read_text()) == points
+    assert (place / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(f.name for f in (place / "out").iterdir()) == ["sweep.json", "sweep.png"]
+
+
+def test_eval_against(result, classifier, data):
+    found = result("eval", classifier, "--data", data, "--against", classifier)
+    assert (found["examples"], found["kl"], found["flips"]) == (240, 0.0, 0.0)
+    assert found["accuracy"] >= 0.9
+
+
+# -- interruptions --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["secateur.torch.collect._backward", "transformers.Trainer.training_step"])
+def test_an_interrupt_writes_nothing(refused, classifier, data, place, monkeypatch, where):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(where, interrupt)
+    arguments = ["--criterion", "taylor", "--sparsity", "0.5", "--fine-tune", "1", "--output", place / "deep" / "out"]
+    assert refused("prune", classifier, "--data", data, *arguments) == "interrupted; nothing was written"
+
+
+@pytest.mark.parametrize("wrong", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_failure_while_saving_leaves_nothing(refused, classifier, data, place, monkeypatch, wrong):
+    def fail(*args, **kwargs):
+        raise wrong
+
+    monkeypatch.setattr("secateur.torch.workflow.load_model", fail)
+    sentence = refused("prune", classifier, "--data", data, "--sparsity", "0.5", "--output", place / "deep" / "out")
+    assert sentence in ("interrupted; nothing was written", "[Errno 28] No space left on device")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_real_run(classifier, data, place, number):
+    command = [sys.executable, "-c", "from secateur.cli import main; main()", "prune", str(classifier)]
+    options = ["--data", str(data), "--sparsity", "0.5", "--fine-tune", "100000", "--output", str(place / "out")]
+    run = subprocess.Popen(
+        [*command, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    time.sleep(25)
+    assert run.poll() is None, run.stderr.read()
+    run.send_signal(number)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 2, err
+    assert "error: interrupted; nothing was written" in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert list(place.iterdir()) == []
+
+
+def test_the_handler_of_sigterm_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,68 @@
+"""Opening: folders, names, and models that torch.nn.utils.prune has pruned."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.utils import prune as torch_prune
+
+import secateur
+from secateur import Element, criteria
+from secateur.errors import ModelError
+from secateur.torch import hub
+from tests.torch import tiny
+
+NAMES = ["bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.0.output.dense"]
+
+
+def test_masks_of_torch_become_the_plan(tmp_path):
+    model = tiny.bert(num_hidden_layers=1)
+    masks = {}
+    for path in NAMES:
+        torch_prune.l1_unstructured(model.get_submodule(path), "weight", amount=0.4)
+        masks[f"{path}.weight"] = model.get_submodule(path).weight_mask.bool().numpy().copy()
+    before = tiny.logits(model)
+    host = secateur.open(model)
+    assert set(host.plan.masks) == set(masks)
+    for name, mask in masks.items():
+        np.testing.assert_array_equal(host.plan.masks[name], mask)
+    assert torch.equal(tiny.logits(model), before)
+    assert not any(name.endswith(("_orig", "_mask")) for name in model.state_dict())
+
+    plan = host.plan.merge(secateur.prune(host, criteria.magnitude, Element(), 0.6))
+    host.apply(plan)
+    for name, mask in masks.items():
+        assert not plan.masks[name][~mask].any()
+        assert int((host.read(name) == 0).sum()) == round(0.6 * mask.size)
+    host.save(tmp_path / "out", plan)
+    assert torch.equal(tiny.logits(hub.load(tmp_path / "out")), tiny.logits(model))
+
+
+def test_a_mask_that_nothing_applies():
+    model = tiny.bert(num_hidden_layers=1)
+    linear = model.get_submodule(NAMES[0])
+    torch_prune.l1_unstructured(linear, "weight", amount=0.4)
+    linear._forward_pre_hooks.clear()
+    with pytest.raises(ModelError, match="has a mask but no hook"):
+        secateur.open(model)
+
+
+def test_folders_and_names(tmp_path):
+    model = tiny.bert(num_hidden_layers=1)
+    model.save_pretrained(tmp_path / "model")
+    for source in (tmp_path / "model", str(tmp_path / "model")):
+        host = secateur.open(source)
+        assert torch.equal(tiny.logits(host.model), tiny.logits(model))
+    for source, message in (
+        (tmp_path / "absent", "does not exist; pass a model folder"),
+        ("no-such-org/no-such-model", "no model of that name could be loaded"),
+        (tmp_path / "model" / "config.json", "is not a folder"),
+        (3, "cannot open a int"),
+    ):
+        with pytest.raises(ModelError, match=message) as caught:
+            secateur.open(source)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_module_needs_an_example():
+    with pytest.raises(ModelError, match="a Linear needs an example batch"):
+        secateur.open(torch.nn.Linear(2, 2))
