@@ -26,7 +26,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 
-SECONDS_PER_MODEL = 90
+SECONDS_PER_MODEL = 60
 TOLERANCE = 1e-5
 KINDS = ("head", "kv", "ffn", "layer", "expert")
 
@@ -36,7 +36,8 @@ SMALL = {
     48: "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim d_inner ffn_hidden_size hidden_dim_ffn "
     "moe_intermediate_size shared_expert_intermediate_size dim_feedforward decoder_intermediate_size expert_dim",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads n_experts "
-    "attention_heads qk_rope_head_dim num_experts num_local_experts n_routed_experts moe_num_experts decoder_num_attention_heads",
+    "attention_heads qk_rope_head_dim num_experts num_local_experts n_routed_experts moe_num_experts "
+    "decoder_num_attention_heads",
     2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_key_value_heads num_kv_heads "
     "n_head_kv num_decoder_layers num_encoder_layers decoder_num_hidden_layers num_experts_per_tok moe_topk "
     "encoder_num_hidden_layers depth num_experts_per_token moe_k num_blocks",
@@ -56,6 +57,19 @@ LISTS = {
     "embed_dims": (16, True),
 }
 """Sizes that are given by stage: the first, and whether they double from stage to stage."""
+VARIANTS: tuple[dict[str, int], ...] = (
+    {},
+    {"num_hidden_layers": 8, "n_layer": 8, "num_layers": 8},
+    dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_head_kv"), 4),
+    {
+        **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "num_heads"), 4),
+        **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "head_dim"), 16),
+        **dict.fromkeys(("mamba_n_groups", "n_groups", "mamba_num_groups"), 1),
+        **dict.fromkeys(("mamba_d_ssm", "mamba_intermediate_size"), 64),
+        "num_hidden_layers": 8,
+    },
+)
+"""What else is tried, in order, when the usual sizes do not make a model that runs."""
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id", "cls_token_id")
 
 
@@ -77,27 +91,29 @@ class Timeout(Exception):
     """A model took too long."""
 
 
-def tiny_config(kind: str) -> Any:
+def tiny_config(kind: str, variant: dict[str, int]) -> Any:
     """The configuration of a model type with every size that has a usual name made small."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_class = CONFIG_MAPPING[kind]
-    return config_class(**_overrides(config_class().to_dict()))
+    return config_class(**_overrides(config_class().to_dict(), {**NUMBERS, **variant}))
 
 
-def _overrides(values: dict[str, Any]) -> dict[str, Any]:
+def _overrides(values: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
     small: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict) and name.endswith("_config") and value:
-            small[name] = {**value, **_overrides(value)}
+        if name == "per_layer_config":
+            small[name] = None
+        elif isinstance(value, dict) and name.endswith("_config") and value:
+            small[name] = {**value, **_overrides(value, numbers)}
             _drop_derived(small[name])
         elif isinstance(value, bool) or value is None:
             continue
         elif isinstance(value, list) and name in LISTS and value:
             first, grows = LISTS[name]
             small[name] = [first * (2**i if grows else 1) for i in range(len(value))]
-        elif isinstance(value, int) and name in NUMBERS:
-            small[name] = min(NUMBERS[name], value) if value > 0 else value
+        elif isinstance(value, int) and name in numbers:
+            small[name] = min(numbers[name], value) if value > 0 else value
         elif name in ("image_size", "patch_size") and isinstance(value, int):
             small[name] = 32 if name == "image_size" else 8
         elif name in TOKENS and isinstance(value, int) and value >= 0:
@@ -115,11 +131,31 @@ def _drop_derived(values: dict[str, Any]) -> None:
         values.pop(name, None)
 
 
-def build(kind: str) -> Any:
+def build_and_run(kind: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A tiny random model that runs, and its inputs; the first error when no variant does."""
+    from tests.torch.exact import outputs, randomize
+
+    first: Exception | None = None
+    for variant in VARIANTS:
+        try:
+            torch.manual_seed(0)
+            model = randomize(build(kind, variant))
+            inputs = example(model)
+            outputs(model, inputs)
+            return model, inputs
+        except Timeout:
+            raise
+        except Exception as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def build(kind: str, variant: dict[str, int]) -> Any:
     """A tiny random model of a type: the class for generation where there is one."""
     from transformers.models.auto import modeling_auto as auto
 
-    config = tiny_config(kind)
+    config = tiny_config(kind, variant)
     tables = [auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING]
     if getattr(config, "is_encoder_decoder", False):
         tables.reverse()
@@ -136,7 +172,7 @@ def build(kind: str) -> Any:
             if isinstance(model_class, (list, tuple)):
                 model_class = model_class[0]
             return model_class(config)
-    raise LookupError("no model class for this type")
+    raise LookupError("no model class for this type (a part of another)")
 
 
 def example(model: Any) -> dict[str, torch.Tensor]:
@@ -145,21 +181,22 @@ def example(model: Any) -> dict[str, torch.Tensor]:
 
     if model.main_input_name == "input_values":
         return {"input_values": torch.randn(2, 2000)}
+    if model.main_input_name == "pixel_values" and not hasattr(
+        getattr(model.config, "vision_config", model.config), "image_size"
+    ):
+        return {"pixel_values": torch.randn(2, 3, 64, 64)}
     return example_for(model)
 
 
 def examine(kind: str) -> Row:
     """Fill the row of one model type."""
-    from tests.torch.exact import choose, difference, mask, outputs, randomize
+    from tests.torch.exact import choose, difference, mask, outputs
 
     from secateur.torch.trace import trace
 
     row = Row(kind)
-    torch.manual_seed(0)
     try:
-        model = randomize(build(kind))
-        inputs = example(model)
-        outputs(model, inputs)
+        model, inputs = build_and_run(kind)
     except Timeout:
         raise
     except Exception as error:
@@ -277,6 +314,7 @@ def _guarded(kind: str) -> dict[str, Any]:
 
 def table(rows: list[Row]) -> str:
     """The Markdown table, and what it adds up to."""
+    rows = [r for r in rows if "no model class for this type" not in r.note]
     built = [r for r in rows if not r.note.startswith("not built")]
     exported = [r for r in built if r.exported == "yes"]
     good = [r for r in exported if _passes(r)]
@@ -321,13 +359,17 @@ def main() -> None:
     kinds = [k for k in options.only.split(",") if k] or sorted(CONFIG_MAPPING_NAMES)
     import transformers  # noqa: F401
 
+    import secateur.torch.hub
+    import secateur.torch.trace  # noqa: F401
+    import tests.torch.exact  # noqa: F401
+
     rows = []
     with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=20) as pool:
         for values in pool.imap(_guarded, kinds):
             row = Row(**values)
             rows.append(row)
             print(*asdict(row).values(), sep=" | ", flush=True)
-    options.output.write_text(table(rows))
+            options.output.write_text(table(rows))
     print(table(rows).splitlines()[4])
 
 

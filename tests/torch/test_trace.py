@@ -9,6 +9,7 @@ from torch import nn
 from secateur.dims import format_dims, parse_dims
 from secateur.errors import ModelError
 from secateur.layout import Layout
+from secateur.torch.resize import resize
 from secateur.torch.trace import trace
 from tests.torch.exact import choose, difference, mask, outputs, randomize
 from tests.torch.models import FAMILIES, make
@@ -53,13 +54,30 @@ def test_masking_equals_removing(traced, name):
     model, example, layout = traced(name)
     kinds = ("ffn",) if name in UNEQUAL_HEADS else ("head", "kv", "ffn")
     keep = choose(layout, kinds, multiple=4)
-    if name == "mamba":
-        assert not keep
-        keep = choose(layout, ("rank",))
     assert keep
     assert difference(model, layout, keep, example) <= 1e-5
     changed = outputs(mask(model, layout, keep), example)
     assert any(not torch.equal(a, b) for a, b in zip(changed, outputs(model, example), strict=True))
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "vit", "gpt2", "whisper", "qwen3", "swin", "mamba", "torch_encoder"])
+def test_a_layer_left_out_is_a_bypass(traced, name):
+    model, example, layout = traced(name)
+    axes = layout.of_kind("layer")
+    assert axes or name == "swin"
+    for axis in axes:
+        removed = copy.deepcopy(model)
+        resize(removed, layout, {axis.name: [i for i in range(axis.size) if i != 1]})
+        handle = model.get_submodule(f"{axis.path}.1").register_forward_hook(pass_through, with_kwargs=True)
+        expected = outputs(model, example)
+        handle.remove()
+        for a, b in zip(expected, outputs(removed, example), strict=True):
+            assert torch.equal(a, b)
+
+
+def pass_through(module, args, kwargs, output):
+    stream = args[0] if args else kwargs.get("hidden_states", kwargs.get("src"))
+    return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
 
 def test_weights_that_read_the_same_tensor(traced):

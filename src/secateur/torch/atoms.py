@@ -235,7 +235,7 @@ def _cut(atom: Atom, offset: int) -> None:
         if position < offset < position + extent:
             first = narrow(term, 0, offset - position)
             second = narrow(term, offset - position, extent - (offset - position))
-            atom.parts = atom.parts[:i] + (first, second) + atom.parts[i + 1 :]
+            atom.parts = (*atom.parts[:i], first, second, *atom.parts[i + 1 :])
             return
         position += extent
 

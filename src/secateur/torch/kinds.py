@@ -1,7 +1,8 @@
-"""What each traced axis is (head, ffn, hidden, ...), from the operations it met, and whether its units are independent."""
+"""What each traced axis is (head, ffn, hidden, ...), from the operations it met, and why it may be frozen."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from secateur.torch.atoms import Atom, Dim, Factor, expand, frozen, leaves, mark, root
 from secateur.torch.values import Record, Value
@@ -31,7 +32,7 @@ class Found:
         return list(dict.fromkeys(name for name, _ in self.places))
 
 
-def find_axes(record: Record, stored: Iterable[tuple[str, Value]], in_layer: Iterable[str]) -> list[Found]:
+def find_axes(record: Record, stored: Sequence[tuple[str, Value]], in_layer: Iterable[str]) -> list[Found]:
     """The axes of all parameters and buffers, classified, in order of first occurrence."""
     found: dict[int, Found] = {}
     for name, value in stored:
@@ -47,6 +48,8 @@ def find_axes(record: Record, stored: Iterable[tuple[str, Value]], in_layer: Ite
     found = {key: axis for key, axis in found.items() if axis.atom.parent is None}
     for axis in found.values():
         axis.kind = _kind(axis, layered)
+    _inside_heads(found.values(), stored)
+    for axis in found.values():
         axis.frozen = _reason(axis)
     return list(found.values())
 
@@ -71,9 +74,12 @@ def _join_vocabulary(axes: Iterable[Found]) -> None:
 
 
 def _head_roles(record: Record) -> None:
-    """Heads of queries are `kv` times `group` where the keys are the same along the second."""
-    for queries, keys in record.heads:
-        repeated = {id(root(leaf.atom)) for f in expand(keys) if f.const for leaf in leaves((f,))}
+    """Query heads are `kv` times `group` where the values are the same along the second."""
+    for dim in record.mixers:
+        for leaf in leaves(dim):
+            leaf.atom.roles.add("mixer")
+    for queries, values in record.heads:
+        repeated = {id(root(leaf.atom)) for f in expand(values) if f.const for leaf in leaves((f,))}
         inside = list(leaves(queries))
         for leaf in inside:
             shared = id(leaf.atom) in repeated and any(id(o.atom) not in repeated for o in inside)
@@ -84,12 +90,14 @@ def _kind(axis: Found, layered: tuple[str, ...]) -> str:
     roles = axis.atom.roles
     if "number" in roles:
         return ANONYMOUS
-    if "head" in roles:
+    if "head" in roles and roles & {"written", "read"}:
         return "head"
     if "group" in roles:
         return "group"
     if "expert" in roles:
         return "expert"
+    if "mixer" in roles and roles & {"written", "read"}:
+        return "mixer"
     if "residual" in roles and roles & {"written", "embedded"} and "read" in roles:
         return "hidden"
     if "qk" in roles:
@@ -106,6 +114,19 @@ def _kind(axis: Found, layered: tuple[str, ...]) -> str:
     if (frozen(axis.atom) or "").startswith(UNRULED) and roles & {"written", "read"}:
         return "unknown"
     return ANONYMOUS
+
+
+def _inside_heads(axes: Iterable[Found], stored: Iterable[tuple[str, Value]]) -> None:
+    """What stands in one product with the heads of an attention or mixer is their width, not neurons."""
+    kinds = {id(a.atom): a for a in axes}
+    for _, value in stored:
+        for dim in value.dims:
+            for sequence in _sequences(dim):
+                found = [kinds[id(atom)] for atom in sequence if id(atom) in kinds]
+                if any(a.kind in ("head", "group", "mixer") for a in found):
+                    for axis in found:
+                        if axis.kind in ("ffn", "dense", "rank"):
+                            axis.kind = "v"
 
 
 def _reason(axis: Found) -> str | None:
@@ -129,7 +150,7 @@ def composites(axes: list[Found], stored: Iterable[tuple[str, Value]]) -> list[t
     for _, value in stored:
         for dim in value.dims:
             for sequence in _sequences(dim):
-                for outer, inner in zip(sequence, sequence[1:], strict=False):
+                for outer, inner in pairwise(sequence):
                     first, second = by_atom.get(id(outer)), by_atom.get(id(inner))
                     if first and second and first.kind in ("head", "kv") and second.kind == "group":
                         pairs[id(outer), id(inner)] = (first, second)

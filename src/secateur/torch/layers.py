@@ -30,11 +30,9 @@ def _names(paths: list[str]) -> dict[str, str]:
     split = [p.split(".") for p in paths]
     while all(len(p) > 1 for p in split) and len({p[0] for p in split}) == 1:
         split = [p[1:] for p in split]
-    tails = {p[-1] for p in split}
-    return {
-        path: ".".join([*parts[:-1], "layers"]) if len(tails) == 1 else ".".join(parts)
-        for path, parts in zip(paths, split, strict=True)
-    }
+    while all(len(p) > 1 for p in split) and len({p[-1] for p in split}) == 1:
+        split = [p[:-1] for p in split]
+    return {path: ".".join([*short, "layers"]) for path, short in zip(paths, split, strict=True)}
 
 
 class _Chain:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from secateur.torch.kinds import ANONYMOUS, Found
 
@@ -71,34 +72,41 @@ def _candidates(axis: Found, stacks: Mapping[str, str], lists: Mapping[str, int]
     inside = [place for place in places if place]
     first = axis.params[0]
     result: list[str] = []
-    if kind in _WHOLE_MODEL or not inside or len({p[0] for p in inside}) > 1:
+    one_stack = len({p[0] for p in inside}) == 1
+    if kind in _WHOLE_MODEL or not one_stack:
         result.append(kind)
+        result += [f"{stacks[inside[0][0]]}.{kind}"] if one_stack and stacks[inside[0][0]] else []
         prefix = _common_module(axis.params)
         result += [f"{prefix}.{kind}"] if prefix else []
     elif len({p[1] for p in inside}) > 1 or len(inside) < len(places):
         stack = stacks[inside[0][0]]
-        result.append(f"{stack}.{kind}" if stack else kind)
-        result.append(f"{inside[0][0]}.{kind}")
+        base = f"{stack}." if stack else ""
+        result.append(f"{base}{kind}")
+        result += [f"{base}{module}.{kind}" for module in _modules(inside[0][2])]
     else:
-        path, index, _ = inside[0]
+        path, index, rest = inside[0]
         base = ".".join(part for part in (stacks[path], f"L{index}") if part)
-        inner = _numbered(inside[0][2], path, index, lists)
+        inner = _numbered(rest, path, index, lists)
         base = f"{base}.{inner}" if inner else base
         result.append(f"{base}.{kind}")
-        modules = [m for m in _common_module([p[2] for p in inside]).split(".") if m and not m.isdigit()]
+        modules = [*_modules(_common_module([p[2] for p in inside]) + ".weight"), *_modules(rest)]
         result += [f"{base}.{m}.{kind}" for m in modules if m not in inner.split(".")]
-        owner = [m for m in inside[0][2].split(".")[:-1] if not m.isdigit()]
-        result += [f"{base}.{m}.{kind}" for m in owner if m not in inner.split(".")]
     result.append(f"{first.rsplit('.', 1)[0]}.{kind}")
     result += [f"{result[0]}{i}" for i in range(2, 1000)]
     return [re.sub(r"[\s()+<:=@#]", "_", name) for name in result]
+
+
+def _modules(rest: str) -> list[str]:
+    """Names of the modules on the way to a parameter inside a layer; positions in lists are left out."""
+    parts = [*rest.split(".")[:-1], ""]
+    return [p for p, after in pairwise(parts) if p and not (p.isdigit() or after.isdigit())]
 
 
 def _numbered(rest: str, path: str, index: int, lists: Mapping[str, int]) -> str:
     """Lists of like modules inside a layer (blocks of a stage, experts): `blocks.1`."""
     parts, found = rest.split("."), []
     for i, part in enumerate(parts):
-        if part.isdigit() and f"{path}.{index}." + ".".join(parts[:i]) in lists:
+        if part.isdigit() and lists.get(f"{path}.{index}." + ".".join(parts[:i]), 0) > 1:
             found += [parts[i - 1], part]
     return ".".join(found)
 

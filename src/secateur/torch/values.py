@@ -19,7 +19,8 @@ class Value:
     weight, order: the parameter this is a rearrangement of, and the stored dimension behind each of its dimensions.
     looked_up: rows of the weight were gathered by an index that data decides (experts).
     dtype: `float`, `int` or `bool`. domain: the dimension that its numbers are positions of (indices of a top-k).
-    numbers: the entries of a small constant of integers. past: bit set of the values it was computed from. behind: those of them with a product in between.
+    numbers: the entries of a small constant of integers. past: bit set of the values it was computed from.
+    behind: those of them with a product in between.
     """
 
     dims: tuple[Dim, ...]
@@ -62,7 +63,9 @@ class Record:
 
     contractions: list[Contraction] = field(default_factory=list)
     heads: list[tuple[Dim, Dim]] = field(default_factory=list)
-    """For each attention: the head dimension of the queries and that of the keys."""
+    """For each softmax attention: the head dimension of the probabilities and that of the values."""
+    mixers: list[Dim] = field(default_factory=list)
+    """Dimensions that two activations share in a product without a softmax (linear attention, state spaces)."""
     residual: list[Dim] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)
     """Operations without a rule -> how often they were met."""
@@ -176,6 +179,11 @@ def _merge(present: list[tuple[int, Dim]], count: int, zero: Callable[[list[bool
         flags = [k in opened and opened[k][i].zero for k in range(count)]
         merged.append(Factor(factor.atom, zero(flags), all(o[i].const for o in opened.values())))
     return tuple(merged)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Names of operations, written as a sentence."""
+    return tuple(text.split())
 
 
 def same(value: Value, **changes: Any) -> Value:

@@ -12,15 +12,23 @@ from torch.export.graph_signature import InputKind
 
 from secateur.torch.atoms import Dim, Factor, expand, fresh, give_role, leaves, mark, root, size
 from secateur.torch.rules import RULES, product
-from secateur.torch.values import UNKNOWN_EXTENT, Call, Record, Value
+from secateur.torch.values import UNKNOWN_EXTENT, Call, Record, Value, words
 
 INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_with_inference_mode")
 NUMBERS_PASS = frozenset(
-    ["view", "reshape", "flatten", "unflatten", "to", "_to_copy", "contiguous", "lift_fresh_copy", "clamp", "clamp_min", "clamp_max", "clone", "alias", "detach", "unsqueeze", "squeeze", "expand", "transpose", "permute", "slice", "select", "split", "int", "long", "cat", "sort", "masked_fill", "where", "index"]
+    words(
+        "view reshape flatten unflatten to _to_copy contiguous lift_fresh_copy clamp clamp_min clamp_max "
+        "clone alias detach unsqueeze "
+        "squeeze expand transpose permute slice select split int long cat sort masked_fill where index"
+    )
 )
-COPIES = frozenset(["lift_fresh", "lift_fresh_copy", "to", "clone", "alias", "detach", "contiguous"])
+COPIES = frozenset(words("lift_fresh lift_fresh_copy to clone alias detach contiguous"))
 VIEWS = frozenset(
-    ["view", "reshape", "flatten", "unflatten", "_unsafe_view", "to", "contiguous", "alias", "detach", "unsqueeze", "squeeze", "expand", "expand_as", "transpose", "permute", "t", "swapaxes", "slice", "select", "narrow", "split", "chunk", "unbind", "split_with_sizes", "movedim", "diagonal", "view_as", "numpy_T", "mT", "view_as_real", "view_as_complex", "type_as", "float", "half", "dropout", "lift_fresh"]
+    words(
+        "view reshape flatten unflatten _unsafe_view to contiguous alias detach unsqueeze squeeze expand expand_as "
+        "transpose permute t swapaxes slice select narrow split chunk unbind split_with_sizes movedim diagonal view_as "
+        "numpy_T mT view_as_real view_as_complex type_as float half dropout lift_fresh"
+    )
 )
 
 
@@ -51,8 +59,8 @@ class Walk:
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
-    def _inputs(self, program: torch.export.ExportedProgram) -> list[Value]:
-        values = []
+    def _inputs(self, program: torch.export.ExportedProgram) -> list[Value | None]:
+        values: list[Value | None] = []
         nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
         for node, spec in zip(nodes, program.graph_signature.input_specs, strict=True):
             shape = _shapes(node)[0]

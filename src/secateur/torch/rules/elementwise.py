@@ -1,12 +1,33 @@
 """Rules for element-wise operations: operands broadcast, and zeros survive where f(0) = 0."""
 
-from secateur.torch.atoms import expand, give_role, narrow, unify
-from secateur.torch.values import Call, Rule, Value, broadcast, remap
+from collections.abc import Callable
 
-KEEPS_ZERO = ["relu", "gelu", "silu", "tanh", "neg", "abs", "sqrt", "square", "sin", "sinh", "asinh", "atan", "tan", "asin", "erf", "expm1", "log1p", "sign", "sgn", "floor", "ceil", "round", "trunc", "mish", "hardswish", "relu6", "leaky_relu", "elu", "celu", "selu", "softshrink", "hardshrink", "tanhshrink", "softsign", "nan_to_num", "frac", "logical_and", "__and__", "bitwise_and", "prelu", "rrelu"]
-MAKES_NONZERO = ["exp", "exp2", "cos", "cosh", "acos", "sigmoid", "logsigmoid", "log_sigmoid", "rsqrt", "reciprocal", "log", "log2", "log10", "softplus", "hardsigmoid", "eq", "ne", "lt", "le", "gt", "ge", "logical_not", "bitwise_not", "isnan", "isinf", "isfinite", "logit", "erfc", "digamma", "lgamma", "atan2", "logical_or", "logical_xor", "__or__", "bitwise_or", "bitwise_xor", "__xor__", "__lshift__", "__rshift__", "bitwise_left_shift", "bitwise_right_shift", "isclose", "isneginf", "isposinf", "fmod", "threshold"]
-ACTIVATIONS = ["relu", "gelu", "silu", "tanh", "erf", "mish", "hardswish", "relu6", "leaky_relu", "elu", "celu", "selu", "sigmoid", "softplus", "hardsigmoid", "square"]
-CASTS = ["contiguous", "dropout", "clone", "alias", "detach", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "type_as", "float", "half", "bfloat16", "native_dropout", "feature_dropout", "alpha_dropout", "positive", "conj", "resolve_conj", "resolve_neg", "_conj_physical", "cpu", "cuda", "int", "long", "bool", "double"]
+from secateur.torch.atoms import expand, give_role, narrow, unify
+from secateur.torch.values import Call, Rule, Value, broadcast, remap, words
+
+KEEPS_ZERO = words(
+    "relu gelu silu tanh neg abs sqrt square sin sinh asinh atan tan asin erf expm1 log1p sign sgn floor ceil round "
+    "trunc mish hardswish relu6 leaky_relu elu celu selu softshrink hardshrink tanhshrink softsign nan_to_num frac "
+    "logical_and __and__ bitwise_and prelu rrelu"
+)
+MAKES_NONZERO = words(
+    "exp exp2 cos cosh acos sigmoid logsigmoid log_sigmoid rsqrt reciprocal log log2 log10 softplus hardsigmoid "
+    "eq ne lt le gt ge "
+    "logical_not bitwise_not isnan isinf isfinite logit erfc digamma lgamma atan2 logical_or logical_xor __or__ "
+    "bitwise_or bitwise_xor __xor__ __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift isclose "
+    "isneginf isposinf fmod threshold"
+)
+ACTIVATIONS = words(
+    "relu gelu silu tanh erf mish hardswish relu6 leaky_relu elu celu selu sigmoid softplus hardsigmoid square"
+)
+CASTS = words(
+    "contiguous dropout clone alias detach to _to_copy lift_fresh_copy lift_fresh type_as float half bfloat16 "
+    "native_dropout feature_dropout alpha_dropout positive conj resolve_conj resolve_neg "
+    "_conj_physical cpu cuda int long bool double"
+)
+
+
+Zero = Callable[[list[bool]], bool]
 
 
 def _tag(call: Call) -> str:
@@ -14,7 +35,7 @@ def _tag(call: Call) -> str:
     return next((t for t in ("prob", "score") if t in tags), "")
 
 
-def _elementwise(call: Call, zero, values: list[Value] | None = None) -> Value:  # type: ignore[no-untyped-def]
+def _elementwise(call: Call, zero: Zero, values: list[Value] | None = None) -> Value:
     values = call.tensors() if values is None else values
     return call.new(broadcast(call, values, zero), tag=_tag(call))
 
@@ -40,8 +61,8 @@ def makes_nonzero(call: Call) -> Value:
 
 def _activated(call: Call, result: Value) -> Value:
     if call.name in ACTIVATIONS:
-        for factor in expand(result.dims[-1] if result.dims else ()):
-            give_role((factor,), "activated")
+        for dim in result.dims:
+            give_role(dim, "activated")
     return result
 
 

@@ -29,7 +29,9 @@ def _meet(dims: list[Dim], summed: bool) -> Dim:
     """Unite the dimensions of a label. A summed axis must be zero at masked units in one operand."""
     if not dims:
         return ()
-    whole = all([unify(dims[0], other) for other in dims[1:]])
+    whole = True
+    for other in dims[1:]:
+        whole &= unify(dims[0], other)
     if not whole:
         return remap(dims[0], zero=False, const=False)
     opened = [expand(d) for d in dims]
@@ -72,8 +74,12 @@ def _activation_roles(
     for label in batch:
         left = x.dims[list(lx).index(label)]
         right = y.dims[list(ly).index(label)]
-        if expand(left) and not is_frozen(left):
-            call.record.heads.append((left, right))
+        if not expand(left):
+            continue
+        if "prob" in (x.tag, y.tag):
+            call.record.heads.append((left, right) if x.tag == "prob" else (right, left))
+        else:
+            call.record.mixers.append(left)
     value_side = only_y if x.tag == "prob" else only_x if y.tag == "prob" else None
     if value_side is not None:
         for dim in value_side:
