@@ -357,11 +357,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/zoo.md")
     options = parser.parse_args()
     kinds = [k for k in options.only.split(",") if k] or sorted(CONFIG_MAPPING_NAMES)
+    import tests.torch.exact  # noqa: F401
     import transformers  # noqa: F401
 
     import secateur.torch.hub
     import secateur.torch.trace  # noqa: F401
-    import tests.torch.exact  # noqa: F401
 
     rows = []
     with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=20) as pool:

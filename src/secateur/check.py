@@ -28,13 +28,15 @@ class Verdict:
 
 
 def verify(host: Host, plan: Plan, data: Iterable[Any], *, batches: int = 2, tolerance: float = TOLERANCE) -> Verdict:
-    """Run masked and shrunk on real inputs; raise VerifyError when they differ by more than `tolerance`."""
+    """Run masked and shrunk on real inputs; raise VerifyError when they differ by more than `tolerance` or give NaN."""
     shrunk = host.copy()
     shrunk.resize(plan)
     worst, seen = 0.0, 0
     for batch in islice(data, batches):
         with host.masked(plan):
             expected = host.outputs(batch)
+        if any(np.isnan(output).any() for output in expected):
+            raise VerifyError("the masked model gives NaN; look for NaN or huge values in its weights")
         worst = max(worst, difference(expected, shrunk.outputs(batch)))
         seen += 1
     if not seen:

@@ -61,7 +61,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
             return pd.read_parquet(path)
         if kind == "json":
             return pd.read_json(path, lines=path.suffix != ".json")
-        return pd.read_csv(path, sep="\t" if kind == "tsv" else ",")
+        separator = "\t" if kind == "tsv" else ","
+        return pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""])  # "NA" and "null" are words
     except pd.errors.EmptyDataError:
         raise DataError(f"{path} has no rows") from None
     except (ValueError, OSError, UnicodeDecodeError) as error:
@@ -101,17 +102,26 @@ def label_ids(rows: Rows, label2id: Mapping[str, int], classes: int) -> list[int
     """Labels as class numbers; DataError when one does not fit a head of `classes` classes."""
     if rows.labels is None:
         raise DataError("labels are needed; name their column with --label-column")
+    if classes < 2:
+        raise DataError(f"the model's head has {classes} output; labels need a classifier with at least two classes")
     ids = []
     for label in rows.labels:
         number = label2id.get(str(label), label)
         if isinstance(number, str) and number.lstrip("-").isdigit():
             number = int(number)
-        if isinstance(number, bool) or not isinstance(number, int | float) or number != int(number):
+        if isinstance(number, bool) or not isinstance(number, int | float) or number % 1 != 0:
             raise DataError(f"label {label!r} is no class of the model; it knows {', '.join(map(str, label2id))}")
         if not 0 <= number < classes:
             raise DataError(f"label {label!r} is outside the {classes} classes of the model's head (0..{classes - 1})")
         ids.append(int(number))
     return ids
+
+
+def shuffled(rows: Rows, seed: int = 0) -> Rows:
+    """The rows in an order drawn with the seed: files are often sorted by label."""
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)
+    return rows.take(order)
 
 
 def split_rows(rows: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:

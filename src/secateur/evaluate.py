@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from secateur.errors import DataError
+
 
 @dataclass(frozen=True)
 class Score:
@@ -18,6 +20,10 @@ class Score:
 
 def score(logits: np.ndarray, labels: np.ndarray, dense: np.ndarray | None = None) -> Score:
     """Score logits of shape (examples, classes) against class numbers, and against the dense model's logits."""
+    if dense is not None and dense.shape != logits.shape:
+        raise DataError(
+            f"outputs of shape {logits.shape} and {dense.shape} cannot be compared; both models need the same classes"
+        )
     log_p = log_softmax(logits)
     answers = logits.argmax(-1)
     kl = flips = None

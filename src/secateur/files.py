@@ -19,8 +19,11 @@ def check_output(path: Path, overwrite: bool) -> None:
     parent = _nearest_parent(path)
     if not parent.is_dir():
         raise SecateurError(f"{path} cannot be written: {parent} is not a folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise SecateurError(f"{path} cannot be written: no permission in {parent}; choose another output")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=parent))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise SecateurError(f"{path} cannot be written: {reason} in {parent}; choose another output") from None
 
 
 def _nearest_parent(path: Path) -> Path:
@@ -35,6 +38,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path` that takes its name when the block ends well and vanishes otherwise."""
     path = Path(path)
     check_output(path, overwrite)
+    made = [parent for parent in path.absolute().parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary.chmod(0o755)
@@ -49,6 +53,10 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if not path.exists():
+            with contextlib.suppress(OSError):
+                for parent in made:
+                    parent.rmdir()
 
 
 def write_json(path: Path, value: Any) -> None:

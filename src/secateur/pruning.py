@@ -45,6 +45,7 @@ def prune(
     budget = Uniform(float(budget)) if isinstance(budget, int | float) else budget
     layout = host.layout
     needs = needs_of(criterion)
+    check_weights(host)
     axes = resolve_axes(layout, pattern) if isinstance(pattern, Unit) else []
     names = [] if axes else choose_weights(layout, weights)
     wanted = [need for need in needs if need != "weight" and not (stats and stats.sums.get(need))]
@@ -76,6 +77,13 @@ def prune(
         "secateur": __version__,
     }
     return Plan(plan.keep, plan.masks, {}, provenance).check(layout)
+
+
+def check_weights(host: Host) -> None:
+    """ModelError when a parameter, whatever the criterion looks at, is NaN or infinite."""
+    for param in host.layout.params:
+        if not all_finite(host.read(param)):
+            raise ModelError(f"{param} holds NaN or infinite weights; repair the model before pruning it")
 
 
 def needs_of(criterion: Criterion) -> list[str]:
@@ -133,10 +141,7 @@ def weight_scores(host: Host, criterion: Criterion, param: str, stats: Stats) ->
 
 def _weight_argument(host: Host, param: str, need: str, stats: Stats) -> Array:
     if need == "weight":
-        value = host.read(param)
-        if not all_finite(value):
-            raise ModelError(f"{param} holds NaN or infinite weights; repair the model before pruning it")
-        return value
+        return host.read(param)
     value = stats.mean(need, param)
     if not all_finite(value):
         raise DataError(f"{need} of {param} is NaN or infinite on this data; check the labels and the learning state")

@@ -156,6 +156,7 @@ def inner(between):
         (lambda y: y.softmax(-1), "softmax"),
         (lambda y: y - y.mean(-1, keepdim=True), "averaged"),
         (lambda y: nn.functional.layer_norm(y, (8,)), "normalised by layer_norm"),
+        (lambda y: y * (y.sum(-1, keepdim=True) / y.shape[-1]), "may follow its size"),
         (lambda y: y.cumsum(-1), "cumsum"),
         (lambda y: y * torch.arange(8), "numbered by aten.arange"),
         (lambda y: torch.special.bessel_j0(y), "no rule for aten.special_bessel_j0"),

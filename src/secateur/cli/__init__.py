@@ -1,8 +1,11 @@
 """The command line: one file a command. Frameworks are imported inside the commands, so that `--help` is quick."""
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-import click
 import typer
 
 from secateur._version import __version__
@@ -21,6 +24,13 @@ for module in (inspect, prune, train, evaluate, demo):
 
 BAD_INPUT = 2
 """Exit code for everything that a user can mend: bad input, a folder that cannot be written, an interrupted run."""
+EXTRAS = ("torch", "transformers", "datasets", "accelerate", "pandas", "pyarrow", "matplotlib")
+"""Packages that commands need and the bare installation lacks."""
+INTERRUPTED = 130
+"""What typer returns after Ctrl-C."""
+UsageError = typer.BadParameter.__bases__[0]
+"""Typer carries click under a private name; these are its base classes of what is wrong with a command line."""
+CommandLineError = UsageError.__bases__[0]
 
 
 @app.callback(invoke_without_command=True)
@@ -33,19 +43,50 @@ def _root(version: bool = typer.Option(False, "--version", help="Show the versio
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors that a user can mend become one sentence and exit code 2."""
     try:
-        code = app(arguments, standalone_mode=False)
+        with _terminate_like_interrupt():
+            code = app(arguments, standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except SecateurError as error:
         _fail(str(error))
-    except click.exceptions.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted; nothing was written")
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written")
-    except click.ClickException as error:
-        error.show()
-        sys.exit(BAD_INPUT)
+    except CommandLineError as error:
+        _fail_usage(error)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in EXTRAS:
+            raise
+        _fail(f"{error.name} is not installed; `pip install 'secateur[train]'`")
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+
+
+@contextlib.contextmanager
+def _terminate_like_interrupt() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that no temporary folder is left behind."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # only the main thread may do this
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail_usage(error: Any) -> None:
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(BAD_INPUT)
+    context = getattr(error, "ctx", None)
+    hint = f"; see `{context.command_path} --help`" if context is not None else ""
+    _fail(f"{error.format_message().rstrip('.')}{hint}")
 
 
 def _fail(sentence: str) -> None:

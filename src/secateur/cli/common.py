@@ -1,5 +1,6 @@
 """What commands share: option types, progress bars, tables, and the model and data behind the options."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
@@ -80,12 +81,14 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def quiet_libraries() -> None:
     """Keep the chatter of transformers and datasets off the terminal; what matters, secateur says itself."""
-    import datasets
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    with contextlib.suppress(ModuleNotFoundError):
+        import datasets
+
+        datasets.disable_progress_bars()
 
 
 def set_threads(threads: int | None) -> None:

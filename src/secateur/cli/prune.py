@@ -90,8 +90,9 @@ def command(
     check_output(output, overwrite)
     score = find_criterion(criterion)
     shape = parse_pattern(pattern)
-    values = [make_budget(value, sweep_by, budget) for value in read_list(sweep)] if sweep else None
-    share = None if sweep else make_choice(pattern, sparsity, threshold, budget)
+    values = [make_budget(value, sweep_by, budget) for value in read_list(sweep)] if sweep is not None else None
+    share = None if sweep is not None else make_choice(pattern, sparsity, threshold, budget)
+    check_options(pattern, sweep, sparsity, threshold, fine_tune, eval_data, split, eval_split)
     rows = common.read_data(data, text_column, label_column, split)
     held = (
         common.read_data(eval_data or data, text_column, label_column, eval_split) if eval_data or eval_split else None
@@ -143,9 +144,11 @@ def make_choice(pattern: str, sparsity: float | None, threshold: float | None, b
 
     if sparsity is not None and threshold is not None:
         raise PlanError("--sparsity and --threshold exclude each other; pass one")
+    if isinstance(parse_pattern(pattern), NM):
+        if sparsity is not None or threshold is not None:
+            raise PlanError(f"pattern {pattern} says itself how much goes; leave out --sparsity and --threshold")
+        return None
     if sparsity is None and threshold is None:
-        if isinstance(parse_pattern(pattern), NM):
-            return None
         raise PlanError("how much? pass --sparsity 0.5, --threshold 0.02, or --sweep to see what they would do")
     by, value = ("sparsity", sparsity) if sparsity is not None else ("threshold", threshold)
     assert value is not None
@@ -167,6 +170,31 @@ def make_budget(value: float, by: str, budget: str) -> "Budget":
     if budget not in makers:
         raise PlanError(f"no budget {budget!r}; there is {', '.join(makers)}")
     return makers[budget](check_sparsity(value))
+
+
+def check_options(
+    pattern: str,
+    sweep: str | None,
+    sparsity: float | None,
+    threshold: float | None,
+    fine_tune: float,
+    eval_data: Path | None,
+    split: str | None,
+    eval_split: str | None,
+) -> None:
+    """PlanError or DataError for options that contradict each other."""
+    from secateur.errors import DataError, PlanError
+    from secateur.select import NM, parse_pattern
+
+    if sweep is not None:
+        if sparsity is not None or threshold is not None:
+            raise PlanError("--sweep lists the values to try; leave out --sparsity and --threshold")
+        if isinstance(parse_pattern(pattern), NM):
+            raise PlanError(f"pattern {pattern} says itself how much goes, so there is nothing to sweep")
+        if fine_tune:
+            raise PlanError("--sweep scores without training; leave out --fine-tune")
+    if eval_split is not None and eval_data is None and eval_split == split:
+        raise DataError(f"--split and --eval-split are both {split!r}; report on rows that were not trained on")
 
 
 def read_list(text: str) -> list[float]:
@@ -193,13 +221,15 @@ def prepare(
     seed: int,
 ) -> "Data":
     """Encode rows; hold out a stratified tenth for the report unless other data was named."""
-    from secateur.data import split_rows
+    from secateur.data import shuffled, split_rows
     from secateur.torch.text import Batches, encode, load_tokenizer
     from secateur.torch.workflow import Data
 
     tokenizer = load_tokenizer(model)
     if held is None:
         rows, held = split_rows(rows, 0.1, seed)
+    else:
+        rows = shuffled(rows, seed)
     train = encode(host.model, tokenizer, rows, max_length)
     test = Batches(encode(host.model, tokenizer, held, max_length), tokenizer, batch_size)
     calibration = Batches(train[:calibration_samples], tokenizer, batch_size)

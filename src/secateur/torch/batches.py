@@ -1,6 +1,7 @@
 """What a batch is: a mapping of keyword arguments, or a tuple of positional ones; moved, measured, run."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,18 @@ def run(model: nn.Module, batch: Any) -> Any:
     """Forward pass without labels."""
     batch = without_labels(batch)
     return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; the training flag of every module is put back at the end."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
 
 
 def real_tokens(model: nn.Module, batch: Any, path: str, shape: tuple[int, int]) -> torch.Tensor | None:

@@ -12,7 +12,8 @@ from secateur.plan import Plan
 class Hold(TrainerCallback):
     """`Trainer(..., callbacks=[Hold(host, plan)])`: what the plan removes is zero throughout the training.
 
-    The trainer must train `host.model`. Accumulation, schedulers, clipping and weight decay are all fine.
+    The trainer must train `host.model`. Accumulation, schedulers, clipping and weight decay are all fine. A training
+    that ends in an exception does not reach `on_train_end`: call `close` then, or let go of the callback.
     """
 
     def __init__(self, host: Host, plan: Plan) -> None:
@@ -26,6 +27,10 @@ class Hold(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop holding; the zeros are in place."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop holding, if it still does."""
         self._stack.close()
 
 

@@ -12,7 +12,7 @@ from secateur.arrays import to_numpy
 from secateur.errors import DataError, ModelError
 from secateur.layout import Layout
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
-from secateur.torch.batches import real_tokens, run, size_of, to_device
+from secateur.torch.batches import evaluating, real_tokens, run, size_of, to_device
 from secateur.torch.observe import observe_attention
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
@@ -43,29 +43,26 @@ def collect(
     def token_mask(path: str, shape: tuple[int, int]) -> torch.Tensor | None:
         return real_tokens(model, current["batch"], path, shape)
 
-    training, batches = model.training, 0
-    model.eval()
-    try:
-        with contextlib.ExitStack() as stack:
-            attention = {need for need in wanted if need.startswith("attn_")}
-            if attention:
-                stack.enter_context(observe_attention(model, layout, attention, tally, token_mask))
-            if wanted & {"act_sq", "unit_act"}:
-                stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, token_mask))
-            gradients = wanted & NEEDS_GRADIENT
+    batches = 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        attention = {need for need in wanted if need.startswith("attn_")}
+        if attention:
+            stack.enter_context(observe_attention(model, layout, attention, tally, token_mask))
+        if wanted & {"act_sq", "unit_act"}:
+            stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, token_mask))
+        gradients = wanted & NEEDS_GRADIENT
+        if gradients:
+            stack.enter_context(_gradients_on(parameters))
+        for batch in data:
+            current["batch"] = batch = to_device(batch, model)
             if gradients:
-                stack.enter_context(_gradients_on(parameters))
-            for batch in data:
-                current["batch"] = batch = to_device(batch, model)
-                if gradients:
-                    _backward(model, batch, loss)
-                    _add_gradients(layout, parameters, gradients, axes, tally, size_of(batch))
-                else:
-                    with torch.no_grad():
-                        run(model, batch)
-                batches += 1
-    finally:
-        model.train(training)
+                _backward(model, batch, loss)
+                _add_gradients(layout, parameters, gradients, axes, tally, size_of(batch))
+            else:
+                with torch.no_grad():
+                    run(model, batch)
+            batches += 1
     if not batches:
         raise DataError("the data is empty: no batch was seen; pass at least one")
     return tally.stats()
@@ -78,6 +75,10 @@ def _backward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
         value = getattr(model(**batch) if isinstance(batch, Mapping) else model(*batch), "loss", None)
     if value is None:
         raise DataError("gradients need a loss: pass labels in each batch, or loss=callable to secateur.open")
+    if value.dim():
+        raise DataError(f"the loss has shape {tuple(value.shape)}; it must be one number, the mean over the batch")
+    if not value.isfinite():
+        raise DataError(f"the loss is {float(value)} on this data; look for NaN or huge weights, or wrong labels")
     value.backward()
 
 

@@ -15,7 +15,7 @@ from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.stats import Stats
-from secateur.torch.batches import run, to_device
+from secateur.torch.batches import evaluating, run, to_device
 from secateur.torch.collect import Loss, collect
 from secateur.torch.hold import hold
 from secateur.torch.resize import Changes, resize
@@ -89,13 +89,8 @@ class TorchHost:
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
         """Floating-point outputs in evaluation mode, caches left out."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                return list(_floats(run(self.model, to_device(batch, self.model))))
-        finally:
-            self.model.train(training)
+        with evaluating(self.model), torch.no_grad():
+            return list(_floats(run(self.model, to_device(batch, self.model))))
 
     @contextlib.contextmanager
     def masked(self, plan: Plan) -> Iterator[None]:

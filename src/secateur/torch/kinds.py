@@ -136,6 +136,8 @@ def _reason(axis: Found) -> str | None:
     for how, allowed in (("normed", NORMED_ALLOWED), ("routed", ROUTED_ALLOWED), ("token", TOKEN_ALLOWED)):
         if how in marks and kind not in allowed:
             return marks[how]
+    if "scaled" in marks and kind == "qk":
+        return marks["scaled"]
     if "output" in axis.atom.roles and kind not in OUTPUT_ALLOWED:
         return "the model returns it"
     if kind == ANONYMOUS:

@@ -147,15 +147,18 @@ def _weights(
         if (getattr(module, "is_causal", False) if causal is None else causal) and query.shape[2] > 1:
             future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(future, float("-inf"))
-    return torch.nan_to_num(scores.softmax(-1)), value
+    blind = (scores == float("-inf")).all(-1, keepdim=True)  # a query that may see no key: its softmax is 0/0
+    return scores.softmax(-1).masked_fill(blind, 0.0), value
 
 
 def _explain(path: str, weights: torch.Tensor, values: torch.Tensor, output: torch.Tensor) -> None:
     """Refuse to score an attention that softmax(QK)V does not reproduce."""
-    rows = weights.sum(-1, keepdim=True) > 0.5
+    rows = ~(weights.sum(-1, keepdim=True) <= 0.5)
     expected = (weights @ values).masked_fill(~rows, 0.0)
     got = output.transpose(1, 2).float().masked_fill(~rows, 0.0)
     tolerance = 2e-2 if output.dtype.itemsize == 2 else 1e-3
+    if not got.isfinite().all() or not weights.isfinite().all():
+        raise ModelError(f"the attention in {path} gives NaN or infinity; look for NaN or huge values in the weights")
     if (expected - got).abs().max() > tolerance * max(1.0, float(got.abs().max())):
         raise ModelError(
             f"the attention in {path} is not softmax(QK)V alone, so its heads cannot be scored by it; "

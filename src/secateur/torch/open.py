@@ -1,7 +1,5 @@
 """Opening: from a module, a folder or a hub id to a TorchHost."""
 
-import contextlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.arrays import to_numpy
-from secateur.errors import ModelError
+from secateur.errors import ModelError, SecateurError
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.collect import Loss
@@ -53,7 +51,8 @@ def load_model(source: str | Path, *, task: str | None = None, **options: Any) -
     """Load a Hugging Face model; ModelError with one sentence when the folder is no model or is damaged."""
     import transformers
 
-    if _is_folder(source):
+    local = _is_folder(source)
+    if local:
         check_folder(Path(source))
     else:
         options.setdefault("trust_remote_code", False)
@@ -61,7 +60,14 @@ def load_model(source: str | Path, *, task: str | None = None, **options: Any) -
         config = transformers.AutoConfig.from_pretrained(source, **_config_options(options))
         factory = _factory(transformers, config, task)
         model = factory.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except SecateurError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        if not local and isinstance(error, OSError):
+            raise ModelError(
+                f"{source} is no folder, and no model of that name could be loaded from the hub or its cache; pass a "
+                f"folder, or check the name and the connection ({_first_sentence(error)})"
+            ) from error
         raise ModelError(f"{source} cannot be loaded: {_first_sentence(error)}") from error
     return model.eval()
 
@@ -92,7 +98,7 @@ def _factory(transformers: Any, config: Any, task: str | None) -> Any:
 
 
 def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).split(". ")[0].rstrip(".")
     return text if len(text) < 300 else text[:297] + "..."
 
 
@@ -105,6 +111,12 @@ def _take_masks(model: nn.Module) -> Plan | None:
         for name in [n.removesuffix("_mask") for n, _ in module.named_buffers(recurse=False) if n.endswith("_mask")]:
             if f"{name}_orig" in module._parameters:
                 masks[f"{path}.{name}" if path else name] = to_numpy(getattr(module, f"{name}_mask")).astype(bool)
-                with torch.no_grad(), contextlib.suppress(ValueError):
-                    prune.remove(module, name)
+                try:
+                    with torch.no_grad():
+                        prune.remove(module, name)
+                except ValueError:
+                    raise ModelError(
+                        f"{path}.{name} has a mask but no hook of torch.nn.utils.prune that applies it; call "
+                        "prune.custom_from_mask again, or multiply the mask in"
+                    ) from None
     return Plan(masks=masks, provenance={"criterion": "torch.nn.utils.prune", "pattern": "element"}) if masks else None

@@ -9,7 +9,7 @@ from secateur.arrays import to_numpy
 from secateur.budget import Budget
 from secateur.evaluate import Score, score
 from secateur.plan import Plan
-from secateur.pruning import Criterion, needs_of, prune, weight_scores
+from secateur.pruning import Criterion, check_weights, needs_of, prune, weight_scores
 from secateur.select import Pattern, Unit, resolve_axes
 from secateur.stats import Stats
 from secateur.torch.host import TorchHost
@@ -34,6 +34,7 @@ def sweep(
     track: Track = silent,
 ) -> list[Point]:
     """Score the dense model, then every budget; statistics are collected once. `host` is unchanged afterwards."""
+    check_weights(host)
     stats = Stats()
     needs = [need for need in needs_of(criterion) if need != "weight"]
     if needs:

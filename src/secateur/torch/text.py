@@ -17,10 +17,12 @@ def load_tokenizer(source: Any, **options: Any) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(f"{source} holds no tokenizer: {' '.join(str(error).split())[:200]}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(f"the tokenizer of {source} has no padding token and none that ends a text; give it one")
     return tokenizer
 
 
@@ -33,7 +35,15 @@ def encode(model: nn.Module, tokenizer: Any, rows: Rows, max_length: int) -> lis
     if rows.labels is not None:
         config: Any = model.config
         labels = label_ids(rows, config.label2id, config.num_labels)
-    encoded = tokenizer(rows.texts, truncation=True, max_length=max_length)
+    encoded = tokenizer(rows.texts, truncation=True, max_length=min(max_length, tokenizer.model_max_length))
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max(lengths) > positions:
+        raise DataError(
+            f"a text has {max(lengths)} tokens, the model {positions} positions; pass --max-length {positions}"
+        )
+    if min(lengths) == 0:
+        raise DataError(f"row {lengths.index(0)} gives no token: {rows.texts[lengths.index(0)]!r}; remove it")
     too_large = max((max(ids, default=0) for ids in encoded["input_ids"]), default=0)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     if too_large >= vocabulary:

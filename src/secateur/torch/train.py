@@ -1,5 +1,6 @@
 """Fine-tuning with transformers' Trainer, zeros held; the dense model and every pruned one take the same road."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from secateur.data import Rows
 from secateur.errors import DataError
 from secateur.plan import Plan
 from secateur.torch.callback import Bar, Hold
+from secateur.torch.distil import distillation_loss
 from secateur.torch.host import TorchHost
 
 
@@ -25,16 +27,22 @@ def fine_tune(
     batch_size: int = 32,
     weight_decay: float = 0.01,
     seed: int = 0,
+    teacher: nn.Module | None = None,
     progress: bool = True,
 ) -> float:
     """Train `host.model` in place on encoded rows (see `secateur.torch.text.encode`); returns the last mean loss.
 
-    plan: zeros to hold while training; None trains everything. AdamW, linear decay, 6% warm-up, gradient norm 1.
-    Raises DataError when the loss is NaN or infinite.
+    plan: zeros to hold while training; None trains everything. teacher: the dense model to learn from, besides labels
+    (see `secateur.torch.distil`). AdamW, linear decay, 6% warm-up, gradient norm 1.
+    Raises DataError when `epochs` or the learning rate is no positive number, or the loss is NaN or infinite.
     """
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
+    for value, option in ((epochs, "epochs"), (learning_rate, "the learning rate")):
+        if not 0 < value < float("inf"):
+            raise DataError(f"{option} must be a positive number, not {value}")
     steps = max(1, round(epochs * -(-len(features) // batch_size)))
+    keeper = Hold(host, plan) if plan is not None else None
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -42,33 +50,51 @@ def fine_tune(
             learning_rate=learning_rate,
             per_device_train_batch_size=batch_size,
             weight_decay=weight_decay,
+            optim="adamw_torch_fused",
             warmup_steps=max(1, round(0.06 * steps)),
             train_sampling_strategy="group_by_length",
             seed=seed,
             save_strategy="no",
             logging_strategy="no",
+            logging_nan_inf_filter=False,
             report_to=[],
             disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(),
         )
-        trainer = Trainer(
+        trainer = (Trainer if teacher is None else _distilling(teacher))(
             model=host.model,
             args=arguments,
             train_dataset=features,
             data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[*([Hold(host, plan)] if plan is not None else []), *([Bar()] if progress else [])],
+            callbacks=[*([keeper] if keeper is not None else []), *([Bar()] if progress else [])],
         )
         trainer.remove_callback(PrinterCallback)
         try:
             loss = trainer.train().training_loss
         finally:
+            if keeper is not None:
+                keeper.close()
             _forget_gradients(host.model)
-    if not loss == loss or loss in (float("inf"), float("-inf")):
+    if not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in host.model.parameters()):
         raise DataError(
-            f"the training loss became {loss}; lower the learning rate ({learning_rate}) or check the labels"
+            f"training diverged (mean loss {loss}); lower the learning rate ({learning_rate}) or check the labels"
         )
     host.model.eval()
     return loss
+
+
+def _distilling(teacher: nn.Module) -> Any:
+    """A Trainer whose loss is the distillation loss."""
+    from transformers import Trainer
+
+    teacher.eval()
+
+    class Distilling(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            loss, output = distillation_loss(model, teacher, inputs)
+            return (loss, output) if return_outputs else loss
+
+    return Distilling
 
 
 def classifier_options(source: Any, rows: Rows, seed: int) -> dict[str, Any]:
@@ -83,6 +109,8 @@ def classifier_options(source: Any, rows: Rows, seed: int) -> dict[str, Any]:
     if classifier is not None and classifier.__name__ in (config.architectures or ()):
         return {}
     names = sorted({str(label) for label in rows.labels or ()})
+    if len(names) < 2:
+        raise DataError(f"a classifier needs at least two labels; the data has {', '.join(names) or 'none'}")
     return {
         "num_labels": len(names),
         "label2id": {name: i for i, name in enumerate(names)},

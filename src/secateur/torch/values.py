@@ -19,6 +19,7 @@ class Value:
     weight, order: the parameter this is a rearrangement of, and the stored dimension behind each of its dimensions.
     looked_up: rows of the weight were gathered by an index that data decides (experts).
     dtype: `float`, `int` or `bool`. domain: the dimension that its numbers are positions of (indices of a top-k).
+    over: the dimension that a score was summed over.
     numbers: the entries of a small constant of integers. past: bit set of the values it was computed from.
     behind: those of them with a product in between.
     """
@@ -32,6 +33,7 @@ class Value:
     looked_up: bool = False
     dtype: str = "float"
     domain: Dim | None = None
+    over: Dim | None = None
     numbers: tuple[int, ...] | None = None
     past: int = 0
     behind: int = 0
@@ -73,12 +75,17 @@ class Record:
 
 @dataclass
 class Call:
-    """One operation: its arguments by the names of its schema, with values in place of nodes."""
+    """One operation: its arguments by the names of its schema, with values in place of nodes.
+
+    constants: numbers that the modules around it store as attributes; any other number was computed in the forward
+    pass, perhaps from the size of an axis.
+    """
 
     name: str
     args: dict[str, Any]
     shapes: list[tuple[int, ...] | None]
     record: Record
+    constants: frozenset[float] = frozenset()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -55,6 +55,8 @@ class Walk:
         self._alias: dict[fx.Node, list[fx.Node]] = {}
         self._keys = 0
         self._tensors = _named_tensors(model)
+        self._modules = dict(model.named_modules())
+        self._numbers: dict[str, frozenset[float]] = {}
         self._graph(program.graph_module, self._inputs(program))
 
     # -- inputs -------------------------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ class Walk:
         if name.startswith("_assert") or name.startswith("sym_constrain"):
             return
         plain = _plain_name(node)
-        call = Call(plain, self._arguments(node, schema), _shapes(node), self.record)
+        call = Call(plain, self._arguments(node, schema), _shapes(node), self.record, self._constants(node))
         before = self._values(node.all_input_nodes)
         result = self._apply(call, schema.name.replace("::", "."), before)
         if isinstance(result, list):
@@ -179,6 +181,18 @@ class Walk:
             self._share(node, node.args[0])
         if schema.is_mutable:
             self._mutate(node, schema)
+
+    def _constants(self, node: fx.Node) -> frozenset[float]:
+        """Numbers that the modules around a node keep as attributes."""
+        found: frozenset[float] = frozenset()
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+            path = re.sub(r"@\d+", "", str(path))
+            if path not in self._numbers:
+                module = self._modules.get(path)
+                values = vars(module).values() if module is not None else ()
+                self._numbers[path] = frozenset(float(v) for v in values if isinstance(v, float))
+            found |= self._numbers[path]
+        return found
 
     def _arguments(self, node: fx.Node, schema: Any) -> dict[str, Any]:
         names = [a.name for a in schema.arguments]

@@ -3,7 +3,7 @@
 import json
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from secateur.check import difference, verify
 from secateur.cost import latency, macs, parameters
 from secateur.errors import ModelError
 from secateur.evaluate import Score, score
+from secateur.files import new_folder
+from secateur.layout import Layout
 from secateur.plan import Plan
-from secateur.pruning import Criterion, default_weights, prune
+from secateur.pruning import Criterion, check_weights, default_weights, prune
 from secateur.select import Pattern
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
@@ -87,8 +89,24 @@ class Outcome:
 
 
 def logits(host: TorchHost, batches: Iterable[Any]) -> np.ndarray:
-    """First output of the model over all batches, (examples, classes)."""
-    return np.concatenate([host.outputs(batch)[0] for batch in batches])
+    """First output of the model over all batches, (examples, classes).
+
+    Raises ModelError when the model is no classifier, or answers NaN or infinity.
+    """
+    parts = []
+    for batch in batches:
+        outputs = host.outputs(batch)
+        if not outputs or outputs[0].ndim != 2:
+            raise ModelError(
+                f"a {type(host.model).__name__} does not give one row of class scores for each text; pass a text "
+                "classifier, for example one made by `secateur train`"
+            )
+        if not np.isfinite(outputs[0]).all():
+            raise ModelError(
+                "the model answers NaN or infinity on this data; look for NaN or huge values in its weights"
+            )
+        parts.append(outputs[0])
+    return np.concatenate(parts)
 
 
 def evaluate(host: TorchHost, test: Batches, dense: np.ndarray | None = None, track: Track = silent) -> Score:
@@ -123,6 +141,7 @@ def run(
     Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model says something else than the
     saved one. Nothing is written then.
     """
+    check_weights(host)
     if dense_logits is None:
         dense_logits = logits(host, track(data.test, "dense model"))
     labels = data.test.labels()
@@ -134,9 +153,7 @@ def run(
     small.apply(plan)
     pruned = evaluate(small, data.test, dense_logits, track)
     small.resize(plan)
-    element = Plan(masks=plan.masks) if plan.masks and not plan.keep else None
-    if plan.masks and plan.keep:
-        element = zeros_of(small, plan)
+    element = resized_masks(host.layout, plan) if plan.masks else None
     tuned = None
     if tuning.epochs > 0:
         fine_tune(
@@ -165,14 +182,36 @@ def run(
     )
     if output is None:
         return outcome
-    small.save(output, plan, overwrite=overwrite, tokenizer=data.tokenizer, **(save_options or {}))
-    return reloaded(outcome, small, output, data.test, linears)
+    with new_folder(output, overwrite) as temporary:
+        small.save(temporary, plan, overwrite=True, tokenizer=data.tokenizer, **(save_options or {}))
+        outcome = reloaded(outcome, small, temporary, data.test, linears)
+    return replace(outcome, folder=str(output))
 
 
-def zeros_of(host: TorchHost, plan: Plan) -> Plan:
-    """Element masks of a resized model, read off its zeros, for the weights that the plan masked."""
-    masks = {name: (host.read(name) != 0).cpu().numpy() for name in plan.masks if name in host.layout.params}
+def resized_masks(layout: Layout, plan: Plan) -> Plan:
+    """The element masks of a plan for the model that `resize(plan)` leaves: cut to size, under the new names."""
+    masks = {}
+    for name, mask in plan.masks.items():
+        kept = layout.kept(name, plan.keep)
+        if kept is None:
+            continue
+        for dim, alive in enumerate(kept):
+            if alive is not None:
+                mask = np.compress(alive, mask, axis=dim)
+        masks[_renumbered(layout, plan, name)] = mask
     return Plan(masks=masks, provenance=plan.provenance)
+
+
+def _renumbered(layout: Layout, plan: Plan, param: str) -> str:
+    """The name of a parameter once the layers or experts before its own are gone."""
+    changes = []
+    for name, units in plan.keep.items():
+        path, index = layout.axis(name).path, layout.member_of(param, name)
+        if path is not None and index is not None:
+            changes.append((path, index, int(np.searchsorted(units, index))))
+    for path, old, new in sorted(changes, key=lambda change: -len(change[0])):
+        param = f"{path}.{new}{param[len(f'{path}.{old}') :]}"
+    return param
 
 
 def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, linears: Sequence[str]) -> Outcome:
@@ -182,14 +221,12 @@ def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, lin
     gap = difference(host.outputs(batch), again.outputs(batch))
     if gap != 0.0:
         raise ModelError(f"the model loaded from {folder} differs from the saved one by {gap:.2e}")
-    return Outcome(
-        **{
-            **outcome.__dict__,
-            "folder": str(folder),
-            "bytes": folder_bytes(folder),
-            "linear_bytes": tensor_bytes(folder, linears),
-            "reload_difference": gap,
-        }
+    return replace(
+        outcome,
+        folder=str(folder),
+        bytes=folder_bytes(folder),
+        linear_bytes=tensor_bytes(folder, linears),
+        reload_difference=gap,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from secateur.torch.atoms import expand, give_role, narrow, unify
+from secateur.torch.atoms import expand, give_role, mark, narrow, unify
 from secateur.torch.values import Call, Rule, Value, broadcast, remap, words
 
 KEEPS_ZERO = words(
@@ -32,18 +32,19 @@ Zero = Callable[[list[bool]], bool]
 
 def _tag(call: Call) -> str:
     tags = [t.tag for t in call.tensors()]
-    return next((t for t in ("prob", "score") if t in tags), "")
+    return next((t for t in ("prob", "score", "sum") if t in tags), "")
 
 
 def _elementwise(call: Call, zero: Zero, values: list[Value] | None = None) -> Value:
     values = call.tensors() if values is None else values
-    return call.new(broadcast(call, values, zero), tag=_tag(call))
+    over = next((v.over for v in values if v.over is not None), None)
+    return call.new(broadcast(call, values, zero), tag=_tag(call), over=over)
 
 
 def cast(call: Call) -> Value | list[Value]:
     """Operations that change neither positions nor, at a masked unit, the value."""
     x = next(iter(call.tensors()))
-    kept = call.new(x.dims, key=x.key, tag=x.tag, weight=x.weight, order=x.order, looked_up=x.looked_up)
+    kept = call.new(x.dims, key=x.key, tag=x.tag, weight=x.weight, order=x.order, looked_up=x.looked_up, over=x.over)
     if len(call.shapes) > 1:
         return [kept, call.new(x.dims)]
     return kept
@@ -97,6 +98,7 @@ def multiply(call: Call) -> Value:
     """Products: zero where any operand is."""
     if _scalar(call, "other") == 0:
         return _elementwise(call, lambda flags: True)
+    note_scale(call, call.tensors())
     return _elementwise(call, any)
 
 
@@ -104,7 +106,21 @@ def divide(call: Call) -> Value:
     """Quotients: zero where the numerator is."""
     if not isinstance(call.args.get("self"), Value):
         return makes_nonzero(call)
+    note_scale(call, call.tensors())
     return _elementwise(call, lambda flags: flags[0])
+
+
+def note_scale(call: Call, values: list[Value], name: str = "other") -> None:
+    """Mark the axes beside a number that no module stores: it may have been computed from their size."""
+    number = _scalar(call, name)
+    if number is not None and (abs(number) == 1 or number in call.constants or 1 / (number or 1) in call.constants):
+        return
+    computed = number is not None or any(v.rank == 0 and not v.data and v.weight is None for v in values)
+    for value in values if computed else []:
+        for dim in (*value.dims, value.over or ()):
+            mark(dim, "a scale beside it is computed and may follow its size", "scaled")
+        if value.tag == "sum" and value.over is not None:
+            mark(value.over, "summed, then scaled by a number that may follow its size")
 
 
 def extreme(call: Call) -> Value:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from secateur.torch.atoms import Dim, Factor, expand, first_reason, fresh, give_role, is_frozen, mark, size, unify
+from secateur.torch.rules.elementwise import note_scale
 from secateur.torch.values import Call, Contraction, Rule, Value, remap
 
 Labels = Sequence[str]
@@ -22,7 +23,8 @@ def contract(call: Call, x: Value, y: Value, labels_x: Labels, labels_y: Labels,
     tag = ""
     if weight is None:
         tag = _activation_roles(call, x, y, labels_x, labels_y, labels_out, everything)
-    return call.new([out[label] for label in labels_out], tag=tag)
+    over = tuple(f for label in everything if label not in labels_out for f in everything[label]) if tag else None
+    return call.new([out[label] for label in labels_out], tag=tag, over=over)
 
 
 def _meet(dims: list[Dim], summed: bool) -> Dim:
@@ -178,6 +180,7 @@ def attention(call: Call) -> Value:
     scores = contract(call, q, k, [*batch, "m", "k"], [*batch, "n", "k"], [*batch, "m", "n"])
     if call.args.get("scale") is None:
         mark(q.dims[-1], "the attention scale follows its size")
+    note_scale(call, [q, k], "scale")
     for factor in expand(q.dims[-2]):
         _role((factor,), "group")
     bias = call.args.get("attn_mask")

@@ -1,5 +1,7 @@
 """Rules for sums, means, norms, softmax and whatever else makes the units of an axis depend on one another."""
 
+from dataclasses import replace
+
 from secateur.torch.atoms import Dim, expand, fresh, mark
 from secateur.torch.rules.product import _biased
 from secateur.torch.values import Call, Rule, Value, broadcast, remap
@@ -24,7 +26,8 @@ def total(call: Call) -> Value:
         for factor in expand(x.dims[i]):
             if not factor.zero:
                 mark((factor,), "summed over where a masked unit need not vanish")
-    return _without(call, x, axes, None)
+    over = tuple(f for i in axes for f in expand(x.dims[i]))
+    return replace(_without(call, x, axes, None), tag=x.tag or "sum", over=x.over or over)
 
 
 def norm(call: Call) -> Value:

@@ -24,7 +24,9 @@ def view(call: Call) -> Value:
     unmoved = x.rank == len(dims) and all(map(_same_axes, dims, x.dims))
     order = x.order if unmoved else None
     last = bool(dims and x.dims) and _same_axes(dims[-1], x.dims[-1])
-    return call.new(dims, key=x.key if last else -1, tag=x.tag, weight=x.weight, order=order, looked_up=x.looked_up)
+    return call.new(
+        dims, key=x.key if last else -1, tag=x.tag, weight=x.weight, order=order, looked_up=x.looked_up, over=x.over
+    )
 
 
 def _same_axes(a: Dim, b: Dim) -> bool:

@@ -1,0 +1,174 @@
+"""One sparse layer on the kernels against the fastest of torch, onnxruntime and OpenVINO, all in one process.
+
+All sides are run in turns; figures are medians of the times and ratios of medians. Run pinned:
+
+    taskset -c 0 python benchmarks/kernels_layer.py --threads 1 --out benchmarks/results/DATE-kernels-layer.md
+
+onnxruntime's dynamic int8 is shown beside, where onnxruntime is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from secateur.runtime.choose import candidates, machine_key
+from secateur.runtime.native import isa
+from secateur.runtime.ops import sparse_linear
+from secateur.runtime.packed import pack
+
+Run = Callable[[], object]
+
+
+def medians_us(runs: dict[str, Run], seconds: float) -> dict[str, float]:
+    """Median time of each run in microseconds, taken in turns for about `seconds` in all."""
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+        run()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(next(iter(samples.values()))) < 7:
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            samples[name].append((time.perf_counter() - start) * 1e6)
+    return {name: float(np.median(took)) for name, took in samples.items()}
+
+
+def onnx_runs(weight: np.ndarray, x: np.ndarray, threads: int) -> dict[str, Run]:
+    """float32 and dynamic int8 in onnxruntime and float32 in OpenVINO, as far as they are installed."""
+    try:
+        import onnx
+        import onnxruntime
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError:
+        return {}
+    helper, float_type = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "layer",
+        [helper.make_tensor_value_info("x", float_type, x.shape)],
+        [helper.make_tensor_value_info("y", float_type, [x.shape[0], weight.shape[0]])],
+        [onnx.numpy_helper.from_array(np.ascontiguousarray(weight.T), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    runs: dict[str, Run] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path, path8 = f"{folder}/f32.onnx", f"{folder}/i8.onnx"
+        onnx.save(model, path)
+        quantize_dynamic(path, path8, weight_type=QuantType.QInt8)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for name, file in (("onnxruntime", path), ("onnxruntime int8", path8)):
+            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            runs[name] = lambda s=session: s.run(None, {"x": x})
+        try:
+            import openvino
+        except ImportError:
+            return runs
+        config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        request = openvino.Core().compile_model(path, "CPU", config).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
+    runs["OpenVINO"] = request.infer
+    return runs
+
+
+def measure(tokens: int, cols: int, rows: int, density: float, threads: int, seconds: float) -> dict:
+    """One line of the table."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((rows, cols), dtype=np.float32) * (rng.random((rows, cols)) < density)
+    x = torch.from_numpy(rng.standard_normal((tokens, cols), dtype=np.float32))
+    dense = torch.from_numpy(weight)
+    trials = {}
+    for tile, chunk in candidates(isa(), tokens):
+        packed = torch.from_numpy(pack(weight, tile=tile, chunk=chunk))
+        trials[f"{tile}/{chunk}"] = lambda p=packed: sparse_linear(x, p, None, rows, 0)
+    tuning = medians_us(trials, 0.03 * len(trials))
+    best = min(tuning, key=tuning.__getitem__)
+    runs: dict[str, Run] = {"secateur": trials[best], "torch": lambda: torch.nn.functional.linear(x, dense)}
+    runs |= onnx_runs(weight, x.numpy(), threads)
+    got = trials[best]()
+    assert torch.allclose(got, torch.nn.functional.linear(x, dense), atol=1e-3)
+    return {"packing": best, **medians_us(runs, seconds)}
+
+
+def version(name: str) -> str:
+    """The installed version, or a dash."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "-"
+
+
+def head(title: str) -> list[str]:
+    """Title, command, machine and versions of a result file."""
+    names = ("torch", "onnxruntime", "openvino", "numpy", "transformers")
+    forced = {
+        k: os.environ[k] for k in ("SECATEUR_ISA", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA") if k in os.environ
+    }
+    return [
+        f"# {title}",
+        "",
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC. `{' '.join(['python', *sys.argv])}` {forced or ''}",
+        "",
+        f"{machine_key()}; {platform.python_implementation()} {platform.python_version()}; "
+        + ", ".join(f"{n} {version(n)}" for n in names),
+        "",
+    ]
+
+
+def main() -> None:
+    """Run the grid and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--shapes", nargs="+", default=["768x768", "768x3072", "3072x768"], help="inputs x outputs")
+    parser.add_argument("--density", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1, 0.05])
+    parser.add_argument("--seconds", type=float, default=0.5, help="a line of the table")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    lines = head(f"One float32 layer, unstructured zeros, {args.threads} thread(s), kernels: {isa()}")
+    lines += [
+        "Times in microseconds. Ratio: the fastest dense float32 side over secateur.",
+        "",
+        "| tokens | K -> O | kept | tile/chunk | secateur | torch | onnxruntime | OpenVINO | ratio "
+        "| ORT int8 | int8 ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    with torch.inference_mode():
+        for tokens in args.tokens:
+            for shape in args.shapes:
+                cols, rows = map(int, shape.split("x"))
+                for density in args.density:
+                    r = measure(tokens, cols, rows, density, args.threads, args.seconds)
+                    dense = [r[n] for n in ("torch", "onnxruntime", "OpenVINO") if n in r]
+                    sides = ("torch", "onnxruntime", "OpenVINO")
+                    cell = {n: f"{r[n]:.0f}" if n in r else "-" for n in sides}
+                    int8 = r.get("onnxruntime int8")
+                    lines.append(
+                        f"| {tokens} | {cols} -> {rows} | {density:.0%} | {r['packing']} | "
+                        f"{r['secateur']:.0f} | "
+                        f"{cell['torch']} | {cell['onnxruntime']} | {cell['OpenVINO']} | "
+                        f"**{min(dense) / r['secateur']:.2f}** | "
+                        + (f"{int8:.0f} | {int8 / r['secateur']:.2f} |" if int8 else "- | - |")
+                    )
+                    print(lines[-1], flush=True)
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+/* C interface of the sparse CPU kernels: pack a weight once, multiply by it many times.
+ *
+ * Raw pointers and plain integers only, no dependency on any framework. Every function is re-entrant; a
+ * packed weight ("blob") is one flat little-endian buffer that holds offsets instead of pointers, so it can
+ * be saved and memory-mapped back as it is. Functions return SCT_OK or an error code that sct_error_text
+ * explains.
+ */
+#ifndef SECATEUR_KERNELS_H_
+#define SECATEUR_KERNELS_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum sct_status {
+  SCT_OK = 0,
+  SCT_BAD_ARGUMENT = 1,    /* a null pointer, a negative size or an impossible parameter */
+  SCT_BAD_BLOB = 2,        /* not a packed weight, or a damaged one */
+  SCT_NO_MEMORY = 3,       /* memory could not be had */
+  SCT_UNSUPPORTED_ISA = 4, /* this CPU or this build lacks the instruction set that was asked for */
+  SCT_MISALIGNED = 5       /* a packed weight must start at a multiple of 8 bytes */
+};
+
+enum sct_isa {
+  SCT_ISA_AUTO = 0,
+  SCT_ISA_PORTABLE = 1,
+  SCT_ISA_NEON = 2,
+  SCT_ISA_AVX2 = 3,
+  SCT_ISA_AVX512 = 4
+};
+
+enum sct_format { SCT_TILED = 1 };
+
+enum sct_value { SCT_F32 = 0, SCT_BF16 = 1 };
+
+enum sct_activation { SCT_NONE = 0, SCT_RELU = 1, SCT_GELU = 2, SCT_GELU_TANH = 3, SCT_SILU = 4 };
+
+/* What a blob says about itself; p is {tile, chunk, row_block, 0} for the tiled format. */
+typedef struct {
+  int64_t rows, cols, nonzeros, bytes;
+  int32_t format, value;
+  int32_t p[4];
+} sct_info;
+
+const char* sct_error_text(int status);
+
+/* The instruction set that `requested` (or, for SCT_ISA_AUTO, the SECATEUR_ISA variable, or else the CPU)
+ * leads to; negative when it is not available. */
+int sct_resolve_isa(int requested);
+const char* sct_isa_name(int isa);
+
+/* Gives a packer `bytes` bytes (64-byte aligned by preference, 8 at least), or NULL. */
+typedef void* (*sct_allocate)(void* context, int64_t bytes);
+
+/* Packers. `weight` is (rows, cols) float32 with `ld` floats from row to row. The blob is written to memory
+ * that allocate(context, size) returns; it is called at most once. */
+int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t tile,
+                   int32_t chunk, int32_t row_block, sct_allocate allocate, void* context);
+
+/* Read the header (cheap), or walk every index of a blob of unknown origin (as long as the blob). */
+int sct_describe(const uint8_t* blob, int64_t bytes, sct_info* info);
+int sct_validate(const uint8_t* blob, int64_t bytes);
+
+/* The dense float32 weight (rows, cols), contiguous, from a blob. */
+int sct_unpack(const uint8_t* blob, int64_t bytes, float* weight);
+
+/* y[t, o] = activation(sum_k x[t, k] * w[o, k] + bias[o]) for `tokens` rows of x (ldx floats apart) and of y
+ * (ldy floats apart). bias may be NULL. Runs on at most `threads` threads, the caller's among them. NaN and
+ * infinity in x reach y exactly as in a dense product: a zero weight times infinity is NaN. */
+int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
+               const float* bias, int activation, float* y, int64_t ldy, int threads, int isa);
+
+/* Let the kernels run on an OpenMP runtime that the process uses already (its GOMP_parallel), so that two
+ * pools do not fight for the cores; NULL goes back to the own pool. */
+typedef void (*sct_fork_function)(void (*task)(void*), void* context, unsigned threads, unsigned flags);
+void sct_use_openmp(sct_fork_function gomp_parallel);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,94 @@
+// The Python module secateur.runtime._native: a thin face of the C interface. Addresses are integers here
+// (they cost a tenth of a microsecond); secateur.runtime.packed and .ops check what they point to.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "secateur/kernels.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using Blob = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void check(int status) {
+  if (status == SCT_OK) return;
+  if (status == SCT_NO_MEMORY) throw std::bad_alloc();
+  throw std::invalid_argument(sct_error_text(status));
+}
+
+struct Memory {
+  void* data = nullptr;
+  int64_t bytes = 0;
+};
+
+void* allocate(void* context, int64_t bytes) {
+  auto* memory = static_cast<Memory*>(context);
+  memory->bytes = bytes;
+  return memory->data = std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64));
+}
+
+template <class Pack>
+Blob packed(Pack pack) {
+  Memory memory;
+  int status;
+  {
+    nb::gil_scoped_release release;
+    status = pack(&memory);
+  }
+  if (status != SCT_OK) std::free(memory.data);
+  check(status);
+  nb::capsule owner(memory.data, [](void* p) noexcept { std::free(p); });
+  const size_t shape[] = {static_cast<size_t>(memory.bytes)};
+  return Blob(memory.data, 1, shape, owner);
+}
+
+nb::tuple describe(uintptr_t blob, int64_t bytes) {
+  sct_info i;
+  check(sct_describe(at<uint8_t>(blob), bytes, &i));
+  return nb::make_tuple(i.format, i.value, i.rows, i.cols, i.nonzeros, i.p[0], i.p[1], i.p[2]);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native sparse kernels; see native/include/secateur/kernels.h.";
+  m.def("resolve_isa", &sct_resolve_isa);
+  m.def("isa_name", &sct_isa_name);
+  m.def("describe", &describe);
+  m.def(
+      "validate", [](uintptr_t blob, int64_t bytes) { check(sct_validate(at<uint8_t>(blob), bytes)); },
+      nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "unpack",
+      [](uintptr_t blob, int64_t bytes, uintptr_t weight) {
+        check(sct_unpack(at<uint8_t>(blob), bytes, at<float>(weight)));
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  m.def("pack_tiled", [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t tile,
+                         int32_t chunk, int32_t row_block) {
+    return packed([=](void* memory) {
+      return sct_pack_tiled(at<float>(weight), rows, cols, ld, value, tile, chunk, row_block, allocate,
+                            memory);
+    });
+  });
+  m.def(
+      "linear",
+      [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, uintptr_t bias,
+         int activation, uintptr_t y, int64_t ldy, int threads, int isa) {
+        check(sct_linear(at<uint8_t>(blob), bytes, at<float>(x), tokens, ldx, at<float>(bias), activation,
+                         at<float>(y), ldy, threads, isa));
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  m.def("use_openmp",
+        [](uintptr_t gomp_parallel) { sct_use_openmp(reinterpret_cast<sct_fork_function>(gomp_parallel)); });
+}

@@ -1,0 +1,7 @@
+// The kernels for the plain C++ build. Compiled with this instruction set's own flags, so nothing here may be
+// shared with other translation units: everything but the table lives in anonymous namespaces.
+#include "simd_portable.h"
+
+#include "kernels.inl"
+
+const secateur::KernelTable& secateur::portable_table() { return kTable; }

@@ -1,0 +1,57 @@
+// Four floats in a NEON register (AArch64).
+#pragma once
+#include <arm_neon.h>
+
+#include <cstdint>
+
+namespace {
+
+struct Simd {
+  using V = float32x4_t;
+  static constexpr int W = 4, TB = 4;
+
+  static V zero() { return vdupq_n_f32(0.0f); }
+  static V set1(float a) { return vdupq_n_f32(a); }
+  static V load(const float* p) { return vld1q_f32(p); }
+  static void store(float* p, V a) { vst1q_f32(p, a); }
+  static V add(V a, V b) { return vaddq_f32(a, b); }
+  static V sub(V a, V b) { return vsubq_f32(a, b); }
+  static V mul(V a, V b) { return vmulq_f32(a, b); }
+  static V div(V a, V b) { return vdivq_f32(a, b); }
+  static V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
+  // Unlike fmax these return NaN where either operand is NaN.
+  static V max(V a, V b) { return vmaxq_f32(a, b); }
+  static V min(V a, V b) { return vminq_f32(a, b); }
+  static V abs(V a) { return vabsq_f32(a); }
+  static V copy_sign(V magnitude, V sign) { return vbslq_f32(vdupq_n_u32(0x80000000u), sign, magnitude); }
+  static V round(V a) { return vrndnq_f32(a); }
+  static V exp2_int(V a) {
+    int32x4_t e = vaddq_s32(vcvtq_s32_f32(a), vdupq_n_s32(127));
+    return vreinterpretq_f32_s32(vshlq_n_s32(e, 23));
+  }
+  static bool any_nan(V a) { return vminvq_u32(vceqq_f32(a, a)) == 0; }
+  static void prefetch(const void* p) { __builtin_prefetch(p); }
+
+  struct Quad {
+    V v;
+    template <int I>
+    V lane() const {
+      return vdupq_laneq_f32(v, I);
+    }
+  };
+  static Quad quad_f32(const uint8_t* p) { return {vld1q_f32(reinterpret_cast<const float*>(p))}; }
+  static Quad quad_bf16(const uint8_t* p) {
+    return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
+  }
+
+  static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
+    float32x4x2_t ab = vtrnq_f32(vld1q_f32(src), vld1q_f32(src + lds));
+    float32x4x2_t cd = vtrnq_f32(vld1q_f32(src + 2 * lds), vld1q_f32(src + 3 * lds));
+    vst1q_f32(dst, vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0])));
+    vst1q_f32(dst + ldd, vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1])));
+    vst1q_f32(dst + 2 * ldd, vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0])));
+    vst1q_f32(dst + 3 * ldd, vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1])));
+  }
+};
+
+}  // namespace

@@ -1,0 +1,109 @@
+// Eight floats as a plain array: what the kernels run on when nothing better is compiled in. The compiler is
+// free to vectorise it.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "../convert.h"
+
+namespace {
+
+struct Simd {
+  static constexpr int W = 8;   // floats in a vector
+  static constexpr int TB = 8;  // side of a transposed square
+  struct V {
+    float f[W];
+  };
+
+  static V zero() { return V{}; }
+  static V set1(float a) {
+    V r;
+    for (float& f : r.f) f = a;
+    return r;
+  }
+  static V load(const float* p) {
+    V r;
+    std::memcpy(r.f, p, sizeof r.f);
+    return r;
+  }
+  static void store(float* p, V a) { std::memcpy(p, a.f, sizeof a.f); }
+  static V add(V a, V b) {
+    for (int i = 0; i < W; i++) a.f[i] += b.f[i];
+    return a;
+  }
+  static V sub(V a, V b) {
+    for (int i = 0; i < W; i++) a.f[i] -= b.f[i];
+    return a;
+  }
+  static V mul(V a, V b) {
+    for (int i = 0; i < W; i++) a.f[i] *= b.f[i];
+    return a;
+  }
+  static V div(V a, V b) {
+    for (int i = 0; i < W; i++) a.f[i] /= b.f[i];
+    return a;
+  }
+  static V fma(V a, V b, V c) {
+    for (int i = 0; i < W; i++) c.f[i] += a.f[i] * b.f[i];
+    return c;
+  }
+  // The second operand where either is NaN.
+  static V max(V a, V b) {
+    for (int i = 0; i < W; i++) b.f[i] = a.f[i] > b.f[i] ? a.f[i] : b.f[i];
+    return b;
+  }
+  static V min(V a, V b) {
+    for (int i = 0; i < W; i++) b.f[i] = a.f[i] < b.f[i] ? a.f[i] : b.f[i];
+    return b;
+  }
+  static V abs(V a) {
+    for (float& f : a.f) f = std::fabs(f);
+    return a;
+  }
+  static V copy_sign(V magnitude, V sign) {
+    for (int i = 0; i < W; i++) magnitude.f[i] = std::copysign(magnitude.f[i], sign.f[i]);
+    return magnitude;
+  }
+  static V round(V a) {
+    for (float& f : a.f) f = std::nearbyint(f);
+    return a;
+  }
+  // 2^a of an integral a in [-126, 127].
+  static V exp2_int(V a) {
+    for (float& f : a.f) f = std::ldexp(1.0f, static_cast<int>(f));
+    return a;
+  }
+  static bool any_nan(V a) {
+    bool nan = false;
+    for (float f : a.f) nan |= f != f;
+    return nan;
+  }
+  static void prefetch(const void*) {}
+
+  // Four stored values that are multiplied into vectors one after the other.
+  struct QuadF32 {
+    const float* p;
+    template <int I>
+    V lane() const {
+      return set1(p[I]);
+    }
+  };
+  struct QuadBf16 {
+    const uint16_t* p;
+    template <int I>
+    V lane() const {
+      return set1(secateur::from_bf16(p[I]));
+    }
+  };
+  static QuadF32 quad_f32(const uint8_t* p) { return {reinterpret_cast<const float*>(p)}; }
+  static QuadBf16 quad_bf16(const uint8_t* p) { return {reinterpret_cast<const uint16_t*>(p)}; }
+
+  // dst[j][i] = src[i][j] for a TB x TB square.
+  static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
+    for (int i = 0; i < TB; i++)
+      for (int j = 0; j < TB; j++) dst[j * ldd + i] = src[i * lds + j];
+  }
+};
+
+}  // namespace

@@ -1,0 +1,158 @@
+// Unit tests of the C interface, without a framework: each instruction set of this machine against a
+// double-precision product, damaged blobs, NaN, threads. Meant to be built with sanitizers as well, and for
+// other architectures.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "secateur/kernels.h"
+
+namespace {
+
+int failures = 0;
+
+#define CHECK(condition)                                                  \
+  do {                                                                    \
+    if (!(condition)) {                                                   \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      failures++;                                                         \
+    }                                                                     \
+  } while (0)
+
+using Blob = std::vector<uint64_t>;  // for its alignment
+
+void* allocate(void* context, int64_t bytes) {
+  auto* blob = static_cast<Blob*>(context);
+  blob->resize(static_cast<size_t>(bytes + 7) / 8);
+  return blob->data();
+}
+
+const uint8_t* bytes_of(const Blob& b) { return reinterpret_cast<const uint8_t*>(b.data()); }
+int64_t size_of(const Blob& b) { return static_cast<int64_t>(b.size() * 8); }
+
+std::vector<float> random_floats(size_t n, unsigned seed, double density = 1.0) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::uniform_real_distribution<double> uniform;
+  std::vector<float> v(n);
+  for (float& f : v) f = uniform(random) < density ? normal(random) : 0.0f;
+  return v;
+}
+
+void check_product(int isa, int rows, int cols, int tokens, double density, int tile, int chunk,
+                   int row_block, int threads) {
+  const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, density);
+  const auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
+  const auto bias = random_floats(rows, 3);
+  Blob blob;
+  CHECK(sct_pack_tiled(w.data(), rows, cols, cols, SCT_F32, tile, chunk, row_block, allocate, &blob) ==
+        SCT_OK);
+  CHECK(sct_validate(bytes_of(blob), size_of(blob)) == SCT_OK);
+  std::vector<float> back(w.size());
+  CHECK(sct_unpack(bytes_of(blob), size_of(blob), back.data()) == SCT_OK);
+  CHECK(back == w);
+  std::vector<float> y(static_cast<size_t>(tokens) * rows);
+  CHECK(sct_linear(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_NONE, y.data(),
+                   rows, threads, isa) == SCT_OK);
+  double worst = 0;
+  for (int t = 0; t < tokens; t++)
+    for (int o = 0; o < rows; o++) {
+      double sum = bias[o], size = std::fabs(bias[o]);
+      for (int k = 0; k < cols; k++) {
+        const double term = static_cast<double>(x[t * cols + k]) * w[o * cols + k];
+        sum += term;
+        size += std::fabs(term);
+      }
+      worst = std::fmax(worst, std::fabs(y[static_cast<size_t>(t) * rows + o] - sum) / (size + 1));
+    }
+  CHECK(worst < 1e-6);
+}
+
+void check_not_finite(int isa) {
+  const std::vector<float> w = {1, 0, 2, 3};  // (2, 2)
+  const float inf = std::numeric_limits<float>::infinity();
+  const std::vector<float> x = {1, inf, inf, 1};
+  Blob blob;
+  CHECK(sct_pack_tiled(w.data(), 2, 2, 2, SCT_F32, 16, 2, 2, allocate, &blob) == SCT_OK);
+  float y[4];
+  CHECK(sct_linear(bytes_of(blob), size_of(blob), x.data(), 2, 2, nullptr, SCT_NONE, y, 2, 1, isa) == SCT_OK);
+  CHECK(std::isnan(y[0]));  // 1 * 1 + 0 * inf
+  CHECK(y[1] == inf && y[2] == inf && y[3] == inf);
+}
+
+// What validation lets through must be safe to run: the sanitizers watch.
+void check_damage(int isa) {
+  const auto w = random_floats(30 * 40, 5, 0.4);
+  const auto x = random_floats(20 * 40, 6);
+  Blob good;
+  CHECK(sct_pack_tiled(w.data(), 30, 40, 40, SCT_BF16, 16, 16, 8, allocate, &good) == SCT_OK);
+  std::mt19937 random(7);
+  std::vector<float> y(20 * 30);
+  int refused = 0;
+  for (int i = 0; i < 2000; i++) {
+    Blob hurt = good;
+    reinterpret_cast<uint8_t*>(hurt.data())[8 + random() % (size_of(hurt) - 8)] ^= 1 + random() % 255;
+    if (sct_validate(bytes_of(hurt), size_of(hurt)) != SCT_OK) {
+      refused++;
+      continue;
+    }
+    sct_info info;
+    CHECK(sct_describe(bytes_of(hurt), size_of(hurt), &info) == SCT_OK);
+    if (info.rows == 30 && info.cols == 40)
+      sct_linear(bytes_of(hurt), size_of(hurt), x.data(), 20, 40, nullptr, SCT_GELU, y.data(), 30, 2, isa);
+  }
+  CHECK(refused > 100);
+}
+
+void check_errors() {
+  Blob blob;
+  const auto w = random_floats(12, 1);
+  CHECK(sct_pack_tiled(nullptr, 3, 4, 4, SCT_F32, 16, 4, 3, allocate, &blob) == SCT_BAD_ARGUMENT);
+  CHECK(sct_pack_tiled(w.data(), 3, 4, 3, SCT_F32, 16, 4, 3, allocate, &blob) == SCT_BAD_ARGUMENT);
+  CHECK(sct_pack_tiled(w.data(), 3, 4, 4, SCT_F32, 8, 4, 3, allocate, &blob) == SCT_BAD_ARGUMENT);
+  CHECK(sct_pack_tiled(w.data(), 3, 4, 4, SCT_F32, 128, 1000, 3, allocate, &blob) == SCT_BAD_ARGUMENT);
+  CHECK(sct_pack_tiled(
+            w.data(), 3, 4, 4, SCT_F32, 16, 4, 3, [](void*, int64_t) -> void* { return nullptr; }, nullptr) ==
+        SCT_NO_MEMORY);
+  CHECK(sct_pack_tiled(w.data(), 3, 4, 4, SCT_F32, 16, 4, 3, allocate, &blob) == SCT_OK);
+  CHECK(sct_validate(bytes_of(blob) + 1, size_of(blob) - 1) == SCT_MISALIGNED);
+  CHECK(sct_validate(bytes_of(blob), 64) == SCT_BAD_BLOB);
+  float x[4] = {}, y[3];
+  CHECK(sct_linear(bytes_of(blob), size_of(blob), x, 1, 3, nullptr, 0, y, 3, 1, 0) == SCT_BAD_ARGUMENT);
+  CHECK(sct_linear(bytes_of(blob), size_of(blob), x, 1, 4, nullptr, 9, y, 3, 1, 0) == SCT_BAD_ARGUMENT);
+  CHECK(sct_linear(bytes_of(blob), size_of(blob), x, 1, 4, nullptr, 0, y, 3, 1, 99) == SCT_UNSUPPORTED_ISA);
+  CHECK(sct_linear(bytes_of(blob), size_of(blob), nullptr, 0, 4, nullptr, 0, nullptr, 3, 1, 0) == SCT_OK);
+}
+
+void check_many_callers(int isa) {
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 8; i++)
+    callers.emplace_back([=] {
+      for (int j = 0; j < 5; j++) check_product(isa, 120, 200, 64, 0.3, 32, 64, 40, 2);
+    });
+  for (auto& caller : callers) caller.join();
+}
+
+}  // namespace
+
+int main() {
+  for (int isa = SCT_ISA_PORTABLE; isa <= SCT_ISA_AVX512; isa++) {
+    if (sct_resolve_isa(isa) < 0) continue;
+    std::printf("testing %s\n", sct_isa_name(isa));
+    for (double density : {0.0, 0.05, 0.5, 1.0})
+      for (int tile : {16, 32, 48, 80, 128})
+        for (int tokens : {1, 7, 33, 129}) check_product(isa, 37, 83, tokens, density, tile, 30, 16, 2);
+    check_product(isa, 1, 1, 1, 1.0, 16, 1, 1, 1);
+    check_product(isa, 300, 500, 1100, 0.1, 64, 128, 100, 2);
+    check_not_finite(isa);
+    check_damage(isa);
+    check_many_callers(isa);
+  }
+  check_errors();
+  std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
+  return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}

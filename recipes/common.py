@@ -1,0 +1,80 @@
+"""What the recipes share: arguments, a trained MiniLM classifier with its reviews, a Trainer, one line of report."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+from secateur.evaluate import Score
+from secateur.torch.demo import LENGTH, Settings, demo_rows, dense_model
+from secateur.torch.host import TorchHost
+from secateur.torch.open import load_model
+from secateur.torch.text import Batches, encode, load_tokenizer
+from secateur.torch.workflow import evaluate
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """Training rows, calibration batches from them, and test batches that share no review with them."""
+
+    train: list[dict[str, Any]]
+    calibration: Batches
+    test: Batches
+    tokenizer: Any
+
+    def training_batches(self, size: int = 32) -> Iterator[dict[str, torch.Tensor]]:
+        """One epoch, shuffled."""
+        torch.manual_seed(1)
+        return iter(DataLoader(self.train, size, shuffle=True, collate_fn=DataCollatorWithPadding(self.tokenizer)))
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Command line of a recipe."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--rows", type=int, default=4000, help="training reviews")
+    parser.add_argument("--test-rows", type=int, default=1530, help="reviews to report on")
+    parser.add_argument("--cache", default=".cache/secateur", help="where the trained dense model is kept")
+    return parser.parse_args()
+
+
+def prepared(args: argparse.Namespace) -> tuple[torch.nn.Module, Reviews]:
+    """A trained dense classifier (from the cache if it is there) and its data."""
+    settings = Settings(train_rows=args.rows)
+    train, test = demo_rows(settings)
+    folder, _ = dense_model(settings, Path(args.cache), train)
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    features = encode(model, tokenizer, train, LENGTH)
+    held = encode(model, tokenizer, test.take(range(min(args.test_rows, len(test)))), LENGTH)
+    data = Reviews(features, Batches(features[:512], tokenizer, 32), Batches(held, tokenizer, 64), tokenizer)
+    report("dense", TorchHost.untraced(model), data)
+    return model, data
+
+
+def trainer(model: torch.nn.Module, data: Reviews, callbacks: list[Any] | None = None) -> Trainer:
+    """An ordinary transformers Trainer: nothing in it knows of pruning but the callback."""
+    arguments = TrainingArguments(
+        output_dir=".cache/trainer",
+        num_train_epochs=1,
+        learning_rate=1e-4,
+        weight_decay=0.01,
+        per_device_train_batch_size=32,
+        train_sampling_strategy="group_by_length",
+        save_strategy="no",
+        report_to=[],
+    )
+    collator = DataCollatorWithPadding(data.tokenizer)
+    return Trainer(model=model, args=arguments, train_dataset=data.train, data_collator=collator, callbacks=callbacks)
+
+
+def report(name: str, host: Any, data: Reviews, expect: Score | None = None) -> Score:
+    """Print one line; with `expect`, the score must be the same."""
+    found = evaluate(host, data.test)
+    print(f"{name:<14} accuracy {found.accuracy:.4f}  loss {found.loss:.4f}", flush=True)
+    assert expect is None or found == expect, f"{found} is not {expect}"
+    return found

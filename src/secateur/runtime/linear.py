@@ -1,0 +1,81 @@
+"""The module that stands in for a sparse nn.Linear (or transformers Conv1D): its weight is packed,
+inference only."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.runtime.ops import sparse_linear
+from secateur.runtime.packed import ACTIVATIONS, describe
+
+
+class SparseLinear(nn.Module):
+    """y = activation(x @ weight.T + bias) with x (..., in_features), on the sparse kernels.
+
+    Args:
+        packed: the packed weight, a flat uint8 tensor from `secateur.runtime.packed.pack`.
+        bias: (out_features,) float32, or None.
+        activation: one of 'none', 'relu', 'gelu', 'gelu_tanh', 'silu'; applied while the outputs are in
+            cache.
+
+    Raises:
+        ValueError: when `packed` is no packed weight or the bias does not fit.
+    """
+
+    def __init__(self, packed: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none"):
+        super().__init__()
+        info = describe(packed.numpy())
+        if bias is not None and (tuple(bias.shape) != (info.rows,) or bias.dtype != torch.float32):
+            raise ValueError(f"bias must be float32 ({info.rows},), not {bias.dtype} {tuple(bias.shape)}")
+        self.in_features, self.out_features = info.cols, info.rows
+        self.activation = activation
+        self._activation_code = ACTIVATIONS.index(activation)
+        self.register_buffer("packed", packed)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the layer to x (..., in_features), float32.
+
+        Raises:
+            RuntimeError: when a gradient would be needed: packed layers cannot be trained.
+        """
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "a packed layer has no backward: run under torch.inference_mode() or torch.no_grad(), or "
+                "train the "
+                "uncompiled model"
+            )
+        return sparse_linear(x, self.packed, self.bias, self.out_features, self._activation_code)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A stand-in on the meta device with the dense weight's shape and type, for code that only asks
+        for those."""
+        return torch.empty((self.out_features, self.in_features), device="meta")
+
+    def dense_weight(self) -> torch.Tensor:
+        """The weight (out_features, in_features), unpacked anew at each call."""
+        from secateur.runtime.packed import unpack
+
+        return torch.from_numpy(np.asarray(unpack(self.packed.numpy())))
+
+    def _apply(self, fn, recurse: bool = True):
+        # Asked on empty tensors first, so that a refused move or cast leaves the layer as it was.
+        packed, bias = fn(torch.empty(0, dtype=torch.uint8)), fn(torch.empty(0))
+        if packed.dtype != torch.uint8 or packed.device.type != "cpu":
+            raise TypeError("a packed layer stays on the CPU; move the model before compiling it")
+        if bias.dtype != torch.float32:
+            raise TypeError(f"a packed layer computes in float32, not {bias.dtype}; compile a float32 model")
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        info = describe(self.packed.numpy())
+        density = info.nonzeros / (info.rows * info.cols)
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, activation={self.activation}, {info.format} {info.value}, "
+            f"{density:.0%} kept"
+        )

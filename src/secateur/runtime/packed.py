@@ -1,0 +1,179 @@
+"""Packs a sparse weight into one flat buffer that the kernels read (and that can be saved and
+memory-mapped), and
+unpacks it again. Buffers are one-dimensional uint8 arrays; see native/src/blob.h for what is inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.runtime import reference
+from secateur.runtime.native import isa_code, load_native
+
+FORMATS = ("tiled",)
+VALUES = ("float32", "bfloat16")
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+
+
+@dataclass(frozen=True)
+class PackedInfo:
+    """What a packed weight says about itself: `rows` x `cols`, stored `nonzeros`, format parameters."""
+
+    format: str
+    value: str
+    rows: int
+    cols: int
+    nonzeros: int
+    tile: int = 0
+    chunk: int = 0
+    row_block: int = 0
+
+
+def tiled_defaults(isa: str, density: float) -> tuple[int, int]:
+    """(tile, chunk) that did best on the machines tried: tokens side by side, columns that share the L1
+    cache."""
+    if isa == "avx512":
+        return (128, 64) if density > 0.3 else (64, 128)
+    if isa == "avx2":
+        return (64, 96) if density > 0.3 else (64, 128) if density > 0.07 else (32, 256)
+    return (32, 128)
+
+
+def row_block_for(rows: int, tile: int) -> int:
+    """Rows whose accumulators fit the L2 cache, in blocks of equal size and at least two of them for two
+    threads."""
+    most = max(64, min(512, 65536 // tile))
+    blocks = max(2 if rows >= 256 else 1, -(-rows // most))
+    return -(-rows // blocks)
+
+
+def pack(
+    weight: np.ndarray,
+    *,
+    format: str = "tiled",
+    value: str = "float32",
+    tile: int = 32,
+    chunk: int = 128,
+    row_block: int = 0,
+) -> np.ndarray:
+    """Pack a weight (rows = outputs, cols = inputs), float32, for the kernels.
+
+    `tiled` takes any pattern of zeros and is for many tokens at a time: `tile` tokens (a multiple of 16,
+    at most
+    128) are worked on side by side, `chunk` columns at a time, `row_block` rows at a time (0: chosen by
+    size).
+
+    Raises:
+        ValueError: for a weight of the wrong type or shape, an unknown format, or impossible parameters.
+        RuntimeError: without compiled kernels.
+    """
+    native = load_native()
+    if native is None:
+        raise RuntimeError("packing needs the compiled kernels; install a C++17 compiler and reinstall secateur")
+    weight = _matrix(weight, "weight")
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
+    if value not in VALUES:
+        raise ValueError(f"unknown value type {value!r}: use one of {', '.join(VALUES)}")
+    rows, cols = weight.shape
+    row_block = row_block or row_block_for(rows, tile)
+    if tile % 16 or not 16 <= tile <= 128 or chunk < 1 or (chunk - 1) * tile * 4 > 65535:
+        raise ValueError(
+            f"tile {tile} and chunk {chunk} do not fit: tile is a multiple of 16 up to 128, and (chunk - 1) "
+            f"* tile * 4 "
+            "must stay below 65536"
+        )
+    return native.pack_tiled(weight.ctypes.data, rows, cols, cols, VALUES.index(value), tile, chunk, row_block)
+
+
+def describe(packed: np.ndarray) -> PackedInfo:
+    """Read the header of a packed weight.
+
+    Raises:
+        ValueError: when it is not one, or is damaged.
+    """
+    return reference.describe(packed)
+
+
+def validate(packed: np.ndarray) -> None:
+    """Check every index inside a packed weight of unknown origin, so that no kernel reads or writes outside.
+
+    Raises:
+        ValueError: when something is out of place.
+    """
+    native = load_native()
+    if native is not None:
+        native.validate(packed.ctypes.data, packed.nbytes)
+    else:
+        reference.unpack(packed)
+
+
+def unpack(packed: np.ndarray) -> np.ndarray:
+    """The dense float32 weight (rows, cols) of a packed one.
+
+    Raises:
+        ValueError: when it is not a packed weight, or is damaged.
+    """
+    native = load_native()
+    if native is None:
+        return reference.unpack(packed)
+    info = describe(packed)
+    weight = np.empty((info.rows, info.cols), np.float32)
+    native.unpack(packed.ctypes.data, packed.nbytes, weight.ctypes.data)
+    return weight
+
+
+def linear(
+    packed: np.ndarray,
+    x: np.ndarray,
+    bias: np.ndarray | None = None,
+    *,
+    activation: str = "none",
+    threads: int = 1,
+    isa: str = "auto",
+) -> np.ndarray:
+    """activation(x @ weight.T + bias) with x (tokens, cols) and bias (rows), float32; returns (tokens, rows).
+
+    NaN and infinity pass as in a dense product: a zero weight times infinity is NaN.
+
+    Raises:
+        ValueError: when shapes or types do not fit, or `isa` is not available here.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: use one of {', '.join(ACTIVATIONS)}")
+    info = describe(packed)
+    x = np.asarray(x)
+    if x.dtype != np.float32 or x.ndim != 2 or x.shape[1] != info.cols:
+        raise ValueError(f"x must be float32 (tokens, {info.cols}), not {x.dtype} {x.shape}")
+    if bias is not None and (bias.dtype != np.float32 or bias.shape != (info.rows,)):
+        raise ValueError(f"bias must be float32 ({info.rows},), not {bias.dtype} {bias.shape}")
+    native = load_native()
+    if native is None:
+        return reference.linear(packed, x, bias, activation)
+    if x.strides[1] != 4 or x.strides[0] % 4 or x.strides[0] < 4 * info.cols:
+        x = np.ascontiguousarray(x)
+    bias = None if bias is None else np.ascontiguousarray(bias)
+    y = np.empty((x.shape[0], info.rows), np.float32)
+    native.linear(
+        packed.ctypes.data,
+        packed.nbytes,
+        x.ctypes.data,
+        x.shape[0],
+        x.strides[0] // 4,
+        0 if bias is None else bias.ctypes.data,
+        ACTIVATIONS.index(activation),
+        y.ctypes.data,
+        info.rows,
+        threads,
+        isa_code(isa),
+    )
+    return y
+
+
+def _matrix(a: np.ndarray, name: str) -> np.ndarray:
+    if not isinstance(a, np.ndarray) or a.dtype != np.float32 or a.ndim != 2 or 0 in a.shape:
+        what = f"{a.dtype} {a.shape}" if isinstance(a, np.ndarray) else type(a).__name__
+        raise ValueError(f"{name} must be a float32 numpy matrix with at least one row and column, not {what}")
+    return np.ascontiguousarray(a)

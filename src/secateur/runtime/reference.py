@@ -1,0 +1,102 @@
+"""Reads packed weights in plain numpy: the slow path where no kernels are compiled, and what the kernels
+are tested
+against. The layout is described in native/src/blob.h.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from secateur.runtime.packed import PackedInfo
+
+MAGIC = b"SECPACK1"
+HEADER_BYTES = 128
+
+
+def describe(packed: np.ndarray) -> PackedInfo:
+    """Read and check the header; see `secateur.runtime.packed.describe`."""
+    from secateur.runtime.packed import FORMATS, VALUES, PackedInfo
+
+    if packed.dtype != np.uint8 or packed.ndim != 1 or packed.size < HEADER_BYTES:
+        raise ValueError(f"a packed weight is a flat uint8 array of at least {HEADER_BYTES} bytes, not "
+                         f"{packed.dtype} {packed.shape}")  # fmt: skip
+    head = packed[:HEADER_BYTES].tobytes()
+    format_code, value, rows, cols = np.frombuffer(head, "<u4", 4, 8).tolist()
+    nonzeros, size = np.frombuffer(head, "<u8", 2, 24).tolist()
+    p = np.frombuffer(head, "<u4", 4, 40).tolist()
+    if head[:8] != MAGIC or size != packed.size or not 1 <= format_code <= 3 or value > 2 or not rows or not cols:
+        raise ValueError("this is not a packed weight, or it is damaged; pack the weight again")
+    name = FORMATS[format_code - 1]
+    return PackedInfo(name, VALUES[value], rows, cols, nonzeros, tile=p[0], chunk=p[1], row_block=p[2])
+
+
+def unpack(packed: np.ndarray) -> np.ndarray:
+    """The dense float32 weight (rows, cols)."""
+    info = describe(packed)
+    try:
+        return _UNPACK[info.format](packed, info)
+    except IndexError as error:
+        raise ValueError("a packed weight is damaged; pack the weight again") from error
+
+
+def linear(packed: np.ndarray, x: np.ndarray, bias: np.ndarray | None, activation: str) -> np.ndarray:
+    """activation(x @ weight.T + bias), by unpacking the weight each time."""
+    y = x @ unpack(packed).T
+    if bias is not None:
+        y = y + bias
+    return _ACTIVATE[activation](y).astype(np.float32)
+
+
+def _section(packed: np.ndarray, i: int, dtype: str) -> np.ndarray:
+    begin, end = np.frombuffer(packed[:HEADER_BYTES].tobytes(), "<u8", 7, 56)[[i, i + 1]].tolist()
+    return packed[begin:end].view(dtype)
+
+
+def _values(raw: np.ndarray, value: str) -> np.ndarray:
+    """Stored bytes (..., n) as float32."""
+    raw = np.ascontiguousarray(raw)
+    if value == "float32":
+        return raw.view("<f4")
+    return (raw.view("<u2").astype("<u4") << 16).view("<f4")
+
+
+def _unpack_tiled(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
+    weight = np.zeros((info.rows, info.cols), np.float32)
+    chunks = math.ceil(info.cols / info.chunk)
+    n_blocks = math.ceil(info.rows / info.row_block) * chunks
+    blocks = _section(packed, 0, "<u8")[: 3 * n_blocks].reshape(n_blocks, 3)
+    classes, rows = _section(packed, 1, "<u4").reshape(-1, 2), _section(packed, 2, "<u4")
+    stream = _section(packed, 3, "u1")
+    stride, group = info.tile * 4, 24 if info.value == "float32" else 16
+    for b in range(n_blocks):
+        at, begin, row = int(blocks[b, 0]), int(blocks[b, 1]) & 0xFFFFFFFF, int(blocks[b, 2]) & 0xFFFFFFFF
+        for count, n in classes[begin : begin + (int(blocks[b, 1]) >> 32)].tolist():
+            groups, rest = -(-count // 4), count % 4
+            raw = stream[at : at + n * groups * group].reshape(n, groups, group)
+            keep = np.ones(groups * 4, bool)
+            if rest:
+                keep[rest:4] = False
+            values = _values(raw[:, :, : group - 8], info.value).reshape(n, -1)[:, keep]
+            offsets = np.ascontiguousarray(raw[:, :, group - 8 :]).view("<u2").reshape(n, -1)[:, keep]
+            r = b // chunks * info.row_block + rows[row : row + n].astype(np.int64) // stride
+            weight[r[:, None], b % chunks * info.chunk + offsets.astype(np.int64) // stride] = values
+            at, row = at + raw.size, row + n
+    return weight
+
+
+def _gelu(y: np.ndarray) -> np.ndarray:
+    return 0.5 * y * (1 + np.vectorize(math.erf, otypes=[np.float64])(y / math.sqrt(2)))
+
+
+_UNPACK = {"tiled": _unpack_tiled}
+_ACTIVATE = {
+    "none": lambda y: y,
+    "relu": lambda y: np.maximum(y, 0),
+    "gelu": _gelu,
+    "gelu_tanh": lambda y: 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))),
+    "silu": lambda y: y / (1 + np.exp(-y)),
+}

@@ -1,0 +1,172 @@
+"""Saves a compiled model with its packed weights and maps it back into memory: no dense copy is made at load.
+
+A folder holds `runtime.safetensors` (every tensor; packed weights as they lie in memory), `runtime.json`
+(which modules
+are packed) and, for Hugging Face models, their `config.json`, from which the skeleton is built.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secateur.runtime.linear import SparseLinear
+from secateur.runtime.native import load_native
+from secateur.runtime.packed import unpack, validate
+from secateur.runtime.swap import share_copy
+
+WEIGHTS, MANIFEST = "runtime.safetensors", "runtime.json"
+FORMAT_VERSION = 1
+
+
+def save(model: nn.Module, folder: str | Path) -> None:
+    """Write a compiled model to `folder` (made if missing).
+
+    Raises:
+        ValueError: when the model has no packed layer, so that there is nothing this format would help.
+    """
+    from safetensors.torch import save_file
+
+    packed = {name: module.activation for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    if not packed:
+        raise ValueError("the model has no packed layer: compile it with secateur.runtime.compile first")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            tensors[name] = tensor.detach().contiguous()
+    config = getattr(model, "config", None)
+    if config is not None and hasattr(config, "save_pretrained"):
+        config.save_pretrained(folder)
+    manifest = {
+        "version": FORMAT_VERSION,
+        "class": type(model).__name__,
+        "packed": packed,
+        "aliases": aliases,
+    }
+    save_file(tensors, folder / WEIGHTS)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """Read a model that `save` wrote, in eval mode; its tensors are views of the mapped file.
+
+    Without compiled kernels packed layers become dense ones.
+
+    Args:
+        folder: where `save` wrote to.
+        model: a skeleton of the same architecture (weights are ignored; it may lie on the meta device).
+            Not needed for
+            Hugging Face models.
+
+    Raises:
+        FileNotFoundError: when the folder holds no saved runtime model.
+        ValueError: when the file is damaged, or does not fit the skeleton.
+    """
+    from safetensors import safe_open
+
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists() or not (folder / WEIGHTS).exists():
+        raise FileNotFoundError(f"{folder} holds no {MANIFEST} and {WEIGHTS}: write them with secateur.runtime.save")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if manifest.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder / MANIFEST} has version {manifest.get('version')}, this secateur reads {FORMAT_VERSION}"
+        )
+    model = _skeleton(folder, manifest) if model is None else share_copy(model)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, activation in manifest["packed"].items():
+        model = _put_packed(model, name, activation, tensors)
+    for name, source in manifest["aliases"].items():
+        tensors[name] = tensors[source]
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} does not fit the model: {error}") from error
+    if missing or unexpected:
+        raise ValueError(
+            f"{folder} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; pass the "
+            f"skeleton "
+            "that was saved"
+        )
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
+
+
+def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    prefix = f"{name}." if name else ""
+    packed = tensors.get(f"{prefix}packed")
+    if packed is None:
+        raise ValueError(f"the file lacks the packed weight of layer {name!r}; save the model again")
+    if packed.data_ptr() % 8:
+        packed = packed.clone()
+    try:
+        validate(packed.numpy())
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+    bias = tensors.get(f"{prefix}bias")
+    if load_native() is not None or activation != "none":
+        tensors[f"{prefix}packed"] = packed
+        layer: nn.Module = SparseLinear(packed, bias, activation)
+    else:
+        weight = torch.from_numpy(unpack(packed.numpy()))
+        tensors[f"{prefix}weight"] = weight
+        del tensors[f"{prefix}packed"]
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    if not name:
+        return layer
+    parent, _, last = name.rpartition(".")
+    try:
+        old = model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"the model has no layer {name!r}; pass the skeleton that was saved") from error
+    rows_cols = (
+        getattr(old, "out_features", getattr(old, "nf", None)),
+        getattr(old, "in_features", getattr(old, "nx", None)),
+    )
+    if isinstance(layer, SparseLinear) and rows_cols != (layer.out_features, layer.in_features):
+        raise ValueError(
+            f"layer {name!r} is {rows_cols} in the model but {(layer.out_features, layer.in_features)} in the file"
+        )
+    setattr(model.get_submodule(parent), last, layer)
+    return model
+
+
+def _skeleton(folder: Path, manifest: dict) -> nn.Module:
+    """An empty Hugging Face model of the saved class: parameters on meta, buffers computed as usual."""
+    import transformers
+
+    cls = getattr(transformers, manifest["class"], None)
+    if cls is None or not (folder / "config.json").exists():
+        raise ValueError(f"{manifest['class']} cannot be built from {folder}: pass a skeleton, load(folder, model=...)")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    with _parameters_on_meta():
+        return cls(config)
+
+
+@contextmanager
+def _parameters_on_meta():
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register

@@ -1,0 +1,190 @@
+"""Turns a pruned model into one whose sparse layers run on the kernels, and reports what was sped up and
+why not."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.runtime.choose import Choice, choose
+from secateur.runtime.linear import SparseLinear
+from secateur.runtime.native import isa, load_native
+from secateur.runtime.packed import pack
+
+MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer: `kept` dense for `reason`, or packed; times from the chooser's
+    measurement."""
+
+    name: str
+    shape: tuple[int, int]
+    density: float
+    format: str
+    reason: str
+    dense_us: float = 0.0
+    sparse_us: float = 0.0
+    dense_bytes: int = 0
+    packed_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `compile` did, layer by layer."""
+
+    layers: tuple[LayerReport, ...]
+    isa: str
+    tokens: int
+    threads: int
+
+    def summary(self) -> str:
+        """One sentence: how many layers were sped up, by how much as measured, and why the others were
+        not."""
+        sparse = [layer for layer in self.layers if layer.format != "dense"]
+        dense = [layer for layer in self.layers if layer.format == "dense"]
+        reasons = Counter(layer.reason for layer in dense)
+        why = "; ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        if not sparse:
+            return f"No layer of {len(self.layers)} runs on the sparse kernels" + (f" ({why})." if why else ".")
+        gain = sum(layer.dense_us for layer in sparse) / max(1e-9, sum(layer.sparse_us for layer in sparse))
+        kept = sum(layer.density * layer.dense_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
+        size = sum(layer.packed_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
+        text = (
+            f"{len(sparse)} of {len(self.layers)} linear layers ({kept:.0%} of their weights kept) run on "
+            f"the {self.isa} "
+            f"kernels, {gain:.1f} times as fast as dense at {self.tokens} tokens on {self.threads} "
+            f"thread(s) and at "
+            f"{size:.2f} of the dense size"
+        )
+        return text + (f"; dense stay {why}." if why else ".")
+
+
+def compile(
+    model: nn.Module, *, tokens: int = 128, value: str = "float32", measure: bool = True, cache: bool = True
+) -> nn.Module:
+    """A copy of `model` whose sparse linear layers run on the kernels; weights that stay dense are shared,
+    not copied.
+
+    Works under torch.inference_mode, torch.compile, `generate` and `pipeline`. The result has
+    `.secateur_report` and,
+    where the class has no such name, `.summary()`.
+
+    Args:
+        model: a torch module on the CPU in float32; put in eval mode in the copy.
+        tokens: rows that a layer sees in a typical call (batch times sequence length); the choice is made
+            for it.
+        value: 'float32', or 'bfloat16' to halve the weights' memory at three significant digits.
+        measure: time each kind of layer dense and sparse and keep the faster; False packs every sparse layer.
+        cache: keep measurements in the user's cache folder (see `secateur.runtime.choose`).
+
+    Raises:
+        ValueError: when `tokens` is not positive, or `value` is unknown.
+    """
+    if tokens < 1:
+        raise ValueError(f"tokens must be positive, not {tokens}")
+    if value not in ("float32", "bfloat16"):
+        raise ValueError(f"value must be 'float32' or 'bfloat16', not {value!r}")
+    result = share_copy(model).eval()
+    tied = _tied(result)
+    reports = []
+    for name, module in list(result.named_modules()):
+        weight = linear_weight(module)
+        if weight is None:
+            continue
+        report, replacement = _convert(name, module, weight, tied, tokens, value, measure, cache)
+        reports.append(report)
+        if replacement is not None:
+            if not name:
+                result = replacement.eval()
+            else:
+                parent, _, last = name.rpartition(".")
+                setattr(result.get_submodule(parent), last, replacement)
+    outcome = Report(tuple(reports), isa(), tokens, torch.get_num_threads())
+    result.secateur_report = outcome
+    if not hasattr(type(result), "summary"):
+        result.summary = outcome.summary
+    return result
+
+
+def share_copy(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter and buffer with the original."""
+    memo: dict[int, object] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+def linear_weight(module: nn.Module) -> torch.Tensor | None:
+    """The weight (out, in) of a plain nn.Linear or a transformers Conv1D; None for anything else.
+
+    Subclasses are left alone: they may use their weight in other ways than `forward`.
+    """
+    if type(module) is nn.Linear:
+        return module.weight
+    if type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils":
+        return module.weight.t()
+    return None
+
+
+def _tied(model: nn.Module) -> set[int]:
+    """Addresses of parameters that more than one module holds, such as an embedding shared with the
+    output."""
+    seen = Counter(id(p) for _, m in model.named_modules() for p in m.parameters(recurse=False))
+    return {address for address, times in seen.items() if times > 1}
+
+
+def _convert(
+    name: str,
+    module: nn.Module,
+    weight: torch.Tensor,
+    tied: set[int],
+    tokens: int,
+    value: str,
+    measure: bool,
+    use_cache: bool,
+) -> tuple[LayerReport, SparseLinear | None]:
+    shape = (weight.shape[0], weight.shape[1])
+
+    def dense(reason: str, density: float = 1.0, choice: Choice | None = None) -> tuple[LayerReport, None]:
+        times = (choice.dense_us, choice.sparse_us) if choice else (0.0, 0.0)
+        return LayerReport(name, shape, density, "dense", reason, *times), None
+
+    if load_native() is None:
+        return dense("for want of compiled kernels")
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return dense(f"because their weights are {weight.dtype} on {weight.device}, not float32 on the CPU")
+    if id(module.weight) in tied:
+        return dense("because other modules share their weights")
+    if module._forward_hooks or module._forward_pre_hooks:
+        return dense("because hooks hang on them")
+    array = np.ascontiguousarray(weight.detach().numpy())
+    density = np.count_nonzero(array) / array.size
+    if density > 1 - MIN_ZEROS:
+        return dense(f"with fewer than {MIN_ZEROS:.0%} zeros", density)
+    bias = None if module.bias is None else module.bias.detach()
+    if measure:
+        choice = choose(array, bias, tokens, use_cache)
+    else:
+        from secateur.runtime.packed import tiled_defaults
+
+        choice = Choice("tiled", *tiled_defaults(isa(), density), 0.0, 0.0)
+    if choice.format == "dense":
+        return dense("because they measured no faster sparse", density, choice)
+    packed = torch.from_numpy(pack(array, value=value, tile=choice.tile, chunk=choice.chunk))
+    report = LayerReport(
+        name,
+        shape,
+        density,
+        choice.format,
+        "",
+        choice.dense_us,
+        choice.sparse_us,
+        array.nbytes,
+        packed.numel(),
+    )
+    return report, SparseLinear(packed, bias)

@@ -1,0 +1,229 @@
+"""secateur.runtime.compile, save and load on tiny random models."""
+
+import json
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from torch import nn  # noqa: E402
+
+from secateur import runtime  # noqa: E402
+from secateur.runtime import choose as choosing  # noqa: E402
+from secateur.runtime.linear import SparseLinear  # noqa: E402
+from secateur.runtime.native import load_native  # noqa: E402
+
+pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+
+
+def prune(model, density=0.2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if type(module) is nn.Linear or type(module).__name__ == "Conv1D":
+            keep = torch.rand(module.weight.shape, generator=generator) < density
+            module.weight.data.mul_(keep)
+    return model.eval()
+
+
+def tiny_bert():
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=99
+    )
+    return prune(transformers.BertForSequenceClassification(config))
+
+
+def tiny_gpt2():
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=99, n_positions=64)
+    return prune(transformers.GPT2LMHeadModel(config))
+
+
+def tiny_llama():
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=99,
+    )
+    return prune(transformers.LlamaForCausalLM(config))
+
+
+@pytest.fixture(params=[tiny_bert, tiny_gpt2, tiny_llama], ids=["bert", "gpt2", "llama"])
+def model(request):
+    return request.param()
+
+
+def ids(batch=2, length=9):
+    return torch.randint(0, 99, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def test_compiled_model_equals_the_pruned_one(model):
+    fast = runtime.compile(model, measure=False)
+    assert any(isinstance(m, SparseLinear) for m in fast.modules())
+    assert not any(isinstance(m, SparseLinear) for m in model.modules())
+    with torch.inference_mode():
+        assert torch.allclose(fast(ids()).logits, model(ids()).logits, atol=1e-5)
+
+
+def test_dense_weights_are_shared_not_copied():
+    model = tiny_bert()
+    fast = runtime.compile(model, measure=False)
+    assert fast.bert.embeddings.word_embeddings.weight is model.bert.embeddings.word_embeddings.weight
+
+
+def test_torch_compile_keeps_the_kernels_in_one_graph():
+    model = tiny_bert()
+    fast = runtime.compile(model, measure=False)
+    compiled = torch.compile(fast, backend="eager", fullgraph=True)
+    with torch.inference_mode():
+        assert torch.allclose(compiled(ids()).logits, model(ids()).logits, atol=1e-5)
+
+
+def test_operator_passes_torch_checks():
+    layer = runtime.compile(prune(nn.Linear(40, 30)), measure=False)
+    assert isinstance(layer, SparseLinear)
+    args = (torch.randn(3, 5, 40), layer.packed, layer.bias, 30, 0)
+    torch.library.opcheck(
+        torch.ops.secateur.sparse_linear.default,
+        args,
+        test_utils=["test_schema", "test_faketensor"],
+    )
+
+
+def test_generate_gives_the_same_tokens():
+    model = tiny_llama()
+    fast = runtime.compile(model, measure=False)
+    kwargs = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(fast.generate(ids(1), **kwargs), model.generate(ids(1), **kwargs))
+
+
+def test_measured_choice_is_remembered_and_reported(tmp_path):
+    model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 8))
+    prune(model, 0.02)
+    fast = runtime.compile(model, tokens=64)
+    report = fast.secateur_report
+    assert [layer.name for layer in report.layers] == ["0", "2"]
+    assert all(layer.dense_us > 0 and layer.sparse_us > 0 for layer in report.layers)
+    assert fast.summary() == report.summary()
+    stored = json.loads(choosing.cache_file().read_text())["machines"][choosing.machine_key()]
+    assert len(stored) == 2
+    again = runtime.compile(model, tokens=64).secateur_report
+    assert [layer.dense_us for layer in again.layers] == [layer.dense_us for layer in report.layers]
+
+
+def test_broken_cache_is_measured_anew():
+    choosing.cache_file().parent.mkdir(parents=True)
+    choosing.cache_file().write_text("{not json")
+    fast = runtime.compile(prune(nn.Linear(128, 128), 0.05), tokens=32)
+    assert fast.secateur_report.layers[0].dense_us > 0
+
+
+def test_summary_says_why_layers_stay_dense():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64).double())
+    prune(model[0])
+    text = runtime.compile(model, measure=False).summary()
+    assert text.startswith("1 of 3 linear layers")
+    assert "1 with fewer than 30% zeros" in text
+    assert "torch.float64" in text
+    assert runtime.compile(nn.ReLU()).summary() == "No layer of 0 runs on the sparse kernels."
+
+
+def test_tied_and_hooked_layers_stay_dense():
+    model = tiny_llama()
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.model.embed_tokens.weight.data[:, ::2] = 0
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)
+    reasons = {layer.name: layer.reason for layer in runtime.compile(model, measure=False).secateur_report.layers}
+    assert "share" in reasons["lm_head"]
+    assert "hooks" in reasons["model.layers.0.mlp.up_proj"]
+
+
+def test_layouts_of_inputs_and_empty_batches():
+    layer = prune(nn.Linear(24, 10))
+    fast = runtime.compile(layer, measure=False)
+    x = torch.randn(4, 6, 24)
+    with torch.inference_mode():
+        for each in (
+            x,
+            x.transpose(0, 1),
+            x[0, 0],
+            x[:, ::2],
+            torch.randn(24, 5).t(),
+            x[:1].expand(3, 6, 24),
+            x[:0],
+        ):
+            got = fast(each)
+            assert got.shape == layer(each).shape
+            assert torch.allclose(got, layer(each), atol=1e-6)
+
+
+def test_errors_say_what_to_do():
+    fast = runtime.compile(prune(nn.Linear(24, 10)), measure=False)
+    with pytest.raises(RuntimeError, match="no backward"):
+        fast(torch.randn(2, 24, requires_grad=True))
+    with pytest.raises(TypeError, match=r"float32 activations, not torch.float64"):
+        fast(torch.randn(2, 24).double())
+    with pytest.raises(ValueError, match=r"packed weight is \(10, 24\), but the input has 23 features"):
+        fast(torch.randn(2, 23))
+    with pytest.raises(TypeError, match="stays on the CPU"):
+        fast.to("meta")
+    with pytest.raises(TypeError, match="float32"):
+        fast.half()
+    with pytest.raises(ValueError, match="tokens must be positive, not 0"):
+        runtime.compile(nn.Linear(2, 2), tokens=0)
+    with pytest.raises(ValueError, match="'float32' or 'bfloat16', not 'int4'"):
+        runtime.compile(nn.Linear(2, 2), value="int4")
+
+
+def test_save_and_load_round_trip(model, tmp_path):
+    fast = runtime.compile(model, measure=False)
+    runtime.save(fast, tmp_path)
+    again = runtime.load(tmp_path)
+    assert type(again) is type(model)
+    packed = next(m.packed for m in again.modules() if isinstance(m, SparseLinear))
+    assert packed.untyped_storage().nbytes() >= packed.numel()
+    with torch.inference_mode():
+        assert torch.equal(again(ids()).logits, fast(ids()).logits)
+
+
+def test_load_into_a_given_skeleton(tmp_path):
+    model = prune(nn.Sequential(nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3)))
+    fast = runtime.compile(model, measure=False)
+    runtime.save(fast, tmp_path)
+    with torch.device("meta"):
+        skeleton = nn.Sequential(nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3))
+    x = torch.randn(5, 40)
+    with torch.inference_mode():
+        assert torch.equal(runtime.load(tmp_path, skeleton)(x), fast(x))
+    with pytest.raises(ValueError, match=r"does not fit|but .* in the file|no layer"):
+        runtime.load(tmp_path, nn.Sequential(nn.Linear(41, 40), nn.Tanh(), nn.Linear(40, 3)))
+    with pytest.raises(ValueError, match="pass a skeleton"):
+        runtime.load(tmp_path)
+
+
+def test_damaged_file_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    runtime.save(runtime.compile(prune(nn.Sequential(nn.Linear(40, 40))), measure=False), tmp_path)
+    tensors = load_file(tmp_path / "runtime.safetensors")
+    tensors["0.packed"][128:160] = 255
+    save_file(tensors, tmp_path / "runtime.safetensors")
+    with pytest.raises(ValueError, match=r"layer '0': .*damaged"):
+        runtime.load(tmp_path, nn.Sequential(nn.Linear(40, 40)))
+
+
+def test_nothing_to_save_or_load(tmp_path):
+    with pytest.raises(ValueError, match="no packed layer"):
+        runtime.save(nn.Linear(2, 2), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no runtime\.json"):
+        runtime.load(tmp_path)

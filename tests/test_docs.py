@@ -1,0 +1,75 @@
+"""Every snippet of the README and the guides runs: Python in order in one namespace, `secateur` lines in-process."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from .tiny_text import write_classifier, write_texts
+
+torch = pytest.importorskip("torch")
+ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, *languages):
+    return [code for language, code in FENCE.findall((ROOT / page).read_text()) if language in languages]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_classifier(tmp_path / "classifier")
+    write_texts(tmp_path / "reviews.csv")
+    write_texts(tmp_path / "test.csv", seed=1)
+    return tmp_path
+
+
+def namespace(folder):
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    batches = [
+        {
+            "input_ids": torch.randint(4, 20, (4, 9)),
+            "attention_mask": torch.ones(4, 9, dtype=torch.long),
+            "labels": torch.randint(2, (4,)),
+        }
+        for _ in range(3)
+    ]
+
+    def train(model):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for batch in batches:
+            model(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        model.eval()
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "classifier")
+    return {"model": model, "batch": batches[0], "batches": batches, "train": train}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_python_snippets(page, here):
+    names = namespace(here)
+    code = "\n".join(blocks(page, "python"))
+    exec(compile(code, page, "exec"), names)
+    assert "secateur" in names
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
+def test_command_snippets(page, here, capsys):
+    from secateur.cli import main
+
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    commands = [line for line in lines if line.strip()]
+    assert commands
+    for line in commands:
+        words = shlex.split(line)
+        assert words[0] == "secateur", line
+        with pytest.raises(SystemExit) as exit:
+            main(words[1:])
+        assert exit.value.code == 0, (line, capsys.readouterr().err)
