@@ -7,7 +7,7 @@ weight is scaled, see `norms`), but no LayerNorm of fewer channels equals the ma
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,22 @@ from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.norms import centred_norms
 
+TOKENS = ("input_ids", "decoder_input_ids")
+
 
 @dataclass(frozen=True)
 class Contract:
     """How the outputs of a masked model and of the shrunk one compare.
 
-    inexact: why they differ by design, or empty. tokens: kept token ids in order, when tokens are removed.
+    inexact: why they differ by design, or empty.
+    tokens: kept token ids in order, of so many, when tokens are removed.
+    widths: (size, kept units) of hidden and vocabulary axes: outputs as wide are compared on what is kept.
     """
 
     inexact: str = ""
     tokens: np.ndarray | None = None
     of: int = 0
-    names: frozenset[str] = field(default_factory=frozenset)
+    widths: tuple[tuple[int, np.ndarray], ...] = ()
 
     def before(self, batch: Any) -> Any:
         """The batch for the masked model: tokens that go are replaced by the first that stays, labels left out."""
@@ -49,14 +53,13 @@ class Contract:
         return self._mapped(batch, new)
 
     def expected(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Outputs of the masked model without the logits of removed tokens."""
-        if self.tokens is None:
-            return outputs
-        return [a[..., self.tokens] if a.ndim and a.shape[-1] == self.of else a for a in outputs]
+        """Outputs of the masked model without the logits of removed tokens and the channels that go."""
+        widths = dict(self.widths)
+        return [a[..., widths[a.shape[-1]]] if a.ndim and a.shape[-1] in widths else a for a in outputs]
 
     def _mapped(self, batch: Any, table: np.ndarray) -> Any:
         def one(name: str, value: Any) -> Any:
-            if name not in self.names or not isinstance(value, torch.Tensor):
+            if name not in TOKENS or not isinstance(value, torch.Tensor):
                 return value
             where = torch.as_tensor(table, device=value.device, dtype=value.dtype)
             return torch.where(value < 0, value, where[value.clamp_min(0)])
@@ -70,11 +73,13 @@ class Contract:
 
 def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
     """The contract of a plan, from the kinds of the axes it prunes and the norms that they pass."""
-    inexact, tokens, of = "", None, 0
+    inexact, tokens, of, widths = "", None, 0, []
     for name, units in plan.keep.items():
         axis = layout.axis(name)
         if len(units) == axis.size:
             continue
+        if axis.kind in ("hidden", "vocab"):
+            widths.append((axis.size, np.sort(np.asarray(units, dtype=np.int64))))
         if axis.kind == "hidden":
             norms = centred_norms(model, layout, name)
             if norms:
@@ -86,7 +91,7 @@ def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
             if tokens is not None:
                 raise ModelError("tokens of one vocabulary at a time can be removed")
             tokens, of = np.sort(np.asarray(units, dtype=np.int64)), axis.size
-    return Contract(inexact, tokens, of, frozenset(("input_ids", "decoder_input_ids")))
+    return Contract(inexact, tokens, of, tuple(widths))
 
 
 def _is_float(value: Any) -> bool:

@@ -13,6 +13,7 @@ from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.torch import changes as C
 from secateur.torch.changes import Changes
+from secateur.torch.norms import rescale
 from secateur.torch.mend import LAYER_INDEX, MEANING, is_size, mirrors
 
 LAYER_COUNTS = (
@@ -45,6 +46,7 @@ def resize(model: nn.Module, layout: Layout, keep: Mapping[str, Sequence[int] | 
     step, kept = plan_changes(model, layout, checked)
     total = changes_of(model).merge(step)
     check_attachable(model)
+    rescale(model, layout, checked)
     _take(model, layout, kept)
     C.drop(model, step.kept)
     C.set_attributes(model, step, is_size)
