@@ -16,7 +16,9 @@ from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.stats import Stats
 from secateur.torch.batches import evaluating, run, to_device
+from secateur.torch.bypass import bypassed
 from secateur.torch.collect import Loss, collect
+from secateur.torch.contract import Contract, contract_of
 from secateur.torch.hold import hold
 from secateur.torch.resize import Changes, resize
 from secateur.torch.trace import trace
@@ -94,12 +96,11 @@ class TorchHost:
 
     @contextlib.contextmanager
     def masked(self, plan: Plan) -> Iterator[None]:
-        """Zero what the plan removes and bypass whole layers; restore at the end."""
+        """Zero what the plan removes, bypass whole layers, never route to removed experts; restore at the end."""
         plan = plan.check(self.layout)
         saved: dict[str, torch.Tensor] = {}
         with contextlib.ExitStack() as stack:
-            for path, index in _removed_layers(self.layout, plan):
-                stack.enter_context(_bypassed(self.model.get_submodule(f"{path}.{index}")))
+            stack.enter_context(bypassed(self.model, self.layout, plan))
             try:
                 for name in self.layout.params:
                     mask = plan.mask(self.layout, name)
@@ -135,8 +136,7 @@ class TorchHost:
         found = {name: plan.mask(self.layout, name) for name in parameters}
         masks = {name: torch.from_numpy(mask) for name, mask in found.items() if mask is not None}
         with contextlib.ExitStack() as stack:
-            for path, index in _removed_layers(self.layout, plan):
-                stack.enter_context(_bypassed(self.model.get_submodule(f"{path}.{index}")))
+            stack.enter_context(bypassed(self.model, self.layout, plan))
             stack.enter_context(hold(parameters, masks))
             yield
 
@@ -152,38 +152,21 @@ class TorchHost:
         self.apply(Plan(masks=plan.masks))
         if not plan.keep:
             return
+        contract = self.contract(plan)
         changes = resize(self.model, self.layout, plan.keep)
         self.changes = changes if self.changes is None else self.changes.merge(changes)
+        self.example = contract.after(self.example)
         self.layout = self.layout.resized(plan.keep) if self._by_hand else trace(self.model, self.example)
+
+    def contract(self, plan: Plan) -> Contract:
+        """What the outputs of the masked and the shrunk model owe each other."""
+        return contract_of(self.model, self.layout, plan.check(self.layout))
 
     def save(self, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False, **extra: Any) -> None:
         """Write a folder that `from_pretrained` loads (after `import secateur` where sizes differ by layer)."""
         from secateur.torch.hub import save
 
         save(self.model, folder, changes=self.changes, plan=plan, overwrite=overwrite, **extra)
-
-
-def _removed_layers(layout: Layout, plan: Plan) -> Iterator[tuple[str, int]]:
-    for name, units in plan.keep.items():
-        axis = layout.axis(name)
-        if axis.kind == "layer" and axis.path:
-            for index in sorted(set(range(axis.size)) - {int(u) for u in units}):
-                yield axis.path, index
-
-
-@contextlib.contextmanager
-def _bypassed(module: nn.Module) -> Iterator[None]:
-    """The module returns the hidden states that it was given."""
-
-    def bypass(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-    handle = module.register_forward_hook(bypass, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _floats(value: Any) -> Iterator[np.ndarray]:

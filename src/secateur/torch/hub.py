@@ -23,6 +23,7 @@ from secateur.torch import packed as P
 from secateur.torch.changes import Changes
 from secateur.torch.mend import is_size
 from secateur.torch.resize import changes_of, check_attachable, remember
+from secateur.torch.vocabulary import save_tokenizer
 
 MANIFEST = "secateur.json"
 WEIGHTS = "model.safetensors"
@@ -81,9 +82,10 @@ def save(
             packed = _save_hugging_face(model, temporary, changes, config, pack, max_shard_size)
         else:
             packed = _save_plain(model, temporary, changes, pack)
-        for part in (tokenizer, processor):
-            if part is not None:
-                part.save_pretrained(temporary)
+        if tokenizer is not None:
+            save_tokenizer(model, tokenizer, temporary)
+        if processor is not None:
+            processor.save_pretrained(temporary)
         if plan is not None:
             plan.save(temporary)
     stock = config is not None and not packed

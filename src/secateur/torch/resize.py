@@ -14,6 +14,8 @@ from secateur.layout import Layout
 from secateur.torch import changes as C
 from secateur.torch.changes import Changes
 from secateur.torch.mend import LAYER_INDEX, MEANING, is_size, mirrors
+from secateur.torch.norms import rescale
+from secateur.torch.vocabulary import follow, kept_tokens, token_numbers
 
 LAYER_COUNTS = (
     "num_hidden_layers",
@@ -45,10 +47,16 @@ def resize(model: nn.Module, layout: Layout, keep: Mapping[str, Sequence[int] | 
     step, kept = plan_changes(model, layout, checked)
     total = changes_of(model).merge(step)
     check_attachable(model)
+    tokens = kept_tokens(layout, checked)
+    generation = getattr(model, "generation_config", None)
+    numbers = token_numbers(generation, *tokens) if tokens and generation is not None else {}
+    rescale(model, layout, checked)
     _take(model, layout, kept)
     C.drop(model, step.kept)
     C.set_attributes(model, step, is_size)
     remember(model, total)
+    if tokens:
+        follow(model, *tokens, numbers)
     return step
 
 
@@ -95,7 +103,7 @@ def plan_changes(
     for path, indices, kind in lists:
         if kind == "layer":
             _renumber(model, path, indices, attributes)
-    configs, base = _configs(model, layout, sizes, lists)
+    configs, base = _configs(model, layout, sizes, lists, kept_tokens(layout, keep))
 
     moves: dict[str, tuple[int, ...]] = {}
     for path, indices, _ in sorted(lists, key=lambda entry: entry[0].count(".")):
@@ -223,6 +231,7 @@ def _configs(
     layout: Layout,
     sizes: Mapping[str, int],
     lists: list[tuple[str, tuple[int, ...], str]],
+    tokens: tuple[int, np.ndarray] | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Numbers of layers, hidden width, vocabulary and experts in configs: (by module path, old values of the root)."""
     configs: dict[str, dict[str, Any]] = {}
@@ -231,6 +240,8 @@ def _configs(
     for owner, config in _config_owners(model):
         layers = _layer_numbers(config, owner, model, lists)
         wide = _wide_numbers(config, owner, layout, sizes)
+        if tokens and getattr(config, "vocab_size", None) == tokens[0]:
+            wide |= token_numbers(config, *tokens)
         changed = next((c for c in ({**wide, **layers}, layers, wide) if _valid(config, c)), {})
         if changed:
             configs[owner] = changed
@@ -272,11 +283,11 @@ def _config_tree(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _config_tree(value, f"{path}.{name}" if path else name)
 
 
-def _wide_numbers(config: Any, owner: str, layout: Layout, sizes: Mapping[str, int]) -> dict[str, int]:
+def _wide_numbers(config: Any, owner: str, layout: Layout, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Hidden width, vocabulary and experts, where all axes of that kind and size agree on the new one."""
     inside = [p for p in layout.params if not owner or p.startswith(owner + ".")]
     used = {n for p in inside for dim in layout.params[p] for term in dim for n in _flat(term)}
-    changed = {}
+    changed: dict[str, Any] = {}
     for key, meaning in MEANING.items():
         value = getattr(config, key, None)
         if meaning not in ("hidden", "vocab", "expert") or type(value) is not int:

@@ -1,0 +1,117 @@
+"""Masking what has no weights to zero: whole layers are bypassed, and routers never pick a removed expert.
+
+A bypassed layer returns the residual stream as it came in. A masked expert has a router logit of minus infinity, so
+that every token goes to the best of those that remain, exactly as after removal.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from secateur.errors import ModelError
+from secateur.layout import Layout
+from secateur.plan import Plan
+
+
+@contextlib.contextmanager
+def bypassed(model: nn.Module, layout: Layout, plan: Plan) -> Iterator[None]:
+    """A context in which the layers and experts that the plan removes take no part in the forward pass."""
+    with contextlib.ExitStack() as stack:
+        for path, index in removed_layers(layout, plan):
+            stack.enter_context(bypassed_module(model.get_submodule(f"{path}.{index}")))
+        routers = _routers(model, layout, plan)
+        if routers:
+            stack.enter_context(_Routing(routers))
+        yield
+
+
+def removed_layers(layout: Layout, plan: Plan) -> Iterator[tuple[str, int]]:
+    """Module list and index of every layer that the plan removes."""
+    for name, units in plan.keep.items():
+        axis = layout.axis(name)
+        if axis.kind == "layer" and axis.path:
+            for index in sorted(set(range(axis.size)) - {int(u) for u in units}):
+                yield axis.path, index
+
+
+@contextlib.contextmanager
+def bypassed_module(module: nn.Module) -> Iterator[None]:
+    """The module returns the stream that it was given, in the form of its own output (tensor, tuple or mapping)."""
+
+    def bypass(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        stream = _first(output)
+        if stream is None:
+            raise ModelError(f"{type(module).__name__} returns no tensor; the layer cannot be bypassed, only removed")
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        entered = next((t for t in given if t.shape == stream.shape and t.dtype == stream.dtype), None)
+        if entered is None:
+            raise ModelError(
+                f"{type(module).__name__} is given no tensor of the shape {tuple(stream.shape)} that it returns; "
+                "leaving the layer out would change the stream, so keep it"
+            )
+        return _replaced(output, entered)
+
+    handle = module.register_forward_hook(bypass, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _first(output: Any) -> torch.Tensor | None:
+    if isinstance(output, torch.Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((value for value in values if isinstance(value, torch.Tensor)), None)
+
+
+def _replaced(output: Any, entered: torch.Tensor) -> Any:
+    """The output with its first tensor replaced."""
+    if isinstance(output, torch.Tensor):
+        return entered
+    first = _first(output)
+    if isinstance(output, Mapping):
+        key = next(key for key, value in output.items() if value is first)
+        output[key] = entered  # type: ignore[index]
+        return output
+    return type(output)([entered if value is first else value for value in output])
+
+
+# -- experts ------------------------------------------------------------------------------------------------------
+
+
+def _routers(model: nn.Module, layout: Layout, plan: Plan) -> dict[int, tuple[str, torch.Tensor, torch.Tensor]]:
+    """Router weights of the expert axes that lose units: id -> (name, weight, which outputs are removed)."""
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    found = {}
+    for axis, units in plan.keep.items():
+        if layout.axis(axis).kind != "expert" or len(units) == layout.axis(axis).size:
+            continue
+        names = [n for n, d in layout.params.items() if len(d) == 2 and d[0] == ((axis,),) and n in tensors]
+        if not names:
+            raise ModelError(f"no router weight has one row for each of {axis}; its experts cannot be masked")
+        removed = torch.ones(layout.axis(axis).size, dtype=torch.bool)
+        removed[torch.as_tensor(units, dtype=torch.long)] = False
+        for name in names:
+            found[id(tensors[name])] = (name, tensors[name], removed.to(tensors[name].device))
+    return found
+
+
+class _Routing(TorchFunctionMode):
+    """Logits of removed experts are minus infinity wherever a linear map reads one of the router weights."""
+
+    def __init__(self, routers: Mapping[int, tuple[str, torch.Tensor, torch.Tensor]]) -> None:
+        super().__init__()
+        self.routers = routers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is nn.functional.linear:
+            weight = args[1] if len(args) > 1 else (kwargs or {})["weight"]
+            if id(weight) in self.routers:
+                return result.masked_fill(self.routers[id(weight)][2], float("-inf"))
+        return result

@@ -1,0 +1,98 @@
+"""What masked and shrunk models owe each other when a plan removes tokens, or hidden width between layer norms.
+
+Most removals are exact: the same inputs give the same outputs. Removing tokens renumbers the others, so inputs are
+translated and only the logits of kept tokens are compared. Removing hidden width is exact under RMSNorm (its
+weight is scaled, see `norms`), but no LayerNorm of fewer channels equals the masked one: there the contract is
+"shrink, then fine-tune", and what is verified is that the model runs and that its outputs are finite.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.layout import Layout
+from secateur.plan import Plan
+from secateur.torch.norms import centred_norms
+
+TOKENS = ("input_ids", "decoder_input_ids")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How the outputs of a masked model and of the shrunk one compare.
+
+    inexact: why they differ by design, or empty.
+    tokens: kept token ids in order, of so many, when tokens are removed.
+    widths: (size, kept units) of hidden and vocabulary axes: outputs as wide are compared on what is kept.
+    """
+
+    inexact: str = ""
+    tokens: np.ndarray | None = None
+    of: int = 0
+    widths: tuple[tuple[int, np.ndarray], ...] = ()
+
+    def before(self, batch: Any) -> Any:
+        """The batch for the masked model: tokens that go are replaced by the first that stays, labels left out."""
+        if self.tokens is None:
+            return batch
+        known = np.full(self.of, self.tokens[0])
+        known[self.tokens] = self.tokens
+        return self._mapped(batch, known)
+
+    def after(self, batch: Any) -> Any:
+        """The same batch for the shrunk model, in new token ids."""
+        if self.tokens is None:
+            return batch
+        new = np.zeros(self.of, dtype=np.int64)
+        new[self.tokens] = np.arange(len(self.tokens))
+        return self._mapped(batch, new)
+
+    def expected(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
+        """Outputs of the masked model without the logits of removed tokens and the channels that go."""
+        widths = dict(self.widths)
+        return [a[..., widths[a.shape[-1]]] if a.ndim and a.shape[-1] in widths else a for a in outputs]
+
+    def _mapped(self, batch: Any, table: np.ndarray) -> Any:
+        def one(name: str, value: Any) -> Any:
+            if name not in TOKENS or not isinstance(value, torch.Tensor):
+                return value
+            where = torch.as_tensor(table, device=value.device, dtype=value.dtype)
+            return torch.where(value < 0, value, where[value.clamp_min(0)])
+
+        if isinstance(batch, Mapping):
+            return {k: one(k, v) for k, v in batch.items() if k != "labels"}
+        if isinstance(batch, tuple | list):
+            return type(batch)(one("input_ids" if not _is_float(v) else "", v) for v in batch)
+        raise ModelError(f"a batch of type {type(batch).__name__} cannot be translated to the kept tokens; use a dict")
+
+
+def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
+    """The contract of a plan, from the kinds of the axes it prunes and the norms that they pass."""
+    inexact, tokens, of, widths = "", None, 0, []
+    for name, units in plan.keep.items():
+        axis = layout.axis(name)
+        if len(units) == axis.size:
+            continue
+        if axis.kind in ("hidden", "vocab"):
+            widths.append((axis.size, np.sort(np.asarray(units, dtype=np.int64))))
+        if axis.kind == "hidden":
+            norms = centred_norms(model, layout, name)
+            if norms:
+                inexact = (
+                    f"{name} passes {len(norms)} norms that subtract the mean (such as {norms[0]}), which no norm of "
+                    "fewer channels equals: shrink, then fine-tune"
+                )
+        if axis.kind == "vocab":
+            if tokens is not None:
+                raise ModelError("tokens of one vocabulary at a time can be removed")
+            tokens, of = np.sort(np.asarray(units, dtype=np.int64)), axis.size
+    return Contract(inexact, tokens, of, tuple(widths))
+
+
+def _is_float(value: Any) -> bool:
+    return not isinstance(value, torch.Tensor) or value.is_floating_point()
