@@ -265,6 +265,8 @@ def show(outcome: "Outcome", json: bool) -> None:
         f"MACs {common.percent(outcome.macs_ratio)} of dense; {common.megabytes(outcome.bytes)} MB on disk; "
         f"masked against shrunk {outcome.difference:.1e}; reloaded logits equal"
     )
+    if outcome.inexact:
+        typer.echo(outcome.inexact)
     counted = outcome.provenance.get("counted", {})
     if "weights" in counted:
         typer.echo(

@@ -78,7 +78,9 @@ def _backward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
     if value.dim():
         raise DataError(f"the loss has shape {tuple(value.shape)}; it must be one number, the mean over the batch")
     if not value.isfinite():
-        raise DataError(f"the loss is {float(value.detach())} on this data; look for NaN or huge weights, or wrong labels")
+        raise DataError(
+            f"the loss is {float(value.detach())} on this data; look for NaN or huge weights, or wrong labels"
+        )
     value.backward()
 
 

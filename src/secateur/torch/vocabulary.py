@@ -98,7 +98,9 @@ def shrink(tokenizer: Any, kept: Iterable[int]) -> Any:
     new = {old: i for i, old in enumerate(order)}
     data = _backend(tokenizer)
     vocabulary = tokenizer.get_vocab()
-    gone = next((t for t, i in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True) if i not in new), None)
+    gone = next(
+        (t for t, i in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True) if i not in new), None
+    )
     if gone is not None:
         raise ModelError(f"the special token {gone!r} ({vocabulary[gone]}) is not kept; see `vocabulary.closed`")
     missing = set(order) - set(closed(tokenizer, order).tolist())

@@ -80,7 +80,9 @@ RAMP_START = 0.5
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one job. Sizes in bytes, times in seconds, `difference` is masked against shrunk."""
+    """What came of one job. Sizes in bytes, times in seconds, `difference` is masked against shrunk, and
+    `inexact` says why it is not zero by design (hidden width between layer norms), or is empty.
+    """
 
     name: str
     dense: Score
@@ -94,6 +96,7 @@ class Outcome:
     bytes: int = 0
     linear_bytes: int = 0
     reload_difference: float = float("nan")
+    inexact: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -222,6 +225,7 @@ def run(
         nonzero=count.nonzero,
         macs_ratio=macs(small.layout) / dense_macs,
         difference=verdict.difference,
+        inexact=verdict.inexact,
         provenance=dict(plan.provenance),
     )
     if output is None:
