@@ -173,7 +173,7 @@ def row(name: str, removed: str, host: TorchHost, keep: dict[str, Any], folder: 
     hosts = [small, *(TorchHost(m, host.example, layout=small.layout) for m in (loaded, again))]
     outputs = [h.outputs(host.example) for h in hosts]
     generate = "-"
-    if host.model.can_generate() and host.model.config.model_type == "llama" or hasattr(host.model, "lm_head"):
+    if (host.model.can_generate() and host.model.config.model_type == "llama") or hasattr(host.model, "lm_head"):
         generate = "equal" if _generates_alike([h.model for h in hosts], host.example) else "DIFFERS"
     before, after = (sum(p.numel() for p in h.model.parameters()) / 1e6 for h in (host, small))
     return (

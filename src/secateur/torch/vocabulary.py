@@ -135,8 +135,8 @@ def _backend(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
-            f"{type(tokenizer).__name__} is not backed by the tokenizers library, so its vocabulary cannot shrink; save "
-            f"without it and translate its numbers by {TABLE}"
+            f"{type(tokenizer).__name__} is not backed by the tokenizers library, so its vocabulary cannot shrink; "
+            f"save without it and translate its numbers by {TABLE}"
         )
     data: dict[str, Any] = json.loads(backend.to_str())
     return data
