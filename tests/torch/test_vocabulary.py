@@ -19,7 +19,7 @@ from secateur.torch.vocabulary import TABLE, closed, shrink
 from tests.torch.exact import randomize
 from tests.torch.models import make
 
-BPE = {t: i for i, t in enumerate("<s> </s> a b c d ab cd abcd bc aa".split())}
+BPE = {t: i for i, t in enumerate(["<s>", "</s>", "a", "b", "c", "d", "ab", "cd", "abcd", "bc", "aa"])}
 
 
 def bpe():

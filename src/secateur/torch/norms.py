@@ -53,7 +53,9 @@ def rescale(model: nn.Module, layout: Layout, keep: Mapping[str, np.ndarray]) ->
 
 def _probe(module: nn.Module) -> Any:
     """A double-precision copy of the norm with weights of one and no bias, and an input for it."""
-    twin = copy.deepcopy(module).to("cpu") if not module.weight.is_meta else copy.deepcopy(module).to_empty(device="cpu")
+    twin = (
+        copy.deepcopy(module).to("cpu") if not module.weight.is_meta else copy.deepcopy(module).to_empty(device="cpu")
+    )
     twin = twin.float()
     for tensor in C.named_tensors(twin).values():
         tensor.data.fill_(0.0)

@@ -98,7 +98,9 @@ def shrink(tokenizer: Any, kept: Iterable[int]) -> Any:
     new = {old: i for i, old in enumerate(order)}
     data = _backend(tokenizer)
     vocabulary = tokenizer.get_vocab()
-    gone = next((t for t, i in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True) if i not in new), None)
+    gone = next(
+        (t for t, i in zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True) if i not in new), None
+    )
     if gone is not None:
         raise ModelError(f"the special token {gone!r} ({vocabulary[gone]}) is not kept; see `vocabulary.closed`")
     missing = set(order) - set(closed(tokenizer, order).tolist())
@@ -133,8 +135,8 @@ def _backend(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ModelError(
-            f"{type(tokenizer).__name__} is not backed by the tokenizers library, so its vocabulary cannot shrink; save "
-            f"without it and translate its numbers by {TABLE}"
+            f"{type(tokenizer).__name__} is not backed by the tokenizers library, so its vocabulary cannot shrink; "
+            f"save without it and translate its numbers by {TABLE}"
         )
     data: dict[str, Any] = json.loads(backend.to_str())
     return data
