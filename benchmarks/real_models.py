@@ -214,7 +214,8 @@ def main() -> None:
     seconds, gigabytes, axes = done.stdout.split()
     lines += [
         "",
-        f"Layout of an 8B Llama on the meta device: {float(seconds):.1f} s, peak {float(gigabytes):.2f} GB, {axes} axes.",
+        f"Layout of an 8B Llama on the meta device: {float(seconds):.1f} s, peak memory of the process "
+        f"{float(gigabytes):.2f} GB, {axes} axes.",
     ]
     print(lines[-1])
     if options.write:
@@ -222,12 +223,13 @@ def main() -> None:
         head = [
             "# Removal on real weights",
             "",
-            f"{datetime.date.today()}, `python benchmarks/real_models.py --write`, {versions}, Python {platform.python_version()}, "
-            f"{platform.machine()}, {os.cpu_count()} cores, float32.",
+            f"{datetime.date.today()}, `python benchmarks/real_models.py --write`, {versions}, "
+            f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, float32.",
             "",
-            "Another number of units remains in every layer, chosen at random. Differences are the largest of any output, relative "
-            "where outputs exceed 1. `generate`: 20 greedy tokens of the shrunk model with and without cache, of the reloaded "
-            "and of the twice reloaded one. SmolLM2 is dequantised from 4 bits; the positions of DINOv2 are random where the "
+            "Another number of units remains in every layer, chosen at random. Differences are the largest of any "
+            "output, relative where outputs exceed 1. `generate`: 20 greedy tokens of the shrunk model with and "
+            "without cache, of the reloaded and of the twice reloaded one. SmolLM2 is dequantised from 4 bits; the "
+            "positions of DINOv2 are random where the "
             "ONNX file has folded them away.",
             "",
         ]

@@ -56,7 +56,7 @@ class Settings:
     """
 
     train_rows: int = 4000
-    dense_epochs: float = 1.0
+    dense_epochs: float = 2.0
     epochs: float = 1.0
     learning_rate: float = 2e-4
     calibration_rows: int = 512

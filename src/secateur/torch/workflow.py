@@ -158,7 +158,7 @@ def gradually(host: TorchHost, steps: Sequence[Step], tuning: Tuning, data: Data
         return plan
 
     count = max(1, round(tuning.epochs * -(-len(data.train) // data.batch_size)))
-    return Gradual(host, decide_at, cubic(1.0, round(RAMP * count), start=RAMP_START), every=max(1, count // 50))
+    return Gradual(host, decide_at, cubic(1.0, round(RAMP * count), start=RAMP_START), every=max(1, count // 25))
 
 
 def run(
