@@ -111,3 +111,8 @@ def pack_folder(folder: Path) -> bool:
         index.get("metadata", {})["total_size"] = index.get("metadata", {}).get("total_size", 0) - saved_bytes
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return bool(moved)
+
+
+def plain_name(key: str) -> str:
+    """The parameter that a tensor of a file belongs to, packed or not."""
+    return key.removesuffix(BITS).removesuffix(VALUES)

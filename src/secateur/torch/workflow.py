@@ -25,6 +25,7 @@ from secateur.select import NM, Pattern, Unit
 from secateur.torch.callback import Gradual
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
+from secateur.torch.packed import plain_name
 from secateur.torch.text import Batches
 from secateur.torch.train import fine_tune
 
@@ -285,7 +286,7 @@ def folder_bytes(folder: Path) -> int:
 
 def tensor_bytes(folder: Path, names: Sequence[str]) -> int:
     """Bytes that named parameters take in the safetensors files of a folder, packed parts included."""
-    total = 0
+    total, wanted = 0, set(names)
     for path in sorted(Path(folder).glob("*.safetensors")):
         if path.name == "plan.safetensors":
             continue
@@ -293,7 +294,7 @@ def tensor_bytes(folder: Path, names: Sequence[str]) -> int:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
         for key, entry in header.items():
-            if key != "__metadata__" and any(key == name or key.startswith(f"{name}.") for name in names):
+            if plain_name(key) in wanted:
                 begin, end = entry["data_offsets"]
                 total += end - begin
     return total

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from secateur import criteria
+from secateur.budget import Global, Uniform
+from secateur.data import read_rows
+from secateur.errors import PlanError
+from secateur.pruning import default_weights
+from secateur.select import Element, Unit
+from secateur.torch.open import open_folder
+from secateur.torch.text import Batches, encode, load_tokenizer
+from secateur.torch.workflow import Data, Step, Tuning, run, save_dense, tensor_bytes
+from tests.tiny_text import write_classifier, write_texts
+
+
+@pytest.fixture
+def job(tmp_path):
+    folder = write_classifier(tmp_path / "dense")
+    host, tokenizer = open_folder(folder), load_tokenizer(folder)
+    features = encode(host.model, tokenizer, read_rows(write_texts(tmp_path / "a.csv"), "text", "label"), 32)
+    data = Data(features[:96], Batches(features[:32], tokenizer, 8), Batches(features[96:], tokenizer, 8), tokenizer, 8)
+    return host, data, tmp_path
+
+
+def test_gradual_and_distilled_zeros_are_packed(job):
+    host, data, folder = job
+    before = {name: p.clone() for name, p in host.model.named_parameters()}
+    save_dense(host, folder / "reference", data.tokenizer)
+    step = Step(criteria.magnitude, Element(), Global(0.8))
+    outcome = run("m", host, [step], data, Tuning(2, 1e-3, distil=True, gradual=True), folder / "out")
+    linears = default_weights(host.layout)
+    counted = sum(host.read(name).numel() for name in linears)
+    assert outcome.total - outcome.nonzero == round(0.8 * counted)
+    again = open_folder(folder / "out")
+    assert sum(int((again.read(name) == 0).sum()) for name in linears) == round(0.8 * counted)
+    assert outcome.linear_bytes == tensor_bytes(folder / "out", linears)
+    dense_bytes = tensor_bytes(folder / "reference", linears)
+    assert dense_bytes == 4 * counted
+    assert 0.2 * dense_bytes < outcome.linear_bytes <= 0.40 * dense_bytes
+    assert outcome.reload_difference == 0.0
+    assert all(torch.equal(p, before[name]) for name, p in host.model.named_parameters())
+
+
+def test_units_shrink_and_a_report_says_by_how_much(job):
+    host, data, folder = job
+    step = Step(criteria.fisher, Unit("head", "ffn"), Uniform(0.5))
+    outcome = run("u", host, [step], data, Tuning(1, 1e-3), folder / "out")
+    assert outcome.difference <= 1e-5
+    assert outcome.macs_ratio < 0.7
+    assert outcome.linear_bytes == tensor_bytes(folder / "out", default_weights(host.layout))
+    assert outcome.linear_bytes == 2 * sum(host.read(name).numel() for name in default_weights(host.layout))
+    assert outcome.tuned is not None
+
+
+def test_gradual_pruning_of_what_needs_data_is_refused(job):
+    host, data, folder = job
+    with pytest.raises(PlanError, match="takes the criterion magnitude"):
+        step = Step(criteria.taylor, Element(), Global(0.8))
+        run("t", host, [step], data, Tuning(1, gradual=True), folder / "out")
+    assert not (folder / "out").exists()
