@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-CORE = "arrays budget check cost criteria data dims errors evaluate files host layout opening plan pruning schedule select stats"
+CORE = (
+    "arrays budget check cost criteria data dims errors evaluate files host "
+    "layout opening plan pruning schedule select stats"
+)
 
 
 def test_the_core_lives_without_frameworks():
