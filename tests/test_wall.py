@@ -4,8 +4,13 @@ import subprocess
 import sys
 
 CORE = (
+<<<<<<< HEAD
     "arrays budget check cost criteria data dims errors evaluate files host layout opening plan pruning "
     "schedule select stats"
+=======
+    "arrays budget check cost criteria data dims errors evaluate files host "
+    "layout opening plan pruning schedule select stats"
+>>>>>>> quality
 )
 
 

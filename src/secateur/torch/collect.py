@@ -147,16 +147,15 @@ def _watch_inputs(
     handles = []
     modules = dict(model.named_modules())
     for param, linear in layout.linears.items():
-        path, _, leaf = param.rpartition(".")
-        module = modules.get(path)
-        if leaf != "weight" or module is None:
-            continue
         readers = [axis for axis in axes if _reads_axis(layout, param, axis)] if "unit_act" in wanted else []
         if "act_sq" not in wanted and not readers:
             continue
         inputs = layout.shape(param)[linear.in_dim]
-        hook = _input_hook(param, path, inputs, layout, readers, "act_sq" in wanted, tally, token_mask)
-        handles.append(module.register_forward_pre_hook(hook))
+        for name in (param, *(alias for alias, first in layout.tied.items() if first == param)):
+            path, _, leaf = name.rpartition(".")
+            if leaf == "weight" and path in modules:
+                hook = _input_hook(param, path, inputs, layout, readers, "act_sq" in wanted, tally, token_mask)
+                handles.append(modules[path].register_forward_pre_hook(hook))
     try:
         yield
     finally:
@@ -178,6 +177,8 @@ def _input_hook(
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = args[0].detach()
+        if not x.is_floating_point():  # the embedding that shares its weight with a linear layer
+            return
         if x.shape[-1] != inputs:
             raise ModelError(f"{path} reads {x.shape[-1]} values where the layout says {inputs}")
         mask = token_mask(path, (x.shape[0], x.shape[1])) if x.dim() == 3 else None

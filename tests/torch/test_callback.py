@@ -1,0 +1,78 @@
+"""The Trainer callback: after 200 AdamW steps the zeros are exactly the planned set."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+import secateur
+from secateur import Element, Hold, Unit, criteria
+from secateur.torch.workflow import resized_masks
+from tests.torch import tiny
+
+
+def rows(count=64):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, tiny.VOCAB, (count, 6), generator=generator)
+    return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": int(row[0] > 25)} for row in ids]
+
+
+def train(host, plan, folder, **options):
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=200,
+        learning_rate=1e-3,
+        weight_decay=0.1,
+        gradient_accumulation_steps=2,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
+        per_device_train_batch_size=4,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        **options,
+    )
+    trainer = Trainer(model=host.model, args=arguments, train_dataset=rows(), callbacks=[Hold(host, plan)])
+    trainer.train()
+    return trainer
+
+
+def zeros_are_exactly(host, plan):
+    for name, mask in plan.masks.items():
+        np.testing.assert_array_equal((host.read(name) != 0).numpy(), mask, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["element", "units", "both"])
+def test_zeros_after_200_steps(what, tmp_path):
+    host = secateur.open(tiny.bert(num_hidden_layers=2))
+    plan = secateur.prune(host, criteria.magnitude, Element(), 0.6)
+    units = secateur.prune(host, criteria.magnitude, Unit("head", "ffn"), 0.5)
+    if what == "units":
+        train(host, units, tmp_path)
+        for name in host.layout.params:
+            mask = units.mask(host.layout, name)
+            if mask is not None:
+                assert not host.read(name).numpy()[~mask].any()
+                assert host.read(name).numpy()[mask].all()
+        return
+    if what == "both":
+        both = units.merge(plan)
+        small = resized_masks(host.layout, both)
+        host.resize(both)
+        plan = small
+        zeros_are_exactly(host, plan)
+    train(host, plan, tmp_path)
+    zeros_are_exactly(host, plan)
+    assert len(plan.masks) == 12
+
+
+def test_masks_follow_renumbered_layers():
+    host = secateur.open(tiny.bert(num_hidden_layers=3))
+    element = secateur.prune(host, criteria.magnitude, Element(), 0.6)
+    plan = element.merge(secateur.Plan(keep={"layers": np.array([0, 2]), "L2.ffn": np.arange(0, 48, 2)}))
+    small = resized_masks(host.layout, plan)
+    host.resize(plan)
+    assert len(small.masks) == 12
+    zeros_are_exactly(host, small.check(host.layout))
