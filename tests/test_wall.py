@@ -4,13 +4,8 @@ import subprocess
 import sys
 
 CORE = (
-<<<<<<< HEAD
-    "arrays budget check cost criteria data dims errors evaluate files host layout opening plan pruning "
-    "schedule select stats"
-=======
     "arrays budget check cost criteria data dims errors evaluate files host "
     "layout opening plan pruning schedule select stats"
->>>>>>> quality
 )
 
 
