@@ -43,7 +43,7 @@ _HOME = {
     "prune": "secateur.pruning",
     "verify": "secateur.check",
 }
-_MODULES = ("criteria",)
+_MODULES = ("criteria", "runtime")
 
 __all__ = [
     "NM",
