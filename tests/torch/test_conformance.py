@@ -113,7 +113,7 @@ class TestLlama(TorchConformance):
 
     def labels(self, generator, size):
         labels = torch.randint(3, tiny.VOCAB, (size, self.length), generator=generator)
-        labels[0, :2] = -100
+        labels[:, 0] = labels[0, :3] = -100  # what a padding position would predict
         return labels
 
     def padded(self, batch):
@@ -150,9 +150,9 @@ class Layer(nn.Module):
 
     def forward(self, x):
         batch, length, _ = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(batch, length, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.norm(x)).view(batch, length, 3, -1, 4).permute(2, 0, 3, 1, 4)
         attention = nn.functional.scaled_dot_product_attention(q, k, v)
-        x = x + self.out(attention.transpose(1, 2).reshape(batch, length, 16))
+        x = x + self.out(attention.transpose(1, 2).reshape(batch, length, -1))
         return x + self.down(nn.functional.gelu(self.up(x)))
 
 

@@ -34,7 +34,7 @@ def inputs_of(model, paths, batch):
     for path in paths:
 
         def hook(module, args, output, path=path):
-            seen[path] = output.detach().double()
+            return seen.__setitem__(path, output.detach().double())
 
         handles.append(model.get_submodule(path).register_forward_hook(hook))
     with torch.no_grad():
@@ -45,7 +45,7 @@ def inputs_of(model, paths, batch):
 
 
 def expected(weights, values, out, mask):
-    """The five quantities of one layer, by loops over heads; values (batch, heads, keys, d), out (hidden, heads d)."""
+    """The five quantities of one layer, head by head. values: (batch, heads, keys, d); out: (hidden, heads d)."""
     found = {need: [] for need in NEEDS}
     for h in range(weights.shape[1]):
         a, v = weights[:, h], values[:, h]
