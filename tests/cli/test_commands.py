@@ -158,7 +158,12 @@ def test_a_signal_to_a_real_run(classifier, data, place, number):
     command = [sys.executable, "-c", "from secateur.cli import main; main()", "prune", str(classifier)]
     options = ["--data", str(data), "--sparsity", "0.5", "--fine-tune", "100000", "--output", str(place / "out")]
     run = subprocess.Popen(
-        [*command, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+        [*command, *options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
     )
     time.sleep(25)
     assert run.poll() is None, run.stderr.read()
