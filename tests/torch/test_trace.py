@@ -197,3 +197,17 @@ def test_a_model_that_cannot_be_exported():
 
     with pytest.raises(ModelError, match=r"Loops cannot be exported.*Layout.from_text"):
         trace(Loops(), (torch.randn(3),))
+
+
+def test_strict_names_operations_without_a_rule():
+    class Strange(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Linear(6, 8)
+
+        def forward(self, x):
+            return torch.linalg.qr(self.up(x))[1]
+
+    trace(Strange(), (torch.randn(9, 6),))
+    with pytest.raises(ModelError, match=r"operations without a rule: .*qr.*leave strict out"):
+        trace(Strange(), (torch.randn(9, 6),), strict=True)

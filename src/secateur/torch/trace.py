@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from secateur.dims import Dim, Factor, Term
+from secateur.errors import ModelError
 from secateur.layout import Axis, Layout, Linear, Product
 from secateur.torch import atoms
 from secateur.torch.export import Example, export
@@ -22,12 +23,14 @@ def trace(model: nn.Module, example: Example, *, strict: bool = False) -> Layout
     models on the meta device will do; the model comes back as it was. With `strict`, an operation without a rule
     raises instead of freezing the axes that touch it.
 
-    Raises ModelError when torch.export cannot export the model.
+    Raises ModelError when torch.export cannot export the model, and for what `strict` refuses.
     """
     program = export(model, example)
     walk = Walk(program, model)
     if strict and walk.record.unknown:
-        raise NotImplementedError("; ".join(walk.record.unknown))
+        raise ModelError(
+            f"operations without a rule: {'; '.join(walk.record.unknown)}; leave strict out to freeze them"
+        )
     mark_outputs(walk)
     return _Assembly(model, walk, program).layout()
 
