@@ -9,7 +9,7 @@ from secateur.pruning import default_weights
 from secateur.select import Element, Unit
 from secateur.torch.open import open_folder
 from secateur.torch.text import Batches, encode, load_tokenizer
-from secateur.torch.workflow import Data, Step, Tuning, run, save_dense, tensor_bytes
+from secateur.torch.workflow import Data, Step, Tuning, compare_latency, run, save_dense, tensor_bytes
 from tests.tiny_text import write_classifier, write_texts
 
 
@@ -58,3 +58,13 @@ def test_gradual_pruning_of_what_needs_data_is_refused(job):
         step = Step(criteria.taylor, Element(), Global(0.8))
         run("t", host, [step], data, Tuning(1, gradual=True), folder / "out")
     assert not (folder / "out").exists()
+
+
+def test_latency_is_taken_in_another_process(job):
+    host, data, folder = job
+    save_dense(host, folder / "reference", data.tokenizer)
+    threads = torch.get_num_threads()
+    seconds = compare_latency({"a": folder / "dense", "b": folder / "reference"}, (2, 5), repeats=3)
+    assert set(seconds) == {"a", "b"}
+    assert all(value > 0 for value in seconds.values())
+    assert torch.get_num_threads() == threads

@@ -229,11 +229,9 @@ def measured(
     dense_logits: np.ndarray,
 ) -> list[Line]:
     """The table, latencies of the saved and reloaded models included."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 20000, (LATENCY_BATCH, LENGTH), generator=generator)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     pairs = {
-        o.name: compare_latency({"dense": folder / "dense", "pruned": folder / slug(o.name)}, batch) for o in outcomes
+        o.name: compare_latency({"dense": folder / "dense", "pruned": folder / slug(o.name)}, (LATENCY_BATCH, LENGTH))
+        for o in outcomes
     }
     dense_ms = 1e3 * statistics.median(pair["dense"] for pair in pairs.values())
     linears = default_weights(host.layout)
