@@ -39,17 +39,20 @@ def pack(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def unpack(bits: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """The tensor that `pack` was given, on the device of `values`.
 
-    Raises ModelError when bits or values are not as many as a tensor of `shape` has.
+    Written as integers, for a float that torch assigns from one value passes through a conversion that changes NaNs.
+    Raises ModelError when bits or values are not as many as a tensor of `shape` has, or of a type that is not packed.
     """
+    if values.dtype not in _WORD:
+        raise ModelError(f"packed values of {values.dtype} are not weights; float32, float16 and bfloat16 are")
     count = int(np.prod(shape, dtype=np.int64))
     if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() != -(-count // 8) or values.dim() != 1:
         raise ModelError(f"{bits.numel()} bytes of bits and values of {tuple(values.shape)} cannot be {shape}")
     used = torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=count).astype(bool))
     if int(used.sum()) != values.numel():
         raise ModelError(f"the bits mark {int(used.sum())} weights of {shape}, but there are {values.numel()} values")
-    flat = torch.zeros(count, dtype=values.dtype, device=values.device)
-    flat[used.to(values.device)] = values
-    return flat.reshape(shape)
+    words = torch.zeros(count, dtype=_WORD[values.dtype], device=values.device)
+    words[used.to(values.device)] = values.view(words.dtype)
+    return words.view(values.dtype).reshape(shape)
 
 
 def pays(tensor: torch.Tensor) -> bool:
