@@ -13,9 +13,11 @@ from secateur.errors import SecateurError
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Raise SecateurError when `path` exists (unless `overwrite`) or cannot be written."""
+    """Raise SecateurError when `path` exists (unless `overwrite`), should never be replaced, or cannot be written."""
     if path.exists() and not overwrite:
         raise SecateurError(f"{path} exists; choose another output or pass --overwrite")
+    if path.is_dir() and (precious := _precious(path)):
+        raise SecateurError(f"{path} will not be replaced, for {precious}; choose another output")
     parent = _nearest_parent(path)
     if not parent.is_dir():
         raise SecateurError(f"{path} cannot be written: {parent} is not a folder")
@@ -24,6 +26,15 @@ def check_output(path: Path, overwrite: bool) -> None:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise SecateurError(f"{path} cannot be written: {reason} in {parent}; choose another output") from None
+
+
+def _precious(path: Path) -> str | None:
+    """Why a folder is more than an earlier output, if it is."""
+    whole = path.resolve()
+    for name, folder in (("the working folder", Path.cwd()), ("your home", Path.home())):
+        if folder.resolve().is_relative_to(whole):
+            return f"it holds {name}"
+    return "it is a git repository" if (whole / ".git").exists() else None
 
 
 def _nearest_parent(path: Path) -> Path:

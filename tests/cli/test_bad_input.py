@@ -241,6 +241,17 @@ def test_output_that_exists(prune, place):
     assert (place / "out" / "mine").read_text() == "keep me"
 
 
+def test_overwrite_replaces_results_and_nothing_dearer(prune, place, monkeypatch):
+    inside = place / "out" / "work"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    assert "will not be replaced, for it holds the working folder" in prune("--overwrite")
+    monkeypatch.chdir(place)
+    (place / "out" / ".git").mkdir()
+    assert "will not be replaced, for it is a git repository" in prune("--overwrite")
+    assert inside.is_dir()
+
+
 def test_output_that_cannot_be_written(refused, classifier, data, place):
     (place / "file").write_text("")
     for output, message in (

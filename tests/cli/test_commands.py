@@ -46,6 +46,14 @@ def test_version(call):
     assert call("--version").out.strip() == secateur.__version__
 
 
+def test_train_as_json(result, encoder, data, tmp_path):
+    folder = tmp_path / "trained"
+    found = result("train", encoder, "--data", data, "--output", folder, "--epochs", 0.1, "--max-length", 16)
+    assert (found["output"], found["examples"], found["epochs"]) == (str(folder), 240, 0.1)
+    assert 0 < found["loss"] < 2
+    assert (folder / "config.json").exists()
+
+
 def test_inspect(call, result, classifier):
     from secateur.layout import Layout
 

@@ -26,6 +26,7 @@ def command(
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
     overwrite: common.OverwriteOption = False,
+    json: common.JsonOption = False,
 ) -> None:
     """Train a sequence classifier on labelled texts; a missing head is made for the labels of the data."""
     from secateur.files import check_output
@@ -50,4 +51,7 @@ def command(
         host, features, tokenizer, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
     )
     save(network, output, tokenizer=tokenizer, overwrite=overwrite)
+    if json:
+        common.print_json({"output": str(output), "examples": len(rows), "epochs": epochs, "loss": loss})
+        return
     typer.echo(f"{output}: trained on {len(rows)} texts, mean loss {loss:.4f}")
