@@ -14,7 +14,8 @@ how much. What is lost is `layer_loss`: the mean over tokens of |W x - W' x|^2.
 """
 
 from secateur.repair.gram import Gram, prepare
+from secateur.repair.plain import by_criterion, magnitude, ria, wanda
 from secateur.repair.problem import layer_loss
 from secateur.repair.sparsegpt import sparsegpt
 
-__all__ = ["Gram", "layer_loss", "prepare", "sparsegpt"]
+__all__ = ["Gram", "by_criterion", "layer_loss", "magnitude", "prepare", "ria", "sparsegpt", "wanda"]

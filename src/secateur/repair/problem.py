@@ -7,6 +7,7 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
+from array_api_compat import device
 
 from secateur.arrays import Array, all_finite, namespace, to_numpy
 from secateur.budget import check_sparsity
@@ -35,6 +36,13 @@ class Problem:
         """Rows and columns of what is chosen: (1, 1) but for blocks."""
         return (self.pattern.rows, self.pattern.columns) if isinstance(self.pattern, Block) else (1, 1)
 
+    @property
+    def zeros(self) -> int:
+        """Number of weights (or blocks) to prune; of no meaning for N:M."""
+        rows, columns = self.grid
+        out, inputs = self.weight.shape
+        return round((out // rows) * (inputs // columns) * self.sparsity)
+
     def finish(self, weight: Array, mask: Array) -> Array:
         """The weight with exact zeros outside the mask, in the type of the original; dead inputs as they were."""
         xp = self.xp
@@ -44,7 +52,7 @@ class Problem:
 
     def array(self, values: np.ndarray) -> Array:
         """A numpy array in the library and on the device of the weight."""
-        return self.xp.asarray(values, device=array_api_compat.device(self.weight))
+        return self.xp.asarray(values, device=device(self.weight))
 
 
 def pose(weight: Array, gram: "Array | Gram", pattern: Any, sparsity: float | None, damp: float = DAMP) -> Problem:
@@ -91,23 +99,43 @@ def layer_loss(weight: Array, new: Array, gram: Array) -> float:
     return float(np.sum((change @ to_numpy(matrix).astype(np.float64)) * change))
 
 
-def choose(scores: Array, pattern: Element | NM | Block, zeros: int | None) -> Array:
+def choose(scores: Array, pattern: Element | NM | Block, zeros: int | None, by_row: bool = False) -> Array:
     """Bool mask of shape (out, in), True for what stays: the best of each N:M group, or all but the `zeros` lowest.
 
-    For blocks, `zeros` counts blocks and the score of a block is the sum over its weights. Ties go to the lower index.
+    For blocks, `zeros` counts blocks and the score of a block is the sum over its weights. `by_row` deals the zeros out
+    evenly among the rows (of weights or blocks), one more to the first ones where they do not divide. Ties go to the
+    lower index.
     """
-    xp = namespace(scores)
     if isinstance(pattern, NM):
         return nm_mask(scores, pattern)
+    xp = namespace(scores)
     rows, columns = (pattern.rows, pattern.columns) if isinstance(pattern, Block) else (1, 1)
     out, inputs = scores.shape
     if (rows, columns) != (1, 1):
         scores = xp.sum(xp.reshape(scores, (out // rows, rows, inputs // columns, columns)), axis=(1, 3))
-    flat = to_numpy(xp.reshape(scores, (-1,)))
-    alive = top(flat, flat.size - (zeros or 0)).reshape(scores.shape)
+    grid = to_numpy(scores)
+    if by_row:
+        each, more = divmod(zeros or 0, len(grid))
+        first, last = _best_of_rows(grid[:more], each + 1), _best_of_rows(grid[more:], each)
+        alive = np.concatenate([first, last])
+    else:
+        alive = top(grid.reshape(-1), grid.size - (zeros or 0)).reshape(grid.shape)
     if (rows, columns) != (1, 1):
         alive = np.repeat(np.repeat(alive, rows, axis=0), columns, axis=1)
-    return xp.asarray(alive, device=array_api_compat.device(scores))
+    return xp.asarray(alive, device=device(scores))
+
+
+def _best_of_rows(scores: np.ndarray, zeros: int) -> np.ndarray:
+    """All but the `zeros` lowest of each row, ties to the lower index."""
+    if not zeros or not len(scores):
+        return np.ones(scores.shape, dtype=bool)
+    if zeros >= scores.shape[1]:
+        return np.zeros(scores.shape, dtype=bool)
+    last = np.partition(scores, zeros, axis=1)[:, zeros, None]
+    alive = scores >= last
+    for row in np.flatnonzero(alive.sum(1) != scores.shape[1] - zeros):  # ties
+        alive[row] = top(scores[row], scores.shape[1] - zeros)
+    return alive
 
 
 def fast_form(name: str, array: Array) -> Callable[..., Any] | None:
