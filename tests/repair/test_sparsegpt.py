@@ -4,20 +4,15 @@ import numpy as np
 import pytest
 
 from secateur import repair
-from secateur.select import NM, Element
+from secateur.select import NM, Block, Element
+
+from .layers import damped, layer, loss
 
 torch = pytest.importorskip("torch")
 
 
-def layer(out=12, inputs=32, tokens=200, seed=0):
-    """A weight and the gram of correlated inputs, float64."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(tokens, inputs)) @ (np.eye(inputs) + 0.3 * rng.normal(size=(inputs, inputs)))
-    return rng.normal(size=(out, inputs)), x.T @ x / tokens
-
-
 def textbook(weight, gram, pattern, sparsity, band, damp=0.01):
-    w, h = weight.copy(), gram + damp * np.mean(np.diag(gram)) * np.eye(len(gram))
+    w, h = weight.copy(), damped(gram, damp)
     out, inputs = w.shape
     keep = np.ones(w.shape, dtype=bool)
     spent = 0
@@ -63,3 +58,20 @@ def test_equals_the_textbook(to, pattern, sparsity):
     got = np.asarray(repair.sparsegpt(to(weight), to(gram), pattern, sparsity, columns=16))
     np.testing.assert_array_equal(got == 0, expected == 0)
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [(Element(), 0.6), (NM(2, 4), None), (Block(2, 4), 0.5)])
+def test_the_fast_form_equals_the_pure_one(pattern, sparsity):
+    weight, gram = layer(out=16, inputs=96, seed=1)
+    pure = repair.sparsegpt(weight, gram, pattern, sparsity, columns=24)
+    for kind, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-5)):
+        got = repair.sparsegpt(torch.tensor(weight, dtype=kind), torch.tensor(gram), pattern, sparsity, columns=24)
+        np.testing.assert_array_equal(got.numpy() == 0, pure == 0)
+        np.testing.assert_allclose(got.numpy(), pure, rtol=tolerance, atol=tolerance)
+
+
+def test_mends_more_than_it_breaks():
+    weight, gram = layer(out=16, inputs=64)
+    mended = repair.sparsegpt(weight, gram, Element(), 0.5)
+    assert loss(weight, mended, gram) < 0.8 * loss(weight, weight * (mended != 0), gram)
+    assert repair.layer_loss(weight, mended, gram) == pytest.approx(loss(weight, mended, gram))

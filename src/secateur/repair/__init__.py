@@ -14,8 +14,21 @@ how much. What is lost is `layer_loss`: the mean over tokens of |W x - W' x|^2.
 """
 
 from secateur.repair.gram import Gram, prepare
+from secateur.repair.least_squares import least_squares
 from secateur.repair.plain import by_criterion, magnitude, ria, wanda
 from secateur.repair.problem import layer_loss
 from secateur.repair.sparsegpt import sparsegpt
+from secateur.repair.swaps import swaps
 
-__all__ = ["Gram", "by_criterion", "layer_loss", "magnitude", "prepare", "ria", "sparsegpt", "wanda"]
+__all__ = [
+    "Gram",
+    "by_criterion",
+    "layer_loss",
+    "least_squares",
+    "magnitude",
+    "prepare",
+    "ria",
+    "sparsegpt",
+    "swaps",
+    "wanda",
+]

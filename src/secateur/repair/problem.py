@@ -37,6 +37,11 @@ class Problem:
         return (self.pattern.rows, self.pattern.columns) if isinstance(self.pattern, Block) else (1, 1)
 
     @property
+    def asked(self) -> float | None:
+        """The sparsity as an argument: None for N:M."""
+        return None if isinstance(self.pattern, NM) else self.sparsity
+
+    @property
     def zeros(self) -> int:
         """Number of weights (or blocks) to prune; of no meaning for N:M."""
         rows, columns = self.grid
