@@ -246,10 +246,10 @@ def select(tensor: torch.Tensor, positions: Iterable[Iterable[int] | None]) -> t
     taken = tensor.detach()
     for dim, index in enumerate(positions):
         if index is not None:
-            where = torch.as_tensor(list(index), dtype=torch.long, device=tensor.device)
-            if where.numel() and int(where.max()) >= taken.shape[dim]:
-                raise ModelError(f"position {int(where.max())} is outside a dimension of {taken.shape[dim]}")
-            taken = taken.index_select(dim, where)
+            where = list(index)
+            if where and max(where) >= taken.shape[dim]:
+                raise ModelError(f"position {max(where)} is outside a dimension of {taken.shape[dim]}")
+            taken = taken.index_select(dim, torch.as_tensor(where, dtype=torch.long, device=tensor.device))
     return taken.contiguous()
 
 

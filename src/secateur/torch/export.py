@@ -22,7 +22,7 @@ def export(model: nn.Module, example: Example) -> torch.export.ExportedProgram:
     args = tuple(example) if not isinstance(example, Mapping) else ()
     kwargs = dict(example) if isinstance(example, Mapping) else {}
     args, kwargs = _on_device_of(model, args), _on_device_of(model, kwargs)
-    with _prepared(model, kwargs), warnings.catch_warnings():
+    with prepared(model, kwargs), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(model, args, kwargs, strict=False)
@@ -51,13 +51,13 @@ def _on_device_of(model: nn.Module, values: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _prepared(model: nn.Module, kwargs: dict[str, Any]) -> Iterator[None]:
+def prepared(model: nn.Module, kwargs: dict[str, Any]) -> Iterator[None]:
     """Evaluation mode, no gradients, no cache, the plainest kernels; all put back afterwards."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_evaluating(model))
         stack.enter_context(_no_fast_path())
-        for config in _configs(model):
+        for config in all_configs(model):
             stack.enter_context(_attribute(config, "use_cache", False))
             stack.enter_context(_attribute(config, "_experts_implementation_internal", "batched_mm"))
         if "use_cache" in inspect.signature(model.forward).parameters and "use_cache" not in kwargs:
@@ -100,7 +100,7 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
         vars(owner)[name] = before
 
 
-def _configs(model: nn.Module) -> list[Any]:
+def all_configs(model: nn.Module) -> list[Any]:
     """The configuration objects of a Hugging Face model and those nested in them, once each."""
     found: dict[int, Any] = {}
     queue = [getattr(m, "config", None) for m in model.modules()]

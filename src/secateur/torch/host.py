@@ -20,8 +20,8 @@ from secateur.torch.bypass import bypassed
 from secateur.torch.collect import Loss, collect
 from secateur.torch.contract import Contract, contract_of
 from secateur.torch.hold import hold
+from secateur.torch.probe import derive
 from secateur.torch.resize import Changes, resize
-from secateur.torch.trace import trace
 
 
 class TorchHost:
@@ -48,7 +48,7 @@ class TorchHost:
         """What had already been pruned when the model was opened, or None."""
         self.changes = changes
         self._by_hand = layout is not None
-        self.layout = layout if layout is not None else trace(model, example)
+        self.layout = layout if layout is not None else derive(model, example)
         self.layout.check({name: tuple(p.shape) for name, p in self._tensors().items()})
 
     @classmethod
@@ -162,7 +162,7 @@ class TorchHost:
         changes = resize(self.model, self.layout, plan.keep)
         self.changes = changes if self.changes is None else self.changes.merge(changes)
         self.example = contract.after(self.example)
-        self.layout = self.layout.resized(plan.keep) if self._by_hand else trace(self.model, self.example)
+        self.layout = self.layout.resized(plan.keep) if self._by_hand else derive(self.model, self.example)
 
     def contract(self, plan: Plan) -> Contract:
         """What the outputs of the masked and the shrunk model owe each other."""

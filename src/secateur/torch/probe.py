@@ -1,0 +1,223 @@
+"""Does the model run once units are removed? What does not is frozen, with the error as the reason.
+
+A graph cannot show that a forward pass reads a size from its config, divides one size by another, or rebuilds its
+modules. So units of every kind are removed from a copy without numbers (meta device), another number in every layer,
+and the copy is run on the example: shapes are all that matters here; `verify` compares numbers later.
+"""
+
+import copy
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.dims import names
+from secateur.errors import SecateurError
+from secateur.layout import Axis, Layout
+from secateur.torch import changes as C
+from secateur.torch.batches import evaluating
+from secateur.torch.export import Example
+from secateur.torch.resize import changes_of, resize
+from secateur.torch.trace import trace
+
+SEQUENCES = (("head", "ffn", "dense", "expert", "rank", "mixer"), ("kv",), ("v",), ("qk",), ("hidden",), ("layer",))
+"""Kinds that are removed together, in the order in which the culprit is looked for."""
+WIDTHS = ("qk", "v")
+"""Kinds that one attribute often mirrors together (`head_dim`), so that they may have to be pruned alike."""
+SMALL = 50_000_000
+"""Parameters up to which a model that cannot run without numbers is copied and run with them."""
+
+Keep = dict[str, np.ndarray]
+
+
+class Failure(NamedTuple):
+    """Why a smaller copy does not run; whether `resize` said so in a sentence of its own."""
+
+    reason: str
+    sentence: bool
+
+
+Runs = Callable[[Layout, Keep], Failure | None]
+
+
+def derive(model: nn.Module, example: Example) -> Layout:
+    """The traced layout, without the axes whose removal the model does not survive.
+
+    Raises ModelError when the model cannot be exported.
+    """
+    return probe(model, trace(model, example), example)
+
+
+def probe(model: nn.Module, layout: Layout, example: Example) -> Layout:
+    """The layout with frozen axes where removal breaks the forward pass on `example`, or a reload.
+
+    A model that runs neither on the meta device nor, being large, as a copy is left as it was traced.
+    """
+    layout = _freeze(layout, _rebuilt(model, layout))
+    runs = _runner(model, example)
+    if runs is None:
+        return layout
+    for kinds in SEQUENCES:
+        groups = _groups(layout, kinds)
+        error = runs(layout, _merged(groups)) if groups else None
+        if error is None or (kinds[0] in WIDTHS and error.sentence and _run_alike(runs, layout)):
+            continue
+        layout = _freeze(layout, _culprits(runs, layout, groups))
+    return layout
+
+
+def _run_alike(runs: Runs, layout: Layout) -> bool:
+    """Whether the widths inside heads can be halved together, where each alone is refused with a sentence."""
+    axes = [axis for kind in WIDTHS for axis in layout.of_kind(kind)]
+    halves = {axis.name: np.arange(axis.size // 2) for axis in axes if axis.size > 1}
+    return runs(layout, halves) is None
+
+
+def _freeze(layout: Layout, reasons: Mapping[str, str]) -> Layout:
+    """The layout with these axes frozen too, and what is a product of one of them."""
+    if not reasons:
+        return layout
+
+    def frozen(axis: Axis) -> Axis:
+        why = next((reasons[n] for n in (axis.name, *axis.parts) if n in reasons), None)
+        return dataclasses.replace(axis, frozen=axis.frozen or why)
+
+    return dataclasses.replace(layout, axes={name: frozen(axis) for name, axis in layout.axes.items()})
+
+
+# -- what is removed --------------------------------------------------------------------------------------------------
+
+
+def _groups(layout: Layout, kinds: Iterable[str]) -> list[Keep]:
+    """What to keep, one entry for all axes of a kind that stand in like places of the layers."""
+    found: dict[tuple[str, str], Keep] = {}
+    for kind in kinds:
+        for axis in layout.of_kind(kind):
+            place = next((p for p, dims in layout.params.items() for d in dims if axis.name in names(d)), axis.name)
+            part = next((p for p, dims in layout.params.items() if axis.parts and _carries(dims, axis)), place)
+            keep = found.setdefault((kind, re.sub(r"\d+", "*", part)), {})
+            units = _units(layout, axis, len(keep))
+            if units is not None:
+                keep[axis.name] = units
+    return [keep for keep in found.values() if keep]
+
+
+def _carries(dims: Any, axis: Axis) -> bool:
+    return set(axis.parts) <= {name for dim in dims for name in names(dim)}
+
+
+def _units(layout: Layout, axis: Axis, number: int) -> np.ndarray | None:
+    """About half of the units, fewer in every second axis; equally many in each group of query heads."""
+    outer = layout.axis(axis.parts[0]).size if axis.parts else 1
+    inner = axis.size // outer
+    if inner < 2:
+        return None
+    if axis.kind == "expert":  # a router may want several of them
+        count = max(inner - 1 - number % 2, inner // 2)
+    else:
+        step = 8 if inner >= 32 and inner % 8 == 0 else 1
+        count = max(step, inner // 2 // step * step - number % 2 * step)
+    return np.concatenate([i * inner + np.arange(count) for i in range(outer)])
+
+
+def _merged(groups: Iterable[Keep]) -> Keep:
+    return {name: units for group in groups for name, units in group.items()}
+
+
+def _culprits(runs: Runs, layout: Layout, groups: list[Keep]) -> dict[str, str]:
+    """Axes without which the model does not run, beside those before them without which it does."""
+    good: list[Keep] = []
+    reasons: dict[str, str] = {}
+    for group in groups:
+        error = runs(layout, _merged([*good, group]))
+        if error is None:
+            good.append(group)
+        else:
+            reasons |= dict.fromkeys(group, error.reason)
+    return reasons
+
+
+# -- how it is run ----------------------------------------------------------------------------------------------------
+
+
+def _runner(model: nn.Module, example: Example) -> Runs | None:
+    """A function (layout, keep) -> what breaks the smaller copy, or None; None when not even a whole copy runs."""
+    for meta in (True, False):
+        if not meta and sum(p.numel() for p in model.parameters()) > SMALL:
+            break
+        if _error_of(model, example, None, {}, meta=meta) is None:
+            return functools.partial(_error_of, model, example, meta=meta)
+    return None
+
+
+def _error_of(model: nn.Module, example: Example, layout: Layout | None, keep: Keep, *, meta: bool) -> Failure | None:
+    try:
+        twin = _without_numbers(model) if meta else copy.deepcopy(model)
+        if layout is not None:
+            resize(twin, layout, keep)
+        _run(twin, _moved(example, "meta") if meta else example)
+    except SecateurError as error:
+        return Failure(str(error), True)
+    except Exception as error:  # a forward pass may fail in any way
+        first = (str(error).strip().splitlines() or [""])[0][:150]
+        return Failure(f"the model does not run when units are removed ({type(error).__name__}: {first})", False)
+    return None
+
+
+def _without_numbers(model: nn.Module) -> nn.Module:
+    """A copy on the meta device; the numbers are never copied."""
+    memo: dict[int, Any] = {}
+    for tensor in C.named_tensors(model).values():
+        memo[id(tensor)] = C.like(tensor, torch.empty_like(tensor, device="meta"))
+    return copy.deepcopy(model, memo)
+
+
+def _moved(value: Any, device: str) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(item, device) for name, item in value.items()}
+    return tuple(_moved(item, device) for item in value) if isinstance(value, tuple | list) else value
+
+
+def _run(model: nn.Module, example: Example) -> None:
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluating(model):
+        if isinstance(example, Mapping):
+            model(**example)
+        else:
+            model(*example)
+
+
+# -- what a reload would build ----------------------------------------------------------------------------------------
+
+
+def _rebuilt(model: nn.Module, layout: Layout) -> dict[str, str]:
+    """Axes inside modules of another class than the configuration builds: a reloaded model would not have them."""
+    if changes_of(model) or not hasattr(getattr(model, "config", None), "to_diff_dict"):
+        return {}
+    try:
+        with torch.device("meta"):
+            built = dict(type(model)(copy.deepcopy(model.config)).named_modules())
+    except Exception:  # a wrapper around a model, or a class that wants more than its configuration
+        return {}
+    reasons: dict[str, str] = {}
+    for path, module in model.named_modules():
+        twin = built.get(path)
+        if twin is None or type(twin) is type(module) or not path:
+            continue
+        why = (
+            f"{path} has become a {type(module).__name__}, but a reload builds {type(twin).__name__} from the "
+            "configuration"
+        )
+        for param, dims in layout.params.items():
+            if param.startswith(path + "."):
+                inside = {
+                    name for dim in dims for name in names(dim) if layout.axes[name].kind not in ("hidden", "vocab")
+                }
+                reasons |= dict.fromkeys(inside - reasons.keys(), why)
+    return reasons
