@@ -114,12 +114,6 @@ class Gram:
         """The matrix scaled to a unit diagonal, (in, in)."""
         return self.matrix / (self.scale[:, None] * self.scale[None, :])
 
-    @functools.cached_property
-    def eigen(self) -> tuple[Array, Array]:
-        """Eigenvalues (in,) and eigenvectors (in, in) of the correlation."""
-        values, vectors = namespace(self.given).linalg.eigh(self.correlation)
-        return values, vectors
-
 
 def prepare(gram: "Array | Gram", damp: float = DAMP, like: Array | None = None) -> Gram:
     """Check a gram of shape (in, in); a `Gram` is passed through. It is factorised when a method first needs that.
