@@ -15,7 +15,7 @@ def best(
     sparsity: float | None = None,
     *,
     damp: float = DAMP,
-    growth: float = 1.08,
+    growth: float = 1.05,
     fast: bool = True,
 ) -> Array:
     """SparseGPT, then ALPS from it with a slow penalty, then one pass of exact swaps and least squares.
