@@ -13,6 +13,8 @@ and ModelError for weights that are not finite. A gram that is not positive defi
 how much. What is lost is `layer_loss`: the mean over tokens of |W x - W' x|^2.
 """
 
+from secateur.repair.alps import alps
+from secateur.repair.best import best
 from secateur.repair.gram import Gram, prepare
 from secateur.repair.least_squares import least_squares
 from secateur.repair.plain import by_criterion, magnitude, ria, wanda
@@ -22,6 +24,8 @@ from secateur.repair.swaps import swaps
 
 __all__ = [
     "Gram",
+    "alps",
+    "best",
     "by_criterion",
     "layer_loss",
     "least_squares",

@@ -25,7 +25,7 @@ DAMP = 0.01
 class Gram:
     """The gram of one tensor that linears read, as `prepare` makes it.
 
-    given (in, in): symmetric, as collected; damp: what is added to the diagonal, relative to its mean; squares (in,):
+    given (in, in): as collected; damp: what is added to the diagonal, relative to its mean; squares (in,):
     its diagonal, the mean square of each input, in float64; dead (in,): which inputs are always zero.
     """
 
@@ -62,7 +62,12 @@ class Gram:
         )
         index = xp.arange(self.size, device=device(self.given))
         diagonal = xp.astype(self.squares + more, self.wide)
-        return xp.where(index[:, None] == index[None, :], diagonal[None, :], xp.astype(self.given, self.wide))
+        alive = xp.astype(~self.dead, self.wide) if bool(xp.any(self.dead)) else None
+        given = xp.astype(self.given, self.wide)
+        given = (given + xp.matrix_transpose(given)) / 2
+        if alive is not None:
+            given = given * alive[:, None] * alive[None, :]
+        return xp.where(index[:, None] == index[None, :], diagonal[None, :], given)
 
     @functools.cached_property
     def _factor(self) -> tuple[Array, float]:
@@ -114,12 +119,6 @@ class Gram:
         """The matrix scaled to a unit diagonal, (in, in)."""
         return self.matrix / (self.scale[:, None] * self.scale[None, :])
 
-    @functools.cached_property
-    def eigen(self) -> tuple[Array, Array]:
-        """Eigenvalues (in,) and eigenvectors (in, in) of the correlation."""
-        values, vectors = namespace(self.given).linalg.eigh(self.correlation)
-        return values, vectors
-
 
 def prepare(gram: "Array | Gram", damp: float = DAMP, like: Array | None = None) -> Gram:
     """Check a gram of shape (in, in); a `Gram` is passed through. It is factorised when a method first needs that.
@@ -146,12 +145,7 @@ def prepare(gram: "Array | Gram", damp: float = DAMP, like: Array | None = None)
     lowest = float(xp.min(squares))
     if lowest < 0:
         raise DataError(f"the gram has {lowest:.3g} on its diagonal; a sum of squares cannot be negative")
-    dead = squares == 0
-    given = (gram + xp.matrix_transpose(gram)) / 2
-    if bool(xp.any(dead)):
-        alive = xp.astype(~dead, gram.dtype)
-        given = given * alive[:, None] * alive[None, :]
-    return Gram(given, damp, squares, dead)
+    return Gram(gram, damp, squares, squares == 0)
 
 
 def _like(gram: Array, like: Array | None) -> Array:

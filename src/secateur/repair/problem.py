@@ -51,8 +51,9 @@ class Problem:
     def finish(self, weight: Array, mask: Array) -> Array:
         """The weight with exact zeros outside the mask, in the type of the original; dead inputs as they were."""
         xp = self.xp
-        weight = xp.where(self.gram.dead[None, :], self.weight, weight)
-        weight = xp.astype(weight, self.original.dtype)
+        if bool(xp.any(self.gram.dead)):
+            weight = xp.where(self.gram.dead[None, :], self.weight, weight)
+        weight = xp.astype(weight, self.original.dtype, copy=False)
         return xp.where(mask, weight, xp.zeros_like(weight))
 
     def array(self, values: np.ndarray) -> Array:
@@ -71,7 +72,9 @@ def pose(weight: Array, gram: "Array | Gram", pattern: Any, sparsity: float | No
     prepared = prepare(gram, damp, like=weight)
     if prepared.size != weight.shape[1]:
         raise DataError(f"the gram is of {prepared.size} inputs, the weight has {weight.shape[1]}")
-    return Problem(xp.astype(weight, wide), prepared, pattern, check_pattern(weight.shape, pattern, sparsity), weight)
+    return Problem(
+        xp.astype(weight, wide, copy=False), prepared, pattern, check_pattern(weight.shape, pattern, sparsity), weight
+    )
 
 
 def check_pattern(shape: tuple[int, ...], pattern: Any, sparsity: float | None) -> float:

@@ -192,3 +192,10 @@ def refit(
         size = after
         busy = size > goal
     return values
+
+
+def solve_positive(corr: torch.Tensor, rho: float, right: torch.Tensor) -> torch.Tensor:
+    """See `secateur.repair.alps.solve_positive`."""
+    shifted = corr.clone()
+    shifted.diagonal().add_(rho)
+    return torch.cholesky_solve(right.T, torch.linalg.cholesky(shifted)).T
