@@ -5,7 +5,7 @@ import sys
 
 CORE = (
     "arrays budget check cost criteria data dims errors evaluate files host "
-    "layout opening plan pruning schedule select stats"
+    "layout opening plan pruning repair schedule select stats"
 )
 
 

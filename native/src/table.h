@@ -4,6 +4,16 @@
 
 namespace secateur {
 
+// Loops over one row in one-shot pruning; see isa/repair.inl.
+template <class T>
+struct RepairTable {
+  void (*sweep)(T* w, int64_t width, const T* upper, int64_t ldu, const T* inverse, uint8_t* mask, int keep,
+                int of, T* errors);
+  int64_t (*swap)(const T* c, const T* largest, int64_t n, T slack, T* v, T* r, T* open, uint8_t* kept);
+  int64_t (*group)(const T* c, int64_t n, T slack, T* v, T* r, uint8_t* mask, int keep, int of,
+                   const uint8_t* patterns, int count, const T* inverses);
+};
+
 struct KernelTable {
   int width;  // floats in a vector
 
@@ -18,6 +28,9 @@ struct KernelTable {
   // Applies the activation to y[rows][tile] in place and writes the transpose to out (ldy floats from token
   // to token).
   void (*unpack_tile)(float* y, int64_t rows, int tile, int tokens, int activation, float* out, int64_t ldy);
+
+  RepairTable<float> repair_f32;
+  RepairTable<double> repair_f64;
 };
 
 // The table of a resolved instruction set (see sct_resolve_isa).

@@ -13,6 +13,7 @@ from secateur._version import __version__
 
 if TYPE_CHECKING:
     from secateur import criteria as criteria
+    from secateur import repair as repair
     from secateur.budget import Global, PerKind, Threshold, Uniform
     from secateur.check import verify
     from secateur.layout import Axis, Layout
@@ -43,7 +44,7 @@ _HOME = {
     "prune": "secateur.pruning",
     "verify": "secateur.check",
 }
-_MODULES = ("criteria", "runtime")
+_MODULES = ("criteria", "repair", "runtime")
 
 __all__ = [
     "NM",
@@ -64,6 +65,7 @@ __all__ = [
     "load",
     "open",
     "prune",
+    "repair",
     "verify",
 ]
 

@@ -30,10 +30,17 @@ class Host(Protocol):
         """Overwrite a parameter, shape unchanged."""
         ...
 
-    def collect(self, needs: Collection[str], data: Iterable[Any], axes: Sequence[str] | None = None) -> Stats:
+    def collect(
+        self,
+        needs: Collection[str],
+        data: Iterable[Any],
+        axes: Sequence[str] | None = None,
+        weights: Sequence[str] | None = None,
+    ) -> Stats:
         """Run the model over batches and sum up the quantities of `secateur.stats`, padding left out.
 
         axes: the axes whose unit quantities are wanted (default: all that can be pruned).
+        weights: the linear weights whose grams are wanted (default: all).
         """
         ...
 

@@ -5,7 +5,7 @@ position belongs to which unit (`Layout.owners`), so they cannot disagree. No fr
 come in as numpy, or as anything that the array API describes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -96,6 +96,18 @@ class Layout:
     def kinds(self) -> list[str]:
         """The kinds that have at least one prunable axis, in order of first appearance."""
         return list(dict.fromkeys(a.kind for a in self.axes.values() if not a.frozen))
+
+    def readers(self, names: Iterable[str] | None = None) -> dict[str, str]:
+        """Linear weight -> the first of `names` (default: all linear weights) that reads the same tensor as it does.
+
+        A weight that is shared under a second name reads several tensors, so it stands for itself.
+        """
+        shared = set(self.tied.values())
+        first: dict[str, str] = {}
+        return {
+            name: name if name in shared else first.setdefault(self.linears[name].reads, name)
+            for name in (self.linears if names is None else names)
+        }
 
     # -- which position belongs to which unit ---------------------------------------------------------------------
 

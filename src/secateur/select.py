@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from array_api_compat import device
 
+from secateur.arrays import Array, namespace
 from secateur.budget import Budget, Entries, Threshold, allocate
 from secateur.errors import PlanError
 from secateur.layout import Axis, Layout
@@ -211,8 +213,22 @@ def _by_rows(name: str, scores: np.ndarray, in_dim: int, pattern: NM) -> np.ndar
     rows = np.abs(_rows(scores, in_dim))
     if rows.shape[-1] % pattern.of:
         raise PlanError(f"{name} has {rows.shape[-1]} inputs, not a multiple of {pattern.of}; use another pattern")
-    groups = rows.reshape(*rows.shape[:-1], -1, pattern.of)
-    order = np.argsort(-groups, axis=-1, kind="stable")[..., : pattern.keep]
-    alive = np.zeros(groups.shape, dtype=bool)
-    np.put_along_axis(alive, order, True, axis=-1)
-    return _restored(alive.reshape(rows.shape), in_dim)
+    return _restored(nm_mask(rows, pattern), in_dim)
+
+
+def nm_mask(scores: Array, pattern: NM) -> Array:
+    """True for the `keep` highest of every `of` consecutive scores along the last axis, ties to the lower index.
+
+    On any array library: a score stays when fewer than `keep` of its group beat it.
+    """
+    xp = namespace(scores)
+    groups = xp.reshape(scores, (*scores.shape[:-1], scores.shape[-1] // pattern.of, pattern.of))
+    alive = []
+    for i in range(pattern.of):
+        beaten = xp.zeros(groups.shape[:-1], dtype=xp.int32, device=device(scores))
+        for j in range(pattern.of):
+            if j != i:
+                better = groups[..., j] >= groups[..., i] if j < i else groups[..., j] > groups[..., i]
+                beaten = beaten + xp.astype(better, xp.int32)
+        alive.append(beaten < pattern.keep)
+    return xp.reshape(xp.stack(alive, axis=-1), scores.shape)

@@ -15,6 +15,8 @@ OF_WEIGHT = {
     "grad": "dL/dw, mean over batches; shape of the parameter",
     "grad_sq": "(dL/dw)^2, mean over batches; shape of the parameter",
     "act_sq": "square of each input of a linear weight, mean over tokens; shape (in,)",
+    "gram": "product x x^T of the inputs of a linear weight, mean over tokens; shape (in, in). Weights that read the "
+    "same tensor share one, under the name of the first of them (`Layout.readers`)",
 }
 """Quantities kept for each parameter."""
 

@@ -11,6 +11,7 @@ from tests.torch import tiny
 
 
 class TorchConformance(Conformance):
+    needs = (*Conformance.needs, "gram")
     sizes = (4, 3)
     length = 7
     pad_side = "right"
@@ -67,7 +68,7 @@ class TorchConformance(Conformance):
     def slow(self, host, batches):
         """Input squares by hooks on one FFN, one row after another; gradients by autograd of the weighted loss."""
         down = next(n for n in host.layout.linears if host.layout.carries(n, "L0.ffn") and self.reads_ffn(host, n))
-        squares, absolute, count = 0.0, 0.0, 0
+        squares, absolute, gram, count = 0.0, 0.0, 0.0, 0
         seen = []
         path = down.rpartition(".")[0]
         handle = host.model.get_submodule(path).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -82,10 +83,12 @@ class TorchConformance(Conformance):
                 for j in range(x.shape[1]):
                     if mask is None or mask[i, j]:
                         squares, absolute, count = squares + x[i, j] ** 2, absolute + x[i, j].abs(), count + 1
+                        gram = gram + torch.outer(x[i, j], x[i, j])
         handle.remove()
         grad = torch.autograd.grad(total / examples, host.parameters()[down])[0]
         return {
             "act_sq": {down: (squares / count).numpy()},
+            "gram": {down: (gram / count).numpy()},
             "unit_act": {"L0.ffn": (absolute / count).numpy()},
             "grad": {down: grad.numpy()},
         }
@@ -169,7 +172,7 @@ class Encoder(nn.Module):
 
 
 class TestModule(TorchConformance):
-    needs = ("grad", "grad_sq", "act_sq", "unit_act", "unit_grad_sq")
+    needs = ("grad", "grad_sq", "act_sq", "gram", "unit_act", "unit_grad_sq")
 
     def model(self):
         torch.manual_seed(0)

@@ -9,9 +9,11 @@
 #include "vecmath.inl"
 #include "tiles.inl"
 #include "tiled.inl"
+#include "repair.inl"
 
 namespace {
 
-const secateur::KernelTable kTable = {Simd::W, pack_tile, tiled, unpack_tile};
+const secateur::KernelTable kTable = {Simd::W,     pack_tile, tiled, unpack_tile, repair_table<float>(),
+                                      repair_table<double>()};
 
 }  // namespace

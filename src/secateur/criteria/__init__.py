@@ -17,6 +17,7 @@ from secateur.criteria.brain_damage import brain_damage
 from secateur.criteria.fisher import fisher
 from secateur.criteria.gradient import gradient
 from secateur.criteria.magnitude import magnitude, threshold
+from secateur.criteria.ria import ria
 from secateur.criteria.taylor import taylor
 from secateur.criteria.wanda import wanda
 
@@ -31,6 +32,7 @@ __all__ = [
     "fisher",
     "gradient",
     "magnitude",
+    "ria",
     "taylor",
     "threshold",
     "wanda",

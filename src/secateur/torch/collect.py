@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from secateur.arrays import to_numpy
-from secateur.errors import DataError, ModelError
+from secateur.errors import DataError
 from secateur.layout import Layout
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
 from secateur.torch.batches import evaluating, real_tokens, run, size_of, to_device
+from secateur.torch.grams import TokenMask, linear_modules, real_rows, watch_grams
 from secateur.torch.observe import observe_attention
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
@@ -26,8 +27,11 @@ def collect(
     data: Iterable[Any],
     axes: Sequence[str] | None = None,
     loss: Loss | None = None,
+    weights: Sequence[str] | None = None,
 ) -> Stats:
     """Sum the quantities `needs` over the batches, in evaluation mode.
+
+    weights: the linear weights whose grams are wanted (default: all).
 
     Raises DataError when there is no batch, or when a gradient is asked for and the model returns no loss.
     """
@@ -51,6 +55,8 @@ def collect(
             stack.enter_context(observe_attention(model, layout, attention, tally, token_mask))
         if wanted & {"act_sq", "unit_act"}:
             stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, token_mask))
+        if "gram" in wanted:
+            stack.enter_context(watch_grams(linear_modules(model, layout), layout.readers(weights), tally, token_mask))
         gradients = wanted & NEEDS_GRADIENT
         if gradients:
             stack.enter_context(_gradients_on(parameters))
@@ -141,21 +147,19 @@ def _watch_inputs(
     wanted: set[str],
     axes: Sequence[str],
     tally: Tally,
-    token_mask: Callable[[str, tuple[int, int]], torch.Tensor | None],
+    token_mask: TokenMask,
 ) -> Iterator[None]:
     """Hooks that see what each linear layer reads."""
     handles = []
-    modules = dict(model.named_modules())
+    modules = linear_modules(model, layout)
     for param, linear in layout.linears.items():
         readers = [axis for axis in axes if _reads_axis(layout, param, axis)] if "unit_act" in wanted else []
         if "act_sq" not in wanted and not readers:
             continue
         inputs = layout.shape(param)[linear.in_dim]
-        for name in (param, *(alias for alias, first in layout.tied.items() if first == param)):
-            path, _, leaf = name.rpartition(".")
-            if leaf == "weight" and path in modules:
-                hook = _input_hook(param, path, inputs, layout, readers, "act_sq" in wanted, tally, token_mask)
-                handles.append(modules[path].register_forward_pre_hook(hook))
+        for path, module in modules.get(param, {}).items():
+            hook = _input_hook(param, path, inputs, layout, readers, "act_sq" in wanted, tally, token_mask)
+            handles.append(module.register_forward_pre_hook(hook))
     try:
         yield
     finally:
@@ -171,19 +175,14 @@ def _input_hook(
     readers: Sequence[str],
     squares: bool,
     tally: Tally,
-    token_mask: Callable[[str, tuple[int, int]], torch.Tensor | None],
+    token_mask: TokenMask,
 ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     in_dim = layout.linears[param].in_dim
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0].detach()
-        if not x.is_floating_point():  # the embedding that shares its weight with a linear layer
+        rows = real_rows(path, args[0], inputs, token_mask)
+        if rows is None:
             return
-        if x.shape[-1] != inputs:
-            raise ModelError(f"{path} reads {x.shape[-1]} values where the layout says {inputs}")
-        mask = token_mask(path, (x.shape[0], x.shape[1])) if x.dim() == 3 else None
-        rows = x[mask] if mask is not None else x.reshape(-1, inputs)
-        rows = rows.float()
         if squares:
             tally.add("act_sq", param, rows.square().sum(0), rows.shape[0])
         if readers:

@@ -85,9 +85,15 @@ class TorchHost:
             raise ModelError(f"{param} has shape {tuple(target.shape)}; cannot write {tuple(value.shape)}")
         target.copy_(value)
 
-    def collect(self, needs: Collection[str], data: Iterable[Any], axes: Sequence[str] | None = None) -> Stats:
+    def collect(
+        self,
+        needs: Collection[str],
+        data: Iterable[Any],
+        axes: Sequence[str] | None = None,
+        weights: Sequence[str] | None = None,
+    ) -> Stats:
         """See `secateur.host.Host.collect`."""
-        return collect(self.model, self.layout, self.parameters(), needs, data, axes, self.loss)
+        return collect(self.model, self.layout, self.parameters(), needs, data, axes, self.loss, weights)
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
         """Floating-point outputs in evaluation mode, caches left out."""

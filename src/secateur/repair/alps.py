@@ -1,0 +1,85 @@
+"""ALPS: alternating directions on the layer problem, then least squares (Meng et al., 2024).
+
+In the scale where the gram has a unit diagonal, C, with v0 the dense row: B = (C + rho I)^-1 (C v0 - V + rho D),
+D = the kept part of B + V / rho, V += rho (B - D), while rho grows and the choice settles. It begins at the SparseGPT
+solution D with V = C (v0 - D), the dual that makes a fit on its support stationary, so that rho may start high and a
+dozen steps do; each step solves with a Cholesky factor, so no eigenvectors are needed.
+"""
+
+from array_api_compat import device
+
+from secateur.arrays import Array, namespace
+from secateur.repair.gram import DAMP, Gram
+from secateur.repair.least_squares import refit
+from secateur.repair.problem import Problem, choose, fast_form, pose
+from secateur.repair.start import Start, start_mask
+from secateur.select import NM, Block, Element
+
+SETTLED = 5e-4
+"""Share of the kept weights below which a changed choice counts as settled."""
+
+
+def alps(
+    weight: Array,
+    gram: "Array | Gram",
+    pattern: Element | NM | Block,
+    sparsity: float | None = None,
+    *,
+    start: Start = None,
+    damp: float = DAMP,
+    rho: float = 0.3,
+    growth: float = 1.12,
+    steps: int = 300,
+    tolerance: float | None = None,
+    fast: bool = True,
+) -> Array:
+    """Prune and mend a weight (out, in); see `secateur.repair` for arguments and errors.
+
+    start: where it begins (a mask, a pruned weight or a method); SparseGPT when left out. rho: the first penalty, and
+    growth: its factor from step to step; a lower growth takes more steps and finds slightly better choices. steps: the
+    most that are taken. tolerance: of the least squares fit at the end.
+    Counts over the matrix: element and block patterns have round(sparsity * number of weights or blocks) zeros.
+    """
+    problem = pose(weight, gram, pattern, sparsity, damp)
+    mask, values = start_mask(problem, start, fast)
+    values, mask = choose_by_splitting(problem, values, mask, rho, growth, steps, fast)
+    xp = problem.xp
+    scale = xp.astype(problem.gram.scale, problem.weight.dtype)[None, :]
+    corr = xp.astype(problem.gram.correlation, problem.weight.dtype)
+    fit = (fast_form("refit", values) if fast else None) or refit
+    values = fit(values, problem.weight * scale, corr, mask & ~problem.gram.dead[None, :], tolerance)
+    return problem.finish(values / scale, mask)
+
+
+def choose_by_splitting(
+    problem: Problem, values: Array, mask: Array, rho: float, growth: float, steps: int, fast: bool
+) -> tuple[Array, Array]:
+    """The splitting itself: weights in the scale of a unit diagonal (out, in), and the mask of what they keep."""
+    xp = problem.xp
+    solve = (fast_form("solve_positive", problem.weight) if fast else None) or solve_positive
+    alive = xp.astype(~problem.gram.dead, problem.weight.dtype)[None, :]
+    scale = xp.astype(problem.gram.scale, problem.weight.dtype)[None, :] * alive
+    corr = xp.astype(problem.gram.correlation, problem.weight.dtype)
+    dense = problem.weight * scale
+    kept = values * scale * xp.astype(mask, values.dtype)
+    target = dense @ corr
+    dual = target - kept @ corr
+    total = float(xp.sum(xp.astype(mask, xp.float64)))
+    for _ in range(steps):
+        free = solve(corr, rho, target - dual + rho * kept)
+        pulled = (free + dual / rho) * alive
+        before, mask = mask, choose(pulled**2, problem.pattern, problem.zeros)
+        kept = pulled * xp.astype(mask, pulled.dtype)
+        dual = dual + rho * (free - kept)
+        rho *= growth
+        if float(xp.sum(xp.astype(mask != before, xp.float64))) <= SETTLED * total:
+            break
+    return kept, mask
+
+
+def solve_positive(corr: Array, rho: float, right: Array) -> Array:
+    """The rows x of right (out, in) with (corr + rho I) x = right."""
+    xp = namespace(corr)
+    index = xp.arange(corr.shape[0], device=device(corr))
+    shifted = xp.where(index[:, None] == index[None, :], corr + rho, corr)
+    return xp.matrix_transpose(xp.linalg.solve(shifted, xp.matrix_transpose(right)))

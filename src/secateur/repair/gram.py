@@ -1,0 +1,171 @@
+"""Gram: the second moment of a layer's inputs, checked, damped, and factorised at most once.
+
+Linears that read the same tensor share one gram; passing the same `Gram` to each call shares its factors too.
+"""
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import device
+
+from secateur.arrays import Array, all_finite, namespace, to_numpy
+from secateur.errors import DataError
+
+WIDE_INPUTS = 4096
+"""Grams of more inputs are factorised in their own type, else in float64."""
+
+DAMP = 0.01
+"""Added to the diagonal, relative to its mean (Frantar and Alistarh, 2023)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """The gram of one tensor that linears read, as `prepare` makes it.
+
+    given (in, in): symmetric, as collected; damp: what is added to the diagonal, relative to its mean; squares (in,):
+    its diagonal, the mean square of each input, in float64; dead (in,): which inputs are always zero.
+    """
+
+    given: Array
+    damp: float
+    squares: Array
+    dead: Array
+
+    @property
+    def size(self) -> int:
+        """Number of inputs."""
+        return int(self.given.shape[0])
+
+    @property
+    def wide(self) -> Any:
+        """The type in which it is factorised: float64, but for large grams in float32, where memory counts."""
+        xp = namespace(self.given)
+        return self.given.dtype if self.size > WIDE_INPUTS else xp.float64
+
+    @property
+    def matrix(self) -> Array:
+        """The damped, positive definite gram (in, in); rows of dead inputs are zero but for the diagonal."""
+        return self._damped(self.damping)
+
+    @functools.cached_property
+    def damping(self) -> float:
+        """What is added to the diagonal."""
+        return self._factor[1]
+
+    def _damped(self, damping: float) -> Array:
+        xp = namespace(self.given)
+        more = xp.where(
+            self.dead, xp.full_like(self.squares, self._mean + damping), xp.full_like(self.squares, damping)
+        )
+        index = xp.arange(self.size, device=device(self.given))
+        diagonal = xp.astype(self.squares + more, self.wide)
+        return xp.where(index[:, None] == index[None, :], diagonal[None, :], xp.astype(self.given, self.wide))
+
+    @functools.cached_property
+    def _factor(self) -> tuple[Array, float]:
+        """Cholesky factor of the damped matrix with both of its axes reversed, and the damping that it took."""
+        xp = namespace(self.given)
+        share = self.damp
+        for _ in range(14):
+            try:
+                factor = xp.linalg.cholesky(xp.flip(self._damped(share * self._mean), axis=(0, 1)))
+            except (RuntimeError, np.linalg.LinAlgError):
+                share = max(share * 10, 1e-9)
+                continue
+            if share != self.damp:
+                warnings.warn(
+                    f"the gram is not positive definite: {share * self._mean:.3g} ({share:.1e} of its mean diagonal) "
+                    "was added to its diagonal; more calibration tokens, or sums in float32 or better, avoid this",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return factor, share * self._mean
+        raise DataError("the gram is far from positive definite; it is no sum of x x^T")
+
+    @property
+    def _mean(self) -> float:
+        """Mean of the diagonal over living inputs; 1 where there is none."""
+        xp = namespace(self.given)
+        living = self.size - int(xp.sum(xp.astype(self.dead, xp.int64)))
+        return float(xp.sum(self.squares)) / living if living else 1.0
+
+    @functools.cached_property
+    def upper(self) -> Array:
+        """The upper Cholesky factor U (in, in) of the inverse: U^T U = matrix^-1.
+
+        matrix = R R^T with R upper triangular comes from the Cholesky factor of the reversed matrix; U = R^-1.
+        """
+        factor, self.__dict__["damping"] = self._factor
+        del self.__dict__["_factor"]
+        return _triangular_inverse(namespace(factor).flip(factor, axis=(0, 1)))
+
+    @functools.cached_property
+    def scale(self) -> Array:
+        """Square root of the diagonal of the matrix, of shape (in,)."""
+        xp = namespace(self.given)
+        dead = xp.where(self.dead, xp.full_like(self.squares, self._mean), xp.zeros_like(self.squares))
+        return xp.astype(xp.sqrt(self.squares + dead + self.damping), self.wide)
+
+    @functools.cached_property
+    def correlation(self) -> Array:
+        """The matrix scaled to a unit diagonal, (in, in)."""
+        return self.matrix / (self.scale[:, None] * self.scale[None, :])
+
+
+def prepare(gram: "Array | Gram", damp: float = DAMP, like: Array | None = None) -> Gram:
+    """Check a gram of shape (in, in); a `Gram` is passed through. It is factorised when a method first needs that.
+
+    damp: what is added to the diagonal, relative to the mean of the diagonal over living inputs. Where the result is
+    not positive definite the damping grows tenfold until it is, and a RuntimeWarning says to what.
+    like: the array whose library and device the result takes, where the gram has another one.
+
+    Raises DataError when the gram is not square, not finite or has a negative diagonal.
+    """
+    if isinstance(gram, Gram):
+        return gram
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise DataError(f"a gram has shape (inputs, inputs), not {tuple(gram.shape)}")
+    if not damp >= 0:
+        raise DataError(f"damp {damp} is negative; 0.01 adds a hundredth of the mean diagonal")
+    gram = _like(gram, like)
+    if not all_finite(gram):
+        raise DataError("the gram is NaN or infinite; look for NaN or huge activations of the model on this data")
+    xp = namespace(gram)
+    if gram.dtype != xp.float64:
+        gram = xp.astype(gram, xp.float32)
+    squares = xp.astype(xp.linalg.diagonal(gram), xp.float64)
+    lowest = float(xp.min(squares))
+    if lowest < 0:
+        raise DataError(f"the gram has {lowest:.3g} on its diagonal; a sum of squares cannot be negative")
+    dead = squares == 0
+    given = (gram + xp.matrix_transpose(gram)) / 2
+    if bool(xp.any(dead)):
+        alive = xp.astype(~dead, gram.dtype)
+        given = given * alive[:, None] * alive[None, :]
+    return Gram(given, damp, squares, dead)
+
+
+def _like(gram: Array, like: Array | None) -> Array:
+    """The gram in the library and on the device of another array."""
+    if like is None:
+        return gram
+    xp = namespace(like)
+    if type(gram) is not type(like) and xp is not namespace(gram):
+        gram = to_numpy(gram)
+    return xp.asarray(gram, device=device(like))
+
+
+def _triangular_inverse(upper: Array, base: int = 64) -> Array:
+    """Inverse of an upper triangular matrix by halves: [A B; 0 C]^-1 = [A^-1, -A^-1 B C^-1; 0, C^-1]."""
+    xp = namespace(upper)
+    size = upper.shape[0]
+    if size <= base:
+        return xp.linalg.inv(upper)
+    half = size // 2
+    a, c = _triangular_inverse(upper[:half, :half], base), _triangular_inverse(upper[half:, half:], base)
+    corner = -(a @ upper[:half, half:] @ c)
+    below = xp.zeros((size - half, half), dtype=upper.dtype, device=device(upper))
+    return xp.concat([xp.concat([a, corner], axis=1), xp.concat([below, c], axis=1)], axis=0)

@@ -1,0 +1,54 @@
+"""Pruning by a criterion alone, through the interface of repair: nothing is mended."""
+
+import inspect
+from collections.abc import Callable
+
+from secateur import criteria
+from secateur.arrays import Array
+from secateur.errors import PlanError
+from secateur.repair.gram import Gram
+from secateur.repair.problem import choose, pose
+from secateur.select import NM, Block, Element
+
+
+def by_criterion(
+    criterion: Callable[..., Array],
+    weight: Array,
+    gram: "Array | Gram",
+    pattern: Element | NM | Block,
+    sparsity: float | None = None,
+    *,
+    within: str = "row",
+) -> Array:
+    """Keep the weights (out, in) that a criterion of `weight` and `act_sq` scores highest; see `secateur.repair`.
+
+    within: "row" gives every output row (or band of blocks) the same number of zeros, round(sparsity * inputs) of them
+    but for a last remainder, so that the matrix has round(sparsity * number of weights); "matrix" ranks all together.
+    """
+    problem = pose(weight, gram, pattern, sparsity)
+    xp = problem.xp
+    needs = [p.name for p in inspect.signature(criterion).parameters.values() if p.default is p.empty]
+    quantities = {"weight": problem.weight, "act_sq": xp.astype(problem.gram.squares, problem.weight.dtype)[None, :]}
+    strange = [need for need in needs if need not in quantities]
+    if strange:
+        raise PlanError(f"criterion {criterion.__name__} asks for {strange[0]!r}; a gram gives weight and act_sq")
+    scores = xp.abs(criterion(**{need: quantities[need] for need in needs}))
+    mask = choose(scores, pattern, problem.zeros, by_row=within == "row")
+    return problem.finish(problem.weight, mask)
+
+
+def magnitude(
+    weight: Array, gram: "Array | Gram", pattern: Element | NM | Block, sparsity: float | None = None
+) -> Array:
+    """|w|, ranked over the matrix; the gram is only checked."""
+    return by_criterion(criteria.magnitude, weight, gram, pattern, sparsity, within="matrix")
+
+
+def wanda(weight: Array, gram: "Array | Gram", pattern: Element | NM | Block, sparsity: float | None = None) -> Array:
+    """|w_ij| sqrt(H_jj), ranked within each row (Sun et al., 2024)."""
+    return by_criterion(criteria.wanda, weight, gram, pattern, sparsity)
+
+
+def ria(weight: Array, gram: "Array | Gram", pattern: Element | NM | Block, sparsity: float | None = None) -> Array:
+    """Relative importance and activations, ranked over the matrix (Zhang et al., 2024)."""
+    return by_criterion(criteria.ria, weight, gram, pattern, sparsity, within="matrix")

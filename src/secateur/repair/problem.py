@@ -1,0 +1,151 @@
+"""What every method does before and after its own idea: checks, working precision, exact zeros, choice by rank."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+from array_api_compat import device
+
+from secateur.arrays import Array, all_finite, namespace, to_numpy
+from secateur.budget import check_sparsity
+from secateur.errors import DataError, ModelError, PlanError
+from secateur.repair.gram import DAMP, Gram, prepare
+from secateur.select import NM, Block, Element, nm_mask, top
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One layer to prune: weight (out, in) in float32 or float64, its gram, and what may stay."""
+
+    weight: Array
+    gram: Gram
+    pattern: Element | NM | Block
+    sparsity: float
+    original: Array
+
+    @property
+    def xp(self) -> Any:
+        """The array namespace of the weight."""
+        return namespace(self.weight)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of what is chosen: (1, 1) but for blocks."""
+        return (self.pattern.rows, self.pattern.columns) if isinstance(self.pattern, Block) else (1, 1)
+
+    @property
+    def asked(self) -> float | None:
+        """The sparsity as an argument: None for N:M."""
+        return None if isinstance(self.pattern, NM) else self.sparsity
+
+    @property
+    def zeros(self) -> int:
+        """Number of weights (or blocks) to prune; of no meaning for N:M."""
+        rows, columns = self.grid
+        out, inputs = self.weight.shape
+        return round((out // rows) * (inputs // columns) * self.sparsity)
+
+    def finish(self, weight: Array, mask: Array) -> Array:
+        """The weight with exact zeros outside the mask, in the type of the original; dead inputs as they were."""
+        xp = self.xp
+        weight = xp.where(self.gram.dead[None, :], self.weight, weight)
+        weight = xp.astype(weight, self.original.dtype)
+        return xp.where(mask, weight, xp.zeros_like(weight))
+
+    def array(self, values: np.ndarray) -> Array:
+        """A numpy array in the library and on the device of the weight."""
+        return self.xp.asarray(values, device=device(self.weight))
+
+
+def pose(weight: Array, gram: "Array | Gram", pattern: Any, sparsity: float | None, damp: float = DAMP) -> Problem:
+    """Check the arguments of a method; see `secateur.repair` for what it raises."""
+    if weight.ndim != 2:
+        raise ModelError(f"repair works on a weight of shape (out, in), not {tuple(weight.shape)}")
+    if not all_finite(weight):
+        raise ModelError("the weight holds NaN or infinity; mend the model before pruning it")
+    xp = namespace(weight)
+    wide = xp.float64 if weight.dtype == xp.float64 else xp.float32
+    prepared = prepare(gram, damp, like=weight)
+    if prepared.size != weight.shape[1]:
+        raise DataError(f"the gram is of {prepared.size} inputs, the weight has {weight.shape[1]}")
+    return Problem(xp.astype(weight, wide), prepared, pattern, check_pattern(weight.shape, pattern, sparsity), weight)
+
+
+def check_pattern(shape: tuple[int, ...], pattern: Any, sparsity: float | None) -> float:
+    """The fraction of zeros that a pattern and a sparsity mean; PlanError when a weight of `shape` cannot meet them."""
+    out, inputs = shape
+    if isinstance(pattern, NM):
+        if inputs % pattern.of:
+            raise PlanError(f"the weight has {inputs} inputs, not a multiple of {pattern.of}; use another pattern")
+        share = 1 - pattern.keep / pattern.of
+        if sparsity is not None and abs(sparsity - share) > 1e-9:
+            raise PlanError(f"pattern {pattern} is its own budget ({share:g} zeros); leave out sparsity {sparsity}")
+        return share
+    if isinstance(pattern, Block):
+        if out % pattern.rows or inputs % pattern.columns:
+            raise PlanError(f"the weight is {out} x {inputs}, which blocks of {pattern} do not divide; choose others")
+    elif not isinstance(pattern, Element):
+        raise PlanError(f"repair prunes single weights, N:M groups or blocks, not {pattern}")
+    if sparsity is None:
+        raise PlanError(f"pattern {pattern} needs a sparsity")
+    return check_sparsity(sparsity)
+
+
+def layer_loss(weight: Array, new: Array, gram: Array) -> float:
+    """Mean over tokens of |W x - W' x|^2 = tr((W - W') H (W - W')^T), in float64.
+
+    weight, new: (out, in); gram: (in, in), or a `Gram`, whose damping then counts.
+    """
+    matrix = gram.matrix if isinstance(gram, Gram) else gram
+    change = to_numpy(weight).astype(np.float64) - to_numpy(new).astype(np.float64)
+    return float(np.sum((change @ to_numpy(matrix).astype(np.float64)) * change))
+
+
+def choose(scores: Array, pattern: Element | NM | Block, zeros: int | None, by_row: bool = False) -> Array:
+    """Bool mask of shape (out, in), True for what stays: the best of each N:M group, or all but the `zeros` lowest.
+
+    For blocks, `zeros` counts blocks and the score of a block is the sum over its weights. `by_row` deals the zeros out
+    evenly among the rows (of weights or blocks), one more to the first ones where they do not divide. Ties go to the
+    lower index.
+    """
+    if isinstance(pattern, NM):
+        return nm_mask(scores, pattern)
+    xp = namespace(scores)
+    rows, columns = (pattern.rows, pattern.columns) if isinstance(pattern, Block) else (1, 1)
+    out, inputs = scores.shape
+    if (rows, columns) != (1, 1):
+        scores = xp.sum(xp.reshape(scores, (out // rows, rows, inputs // columns, columns)), axis=(1, 3))
+    grid = to_numpy(scores)
+    if by_row:
+        each, more = divmod(zeros or 0, len(grid))
+        first, last = _best_of_rows(grid[:more], each + 1), _best_of_rows(grid[more:], each)
+        alive = np.concatenate([first, last])
+    else:
+        alive = top(grid.reshape(-1), grid.size - (zeros or 0)).reshape(grid.shape)
+    if (rows, columns) != (1, 1):
+        alive = np.repeat(np.repeat(alive, rows, axis=0), columns, axis=1)
+    return xp.asarray(alive, device=device(scores))
+
+
+def _best_of_rows(scores: np.ndarray, zeros: int) -> np.ndarray:
+    """All but the `zeros` lowest of each row, ties to the lower index."""
+    if not zeros or not len(scores):
+        return np.ones(scores.shape, dtype=bool)
+    if zeros >= scores.shape[1]:
+        return np.zeros(scores.shape, dtype=bool)
+    last = np.partition(scores, zeros, axis=1)[:, zeros, None]
+    alive = scores >= last
+    for row in np.flatnonzero(alive.sum(1) != scores.shape[1] - zeros):  # ties
+        alive[row] = top(scores[row], scores.shape[1] - zeros)
+    return alive
+
+
+def fast_form(name: str, array: Array) -> Callable[..., Any] | None:
+    """The torch form of an inner loop (see `secateur.torch.repair`) when the array is a tensor, else None."""
+    if not array_api_compat.is_torch_array(array):
+        return None
+    found: Callable[..., Any] = getattr(importlib.import_module("secateur.torch.repair"), name)
+    return found
