@@ -105,7 +105,7 @@ def read_tensor(entry: Entry) -> torch.Tensor:
     return torch.from_numpy(raw).view(dtype).reshape(entry.shape)
 
 
-def write_shard(path: Path, parts: Mapping[str, torch.Tensor | Entry], workspace: Path) -> str:
+def write_shard(path: Path, parts: Mapping[str, torch.Tensor | Entry], workspace: Path, *, flush: bool = True) -> str:
     """Write a safetensors file, byte ranges of other files copied as they are; returns its SHA-256.
 
     The file is made in `workspace`, flushed to the disk and then renamed, so that `path` is whole or absent.
@@ -124,8 +124,9 @@ def write_shard(path: Path, parts: Mapping[str, torch.Tensor | Entry], workspace
         for chunk in (struct.pack("<Q", len(text)), text, *_chunks(parts)):
             digest.update(chunk)
             stream.write(chunk)
-        stream.flush()
-        os.fsync(stream.fileno())
+        if flush:
+            stream.flush()
+            os.fsync(stream.fileno())
     os.replace(temporary, path)
     return digest.hexdigest()
 
