@@ -196,7 +196,7 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Modules that are built here get parameters on the meta device; buffers keep the numbers that they are born with."""
+    """Modules that are built here get parameters on the meta device; buffers keep their numbers."""
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:

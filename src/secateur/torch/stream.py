@@ -26,7 +26,7 @@ from secateur.torch.blocks import Call, Pruned, counted, grams_of, left_out, pru
 from secateur.torch.bypass import first_of
 from secateur.torch.calls import chains, next_call
 from secateur.torch.hub import INDEX
-from secateur.torch.journal import Journal, Workspace, workspace
+from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose
 from secateur.torch.reconstruct import reconstruct
 from secateur.torch.shards import file_hash, read_entries, write_shard
