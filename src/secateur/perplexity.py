@@ -75,7 +75,7 @@ def text_score(
         score["interval"] = interval_of(difference)
     if kl is not None and flips is not None:
         score |= {"kl": float(kl.mean()), "flips": float(flips.mean())}
-    return TextScore(**score)  # type: ignore[arg-type]
+    return TextScore(**score)
 
 
 def interval_of(values: np.ndarray) -> tuple[float, float] | None:

@@ -87,10 +87,10 @@ def prune_weights(
             warnings.simplefilter("always")
             try:
                 new = method(weight, given, pattern, sparsity(name), **options)
-            except PlanError as error:
-                raise PlanError(f"{name}: {error}") from None
-            except TypeError as error:
-                raise PlanError(f"the options {dict(options)} do not fit {method.__name__}: {error}") from None
+            except PlanError as wrong:
+                raise PlanError(f"{name}: {wrong}") from None
+            except TypeError as wrong:
+                raise PlanError(f"the options {dict(options)} do not fit {method.__name__}: {wrong}") from None
         new = new.to(stored(name)).to(held.dtype)
         error = 0.0
         if gram is not None:

@@ -98,7 +98,7 @@ def read_tensor(entry: Entry) -> torch.Tensor:
     raw = np.empty(entry.bytes, dtype=np.uint8)
     with entry.file.open("rb") as stream:
         stream.seek(entry.begin)
-        read = stream.readinto(memoryview(raw)) if raw.size else 0
+        read = stream.readinto(raw.data) if raw.size else 0
     dtype = TYPES[entry.dtype]
     if read != entry.bytes or entry.bytes != math.prod(entry.shape) * dtype.itemsize:
         raise ModelError(f"{entry.file} is damaged or cut short; save or copy it again")

@@ -180,7 +180,7 @@ def _from_config(factory: Any, config: Any) -> Any:
     build = getattr(factory, "_from_config", None) or factory.from_config
     model = build(config, dtype=COMPUTE).eval()
     for module in model.modules():
-        own = getattr(module, "config", None)
+        own: Any = getattr(module, "config", None)
         if hasattr(own, "use_cache"):
             own.use_cache = False
     return model.requires_grad_(False)
@@ -204,11 +204,11 @@ def _parameters_on_meta() -> Iterator[None]:
         if param is not None and not param.is_meta:
             module._parameters[name] = type(param)(param.to("meta"), requires_grad=param.requires_grad)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        nn.Module.register_parameter = register
 
 
 @contextlib.contextmanager
