@@ -1,4 +1,4 @@
-"""secateur eval: accuracy of a saved model, and how far it is from another one."""
+"""secateur eval: accuracy or perplexity of a saved model, and how far it is from another one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,12 @@ import typer
 from secateur.cli import common
 
 NAME = "eval"
-EXAMPLES = "Example:  secateur eval ./pruned --data test.csv --text-column text --label-column label --against ./dense"
+EXAMPLES = (
+    "Examples:  secateur eval ./pruned --data test.csv --text-column text --label-column label --against ./dense   |   "
+    "secateur eval ./sparse-llm --task perplexity --text news.txt --context 2048 --reference ./dense-llm"
+)
+PERPLEXITY = "perplexity"
+LANGUAGE = "Language models"
 
 
 def command(
@@ -18,16 +23,38 @@ def command(
     label_column: common.LabelColumnOption = "label",
     split: common.SplitOption = None,
     against: Annotated[
-        Path | None, typer.Option(help="The dense model: adds KL and the share of changed answers.")
+        str | None,
+        typer.Option("--against", "--reference", help="The dense model: adds KL and the share of changed answers."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Text for --task perplexity (.txt, or a table).", rich_help_panel=LANGUAGE)
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens in a window.", min=2, rich_help_panel=LANGUAGE)] = 2048,
+    samples: Annotated[
+        int | None, typer.Option(help="The first windows only; default: all.", min=1, rich_help_panel=LANGUAGE)
     ] = None,
     max_length: common.LengthOption = 128,
     batch_size: common.BatchOption = 32,
-    task: common.TaskOption = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="[bold]perplexity[/], or load as AutoModelFor[bold]TASK[/]; default: the class the folder names.",
+            rich_help_panel=common.MODEL_PANEL,
+        ),
+    ] = None,
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Score a model on labelled texts."""
+    """Score a model on labelled texts, or a language model on plain text with --task perplexity."""
+    options = {"trust_remote_code": True} if trust_remote_code else {}
+    if task == PERPLEXITY:
+        from secateur.cli import language
+
+        common.quiet_libraries()
+        common.set_threads(threads)
+        language.evaluate(model, text, text_column, context, against, samples, None, options, json)
+        return
     rows = common.read_data(data, text_column, label_column, split)
 
     from dataclasses import asdict
@@ -39,7 +66,6 @@ def command(
 
     common.quiet_libraries()
     common.set_threads(threads)
-    options = {"trust_remote_code": True} if trust_remote_code else {}
     host = TorchHost.untraced(load_model(model, task=task, **options))
     tokenizer = load_tokenizer(model)
     batches = Batches(encode(host.model, tokenizer, rows, max_length), tokenizer, batch_size)

@@ -1,4 +1,7 @@
-"""secateur prune: decide, verify, fine-tune, shrink, save, reload and compare; or sweep a threshold first."""
+"""secateur prune: decide, verify, fine-tune, shrink, save, reload and compare; or sweep a threshold first.
+
+With --calibration or --recipe the model is a language model, which `secateur.cli.language` prunes block by block.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +13,7 @@ from secateur.cli import common
 
 if TYPE_CHECKING:
     from secateur.budget import Budget
+    from secateur.recipe import Recipe
     from secateur.torch.host import TorchHost
     from secateur.torch.workflow import Data, Outcome
 
@@ -18,15 +22,22 @@ EXAMPLES = (
     "Examples:  secateur prune ./classifier --data reviews.csv --criterion magnitude --sparsity 0.8 "
     "--fine-tune 1 --output ./sparse   |   secateur prune ./classifier --data reviews.csv --criterion taylor "
     "--pattern head,ffn --sparsity 0.5 --fine-tune 2 --output ./small   |   secateur prune ./classifier "
-    "--data reviews.csv --sweep 0.3,0.5,0.7,0.8,0.9 --output ./sweep"
+    "--data reviews.csv --sweep 0.3,0.5,0.7,0.8,0.9 --output ./sweep   |   secateur prune ./llm --criterion sparsegpt "
+    "--pattern 2:4 --calibration text.txt --samples 128 --context 512 --memory 4GiB --output ./sparse-llm"
 )
 CHOICE = "What to prune"
 TUNING = "Fine-tuning"
+LANGUAGE = "Language models, block by block"
+FROM_RECIPE = ("task", "criterion", "pattern", "sparsity", "calibration", "text_column", "samples", "context", "seed")
+"""Options that a recipe has under the same name."""
 
 
 def command(
-    model: common.ModelArgument,
-    output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],
+    context_: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="A model folder, a hub id such as org/name, or a .gguf file.", metavar="MODEL")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)] = None,
     data: common.DataOption = None,
     text_column: common.TextColumnOption = "text",
     label_column: common.LabelColumnOption = "label",
@@ -44,7 +55,10 @@ def command(
         int, typer.Option(help="Training rows used for scoring.", min=1, rich_help_panel=common.DATA_PANEL)
     ] = 512,
     criterion: Annotated[
-        str, typer.Option(help="A function of secateur.criteria.", rich_help_panel=CHOICE)
+        str,
+        typer.Option(
+            help="A function of secateur.criteria; of secateur.repair with --calibration.", rich_help_panel=CHOICE
+        ),
     ] = "magnitude",
     pattern: Annotated[
         str,
@@ -75,6 +89,24 @@ def command(
             "--gradual", help="Prune along a cubic schedule while training (magnitude).", rich_help_panel=TUNING
         ),
     ] = False,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="YAML with the options of this panel; options given here win.", rich_help_panel=LANGUAGE),
+    ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text to calibrate on (.txt, or a table); several are mixed.", rich_help_panel=LANGUAGE),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.", min=1, rich_help_panel=LANGUAGE)] = 128,
+    context: Annotated[int, typer.Option(help="Tokens in a window.", min=2, rich_help_panel=LANGUAGE)] = 512,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="The most to take, e.g. 4GiB; states go to disk for it.", rich_help_panel=LANGUAGE),
+    ] = None,
+    reconstruct: Annotated[
+        bool,
+        typer.Option("--reconstruct", help="Tune each block on the dense model's output.", rich_help_panel=LANGUAGE),
+    ] = False,
     max_length: common.LengthOption = 128,
     batch_size: common.BatchOption = 32,
     seed: common.SeedOption = 0,
@@ -92,10 +124,24 @@ def command(
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Prune a text classifier; nothing is saved unless masked and shrunk agree and the reloaded model is equal."""
+    """Prune a text classifier (--data), or a language model block by block (--calibration or --recipe).
+
+    A classifier is saved only if masked and shrunk agree and the reloaded model is equal. A language model is written
+    shard by shard: a run that was stopped goes on when the same command is given again.
+    """
+    if calibration or recipe is not None:
+        from secateur.cli import language
+
+        language.prune(language_recipe(context_), overwrite, threads, json)
+        return
+
+    from secateur.errors import PlanError
     from secateur.files import check_output, new_folder
     from secateur.select import parse_pattern
 
+    if model is None or output is None:
+        raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
+    refuse_given(context_, ("samples", "context", "memory", "reconstruct"))
     check_output(output, overwrite)
     score = find_criterion(criterion)
     shape = parse_pattern(pattern)
@@ -133,6 +179,36 @@ def command(
         save_options={"uniform": uniform},
     )
     show(outcome, json)
+
+
+def language_recipe(context: typer.Context) -> "Recipe":
+    """The recipe of --recipe with what was given on the command line on top, or that of the command line alone."""
+    from secateur.recipe import make_recipe, read_recipe
+
+    refuse_given(context, ("data", "threshold", "sweep", "fine_tune", "distil", "gradual", "uniform", "eval_data"))
+    file = context.params["recipe"]
+    names = [n for n in FROM_RECIPE if _given(context, n)]
+    names += [n for n in ("model", "output", "memory") if context.params[n] is not None]
+    values = {name: context.params[name] for name in names}
+    if context.params["reconstruct"]:
+        values["reconstruct"] = True
+    return make_recipe(**values) if file is None else read_recipe(file, **values)
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def refuse_given(context: typer.Context, names: Sequence[str]) -> None:
+    """PlanError when an option was given that has no meaning in this kind of run."""
+    from secateur.errors import PlanError
+
+    for name in names:
+        if _given(context, name):
+            language = context.params["calibration"] or context.params["recipe"]
+            kind = "pruning block by block" if language else "a run without --calibration or --recipe"
+            raise PlanError(f"--{name.replace('_', '-')} has no meaning in {kind}; leave it out")
 
 
 def find_criterion(name: str) -> Any:

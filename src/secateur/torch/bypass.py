@@ -43,7 +43,7 @@ def bypassed_module(module: nn.Module) -> Iterator[None]:
     """The module returns the stream that it was given, in the form of its own output (tensor, tuple or mapping)."""
 
     def bypass(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        stream = _first(output)
+        stream = first_of(output)
         if stream is None:
             raise ModelError(f"{type(module).__name__} returns no tensor; the layer cannot be bypassed, only removed")
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
@@ -62,7 +62,8 @@ def bypassed_module(module: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def _first(output: Any) -> torch.Tensor | None:
+def first_of(output: Any) -> torch.Tensor | None:
+    """The first tensor of what a module returned, or None."""
     if isinstance(output, torch.Tensor):
         return output
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
@@ -73,7 +74,7 @@ def _replaced(output: Any, entered: torch.Tensor) -> Any:
     """The output with its first tensor replaced."""
     if isinstance(output, torch.Tensor):
         return entered
-    first = _first(output)
+    first = first_of(output)
     if isinstance(output, Mapping):
         key = next(key for key, value in output.items() if value is first)
         output[key] = entered  # type: ignore[index]

@@ -58,7 +58,7 @@ def load_model(source: str | Path, *, task: str | None = None, **options: Any) -
         options.setdefault("trust_remote_code", False)
     try:
         config = transformers.AutoConfig.from_pretrained(source, **_config_options(options))
-        factory = _factory(transformers, config, task)
+        factory = find_class(transformers, config, task)
         model = factory.from_pretrained(source, **options)
     except SecateurError:
         raise
@@ -85,7 +85,8 @@ def _config_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k in ("revision", "trust_remote_code", "token", "cache_dir")}
 
 
-def _factory(transformers: Any, config: Any, task: str | None) -> Any:
+def find_class(transformers: Any, config: Any, task: str | None) -> Any:
+    """The class that a config names, or the Auto class of a task."""
     if task is not None:
         factory = getattr(transformers, f"AutoModelFor{task}", None) or getattr(transformers, task, None)
         if factory is None:

@@ -1,0 +1,245 @@
+"""The language-model side of `secateur prune` and `secateur eval`: recipe, windows of text, progress, tables."""
+
+import contextlib
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from secateur.cli import common
+
+if TYPE_CHECKING:
+    from secateur.recipe import Recipe
+    from secateur.torch.stream import Done, Report
+
+
+def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) -> None:
+    """Prune a language model block by block, and print what was done."""
+    from secateur.errors import PlanError, SecateurError
+
+    if recipe.model is None or recipe.output is None:
+        missing = "a model: pass MODEL" if recipe.model is None else "an output: pass --output FOLDER"
+        raise PlanError(f"the recipe lacks {missing}, or write it into the recipe")
+
+    from secateur.torch.journal import partial_folder
+    from secateur.torch.stream import prune_folder
+
+    common.quiet_libraries()
+    common.set_threads(threads)
+    progress = _Progress()
+    with _source(recipe.model, recipe.output) as folder:
+        windows = calibration(recipe, folder)
+        try:
+            with progress:
+                report = prune_folder(
+                    folder, recipe.output, windows, recipe, progress.step, overwrite=overwrite, began=progress.began
+                )
+        except KeyboardInterrupt:
+            raise SecateurError(
+                f"interrupted after {progress.done} of {progress.total or '?'} blocks; run the same command again to go "
+                f"on (what is done lies in {partial_folder(recipe.output.absolute())})"
+            ) from None
+        except OSError as error:
+            raise SecateurError(
+                f"stopped after {progress.done} blocks: {(error.strerror or str(error)).lower()}"
+                f"{f' ({error.filename})' if error.filename else ''}; make room or mend the cause, then run the same "
+                f"command again to go on from {partial_folder(recipe.output.absolute())}"
+            ) from None
+    show(report, recipe, json)
+
+
+@contextlib.contextmanager
+def _source(model: str, output: Path) -> Iterator[Path]:
+    """The folder of a model: a folder, a hub id that is fetched, or a GGUF file that is converted for the time being."""
+    from secateur.torch.convert import convert_gguf, fetch
+
+    path = Path(model)
+    if path.suffix.lower() == ".gguf":
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{output.name}.gguf.", dir=output.absolute().parent))
+        try:
+            common.note(f"{path.name} is read whole and dequantised; --memory does not bound that part")
+            convert_gguf(path, place / "model")
+            yield place / "model"
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+    else:
+        yield path if path.is_dir() else fetch(model)
+
+
+def calibration(recipe: "Recipe", folder: Path) -> Any:
+    """Calibration windows (count, context), or None when the recipe names no text."""
+    from transformers import AutoConfig
+
+    from secateur.documents import read_documents
+    from secateur.torch.hub import check_folder
+    from secateur.torch.text import load_tokenizer
+    from secateur.torch.windows import check_context, sample_windows
+
+    if not recipe.calibration:
+        return None
+    sources = [(str(path), read_documents(path, recipe.text_column)) for path in recipe.calibration]
+    check_folder(folder)
+    config = AutoConfig.from_pretrained(folder)
+    check_context(config, recipe.context)
+    vocabulary = config.get_text_config().vocab_size
+    windows = sample_windows(load_tokenizer(folder), sources, vocabulary, recipe.samples, recipe.context, recipe.seed)
+    if len(windows) < recipe.samples:
+        common.note(f"the text gives {len(windows)} windows of {recipe.context} tokens, not {recipe.samples}")
+    return windows
+
+
+class _Progress:
+    """A bar where a person looks, a line for each block elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("error {task.fields[error]}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Progress(*columns, console=self.console, transient=True)
+        self.task: Any = None
+        self.done = self.total = 0
+        self.here = 0
+        self.spent = 0.0
+
+    def __enter__(self) -> "_Progress":
+        if self.console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def began(self, choice: Any, resumed: int) -> None:
+        """Say what was chosen, and where the run starts."""
+        self.done = resumed
+        where = "on disk" if choice.on_disk else "in memory"
+        common.note(
+            f"states {where}, {choice.batch} windows at a time, about {choice.expected / 2**30:.1f} GiB in all"
+            + (f"; {resumed} blocks were done before" if resumed else "")
+        )
+
+    def step(self, done: "Done") -> None:
+        """One more block."""
+        self.done, self.total = done.number, done.total
+        self.here += 1
+        self.spent += done.seconds
+        tuned = f", tuned {done.tuned[0]:.4f} -> {done.tuned[1]:.4f}" if done.tuned else ""
+        for layer in done.layers:
+            for text in layer.notes:
+                common.note(f"{layer.name}: {text}")
+        if self.console.is_terminal:
+            if self.task is None:
+                self.task = self.bar.add_task("pruning", total=done.total, error="")
+            self.bar.update(self.task, completed=done.number, error=f"{done.error:.4f}{tuned}", description=done.path)
+            return
+        left = self.spent / self.here * (done.total - done.number)
+        common.note(
+            f"block {done.number}/{done.total} {done.path}: error {done.error:.4f}{tuned}, {done.seconds:.1f} s, "
+            f"{int(left // 60)}:{int(left % 60):02d} left"
+        )
+
+
+def show(report: "Report", recipe: "Recipe", json: bool) -> None:
+    """What was pruned, by kind of weight, and what counts."""
+    if json:
+        common.print_json(
+            {
+                "folder": report.folder,
+                "weights": report.weights,
+                "zeros": report.zeros,
+                "sparsity": report.zeros / report.weights,
+                "resumed": report.resumed,
+                "left_out": list(report.left_out),
+                "blocks": list(report.blocks),
+            }
+        )
+        return
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for block in report.blocks:
+        for layer in block["layers"]:
+            kinds.setdefault(layer["name"].removeprefix(f"{block['path']}."), []).append(layer)
+    common.print_table(
+        f"{report.folder}: {recipe.criterion}, {recipe.pattern}",
+        ["weight of a block", "blocks", "zeros", "relative error, mean", "worst"],
+        [
+            (
+                kind,
+                str(len(layers)),
+                common.percent(sum(x["zeros"] for x in layers) / sum(x["weights"] for x in layers)),
+                f"{sum(x['error'] for x in layers) / len(layers):.4f}",
+                f"{max(x['error'] for x in layers):.4f}",
+            )
+            for kind, layers in kinds.items()
+        ],
+    )
+    typer.echo(
+        f"{report.zeros:,} of {report.weights:,} weights are zero ({100 * report.zeros / report.weights:.2f}%): what "
+        f"counts are the {len(report.layers)} linear weights of the layers, not embeddings, norms, biases or heads"
+    )
+    if report.left_out:
+        typer.echo(
+            f"left as they were: {len(report.left_out)} stacked weights of the layers, such as {report.left_out[0]}"
+        )
+
+
+def evaluate(
+    model: str,
+    text: Path | None,
+    text_column: str,
+    context: int,
+    reference: str | None,
+    samples: int | None,
+    task: str | None,
+    options: dict[str, Any],
+    json: bool,
+) -> None:
+    """Perplexity of a model on a text, beside the dense model where one is named."""
+    from dataclasses import asdict
+
+    from secateur.documents import read_documents
+    from secateur.errors import DataError
+
+    if text is None:
+        raise DataError("perplexity needs a text; pass --text FILE")
+    documents = read_documents(text, text_column)
+
+    from secateur.torch.open import load_model
+    from secateur.torch.perplexity import evaluate_text
+    from secateur.torch.text import load_tokenizer
+    from secateur.torch.windows import check_context, cut, tokens_of
+
+    tokenizer = load_tokenizer(model)
+    network: Any = load_model(model, task=task, **options)
+    check_context(network.config, context)
+    most = None if samples is None else samples * context
+    tokens = tokens_of(tokenizer, documents, network.get_input_embeddings().weight.shape[0], most)
+    windows = cut(tokens, context, str(text), samples)
+    dense = load_model(reference, task=task, **options) if reference is not None else None
+    score = evaluate_text(network, windows, dense, common.track)
+    alarm = score.collapsed
+    if json:
+        common.print_json({"model": model, "text": str(text), **asdict(score), "collapsed": alarm})
+    else:
+        columns, row = ["model", "context", "windows", "perplexity", "loss"], [model, str(context), str(score.windows)]
+        row += [f"{score.perplexity:.2f}", f"{score.loss:.4f}"]
+        if score.delta is not None and score.kl is not None and score.flips is not None:
+            low, high = score.interval or (math.nan, math.nan)
+            columns += ["dense", "delta loss [95%]", "KL to dense", "flips"]
+            row += [f"{score.dense_perplexity:.2f}", f"{score.delta:+.4f} [{low:+.4f}, {high:+.4f}]"]
+            row += [f"{score.kl:.4f}", common.percent(score.flips)]
+        common.print_table(f"{text}, windows of {context} tokens that do not overlap", columns, [row])
+    if alarm:
+        common.note(f"alarm: {model} has collapsed: {alarm}")

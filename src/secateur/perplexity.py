@@ -1,0 +1,97 @@
+"""Scores of a language model on windows of text: perplexity, and how far it has moved from the dense one."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.errors import DataError
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """Result on windows that do not overlap. Means are over predicted tokens, in nats; every window predicts all of its
+    tokens but the first.
+
+    delta, interval: mean over windows of the difference in negative log-likelihood to the dense model, and its 95%
+    interval (paired, normal, over windows; None for a single one). kl: KL divergence from the dense model to this one;
+    flips: share of tokens of which the most likely one has changed. unigram: loss of a model that knows nothing but how
+    often each token occurs in this very text.
+    """
+
+    context: int
+    windows: int
+    tokens: int
+    loss: float
+    perplexity: float
+    unigram: float
+    dense_perplexity: float | None = None
+    delta: float | None = None
+    interval: tuple[float, float] | None = None
+    kl: float | None = None
+    flips: float | None = None
+
+    @property
+    def collapsed(self) -> str | None:
+        """Why this is no language model any more, or None."""
+        if not math.isfinite(self.loss):
+            return "its loss is not a finite number"
+        if self.loss > self.unigram:
+            return (
+                f"it predicts worse (perplexity {self.perplexity:.1f}) than a table of how often each token occurs in "
+                f"this text ({math.exp(self.unigram):.1f})"
+            )
+        return None
+
+
+def text_score(
+    losses: np.ndarray,
+    tokens: np.ndarray,
+    dense: np.ndarray | None = None,
+    kl: np.ndarray | None = None,
+    flips: np.ndarray | None = None,
+) -> TextScore:
+    """Put together a score.
+
+    losses: negative log-likelihood of each window, mean over its predicted tokens, (windows,); tokens: ids (windows,
+    context). dense: losses of the dense model; kl, flips: means of each window.
+    """
+    windows, context = tokens.shape
+    if losses.shape != (windows,) or (dense is not None and dense.shape != (windows,)):
+        raise DataError(f"{len(losses)} losses do not belong to {windows} windows")
+    loss = float(losses.mean())
+    score = {
+        "context": context,
+        "windows": windows,
+        "tokens": windows * (context - 1),
+        "loss": loss,
+        "perplexity": _exp(loss),
+        "unigram": unigram_loss(tokens[:, 1:]),
+    }
+    if dense is not None:
+        difference = losses - dense
+        score["dense_perplexity"] = _exp(float(dense.mean()))
+        score["delta"] = float(difference.mean())
+        score["interval"] = interval_of(difference)
+    if kl is not None and flips is not None:
+        score |= {"kl": float(kl.mean()), "flips": float(flips.mean())}
+    return TextScore(**score)
+
+
+def interval_of(values: np.ndarray) -> tuple[float, float] | None:
+    """95% interval of the mean, normal approximation; None for a single value."""
+    if len(values) < 2:
+        return None
+    mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def unigram_loss(tokens: np.ndarray) -> float:
+    """Entropy of the frequencies of the tokens, in nats."""
+    counts = np.unique(tokens, return_counts=True)[1].astype(np.float64)
+    share = counts / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

@@ -1,0 +1,185 @@
+"""Recipes: what to do with a language model, as data that is checked; in YAML, an error names its line."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from secateur.errors import PlanError, SecateurError
+from secateur.select import NM, Unit, parse_pattern
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class Reconstruction(BaseModel):
+    """How the kept weights of a block are tuned on the dense model's output: passes over the calibration windows, and
+    the step of Adam relative to the mean magnitude of the kept weights of each matrix.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    passes: float = Field(2.0, gt=0, le=100)
+    rate: float = Field(0.02, gt=0, lt=1)
+    windows: int = Field(2, ge=1)
+    """Windows a step."""
+
+
+class Recipe(BaseModel):
+    """One-shot pruning of a language model, block by block.
+
+    criterion: a method of `secateur.repair`; options: its keyword arguments.
+    pattern, sparsity: as everywhere; N:M says itself how much goes.
+    calibration: text files; windows are drawn from all of them in turn. samples: windows; context: tokens in each.
+    memory: the most that a run may take, such as 4GiB; reconstruct: tune every block on the dense model's output.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = None
+    output: Path | None = None
+    task: str | None = None
+    criterion: str = "sparsegpt"
+    options: dict[str, Any] = Field(default_factory=dict)
+    pattern: str = "element"
+    sparsity: float | None = Field(None, ge=0, lt=1)
+    calibration: list[Path] = Field(default_factory=list)
+    text_column: str = "text"
+    samples: int = Field(128, ge=1)
+    context: int = Field(512, ge=2)
+    seed: int = 0
+    memory: int | None = None
+    reconstruct: Reconstruction | None = None
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: Any) -> Any:
+        return read_bytes(value) if isinstance(value, str) else value
+
+    @field_validator("reconstruct", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+    @field_validator("criterion")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        find_method(value)
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Recipe":
+        pattern = parse_pattern(self.pattern)
+        if isinstance(pattern, Unit):
+            raise ValueError(f"pattern {self.pattern} removes units; use element, 2:4 or a block such as 4x1")
+        if isinstance(pattern, NM) == (self.sparsity is not None):
+            says = "says itself how much goes; leave out" if isinstance(pattern, NM) else "needs"
+            raise ValueError(f"pattern {self.pattern} {says} sparsity")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, but for model and text."""
+        return self.model_dump(mode="json", exclude={"model", "output", "memory", "calibration", "text_column", "task"})
+
+
+def find_method(name: str) -> Any:
+    """The method of that name in `secateur.repair`."""
+    from secateur import repair
+
+    known = sorted(n for n in repair.__all__ if n not in ("Gram", "by_criterion", "layer_loss", "prepare"))
+    if name not in known:
+        raise PlanError(f"no method {name!r} prunes block by block; there is {', '.join(known)}")
+    return getattr(repair, name)
+
+
+def read_bytes(text: str) -> int:
+    """`4GiB`, `800 MB` or a number of bytes as a number; PlanError for anything else."""
+    number = text.strip().rstrip("BbIiKkMmGg ")
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        value = int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError):
+        raise PlanError(f"memory {text!r} is not understood; write 4GiB, 800MiB or 4GB") from None
+    if value <= 0:
+        raise PlanError(f"memory {text!r} is nothing; write 4GiB, 800MiB or 4GB")
+    return value
+
+
+def make_recipe(**values: Any) -> Recipe:
+    """A recipe from keyword arguments; PlanError with one sentence when they do not make one."""
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        place, sentence = _first(error)
+        raise PlanError(f"{'.'.join(map(str, place))}: {sentence}" if place else sentence) from None
+
+
+def read_recipe(path: Path, **values: Any) -> Recipe:
+    """A recipe from a YAML file; `values` win over what it says. PlanError names the line of what is wrong.
+
+    Paths in the file are relative to the folder of the file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise PlanError(f"no recipe at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path} cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise PlanError(f"{path}, line {line}: {error.problem}") from None
+    if not isinstance(data, dict):
+        raise PlanError(f"{path} is no recipe: it holds {type(data).__name__}, not a list of names and values")
+    try:
+        Recipe(**data)
+    except ValidationError as error:
+        place, sentence = _first(error)
+        raise PlanError(f"{path}, line {_line(node, place)}: {sentence}") from None
+    except (SecateurError, TypeError) as error:
+        raise PlanError(f"{path}: {error}") from None
+    for name in ("calibration", "output"):
+        if name in data:
+            data[name] = _beside(path, data[name])
+    if isinstance(data.get("model"), str) and (path.parent / data["model"]).exists():
+        data["model"] = str(path.parent / data["model"])
+    return make_recipe(**{**data, **values})
+
+
+def _beside(path: Path, value: Any) -> Any:
+    return [_beside(path, item) for item in value] if isinstance(value, list) else path.parent / value
+
+
+def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
+    """Where the first error is, and what is wrong in a sentence."""
+    found = error.errors()[0]
+    place = tuple(part for part in found["loc"] if isinstance(part, str | int))
+    message = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "extra_forbidden":
+        known = Reconstruction if place[:1] == ("reconstruct",) else Recipe
+        return place, f"{place[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
+    name = f"{place[-1]!r}: " if place else ""
+    return place, f"{name}{message[:1].lower()}{message[1:]} (got {found['input']!r})" if place else message
+
+
+def _line(node: Any, place: tuple[Any, ...]) -> int:
+    """Line of an entry of a YAML document, from 1."""
+    line = node.start_mark.line + 1 if node is not None else 1
+    for part in place:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -1,0 +1,84 @@
+"""What a block of a model is called with, asked of the model's own code: earlier blocks answer with what is kept.
+
+To learn the arguments of block i, the model is run with every earlier block replaced by its recorded output and stopped
+when block i is reached. Whatever the model makes on the way (masks, rotary tables, cross-attention states) is then
+right by construction, and only the last output of each chain of blocks has to be kept.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.layout import Layout
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one call of a block."""
+
+    path: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _Reached(Exception):
+    def __init__(self, call: Call) -> None:
+        super().__init__(call.path)
+        self.call = call
+
+
+def chains(layout: Layout) -> dict[str, list[str]]:
+    """Module list -> paths of its blocks, for the layer axes of a layout, outermost lists only.
+
+    Raises ModelError when there is none.
+    """
+    paths = {axis.path: axis.size for axis in layout.axes.values() if axis.kind == "layer" and axis.path}
+    outer = {p: n for p, n in paths.items() if not any(p.startswith(f"{other}.") for other in paths)}
+    if not outer:
+        raise ModelError("the model has no chain of layers, so it cannot be pruned block by block; use secateur.prune")
+    return {path: [f"{path}.{i}" for i in range(size)] for path, size in outer.items()}
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, recorded: Mapping[str, Any], stops: Sequence[str]) -> Iterator[None]:
+    """While the context lasts, blocks of `recorded` return what is recorded, and a call of one of `stops` ends the run
+    of the model (see `next_call`).
+    """
+    changed = []
+
+    def answer(value: Any) -> Any:
+        return lambda *args, **kwargs: value
+
+    def stop(path: str) -> Any:
+        def reached(*args: Any, **kwargs: Any) -> Any:
+            raise _Reached(Call(path, args, kwargs))
+
+        return reached
+
+    try:
+        for path, value in recorded.items():
+            module = model.get_submodule(path)
+            vars(module)["forward"] = answer(value)
+            changed.append(module)
+        for path in stops:
+            module = model.get_submodule(path)
+            vars(module)["forward"] = stop(path)
+            changed.append(module)
+        yield
+    finally:
+        for module in changed:
+            vars(module).pop("forward", None)
+
+
+def next_call(model: nn.Module, batch: Mapping[str, Any], recorded: Mapping[str, Any], stops: Sequence[str]) -> Call:
+    """The call of the first of `stops` that the model makes on a batch; see `replaced`."""
+    try:
+        with replaced(model, recorded, stops):
+            model(**batch)
+    except _Reached as reached:
+        return reached.call
+    raise ModelError(f"the model ran to its end without calling {', '.join(stops[:3])}")

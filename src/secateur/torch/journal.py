@@ -1,0 +1,138 @@
+"""The journal of a long run: which blocks are done, and what made them, so that a killed run is taken up again.
+
+Beside the output lies a working folder `.NAME.partial` with the journal, the finished shards (`result/`) and the
+calibration states (`states/`). A block counts as done when the journal says so, which it does only after the files of
+the block are whole. At the end `result/` takes the name of the output.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import ModelError, SecateurError
+from secateur.files import check_output, write_json
+
+FORMAT = 1
+
+
+@dataclass
+class Journal:
+    """What is known of a run.
+
+    identity: everything that decides the bits of the result. settings: choices of the run that must not change midway
+    (batch size, threads). blocks: records of the finished blocks, in order. states: see `States.record`.
+    """
+
+    identity: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    states: dict[str, Any] = field(default_factory=dict)
+    finished: bool = False
+
+
+class Workspace:
+    """The working folder of a run; `journal` is a new one or that of the run that was interrupted."""
+
+    def __init__(self, output: Path, journal: Journal) -> None:
+        self.output = output
+        self.folder = partial_folder(output)
+        self.result = self.folder / "result"
+        self.journal = journal
+        self.resumed = False
+
+    def commit(self) -> None:
+        """Write the journal: from now on the run starts behind its last block."""
+        write_json(self.folder / "journal.json", {"format": FORMAT, **vars(self.journal)})
+
+    def tidy(self) -> None:
+        """Delete what a killed process left half done."""
+        done = {block["file"] for block in self.journal.blocks}
+        for path in self.result.iterdir():
+            if path.name not in done:
+                path.unlink()
+        for path in self.folder.iterdir():
+            if path.is_file() and path.name not in ("journal.json", "lock"):
+                path.unlink()
+
+    def finish(self) -> None:
+        """Give the result its name and remove the working folder."""
+        self.journal.finished = True
+        self.commit()
+        if self.result.exists():
+            if self.output.exists():
+                shutil.rmtree(self.folder / "replaced", ignore_errors=True)
+                os.replace(self.output, self.folder / "replaced")
+            os.replace(self.result, self.output)
+        shutil.rmtree(self.folder)
+
+
+def partial_folder(output: Path) -> Path:
+    """Where an unfinished run towards `output` lies."""
+    return output.parent / f".{output.name}.partial"
+
+
+@contextlib.contextmanager
+def workspace(output: Path, identity: Mapping[str, Any], overwrite: bool = False) -> Iterator[Workspace]:
+    """The working folder of a run towards `output`, locked while the context lasts.
+
+    Raises SecateurError when `output` exists (unless `overwrite`, or when it is the result of this very run), when
+    another process works there, and when the run that lies there was started with something else.
+    """
+    output = Path(output).absolute()
+    work = Workspace(output, Journal(dict(identity)))
+    before = _read(work.folder / "journal.json")
+    if not (before and before.finished):
+        check_output(output, overwrite)
+    work.folder.mkdir(parents=True, exist_ok=True)
+    with (work.folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SecateurError(f"another process is writing {output}; wait for it, or choose another output") from None
+        if before is not None:
+            _check(work.folder, before.identity, json.loads(json.dumps(work.journal.identity)))
+            work.journal = before
+            work.resumed = True
+        work.result.mkdir(exist_ok=True) if not work.journal.finished else None
+        if not work.journal.finished:
+            work.tidy()
+        yield work
+
+
+def _read(path: Path) -> Journal | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("format") != FORMAT:
+            raise ValueError("another version of secateur wrote it")
+        return Journal(**data)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); delete {path.parent} to start over") from None
+
+
+def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for part in dict.fromkeys([*before, *now]):
+        was, this = before.get(part), now.get(part)
+        if was == this:
+            continue
+        if isinstance(was, dict) and isinstance(this, dict):
+            name = next(key for key in dict.fromkeys([*was, *this]) if was.get(key) != this.get(key))
+            what = f"{part} {name} {_short(was.get(name))}, now it is {_short(this.get(name))}"
+        else:
+            what = f"another {part}"
+        raise SecateurError(
+            f"an unfinished run lies in {folder}, started with {what}; continue it as it was started, or delete that "
+            "folder to start over"
+        )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

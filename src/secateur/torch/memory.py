@@ -1,0 +1,87 @@
+"""What a streamed run may take: where the calibration states lie, and how many windows go through a block at once."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.errors import PlanError
+from secateur.layout import Layout
+
+TOKENS = 2048
+"""Tokens that go through a block at once where memory allows."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """batch: windows at once. on_disk: whether states lie on disk. expected: the peak in bytes, as estimated."""
+
+    batch: int
+    on_disk: bool
+    expected: int
+
+
+def choose(
+    layout: Layout,
+    blocks: Iterable[str],
+    outside: int,
+    windows: int,
+    context: int,
+    limit: int | None,
+    *,
+    dense: bool,
+    tuned: bool,
+) -> Choice:
+    """Choose for a limit in bytes; None: states in memory.
+
+    blocks: paths of the blocks. outside: bytes of the parameters outside them that are read. dense: whether the states
+    of the dense model are kept beside. tuned: whether blocks are reconstructed.
+
+    Raises PlanError when not even one window at a time fits.
+    """
+    block = grams = widest = through = 0
+    for path in blocks:
+        names = [name for name in layout.params if name.startswith(f"{path}.")]
+        sizes = {name: _elements(layout, name) for name in names}
+        block = max(block, 4 * sum(sizes.values()))
+        linears = [name for name in names if name in layout.linears and len(layout.shape(name)) == 2]
+        inputs = {layout.linears[n].reads: layout.shape(n)[layout.linears[n].in_dim] for n in linears}
+        grams = max(grams, sum(4 * n * n for n in inputs.values()))
+        largest = max((n for n in inputs.values()), default=0)
+        widest = max(widest, 3 * 8 * largest * largest + 4 * 4 * max((sizes[n] for n in linears), default=0))
+        out = sum(sizes[n] // layout.shape(n)[layout.linears[n].in_dim] for n in linears)
+        through = max(through, 4 * (out + sum(inputs.values())))
+    hidden = max((axis.size for axis in layout.axes.values() if axis.kind == "hidden"), default=0)
+    states = 4 * hidden * windows * context * (4 if dense else 2)
+    fixed = resident() + outside + block * (5 if tuned else 2 if dense else 1) + max(grams * 2, grams + widest)
+    batch = max(1, min(windows, TOKENS // context))
+
+    def need(size: int) -> int:
+        return fixed + size * context * through * (3 if tuned else 1)
+
+    if limit is None:
+        return Choice(batch, False, need(batch) + states)
+    while batch > 1 and need(batch) > limit:
+        batch //= 2
+    if need(batch) > limit:
+        raise PlanError(
+            f"one block of this model needs about {need(1) / 2**30:.1f} GiB with windows of {context} tokens, more than "
+            f"the {limit / 2**30:.1f} GiB of --memory; allow more, or use a shorter --context"
+        )
+    on_disk = need(batch) + states > limit
+    return Choice(batch, on_disk, need(batch) + (0 if on_disk else states))
+
+
+def _elements(layout: Layout, name: str) -> int:
+    count = 1
+    for size in layout.shape(name):
+        count *= size
+    return count
+
+
+def resident() -> int:
+    """Bytes that this process holds now; a guess where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 600 * 2**20
+    return pages * 4096

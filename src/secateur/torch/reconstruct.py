@@ -1,0 +1,99 @@
+"""Block reconstruction: tune the kept weights of one block so that its output is the dense model's again.
+
+Minimises |f(x; M w) - y|^2 over the kept weights w, with x the states that the pruned model hands to the block and y
+the output of the same block in the dense model (arXiv 2510.14444), by Adam (Kingma and Ba, 2015).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import DataError, ModelError
+from secateur.torch.bypass import first_of
+
+_FIRST, _SECOND = 0.9, 0.98
+
+
+def reconstruct(
+    block: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    batches: int,
+    call: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]],
+    target: Callable[[int], torch.Tensor],
+    *,
+    passes: float,
+    rate: float,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Tune the parameters of a block in place; zeros stay zero. Returns its relative error before and after.
+
+    call: arguments of the block for a batch; target: the first tensor that it shall return for it. passes: how often
+    each batch is seen. rate: the first step relative to the root mean square of each parameter's kept values; steps
+    shrink along a cosine. The error is |f(x) - y|^2 / |y - mean y|^2 over all batches.
+    """
+    steps = max(1, round(passes * batches))
+    states = []
+    for parameter in parameters.values():
+        mask = parameter != 0
+        kept = max(int(mask.sum()), 1)
+        size = float((parameter.detach().square().sum() / kept).sqrt())
+        states.append((parameter, mask, torch.zeros_like(parameter), torch.zeros_like(parameter), rate * size))
+        parameter.requires_grad_(True)
+    generator = torch.Generator().manual_seed(seed)
+    before = error_of(block, batches, call, target)
+    order: list[int] = []
+    try:
+        for step in range(steps):
+            order = order or torch.randperm(batches, generator=generator).tolist()
+            index = order.pop()
+            args, kwargs = call(index)
+            with torch.enable_grad():
+                output, wanted = _stream(block(*args, **kwargs)), target(index)
+                loss = (output - wanted).square().sum() / wanted.square().sum()
+                loss.backward()
+            share = 0.5 * (1 + math.cos(math.pi * step / steps))
+            _adam(states, step, share)
+    finally:
+        for parameter, *_ in states:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+    return before, error_of(block, batches, call, target)
+
+
+@torch.no_grad()
+def _adam(states: list[Any], step: int, share: float) -> None:
+    for parameter, mask, mean, square, rate in states:
+        grad = parameter.grad
+        if grad is None:
+            continue
+        grad.mul_(mask)
+        mean.lerp_(grad, 1 - _FIRST)
+        square.mul_(_SECOND).addcmul_(grad, grad, value=1 - _SECOND)
+        size = (square / (1 - _SECOND ** (step + 1))).sqrt_().add_(1e-12)
+        parameter.addcdiv_(mean, size, value=-rate * share / (1 - _FIRST ** (step + 1)))
+        parameter.mul_(mask)
+        parameter.grad = None
+
+
+@torch.no_grad()
+def error_of(block: nn.Module, batches: int, call: Any, target: Callable[[int], torch.Tensor]) -> float:
+    """|f(x) - y|^2 / |y|^2 over a few of the batches."""
+    wrong = total = 0.0
+    for index in range(0, batches, max(1, batches // 8)):
+        args, kwargs = call(index)
+        wanted = target(index)
+        wrong += float((_stream(block(*args, **kwargs)) - wanted).square().sum())
+        total += float(wanted.square().sum())
+    if not math.isfinite(wrong):
+        raise DataError("the output of a block is NaN or infinite; look for huge activations of the model on this text")
+    return wrong / total if total else 0.0
+
+
+def _stream(output: Any) -> torch.Tensor:
+    found = first_of(output)
+    if found is None:
+        raise ModelError("a block returns no tensor, so it has no output to be tuned to")
+    return found

@@ -1,0 +1,165 @@
+"""Weights of a checkpoint as byte ranges of its safetensors files: read one tensor, write one shard, all checked.
+
+Files are read and written with plain calls, not mapped, so that a process never holds more of them than it asked for.
+"""
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur.errors import ModelError
+from secateur.torch.hub import INDEX, check_folder
+
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The types of safetensors files that torch computes with."""
+_NAMES = {dtype: name for name, dtype in TYPES.items()}
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the bytes of one tensor lie, and what they are."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def bytes(self) -> int:
+        """Size in bytes."""
+        return self.end - self.begin
+
+
+def entries_of(folder: Path) -> dict[str, Entry]:
+    """Every tensor of a model folder by its name in the files.
+
+    Raises ModelError for a folder that is no model, for damaged or truncated files, for an index that names tensors
+    that its files do not hold, and for a tensor that two files hold.
+    """
+    found: dict[str, Entry] = {}
+    for file in check_folder(folder):
+        for name, entry in read_entries(file).items():
+            if name in found:
+                raise ModelError(f"{file.name} and {found[name].file.name} both hold {name}; save the model again")
+            found[name] = entry
+    index = folder / INDEX
+    if index.is_file():
+        for name, file_name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+            if name not in found or found[name].file.name != file_name:
+                raise ModelError(f"{index} says that {file_name} holds {name}, which it does not; copy the model again")
+    return found
+
+
+def read_entries(file: Path) -> dict[str, Entry]:
+    """The tensors of one safetensors file; ModelError when header and length do not fit."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header: dict[str, Any] = json.loads(stream.read(min(length, size)))
+    except (struct.error, ValueError) as error:
+        raise ModelError(f"{file} is damaged or cut short ({error}); save or copy it again") from None
+    header.pop("__metadata__", None)
+    found = {}
+    for name, about in header.items():
+        begin, end = (8 + length + offset for offset in about["data_offsets"])
+        if end > size:
+            raise ModelError(f"{file} is cut short: {name} ends at byte {end} of {size}; copy it again")
+        found[name] = Entry(file, about["dtype"], tuple(about["shape"]), begin, end)
+    return found
+
+
+def read_tensor(entry: Entry) -> torch.Tensor:
+    """One tensor in memory of its own; ModelError for types that torch does not compute with."""
+    if entry.dtype not in TYPES:
+        raise ModelError(f"{entry.file} holds weights of type {entry.dtype}; convert the model to float32 or bfloat16")
+    raw = np.empty(entry.bytes, dtype=np.uint8)
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.begin)
+        read = stream.readinto(raw.data) if raw.size else 0
+    dtype = TYPES[entry.dtype]
+    if read != entry.bytes or entry.bytes != math.prod(entry.shape) * dtype.itemsize:
+        raise ModelError(f"{entry.file} is damaged or cut short; save or copy it again")
+    return torch.from_numpy(raw).view(dtype).reshape(entry.shape)
+
+
+def write_shard(path: Path, parts: Mapping[str, torch.Tensor | Entry], workspace: Path, *, flush: bool = True) -> str:
+    """Write a safetensors file, byte ranges of other files copied as they are; returns its SHA-256.
+
+    The file is made in `workspace`, flushed to the disk and then renamed, so that `path` is whole or absent.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, part in parts.items():
+        dtype, shape, size = _described(part)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    temporary = workspace / path.name
+    with temporary.open("wb") as stream:
+        for chunk in (struct.pack("<Q", len(text)), text, *_chunks(parts)):
+            digest.update(chunk)
+            stream.write(chunk)
+        if flush:
+            stream.flush()
+            os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    return digest.hexdigest()
+
+
+def _described(part: torch.Tensor | Entry) -> tuple[str, tuple[int, ...], int]:
+    if isinstance(part, Entry):
+        return part.dtype, part.shape, part.bytes
+    return _NAMES[part.dtype], tuple(part.shape), part.nbytes
+
+
+def _chunks(parts: Mapping[str, torch.Tensor | Entry]) -> Iterator[Any]:
+    for part in parts.values():
+        if isinstance(part, Entry):
+            yield from _file_chunks(part.file, part.begin, part.end)
+        elif part.numel():
+            raw = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            yield from (memoryview(raw[start : start + _CHUNK]) for start in range(0, raw.size, _CHUNK))
+
+
+def _file_chunks(file: Path, begin: int, end: int) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        stream.seek(begin)
+        while begin < end:
+            chunk = stream.read(min(_CHUNK, end - begin))
+            if not chunk:
+                raise ModelError(f"{file} became shorter while it was read; copy it again")
+            begin += len(chunk)
+            yield chunk
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    for chunk in _file_chunks(file, 0, file.stat().st_size):
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,224 @@
+"""A model without weights, of which one part at a time is filled from a checkpoint and emptied again.
+
+Which tensor of the files becomes which parameter is asked of transformers' own loader: names are renamed, and tensors
+that the class holds merged are merged, as `from_pretrained` does. Computation is in float32 whatever the files hold.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.layout import Layout
+from secateur.torch.example import example_for
+from secateur.torch.shards import Entry, entries_of, read_tensor
+from secateur.torch.trace import trace
+
+COMPUTE = torch.float32
+
+
+class Skeleton:
+    """A Hugging Face folder as a model on the meta device, with real buffers.
+
+    entries: the tensors of the files. sources: parameter or buffer -> the names in the files that make it.
+    """
+
+    def __init__(self, folder: Path, task: str | None = None) -> None:
+        import transformers
+        from transformers.conversion_mapping import get_model_conversion_mapping
+
+        from secateur.torch.open import find_class
+
+        self.folder = folder
+        self.entries = entries_of(folder)
+        self.config = transformers.AutoConfig.from_pretrained(folder)
+        if getattr(self.config, "quantization_config", None) is not None:
+            raise ModelError(
+                f"the config of {folder} has a quantization_config: its weights are packed or quantised; save the model "
+                "with plain weights and prune that"
+            )
+        self.factory = find_class(transformers, self.config, task)
+        self.model = self._build()
+        self.conversions = get_model_conversion_mapping(self.model)
+        self._aliases = _aliases(self.model)
+        self.sources, self._merged = self._map_names()
+
+    def _build(self) -> Any:
+        with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+            return _from_config(self.factory, self.config)
+
+    def layout(self) -> Layout:
+        """The layout, traced on a twin that is on the meta device altogether."""
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            twin = _from_config(self.factory, self.config)
+        return trace(twin, example_for(twin))
+
+    def _map_names(self) -> tuple[dict[str, list[str]], set[str]]:
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+
+        renamings = [c for c in self.conversions if isinstance(c, WeightRenaming)]
+        converters = [c for c in self.conversions if isinstance(c, WeightConverter)]
+        state = self.model.state_dict()
+        prefix = self.model.base_model_prefix
+        sources: dict[str, list[str]] = {}
+        merged = set()
+        for name in sorted(self.entries, key=dot_natural_key):
+            target, pattern = rename_source_key(name, renamings, converters, prefix, state)
+            if target not in state and name in state:
+                target, pattern = rename_source_key(name, [], [], prefix, state)
+            sources.setdefault(target, []).append(name)
+            if pattern is not None:
+                merged.add(target)
+        return sources, merged
+
+    def source(self, parameter: str) -> str | None:
+        """The name in the files of a parameter that is one tensor there, or None."""
+        names = self.sources.get(parameter, [])
+        return names[0] if len(names) == 1 and parameter not in self._merged else None
+
+    def names_under(self, path: str) -> list[str]:
+        """Names in the files of everything that lies under a module."""
+        return [name for target, names in self.sources.items() if target.startswith(f"{path}.") for name in names]
+
+    def load(self, path: str, replaced: Mapping[str, torch.Tensor | Entry] | None = None, deep: bool = True) -> None:
+        """Fill the parameters under a module (with `deep` False: those of the module itself).
+
+        replaced: parameters to take from somewhere else than the checkpoint.
+        """
+        module = self.model.get_submodule(path)
+        merged: dict[str, Any] = {}
+        wanted = [f"{path}.{n}" if path else n for n, _ in module.named_parameters(recurse=deep)]
+        persistent = module.state_dict().keys()
+        wanted += [f"{path}.{n}" for n, _ in module.named_buffers(recurse=deep) if n in persistent]
+        for name in wanted:
+            if replaced and name in replaced:
+                part = replaced[name]
+                self.put(name, read_tensor(part) if isinstance(part, Entry) else part)
+            elif name in self._merged:
+                merged.update({n: read_tensor(self.entries[n]) for n in self.sources[name]})
+            else:
+                self._fill(name)
+        if merged:
+            self._convert(merged)
+        left = [n for n, p in module.named_parameters(recurse=deep) if p.is_meta]
+        if left:
+            raise ModelError(f"{self.folder} lacks {path}.{left[0]}; save or copy the model again")
+
+    def _fill(self, name: str) -> None:
+        for alias in self._aliases.get(name, [name]):
+            source = self.source(alias)
+            if source is not None:
+                self.put(name, read_tensor(self.entries[source]))
+                return
+
+    def put(self, name: str, value: torch.Tensor) -> None:
+        """Set a parameter or buffer, in the type of computation."""
+        path, _, leaf = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        held = getattr(module, leaf)
+        if tuple(held.shape) != tuple(value.shape):
+            raise ModelError(
+                f"{name} has shape {tuple(value.shape)} in {self.folder}, where the config says {tuple(held.shape)}"
+            )
+        value = value.to(COMPUTE) if value.is_floating_point() else value
+        if leaf in module._buffers:
+            module._buffers[leaf] = value
+        else:
+            module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+    def _convert(self, tensors: dict[str, torch.Tensor]) -> None:
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        with _no_progress():
+            config = LoadStateDictConfig(weight_mapping=self.conversions, dtype=COMPUTE)
+            convert_and_load_state_dict_in_model(self.model, tensors, config)
+
+    def release(self, path: str) -> None:
+        """Empty every parameter under a module."""
+        for module in self.model.get_submodule(path).modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[leaf] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    @contextlib.contextmanager
+    def filled_on_demand(self, paths: list[str]) -> Iterator[None]:
+        """Modules outside `paths` read their own parameters when they are first called."""
+
+        def fill(path: str) -> Any:
+            def hook(module: nn.Module, args: Any) -> None:
+                if any(p is not None and p.is_meta for p in module._parameters.values()):
+                    self.load(path, deep=False)
+
+            return hook
+
+        handles = []
+        for path, module in self.model.named_modules():
+            inside = any(path == p or path.startswith(f"{p}.") for p in paths)
+            if not inside and any(p is not None for p in module._parameters.values()):
+                handles.append(module.register_forward_pre_hook(fill(path)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _from_config(factory: Any, config: Any) -> Any:
+    import copy
+
+    config = copy.deepcopy(config)
+    build = getattr(factory, "_from_config", None) or factory.from_config
+    model = build(config, dtype=COMPUTE).eval()
+    for module in model.modules():
+        own: Any = getattr(module, "config", None)
+        if hasattr(own, "use_cache"):
+            own.use_cache = False
+    return model.requires_grad_(False)
+
+
+def _aliases(model: nn.Module) -> dict[str, list[str]]:
+    """Name of a shared parameter -> all its names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {name: group for group in names.values() if len(group) > 1 for name in group}
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules that are built here get parameters on the meta device; buffers keep their numbers."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(module, name, param)
+        if param is not None and not param.is_meta:
+            module._parameters[name] = type(param)(param.to("meta"), requires_grad=param.requires_grad)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+@contextlib.contextmanager
+def _no_progress() -> Iterator[None]:
+    from transformers.utils import logging
+
+    active = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if active:
+            logging.enable_progress_bar()

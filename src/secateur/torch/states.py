@@ -1,0 +1,113 @@
+"""Outputs of blocks on the calibration batches, kept in memory or on disk until the next block has read them."""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.errors import ModelError
+from secateur.torch.shards import read_entries, read_tensor, write_shard
+
+
+class States:
+    """Values by key (stream, step, batch): tensors, or tuples, lists and mappings of them.
+
+    folder: where they are kept; None keeps them in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._held: dict[str, Any] = {}
+        if folder is not None:
+            folder.mkdir(exist_ok=True)
+
+    def put(self, stream: str, step: int, batch: int, value: Any) -> None:
+        """Keep a value."""
+        key = f"{stream}-{step}-{batch}"
+        tensors: list[torch.Tensor] = []
+        shape = _flattened(value, tensors)
+        if self.folder is None:
+            self._held[key] = (shape, [t.detach().clone() for t in tensors])
+            return
+        parts = {str(i): t.detach() for i, t in enumerate(tensors)}
+        path = self.folder / f"{key}.safetensors"
+        write_shard(path, parts, self.folder.parent, flush=False)
+        self._held[key] = shape
+
+    def get(self, stream: str, step: int, batch: int) -> Any:
+        """The value that was kept."""
+        key = f"{stream}-{step}-{batch}"
+        if self.folder is None:
+            shape, tensors = self._held[key]
+            return _restored(shape, iter(tensors))
+        entries = read_entries(self.folder / f"{key}.safetensors")
+        return _restored(self._held[key], iter([read_tensor(entries[str(i)]) for i in range(len(entries))]))
+
+    def drop(self, stream: str, step: int) -> None:
+        """Forget all batches of one step."""
+        for key in [k for k in self._held if k.startswith(f"{stream}-{step}-")]:
+            del self._held[key]
+            if self.folder is not None:
+                (self.folder / f"{key}.safetensors").unlink(missing_ok=True)
+
+    def record(self) -> dict[str, Any]:
+        """What lies on disk, for `restore`: key -> [structure, CRC-32 of the file]; empty for states in memory."""
+        if self.folder is None:
+            return {}
+        return {key: [shape, _crc(self.folder / f"{key}.safetensors")] for key, shape in self._held.items()}
+
+    def restore(self, record: Mapping[str, Any]) -> bool:
+        """Take up what an earlier process left on disk; False, with everything forgotten, unless all of it is whole."""
+        self.clear(set(record))
+        if self.folder is None or not record:
+            return False
+        for key, (shape, crc) in record.items():
+            path = self.folder / f"{key}.safetensors"
+            if not path.is_file() or _crc(path) != crc:
+                self._held.clear()
+                self.clear(set())
+                return False
+            self._held[key] = shape
+        return True
+
+    def clear(self, keep: set[str]) -> None:
+        """Delete files of other keys."""
+        for path in self.folder.iterdir() if self.folder is not None else ():
+            if path.stem not in keep:
+                path.unlink()
+
+
+def _crc(path: Path) -> int:
+    value = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _flattened(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """The structure of a value as JSON, its tensors put into the list."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return "tensor"
+    if value is None or isinstance(value, bool | int | float):
+        return {"value": value}
+    if isinstance(value, Mapping):
+        return {"mapping": {key: _flattened(item, tensors) for key, item in value.items()}}
+    if isinstance(value, tuple | list):
+        return {type(value).__name__: [_flattened(item, tensors) for item in value]}
+    raise ModelError(f"a layer returns a {type(value).__name__}, which cannot be kept between layers")
+
+
+def _restored(shape: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    if shape == "tensor":
+        return next(tensors)
+    ((kind, held),) = shape.items()
+    if kind == "value":
+        return held
+    if kind == "mapping":
+        return {key: _restored(item, tensors) for key, item in held.items()}
+    items = [_restored(item, tensors) for item in held]
+    return items if kind == "list" else tuple(items)

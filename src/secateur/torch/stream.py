@@ -1,0 +1,447 @@
+"""One-shot pruning block by block: read a block, run the calibration states through it, prune it, write it, go on.
+
+The states that a block sees come from the pruned blocks before it. `prune_folder` holds one block in memory and can be
+killed at any moment; `prune_loaded` does the same to a model in memory, by the same code and to the same bits.
+"""
+
+import contextlib
+import gc
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur._version import __version__
+from secateur.errors import ModelError, PlanError
+from secateur.files import write_json
+from secateur.layout import Layout
+from secateur.recipe import Recipe, find_method
+from secateur.select import parse_pattern
+from secateur.torch.blocks import Call, Pruned, counted, grams_of, left_out, prune_weights
+from secateur.torch.bypass import first_of
+from secateur.torch.calls import chains, next_call
+from secateur.torch.hub import INDEX
+from secateur.torch.journal import Workspace, workspace
+from secateur.torch.memory import Choice, choose
+from secateur.torch.reconstruct import reconstruct
+from secateur.torch.shards import file_hash, read_entries, write_shard
+from secateur.torch.skeleton import Skeleton
+from secateur.torch.states import States
+from secateur.torch.trace import trace
+from secateur.torch.windows import batches_of, windows_hash
+
+RECORD = "pruned.json"
+NEEDS_NO_DATA = ("magnitude",)
+"""Methods that look at weights only."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A block that is finished. error: mean over its weights of the relative error of their outputs. tuned: relative
+    error of the block's output before and after reconstruction, where that was asked for.
+    """
+
+    path: str
+    number: int
+    total: int
+    seconds: float
+    error: float
+    layers: tuple[Pruned, ...]
+    tuned: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did. left_out: linear weights of the layers that it does not prune."""
+
+    folder: str | None
+    blocks: tuple[dict[str, Any], ...]
+    left_out: tuple[str, ...]
+    resumed: int = 0
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """Every pruned weight: name, weights, zeros, error, notes."""
+        return [layer for block in self.blocks for layer in block["layers"]]
+
+    @property
+    def weights(self) -> int:
+        """The denominator of the sparsity."""
+        return sum(layer["weights"] for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Weights that are zero."""
+        return sum(layer["zeros"] for layer in self.layers)
+
+
+Progress = Callable[[Done], None]
+
+
+class Run:
+    """The walk through the blocks of one model.
+
+    load, store, release: what happens to a block before, after and at the end of its turn.
+    """
+
+    def __init__(
+        self, model: nn.Module, layout: Layout, batches: Sequence[Mapping[str, Any]], recipe: Recipe, states: States
+    ) -> None:
+        self.model, self.layout, self.batches, self.recipe, self.states = model, layout, batches, recipe, states
+        self.chains = chains(layout)
+        self.total = sum(len(paths) for paths in self.chains.values())
+        self.finished: list[str] = []
+        self.dense = recipe.reconstruct is not None
+        self.method, self.pattern = find_method(recipe.criterion), parse_pattern(recipe.pattern)
+
+    @property
+    def streams(self) -> list[str]:
+        """The states that are kept: of the pruned model, and of the dense one where it is a target."""
+        return ["dense", "pruned"] if self.dense else ["pruned"]
+
+    @property
+    def ready(self) -> list[str]:
+        """The blocks that may come next: the first unfinished one of each chain."""
+        return [
+            next(p for p in c if p not in self.finished) for c in self.chains.values() if c[-1] not in self.finished
+        ]
+
+    def next_block(self) -> str:
+        """The block that the model reaches next."""
+        return self.call("pruned", 0).path if self.batches else self.ready[0]
+
+    def call(self, stream: str, batch: int) -> Any:
+        """What the next block is called with for a batch."""
+        recorded: dict[str, Any] = {}
+        for paths in self.chains.values():
+            done = [p for p in paths if p in self.finished]
+            if done:
+                value = self.states.get(stream, self.finished.index(done[-1]), batch)
+                recorded.update(dict.fromkeys(done, value))
+        with torch.no_grad():
+            return next_call(self.model, self.batches[batch], recorded, self.ready)
+
+    def calls(self, stream: str) -> Iterator[Call]:
+        """The calls of the next block for all batches."""
+        for batch in range(len(self.batches)):
+            found = self.call(stream, batch)
+            yield found.args, found.kwargs
+
+    @torch.no_grad()
+    def advance(self, stream: str, block: nn.Module) -> None:
+        """Run all batches through a block, and keep what it returns as the states of this step."""
+        for batch, (args, kwargs) in enumerate(self.calls(stream)):
+            self.states.put(stream, len(self.finished), batch, block(*args, **kwargs))
+
+    def prune(self, path: str, stored: Callable[[str], torch.dtype]) -> Done:
+        """Prune the next block in place; its dense states are kept where they are a target."""
+        start = time.perf_counter()
+        block = self.model.get_submodule(path)
+        weights = counted(self.layout, self.model, path)
+        if self.dense:
+            self.advance("dense", block)
+        grams = grams_of(block, weights, self.layout, self.calls("pruned")) if self.batches else {}
+        layers = prune_weights(
+            weights,
+            self.layout,
+            grams,
+            self.method,
+            self.pattern,
+            lambda name: self.recipe.sparsity,
+            self.recipe.options,
+            stored,
+        )
+        del grams
+        tuned = self._reconstruct(block, weights, stored) if self.recipe.reconstruct else None
+        error = sum(layer.error for layer in layers) / max(len(layers), 1)
+        number = len(self.finished) + 1
+        return Done(path, number, self.total, time.perf_counter() - start, error, tuple(layers), tuned)
+
+    def _reconstruct(self, block: nn.Module, weights: Mapping[str, nn.Module], stored: Any) -> tuple[float, float]:
+        options = self.recipe.reconstruct
+        assert options is not None
+        step = len(self.finished)
+
+        def call(batch: int) -> Call:
+            found = self.call("pruned", batch)
+            return found.args, found.kwargs
+
+        def target(batch: int) -> torch.Tensor:
+            found = first_of(self.states.get("dense", step, batch))
+            if found is None:
+                raise ModelError("a block returns no tensor, so it has no output to be tuned to")
+            return found
+
+        parameters = {name: module.weight for name, module in weights.items()}
+        errors = reconstruct(
+            block,
+            parameters,
+            len(self.batches),
+            call,
+            target,
+            passes=options.passes,
+            rate=options.rate,
+            seed=self.recipe.seed + step,
+        )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(parameter.to(stored(name)).to(parameter.dtype))
+        return errors
+
+    def close(self, path: str) -> None:
+        """The block is done: its states replace those of the block before it."""
+        step = len(self.finished)
+        self.finished.append(path)
+        chain = next(paths for paths in self.chains.values() if path in paths)
+        if self.batches and len(self.finished) < self.total:
+            before = [i for i, done in enumerate(self.finished[:step]) if done in chain]
+            for stream in self.streams if before else ():
+                self.states.drop(stream, before[-1])
+
+
+def prune_loaded(
+    model: nn.Module, windows: torch.Tensor | None, recipe: Recipe, progress: Progress | None = None
+) -> Report:
+    """Prune a Hugging Face model in memory, block by block, in place.
+
+    windows: token ids (windows, context) to calibrate on; None for methods that look at weights only.
+    Raises PlanError for a pattern that does not fit, ModelError for a model without a chain of layers.
+    """
+    from secateur.torch.batches import evaluating
+    from secateur.torch.example import example_for
+
+    layout = trace(model, example_for(model))
+    paths = [p for c in chains(layout).values() for p in c]
+    choice = _chosen(layout, paths, 0, windows, recipe)
+    batches = _batches(model, windows, recipe, choice.batch)
+    run = Run(model, layout, batches, recipe, States(None))
+    records = []
+    dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    with evaluating(model), _no_gradients(model):
+        while len(run.finished) < run.total:
+            path = run.next_block()
+            done = run.prune(path, dtypes.__getitem__)
+            if run.batches and done.number < run.total:
+                run.advance("pruned", model.get_submodule(path))
+            run.close(path)
+            records.append(_record(done, ""))
+            if progress:
+                progress(done)
+    return Report(None, tuple(records), tuple(left_out(layout, model, paths)))
+
+
+@contextlib.contextmanager
+def _no_gradients(model: nn.Module) -> Iterator[None]:
+    """No parameter takes a gradient: attention picks other kernels for masks that do."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+
+
+def prune_folder(
+    source: Path,
+    output: Path,
+    windows: torch.Tensor | None,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
+    began: Callable[[Choice, int], None] | None = None,
+) -> Report:
+    """Prune a Hugging Face folder into another, one block in memory at a time; a killed run is taken up where it was.
+
+    windows: as in `prune_loaded`. began: told the choice of memory and how many blocks were done before.
+
+    Raises SecateurError when `output` exists or belongs to a run with other settings; ModelError for damaged folders.
+    """
+    skeleton = Skeleton(Path(source), recipe.task)
+    layout = skeleton.layout()
+    model = skeleton.model
+    paths = [p for c in chains(layout).values() for p in c]
+    identity = _identity(skeleton, windows, recipe)
+    with workspace(Path(output), identity, overwrite) as work:
+        if work.journal.finished:
+            report = _finish(work, layout, skeleton, paths, len(work.journal.blocks))
+            return report
+        settings = work.journal.settings
+        if not work.resumed or not settings:
+            choice = _chosen(layout, paths, _outside(skeleton, paths), windows, recipe)
+            settings.update(asdict(choice), threads=torch.get_num_threads())
+            work.commit()
+        else:
+            torch.set_num_threads(settings["threads"])
+        states = States(work.folder / "states" if settings["on_disk"] else None)
+        batches = _batches(model, windows, recipe, settings["batch"])
+        run = Run(model, layout, batches, recipe, states)
+        with skeleton.filled_on_demand(paths), torch.no_grad():
+            resumed = _catch_up(run, work, skeleton)
+            if began:
+                began(Choice(settings["batch"], settings["on_disk"], settings["expected"]), resumed)
+            while len(run.finished) < run.total:
+                done = _one_block(run, work, skeleton)
+                if progress:
+                    progress(done)
+        return _finish(work, layout, skeleton, paths, resumed)
+
+
+def _one_block(run: Run, work: Workspace, skeleton: Skeleton) -> Done:
+    path = run.next_block()
+    skeleton.load(path)
+    done = run.prune(path, lambda name: _stored(skeleton, name))
+    pruned = {name: skeleton.model.get_parameter(name) for name in (layer.name for layer in done.layers)}
+    parts: dict[str, Any] = {name: skeleton.entries[name] for name in skeleton.names_under(path)}
+    for name, parameter in pruned.items():
+        source = skeleton.source(name)
+        assert source is not None
+        parts[source] = parameter.detach().to(_stored(skeleton, name))
+    file = f"model-{done.number:05d}-of-{run.total + 1:05d}.safetensors"
+    digest = write_shard(work.result / file, parts, work.folder)
+    if run.batches and done.number < run.total:
+        run.advance("pruned", skeleton.model.get_submodule(path))
+    record = _record(done, file)
+    work.journal.blocks.append({**record, "sha256": digest, "seconds": done.seconds})
+    work.journal.states = run.states.record()
+    work.commit()
+    run.close(path)
+    skeleton.release(path)
+    gc.collect()
+    return done
+
+
+def _stored(skeleton: Skeleton, name: str) -> torch.dtype:
+    from secateur.torch.shards import TYPES
+
+    source = skeleton.source(name)
+    if source is None:
+        raise PlanError(f"{name} is made of several tensors of the files, so it cannot be pruned block by block")
+    return TYPES[skeleton.entries[source].dtype]
+
+
+def _record(done: Done, file: str) -> dict[str, Any]:
+    return {
+        "path": done.path,
+        "file": file,
+        "error": done.error,
+        "tuned": list(done.tuned) if done.tuned else None,
+        "layers": [{**asdict(layer), "notes": list(layer.notes)} for layer in done.layers],
+    }
+
+
+def _catch_up(run: Run, work: Workspace, skeleton: Skeleton) -> int:
+    """Take up the states of an interrupted run, from disk where they are whole, else by running the finished blocks."""
+    blocks = work.journal.blocks
+    for block in blocks:
+        file = work.result / block["file"]
+        if not file.is_file() or file_hash(file) != block["sha256"]:
+            raise ModelError(f"{file} is not what the run wrote; delete {work.folder} to start over")
+    if run.states.restore(work.journal.states):
+        run.finished = [block["path"] for block in blocks]
+        return len(blocks)
+    for block in blocks if run.batches else ():
+        if len(run.finished) + 1 == run.total:
+            run.finished.append(block["path"])
+            break
+        path = block["path"]
+        if run.dense:
+            skeleton.load(path)
+            run.advance("dense", run.model.get_submodule(path))
+        entries = read_entries(work.result / block["file"])
+        written = {layer["name"]: entries[skeleton.source(layer["name"]) or ""] for layer in block["layers"]}
+        skeleton.load(path, written)
+        run.advance("pruned", run.model.get_submodule(path))
+        run.close(path)
+        skeleton.release(path)
+    run.finished = [block["path"] for block in blocks]
+    return len(blocks)
+
+
+def _finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], resumed: int) -> Report:
+    """Write what belongs to no block, the index, the config and the record; then give the folder its name."""
+    blocks = work.journal.blocks
+    report = Report(
+        str(work.output),
+        tuple({k: v for k, v in block.items() if k not in ("sha256", "seconds")} for block in blocks),
+        tuple(left_out(layout, skeleton.model, paths)),
+        resumed,
+    )
+    if not work.journal.finished:
+        inside = {name for path in paths for name in skeleton.names_under(path)}
+        rest = {name: entry for name, entry in skeleton.entries.items() if name not in inside}
+        file = f"model-{len(blocks) + 1:05d}-of-{len(blocks) + 1:05d}.safetensors"
+        write_shard(work.result / file, rest, work.folder)
+        index = dict.fromkeys(rest, file)
+        for block in blocks:
+            index |= dict.fromkeys(read_entries(work.result / block["file"]), block["file"])
+        size = sum(entry.bytes for entry in skeleton.entries.values())
+        write_json(work.result / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))})
+        _copy_others(skeleton.folder, work.result)
+        write_json(
+            work.result / RECORD,
+            {
+                "recipe": work.journal.identity["recipe"],
+                "secateur": __version__,
+                "counted": {"tensors": len(report.layers), "weights": report.weights, "zeros": report.zeros},
+                "left_out": list(report.left_out),
+                "blocks": list(report.blocks),
+            },
+        )
+    work.finish()
+    return report
+
+
+def _copy_others(source: Path, folder: Path) -> None:
+    """Config, tokenizer and whatever else is no weight file."""
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name != INDEX:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _identity(skeleton: Skeleton, windows: torch.Tensor | None, recipe: Recipe) -> dict[str, Any]:
+    import transformers
+
+    files = sorted({entry.file for entry in skeleton.entries.values()})
+    return {
+        "recipe": recipe.identity(),
+        "model": {file.name: file_hash(file) for file in (*files, skeleton.folder / "config.json")},
+        "calibration": {"tokens": windows_hash(windows)},
+        "version": {
+            "secateur": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+        },
+    }
+
+
+def _chosen(layout: Layout, paths: Sequence[str], outside: int, windows: torch.Tensor | None, recipe: Recipe) -> Choice:
+    count, context = (0, 1) if windows is None else windows.shape
+    if windows is None and (recipe.criterion not in NEEDS_NO_DATA or recipe.reconstruct):
+        raise PlanError(f"{recipe.criterion} needs calibration text; pass --calibration FILE")
+    tuned = recipe.reconstruct is not None
+    found = choose(layout, paths, outside, count, context, recipe.memory, dense=tuned, tuned=tuned)
+    if recipe.reconstruct:
+        return Choice(min(found.batch, recipe.reconstruct.windows), found.on_disk, found.expected)
+    return found
+
+
+def _outside(skeleton: Skeleton, paths: Sequence[str]) -> int:
+    """Bytes, in the type of computation, of the largest parameter outside the blocks: the embeddings as a rule."""
+    inside = {name for path in paths for name in skeleton.names_under(path)}
+    sizes = [
+        e.bytes // (2 if e.dtype in ("BF16", "F16") else 4) for n, e in skeleton.entries.items() if n not in inside
+    ]
+    return 4 * max(sizes, default=0)
+
+
+def _batches(model: Any, windows: torch.Tensor | None, recipe: Recipe, size: int) -> list[dict[str, Any]]:
+    return [] if windows is None else batches_of(model, windows, size)

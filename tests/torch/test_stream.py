@@ -1,0 +1,322 @@
+"""Pruning block by block: the same bits from a folder, from memory, and from a plain loop over the whole model."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import transformers
+
+from secateur.errors import DataError, ModelError, PlanError, SecateurError
+from secateur.recipe import make_recipe
+from secateur.repair import prepare, sparsegpt
+from secateur.select import NM
+from secateur.torch import skeleton, stream
+from secateur.torch.stream import prune_folder, prune_loaded
+from secateur.torch.trace import trace as real_trace
+from tests.torch import tiny
+from tests.torch.language import files, windows, write_model
+
+LAYOUTS = {}
+FAMILIES = {"llama": (tiny.llama, 21), "gpt2": (tiny.gpt2, 12), "bert": (tiny.bert, 18), "t5": (tiny.t5, 38)}
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch):
+    """Tracing takes longer than pruning these models, so models of one config share a layout."""
+
+    def trace(model, example):
+        key = (type(model), model.config.to_json_string(use_diff=False))
+        if key not in LAYOUTS:
+            LAYOUTS[key] = real_trace(model, example)
+        return LAYOUTS[key]
+
+    monkeypatch.setattr(stream, "trace", trace)
+    monkeypatch.setattr(skeleton, "trace", trace)
+
+
+def recipe(**values):
+    return make_recipe(**{"criterion": "sparsegpt", "pattern": "2:4", "samples": 6, "context": 16, **values})
+
+
+def same(model, folder):
+    again = type(model).from_pretrained(folder).state_dict()
+    return again.keys() == model.state_dict().keys() and all(
+        torch.equal(value, again[name]) for name, value in model.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize(("family", "tuned"), [*((family, False) for family in FAMILIES), ("t5", True)])
+def test_folder_and_memory_give_the_same_bits(family, tuned, tmp_path):
+    make, tensors = FAMILIES[family]
+    model = write_model(tmp_path / "in", make)
+    assert len(list((tmp_path / "in").glob("*.safetensors"))) > 2
+    told = []
+    report = prune_folder(
+        tmp_path / "in", tmp_path / "out", windows(), recipe(reconstruct=tuned, memory="4GiB"), told.append
+    )
+    prune_loaded(model, windows(), recipe(reconstruct=tuned))
+    assert same(model, tmp_path / "out")
+    assert len(report.layers) == tensors
+    assert report.zeros * 2 == report.weights
+    assert [d.number for d in told] == list(range(1, told[0].total + 1))
+    assert [p.name for p in tmp_path.iterdir() if p.name not in ("in", "out")] == []
+    if tuned:
+        assert all(d.tuned[1] < d.tuned[0] for d in told)
+
+
+def test_a_plain_loop_over_the_whole_model_gives_the_same_bits(tmp_path):
+    model = write_model(tmp_path / "in")
+    prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    ids = windows()
+    for layer in model.model.layers:
+        seen = {}
+        linears = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+        handles = [
+            m.register_forward_pre_hook(lambda m, args, n=n: seen.__setitem__(n, args[0])) for n, m in linears.items()
+        ]
+        with torch.no_grad():
+            model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        for name, module in linears.items():
+            x = seen[name].reshape(-1, module.in_features)
+            module.weight.data = sparsegpt(module.weight.data, prepare(x.T @ x / len(x)), NM(2, 4))
+    assert same(model, tmp_path / "out")
+
+
+def test_what_is_written_is_exact_and_said(tmp_path):
+    write_model(tmp_path / "in")
+    before = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "in").state_dict()
+    report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(pattern="1:4", criterion="wanda"))
+    after = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    pruned = {layer["name"] for layer in report.layers}
+    for name, value in after.items():
+        if name in pruned:
+            assert ((value != 0).reshape(-1, 4).sum(1) == 1).all()
+        else:
+            assert torch.equal(value, before[name])
+    record = json.loads((tmp_path / "out" / "pruned.json").read_text())
+    zeros = sum(int((after[name] == 0).sum()) for name in pruned)
+    assert record["counted"] == {"tensors": 21, "weights": report.weights, "zeros": zeros}
+    assert zeros * 4 == report.weights * 3
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_weights_keep_the_type_of_the_files(tmp_path):
+    model = tiny.llama().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "in", max_shard_size="20KB")
+    prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_experts_are_left_as_they_were_and_named(tmp_path):
+    model = write_model(tmp_path / "in", tiny.mixtral)
+    report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    assert "model.layers.0.mlp.experts.gate_up_proj" in report.left_out
+    prune_loaded(model, windows(), recipe())
+    assert same(model, tmp_path / "out")
+
+
+def test_magnitude_needs_no_text_and_others_do(tmp_path):
+    model = write_model(tmp_path / "in")
+    prune_folder(tmp_path / "in", tmp_path / "out", None, recipe(criterion="magnitude"))
+    prune_loaded(model, None, recipe(criterion="magnitude"))
+    assert same(model, tmp_path / "out")
+    with pytest.raises(PlanError, match="wanda needs calibration text"):
+        prune_folder(tmp_path / "in", tmp_path / "other", None, recipe(criterion="wanda"))
+
+
+# -- interrupted runs -----------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def stopped_after(number):
+    def progress(done):
+        if done.number == number:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("family", "tuned", "on_disk"), [("llama", False, False), ("llama", True, True), ("t5", True, False)]
+)
+def test_a_stopped_run_goes_on_to_the_same_files(family, tuned, on_disk, tmp_path, monkeypatch):
+    write_model(tmp_path / "in", FAMILIES[family][0])
+    prune_folder(tmp_path / "in", tmp_path / "whole", windows(), recipe(reconstruct=tuned))
+    choose = stream.choose
+    monkeypatch.setattr(
+        stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, on_disk, choose(*a, **k).expected)
+    )
+    with pytest.raises(Stop):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(reconstruct=tuned), stopped_after(2))
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.partial" / "states").exists() == on_disk
+    report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(reconstruct=tuned))
+    assert report.resumed == 2
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+def test_damaged_states_are_made_again(tmp_path, monkeypatch):
+    write_model(tmp_path / "in")
+    prune_folder(tmp_path / "in", tmp_path / "whole", windows(), recipe())
+    choose = stream.choose
+    monkeypatch.setattr(stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, True, 0))
+    with pytest.raises(Stop):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(), stopped_after(2))
+    state = next((tmp_path / ".out.partial" / "states").iterdir())
+    state.write_bytes(state.read_bytes()[:-4] + b"abcd")
+    assert prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe()).resumed == 2
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_another_recipe_model_or_text_is_refused(tmp_path):
+    write_model(tmp_path / "in")
+
+    def run(ids=None, **values):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows() if ids is None else ids, recipe(**values))
+
+    with pytest.raises(Stop):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(), stopped_after(1))
+    with pytest.raises(SecateurError, match=r"started with recipe pattern 2:4, now it is 4:8; .*delete that folder"):
+        run(pattern="4:8")
+    with pytest.raises(SecateurError, match="started with calibration tokens"):
+        run(windows(seed=1))
+    write_model(tmp_path / "in", intermediate_size=52)
+    with pytest.raises(SecateurError, match="started with model model-0000"):
+        run()
+
+
+def test_a_finished_output_is_not_overwritten(tmp_path):
+    write_model(tmp_path / "in")
+    prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    with pytest.raises(SecateurError, match="exists; choose another output"):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(pattern="4:8"))
+    prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(pattern="4:8"), overwrite=True)
+    assert json.loads((tmp_path / "out" / "pruned.json").read_text())["recipe"]["pattern"] == "4:8"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
+
+
+RUN = """
+import sys, torch
+torch.set_num_threads(1)
+from tests.torch.test_stream import recipe, windows
+from secateur.torch import skeleton, stream
+from pathlib import Path
+choose = stream.choose
+disk = sys.argv[2] == "disk"
+stream.choose = lambda *a, **k: stream.Choice(choose(*a, **k).batch, disk, 0)
+here = Path(sys.argv[1])
+print("ready", flush=True)
+stream.prune_folder(here / "in", here / "out", windows(48, 48), recipe(reconstruct=True))
+"""
+
+
+def kill_until_done(folder, kills, kept, seed):
+    """Start the run again and again, killing it at random moments; returns how many kills hit a run."""
+    rng = random.Random(seed)
+    hit = 0
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    environment = {**os.environ, "PYTHONPATH": f"{root}/src:{root}", "OMP_NUM_THREADS": "1"}
+    while True:
+        command = [sys.executable, "-c", RUN, str(folder), kept]
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        if hit < kills:
+            time.sleep(rng.uniform(0.5, 5.0))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                hit += 1
+        if process.wait() == 0:
+            return hit
+        assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "kept"), [(10, "disk"), (10, "memory")])
+def test_killed_runs_end_with_the_same_files(kills, kept, tmp_path):
+    write_model(tmp_path / "in", num_hidden_layers=8)
+    prune_folder(tmp_path / "in", tmp_path / "whole", windows(48, 48), recipe(reconstruct=True))
+    assert kill_until_done(tmp_path, kills, kept, seed=1) > 0
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+# -- bad input ------------------------------------------------------------------------------------------------------
+
+
+def test_truncated_and_lying_folders(tmp_path):
+    write_model(tmp_path / "in")
+    shard = sorted((tmp_path / "in").glob("model-*.safetensors"))[1]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-10])
+    with pytest.raises(ModelError, match="damaged or cut short"):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    shard.write_bytes(whole)
+    index = tmp_path / "in" / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    name = next(iter(data["weight_map"]))
+    other = next(f for f in data["weight_map"].values() if f != data["weight_map"][name])
+    index.write_text(json.dumps({**data, "weight_map": {**data["weight_map"], name: other}}))
+    with pytest.raises(ModelError, match=f"says that {other} holds {name}, which it does not"):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_missing_weight_is_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    write_model(tmp_path / "in", shard="1GB")
+    state = load_file(tmp_path / "in" / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, tmp_path / "in" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks model.layers.1.mlp.up_proj.weight"):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+
+
+def test_memory_that_is_too_small_or_puts_states_on_disk(tmp_path):
+    from secateur.torch.memory import choose
+    from secateur.torch.trace import trace
+
+    model = tiny.llama()
+    layout = trace(model, tiny.inputs(model))
+    blocks = [f"model.layers.{i}" for i in range(3)]
+
+    def chosen(limit, count=10**6):
+        return choose(layout, blocks, 0, count, 512, limit, dense=True, tuned=True)
+
+    assert not chosen(None).on_disk
+    assert not chosen(100 * 2**30, 10).on_disk
+    assert chosen(4 * 2**30).on_disk
+    with pytest.raises(PlanError, match=r"one block of this model needs about .* GiB"):
+        chosen(2**20)
+
+
+def test_text_that_is_too_short_or_does_not_fit():
+    from secateur.torch.windows import cut, tokens_of
+
+    with pytest.raises(DataError, match="a.txt has 10 tokens, fewer than one window of 16"):
+        cut(list(range(10)), 16, "a.txt")
+
+    class Tokenizer:
+        eos_token_id = 1
+
+        def __call__(self, texts, **options):
+            return {"input_ids": [[5, 60] for _ in texts]}
+
+    assert tokens_of(Tokenizer(), ["a", "b"], 61) == [5, 60, 1, 5, 60, 1]
+    with pytest.raises(DataError, match="token 60, the model knows 50"):
+        tokens_of(Tokenizer(), ["a"], 50)
