@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.deploy import device, target
+from secateur.deploy import device, signature, target
 from secateur.deploy.exporting import export
 from secateur.deploy.target import TARGETS, DeployError
 from secateur.errors import SecateurError
@@ -94,7 +94,9 @@ def names_of(sources: Sequence[Path | str]) -> dict[str, Path]:
             raise DeployError(f"{folder} is not a folder; pass saved models or exported artefacts")
     short = [folder.resolve().name for folder in folders]
     names = [name if short.count(name) == 1 else str(f) for name, f in zip(short, folders, strict=True)]
-    return {n if names.count(n) == 1 else f"{n} ({i + 1})": f for i, (n, f) in enumerate(zip(names, folders, strict=True))}
+    return {
+        n if names.count(n) == 1 else f"{n} ({i + 1})": f for i, (n, f) in enumerate(zip(names, folders, strict=True))
+    }
 
 
 def bench(
@@ -186,16 +188,17 @@ def artefact(
         raise DeployError(f"{runtime} gets no 8-bit weights here")
     bounds: dict[str, int] = {}
     if kind.shapes != "any":
-        bounds = {"batch": sizes[0]} | ({"length": sizes[1]} if takes_tokens(folder) else {})
+        bounds = {"batch": sizes[0]} | ({"length": sizes[1]} if takes_tokens(folder, options) else {})
     export(folder, runtime, place, int8=int8, **bounds, **options)
     return place
 
 
-def takes_tokens(folder: Path) -> bool:
-    """Whether the model in a folder takes token ids, by its config's class."""
+def takes_tokens(folder: Path, options: Mapping[str, Any]) -> bool:
+    """Whether the model in a folder takes tokens, so that its inputs have a length."""
     from secateur.torch.open import load_model
 
-    return "input" in getattr(load_model(folder), "main_input_name", "") and "ids" in load_model(folder).main_input_name
+    model = load_model(folder, **options)
+    return any("length" in port.shape for port in signature.ports_of(model, signature.inputs_of(model)))
 
 
 def timed(
@@ -224,5 +227,3 @@ def words(timings: Sequence[Timing]) -> list[str]:
             f"other weight{took}. Remove heads and neurons, or use the runtime secateur, which skips zeros"
         )
     return list(said.values())
-
-

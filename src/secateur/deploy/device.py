@@ -69,9 +69,7 @@ def load_onnx(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        str(folder / graph["files"][0]), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(folder / graph["files"][0]), options, providers=["CPUExecutionProvider"])
     takes = [port.name for port in session.get_inputs()]
     gives = [port.name for port in session.get_outputs()]
 

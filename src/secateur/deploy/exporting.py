@@ -77,10 +77,11 @@ def export(
     check_wishes(target, generate, int8)
     folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
     if not isinstance(source, nn.Module):
-        tokenizer = tokenizer or beside(source)
         options.setdefault("dtype", torch.float32)
-        source = load_model(source, **options)
-    model = source.eval()
+        model = load_model(source, **options)
+        tokenizer = tokenizer or beside(source)
+    else:
+        model = source.eval()
     check_model(model, output)
     inputs = dict(example) if example is not None else signature.inputs_of(model, tokenizer, folder)
     ports = signature.fitted(target, model, signature.ports_of(model, inputs), batch, length)
@@ -127,7 +128,9 @@ def check_model(model: nn.Module, output: Path) -> None:
         raise DeployError("the model has weights on the meta device, which hold no numbers; load them first")
     other = next((p.dtype for p in weights if p.dtype != torch.float32), None)
     if other is not None:
-        raise DeployError(f"the model has weights of {other}; export float32 (model.float()), runtimes convert on their own")
+        raise DeployError(
+            f"the model has weights of {other}; export float32 (model.float()), runtimes convert on their own"
+        )
     parent = next(p for p in output.absolute().parents if p.is_dir())
     needed, free = sum(p.numel() * 4 for p in weights), shutil.disk_usage(parent).free
     if free < needed:
@@ -144,7 +147,9 @@ def on_disk(place: Path, model: nn.Module) -> Any:
         yield
     except Exception as error:
         if shutil.disk_usage(place).free < 1_000_000:
-            raise DeployError(f"no space is left beside {place.parent / place.name.split('.')[1]}; make room") from error
+            raise DeployError(
+                f"no space is left beside {place.parent / place.name.split('.')[1]}; make room"
+            ) from error
         raise
 
 
@@ -228,5 +233,3 @@ def prompt(model: nn.Module, tokenizer: Any, data: Any, inputs: Mapping[str, tor
     if data is not None:
         inputs = next(iter(data))
     return {k: v for k, v in inputs.items() if k == model.main_input_name or k == "attention_mask"}
-
-

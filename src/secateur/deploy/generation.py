@@ -30,7 +30,9 @@ def graphs_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Graph
     from transformers.exporters.utils import decompose_for_generation
 
     if not (hasattr(model, "can_generate") and model.can_generate()):
-        raise DeployError(f"{type(model).__name__} does not generate; leave out generate, which exports its forward pass")
+        raise DeployError(
+            f"{type(model).__name__} does not generate; leave out generate, which exports its forward pass"
+        )
     main = {k: v.clone() for k, v in inputs.items() if not k.startswith("decoder_")}
     if "attention_mask" in main:
         main["attention_mask"][0, :2] = 0  # padding on the left, else `generate` leaves the mask out
@@ -169,5 +171,3 @@ def _unended(folder: Path, inputs: Mapping[str, torch.Tensor], count: int, seen:
         scores[:, end] = -np.inf
 
     return generate(folder, {k: to_numpy(v) for k, v in inputs.items()}, count, on_logits=forbid)
-
-
