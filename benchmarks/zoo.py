@@ -1,14 +1,18 @@
 """Every model type of the installed transformers, shrunk by generic overrides: traced, pruned, saved, reloaded.
 
-Run: `python benchmarks/zoo.py [--only bert,llama] [--jobs 2]`. Writes benchmarks/results/zoo.md, one row a model type:
+Run: `python benchmarks/zoo.py [--only bert,llama] [--jobs 1]`. Writes benchmarks/results/zoo.md, one row a model type:
 was it exported, which prunable axes were found, does masking equal removing at half of the heads and FFN units with
 another number in each layer, is the reloaded model bit-equal, does `generate` work after it. Rows that fail say why.
+
+Rows are kept in .cache/zoo.jsonl as they are made: a run goes on where the last one stopped, `--only` makes its rows
+anew, and `--only -` writes the table from what is there. Limits are in CPU seconds, so that a paused run loses nothing.
 """
 
 import argparse
 import contextlib
 import copy
 import io
+import json
 import multiprocessing
 import os
 import signal
@@ -26,7 +30,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
 
-SECONDS_PER_MODEL = 60
+CACHE = ROOT / ".cache" / "zoo.jsonl"
+SECONDS_PER_MODEL = 90
 TOLERANCE = 1e-5
 KINDS = ("head", "kv", "ffn", "layer", "expert")
 
@@ -87,7 +92,7 @@ class Row:
     seconds: float = 0.0
 
 
-class Timeout(Exception):
+class Timeout(BaseException):
     """A model took too long."""
 
 
@@ -297,18 +302,18 @@ def _guarded(kind: str) -> dict[str, Any]:
         raise Timeout
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, alarm)
-    signal.alarm(SECONDS_PER_MODEL)
-    start = time.time()
+    signal.signal(signal.SIGPROF, alarm)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS_PER_MODEL)
+    start = time.process_time()
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             row = examine(kind)
     except Timeout:
-        row = Row(kind, note=f"took more than {SECONDS_PER_MODEL} s")
+        row = Row(kind, note=f"took more than {SECONDS_PER_MODEL} s of CPU time")
     except Exception as error:
         row = Row(kind, note=f"error in the benchmark: {_sentence(error)}")
-    signal.alarm(0)
-    row.seconds = time.time() - start
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    row.seconds = time.process_time() - start
     return asdict(row)
 
 
@@ -347,30 +352,39 @@ def _passes(row: Row) -> bool:
     )
 
 
+def read_rows(path: Path) -> dict[str, Row]:
+    """The rows made so far, by model type; of several for one type the last."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {row["name"]: Row(**row) for row in map(json.loads, lines)}
+
+
 def main() -> None:
     """Examine the types asked for and write the table."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", default="")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/zoo.md")
     options = parser.parse_args()
-    kinds = [k for k in options.only.split(",") if k] or sorted(CONFIG_MAPPING_NAMES)
+    everything = sorted(CONFIG_MAPPING_NAMES)
+    CACHE.parent.mkdir(exist_ok=True)
+    kinds = [k for k in options.only.split(",") if k] or [k for k in everything if k not in read_rows(CACHE)]
     import tests.torch.exact  # noqa: F401
     import transformers  # noqa: F401
 
     import secateur.torch.hub
     import secateur.torch.trace  # noqa: F401
 
-    rows = []
-    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=20) as pool:
-        for values in pool.imap(_guarded, kinds):
-            row = Row(**values)
-            rows.append(row)
-            print(*asdict(row).values(), sep=" | ", flush=True)
-            options.output.write_text(table(rows))
-    print(table(rows).splitlines()[4])
+    with multiprocessing.get_context("fork").Pool(options.jobs, maxtasksperchild=1) as pool:
+        for values in pool.imap(_guarded, [k for k in kinds if k in everything]):
+            print(*values.values(), sep=" | ", flush=True)
+            with CACHE.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+    rows = read_rows(CACHE)
+    text = table([rows[k] for k in everything if k in rows])
+    options.output.write_text(text, encoding="utf-8")
+    print(text.splitlines()[4])
 
 
 if __name__ == "__main__":

