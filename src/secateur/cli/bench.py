@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 NAME = "bench"
 EXAMPLES = (
-    "Examples:  secateur bench ./dense ./small --runtime torch,onnx --batch 1,8 --length 64   |   secateur bench ./dense "
-    "./small --runtime onnx --export-kit ./kit   |   secateur bench --results ./kit"
+    "Examples:  secateur bench ./dense ./small --runtime torch,onnx --batch 1,8   |   secateur bench ./dense ./small "
+    "--runtime onnx --export-kit ./kit   |   secateur bench --results ./kit"
 )
 
 
@@ -106,8 +106,10 @@ def show(found: "Bench", plot: Path | None, json: bool) -> None:
             continue
         spread = f"{t.low_ms:.2f} to {t.high_ms:.2f}"
         rows.append(
-            (t.runtime, t.model, f"{t.batch} x {t.length}", f"{t.median_ms:.2f}", spread, f"{t.ratio:.2f}")
-            + (f"{t.startup_s:.2f}", common.megabytes(t.peak_bytes), common.megabytes(t.bytes))
+            [
+                *(t.runtime, t.model, f"{t.batch} x {t.length}", f"{t.median_ms:.2f}", spread, f"{t.ratio:.2f}"),
+                *(f"{t.startup_s:.2f}", common.megabytes(t.peak_bytes), common.megabytes(t.bytes)),
+            ]
         )
     columns = [
         "runtime",

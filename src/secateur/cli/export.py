@@ -1,7 +1,7 @@
 """secateur export: a saved model as an artefact for a runtime, compared with PyTorch there."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,8 +10,8 @@ from secateur.cli import common
 NAME = "export"
 EXAMPLES = (
     "Examples:  secateur export ./small --to onnx --data test.csv --output ./small-onnx   |   secateur export ./small "
-    "--to litert --batch 1 --length 64 --output ./small-litert   |   secateur export ./decoder --to openvino --generate "
-    "--output ./decoder-ov"
+    "--to litert --batch 1 --length 64 --output ./small-litert   |   secateur export ./decoder --to openvino "
+    "--generate --output ./decoder-ov"
 )
 
 
@@ -53,6 +53,7 @@ def command(
 
     common.quiet_libraries()
     common.set_threads(threads)
+    remote: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     made = export(
         model,
         to,
@@ -65,7 +66,7 @@ def command(
         tolerance=tolerance,
         overwrite=overwrite,
         task=task,
-        **({"trust_remote_code": True} if trust_remote_code else {}),
+        **remote,
     )
     if json:
         common.print_json(made.as_json())

@@ -176,17 +176,17 @@ def artefact(
             raise DeployError(f"{folder} is an artefact for {made_for}")
         return folder
     if runtime in OURS:
+        import torch
+
         from secateur.deploy import torch as ours
         from secateur.torch.open import load_model
-
-        import torch
 
         ours.write(load_model(folder, dtype=torch.float32, **options), folder, runtime, place, **options)
         return place
     kind = target.find(runtime)
     if int8 and not kind.int8:
         raise DeployError(f"{runtime} gets no 8-bit weights here")
-    bounds: dict[str, int] = {}
+    bounds: dict[str, Any] = {}
     if kind.shapes != "any":
         bounds = {"batch": sizes[0]} | ({"length": sizes[1]} if takes_tokens(folder, options) else {})
     export(folder, runtime, place, int8=int8, **bounds, **options)
@@ -210,8 +210,8 @@ def timed(
     for name, row in rows.items():
         info = target.read(artefacts[name])
         ratio = row["median_ms"] / first if "median_ms" in row else float("nan")
-        sizes = {"bytes": info["bytes"], "zeros": info["zeros"], "ratio": ratio}
-        found.append(Timing(name, runtime, *shape, **row, **sizes))
+        sizes: dict[str, Any] = {"bytes": info["bytes"], "zeros": info["zeros"], "ratio": ratio}
+        found.append(Timing(name, runtime, shape[0], shape[1], **row, **sizes))
     return found
 
 
@@ -223,7 +223,7 @@ def words(timings: Sequence[Timing]) -> list[str]:
             continue
         took = f"; it takes {t.ratio:.2f} of the first model's time" if t.ratio == t.ratio and t.ratio != 1.0 else ""
         said[t.model, t.runtime] = (
-            f"zeros bring nothing on {t.runtime}: {t.model} has {100 * t.zeros:.0f}% zeros, which it multiplies like any "
-            f"other weight{took}. Remove heads and neurons, or use the runtime secateur, which skips zeros"
+            f"zeros bring nothing on {t.runtime}: {t.model} has {100 * t.zeros:.0f}% zeros, multiplied like any other "
+            f"weight{took}. Remove heads and neurons, or use the runtime secateur, which skips zeros"
         )
     return list(said.values())

@@ -206,6 +206,7 @@ def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -
     feed = {}
     for port in graph["inputs"]:
         shape = [n if isinstance(n, int) else sizes[n] for n in port["shape"]]
+        value: Any
         if port["fill"] == "ids":
             value = rng.integers(port["low"], port["high"], shape)
         elif port["fill"] == "normal":

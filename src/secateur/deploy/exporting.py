@@ -27,7 +27,7 @@ VERSIONS = ("torch", "transformers")
 
 @dataclass(frozen=True)
 class Artefact:
-    """What `export` wrote. Sizes in bytes; `zeros` is the share of zeros among the weights of two or more dimensions."""
+    """What `export` wrote. Sizes in bytes; `zeros` is the share of zeros in matrices."""
 
     folder: Path
     target: str

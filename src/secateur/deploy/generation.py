@@ -6,7 +6,6 @@ tokens at once, so that it is its own prefill on an empty cache.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +66,9 @@ def _graph(module: nn.Module, inputs: dict[str, Any]) -> Graph:
 
 def caches(ports: list[dict[str, Any]], batch: int) -> dict[str, np.ndarray]:
     """Empty caches for the ports of a graph as `artefact.json` holds them."""
-    sizes = {"batch": batch, "past": 0}
+    sizes: dict[Any, int] = {"batch": batch, "past": 0}
     return {
-        p["name"]: np.zeros([sizes.get(n, n) if isinstance(n, str) else n for n in p["shape"]], p["dtype"])
+        p["name"]: np.zeros([sizes.get(n, n) for n in p["shape"]], p["dtype"])
         for p in ports
         if p["name"].startswith(PAST)
     }

@@ -20,15 +20,15 @@ from secateur.torch.vocabulary import TABLE
 
 SYMBOLS = {"batch": BATCH, "length": LENGTH, "target": TARGET_LENGTH}
 """Symbolic dimensions and the sizes that they have in an example."""
-TRAVELS = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.jinja")
-TRAVELS += ("preprocessor_config.json", "processor_config.json", "generation_config.json", TABLE)
+TRAVELS = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.jinja"]
+TRAVELS += ["preprocessor_config.json", "processor_config.json", "generation_config.json", TABLE]
 """Files that go with an artefact: what turns text or images into inputs."""
 DEFAULT_BOUNDS = {"batch": 8, "length": 128}
 """Largest batch and length for targets that need to know them and were not told."""
 
 
 def inputs_of(model: nn.Module, tokenizer: Any = None, source: Path | None = None) -> dict[str, torch.Tensor]:
-    """An example of the model's inputs: what the tokenizer gives and the model takes, images of the processor's size."""
+    """Example inputs of the model: what the tokenizer gives and the model takes, images of the processor's size."""
     example = example_for(model)
     takes = inspect.signature(model.forward).parameters
     for name in getattr(tokenizer, "model_input_names", ()):

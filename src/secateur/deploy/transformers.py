@@ -24,7 +24,7 @@ def write(
 ) -> dict[str, Written]:
     """Export every graph and write them together, with the manifest that `ExportedModel.from_pretrained` reads.
 
-    settings: makes the exporter's config of `dynamic_shapes`. dimension: what varies, for a port's symbol at a position.
+    settings: makes the exporter's config of `dynamic_shapes`. dimension: what a port has at a symbol's position.
     """
     from transformers.exporters import ExportedModel
 
