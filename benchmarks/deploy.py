@@ -168,21 +168,27 @@ def one(name: str, target: str, generate: bool) -> dict[str, Any]:
             sizes["length"] = LENGTH
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
+        place = artefact_of(name, target) if name.startswith("minilm") else Path(work) / "out"
         try:
-            made = export(folder_of(name), target, Path(work) / "out", data=data, generate=generate, **sizes)
+            made = export(folder_of(name), target, place, data=data, generate=generate, overwrite=True, **sizes)
         except SecateurError as error:
             return {"refused": str(error)}
         seconds = time.perf_counter() - start
         return {"parity": asdict(made.parity) if made.parity else made.generation, "bytes": made.bytes, "s": seconds}
 
 
+def artefact_of(name: str, target: str, int8: bool = False) -> Path:
+    """Where the artefact of a MiniLM is kept, so that a timed run is short."""
+    return CACHE / "artefacts" / f"{name}-{target}{'-int8' if int8 else ''}"
+
+
 def make_latency(runtime: str, int8: bool = False) -> None:
-    """The MiniLMs side by side on one runtime; exports are kept, so that a timed run is short."""
+    """The MiniLMs side by side on one runtime."""
     kept = {}
     for name in ("minilm-dense", "minilm-half", "minilm-uneven"):
         kept[name] = folder_of(name)
         if runtime in TARGETS:
-            place = CACHE / "artefacts" / f"{name}-{runtime}{'-int8' if int8 else ''}"
+            place = artefact_of(name, runtime, int8)
             if not place.exists():
                 sizes = {} if runtime in ("onnx", "openvino") else {"batch": BATCH, "length": LENGTH}
                 made = export(folder_of(name), runtime, place, data=reviews(), int8=int8, **sizes)

@@ -155,9 +155,9 @@ def writing(target: str, model: nn.Module) -> Iterator[None]:
 
 LACKS = re.compile(
     r"(?:No ONNX function found|No conversion rule|not supported|[Uu]nsupported|Lowering not found|Missing out variant"
-    r"|not (?:been )?implemented|No decompositions? registered)"
+    r"|not (?:been )?implemented|not in Core ATen)"
 )
-OPERATION = re.compile(r"\b((?:aten|torch_attn|prims|quantized|transformers|secateur_test)(?:\.|::)\w+)")
+OPERATION = re.compile(r"\b((?:aten|prims|torchvision|transformers)(?:\.|::)\w+)")
 
 
 def refusal(target: str, model: nn.Module, error: BaseException) -> DeployError:
