@@ -34,7 +34,8 @@ from secateur.plan import Plan
 from secateur.torch.demo import Settings, demo_rows, dense_model
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_folder
-from secateur.torch.text import load_tokenizer
+from secateur.torch.text import encode, load_tokenizer
+from secateur.torch.train import fine_tune
 
 CACHE = Path(__file__).parent.parent / ".cache" / "deploy"
 BATCH, LENGTH, ROWS, SEED = 8, 64, 200, 0
@@ -72,8 +73,10 @@ def uneven(host: TorchHost, seed: int = SEED) -> Plan:
     return Plan(keep)
 
 
-def pruned(source: Path | Any, name: str, choose: Callable[[TorchHost], Plan], example: Any = None) -> Path:
-    """A pruned folder of a model (a folder or a module) under the cache."""
+def pruned(
+    source: Path | Any, name: str, choose: Callable[[TorchHost], Plan], example: Any = None, train: Rows | None = None
+) -> Path:
+    """A pruned folder of a model (a folder or a module) under the cache, fine-tuned for an epoch on rows."""
     folder = CACHE / "models" / name
     if not folder.exists():
         if isinstance(source, Path):
@@ -83,6 +86,9 @@ def pruned(source: Path | Any, name: str, choose: Callable[[TorchHost], Plan], e
         plan = choose(host).check(host.layout)
         host.resize(plan)
         tokenizer = load_tokenizer(source) if isinstance(source, Path) and example is None else None
+        if train is not None:
+            features = encode(host.model, tokenizer, train, LENGTH)
+            fine_tune(host, features, tokenizer, epochs=1, learning_rate=2e-4, batch_size=32, seed=SEED, progress=False)
         host.save(folder, plan, tokenizer=tokenizer)
     return folder
 
@@ -96,8 +102,8 @@ def make_models() -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():
         link.symlink_to(dense.resolve())
-    pruned(link, "minilm-half", halved)
-    pruned(link, "minilm-uneven", uneven)
+    pruned(link, "minilm-half", halved, train=train)
+    pruned(link, "minilm-uneven", uneven, train=train)
     pruned(models.smollm2_folder(), "smollm2-uneven", uneven)
     images = {"pixel_values": torch.rand(2, 3, IMAGE, IMAGE)}
     folder = pruned(models.dinov2_folder(), "dinov2-uneven", uneven, images)
@@ -183,8 +189,8 @@ def artefact_of(name: str, target: str, int8: bool = False) -> Path:
 
 
 def make_latency(runtime: str, int8: bool = False) -> None:
-    """The MiniLMs side by side on one runtime."""
-    kept = {}
+    """The MiniLMs side by side on one runtime; with 8-bit weights, beside the dense one in float32."""
+    kept = {"float32": artefact_of("minilm-dense", runtime)} if int8 else {}
     for name in ("minilm-dense", "minilm-half", "minilm-uneven"):
         kept[name] = folder_of(name)
         if runtime in TARGETS:
