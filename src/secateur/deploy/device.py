@@ -227,6 +227,7 @@ def sizes_for(graph: Mapping[str, Any], batch: int, length: int) -> dict[str, in
 
 def serve(folder: str, batch: int, length: int, threads: int) -> None:
     """Load an artefact, answer once, then time on request: one JSON object a line on the real standard output."""
+    pin(threads)
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -280,7 +281,7 @@ class Worker:
         command = [sys.executable, "-P", __file__, "--serve", str(folder)]
         command += ["--batch", str(batch), "--length", str(length), "--threads", str(threads)]
         self._process = subprocess.Popen(
-            [*pinned(threads), *command],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -322,13 +323,10 @@ class Worker:
         return answer
 
 
-def pinned(threads: int) -> list[str]:
-    """A command prefix that keeps a process on as many cores as it has threads, where the system can."""
-    if hasattr(os, "sched_getaffinity") and Path("/usr/bin/taskset").is_file():
-        cores = sorted(os.sched_getaffinity(0))
-        if threads < len(cores):
-            return ["/usr/bin/taskset", "-c", ",".join(map(str, cores[:threads]))]
-    return []
+def pin(threads: int) -> None:
+    """Keep this process on as many cores as it has threads, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def measure(

@@ -90,7 +90,8 @@ def fitted(target: Target, model: nn.Module, ports: list[Port], batch: int | Non
         if batch is not None or length is not None:
             raise DeployError(f"{target.name} takes any batch and length; leave out batch and length")
         return ports
-    sizes = {"batch": batch or DEFAULT_BOUNDS["batch"], "length": length or DEFAULT_BOUNDS["length"]}
+    asked = {"batch": batch, "length": length}
+    sizes = {name: most if asked[name] is None else int(asked[name] or 0) for name, most in DEFAULT_BOUNDS.items()}
     positions = positions_of(model)
     if length is None and positions is not None:
         sizes["length"] = min(sizes["length"], positions)
