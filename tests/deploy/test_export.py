@@ -58,7 +58,7 @@ def test_an_uneven_classifier_on_onnx_runtime(artefact, uneven, rows):
     ids = np.arange(4, 18).reshape(2, 7)
     with torch.no_grad():
         expected = model(input_ids=torch.tensor(ids)).logits.numpy()
-    got = program({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
+    got = program({"input_ids": ids, "attention_mask": np.ones_like(ids), "left_out": ids})["logits"]
     assert np.abs(expected - got).max() < 1e-5 * np.abs(expected).max()
 
 
@@ -169,6 +169,7 @@ def pretend(monkeypatch):
 def test_shapes_that_cannot_be(pretend, classifier, tmp_path):
     assert "onnx takes any batch and length" in refused(tmp_path, classifier, "onnx", batch=4)
     assert "length 65 is more than the 64 positions" in refused(tmp_path, classifier, "litert", length=65)
+    assert "batch 0 is too small" in refused(tmp_path, classifier, "executorch", batch=0)
     assert "length 1 is too small" in refused(tmp_path, classifier, "executorch", length=1)
     assert "takes no tokens, so there is no length 9" in refused(tmp_path, tiny.vit(), "litert", length=9)
 

@@ -175,6 +175,8 @@ def artefact(
         if made_for != runtime:
             raise DeployError(f"{folder} is an artefact for {made_for}")
         return folder
+    if int8 and (runtime in OURS or not target.find(runtime).int8):
+        raise DeployError(f"{runtime} gets no 8-bit weights here")
     if runtime in OURS:
         import torch
 
@@ -184,8 +186,6 @@ def artefact(
         ours.write(load_model(folder, dtype=torch.float32, **options), folder, runtime, place, **options)
         return place
     kind = target.find(runtime)
-    if int8 and not kind.int8:
-        raise DeployError(f"{runtime} gets no 8-bit weights here")
     bounds: dict[str, Any] = {}
     if kind.shapes != "any":
         bounds = {"batch": sizes[0]} | ({"length": sizes[1]} if takes_tokens(folder, options) else {})

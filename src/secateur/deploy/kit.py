@@ -35,13 +35,17 @@ def write_kit(
     asked for that needs secateur itself.
     """
     named = names_of(sources)
-    chosen = [name for name in check_runtimes(runtimes) if runtimes is not None or name not in OURS]
-    for name in chosen:
-        if name in OURS:
-            raise DeployError(f"{name} needs secateur on the device; a kit carries {', '.join(target.TARGETS)}")
-        if target.find(name).shapes == "fixed" and (len(batch) > 1 or len(length) > 1):
-            raise DeployError(f"{name} takes one shape; pass one batch and one length, or leave it out")
+    chosen: list[str] = []
     refused: list[str] = []
+    for name in check_runtimes(runtimes):
+        said = ""
+        if name in OURS:
+            said = f"{name} needs secateur on the device; a kit carries {', '.join(target.TARGETS)}"
+        elif target.find(name).shapes == "fixed" and (len(batch) > 1 or len(length) > 1):
+            said = f"{name} takes one shape; pass one batch and one length, or leave it out"
+        if said and runtimes is not None:
+            raise DeployError(said)
+        (refused if said else chosen).append(said or name)
     places: dict[str, dict[str, str]] = {}
     sizes: dict[str, dict[str, dict[str, Any]]] = {}
     with new_folder(Path(folder), overwrite) as work:
