@@ -17,11 +17,15 @@ from secateur.files import write_json
 from secateur.torch.host import TorchHost
 from secateur.torch.open import open_folder
 
-POINTS, TURNS, CONFIGURATIONS, SEED = 5, 6, 10, 1
+POINTS, TURNS, CONFIGURATIONS, SEED = 5, 4, 10, 1
 
 
-def random_sizes(host: TorchHost) -> dict[str, dict[str, int]]:
-    """Ten configurations, another size of every axis of every layer, any whole number from an eighth up."""
+STEPS = {"onnx": 1}
+"""FFN widths are multiples of this on a runtime; elsewhere of 16, as other widths cost more in PyTorch's products."""
+
+
+def random_sizes(host: TorchHost, step: int) -> dict[str, dict[str, int]]:
+    """Ten configurations, another size of every axis of every layer from an eighth up; wide ones in steps."""
     random = np.random.default_rng(SEED)
     found = {}
     for number in range(CONFIGURATIONS):
@@ -29,7 +33,8 @@ def random_sizes(host: TorchHost) -> dict[str, dict[str, int]]:
         for axes in table.groups_of(host.layout).values():
             for name in axes:
                 size = host.layout.axis(name).size
-                sizes[name] = int(random.integers(max(1, size // 8), size + 1))
+                count = int(random.integers(max(1, size // 8), size + 1))
+                sizes[name] = count // step * step if size >= 8 * step else count
         found[f"random {number}"] = sizes
     return found
 
@@ -39,7 +44,8 @@ def make_grid(runtime: str, source: Path) -> None:
     place = CACHE / "grid" / runtime
     names, ratios_file = place / "made", CACHE / f"ratios-{runtime}.json"
     host = open_folder(source, dtype=torch.float32)
-    configurations = {**table.wanted(host.layout, POINTS), **random_sizes(host)}
+    step = STEPS.get(runtime, table.STEP)
+    configurations = {**table.wanted(host.layout, POINTS, step), **random_sizes(host, step)}
     if not names.exists():
         place.mkdir(parents=True, exist_ok=True)
         table.artefacts(host, runtime, configurations, (BATCH, LENGTH), place, print)
@@ -49,7 +55,7 @@ def make_grid(runtime: str, source: Path) -> None:
     if not ratios_file.exists():
         only = {name: folder for name, folder in made.items() if not name.startswith("random")}
         ratios, dense_ms = table.measure(only, BATCH, LENGTH, 1, TURNS, print)
-        found = table.assemble(host.layout, runtime, (BATCH, LENGTH), 1, POINTS, ratios, dense_ms)
+        found = table.assemble(host.layout, runtime, (BATCH, LENGTH), 1, POINTS, ratios, dense_ms, step)
         write_json(ratios_file, found.as_json())
         return
     known = LatencyTable.from_json(json.loads(ratios_file.read_text()))

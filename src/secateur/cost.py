@@ -148,7 +148,8 @@ def latency(runtime: str, host: Any, **options: Any) -> LatencyTable:
     """A table of block latencies of a model measured on a runtime (onnx, openvino, executorch, litert, torch): what
     each number of heads and FFN neurons costs. Kept by runtime, machine, shape and layout.
 
-    options: batch, length, threads, points (sizes measured of each kind of block), turns, cache.
+    options: batch, length, threads, points (sizes measured of each kind of block), step (wide axes are measured at its
+    multiples, where it is exact), turns, cache.
     Raises DeployError when the runtime is not there or refuses the model.
     """
     return importlib.import_module("secateur.deploy.table").latency_table(host, runtime, **options)

@@ -34,6 +34,8 @@ def test_equal_axes_share_a_curve(classifier):
     assert sorted(len(axes) for axes in groups.values()) == [2, 2]
     assert table.grid(12, 4) == [3, 6, 9]
     assert table.grid(2, 5) == [1]
+    assert table.grid(1536, 5) == [304, 608, 928, 1232]
+    assert table.grid(1536, 5, step=1) == [307, 614, 922, 1229]
     wanted = table.wanted(layout, 2)
     assert wanted["dense"] == {}
     assert sorted(tuple(sizes.values()) for name, sizes in wanted.items() if name != "dense") == [(2, 2), (32, 32)]
