@@ -298,10 +298,10 @@ def _check_in_double(row: Row, model: Any, layout: Any, keep: Any, inputs: dict[
     """Tell rounding from a wrong result: in float64 the difference must all but vanish."""
     from tests.torch.exact import difference
 
-    from secateur.torch.export import all_configs
+    from secateur.torch.export import configs_of
 
     double = copy.deepcopy(model).double()
-    for config in all_configs(double):
+    for config in configs_of(double):
         if hasattr(config, "_experts_implementation_internal"):
             config._experts_implementation_internal = "batched_mm"  # the grouped product knows no float64
     inputs = {name: t.double() if t.is_floating_point() else t for name, t in inputs.items()}

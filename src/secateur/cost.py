@@ -1,13 +1,16 @@
-"""What a plan costs: parameters, multiply-accumulates, and latency measured side by side."""
+"""What a plan costs: parameters, multiply-accumulates, and latency, measured side by side or from a table."""
 
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from secateur.dims import extent
+from secateur.errors import PlanError
 from secateur.layout import Layout
 from secateur.plan import Plan
 
@@ -71,7 +74,7 @@ def unit_parameters(layout: Layout, axis: str) -> float:
     return total / layout.axis(axis).size
 
 
-def latency(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup: int = 3) -> dict[str, float]:
+def side_by_side(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup: int = 3) -> dict[str, float]:
     """Median seconds of each call, taken in turn (A B A B ...) so that drift of the machine hits all alike.
 
     The caller pins threads. Each measurement is one call.
@@ -86,3 +89,67 @@ def latency(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup
             call()
             seen[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seen.items()}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What blocks of one kind and size cost on a runtime: relative change of whole-model latency when one of them is
+    left with so many units (`sizes` ascending, the last is the full size, where the change is 0).
+    """
+
+    sizes: tuple[int, ...]
+    changes: tuple[float, ...]
+
+    def at(self, size: int) -> float:
+        """Linear between measured sizes; below the smallest, the slope of the first piece goes on."""
+        if size < self.sizes[0] and len(self.sizes) > 1:
+            slope = (self.changes[1] - self.changes[0]) / (self.sizes[1] - self.sizes[0])
+            return self.changes[0] + slope * (size - self.sizes[0])
+        return float(np.interp(size, self.sizes, self.changes))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Latency on one runtime as a sum over blocks: `dense_ms` and a curve for each axis that can be pruned."""
+
+    runtime: str
+    batch: int
+    length: int
+    threads: int
+    dense_ms: float
+    curves: Mapping[str, Curve]
+    """Curve by group of equal axes."""
+    axes: Mapping[str, str]
+    """Group of each axis."""
+
+    def share(self, sizes: Mapping[str, int]) -> float:
+        """Latency over that of the dense model; `sizes` gives units left of an axis, all of it where not named."""
+        unknown = next((name for name in sizes if name not in self.axes), None)
+        if unknown is not None:
+            raise PlanError(f"the latency table has no axis {unknown!r}; it has {', '.join(self.axes)}")
+        return 1.0 + sum(self.curves[self.axes[name]].at(size) for name, size in sizes.items())
+
+    def predict(self, sizes: Mapping[str, int]) -> float:
+        """Milliseconds of a forward pass at the table's batch and length."""
+        return self.dense_ms * self.share(sizes)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "LatencyTable":
+        """From what `as_json` gave."""
+        curves = {k: Curve(tuple(c["sizes"]), tuple(c["changes"])) for k, c in data["curves"].items()}
+        return LatencyTable(**{**data, "curves": curves})
+
+
+def latency(runtime: str, host: Any, **options: Any) -> LatencyTable:
+    """A table of block latencies of a model measured on a runtime (onnx, openvino, executorch, litert, torch): what
+    each number of heads and FFN neurons costs. Kept by runtime, machine, shape and layout.
+
+    options: batch, length, threads, points (sizes measured of each kind of block), step (wide axes are measured at its
+    multiples, where it is exact), turns, cache.
+    Raises DeployError when the runtime is not there or refuses the model.
+    """
+    return importlib.import_module("secateur.deploy.table").latency_table(host, runtime, **options)

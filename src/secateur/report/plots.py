@@ -65,3 +65,32 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def plot_bench(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Latency of each model on each runtime and shape, quartiles as whiskers.
+
+    Each row: `model`, `runtime`, `batch`, `length`, `median_ms`, `low_ms`, `high_ms` (or `error`), `ratio`.
+    """
+    rows = [row for row in rows if not row["error"]]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    groups = list(dict.fromkeys((row["runtime"], row["batch"], row["length"]) for row in rows))
+    height = 0.8 / max(1, len(models))
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.35 * max(1, len(rows))), layout="constrained")
+    for row in rows:
+        group, index = groups.index((row["runtime"], row["batch"], row["length"])), models.index(row["model"])
+        place, color = group - 0.4 + (index + 0.5) * height, (GREY, BLUE, ORANGE, GREEN)[index % 4]
+        whiskers = [[row["median_ms"] - row["low_ms"]], [row["high_ms"] - row["median_ms"]]]
+        axes.barh(place, row["median_ms"], 0.9 * height, color=color, xerr=whiskers, ecolor="black")
+        axes.text(row["high_ms"], place, f"  {row['median_ms']:.1f} ({row['ratio']:.2f})", va="center", fontsize=8)
+    axes.set_yticks(range(len(groups)), [f"{runtime}\n{batch} x {length}" for runtime, batch, length in groups])
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.set_xlabel("ms a forward pass (share of the first model)")
+    axes.set_title(title, loc="left", fontsize=11)
+    colors = [(GREY, BLUE, ORANGE, GREEN)[i % 4] for i in range(len(models))]
+    handles = [matplotlib.patches.Patch(color=c, label=m) for c, m in zip(colors, models, strict=True)]
+    axes.legend(handles=handles, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -57,9 +57,9 @@ def prepared(model: nn.Module, kwargs: dict[str, Any]) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_evaluating(model))
         stack.enter_context(_no_fast_path())
-        for config in all_configs(model):
-            stack.enter_context(_attribute(config, "use_cache", False))
-            stack.enter_context(_attribute(config, "_experts_implementation_internal", "batched_mm"))
+        for config in configs_of(model):
+            stack.enter_context(attribute(config, "use_cache", False))
+            stack.enter_context(attribute(config, "_experts_implementation_internal", "batched_mm"))
         if "use_cache" in inspect.signature(model.forward).parameters and "use_cache" not in kwargs:
             kwargs["use_cache"] = False
         yield
@@ -87,7 +87,7 @@ def _no_fast_path() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an attribute that is there for a while."""
     if name not in vars(owner):
         yield
@@ -100,7 +100,7 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
         vars(owner)[name] = before
 
 
-def all_configs(model: nn.Module) -> list[Any]:
+def configs_of(model: nn.Module) -> list[Any]:
     """The configuration objects of a Hugging Face model and those nested in them, once each."""
     found: dict[int, Any] = {}
     queue = [getattr(m, "config", None) for m in model.modules()]

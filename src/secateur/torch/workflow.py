@@ -16,7 +16,7 @@ import transformers
 import secateur.torch.hub
 from secateur.budget import Budget, Global, Uniform
 from secateur.check import difference, verify
-from secateur.cost import latency, macs, parameters
+from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import ModelError, PlanError
 from secateur.evaluate import Score, score
 from secateur.files import new_folder
@@ -332,7 +332,7 @@ def _latency_here(folders: dict[str, str], size: tuple[int, int], threads: int, 
 
         return forward
 
-    return latency({name: call(model) for name, model in models.items()}, repeats=repeats)
+    return side_by_side({name: call(model) for name, model in models.items()}, repeats=repeats)
 
 
 def save_dense(host: TorchHost, folder: Path, tokenizer: Any, *, overwrite: bool = False) -> None:

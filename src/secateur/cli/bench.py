@@ -1,0 +1,130 @@
+"""secateur bench: saved models on every runtime, side by side; or a kit that does so on another machine."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from secateur.cli import common
+
+if TYPE_CHECKING:
+    from secateur.deploy.benching import Bench
+
+NAME = "bench"
+EXAMPLES = (
+    "Examples:  secateur bench ./dense ./small --runtime torch,onnx --batch 1,8   |   secateur bench ./dense ./small "
+    "--runtime onnx --export-kit ./kit   |   secateur bench --results ./kit"
+)
+
+
+def command(
+    models: Annotated[list[str] | None, typer.Argument(help="Model folders or artefacts; the first is dense.")] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Of torch, secateur, onnx, openvino, executorch, litert; default: all installed."),
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "8",
+    length: Annotated[str, typer.Option(help="Lengths in tokens, e.g. 64,128.")] = "64",
+    turns: Annotated[int, typer.Option(help="Rounds in which the models take turns.", min=1)] = 12,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino).")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads of each process, pinned.", min=1)] = 1,
+    export_kit: Annotated[
+        Path | None, typer.Option(help="Write a folder to run on another machine instead.", rich_help_panel="Kit")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Show what a kit measured: its folder or file.", rich_help_panel="Kit")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG to write.", rich_help_panel=common.OUTPUT_PANEL)] = None,
+    task: common.TaskOption = None,
+    overwrite: common.OverwriteOption = False,
+    json: common.JsonOption = False,
+) -> None:
+    """Time models in turn, each in a process of its own: median and quartiles, start-up, memory, bytes."""
+    from secateur.errors import SecateurError
+    from secateur.files import check_output
+
+    for path in (plot, export_kit):
+        if path is not None:
+            check_output(path, overwrite)
+    batches, lengths = numbers(batch, "--batch"), numbers(length, "--length")
+    chosen = None if runtime is None else [name.strip() for name in runtime.split(",") if name.strip()]
+    if results is not None:
+        if models or export_kit is not None:
+            raise SecateurError("--results shows what was measured elsewhere; leave out models and --export-kit")
+        from secateur.deploy.kit import read_results
+
+        show(read_results(results), plot, json)
+        return
+    if not models:
+        raise SecateurError("which models? pass folders, the dense one first, or --results of a kit")
+
+    from secateur.deploy.benching import bench
+    from secateur.deploy.kit import write_kit
+
+    common.quiet_libraries()
+    options = {"batch": batches, "length": lengths, "threads": threads, "turns": turns, "int8": int8}
+    say: Callable[[str], None] = common.note
+    if export_kit is not None:
+        refused = write_kit(models, export_kit, chosen, overwrite=overwrite, say=say, task=task, **options)  # type: ignore[arg-type]
+        if json:
+            common.print_json({"kit": str(export_kit), "refused": refused})
+            return
+        for sentence in refused:
+            typer.echo(f"left out: {sentence}")
+        typer.echo(f"copy {export_kit} to the device and run `python device.py` in it; then `--results {export_kit}`")
+        return
+    show(bench(models, chosen, say=say, task=task, **options), plot, json)  # type: ignore[arg-type]
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Whole numbers of a list such as 1,8."""
+    from secateur.errors import SecateurError
+
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise SecateurError(f"{option} {text!r} is not a list of whole numbers from 1 upwards, such as 1,8")
+    return found
+
+
+def show(found: "Bench", plot: Path | None, json: bool) -> None:
+    """Table, sentences and plot."""
+    if plot is not None:
+        from secateur.report.plots import plot_bench
+
+        title = f"{found.machine.get('processor', '')}, {found.threads} thread(s)"
+        plot_bench([vars(timing) for timing in found.timings], plot, title)
+    if json:
+        common.print_json(found.as_json())
+        return
+    rows = []
+    for t in found.timings:
+        if t.error:
+            continue
+        spread = f"{t.low_ms:.2f} to {t.high_ms:.2f}"
+        rows.append(
+            [
+                *(t.runtime, t.model, f"{t.batch} x {t.length}", f"{t.median_ms:.2f}", spread, f"{t.ratio:.2f}"),
+                *(f"{t.startup_s:.2f}", common.megabytes(t.peak_bytes), common.megabytes(t.bytes)),
+            ]
+        )
+    columns = [
+        "runtime",
+        "model",
+        "batch x length",
+        "ms",
+        "quartiles",
+        "of first",
+        "start-up s",
+        "peak MB",
+        "MB on disk",
+    ]
+    common.print_table(f"A forward pass, {found.threads} thread(s), models in turn", columns, rows, left=3)
+    for t in found.timings:
+        if t.error:
+            typer.echo(f"{t.runtime}, {t.model}, {t.batch} x {t.length}: {t.error}")
+    for sentence in found.warnings:
+        typer.echo(sentence)

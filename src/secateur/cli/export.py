@@ -1,0 +1,86 @@
+"""secateur export: a saved model as an artefact for a runtime, compared with PyTorch there."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli import common
+
+NAME = "export"
+EXAMPLES = (
+    "Examples:  secateur export ./small --to onnx --data test.csv --output ./small-onnx   |   secateur export ./small "
+    "--to litert --batch 1 --length 64 --output ./small-litert   |   secateur export ./decoder --to openvino "
+    "--generate --output ./decoder-ov"
+)
+
+
+def command(
+    model: common.ModelArgument,
+    to: Annotated[str, typer.Option(help="onnx, openvino, executorch or litert.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],
+    data: common.DataOption = None,
+    text_column: common.TextColumnOption = "text",
+    split: common.SplitOption = None,
+    samples: Annotated[
+        int, typer.Option(help="Rows of --data to compare on.", min=1, rich_help_panel=common.DATA_PANEL)
+    ] = 200,
+    batch: Annotated[int | None, typer.Option(help="ExecuTorch: the largest. LiteRT: the only one.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens. ExecuTorch: the most. LiteRT: the only number.")] = None,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="With a key-value cache, for generation (onnx, openvino).")
+    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino).")] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Largest relative error; default: 1e-4, or 0.25 with --int8.")
+    ] = None,
+    task: common.TaskOption = None,
+    threads: common.ThreadsOption = None,
+    trust_remote_code: common.RemoteCodeOption = False,
+    overwrite: common.OverwriteOption = False,
+    json: common.JsonOption = False,
+) -> None:
+    """Write a model for a runtime, run it there, and refuse to keep it when it differs from PyTorch."""
+    from secateur.files import check_output
+
+    check_output(output, overwrite)
+    rows = None
+    if data is not None:
+        rows = common.read_data(data, text_column, None, split)
+        rows = rows.take(range(min(samples, len(rows))))
+
+    from secateur.deploy.exporting import export
+
+    common.quiet_libraries()
+    common.set_threads(threads)
+    remote: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    made = export(
+        model,
+        to,
+        output,
+        data=rows,
+        batch=batch,
+        length=length,
+        generate=generate,
+        int8=int8,
+        tolerance=tolerance,
+        overwrite=overwrite,
+        task=task,
+        **remote,
+    )
+    if json:
+        common.print_json(made.as_json())
+        return
+    columns, row = ["target", "parameters", "MB"], [made.target, common.millions(made.parameters)]
+    row.append(common.megabytes(made.bytes))
+    if made.parity is not None:
+        columns += ["examples", "shapes", "relative error", "worst logit", "agreement"]
+        row += [str(made.parity.examples), str(len(made.parity.shapes)), f"{made.parity.relative_error:.1e}"]
+        row.append(f"{made.parity.worst_logit:.1e}")
+        row.append("-" if made.parity.agreement is None else common.percent(made.parity.agreement))
+    if made.generation is not None:
+        columns += ["tokens", "relative error"]
+        row += [f"{made.generation['tokens']} equal", f"{made.generation['relative_error']:.1e}"]
+    common.print_table(f"Exported to {output}, against PyTorch", columns, [row])
+    if rows is None:
+        typer.echo("compared on made-up inputs; pass --data to compare on yours")

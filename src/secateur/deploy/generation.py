@@ -1,0 +1,172 @@
+"""Generation on a runtime: a decoder as one graph with its key-value cache as inputs and outputs, an encoder-decoder as
+three (encoder, first step, later steps); and the greedy loop around them, in numpy.
+
+What `generate` feeds is recorded by transformers' `decompose_for_generation`; a decoder's step is traced over several
+tokens at once, so that it is its own prefill on an empty cache.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.arrays import to_numpy
+from secateur.deploy import device, target
+from secateur.deploy.signature import ports_of, positions_of
+from secateur.deploy.target import DeployError, Graph, Port
+
+PAST, PRESENT = "input.", "output."
+"""How a graph tells the cache that it takes from the one that it gives."""
+NEW_TOKENS = 32
+"""How many tokens are compared, where the model has positions for them."""
+
+
+def graphs_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Graph]:
+    """The graphs that generation needs, with tensors to trace them; DeployError when the model cannot generate."""
+    from transformers.exporters.utils import decompose_for_generation
+
+    if not (hasattr(model, "can_generate") and model.can_generate()):
+        raise DeployError(
+            f"{type(model).__name__} does not generate; leave out generate, which exports its forward pass"
+        )
+    main = {k: v.clone() for k, v in inputs.items() if not k.startswith("decoder_")}
+    if "attention_mask" in main:
+        main["attention_mask"][0, :2] = 0  # padding on the left, else `generate` leaves the mask out
+    try:
+        stages = decompose_for_generation(model, dict(main), multi_token_decode=True)
+    except RuntimeError as error:
+        raise DeployError(
+            f"{type(model).__name__} cannot generate from {', '.join(main)}: {device.line(error.__cause__ or error)}"
+        ) from error
+    if "prefill" not in stages:
+        raise DeployError(f"{type(model).__name__} generates from several encoders, which is not supported; export it")
+    if not model.config.is_encoder_decoder:
+        return {"decode": _graph(*stages["decode"])}
+    encoder = model.get_encoder()
+    graphs = {"encoder": Graph(encoder, main, ports_of(model, main))}
+    return {**graphs, **{name: _graph(*stages[name]) for name in ("prefill", "decode")}}
+
+
+def _graph(module: nn.Module, inputs: dict[str, Any]) -> Graph:
+    from transformers.exporters.utils import get_leaf_tensors
+
+    ports = []
+    for name, value in get_leaf_tensors(inputs).items():
+        shape: list[int | str] = list(value.shape)
+        if name.startswith("past_key_values"):
+            shape[0], shape[2], name = "batch", "past", PAST + name
+        else:
+            shape[:2] = ["batch", "length"]
+        ports.append(Port(name, str(value.dtype).removeprefix("torch."), tuple(shape)))
+    return Graph(module, inputs, ports)
+
+
+def caches(ports: list[dict[str, Any]], batch: int) -> dict[str, np.ndarray]:
+    """Empty caches for the ports of a graph as `artefact.json` holds them."""
+    sizes: dict[Any, int] = {"batch": batch, "past": 0}
+    return {
+        p["name"]: np.zeros([sizes.get(n, n) for n in p["shape"]], p["dtype"])
+        for p in ports
+        if p["name"].startswith(PAST)
+    }
+
+
+def generate(
+    folder: Path | str,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int = NEW_TOKENS,
+    *,
+    threads: int = 1,
+    on_logits: Callable[[np.ndarray], None] | None = None,
+) -> np.ndarray:
+    """Greedy generation on the runtime of an exported artefact: token ids (batch, tokens), the prompt included.
+
+    inputs: what the tokenizer or feature extractor gives, prompts padded on the left. A row that has ended goes on with
+    padding. Other ways to choose a token (sampling, beams, forced or suppressed tokens) are left to the caller:
+    `on_logits` sees the scores of every step, (batch, vocabulary). Raises DeployError for an artefact without a cache.
+    """
+    info = target.read(folder)
+    rule = info.get("generation")
+    if not rule:
+        raise DeployError(f"{folder} was exported without a cache; export it again for generation (--generate)")
+    run = {name: target.load(folder, name, threads) for name in info["graphs"]}
+    given = {name: np.asarray(value) for name, value in inputs.items()}
+    batch = len(next(iter(given.values())))
+    ports = info["graphs"]["decode"]["inputs"]
+    if "encoder" in run:
+        state = next(iter(run["encoder"](given).values()))
+        given["encoder_outputs.last_hidden_state"] = state
+        tokens = np.full((batch, 1), rule["start"], np.int64)
+        past, step = {}, "prefill"
+    else:
+        tokens, past, step = given.pop("input_ids").astype(np.int64), caches(ports, batch), "decode"
+        given.setdefault("attention_mask", np.ones_like(tokens))
+    new, ended = tokens, np.zeros(batch, bool)
+    for _ in range(max_new_tokens):
+        feed = {**given, **past, "decoder_input_ids": new, "input_ids": new}
+        if "encoder" not in run:
+            positions = np.clip(given["attention_mask"].cumsum(-1) - 1, 0, None)
+            feed["position_ids"] = positions[:, -new.shape[1] :].astype(np.int64)
+        out = run[step](feed)
+        scores = out["logits"][:, -1]
+        if on_logits is not None:
+            on_logits(scores)
+        new = np.where(ended, rule["pad"], scores.argmax(-1))[:, None].astype(np.int64)
+        tokens = np.concatenate([tokens, new], 1)
+        ended |= np.isin(new[:, 0], rule["end"])
+        if ended.all():
+            break
+        past = {PAST + k.removeprefix(PRESENT): v for k, v in out.items() if "past_key_values" in k}
+        step = "decode"
+        if "encoder" not in run:
+            ones = np.ones((batch, 1), given["attention_mask"].dtype)
+            given["attention_mask"] = np.concatenate([given["attention_mask"], ones], 1)
+    return tokens
+
+
+def rule_of(model: Any) -> dict[str, Any]:
+    """Where generation starts and ends: token numbers from the model's generation config."""
+    config = model.generation_config
+    end = config.eos_token_id
+    ends = [int(n) for n in (end if isinstance(end, list) else [end]) if n is not None]
+    pad = config.pad_token_id if config.pad_token_id is not None else (ends or [0])[0]
+    start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.bos_token_id
+    return {"start": start, "end": ends, "pad": int(pad)}
+
+
+def compare(model: Any, folder: Path, inputs: Mapping[str, torch.Tensor], tolerance: float) -> dict[str, Any]:
+    """Greedy tokens of the artefact and of PyTorch; DeployError when tokens or logits differ.
+
+    Returns how many new tokens were compared and the largest relative error of the logits of a step.
+    """
+    positions = positions_of(model)
+    begun = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    count = NEW_TOKENS if positions is None else max(1, min(NEW_TOKENS, positions - begun))
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": count, "min_new_tokens": count}
+    expected = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+    seen: list[np.ndarray] = []
+    tokens = _unended(folder, inputs, count, seen)
+    worst = 0.0
+    for a, b in zip((to_numpy(x) for x in expected.logits), seen, strict=False):
+        worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-30))
+    equal = tokens.shape == tuple(expected.sequences.shape) and bool((tokens == to_numpy(expected.sequences)).all())
+    if not equal or not worst <= tolerance:
+        raise DeployError(
+            f"generation differs from PyTorch: {'the same' if equal else 'other'} tokens, logits by {worst:.1e} of "
+            f"their largest (permitted: {tolerance:.0e}); nothing was written"
+        )
+    return {"tokens": count, "equal": equal, "relative_error": worst}
+
+
+def _unended(folder: Path, inputs: Mapping[str, torch.Tensor], count: int, seen: list[np.ndarray]) -> np.ndarray:
+    """Generation that goes on where a text has ended, as PyTorch does when it must give `count` tokens."""
+    end = target.read(folder)["generation"]["end"]
+
+    def forbid(scores: np.ndarray) -> None:
+        seen.append(scores.copy())
+        scores[:, end] = -np.inf
+
+    return generate(folder, {k: to_numpy(v) for k, v in inputs.items()}, count, on_logits=forbid)

@@ -1,0 +1,26 @@
+"""ONNX, run by ONNX Runtime: any batch and length, generation with a key-value cache, dynamic int8."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from secateur.deploy import transformers
+from secateur.deploy.target import Graph, Target, Written
+
+
+def write(graphs: Mapping[str, Graph], folder: Path, int8: bool = False) -> dict[str, Written]:
+    """Write each graph by transformers' exporter, optimised; `int8` quantises weights, and activations as they come."""
+    from torch.export import Dim
+    from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+
+    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if int8 else None
+
+    def settings(shapes: Any) -> OnnxConfig:
+        return OnnxConfig(dynamic=True, dynamic_shapes=shapes, quantizer=quantizer)
+
+    return transformers.write(OnnxExporter(), settings, graphs, folder, lambda port, i: Dim.AUTO)
+
+
+TARGET = Target(
+    "onnx", ("onnx", "onnxscript", "onnxruntime"), "any", write, generates=True, int8="dynamic int8 of ONNX Runtime"
+)

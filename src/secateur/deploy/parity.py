@@ -1,0 +1,129 @@
+"""Parity: an exported program against PyTorch on the same inputs, at several shapes."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.arrays import to_numpy
+from secateur.data import Rows
+from secateur.deploy import device, signature
+from secateur.deploy.target import DeployError, Port, Target
+from secateur.torch.batches import evaluating, without_labels
+from secateur.torch.text import encode
+
+TOLERANCE = 1e-4
+"""Largest permitted relative error in float32: the largest difference of an output over its largest magnitude."""
+INT8_TOLERANCE = 0.25
+"""The same for 8-bit weights, which round; look at the agreement, too."""
+BATCHES = (1, 3, 8)
+"""Batch sizes that parity is looked at with, where a target leaves the choice."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a comparison found. `relative_error` is the largest difference over the largest magnitude of an output,
+    `worst_logit` the largest difference as it is, `agreement` the share of equal argmax of the logits (rows of a
+    classifier, tokens of a decoder), or None where there are no logits.
+    """
+
+    relative_error: float
+    worst_logit: float
+    agreement: float | None
+    examples: int
+    shapes: list[str]
+    tolerance: float
+    made_up: bool = False
+
+
+def compare(
+    model: nn.Module, program: device.Program, batches: Iterable[Mapping[str, Any]], tolerance: float
+) -> Parity:
+    """Run both on every batch; padded positions do not count. DeployError when they differ by more than `tolerance`."""
+    relative = worst = 0.0
+    equal = counted = examples = 0
+    shapes: dict[str, None] = {}
+    for batch in batches:
+        feed = {k: torch.as_tensor(v) for k, v in batch.items()}
+        with evaluating(model), torch.no_grad():
+            expected = signature.named_outputs(model, feed)
+        got = program({k: v.numpy() for k, v in feed.items()})
+        shapes[signature.shapes_of(feed)] = None
+        examples += len(next(iter(feed.values())))
+        mask = to_numpy(feed["attention_mask"]).astype(bool) if "attention_mask" in feed else None
+        for name, tensor in expected.items():
+            if not tensor.is_floating_point():
+                continue
+            a, b = to_numpy(tensor), got.get(name)
+            if b is None or a.shape != b.shape:
+                raise DeployError(f"the program gives {name} as {None if b is None else b.shape}, PyTorch as {a.shape}")
+            if mask is not None and a.ndim > 2 and a.shape[:2] == mask.shape:
+                a, b = a[mask], b[mask]
+            gap = float(np.abs(a - b).max()) if np.isfinite(b).all() else float("inf")
+            worst, relative = max(worst, gap), max(relative, gap / max(float(np.abs(a).max()), 1e-30))
+            if name == "logits" and a.shape[-1] > 1:
+                same = a.argmax(-1) == b.argmax(-1)
+                equal, counted = equal + int(same.sum()), counted + same.size
+    if not shapes:
+        raise DeployError("parity needs at least one batch of data")
+    if not relative <= tolerance:
+        raise DeployError(
+            f"the exported program differs from PyTorch by {relative:.1e} of its outputs (permitted: {tolerance:.0e}), "
+            f"at shapes {', '.join(shapes)}; nothing was written"
+        )
+    return Parity(relative, worst, equal / counted if counted else None, examples, list(shapes), tolerance)
+
+
+def batches(
+    model: nn.Module, tokenizer: Any, data: Any, target: Target, ports: Sequence[Port], length: int | None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches for a comparison: rows of text tokenised, batches as they are, or made up where there is no data."""
+    if isinstance(data, Rows):
+        if tokenizer is None:
+            raise DeployError("texts need a tokenizer, and none lies beside the model; pass batches of tensors")
+        data = texts(model, tokenizer, data, target, ports, length)
+    if data is None:
+        data = made_up(target, ports)
+    names = {port.name for port in ports}
+    for batch in data:
+        if not isinstance(batch, Mapping):
+            raise DeployError(f"a batch is a mapping of input names to tensors, not a {type(batch).__name__}")
+        given = {k: v for k, v in without_labels(batch).items() if k in names}
+        if "decoder_input_ids" in names and "decoder_input_ids" not in given:
+            most = next((p.at_most.get(1) for p in ports if p.name == "decoder_input_ids"), None)
+            given["decoder_input_ids"] = next(iter(given.values()))[:, :most]
+        yield {port.name: given[port.name] for port in ports if port.name in given}
+
+
+def made_up(target: Target, ports: Sequence[Port]) -> Iterator[dict[str, torch.Tensor]]:
+    """Random inputs at three shapes, or at the one that the target has."""
+    sizes = [dict(signature.SYMBOLS), {"batch": 1, "length": 5, "target": 3}, {"batch": 4, "length": 16, "target": 9}]
+    for seed, size in enumerate(sizes if target.shapes != "fixed" else sizes[:1]):
+        yield signature.tensors(list(ports), size, seed)
+
+
+def texts(
+    model: nn.Module, tokenizer: Any, rows: Rows, target: Target, ports: Sequence[Port], length: int | None
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Rows in batches of several sizes; for a target of one shape padded to it, the last batch filled up."""
+    tokens = next((port for port in ports if len(port.shape) == 2 and port.fill == "ids"), None)
+    if tokens is None:
+        raise DeployError(f"{type(model).__name__} takes no text; leave the data out, or pass batches of tensors")
+    most = tokens.at_most.get(1) or (tokens.shape[1] if isinstance(tokens.shape[1], int) else None)
+    positions = signature.positions_of(model)
+    longest = min(n for n in (most, positions, length or 128) if n is not None)
+    features = encode(model, tokenizer, Rows(rows.texts), longest)
+    features.sort(key=lambda feature: len(feature["input_ids"]))
+    fixed = target.shapes == "fixed"
+    start = count = 0
+    while start < len(features):
+        size = BATCHES[count % len(BATCHES)] if not isinstance(tokens.shape[0], int) else tokens.shape[0]
+        part = features[start : start + min(size, tokens.at_most.get(0, size))]
+        start, count = start + len(part), count + 1
+        if fixed:
+            part = [part[i % len(part)] for i in range(size)]
+        options: dict[str, Any] = {"padding": "max_length", "max_length": most} if fixed else {"padding": True}
+        yield dict(tokenizer.pad(part, return_tensors="pt", **options))

@@ -1,0 +1,117 @@
+"""What travels to a device: descriptions, shapes, made-up inputs, workers; no runtime is needed."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from secateur.deploy import device
+
+PORTS = [
+    {"name": "ids", "dtype": "int64", "shape": ["batch", "length"], "fill": "ids", "low": 3, "high": 9},
+    {"name": "mask", "dtype": "int32", "shape": ["batch", "length"], "fill": 1},
+    {"name": "image", "dtype": "float32", "shape": ["batch", 3, 2], "fill": "normal"},
+]
+GRAPH = {"files": [], "inputs": PORTS, "outputs": ["sum"]}
+
+
+def load_sum(folder, graph, threads):
+    """A runtime made up for these tests, found by `module:function`."""
+    return lambda feed: {"sum": np.array(feed["ids"].sum())}
+
+
+def write(folder, **changes):
+    folder.mkdir()
+    info = {"format": 1, "target": "made-up", "loader": f"{__name__}:load_sum", "graphs": {"model": GRAPH}, **changes}
+    (folder / device.MANIFEST).write_text(json.dumps(info))
+    return folder
+
+
+def test_inputs_are_made_up_by_their_ports():
+    feed = device.made_up(GRAPH, {"batch": 4, "length": 50})
+    assert feed["ids"].shape == (4, 50)
+    assert feed["ids"].dtype == np.int64
+    assert set(np.unique(feed["ids"])) == set(range(3, 9))
+    assert feed["mask"].dtype == np.int32
+    assert (feed["mask"] == 1).all()
+    assert feed["image"].shape == (4, 3, 2)
+    assert abs(float(feed["image"].mean())) < 0.8 < float(feed["image"].std()) + 0.4
+
+
+@pytest.mark.parametrize(
+    ("shape", "given", "said"),
+    [
+        (["batch", 8], (2, 7), "ids has shape 2 x 7, but this made-up program takes batch x 8; export it"),
+        (["batch", "length"], (2, 3, 4), "ids has shape 2 x 3 x 4"),
+    ],
+)
+def test_shapes_that_do_not_fit(shape, given, said):
+    graph = {**GRAPH, "inputs": [{**PORTS[0], "shape": shape}]}
+    run = device.checked(lambda feed: {}, graph, "made-up")
+    with pytest.raises(device.ArtefactError, match=said):
+        run({"ids": np.zeros(given)})
+
+
+def test_shapes_above_the_bound():
+    graph = {**GRAPH, "inputs": [{**PORTS[0], "at_most": {"0": 4, "1": 6}}]}
+    run = device.checked(lambda feed: {"ok": feed["ids"]}, graph, "made-up")
+    assert run({"ids": np.zeros((4, 6))})
+    with pytest.raises(
+        device.ArtefactError, match="5 x 6, but this made-up program takes batch x length, at most 4 x 6"
+    ):
+        run({"ids": np.zeros((5, 6))})
+    with pytest.raises(device.ArtefactError, match="takes ids, which is not among other"):
+        run({"other": np.zeros((1, 1))})
+
+
+def test_folders_that_are_no_artefact(tmp_path):
+    with pytest.raises(device.ArtefactError, match=r"it has no artefact\.json"):
+        device.read(tmp_path)
+    for number, (changes, said) in enumerate(
+        [
+            ({"format": 7}, "has format 7; this version reads 1"),
+            ({"graphs": {"model": {**GRAPH, "files": ["gone.onnx"]}}}, r"gone\.onnx is missing; export it again"),
+            ({"graphs": None}, "is damaged"),
+        ]
+    ):
+        with pytest.raises(device.ArtefactError, match=said):
+            device.read(write(tmp_path / str(number), **changes))
+    folder = write(tmp_path / "cut")
+    (folder / device.MANIFEST).write_text("{")
+    with pytest.raises(device.ArtefactError, match="is damaged"):
+        device.read(folder)
+
+
+def test_targets_and_graphs_that_are_unknown(tmp_path):
+    with pytest.raises(device.ArtefactError, match="is for 'made-up'; this script runs onnx, openvino"):
+        device.load(write(tmp_path / "a", loader=None))
+    with pytest.raises(device.ArtefactError, match="has no graph 'decode'; it has model"):
+        device.load(write(tmp_path / "b"), "decode")
+
+
+def test_workers_take_turns_and_report(tmp_path):
+    places = {"a": write(tmp_path / "a"), "b": write(tmp_path / "b"), "broken": write(tmp_path / "c", loader=None)}
+    found = device.measure(places, 2, 5, threads=1, turns=2, runs=2)
+    assert list(found) == ["a", "b", "broken"]
+    assert list(found["broken"]) == ["error"]
+    for name in ("a", "b"):
+        row = found[name]
+        assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert row["startup_s"] > 0
+        assert row["peak_bytes"] > 1e6
+
+
+def test_the_script_needs_no_secateur(tmp_path):
+    code = f"""
+import sys
+sys.modules["secateur"] = sys.modules["torch"] = None
+sys.path.insert(0, {str(tmp_path)!r})
+import shutil
+shutil.copyfile({device.__file__!r}, {str(tmp_path / "alone.py")!r})
+import alone
+assert alone.made_up({GRAPH!r}, {{"batch": 1, "length": 2}})["ids"].shape == (1, 2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
