@@ -131,3 +131,12 @@ def test_units_that_cannot_be_pruned_say_why():
         resolve_axes(LAYOUT, Unit("hidden"))
     with pytest.raises(PlanError, match="no axis or kind 'expert'; it has kv"):
         resolve_axes(LAYOUT, Unit("expert"))
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), Block(2, 4), Element()], ids=str)
+def test_two_contracted_dimensions_are_read_as_one(pattern):
+    weight = RNG.normal(size=(3, 4, 6))  # (head, v, hidden), as an attention output kernel of Keras
+    budget = None if isinstance(pattern, NM) else Uniform(0.5)
+    mask = select_weights({"w": weight}, {"w": (0, 1)}, pattern, budget)["w"]
+    flat = select_weights({"w": weight.reshape(12, 6)}, {"w": 0}, pattern, budget)["w"]
+    np.testing.assert_array_equal(mask.reshape(12, 6), flat)

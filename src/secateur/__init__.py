@@ -43,7 +43,7 @@ _HOME = {
     "prune": "secateur.pruning",
     "verify": "secateur.check",
 }
-_MODULES = ("criteria", "runtime")
+_MODULES = ("criteria", "keras", "runtime", "schedule")
 
 __all__ = [
     "NM",

@@ -1,0 +1,4 @@
+"""Export (to come)."""
+
+
+def export(): ...
