@@ -18,7 +18,8 @@ def open(model: Any, example: Any = None, **options: Any) -> Host:
     example: one batch the model can run, as a mapping of keyword arguments or a tuple; made up from the config of a
         Hugging Face model when left out.
     options: `layout=` (a Layout by hand, for models that cannot be traced), `loss=` (`loss(model, batch)` for models
-        without one of their own); for folders also `task=`, `dtype=`, `revision=`, `trust_remote_code=`. For Keras models see `secateur.keras.KerasHost`.
+        without one of their own); for folders also `task=`, `dtype=`, `revision=`, `trust_remote_code=`.
+        For Keras models see `secateur.keras.KerasHost`.
 
     A model pruned by `torch.nn.utils.prune` is taken as it is: its masks become `host.plan`.
     Raises ModelError with one sentence when the model cannot be opened.
@@ -30,12 +31,12 @@ def open(model: Any, example: Any = None, **options: Any) -> Host:
         return _keras().KerasHost(_keras().load(model), example, layout=layout, **options)
     if isinstance(model, str | Path):
         return _torch("secateur.torch.open").open_folder(model, example, layout=layout, **options)
+    keras = sys.modules.get("keras")  # before torch: on the torch backend its models are torch modules too
+    if keras is not None and isinstance(model, getattr(keras, "Model", ())):
+        return _keras().KerasHost(model, example, layout=layout, **options)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
         return _torch("secateur.torch.open").open_module(model, example, layout=layout, **options)
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(model, getattr(keras, "Model", ())):
-        return _keras().KerasHost(model, example, layout=layout, **options)
     raise ModelError(
         f"cannot open a {type(model).__name__}; pass a torch.nn.Module, a Keras 3 model, a folder or a hub id"
     )

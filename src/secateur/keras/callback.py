@@ -21,8 +21,8 @@ class GradualPruning(keras.callbacks.Callback):
     """`model.fit(..., callbacks=[GradualPruning(schedule=secateur.schedule.cubic(0.8, steps=500))])`.
 
     schedule: training step -> sparsity of all weights together.
-    every: steps between two decisions. criterion, pattern, data, weights: as in `secateur.prune`; the criterion sees the
-        weights as they are at that step.
+    every: steps between two decisions. criterion, pattern, data, weights: as in `secateur.prune`; the criterion sees
+        the weights as they are at that step.
     plan: the last decision. The zeros are held after the training too, until `secateur.keras.release(model)`.
     """
 

@@ -1,4 +1,4 @@
-"""What this host refuses: models that are not built, that compute in half precision, or that are spread over devices."""
+"""What this host refuses: models that are not built, compute in half precision, or are spread over devices."""
 
 from typing import Any
 
@@ -15,12 +15,13 @@ def check_model(model: keras.Model) -> None:
     """Raise ModelError with one sentence when the model cannot be pruned here."""
     if keras.backend.backend() not in BACKENDS:
         raise ModelError(
-            f"the Keras backend is {keras.backend.backend()}; set KERAS_BACKEND to {' or '.join(BACKENDS)} and start again"
+            f"the Keras backend is {keras.backend.backend()}; set KERAS_BACKEND to {' or '.join(BACKENDS)} and start "
+            "again"
         )
     if not model.built or any(not layer.built for _, layer in layers(model) if own_variables(layer)):
         raise ModelError(
-            f"{model.name} is not built, so its weights have no shapes; call it on a batch, `model.build(input_shape)`, "
-            "or pass example="
+            f"{model.name} is not built, so its weights have no shapes; call it on a batch, "
+            "`model.build(input_shape)`, or pass example="
         )
     if getattr(model, "_distribute_strategy", None) is not None or keras.distribution.distribution() is not None:
         raise ModelError(

@@ -31,7 +31,7 @@ class Keep:
         model = self._model()
         optimizer = getattr(model, "optimizer", None)
         averages = getattr(optimizer, "_model_variables_moving_average", None)
-        if not averages or not isinstance(weight, keras.Variable):
+        if optimizer is None or not averages or not isinstance(weight, keras.Variable):
             return
         average = averages[optimizer._get_variable_index(weight)]
         average.assign(average.value * keras.ops.cast(self.mask.value, average.dtype))

@@ -1,9 +1,15 @@
-"""Names of layers and parameters: layer names joined by dots, the same before and after a model is rebuilt."""
+"""Names of layers and parameters: layer names joined by dots, the same before and after a model is rebuilt.
+
+A rebuilt model is flat, and no backend takes dots in the names of layers: there a path is written with `__`.
+"""
 
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+
+DOT = "__"
+"""What stands for the dot of a path in the name of a layer."""
 
 
 def layers(model: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
@@ -17,9 +23,10 @@ def _below(layer: keras.Layer, prefix: str, seen: set[int]) -> Iterator[tuple[st
         if id(child) in seen:
             continue
         seen.add(id(child))
-        name, number = child.name, 2
+        told = child.name.replace(DOT, ".")
+        name, number = told, 2
         while name in taken:
-            name, number = f"{child.name}_{number}", number + 1
+            name, number = f"{told}_{number}", number + 1
         taken.add(name)
         path = f"{prefix}.{name}" if prefix else name
         yield path, child

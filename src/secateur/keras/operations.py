@@ -161,52 +161,13 @@ def _concatenate(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], (*rest[:axis], (step.outputs[0].shape[axis],), *rest[axis + 1 :]))
 
 
-_UNARY = [
-    "Absolute",
-    "Abs",
-    "Cast",
-    "Ceil",
-    "Clip",
-    "Copy",
-    "Cos",
-    "Cosh",
-    "Elu",
-    "Exp",
-    "Expm1",
-    "Floor",
-    "Gelu",
-    "HardSigmoid",
-    "HardSilu",
-    "HardTanh",
-    "LeakyRelu",
-    "Log",
-    "Log1p",
-    "LogSigmoid",
-    "Negative",
-    "Reciprocal",
-    "Relu",
-    "Relu6",
-    "Round",
-    "Selu",
-    "Sigmoid",
-    "Sign",
-    "Silu",
-    "Sin",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Square",
-    "StopGradient",
-    "Tanh",
-    "TanhShrink",
-    "LogicalNot",
-    "OnesLike",
-    "ZerosLike",
-    "Rsqrt",
-    "Erf",
-]
+_UNARY = (
+    "Absolute Abs Cast Ceil Clip Copy Cos Cosh Elu Exp Expm1 Floor Gelu HardSigmoid HardSilu HardTanh "
+    "LeakyRelu Log Log1p LogSigmoid Negative Reciprocal Relu Relu6 Round Selu Sigmoid Sign Silu Sin Softplus "
+    "Softsign Sqrt Square StopGradient Tanh TanhShrink LogicalNot OnesLike ZerosLike Rsqrt Erf"
+)
 OPERATIONS: dict[str, Callable[[Graph, Step], None]] = {
-    **dict.fromkeys(_UNARY, _same),
+    **dict.fromkeys(_UNARY.split(), _same),
     **dict.fromkeys(("Add", "Subtract"), _binary(True)),
     **dict.fromkeys(
         [

@@ -1,6 +1,6 @@
-"""rebuild: a model of the same layers with smaller sizes. Layers are made anew from changed configs, called in the order
-of the trace, and take over their weights. The result is a functional model of flat layers: sizes may differ by layer,
-and `.keras` files of it need nothing that the original did not need.
+"""rebuild: a model of the same layers with smaller sizes. Layers are made anew from changed configs,
+called in the order of the trace, and take over their weights. The result is a functional model of flat layers: sizes
+may differ by layer, and `.keras` files of it need nothing that the original did not need.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from keras import tree
 from secateur.dims import extent
 from secateur.errors import ModelError
 from secateur.keras.layout import Description
-from secateur.keras.naming import layers, variables
+from secateur.keras.naming import DOT, layers, variables
 from secateur.keras.rules import base_of, letters
 from secateur.keras.trace import Step
 from secateur.layout import Keep, Layout
@@ -95,7 +95,7 @@ def _smaller(step: Step, described: Description, resized: Layout, shapes: Mappin
         raise ModelError(
             f"{step.path} ({type(layer).__name__}) has no get_config, so it cannot be made anew; write one"
         ) from None
-    config["name"] = step.path
+    config["name"] = (step.path or layer.name).replace(".", DOT)
     config.update(sizes(layer, step, described, resized, shapes))
     new = type(layer).from_config(config)
     new.trainable = layer.trainable

@@ -198,7 +198,7 @@ def same(graph: Graph, step: Step) -> None:
 def softmax(graph: Graph, step: Step) -> None:
     """Softmax mixes the units of its axis."""
     value, axes = graph.value(step.args[0]), step.operation.axis
-    for axis in axes if isinstance(axis, list | tuple) else [axis]:
+    for axis in axes if isinstance(axes, list | tuple) else [axes]:
         freeze(value[axis], f"softmax in {step.path} mixes its units")
     graph.put(step.outputs[0], value)
 
@@ -261,33 +261,14 @@ def pool(graph: Graph, step: Step) -> None:
     drop(graph, step, value, [i for i in range(1, len(value)) if i != channel], layer.keepdims)
 
 
-_ELEMENTWISE = [
-    "Dropout",
-    "SpatialDropout1D",
-    "SpatialDropout2D",
-    "GaussianDropout",
-    "GaussianNoise",
-    "AlphaDropout",
-    "Identity",
-    "ActivityRegularization",
-    "Masking",
-    "ReLU",
-    "LeakyReLU",
-    "ELU",
-    "Rescaling",
-]
-_SPATIAL = [
-    "MaxPooling1D",
-    "MaxPooling2D",
-    "AveragePooling1D",
-    "AveragePooling2D",
-    "ZeroPadding1D",
-    "ZeroPadding2D",
-    "Cropping1D",
-    "Cropping2D",
-    "UpSampling1D",
-    "UpSampling2D",
-]
+_ELEMENTWISE = (
+    "Dropout SpatialDropout1D SpatialDropout2D GaussianDropout GaussianNoise AlphaDropout Identity "
+    "ActivityRegularization Masking ReLU LeakyReLU ELU Rescaling"
+)
+_SPATIAL = (
+    "MaxPooling1D MaxPooling2D AveragePooling1D AveragePooling2D ZeroPadding1D ZeroPadding2D Cropping1D "
+    "Cropping2D UpSampling1D UpSampling2D"
+)
 _TABLE: dict[type, Rule] = {
     kl.Dense: dense,
     kl.EinsumDense: einsum_dense,
@@ -308,8 +289,8 @@ _TABLE: dict[type, Rule] = {
     kl.Permute: permute,
     kl.RepeatVector: repeat,
     **{getattr(kl, name): merge for name in ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")},
-    **{getattr(kl, name): same for name in _ELEMENTWISE},
-    **{getattr(kl, name): spatial for name in _SPATIAL},
+    **{getattr(kl, name): same for name in _ELEMENTWISE.split()},
+    **{getattr(kl, name): spatial for name in _SPATIAL.split()},
     **{getattr(kl, f"Global{kind}Pooling{n}D"): pool for kind in ("Average", "Max") for n in (1, 2)},
 }
 

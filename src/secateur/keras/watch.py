@@ -114,7 +114,7 @@ def attending(layer: Any, path: str, tokens: Tokens, use: Scores) -> Callable[[A
                 mask = keras.ops.convert_to_numpy(attention_mask).astype(bool)
                 allowed &= mask if mask.ndim == 4 else mask[:, None]
             if kwargs.get("use_causal_mask"):
-                allowed &= np.tri(*logits.shape[-2:], dtype=bool)
+                allowed &= np.tri(*logits.shape[-2:]) > 0
             weights = masked_softmax(logits, allowed)
             _explain(path, weights, v, keras.ops.convert_to_numpy(result[0]), allowed)
             use(weights, v, tokens.of(query))
