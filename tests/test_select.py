@@ -153,3 +153,12 @@ def test_owl_keeps_more_where_outliers_are_and_meets_the_count():
     assert sum(kept.values()) == 1251 - round(0.7 * 1251)
     assert kept["b"] / 500 > 0.3 > kept["a"] / 500
     assert abs(kept["c"] / 251 - kept["b"] / 500) < 0.01
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), Block(2, 4), Element()], ids=str)
+def test_two_contracted_dimensions_are_read_as_one(pattern):
+    weight = RNG.normal(size=(3, 4, 6))  # (head, v, hidden), as an attention output kernel of Keras
+    budget = None if isinstance(pattern, NM) else Uniform(0.5)
+    mask = select_weights({"w": weight}, {"w": (0, 1)}, pattern, budget)["w"]
+    flat = select_weights({"w": weight.reshape(12, 6)}, {"w": 0}, pattern, budget)["w"]
+    np.testing.assert_array_equal(mask.reshape(12, 6), flat)

@@ -44,10 +44,17 @@ class Linear:
 
     reads: an identifier; weights that read the same tensor have the same one.
     in_dim: index of the contracted dimension in the stored weight (1 for `torch.nn.Linear`, 0 for a Keras kernel).
+    outer: further contracted dimensions outside of it: an attention output kernel (head, v, hidden) reads both first.
     """
 
     reads: str
     in_dim: int = 1
+    outer: tuple[int, ...] = ()
+
+    @property
+    def contracted(self) -> tuple[int, ...]:
+        """Every contracted dimension, outermost first."""
+        return (*self.outer, self.in_dim)
 
 
 @dataclass(frozen=True)
@@ -299,7 +306,7 @@ class Layout:
         width = max((len(p) for p in self.params), default=0)
         for param, dims in self.params.items():
             linear = self.linears.get(param)
-            suffix = f" < {linear.reads} {linear.in_dim}" if linear else ""
+            suffix = f" < {linear.reads} {','.join(map(str, linear.contracted))}" if linear else ""
             lines.append(f"  {param:<{width}} : {format_dims(dims)}{suffix}".rstrip())
         if self.tied:
             lines.append("tied")
@@ -343,8 +350,9 @@ def _read_text(text: str) -> Layout:
                 rest, _, reads = rest.partition(" < ")
                 params[name.strip()] = parse_dims(rest.strip())
                 if reads:
-                    source, in_dim = reads.split()
-                    linears[name.strip()] = Linear(source, int(in_dim))
+                    source, in_dims = reads.split()
+                    *outer, in_dim = map(int, in_dims.split(","))
+                    linears[name.strip()] = Linear(source, in_dim, tuple(outer))
             elif section == "tied":
                 alias, _, name = line.partition(" = ")
                 tied[alias.strip()] = name.strip()

@@ -13,11 +13,13 @@ from secateur.layout import Layout
 def open(model: Any, example: Any = None, **options: Any) -> Host:
     """Make a Host of a model.
 
-    model: a `torch.nn.Module`, a Hugging Face model, a folder or hub id that `from_pretrained` loads.
+    model: a `torch.nn.Module`, a Hugging Face model, a folder or hub id that `from_pretrained` loads; a built Keras 3
+        model or a `.keras` file.
     example: one batch the model can run, as a mapping of keyword arguments or a tuple; made up from the config of a
         Hugging Face model when left out.
     options: `layout=` (a Layout by hand, for models that cannot be traced), `loss=` (`loss(model, batch)` for models
         without one of their own); for folders also `task=`, `dtype=`, `revision=`, `trust_remote_code=`.
+        For Keras models see `secateur.keras.KerasHost`.
 
     A model pruned by `torch.nn.utils.prune` is taken as it is: its masks become `host.plan`.
     Raises ModelError with one sentence when the model cannot be opened.
@@ -25,12 +27,28 @@ def open(model: Any, example: Any = None, **options: Any) -> Host:
     layout = options.pop("layout", None)
     if isinstance(layout, str):
         layout = Layout.from_text(layout)
+    if isinstance(model, str | Path) and is_keras_file(model):
+        return _keras().KerasHost(_keras().load(model), example, layout=layout, **options)
     if isinstance(model, str | Path):
         return _torch("secateur.torch.open").open_folder(model, example, layout=layout, **options)
+    keras = sys.modules.get("keras")  # before torch: on the torch backend its models are torch modules too
+    if keras is not None and isinstance(model, getattr(keras, "Model", ())):
+        return _keras().KerasHost(model, example, layout=layout, **options)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
         return _torch("secateur.torch.open").open_module(model, example, layout=layout, **options)
-    raise ModelError(f"cannot open a {type(model).__name__}; pass a torch.nn.Module, a folder or a hub id")
+    raise ModelError(
+        f"cannot open a {type(model).__name__}; pass a torch.nn.Module, a Keras 3 model, a folder or a hub id"
+    )
+
+
+def is_keras_file(path: str | Path) -> bool:
+    """Whether a path is a `.keras` file, or a folder with a `model.keras` in it."""
+    return str(path).endswith(".keras") or (Path(path) / "model.keras").is_file()
+
+
+def _keras() -> Any:
+    return importlib.import_module("secateur.keras")
 
 
 def _torch(module: str) -> Any:

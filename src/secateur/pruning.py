@@ -82,7 +82,7 @@ def prune(
         new: dict[str, np.ndarray] = {}
         if criterion is not None:
             scores = {name: weight_scores(host, criterion, name, stats) for name in names}
-            in_dims = {name: layout.linears[name].in_dim for name in names}
+            in_dims = {name: layout.linears[name].contracted for name in names}
             masks = select_weights(scores, in_dims, pattern, budget, kinds)
         if repair is not None:
             masks, new = repair_weights(host, repair, names, pattern, budget, stats, kinds, masks)
@@ -167,8 +167,8 @@ def _weight_argument(host: Host, param: str, need: str, stats: Stats) -> Array:
     if not all_finite(value):
         raise DataError(f"{need} of {param} is NaN or infinite on this data; check the labels and the learning state")
     if need == "act_sq":
-        shape = [1] * len(host.layout.shape(param))
-        shape[host.layout.linears[param].in_dim] = -1
+        inputs = host.layout.linears[param].contracted
+        shape = [n if d in inputs else 1 for d, n in enumerate(host.layout.shape(param))]
         value = value.reshape(shape)
     return value
 

@@ -71,6 +71,7 @@ class Unit:
 
 
 Pattern: TypeAlias = Element | NM | Block | Unit
+InDims: TypeAlias = "int | tuple[int, ...]"
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -150,14 +151,14 @@ def _groups(layout: Layout, axis: Axis) -> int:
 
 def select_weights(
     scores: Mapping[str, np.ndarray],
-    in_dims: Mapping[str, int],
+    in_dims: Mapping[str, InDims],
     pattern: Element | NM | Block,
     budget: Budget | None,
     kinds: Mapping[str, str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Masks, True where a weight stays.
 
-    scores: parameter -> signed contributions in its shape; in_dims: which of its dimensions is contracted.
+    scores: parameter -> signed contributions in its shape; in_dims: which of its dimensions are contracted.
     An N:M pattern is its own budget; the others need one. PlanError when sizes are not multiples of the pattern.
     """
     if isinstance(pattern, NM):
@@ -170,10 +171,11 @@ def select_weights(
     kept = allocate(budget, entries)
     masks = {}
     for name, grid in blocks.items():
+        shape = scores[name].shape
         alive = top(grid.reshape(-1), kept[name]).reshape(grid.shape)
         if isinstance(pattern, Block):
             alive = np.repeat(np.repeat(alive, pattern.rows, axis=-2), pattern.columns, axis=-1)
-        masks[name] = _restored(alive, in_dims[name])
+        masks[name] = _restored(alive, in_dims[name], shape)
     return masks
 
 
@@ -189,16 +191,25 @@ def top(scores: np.ndarray, count: int) -> np.ndarray:
     return alive
 
 
-def _rows(array: np.ndarray, in_dim: int) -> np.ndarray:
-    """A view with the contracted dimension last: (..., out, in)."""
-    return np.moveaxis(array, in_dim, -1)
+def _inner(in_dim: InDims) -> tuple[int, ...]:
+    return (in_dim,) if isinstance(in_dim, int) else in_dim
 
 
-def _restored(array: np.ndarray, in_dim: int) -> np.ndarray:
-    return np.ascontiguousarray(np.moveaxis(array, -1, in_dim))
+def _rows(array: np.ndarray, in_dim: InDims) -> np.ndarray:
+    """The contracted dimensions last, as one: (..., out, in)."""
+    inner = _inner(in_dim)
+    moved = np.moveaxis(array, inner, range(-len(inner), 0))
+    return moved.reshape(*moved.shape[: -len(inner)], -1) if len(inner) > 1 else moved
 
 
-def _block_scores(name: str, scores: np.ndarray, in_dim: int, pattern: Element | Block) -> np.ndarray:
+def _restored(array: np.ndarray, in_dim: InDims, shape: tuple[int, ...]) -> np.ndarray:
+    """Rows back as a weight of that shape."""
+    inner = _inner(in_dim)
+    apart = array.reshape(*array.shape[:-1], *(shape[d] for d in inner))
+    return np.ascontiguousarray(np.moveaxis(apart, range(-len(inner), 0), inner))
+
+
+def _block_scores(name: str, scores: np.ndarray, in_dim: InDims, pattern: Element | Block) -> np.ndarray:
     rows = _rows(scores, in_dim)
     if isinstance(pattern, Element):
         return np.abs(rows)
@@ -209,11 +220,11 @@ def _block_scores(name: str, scores: np.ndarray, in_dim: int, pattern: Element |
     return np.abs(rows.reshape(shape).sum((-3, -1)))
 
 
-def _by_rows(name: str, scores: np.ndarray, in_dim: int, pattern: NM) -> np.ndarray:
+def _by_rows(name: str, scores: np.ndarray, in_dim: InDims, pattern: NM) -> np.ndarray:
     rows = np.abs(_rows(scores, in_dim))
     if rows.shape[-1] % pattern.of:
         raise PlanError(f"{name} has {rows.shape[-1]} inputs, not a multiple of {pattern.of}; use another pattern")
-    return _restored(nm_mask(rows, pattern), in_dim)
+    return _restored(nm_mask(rows, pattern), in_dim, scores.shape)
 
 
 def nm_mask(scores: Array, pattern: NM) -> Array:

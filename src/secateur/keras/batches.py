@@ -1,0 +1,37 @@
+"""Batches as Keras has them: `(x, y)`, `(x, y, sample_weight)` or `x` alone, where x may be a dict or a list."""
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from secateur.errors import DataError
+
+
+def unpack(batch: Any) -> tuple[Any, Any, Any]:
+    """Inputs, labels and sample weights, None where there are none."""
+    x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+    return x, y, weight
+
+
+def size_of(x: Any) -> int:
+    """Examples in a batch of inputs."""
+    return int(tree.flatten(x)[0].shape[0])
+
+
+def run(model: keras.Model, x: Any) -> Any:
+    """Outputs in inference mode."""
+    try:
+        return model(tree.map_structure(keras.ops.convert_to_tensor, x), training=False)
+    except (ValueError, TypeError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        if any(word in str(error) for word in ("incompatible with the layer", "Missing data for input", "expects")):
+            raise DataError(f"the batch does not fit the model: {lines[0].rstrip('.')}") from error
+        raise
+
+
+def floats(outputs: Any) -> list[np.ndarray]:
+    """The floating outputs as numpy."""
+    arrays = [keras.ops.convert_to_numpy(x) for x in tree.flatten(outputs)]
+    return [a for a in arrays if np.issubdtype(a.dtype, np.floating)]

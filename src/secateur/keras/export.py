@@ -1,0 +1,280 @@
+"""export: a Keras model as a file for a runtime, and the table that compares dense and pruned there.
+
+Targets: `litert` (Keras' own export), `tflite` (TensorFlow's converter, with LiteRT's sparse weight format on request),
+`onnx`, `openvino`, `saved_model`. What a backend cannot write is an error that says which can.
+"""
+
+import contextlib
+import io
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from secateur.cost import latency
+from secateur.errors import ModelError
+from secateur.files import check_output
+from secateur.keras.batches import floats, run
+
+TARGETS = {
+    "litert": ("tensorflow",),
+    "tflite": ("tensorflow",),
+    "onnx": ("tensorflow", "torch"),
+    "openvino": ("tensorflow", "torch"),
+    "saved_model": ("tensorflow",),
+}
+"""Target -> backends on which it is written right."""
+
+SUFFIX = {"litert": ".tflite", "tflite": ".tflite", "onnx": ".onnx", "openvino": ".xml", "saved_model": ""}
+Call = Callable[[Any], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one runtime. difference: largest absolute one to the model in Keras; sizes in bytes."""
+
+    target: str
+    model: str
+    difference: float
+    bytes: int
+    latency_ms: float
+
+
+def export(
+    model: keras.Model, path: Path | str, target: str, example: Any, *, sparse: bool = False, overwrite: bool = False
+) -> Path:
+    """Write a model for a runtime, in the shape of the example inputs (LiteRT) or any batch (the others).
+
+    example: inputs of the model (no labels). sparse: LiteRT's sparse weight format, for `tflite` only; it stores the
+    tensors that have enough zeros by block or by value, and computes them as if they were dense.
+
+    Raises ModelError: unknown target, a backend that cannot write it, an operation that the target lacks.
+    """
+    path = Path(path)
+    backend = keras.backend.backend()
+    if target not in TARGETS:
+        raise ModelError(f"no target {target!r} for Keras models; there is {', '.join(TARGETS)}")
+    if backend not in TARGETS[target]:
+        raise ModelError(
+            f"{target} is not written right on the {backend} backend; start with "
+            f"KERAS_BACKEND={' or '.join(TARGETS[target])}"
+        )
+    if SUFFIX[target] and path.suffix != SUFFIX[target]:
+        raise ModelError(f"{path} must end in {SUFFIX[target]} for {target}")
+    if sparse and target != "tflite":
+        raise ModelError(f"the sparse weight format is LiteRT's; use target tflite, not {target}")
+    check_output(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work, _quiet():
+        written = Path(work) / path.name
+        try:
+            _WRITERS[target](model, written, example, sparse)
+        except Exception as error:  # every exporter breaks in its own way
+            raise ModelError(f"{model.name} cannot be written for {target}: {_line(error)}") from error
+        for made in sorted(Path(work).iterdir()):
+            place = path.parent / made.name
+            if place.is_dir():
+                shutil.rmtree(place)
+            made.replace(place)
+    return path
+
+
+def _signature(example: Any, batch: int | None) -> list[Any]:
+    def spec(x: Any) -> Any:
+        return keras.InputSpec(shape=(batch or len(x), *x.shape[1:]), dtype=keras.backend.standardize_dtype(x.dtype))
+
+    return [tree.map_structure(spec, example)]
+
+
+def _litert(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+    model.export(str(path), format="litert", input_signature=_signature(example, None), verbose=False)
+
+
+def _tflite(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+    import tensorflow as tf
+
+    shapes = tree.map_structure(np.asarray, example)
+    inputs = tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), shapes)
+    converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(inputs, model(inputs, training=False)))
+    if sparse:
+        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+    path.write_bytes(converter.convert())
+
+
+def _onnx(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+    if keras.backend.backend() == "torch":  # Keras' own export bakes the batch in there
+        import torch
+
+        tensors = tuple(torch.as_tensor(np.asarray(x)) for x in tree.flatten(example))
+        program = torch.onnx.export(
+            model.eval(), tensors, dynamo=True, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) * len(tensors)
+        )
+        program.save(path)
+        return
+    model.export(str(path), format="onnx", verbose=False)
+    _spell_erfc(path)
+
+
+def _spell_erfc(path: Path) -> None:
+    """Write 1 - erf(x) for erfc(x): the exact GELU of TensorFlow uses it, and ONNX has no such operation."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    program = onnx.load(path)
+    nodes = []
+    for node in program.graph.node:
+        if node.op_type != "Erfc":
+            nodes.append(node)
+            continue
+        middle = f"{node.output[0]}_erf"
+        nodes.append(helper.make_node("Erf", list(node.input), [middle], name=f"{node.name}_erf"))
+        nodes.append(helper.make_node("Sub", ["secateur_one", middle], list(node.output), name=f"{node.name}_sub"))
+    if len(nodes) > len(program.graph.node):
+        program.graph.initializer.append(numpy_helper.from_array(np.float32(1.0), "secateur_one"))
+        del program.graph.node[:]
+        program.graph.node.extend(nodes)
+        onnx.save(program, path)
+
+
+def _openvino(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+    model.export(str(path), format="openvino", verbose=False)
+
+
+def _saved_model(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+    model.export(str(path), format="tf_saved_model", verbose=False)
+
+
+_WRITERS: dict[str, Callable[[keras.Model, Path, Any, bool], None]] = {
+    "litert": _litert,
+    "tflite": _tflite,
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "saved_model": _saved_model,
+}
+
+
+def load(path: Path | str, target: str, threads: int = 1) -> Call:
+    """A written model on its runtime: inputs -> floating outputs."""
+    path = Path(path)
+    if not path.exists():
+        raise ModelError(f"no {target} model at {path}")
+    with _quiet():
+        return _READERS[target](path, threads)
+
+
+def _run_tflite(path: Path, threads: int) -> Call:
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    inputs = interpreter.get_input_details()
+    outputs = interpreter.get_output_details()
+
+    def call(x: Any) -> list[np.ndarray]:
+        for detail, value in zip(inputs, tree.flatten(x), strict=True):
+            interpreter.set_tensor(detail["index"], np.asarray(value, dtype=detail["dtype"]))
+        interpreter.invoke()
+        return [interpreter.get_tensor(detail["index"]) for detail in outputs]
+
+    return call
+
+
+def _run_onnx(path: Path, threads: int) -> Call:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return lambda x: session.run(None, dict(zip(names, map(np.asarray, tree.flatten(x)), strict=True)))
+
+
+def _run_openvino(path: Path, threads: int) -> Call:
+    import openvino
+
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    compiled = openvino.Core().compile_model(path, "CPU", options)
+    return lambda x: list(compiled([np.asarray(v) for v in tree.flatten(x)]).values())
+
+
+def _run_saved_model(path: Path, threads: int) -> Call:
+    import tensorflow as tf
+
+    served = tf.saved_model.load(str(path))
+    return lambda x: floats(served.serve(tf.convert_to_tensor(x)))
+
+
+_READERS: dict[str, Callable[[Path, int], Call]] = {
+    "litert": _run_tflite,
+    "tflite": _run_tflite,
+    "onnx": _run_onnx,
+    "openvino": _run_openvino,
+    "saved_model": _run_saved_model,
+}
+
+
+def bench(
+    models: Mapping[str, keras.Model],
+    example: Any,
+    targets: Sequence[str],
+    folder: Path | str,
+    *,
+    sparse: Sequence[str] = (),
+    repeats: int = 30,
+) -> list[Row]:
+    """Export models for runtimes, compare each with its model in Keras, and time them in turn on one thread.
+
+    sparse: models that are written in LiteRT's sparse format too (as `tflite sparse`).
+    """
+    rows: list[Row] = []
+    for target in targets:
+        calls: dict[str, Call] = {}
+        sizes: dict[str, int] = {}
+        for name, model in models.items():
+            for label in (name, *([f"{name}, sparse format"] if target == "tflite" and name in sparse else [])):
+                path = Path(folder) / f"{label.replace(', ', '-').replace(' ', '-')}-{target}{SUFFIX[target]}"
+                export(model, path, target, example, sparse=label != name, overwrite=True)
+                calls[label], sizes[label] = load(path, target), _bytes(path)
+        worst = {}
+        for label, call in calls.items():
+            expected = floats(run(models[label.removesuffix(", sparse format")], example))
+            worst[label] = max(float(np.abs(a - b).max()) for a, b in zip(expected, call(example), strict=True))
+        seconds = latency({label: _bound(call, example) for label, call in calls.items()}, repeats)
+        rows += [Row(target, label, worst[label], sizes[label], 1e3 * seconds[label]) for label in calls]
+    return rows
+
+
+def _bound(call: Call, example: Any) -> Callable[[], object]:
+    return lambda: call(example)
+
+
+def _bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in (path, path.with_suffix(".bin")) if file.is_file())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the chatter of exporters off the terminal."""
+    before = logging.root.manager.disable
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).strip().rstrip(".")[:300]

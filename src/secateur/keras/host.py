@@ -1,0 +1,179 @@
+"""KerasHost: a Keras 3 model as a Host, on the TensorFlow or the torch backend."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from secateur.arrays import to_numpy
+from secateur.errors import ModelError
+from secateur.keras import files
+from secateur.keras.batches import floats, run, unpack
+from secateur.keras.collect import collect
+from secateur.keras.guard import check_inputs, check_model
+from secateur.keras.hold import clear, held, hold, release
+from secateur.keras.layout import Description
+from secateur.keras.naming import variables
+from secateur.keras.rebuild import duplicate, rebuild
+from secateur.layout import Layout
+from secateur.plan import Plan
+from secateur.stats import Stats
+
+
+class KerasHost:
+    """A model and its layout. `model` is another object after `resize`: Keras layers cannot change their sizes.
+
+    example: one batch; needed for subclassed models, whose inputs are not known otherwise.
+    loss: `loss(y, outputs)` or a Keras name of one, for gradients of models that are not compiled.
+    token_mask: inputs -> bool (batch, positions), True where a position is real, where Keras masks do not say it.
+    layout: a layout written by hand; units cannot be removed then, as nothing is known of the layers.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        example: Any = None,
+        *,
+        layout: Layout | None = None,
+        loss: Any = None,
+        token_mask: Callable[[Any], Any] | None = None,
+    ) -> None:
+        if example is not None and not model.built:
+            run(model, unpack(example)[0])
+        check_model(model)
+        self.model, self.example, self.loss, self.token_mask = model, example, loss, token_mask
+        self._described: Description | None = None
+        if layout is None:
+            self._described = _describe(model, example)
+            layout = self._described.layout
+        self.layout = layout
+        self.layout.check({name: tuple(v.shape) for name, v in variables(model).items()})
+
+    # -- Host -----------------------------------------------------------------------------------------------------
+
+    def _variable(self, param: str) -> Any:
+        found = variables(self.model)
+        if param not in found:
+            raise ModelError(f"the model has no parameter {param!r}")
+        return found[param]
+
+    def read(self, param: str) -> np.ndarray:
+        """The weight as numpy."""
+        return np.asarray(keras.ops.convert_to_numpy(self._variable(param)))
+
+    def write(self, param: str, array: Any) -> None:
+        """Overwrite a weight."""
+        variable, value = self._variable(param), to_numpy(array)
+        if value.shape != tuple(variable.shape):
+            raise ModelError(f"{param} has shape {tuple(variable.shape)}; cannot write {value.shape}")
+        variable.assign(value)
+
+    def collect(self, needs: Collection[str], data: Iterable[Any], axes: Sequence[str] | None = None) -> Stats:
+        """See `secateur.host.Host.collect`; batches are `(x, y)` or `x`."""
+        found = variables(self.model)
+        return collect(self.model, self.layout, found, needs, data, axes, self.loss, self.token_mask)
+
+    def outputs(self, batch: Any) -> list[np.ndarray]:
+        """Floating-point outputs in inference mode."""
+        return floats(run(self.model, unpack(batch)[0]))
+
+    def masks(self, plan: Plan) -> dict[str, np.ndarray]:
+        """Everything a plan removes, as bool arrays by weight."""
+        plan = plan.check(self.layout)
+        found = {name: plan.mask(self.layout, name) for name in self.layout.params}
+        return {name: mask for name, mask in found.items() if mask is not None}
+
+    @contextlib.contextmanager
+    def masked(self, plan: Plan) -> Iterator[None]:
+        """Zero what the plan removes; restore at the end."""
+        masks, found = self.masks(plan), variables(self.model)
+        saved = {name: np.array(keras.ops.convert_to_numpy(found[name])) for name in masks}
+        try:
+            for name, mask in masks.items():
+                clear(found[name], mask)
+            yield
+        finally:
+            for name, value in saved.items():
+                found[name].assign(value)
+
+    def apply(self, plan: Plan) -> None:
+        """Write the plan's zeros into the weights; nothing changes shape."""
+        found = variables(self.model)
+        for name, mask in self.masks(plan).items():
+            clear(found[name], mask)
+
+    @contextlib.contextmanager
+    def hold(self, plan: Plan) -> Iterator[None]:
+        """Zeros stay zero in `fit` while the context lasts; see `secateur.keras.hold`."""
+        masks, found = self.masks(plan), variables(self.model)
+        before = held({name: found[name] for name in masks})
+        hold(self.model, found, {name: mask & before.get(name, mask) for name, mask in masks.items()})
+        try:
+            yield
+        finally:
+            for name, mask in masks.items():
+                clear(found[name], mask)
+            release(self.model, {name: found[name] for name in masks if name not in before})
+            hold(self.model, found, before)
+
+    def copy(self) -> "KerasHost":
+        """A copy of the model with the same layout; it is not compiled."""
+        other = copy.copy(self)
+        other.loss = self.loss if self.loss is not None else _compiled_loss(self.model)
+        other.model = duplicate(self.model, self._known("copied"), self.layout)
+        other._described = _describe(other.model, self.example)
+        return other
+
+    def resize(self, plan: Plan) -> None:
+        """Remove units for real: `model` becomes a new, functional model of smaller layers; compile it before `fit`."""
+        plan = plan.check(self.layout)
+        self.apply(Plan(masks=plan.masks))
+        if not plan.keep:
+            return
+        if self.loss is None:
+            self.loss = _compiled_loss(self.model)
+        self.model = rebuild(self.model, self._known("resized"), self.layout, plan.keep)
+        self._described = _describe(self.model, self.example)
+        self.layout = self._described.layout
+
+    def _known(self, what: str) -> Description:
+        if self._described is None:
+            raise ModelError(f"a model with a layout written by hand cannot be {what}; leave layout= out")
+        return self._described
+
+    def save(self, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False) -> None:
+        """Write a folder with `model.keras`, which `keras.saving.load_model` opens, and the plan."""
+        files.save(self.model, folder, plan, overwrite=overwrite)
+
+
+def _compiled_loss(model: keras.Model) -> Any:
+    loss = getattr(model, "loss", None) if getattr(model, "compiled", False) else None
+    return None if isinstance(loss, dict | list) else loss
+
+
+def _describe(model: keras.Model, example: Any) -> Description:
+    x = None if example is None else unpack(example)[0]
+    first = None if x is None else tree.flatten(x)[0].shape
+    batch, length = (1, 1) if first is None else (first[0], first[1] if len(first) > 1 else 1)
+    return Description(model, _symbols(model, x), batch, length)
+
+
+def _symbols(model: keras.Model, x: Any) -> Any:
+    """Symbolic inputs: as the model declares them, else in the shape of the example."""
+    if isinstance(model, keras.Sequential) or hasattr(model, "_functional") or _declares(model):
+        told = model._inputs_struct if hasattr(model, "_inputs_struct") else model.inputs
+        told = told[0] if isinstance(told, list) and len(told) == 1 else told
+        return tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype, name=t.name), told)
+    check_inputs(x)
+    return tree.map_structure(
+        lambda a: keras.KerasTensor((None, *a.shape[1:]), keras.backend.standardize_dtype(a.dtype)), x
+    )
+
+
+def _declares(model: keras.Model) -> bool:
+    return bool(getattr(model, "inputs", None))
