@@ -9,9 +9,22 @@
 #include "vecmath.inl"
 #include "tiles.inl"
 #include "tiled.inl"
+#include "columns.inl"
+#include "block_tile.inl"
+#include "block_rows.inl"
+#include "bitmask.inl"
 
 namespace {
 
-const secateur::KernelTable kTable = {Simd::W, pack_tile, tiled, unpack_tile};
+const secateur::KernelTable kTable = {Simd::W,
+                                      pack_tile,
+                                      tiled,
+                                      unpack_tile,
+                                      {block_vectors(4) * Simd::W, block_vectors(8) * Simd::W},
+                                      block_tile,
+                                      pack_columns,
+                                      block_rows,
+                                      pack_masked,
+                                      bitmask_rows};
 
 }  // namespace
