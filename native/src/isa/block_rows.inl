@@ -12,26 +12,34 @@ __attribute__((noinline)) void block_group(const uint16_t* column, const uint8_t
   constexpr int kSets = T >= 4 ? 1 : T == 2 ? 2 : 4;
   constexpr int kBytes = R * secateur::value_bytes(VALUE);
   typename S::V acc[kSets][T];
+  SECATEUR_UNROLL
   for (int t = 0; t < T; t++) acc[0][t] = S::load(sums + t * R);
+  SECATEUR_UNROLL
   for (int s = 1; s < kSets; s++)
+    SECATEUR_UNROLL
     for (int t = 0; t < T; t++) acc[s][t] = S::zero();
   int64_t i = 0;
   for (; i + 4 <= n; i += 4, value += 4 * kBytes) {
     for (int line = 0; line < 4 * kBytes; line += 64) Simd::prefetch(value + kPrefetchBytes + line);
+    SECATEUR_UNROLL
     for (int s = 0; s < 4; s++) {
       const typename S::V w = S::template stored<VALUE>(value + s * kBytes);
       const float* at = x + static_cast<size_t>(column[i + s]) * T;
+      SECATEUR_UNROLL
       for (int t = 0; t < T; t++) acc[s % kSets][t] = S::fma_broadcast(w, at + t, acc[s % kSets][t]);
     }
   }
   for (; i < n; i++, value += kBytes) {
     const typename S::V w = S::template stored<VALUE>(value);
     const float* at = x + static_cast<size_t>(column[i]) * T;
+    SECATEUR_UNROLL
     for (int t = 0; t < T; t++) acc[0][t] = S::fma_broadcast(w, at + t, acc[0][t]);
   }
-  for (int half = kSets / 2; half > 0; half /= 2)
-    for (int s = 0; s < half; s++)
-      for (int t = 0; t < T; t++) acc[s][t] = S::add(acc[s][t], acc[s + half][t]);
+  SECATEUR_UNROLL
+  for (int s = 1; s < kSets; s++)
+    SECATEUR_UNROLL
+    for (int t = 0; t < T; t++) acc[0][t] = S::add(acc[0][t], acc[s][t]);
+  SECATEUR_UNROLL
   for (int t = 0; t < T; t++) S::store(sums + t * R, acc[0][t]);
 }
 

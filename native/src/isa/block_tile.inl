@@ -15,18 +15,25 @@ __attribute__((noinline)) void block_columns(const uint16_t* column, const float
                                              float* y) {
   constexpr int kTile = block_vectors(R) * Simd::W;
   Simd::V acc[R][NV];
+  SECATEUR_UNROLL
   for (int r = 0; r < R; r++)
+    SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) acc[r][v] = Simd::load(y + r * kTile + v * Simd::W);
   for (int64_t i = 0; i < n; i++, w += R) {
     const float* at = x + static_cast<size_t>(column[i]) * kTile;
     Simd::V xs[NV];
+    SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) xs[v] = Simd::load(at + v * Simd::W);
+    SECATEUR_UNROLL
     for (int r = 0; r < R; r++) {
       const Simd::V wr = Simd::set1(w[r]);
+      SECATEUR_UNROLL
       for (int v = 0; v < NV; v++) acc[r][v] = Simd::fma(wr, xs[v], acc[r][v]);
     }
   }
+  SECATEUR_UNROLL
   for (int r = 0; r < R; r++)
+    SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, acc[r][v]);
 }
 
@@ -53,6 +60,7 @@ void block_tile_pass(const uint8_t* blob, int64_t rb, const float* packed, const
   const auto* scale = section<float>(blob, 3) + rb * s.row_block;
   for (int64_t r = 0; r < groups * R; r++) {
     const Simd::V b = Simd::set1(bias && r < rows ? bias[r] : 0.0f);
+    SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, b);
   }
   float expanded[VALUE == SCT_F32 ? 1 : kExpand * R];

@@ -5,6 +5,10 @@
 #include "../blob.h"
 #include "../table.h"
 
+// For loops over registers: left to itself, GCC keeps arrays of accumulators in memory where a loop around them
+// is not unrolled.
+#define SECATEUR_UNROLL _Pragma("GCC unroll 16")
+
 // In this order: each builds on the one before.
 #include "vecmath.inl"
 #include "tiles.inl"

@@ -24,9 +24,13 @@ struct Spread {
                   float (&sum)[T]) {
     constexpr int kSets = T >= 4 ? 1 : T == 2 ? 2 : 4;
     __m512 acc[kSets][T];
-    for (auto& set : acc)
-      for (__m512& a : set) a = _mm512_setzero_ps();
-    auto meet = [&](int s, __m512 w, const float* at) {
+    _Pragma("GCC unroll 16")
+    for (int s = 0; s < kSets; s++) {
+      _Pragma("GCC unroll 16")
+      for (int t = 0; t < T; t++) acc[s][t] = _mm512_setzero_ps();
+    }
+    auto meet = [&](int s, __m512 w, const float* at) __attribute__((always_inline)) {
+      _Pragma("GCC unroll 16")
       for (int t = 0; t < T; t++)
         acc[s % kSets][t] = _mm512_fmadd_ps(w, _mm512_loadu_ps(at + t * stride), acc[s % kSets][t]);
     };
@@ -35,12 +39,14 @@ struct Spread {
       const float* at = x + k * 64;
       _mm_prefetch(reinterpret_cast<const char*>(value) + 1024, _MM_HINT_T0);
       if (VALUE == SCT_F32) {
+        _Pragma("GCC unroll 16")
         for (int s = 0; s < 4; s++) {
           const auto part = static_cast<__mmask16>(m >> 16 * s);
           meet(s, _mm512_maskz_expand_ps(part, _mm512_loadu_ps(value)), at + 16 * s);
           value += 4 * _mm_popcnt_u32(part);
         }
       } else if (VALUE == SCT_BF16) {
+        _Pragma("GCC unroll 16")
         for (int s = 0; s < 2; s++) {
           const auto part = static_cast<__mmask32>(m >> 32 * s);
           const __m512i w = _mm512_maskz_expand_epi16(part, _mm512_loadu_si512(value));
@@ -59,7 +65,9 @@ struct Spread {
         value += _mm_popcnt_u64(m);
       }
     }
+    _Pragma("GCC unroll 16")
     for (int t = 0; t < T; t++) {
+      _Pragma("GCC unroll 16")
       for (int s = 1; s < kSets; s++) acc[0][t] = _mm512_add_ps(acc[0][t], acc[s][t]);
       sum[t] = _mm512_reduce_add_ps(acc[0][t]);
     }
