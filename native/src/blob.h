@@ -5,7 +5,14 @@
 //         are sorted by their number of nonzeros, and nonzeros come in groups of four: values, then u16
 //         offsets into the chunk of packed activations (column * tile * 4 bytes). Sections: blocks, classes,
 //         rows, stream.
+// block   For any number of tokens, where `block` rows of a column are kept or gone together. Order: row
+//         block, column chunk, group of `block` rows, column. Sections: starts (index of the first block of
+//         each (row block, chunk, group), and the total), u16 columns within the chunk, values (`block` a
+//         column; rows past the end are zero), float32 scales a row (int8 only).
+// bitmask For few tokens, any pattern. Sections: starts (u64 index of each row's first value, and the total),
+//         masks (one bit a column, rows padded to 64 columns), values, float32 scales a row (int8 only).
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "secateur/kernels.h"
@@ -43,6 +50,12 @@ struct TiledClass {  // `rows` consecutive rows with `count` nonzeros each
 // Bytes of a group of four nonzeros: values, then four u16 offsets.
 constexpr int group_bytes(uint32_t value) { return value == SCT_F32 ? 24 : 16; }
 
+constexpr int value_bytes(uint32_t value) { return value == SCT_F32 ? 4 : value == SCT_I8 ? 1 : 2; }
+
+constexpr int kValueSlack = 64;      // bytes past the values, so that whole vectors may be loaded
+constexpr int kBitmaskColumns = 64;  // columns of a bitmask row are padded to a multiple of this
+constexpr int kMaxBlockChunk = 65536;
+
 template <class T>
 const T* section(const uint8_t* blob, int i) {
   return reinterpret_cast<const T*>(blob + reinterpret_cast<const Header*>(blob)->section[i]);
@@ -50,5 +63,26 @@ const T* section(const uint8_t* blob, int i) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Where the groups of a (row block, chunk) of the block format lie.
+struct BlockShape {
+  int64_t block, chunk, row_block, chunks, row_blocks;
+
+  explicit BlockShape(const Header& h)
+      : block(h.p[0]),
+        chunk(h.p[1]),
+        row_block(h.p[2]),
+        chunks(ceil_div(h.cols, chunk)),
+        row_blocks(ceil_div(h.rows, row_block)),
+        rows(h.rows) {}
+  int64_t rows_in(int64_t rb) const { return std::min(row_block, rows - rb * row_block); }
+  int64_t groups_in(int64_t rb) const { return ceil_div(rows_in(rb), block); }
+  // Of the first group, in the starts section.
+  int64_t first(int64_t rb, int64_t c) const { return rb * (row_block / block) * chunks + c * groups_in(rb); }
+  int64_t groups() const { return first(row_blocks - 1, chunks); }
+
+ private:
+  int64_t rows;
+};
 
 }  // namespace secateur

@@ -5,9 +5,21 @@
 #include "secateur/kernels.h"
 #include "table.h"
 
+#ifdef SECATEUR_AVX
+#include <cpuid.h>
+#endif
+
 namespace {
 
 const char* const kNames[] = {"auto", "portable", "neon", "avx2", "avx512"};
+
+#ifdef SECATEUR_AVX
+// GCC 12 knows no name for F16C in __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 bool available(int isa) {
   switch (isa) {
@@ -20,7 +32,7 @@ bool available(int isa) {
 #ifdef SECATEUR_AVX
     // __builtin_cpu_supports also asks the operating system whether it saves the registers.
     case SCT_ISA_AVX2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case SCT_ISA_AVX512:
       return available(SCT_ISA_AVX2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

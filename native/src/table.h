@@ -29,9 +29,34 @@ struct KernelTable {
   // to token).
   void (*unpack_tile)(float* y, int64_t rows, int tile, int tokens, int activation, float* out, int64_t ldy);
 
+  // Tokens in a tile of block_tile, for blocks of four and of eight rows.
+  int block_tile_tokens[2];
+
+  // One row block of a block weight times one packed tile; y is [row block rows, to whole blocks][tile].
+  void (*block_tile)(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias,
+                     float* y);
+
+  // x (ldx floats apart) as out[cols][width] with zeros past the last token. Whether x holds NaN or infinity.
+  bool (*pack_columns)(const float* x, int64_t ldx, int64_t cols, int tokens, int width, float* out);
+
+  // One row block of a block weight times `width` (pass_width) tokens of pack_columns, of which `tokens` exist;
+  // sums is scratch of [row block rows, to whole blocks][width].
+  void (*block_rows)(const uint8_t* blob, int64_t row_block, const float* x, int width, int tokens, const float* bias,
+                     int activation, float* sums, float* y, int64_t ldy);
+
+  // x as out[width][cols, padded to kBitmaskColumns] in the order in which bitmask_rows reads columns.
+  bool (*pack_masked)(const float* x, int64_t ldx, int64_t cols, int tokens, int width, uint32_t value, float* out);
+
+  // Rows [begin, end) of a bitmask weight times `width` tokens of pack_masked.
+  void (*bitmask_rows)(const uint8_t* blob, int64_t begin, int64_t end, const float* x, int width, int tokens,
+                       const float* bias, int activation, float* y, int64_t ldy);
+
   RepairTable<float> repair_f32;
   RepairTable<double> repair_f64;
 };
+
+// Tokens that the kernels for few tokens take at a time when `left` remain.
+constexpr int pass_width(int64_t left) { return left >= 5 ? 8 : left >= 3 ? 4 : static_cast<int>(left); }
 
 // The table of a resolved instruction set (see sct_resolve_isa).
 const KernelTable& kernel_table(int isa);

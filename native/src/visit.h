@@ -14,13 +14,14 @@ inline float stored_value(const uint8_t* values, int64_t i, uint32_t type) {
     std::memcpy(&f, values + 4 * i, 4);
     return f;
   }
+  if (type == SCT_I8) return static_cast<float>(static_cast<int8_t>(values[i]));
   uint16_t h;
   std::memcpy(&h, values + 2 * i, 2);
-  return from_bf16(h);
+  return type == SCT_BF16 ? from_bf16(h) : from_f16(h);
 }
 
 template <class F>
-void visit(const uint8_t* blob, F f) {
+void visit_tiled(const uint8_t* blob, F f) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   const int64_t stride = static_cast<int64_t>(h.p[0]) * 4, chunk = h.p[1], row_block = h.p[2];
   const int64_t chunks = ceil_div(h.cols, chunk), n = ceil_div(h.rows, row_block) * chunks;
@@ -43,6 +44,53 @@ void visit(const uint8_t* blob, F f) {
         }
       }
     }
+  }
+}
+
+template <class F>
+void visit_block(const uint8_t* blob, F f) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  const BlockShape s(h);
+  const auto* columns = section<uint16_t>(blob, 1);
+  const auto* values = section<uint8_t>(blob, 2);
+  const auto* scales = section<float>(blob, 3);
+  for (int64_t rb = 0; rb < s.row_blocks; rb++) {
+    for (int64_t c = 0; c < s.chunks; c++) {
+      const uint32_t* start = section<uint32_t>(blob, 0) + s.first(rb, c);
+      for (int64_t g = 0; g < s.groups_in(rb); g++) {
+        const int64_t row = rb * s.row_block + g * s.block;
+        for (int64_t i = start[g]; i < start[g + 1]; i++)
+          for (int64_t r = 0; r < s.block && row + r < h.rows; r++)
+            f(row + r, c * s.chunk + columns[i],
+              stored_value(values, i * s.block + r, h.value) * (h.value == SCT_I8 ? scales[row + r] : 1.0f));
+      }
+    }
+  }
+}
+
+template <class F>
+void visit_bitmask(const uint8_t* blob, F f) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  const int64_t words = ceil_div(h.cols, kBitmaskColumns);
+  for (int64_t r = 0; r < h.rows; r++) {
+    uint64_t at = section<uint64_t>(blob, 0)[r];
+    const float scale = h.value == SCT_I8 ? section<float>(blob, 3)[r] : 1.0f;
+    for (int64_t k = 0; k < words; k++)
+      for (uint64_t m = section<uint64_t>(blob, 1)[r * words + k]; m; m &= m - 1, at++)
+        f(r, k * 64 + __builtin_ctzll(m),
+          stored_value(section<uint8_t>(blob, 2), static_cast<int64_t>(at), h.value) * scale);
+  }
+}
+
+template <class F>
+void visit(const uint8_t* blob, F f) {
+  switch (reinterpret_cast<const Header*>(blob)->format) {
+    case SCT_BLOCK:
+      return visit_block(blob, f);
+    case SCT_BITMASK:
+      return visit_bitmask(blob, f);
+    default:
+      return visit_tiled(blob, f);
   }
 }
 

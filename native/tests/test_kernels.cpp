@@ -72,6 +72,38 @@ void check_product(int isa, int rows, int cols, int tokens, double density, int 
   CHECK(worst < 1e-6);
 }
 
+// Every value type of the block (4 and 8) and bitmask formats against the weight that unpacking gives back.
+void check_rows(int isa, int rows, int cols, int tokens, double density, int threads) {
+  const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, density);
+  const auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
+  const auto bias = random_floats(rows, 3);
+  for (int block : {0, 4, 8})
+    for (int value = SCT_F32; value <= SCT_I8; value++) {
+      if (!block && value == SCT_F16) continue;
+      Blob blob;
+      CHECK((block ? sct_pack_block(w.data(), rows, cols, cols, value, block, 30, 16, allocate, &blob)
+                   : sct_pack_bitmask(w.data(), rows, cols, cols, value, allocate, &blob)) == SCT_OK);
+      CHECK(sct_validate(bytes_of(blob), size_of(blob)) == SCT_OK);
+      std::vector<float> back(w.size()), y(static_cast<size_t>(tokens) * rows);
+      CHECK(sct_unpack(bytes_of(blob), size_of(blob), back.data()) == SCT_OK);
+      CHECK(value != SCT_F32 || back == w);
+      CHECK(sct_linear(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_NONE, y.data(), rows,
+                       threads, isa) == SCT_OK);
+      double worst = 0;
+      for (int t = 0; t < tokens; t++)
+        for (int o = 0; o < rows; o++) {
+          double sum = bias[o], size = std::fabs(bias[o]);
+          for (int k = 0; k < cols; k++) {
+            const double term = static_cast<double>(x[t * cols + k]) * back[o * cols + k];
+            sum += term;
+            size += std::fabs(term);
+          }
+          worst = std::fmax(worst, std::fabs(y[static_cast<size_t>(t) * rows + o] - sum) / (size + 1));
+        }
+      CHECK(worst < 1e-6);
+    }
+}
+
 void check_not_finite(int isa) {
   const std::vector<float> w = {1, 0, 2, 3};  // (2, 2)
   const float inf = std::numeric_limits<float>::infinity();
@@ -85,15 +117,12 @@ void check_not_finite(int isa) {
 }
 
 // What validation lets through must be safe to run: the sanitizers watch.
-void check_damage(int isa) {
-  const auto w = random_floats(30 * 40, 5, 0.4);
+void check_damage(int isa, const Blob& good) {
   const auto x = random_floats(20 * 40, 6);
-  Blob good;
-  CHECK(sct_pack_tiled(w.data(), 30, 40, 40, SCT_BF16, 16, 16, 8, allocate, &good) == SCT_OK);
   std::mt19937 random(7);
   std::vector<float> y(20 * 30);
   int refused = 0;
-  for (int i = 0; i < 2000; i++) {
+  for (int i = 0; i < 1500; i++) {
     Blob hurt = good;
     reinterpret_cast<uint8_t*>(hurt.data())[8 + random() % (size_of(hurt) - 8)] ^= 1 + random() % 255;
     if (sct_validate(bytes_of(hurt), size_of(hurt)) != SCT_OK) {
@@ -103,14 +132,30 @@ void check_damage(int isa) {
     sct_info info;
     CHECK(sct_describe(bytes_of(hurt), size_of(hurt), &info) == SCT_OK);
     if (info.rows == 30 && info.cols == 40)
-      sct_linear(bytes_of(hurt), size_of(hurt), x.data(), 20, 40, nullptr, SCT_GELU, y.data(), 30, 2, isa);
+      for (int tokens : {1, 7, 20})
+        sct_linear(bytes_of(hurt), size_of(hurt), x.data(), tokens, 40, nullptr, SCT_GELU, y.data(), 30, 2, isa);
   }
   CHECK(refused > 100);
+}
+
+void check_damage(int isa) {
+  const auto w = random_floats(30 * 40, 5, 0.4);
+  Blob tiled, block, mask;
+  CHECK(sct_pack_tiled(w.data(), 30, 40, 40, SCT_BF16, 16, 16, 8, allocate, &tiled) == SCT_OK);
+  CHECK(sct_pack_block(w.data(), 30, 40, 40, SCT_I8, 8, 16, 8, allocate, &block) == SCT_OK);
+  CHECK(sct_pack_bitmask(w.data(), 30, 40, 40, SCT_I8, allocate, &mask) == SCT_OK);
+  for (const Blob& good : {tiled, block, mask}) check_damage(isa, good);
 }
 
 void check_errors() {
   Blob blob;
   const auto w = random_floats(12, 1);
+  CHECK(sct_pack_block(w.data(), 3, 4, 4, SCT_F32, 3, 4, 3, allocate, &blob) == SCT_BAD_ARGUMENT);
+  CHECK(sct_pack_block(w.data(), 3, 4, 4, SCT_F32, 4, 70000, 4, allocate, &blob) == SCT_BAD_ARGUMENT);
+  CHECK(sct_pack_bitmask(w.data(), 3, 4, 4, SCT_F16, allocate, &blob) == SCT_BAD_ARGUMENT);
+  const std::vector<float> large(12, 7e4f), nan(12, std::numeric_limits<float>::quiet_NaN());
+  CHECK(sct_pack_block(large.data(), 3, 4, 4, SCT_F16, 4, 4, 4, allocate, &blob) == SCT_BAD_ARGUMENT);
+  CHECK(sct_pack_block(nan.data(), 3, 4, 4, SCT_I8, 4, 4, 4, allocate, &blob) == SCT_BAD_ARGUMENT);
   CHECK(sct_pack_tiled(nullptr, 3, 4, 4, SCT_F32, 16, 4, 3, allocate, &blob) == SCT_BAD_ARGUMENT);
   CHECK(sct_pack_tiled(w.data(), 3, 4, 3, SCT_F32, 16, 4, 3, allocate, &blob) == SCT_BAD_ARGUMENT);
   CHECK(sct_pack_tiled(w.data(), 3, 4, 4, SCT_F32, 8, 4, 3, allocate, &blob) == SCT_BAD_ARGUMENT);
@@ -241,6 +286,10 @@ int main() {
         for (int tokens : {1, 7, 33, 129}) check_product(isa, 37, 83, tokens, density, tile, 30, 16, 2);
     check_product(isa, 1, 1, 1, 1.0, 16, 1, 1, 1);
     check_product(isa, 300, 500, 1100, 0.1, 64, 128, 100, 2);
+    for (double density : {0.0, 0.1, 1.0})
+      for (int tokens : {1, 2, 3, 7, 16, 33}) check_rows(isa, 37, 83, tokens, density, 2);
+    check_rows(isa, 1, 1, 1, 1.0, 1);
+    check_rows(isa, 200, 260, 300, 0.1, 2);
     check_not_finite(isa);
     check_damage(isa);
     check_many_callers(isa);

@@ -181,7 +181,7 @@ def test_errors_say_what_to_do():
         fast.half()
     with pytest.raises(ValueError, match="tokens must be positive, not 0"):
         runtime.compile(nn.Linear(2, 2), tokens=0)
-    with pytest.raises(ValueError, match="'float32' or 'bfloat16', not 'int4'"):
+    with pytest.raises(ValueError, match="'float16', 'int8', not 'int4'"):
         runtime.compile(nn.Linear(2, 2), value="int4")
 
 
@@ -227,3 +227,48 @@ def test_nothing_to_save_or_load(tmp_path):
         runtime.save(nn.Linear(2, 2), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no runtime\.json"):
         runtime.load(tmp_path)
+
+
+def in_blocks(layer, block, density=0.2):
+    rows, cols = layer.weight.shape
+    keep = torch.rand(-(-rows // block), cols, generator=torch.Generator().manual_seed(2)) < density
+    layer.weight.data.mul_(keep.repeat_interleave(block, 0)[:rows])
+    return layer.eval()
+
+
+@pytest.mark.parametrize(("block", "value"), [(8, "float16"), (4, "int8"), (8, "float32")])
+def test_blocks_are_found_and_kept_through_save_and_load(block, value, tmp_path):
+    layer = in_blocks(nn.Linear(96, 61), block)
+    fast = runtime.compile(nn.Sequential(layer), measure=False, value=value)
+    info = fast[0].extra_repr()
+    assert f"block {value}" in info
+    runtime.save(fast, tmp_path)
+    again = runtime.load(tmp_path, nn.Sequential(nn.Linear(96, 61)))
+    with torch.inference_mode():
+        for tokens in (1, 5, 30):
+            x = torch.randn(tokens, 96)
+            expected = nn.functional.linear(x, fast[0].dense_weight(), layer.bias)
+            assert torch.allclose(fast(x), expected, atol=1e-5)
+            assert torch.equal(again(x), fast(x))
+    assert torch.allclose(fast[0].dense_weight(), layer.weight, atol=1e-3)
+
+
+def test_block_of_tells_the_pattern():
+    assert choosing.block_of(in_blocks(nn.Linear(64, 64), 8).weight.detach().numpy()) == 8
+    assert choosing.block_of(in_blocks(nn.Linear(64, 64), 4).weight.detach().numpy()) == 4
+    assert choosing.block_of(prune(nn.Linear(64, 64)).weight.detach().numpy()) == 0
+    assert choosing.block_of(torch.zeros(9, 3).numpy()) == 0
+
+
+def test_value_type_without_a_format_stays_dense():
+    fast = runtime.compile(prune(nn.Linear(64, 64)), measure=False, value="float16")
+    assert "1 because no format stores float16" in fast.secateur_report.summary()
+    few = runtime.compile(prune(nn.Linear(64, 64)), measure=False, value="int8", tokens=1)
+    assert few.secateur_report.layers[0].format == "bitmask"
+
+
+def test_decoding_is_measured_with_cold_weights():
+    fast = runtime.compile(in_blocks(nn.Linear(512, 512), 8, 0.05), tokens=1, value="int8")
+    layer = fast.secateur_report.layers[0]
+    assert layer.format in ("block", "bitmask", "dense")
+    assert min(layer.dense_us, layer.sparse_us) > 0

@@ -56,6 +56,137 @@ def test_tiled_equals_a_float64_product(
     assert close(y, dense(weight, x, bias), weight, x)
 
 
+def blocked(rows, cols, density, block, seed=0):
+    rng = np.random.default_rng(seed)
+    keep = np.repeat(rng.random((-(-rows // block), cols)) < density, block, axis=0)[:rows]
+    return rng.standard_normal((rows, cols), dtype=np.float32) * keep
+
+
+@pytest.mark.parametrize("name", ISAS)
+@given(
+    rows=st.integers(1, 70),
+    cols=st.integers(1, 150),
+    tokens=st.integers(1, 90),
+    density=st.sampled_from([0.0, 0.02, 0.1, 0.5, 0.9, 1.0]),
+    block=st.sampled_from(P.BLOCKS),
+    value=st.sampled_from(P.VALUES),
+    chunk=st.sampled_from([1, 7, 64, 384]),
+    row_block=st.sampled_from([8, 32]),
+    with_bias=st.booleans(),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_block_equals_a_float64_product(
+    name, rows, cols, tokens, density, block, value, chunk, row_block, with_bias, threads, seed
+):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((tokens, cols), dtype=np.float32)
+    bias = rng.standard_normal(rows, dtype=np.float32) if with_bias else None
+    weight = blocked(rows, cols, density, block, seed)
+    blob = P.pack(weight, format="block", block=block, value=value, chunk=chunk, row_block=row_block)
+    P.validate(blob)
+    stored = P.unpack(blob)
+    y = P.linear(blob, x, bias, threads=threads, isa=name)
+    assert close(y, dense(stored, x, bias), stored, x)
+
+
+@pytest.mark.parametrize("name", ISAS)
+@given(
+    rows=st.integers(1, 70),
+    cols=st.integers(1, 150),
+    tokens=st.integers(1, 20),
+    density=st.sampled_from([0.0, 0.02, 0.1, 0.5, 0.9, 1.0]),
+    value=st.sampled_from(P.VALUES_OF["bitmask"]),
+    with_bias=st.booleans(),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_bitmask_equals_a_float64_product(name, rows, cols, tokens, density, value, with_bias, threads, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((tokens, cols), dtype=np.float32)
+    bias = rng.standard_normal(rows, dtype=np.float32) if with_bias else None
+    blob = P.pack(sparse(rows, cols, density, seed), format="bitmask", value=value)
+    P.validate(blob)
+    stored = P.unpack(blob)
+    y = P.linear(blob, x, bias, threads=threads, isa=name)
+    assert close(y, dense(stored, x, bias), stored, x)
+
+
+@pytest.mark.parametrize("packing", [{"format": "block", "block": 4}, {"format": "block"}, {"format": "bitmask"}])
+def test_stored_values_are_as_close_as_their_type(packing):
+    weight = sparse(37, 83, 0.4)
+    for value in P.VALUES_OF[packing["format"]]:
+        blob = P.pack(weight, value=value, **packing)
+        info = P.describe(blob)
+        assert (info.value, info.rows, info.cols, info.nonzeros) == (value, 37, 83, np.count_nonzero(weight))
+        assert np.array_equal(P.unpack(blob), reference.unpack(blob))
+        error = np.abs(P.unpack(blob) - weight)
+        bound = {
+            "float32": 0 * error,
+            "bfloat16": np.abs(weight) * 2.0**-8,
+            "float16": np.abs(weight) * 2.0**-11 + 2.0**-25,
+            "int8": np.abs(weight).max(1, keepdims=True) / 127 * 0.5001 + 0 * error,
+        }[value]
+        assert np.all(error <= bound)
+
+
+def test_float16_rounds_as_numpy_does():
+    values = np.array([[1e-8, 6e-8, 3e-5, 6.2e-5, 1.0006, -65504.0, 2047.5, np.inf]], np.float32)
+    blob = P.pack(np.ascontiguousarray(values), format="block", value="float16")
+    assert P.unpack(blob).tolist() == values.astype(np.float16).astype(np.float32).tolist()
+
+
+FORMATS = [{"format": "tiled"}, {"format": "block", "block": 4}, {"format": "block"}, {"format": "bitmask"}]
+
+
+@pytest.mark.parametrize("name", ISAS)
+@pytest.mark.parametrize("packing", FORMATS[1:])
+@pytest.mark.parametrize("tokens", [1, 6, 40])
+def test_not_finite_inputs_in_every_format(name, packing, tokens):
+    weight = blocked(40, 130, 0.4, 8, seed=3)
+    weight[:, 11] = np.abs(weight[:, 11]) + 1
+    x = np.random.default_rng(0).standard_normal((tokens, 130), dtype=np.float32)
+    x[tokens // 2, 11] = np.inf
+    x[tokens - 1, 129] = np.nan
+    with np.errstate(invalid="ignore"):
+        expected = dense(weight, x)
+    y = P.linear(P.pack(weight, **packing), x, isa=name)
+    assert np.array_equal(np.isnan(y), np.isnan(expected))
+    assert np.allclose(y, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("packing", FORMATS[1:])
+def test_damage_in_every_format_is_refused_or_harmless(packing):
+    blob = P.pack(blocked(40, 130, 0.5, 8), **packing)
+    refused = 0
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        hurt = blob.copy()
+        hurt[rng.integers(8, min(hurt.size, 3000))] ^= rng.integers(1, 256, dtype=np.uint8)
+        try:
+            P.validate(hurt)
+        except ValueError:
+            refused += 1
+            continue
+        if P.describe(hurt).cols == 130:
+            P.linear(hurt, np.ones((5, 130), np.float32))
+    assert refused > 20
+
+
+def test_impossible_values_and_blocks_are_named():
+    weight = sparse(4, 5, 0.5)
+    with pytest.raises(ValueError, match="int8 cannot hold a NaN"):
+        P.pack(np.full((4, 5), np.nan, np.float32), format="block", value="int8")
+    with pytest.raises(ValueError, match="float16 cannot hold a weight of 70000"):
+        P.pack(np.full((4, 5), 7e4, np.float32), format="block", value="float16")
+    with pytest.raises(ValueError, match="'tiled' does not store int8"):
+        P.pack(weight, value="int8")
+    with pytest.raises(ValueError, match="block 3, chunk 384"):
+        P.pack(weight, format="block", block=3)
+
+
 @pytest.mark.parametrize("name", ISAS)
 @pytest.mark.parametrize("value", ["float32", "bfloat16"])
 def test_big_layers_on_two_threads(name, value):

@@ -31,13 +31,15 @@ enum sct_isa {
   SCT_ISA_AVX512 = 4
 };
 
-enum sct_format { SCT_TILED = 1 };
+enum sct_format { SCT_TILED = 1, SCT_BLOCK = 2, SCT_BITMASK = 3 };
 
-enum sct_value { SCT_F32 = 0, SCT_BF16 = 1 };
+/* SCT_I8 is symmetric with one float32 scale a row. */
+enum sct_value { SCT_F32 = 0, SCT_BF16 = 1, SCT_F16 = 2, SCT_I8 = 3 };
 
 enum sct_activation { SCT_NONE = 0, SCT_RELU = 1, SCT_GELU = 2, SCT_GELU_TANH = 3, SCT_SILU = 4 };
 
-/* What a blob says about itself; p is {tile, chunk, row_block, 0} for the tiled format. */
+/* What a blob says about itself; p is {tile, chunk, row_block, 0} for the tiled format, {block, chunk,
+ * row_block, 0} for the block format, zeros for the bitmask format. */
 typedef struct {
   int64_t rows, cols, nonzeros, bytes;
   int32_t format, value;
@@ -58,6 +60,16 @@ typedef void* (*sct_allocate)(void* context, int64_t bytes);
  * that allocate(context, size) returns; it is called at most once. */
 int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t tile,
                    int32_t chunk, int32_t row_block, sct_allocate allocate, void* context);
+
+/* Blocks of `block` (4 or 8) rows of one column, kept or gone together, for any number of tokens; any value
+ * type. A block with any nonzero is stored whole. chunk is at most 65536. SCT_BAD_ARGUMENT when a weight has
+ * no finite value in the type: int8 takes no NaN or infinity, float16 nothing finite beyond 65504. */
+int sct_pack_block(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t block,
+                   int32_t chunk, int32_t row_block, sct_allocate allocate, void* context);
+
+/* Any pattern of zeros for few tokens: a bit a weight, then the nonzeros; float32, bf16 or int8. */
+int sct_pack_bitmask(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value,
+                     sct_allocate allocate, void* context);
 
 /* Read the header (cheap), or walk every index of a blob of unknown origin (as long as the blob). */
 int sct_describe(const uint8_t* blob, int64_t bytes, sct_info* info);

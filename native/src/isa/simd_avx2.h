@@ -8,7 +8,7 @@ namespace {
 
 struct Simd {
   using V = __m256;
-  static constexpr int W = 8, TB = 8;
+  static constexpr int W = 8, TB = 8, REGISTERS = 16;
 
   static V zero() { return _mm256_setzero_ps(); }
   static V set1(float a) { return _mm256_set1_ps(a); }

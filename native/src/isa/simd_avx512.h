@@ -8,7 +8,7 @@ namespace {
 
 struct Simd {
   using V = __m512;
-  static constexpr int W = 16, TB = 8;
+  static constexpr int W = 16, TB = 8, REGISTERS = 32;
 
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(float a) { return _mm512_set1_ps(a); }

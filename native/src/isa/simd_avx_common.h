@@ -1,8 +1,11 @@
-// The 8 x 8 transpose that the AVX2 and AVX-512 builds share.
+// What the AVX2 and AVX-512 builds share: the 8 x 8 transpose, and vectors of four and eight rows.
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
+
+#include "../blob.h"
 
 namespace {
 
@@ -23,5 +26,54 @@ inline void transpose_8x8(const float* src, int64_t lds, float* dst, int64_t ldd
     _mm256_storeu_ps(out + 3 * ldd, _mm256_shuffle_ps(ab_hi, cd_hi, 0xEE));
   }
 }
+
+// N rows of a block beside each other in one register; int8 is not scaled here.
+template <int N>
+struct Rows;
+
+template <>
+struct Rows<8> {
+  using V = __m256;
+  static V zero() { return _mm256_setzero_ps(); }
+  static V add(V a, V b) { return _mm256_add_ps(a, b); }
+  static V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+  static V load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, V a) { _mm256_storeu_ps(p, a); }
+  static V fma_broadcast(V w, const float* x, V acc) { return _mm256_fmadd_ps(w, _mm256_broadcast_ss(x), acc); }
+  template <int VALUE>
+  static V stored(const uint8_t* p) {
+    if (VALUE == SCT_F32) return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+    if (VALUE == SCT_I8) {
+      const __m128i q = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+      return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(q));
+    }
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if (VALUE == SCT_F16) return _mm256_cvtph_ps(h);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+  }
+};
+
+template <>
+struct Rows<4> {
+  using V = __m128;
+  static V zero() { return _mm_setzero_ps(); }
+  static V add(V a, V b) { return _mm_add_ps(a, b); }
+  static V mul(V a, V b) { return _mm_mul_ps(a, b); }
+  static V load(const float* p) { return _mm_loadu_ps(p); }
+  static void store(float* p, V a) { _mm_storeu_ps(p, a); }
+  static V fma_broadcast(V w, const float* x, V acc) { return _mm_fmadd_ps(w, _mm_broadcast_ss(x), acc); }
+  template <int VALUE>
+  static V stored(const uint8_t* p) {
+    if (VALUE == SCT_F32) return _mm_loadu_ps(reinterpret_cast<const float*>(p));
+    if (VALUE == SCT_I8) {
+      int q;
+      std::memcpy(&q, p, 4);
+      return _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(q)));
+    }
+    const __m128i h = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    if (VALUE == SCT_F16) return _mm_cvtph_ps(h);
+    return _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(h), 16));
+  }
+};
 
 }  // namespace

@@ -3,12 +3,15 @@
 #include <arm_neon.h>
 
 #include <cstdint>
+#include <cstring>
+
+#include "../blob.h"
 
 namespace {
 
 struct Simd {
   using V = float32x4_t;
-  static constexpr int W = 4, TB = 4;
+  static constexpr int W = 4, TB = 4, REGISTERS = 32;
 
   static V zero() { return vdupq_n_f32(0.0f); }
   static V set1(float a) { return vdupq_n_f32(a); }
@@ -51,6 +54,57 @@ struct Simd {
     vst1q_f32(dst + ldd, vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1])));
     vst1q_f32(dst + 2 * ldd, vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0])));
     vst1q_f32(dst + 3 * ldd, vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1])));
+  }
+};
+
+// N rows of a block beside each other; int8 is not scaled here.
+template <int N>
+struct Rows;
+
+template <>
+struct Rows<4> {
+  using V = float32x4_t;
+  static V zero() { return vdupq_n_f32(0.0f); }
+  static V add(V a, V b) { return vaddq_f32(a, b); }
+  static V mul(V a, V b) { return vmulq_f32(a, b); }
+  static V load(const float* p) { return vld1q_f32(p); }
+  static void store(float* p, V a) { vst1q_f32(p, a); }
+  static V fma_broadcast(V w, const float* x, V acc) { return vfmaq_n_f32(acc, w, *x); }
+  template <int VALUE>
+  static V stored(const uint8_t* p) {
+    if (VALUE == SCT_F32) return vld1q_f32(reinterpret_cast<const float*>(p));
+    if (VALUE == SCT_I8) {
+      uint32_t q;
+      std::memcpy(&q, p, 4);
+      const int16x8_t wide = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(q)));
+      return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+    }
+    const uint16x4_t h = vld1_u16(reinterpret_cast<const uint16_t*>(p));
+    if (VALUE == SCT_F16) return vcvt_f32_f16(vreinterpret_f16_u16(h));
+    return vreinterpretq_f32_u32(vshll_n_u16(h, 16));
+  }
+};
+
+template <>
+struct Rows<8> {
+  using Half = Rows<4>;
+  struct V {
+    float32x4_t a, b;
+  };
+  static V zero() { return {Half::zero(), Half::zero()}; }
+  static V add(V p, V q) { return {vaddq_f32(p.a, q.a), vaddq_f32(p.b, q.b)}; }
+  static V mul(V p, V q) { return {vmulq_f32(p.a, q.a), vmulq_f32(p.b, q.b)}; }
+  static V load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
+  static void store(float* p, V v) {
+    vst1q_f32(p, v.a);
+    vst1q_f32(p + 4, v.b);
+  }
+  static V fma_broadcast(V w, const float* x, V acc) {
+    return {Half::fma_broadcast(w.a, x, acc.a), Half::fma_broadcast(w.b, x, acc.b)};
+  }
+  template <int VALUE>
+  static V stored(const uint8_t* p) {
+    return {Half::stored<VALUE>(p), Half::stored<VALUE>(p + 4 * secateur::value_bytes(VALUE))};
   }
 };
 

@@ -6,12 +6,14 @@
 #include <cstring>
 
 #include "../convert.h"
+#include "../visit.h"
 
 namespace {
 
 struct Simd {
   static constexpr int W = 8;   // floats in a vector
   static constexpr int TB = 8;  // side of a transposed square
+  static constexpr int REGISTERS = 16;
   struct V {
     float f[W];
   };
@@ -103,6 +105,39 @@ struct Simd {
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     for (int i = 0; i < TB; i++)
       for (int j = 0; j < TB; j++) dst[j * ldd + i] = src[i * lds + j];
+  }
+};
+
+// N rows of a block beside each other; int8 is not scaled here.
+template <int N>
+struct Rows {
+  struct V {
+    float f[N];
+  };
+  static V zero() { return V{}; }
+  static V add(V a, V b) {
+    for (int i = 0; i < N; i++) a.f[i] += b.f[i];
+    return a;
+  }
+  static V mul(V a, V b) {
+    for (int i = 0; i < N; i++) a.f[i] *= b.f[i];
+    return a;
+  }
+  static V load(const float* p) {
+    V r;
+    std::memcpy(r.f, p, sizeof r.f);
+    return r;
+  }
+  static void store(float* p, V a) { std::memcpy(p, a.f, sizeof a.f); }
+  static V fma_broadcast(V w, const float* x, V acc) {
+    for (int i = 0; i < N; i++) acc.f[i] += w.f[i] * *x;
+    return acc;
+  }
+  template <int VALUE>
+  static V stored(const uint8_t* p) {
+    V r;
+    for (int i = 0; i < N; i++) r.f[i] = secateur::stored_value(p, i, VALUE);
+    return r;
   }
 };
 

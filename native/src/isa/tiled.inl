@@ -72,9 +72,9 @@ __attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row,
       group<Group, NV, NS, 0, 4>(acc, x, p);
       p += Group::kBytes;
     }
-    for (int half = NS / 2; half > 0; half /= 2)
-      for (int s = 0; s < half; s++)
-        for (int v = 0; v < NV; v++) acc[s][v] = Simd::add(acc[s][v], acc[s + half][v]);
+    // A loop that halves would not be unrolled, and the accumulators would live in memory.
+    for (int s = 1; s < NS; s++)
+      for (int v = 0; v < NV; v++) acc[0][v] = Simd::add(acc[0][v], acc[s][v]);
     for (int v = 0; v < NV; v++) Simd::store(out + v * Simd::W, acc[0][v]);
   }
 }

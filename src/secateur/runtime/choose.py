@@ -1,8 +1,8 @@
 """Chooses by measurement whether a layer runs sparse, and in which packing; remembers it for this machine.
 
-A choice depends on the shape, the density (in steps), the number of tokens and threads, not on the values,
-so layers
-of equal shape share one measurement, and a small JSON file in the user's cache shares it between runs.
+A choice depends on the shape, the density (in steps), the pattern, the value type and the number of tokens and
+threads, not on the values, so layers of equal shape share one measurement, and a small JSON file in the user's cache
+shares it between runs.
 """
 
 from __future__ import annotations
@@ -12,32 +12,41 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from secateur.runtime.native import isa
 from secateur.runtime.ops import sparse_linear
-from secateur.runtime.packed import pack
+from secateur.runtime.packed import BLOCKS, VALUES_OF, pack, tiled_defaults
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 WORTH = 0.95  # sparse must take less than this share of the dense time
 SECONDS_A_CANDIDATE = 0.02
+FEW_TOKENS = 16
+"""Up to here weights come from memory, not from a cache, in a model of any size, and are measured so."""
+MASK_TOKENS = 8
+"""Up to here the bitmask format is worth a measurement."""
+BLOCK_FILL = 0.75
+"""A weight has blocks when this share of what its nonzero blocks hold is nonzero."""
+EVICT_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How one layer runs: `format` 'dense' or a packing and its parameters, and the times it was chosen
-    by."""
+    """How one layer runs: dense where `packing` is None, else the arguments of `pack`; and the times it was chosen by.
 
-    format: str
-    tile: int
-    chunk: int
-    dense_us: float
-    sparse_us: float
+    `possible` tells whether any format stores this value type for this pattern.
+    """
+
+    packing: dict[str, Any] | None
+    dense_us: float = 0.0
+    sparse_us: float = 0.0
+    possible: bool = field(default=True)
 
 
 def candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
@@ -45,7 +54,7 @@ def candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
     if isa_name == "avx512":
         pairs = [(128, 64), (64, 128), (64, 192), (32, 256), (16, 384)]
     elif isa_name == "avx2":
-        pairs = [(64, 96), (64, 128), (32, 192), (32, 384), (16, 384)]
+        pairs = [(64, 96), (64, 128), (32, 128), (32, 192), (16, 384)]
     else:
         pairs = [(32, 128), (16, 256)]
     useful = max(16, 2 ** (max(tokens, 1) - 1).bit_length())
@@ -59,50 +68,91 @@ def density_step(density: float) -> float:
     return round(round(density / step) * step, 2)
 
 
-def choose(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, use_cache: bool = True) -> Choice:
-    """Measure dense against each packing for one weight (rows, cols), `tokens` tokens and torch's thread
-    count."""
+def block_of(weight: np.ndarray) -> int:
+    """The largest block of rows (8 or 4) that zeros of a weight (rows, cols) keep to; 0 for none."""
+    nonzero = weight != 0
+    kept = np.count_nonzero(nonzero)
+    for block in sorted(BLOCKS, reverse=True):
+        begins = np.arange(0, weight.shape[0], block)
+        if kept and kept >= BLOCK_FILL * block * np.count_nonzero(np.add.reduceat(nonzero, begins, axis=0)):
+            return block
+    return 0
+
+
+def packings(tokens: int, block: int, value: str) -> list[dict[str, Any]]:
+    """The arguments of `pack` worth measuring for a pattern (see `block_of`), most promising pattern first."""
+    found: list[dict[str, Any]] = [
+        {"format": "block", "block": size, "value": value} for size in BLOCKS if size <= block
+    ][::-1]
+    if value in VALUES_OF["tiled"]:
+        found += [{"format": "tiled", "tile": t, "chunk": c, "value": value} for t, c in candidates(isa(), tokens)]
+    if value in VALUES_OF["bitmask"] and tokens <= MASK_TOKENS:
+        found.append({"format": "bitmask", "value": value})
+    return found
+
+
+def unmeasured(weight: np.ndarray, tokens: int, value: str) -> Choice:
+    """The packing that did best on the machines tried."""
+    found = packings(tokens, block_of(weight), value)
+    if not found:
+        return Choice(None, possible=False)
+    if found[0]["format"] == "tiled":
+        tile, chunk = tiled_defaults(isa(), np.count_nonzero(weight) / weight.size)
+        return Choice({"format": "tiled", "tile": tile, "chunk": chunk, "value": value})
+    return Choice(found[0])
+
+
+def choose(
+    weight: np.ndarray, bias: torch.Tensor | None, tokens: int, value: str = "float32", use_cache: bool = True
+) -> Choice:
+    """Measure dense against each packing for one weight (rows, cols), `tokens` tokens and torch's thread count."""
     density = np.count_nonzero(weight) / weight.size
-    key = "/".join(
-        str(part) for part in (*weight.shape, density_step(density), tokens, torch.get_num_threads(), bias is not None)
-    )
+    block = block_of(weight)
+    found = packings(tokens, block, value)
+    if not found:
+        return Choice(None, possible=False)
+    parts = (*weight.shape, density_step(density), block, value, tokens, torch.get_num_threads(), bias is not None)
+    key = "/".join(str(part) for part in parts)
     known = _load() if use_cache else {}
     if key in known:
         return Choice(**known[key])
-    choice = _measure(weight, bias, tokens, density)
+    choice = _measure(weight, bias, tokens, density, found)
     if use_cache:
         known[key] = asdict(choice)
         _store(known)
     return choice
 
 
-def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, density: float) -> Choice:
+def _measure(
+    weight: np.ndarray, bias: torch.Tensor | None, tokens: int, density: float, found: list[dict[str, Any]]
+) -> Choice:
     rows, cols = weight.shape
     x = torch.randn(tokens, cols)
     dense = torch.from_numpy(weight)
-    runs: dict[tuple[int, int], Callable[[], object]] = {}
+    # Even with every weight gone the kernels have fixed costs; a nearly full layer needs no measuring.
+    found = found if density < 0.8 else []
+    runs = [partial(sparse_linear, x, torch.from_numpy(pack(weight, **packing)), bias, rows, 0) for packing in found]
     with torch.inference_mode():
-        # Even with every weight gone the kernels have fixed costs; a nearly full layer needs no measuring.
-        if density < 0.8:
-            for tile, chunk in candidates(isa(), tokens):
-                packed = torch.from_numpy(pack(weight, tile=tile, chunk=chunk))
-                runs[tile, chunk] = partial(sparse_linear, x, packed, bias, rows, 0)
-        times = _interleaved([lambda: torch.nn.functional.linear(x, dense, bias), *runs.values()])
-    dense_us, sparse = times[0], dict(zip(runs, times[1:], strict=True))
-    if not sparse or min(sparse.values()) > WORTH * dense_us:
-        return Choice("dense", 0, 0, dense_us, min(sparse.values(), default=dense_us))
-    tile, chunk = min(sparse, key=lambda pair: sparse[pair])
-    return Choice("tiled", tile, chunk, dense_us, sparse[tile, chunk])
+        cold = np.zeros(EVICT_BYTES // 8) if tokens <= FEW_TOKENS and found else None
+        dense_us, *sparse = _interleaved([lambda: torch.nn.functional.linear(x, dense, bias), *runs], cold)
+    if not sparse or min(sparse) > WORTH * dense_us:
+        return Choice(None, dense_us, min(sparse, default=dense_us))
+    return Choice(found[int(np.argmin(sparse))], dense_us, min(sparse))
 
 
-def _interleaved(functions: list[Callable[[], object]]) -> list[float]:
-    """The median time of each function in microseconds, taken in turns so that load hits all alike."""
+def _interleaved(functions: list[Callable[[], object]], cold: np.ndarray | None = None) -> list[float]:
+    """The median time of each function in microseconds, taken in turns so that load hits all alike.
+
+    With `cold`, an array larger than the caches, each run starts with the weights out of them.
+    """
     samples: list[list[float]] = [[] for _ in functions]
     for f in functions:
         f()
     end = time.perf_counter() + SECONDS_A_CANDIDATE * len(functions)
     while len(samples[0]) < 5 or (time.perf_counter() < end and len(samples[0]) < 51):
         for f, took in zip(functions, samples, strict=True):
+            if cold is not None:
+                cold.max()
             start = time.perf_counter()
             f()
             took.append((time.perf_counter() - start) * 1e6)

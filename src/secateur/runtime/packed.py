@@ -12,8 +12,11 @@ import numpy as np
 from secateur.runtime import reference
 from secateur.runtime.native import isa_code, load_native
 
-FORMATS = ("tiled",)
-VALUES = ("float32", "bfloat16")
+FORMATS = ("tiled", "block", "bitmask")
+VALUES = ("float32", "bfloat16", "float16", "int8")
+VALUES_OF = {"tiled": VALUES[:2], "block": VALUES, "bitmask": ("float32", "bfloat16", "int8")}
+"""The value types that each format stores; int8 is symmetric with one scale a row."""
+BLOCKS = (4, 8)
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 
@@ -29,6 +32,16 @@ class PackedInfo:
     tile: int = 0
     chunk: int = 0
     row_block: int = 0
+    block: int = 0
+
+
+BLOCK_CHUNK = 384
+"""Columns whose tile of activations shares the L1 cache in the block format."""
+
+
+def block_rows_for(rows: int) -> int:
+    """Rows that a thread takes at a time in the block format: few enough to share them out evenly."""
+    return 32 if rows <= 512 else 64 if rows <= 2048 else 128
 
 
 def tiled_defaults(isa: str, density: float) -> tuple[int, int]:
@@ -55,18 +68,21 @@ def pack(
     format: str = "tiled",
     value: str = "float32",
     tile: int = 32,
-    chunk: int = 128,
+    chunk: int = 0,
     row_block: int = 0,
+    block: int = 8,
 ) -> np.ndarray:
     """Pack a weight (rows = outputs, cols = inputs), float32, for the kernels.
 
-    `tiled` takes any pattern of zeros and is for many tokens at a time: `tile` tokens (a multiple of 16,
-    at most
-    128) are worked on side by side, `chunk` columns at a time, `row_block` rows at a time (0: chosen by
-    size).
+    - `tiled` takes any pattern of zeros and is for many tokens at a time: `tile` tokens (a multiple of 16, at most
+      128) are worked on side by side, `chunk` columns at a time, `row_block` rows at a time (0: chosen by size).
+    - `block` stores blocks of `block` (4 or 8) rows of one column whole, for any number of tokens; a zero inside
+      a block that is kept costs as much as a weight.
+    - `bitmask` takes any pattern of zeros and is for few tokens (1 to about 8).
 
     Raises:
-        ValueError: for a weight of the wrong type or shape, an unknown format, or impossible parameters.
+        ValueError: for a weight of the wrong type or shape, an unknown format, impossible parameters, or a weight
+            without a finite value in the type (int8 takes no NaN or infinity, float16 nothing beyond 65504).
         RuntimeError: without compiled kernels.
     """
     native = load_native()
@@ -77,15 +93,30 @@ def pack(
         raise ValueError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
     if value not in VALUES:
         raise ValueError(f"unknown value type {value!r}: use one of {', '.join(VALUES)}")
+    if value not in VALUES_OF[format]:
+        raise ValueError(f"format {format!r} does not store {value}: use one of {', '.join(VALUES_OF[format])}")
+    _check_range(weight, value)
     rows, cols = weight.shape
+    start = (weight.ctypes.data, rows, cols, cols, VALUES.index(value))
+    if format == "bitmask":
+        return native.pack_bitmask(*start)
+    if format == "block":
+        chunk = chunk or BLOCK_CHUNK
+        row_block = row_block or block_rows_for(rows)
+        if block not in BLOCKS or not 1 <= chunk <= 65536 or row_block % block:
+            raise ValueError(
+                f"block {block}, chunk {chunk} and row_block {row_block} do not fit: block is 4 or 8 and divides "
+                "row_block, chunk is at most 65536"
+            )
+        return native.pack_block(*start, block, chunk, row_block)
+    chunk = chunk or 128
     row_block = row_block or row_block_for(rows, tile)
     if tile % 16 or not 16 <= tile <= 128 or chunk < 1 or (chunk - 1) * tile * 4 > 65535:
         raise ValueError(
-            f"tile {tile} and chunk {chunk} do not fit: tile is a multiple of 16 up to 128, and (chunk - 1) "
-            f"* tile * 4 "
+            f"tile {tile} and chunk {chunk} do not fit: tile is a multiple of 16 up to 128, and (chunk - 1) * tile * 4 "
             "must stay below 65536"
         )
-    return native.pack_tiled(weight.ctypes.data, rows, cols, cols, VALUES.index(value), tile, chunk, row_block)
+    return native.pack_tiled(*start, tile, chunk, row_block)
 
 
 def describe(packed: np.ndarray) -> PackedInfo:
@@ -170,6 +201,13 @@ def linear(
         isa_code(isa),
     )
     return y
+
+
+def _check_range(weight: np.ndarray, value: str) -> None:
+    if value == "int8" and not np.isfinite(weight).all():
+        raise ValueError("int8 cannot hold a NaN or infinite weight; use float32 or bfloat16")
+    if value == "float16" and np.isfinite(weight).all() and np.abs(weight).max() > 65504:
+        raise ValueError(f"float16 cannot hold a weight of {np.abs(weight).max():g}; use float32 or bfloat16")
 
 
 def _matrix(a: np.ndarray, name: str) -> np.ndarray:

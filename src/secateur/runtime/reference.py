@@ -19,7 +19,7 @@ HEADER_BYTES = 128
 
 def describe(packed: np.ndarray) -> PackedInfo:
     """Read and check the header; see `secateur.runtime.packed.describe`."""
-    from secateur.runtime.packed import FORMATS, VALUES, PackedInfo
+    from secateur.runtime.packed import FORMATS, VALUES, VALUES_OF, PackedInfo
 
     if packed.dtype != np.uint8 or packed.ndim != 1 or packed.size < HEADER_BYTES:
         raise ValueError(f"a packed weight is a flat uint8 array of at least {HEADER_BYTES} bytes, not "
@@ -28,10 +28,12 @@ def describe(packed: np.ndarray) -> PackedInfo:
     format_code, value, rows, cols = np.frombuffer(head, "<u4", 4, 8).tolist()
     nonzeros, size = np.frombuffer(head, "<u8", 2, 24).tolist()
     p = np.frombuffer(head, "<u4", 4, 40).tolist()
-    if head[:8] != MAGIC or size != packed.size or not 1 <= format_code <= 3 or value > 2 or not rows or not cols:
+    known = head[:8] == MAGIC and size == packed.size and rows and cols
+    name = FORMATS[format_code - 1] if known and 1 <= format_code <= len(FORMATS) else ""
+    if not name or value >= len(VALUES) or VALUES[value] not in VALUES_OF[name]:
         raise ValueError("this is not a packed weight, or it is damaged; pack the weight again")
-    name = FORMATS[format_code - 1]
-    return PackedInfo(name, VALUES[value], rows, cols, nonzeros, tile=p[0], chunk=p[1], row_block=p[2])
+    first = "block" if name == "block" else "tile"
+    return PackedInfo(name, VALUES[value], rows, cols, nonzeros, chunk=p[1], row_block=p[2], **{first: p[0]})
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:
@@ -61,6 +63,10 @@ def _values(raw: np.ndarray, value: str) -> np.ndarray:
     raw = np.ascontiguousarray(raw)
     if value == "float32":
         return raw.view("<f4")
+    if value == "float16":
+        return raw.view("<f2").astype("<f4")
+    if value == "int8":
+        return raw.view("i1").astype("<f4")
     return (raw.view("<u2").astype("<u4") << 16).view("<f4")
 
 
@@ -88,11 +94,42 @@ def _unpack_tiled(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
     return weight
 
 
+def _scales(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
+    """(rows, 1), for int8; ones otherwise."""
+    if info.value != "int8":
+        return np.ones((info.rows, 1), np.float32)
+    return _section(packed, 3, "<f4")[: info.rows, None]
+
+
+def _unpack_block(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
+    weight = np.zeros((math.ceil(info.rows / info.block) * info.block, info.cols), np.float32)
+    starts, columns = _section(packed, 0, "<u4"), _section(packed, 1, "<u2")
+    values = _values(_section(packed, 2, "u1"), info.value)
+    i = 0
+    for row in range(0, info.rows, info.row_block):
+        for col in range(0, info.cols, info.chunk):
+            for group in range(row, min(row + info.row_block, info.rows), info.block):
+                begin, end = int(starts[i]), int(starts[i + 1])
+                kept = values[begin * info.block : end * info.block].reshape(end - begin, info.block)
+                weight[group : group + info.block, col + columns[begin:end].astype(np.int64)] = kept.T
+                i += 1
+    return weight[: info.rows] * _scales(packed, info)
+
+
+def _unpack_bitmask(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
+    words = math.ceil(info.cols / 64)
+    masks = _section(packed, 1, "u1")[: info.rows * words * 8].reshape(info.rows, words * 8)
+    kept = np.unpackbits(masks, axis=1, bitorder="little")[:, : info.cols].astype(bool)
+    weight = np.zeros((info.rows, info.cols), np.float32)
+    weight[kept] = _values(_section(packed, 2, "u1"), info.value)[: kept.sum()]
+    return weight * _scales(packed, info)
+
+
 def _gelu(y: np.ndarray) -> np.ndarray:
     return 0.5 * y * (1 + np.vectorize(math.erf, otypes=[np.float64])(y / math.sqrt(2)))
 
 
-_UNPACK = {"tiled": _unpack_tiled}
+_UNPACK = {"tiled": _unpack_tiled, "block": _unpack_block, "bitmask": _unpack_bitmask}
 _ACTIVATE = {
     "none": lambda y: y,
     "relu": lambda y: np.maximum(y, 0),

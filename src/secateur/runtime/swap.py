@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.runtime.choose import Choice, choose
+from secateur.runtime.choose import Choice, choose, unmeasured
 from secateur.runtime.linear import SparseLinear
 from secateur.runtime.native import isa, load_native
-from secateur.runtime.packed import pack
+from secateur.runtime.packed import VALUES, pack
 
 MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
 
@@ -80,7 +80,9 @@ def compile(
         model: a torch module on the CPU in float32; put in eval mode in the copy.
         tokens: rows that a layer sees in a typical call (batch times sequence length); the choice is made
             for it.
-        value: 'float32', or 'bfloat16' to halve the weights' memory at three significant digits.
+        value: how kept weights are stored. 'float32'; 'bfloat16' halves the memory at three significant digits.
+            'float16' (blocks of 4 or 8 rows only) and 'int8' (blocks, or any pattern at up to 8 tokens; one scale a
+            row) round too: check the model's quality.
         measure: time each kind of layer dense and sparse and keep the faster; False packs every sparse layer.
         cache: keep measurements in the user's cache folder (see `secateur.runtime.choose`).
 
@@ -89,8 +91,8 @@ def compile(
     """
     if tokens < 1:
         raise ValueError(f"tokens must be positive, not {tokens}")
-    if value not in ("float32", "bfloat16"):
-        raise ValueError(f"value must be 'float32' or 'bfloat16', not {value!r}")
+    if value not in VALUES:
+        raise ValueError(f"value must be one of {', '.join(map(repr, VALUES))}, not {value!r}")
     result = share_copy(model).eval()
     tied = _tied(result)
     reports = []
@@ -167,20 +169,19 @@ def _convert(
     if density > 1 - MIN_ZEROS:
         return dense(f"with fewer than {MIN_ZEROS:.0%} zeros", density)
     bias = None if module.bias is None else module.bias.detach()
-    if measure:
-        choice = choose(array, bias, tokens, use_cache)
-    else:
-        from secateur.runtime.packed import tiled_defaults
-
-        choice = Choice("tiled", *tiled_defaults(isa(), density), 0.0, 0.0)
-    if choice.format == "dense":
+    if value == "int8" and not np.isfinite(array).all():
+        return dense("because int8 holds no NaN or infinity", density)
+    choice = choose(array, bias, tokens, value, use_cache) if measure else unmeasured(array, tokens, value)
+    if not choice.possible:
+        return dense(f"because no format stores {value} for their pattern and {tokens} tokens", density)
+    if choice.packing is None:
         return dense("because they measured no faster sparse", density, choice)
-    packed = torch.from_numpy(pack(array, value=value, tile=choice.tile, chunk=choice.chunk))
+    packed = torch.from_numpy(pack(array, **choice.packing))
     report = LayerReport(
         name,
         shape,
         density,
-        choice.format,
+        choice.packing["format"],
         "",
         choice.dense_us,
         choice.sparse_us,

@@ -1,0 +1,122 @@
+// Block-sparse weight times a tile of packed activations (format "block", many tokens). Included once per
+// instruction set.
+//
+// The R rows of a block share each load of activations: R * NV accumulators, NV loads, R broadcast weights.
+
+namespace {
+
+constexpr int block_vectors(int block) { return Simd::REGISTERS / 2 / block; }
+
+constexpr int kExpand = 256;  // blocks whose weights are turned into float32 at a time
+
+// n blocks of float32 weights [n][R] into y [R][tile]; x is the chunk's packed activations.
+template <int R, int NV>
+__attribute__((noinline)) void block_columns(const uint16_t* column, const float* w, int64_t n, const float* x,
+                                             float* y) {
+  constexpr int kTile = block_vectors(R) * Simd::W;
+  Simd::V acc[R][NV];
+  SECATEUR_UNROLL
+  for (int r = 0; r < R; r++)
+    SECATEUR_UNROLL
+    for (int v = 0; v < NV; v++) acc[r][v] = Simd::load(y + r * kTile + v * Simd::W);
+  for (int64_t i = 0; i < n; i++, w += R) {
+    const float* at = x + static_cast<size_t>(column[i]) * kTile;
+    Simd::V xs[NV];
+    SECATEUR_UNROLL
+    for (int v = 0; v < NV; v++) xs[v] = Simd::load(at + v * Simd::W);
+    SECATEUR_UNROLL
+    for (int r = 0; r < R; r++) {
+      const Simd::V wr = Simd::set1(w[r]);
+      SECATEUR_UNROLL
+      for (int v = 0; v < NV; v++) acc[r][v] = Simd::fma(wr, xs[v], acc[r][v]);
+    }
+  }
+  SECATEUR_UNROLL
+  for (int r = 0; r < R; r++)
+    SECATEUR_UNROLL
+    for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, acc[r][v]);
+}
+
+template <int R, int VALUE>
+void expand(const uint8_t* values, int64_t n, const float* scales, float* out) {
+  using S = Rows<R>;
+  const typename S::V scale = VALUE == SCT_I8 ? S::load(scales) : S::zero();
+  for (int64_t i = 0; i < n; i++) {
+    typename S::V w = S::template stored<VALUE>(values + i * R * secateur::value_bytes(VALUE));
+    if (VALUE == SCT_I8) w = S::mul(w, scale);
+    S::store(out + i * R, w);
+  }
+}
+
+template <int R, int NV, int VALUE>
+void block_tile_pass(const uint8_t* blob, int64_t rb, const float* packed, const float* bias, float* y) {
+  using secateur::section;
+  constexpr int kTile = block_vectors(R) * Simd::W;
+  const auto& h = *reinterpret_cast<const secateur::Header*>(blob);
+  const secateur::BlockShape s(h);
+  const int64_t rows = s.rows_in(rb), groups = s.groups_in(rb);
+  const auto* column = section<uint16_t>(blob, 1);
+  const auto* value = section<uint8_t>(blob, 2);
+  const auto* scale = section<float>(blob, 3) + rb * s.row_block;
+  for (int64_t r = 0; r < groups * R; r++) {
+    const Simd::V b = Simd::set1(bias && r < rows ? bias[r] : 0.0f);
+    SECATEUR_UNROLL
+    for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, b);
+  }
+  float expanded[VALUE == SCT_F32 ? 1 : kExpand * R];
+  float scales[R] = {};
+  for (int64_t c = 0; c < s.chunks; c++) {
+    const auto* start = section<uint32_t>(blob, 0) + s.first(rb, c);
+    const float* x = packed + c * s.chunk * kTile;
+    for (int64_t g = 0; g < groups; g++) {
+      float* out = y + g * R * kTile;
+      if (VALUE == SCT_F32) {
+        block_columns<R, NV>(column + start[g], reinterpret_cast<const float*>(value) + int64_t{start[g]} * R,
+                             start[g + 1] - start[g], x, out);
+        continue;
+      }
+      if (VALUE == SCT_I8)
+        for (int64_t r = 0; r < R && g * R + r < rows; r++) scales[r] = scale[g * R + r];
+      for (int64_t i = start[g]; i < start[g + 1]; i += kExpand) {
+        const int64_t n = std::min<int64_t>(kExpand, start[g + 1] - i);
+        expand<R, VALUE>(value + i * R * secateur::value_bytes(VALUE), n, scales, expanded);
+        block_columns<R, NV>(column + i, expanded, n, x, out);
+      }
+    }
+  }
+}
+
+template <int R, int VALUE>
+void block_tile_sized(const uint8_t* blob, int64_t rb, const float* packed, int tokens, const float* bias, float* y) {
+  constexpr int kMost = block_vectors(R);
+  const int vectors = (tokens + Simd::W - 1) / Simd::W;
+  if (vectors <= 1)
+    block_tile_pass<R, 1, VALUE>(blob, rb, packed, bias, y);
+  else if (vectors <= 2 && kMost > 2)
+    block_tile_pass<R, kMost < 2 ? kMost : 2, VALUE>(blob, rb, packed, bias, y);
+  else
+    block_tile_pass<R, kMost, VALUE>(blob, rb, packed, bias, y);
+}
+
+template <int R>
+void block_tile_valued(const uint8_t* blob, int64_t rb, const float* packed, int tokens, const float* bias, float* y) {
+  switch (reinterpret_cast<const secateur::Header*>(blob)->value) {
+    case SCT_F32:
+      return block_tile_sized<R, SCT_F32>(blob, rb, packed, tokens, bias, y);
+    case SCT_BF16:
+      return block_tile_sized<R, SCT_BF16>(blob, rb, packed, tokens, bias, y);
+    case SCT_F16:
+      return block_tile_sized<R, SCT_F16>(blob, rb, packed, tokens, bias, y);
+    default:
+      return block_tile_sized<R, SCT_I8>(blob, rb, packed, tokens, bias, y);
+  }
+}
+
+void block_tile(const uint8_t* blob, int64_t rb, const float* packed, int tokens, const float* bias, float* y) {
+  if (reinterpret_cast<const secateur::Header*>(blob)->p[0] == 4)
+    block_tile_valued<4>(blob, rb, packed, tokens, bias, y);
+  else
+    block_tile_valued<8>(blob, rb, packed, tokens, bias, y);
+}
+
+}  // namespace

@@ -1,0 +1,87 @@
+// Many tokens: activations are packed into tiles, and threads share (row block, tile) pairs.
+#include <algorithm>
+#include <atomic>
+
+#include "blob.h"
+#include "call.h"
+#include "pool.h"
+#include "table.h"
+
+namespace secateur {
+namespace {
+
+constexpr int64_t kPanelTokens = 1024;  // bounds the packed copy of the activations
+
+struct TileJob {
+  const Call* call;
+  float* packed;
+  int64_t tiles, row_blocks;
+  std::atomic<int64_t> next_pack{0}, packed_tiles{0}, next{0};
+  std::atomic<bool> odd{false};
+};
+
+bool is_block(const Call& c) { return c.h->format == SCT_BLOCK; }
+
+int64_t tile_tokens(const Call& c) {
+  return is_block(c) ? c.kernels->block_tile_tokens[c.h->p[0] == 8] : static_cast<int64_t>(c.h->p[0]);
+}
+
+int tokens_in_tile(const Call& c, int64_t tile_index) {
+  const int64_t tile = tile_tokens(c);
+  return static_cast<int>(std::min<int64_t>(tile, c.tokens - tile_index * tile));
+}
+
+void tile_task(void* context) {
+  auto& job = *static_cast<TileJob*>(context);
+  const Call& c = *job.call;
+  const int64_t tile = tile_tokens(c), row_block = std::min<int64_t>(c.h->p[2], round_up(c.h->rows, 8)), tile_floats = tile * c.h->cols;
+  for (int64_t t; (t = job.next_pack.fetch_add(1)) < job.tiles;) {
+    if (c.kernels->pack_tile(c.x + t * tile * c.ldx, c.ldx, c.h->cols, tokens_in_tile(c, t),
+                             static_cast<int>(tile), job.packed + t * tile_floats))
+      job.odd.store(true);
+    job.packed_tiles.fetch_add(1, std::memory_order_release);
+  }
+  float* y = scratch(1, row_block * tile);
+  if (!y) return;  // the other threads do the work
+  for (unsigned spins = 0; job.packed_tiles.load(std::memory_order_acquire) < job.tiles;) relax(spins);
+  // Row block by row block, so that all threads read the same part of the weight at a time.
+  for (int64_t i; (i = job.next.fetch_add(1)) < job.tiles * job.row_blocks;) {
+    const int64_t b = i / job.tiles, t = i % job.tiles, row = b * row_block;
+    const int n = tokens_in_tile(c, t);
+    (is_block(c) ? c.kernels->block_tile : c.kernels->tiled)(c.blob, b, job.packed + t * tile_floats, n, c.bias ? c.bias + row : nullptr, y);
+    c.kernels->unpack_tile(y, std::min<int64_t>(row_block, c.h->rows - row), static_cast<int>(tile), n,
+                           c.activation, c.y + t * tile * c.ldy + row, c.ldy);
+  }
+}
+
+int run_panel(const Call& c) {
+  TileJob job;
+  job.call = &c;
+  job.tiles = ceil_div(c.tokens, tile_tokens(c));
+  job.row_blocks = ceil_div(c.h->rows, int64_t{c.h->p[2]});
+  job.packed = scratch(0, job.tiles * tile_tokens(c) * c.h->cols);
+  if (!job.packed) return SCT_NO_MEMORY;
+  const int useful = static_cast<int>(std::min<int64_t>(c.threads, job.tiles * job.row_blocks));
+  run_parallel(useful, tile_task, &job);
+  // A helper without memory leaves its share to the others; only when nobody could work is something missing.
+  if (job.next.load() < job.tiles * job.row_blocks) return SCT_NO_MEMORY;
+  if (job.odd.load()) spread_not_finite(c);
+  return SCT_OK;
+}
+
+}  // namespace
+
+int run_tiles(const Call& c) {
+  const int64_t tile = tile_tokens(c), panel = std::max(tile, kPanelTokens / tile * tile), tokens = c.tokens;
+  for (int64_t t = 0; t < tokens; t += panel) {
+    Call part = c;
+    part.x += t * c.ldx;
+    part.y += t * c.ldy;
+    part.tokens = std::min(panel, tokens - t);
+    const int status = run_panel(part);
+    if (status != SCT_OK) return status;
+  }
+  return SCT_OK;
+}
+
+}  // namespace secateur

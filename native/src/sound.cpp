@@ -1,0 +1,136 @@
+#include "sound.h"
+
+#include <cstring>
+#include <vector>
+
+namespace secateur {
+namespace {
+
+bool sections_in_order(const Header& h) {
+  uint64_t at = sizeof(Header);
+  for (uint64_t s : h.section) {
+    if (s < at || s > h.bytes || s % kAlign) return false;
+    at = s;
+  }
+  return h.section[6] == h.bytes;
+}
+
+// Every index that a kernel follows must stay inside its section; row and column offsets inside the tile.
+bool tiled_is_sound(const uint8_t* blob) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  const uint64_t tile = h.p[0], chunk = h.p[1], row_block = h.p[2], stride = tile * 4;
+  if (tile < 16 || tile > kMaxTile || tile % 16 || !chunk || !row_block) return false;
+  if ((chunk - 1) * stride > UINT16_MAX || row_block * stride > UINT32_MAX) return false;
+  const uint64_t chunks = (h.cols + chunk - 1) / chunk, blocks = (h.rows + row_block - 1) / row_block;
+  const uint64_t classes = (h.section[2] - h.section[1]) / sizeof(TiledClass);
+  const uint64_t row_slots = (h.section[3] - h.section[2]) / 4, stream = h.section[4] - h.section[3];
+  if ((h.section[1] - h.section[0]) / sizeof(TiledBlock) < blocks * chunks) return false;
+  std::vector<bool> seen(row_block);
+  for (uint64_t b = 0; b < blocks * chunks; b++) {
+    const TiledBlock& block = section<TiledBlock>(blob, 0)[b];
+    const uint64_t rows = std::min<uint64_t>(row_block, h.rows - b / chunks * row_block);
+    const uint64_t cols = std::min<uint64_t>(chunk, h.cols - b % chunks * chunk);
+    if (block.class_begin > classes || block.class_count > classes - block.class_begin) return false;
+    uint64_t row = block.row_begin, at = block.stream, visited = 0;
+    seen.assign(row_block, false);
+    for (uint32_t c = 0; c < block.class_count; c++) {
+      const TiledClass cls = section<TiledClass>(blob, 1)[block.class_begin + c];
+      const uint64_t groups = (static_cast<uint64_t>(cls.count) + 3) / 4;
+      if (cls.count > cols || cls.rows > rows || row + cls.rows + kRowSlack > row_slots) return false;
+      for (uint32_t r = 0; r < cls.rows; r++, row++) {
+        const uint64_t offset = section<uint32_t>(blob, 2)[row];
+        if (offset % stride || offset / stride >= rows || seen[offset / stride]) return false;
+        seen[offset / stride] = true;
+      }
+      visited += cls.rows;
+      const uint64_t end = at + groups * cls.rows * group_bytes(h.value);
+      if (at > stream || end > stream) return false;
+      for (; at < end; at += group_bytes(h.value)) {
+        uint16_t offsets[4];
+        std::memcpy(offsets, section<uint8_t>(blob, 3) + at + group_bytes(h.value) - 8, 8);
+        for (uint16_t o : offsets)
+          if (o % stride || o / stride >= cols) return false;
+      }
+    }
+    if (b % chunks == 0 && visited != rows) return false;
+  }
+  return true;
+}
+
+uint64_t section_bytes(const Header& h, int i) { return h.section[i + 1] - h.section[i]; }
+
+bool has_scales(const Header& h, int i) {
+  return h.value != SCT_I8 || section_bytes(h, i) >= static_cast<uint64_t>(h.rows) * sizeof(float);
+}
+
+bool block_is_sound(const uint8_t* blob) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  if ((h.p[0] != 4 && h.p[0] != 8) || h.p[1] < 1 || h.p[1] > kMaxBlockChunk) return false;
+  if (h.p[2] < 1 || h.p[2] > INT32_MAX || h.p[2] % h.p[0]) return false;
+  const BlockShape s(h);
+  const auto groups = static_cast<uint64_t>(s.groups());
+  if (section_bytes(h, 0) / sizeof(uint32_t) < groups + 1) return false;
+  const auto* start = section<uint32_t>(blob, 0);
+  const uint64_t total = start[groups];
+  if (section_bytes(h, 1) < total * sizeof(uint16_t) + kValueSlack) return false;
+  if (section_bytes(h, 2) < total * s.block * value_bytes(h.value) + kValueSlack) return false;
+  if (start[0] || !has_scales(h, 3)) return false;
+  for (int64_t rb = 0; rb < s.row_blocks; rb++) {
+    for (int64_t c = 0; c < s.chunks; c++) {
+      const int64_t first = s.first(rb, c), cols = std::min<int64_t>(s.chunk, h.cols - c * s.chunk);
+      for (int64_t g = first; g < first + s.groups_in(rb); g++) {
+        if (start[g + 1] < start[g] || start[g + 1] > total) return false;
+        for (uint64_t i = start[g]; i < start[g + 1]; i++)
+          if (section<uint16_t>(blob, 1)[i] >= cols) return false;
+      }
+    }
+  }
+  return true;
+}
+
+bool bitmask_is_sound(const uint8_t* blob) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  const int64_t words = ceil_div(h.cols, kBitmaskColumns), rest = h.cols % kBitmaskColumns;
+  const auto rows = static_cast<uint64_t>(h.rows);
+  if (section_bytes(h, 0) / sizeof(uint64_t) < rows + 1) return false;
+  if (section_bytes(h, 1) / sizeof(uint64_t) / words < rows) return false;
+  if (!has_scales(h, 3)) return false;
+  const auto *start = section<uint64_t>(blob, 0), *mask = section<uint64_t>(blob, 1);
+  uint64_t at = 0;
+  for (uint64_t r = 0; r < rows; r++, mask += words) {
+    if (start[r] != at) return false;
+    for (int64_t k = 0; k < words; k++) at += __builtin_popcountll(mask[k]);
+    if (rest && mask[words - 1] >> rest) return false;
+  }
+  return start[rows] == at && section_bytes(h, 2) >= at * value_bytes(h.value) + kValueSlack;
+}
+
+}  // namespace
+
+bool format_is_known(const Header& h) {
+  switch (h.format) {
+    case SCT_TILED:
+      return h.value <= SCT_BF16;
+    case SCT_BLOCK:
+      return h.value <= SCT_I8;
+    case SCT_BITMASK:
+      return h.value == SCT_F32 || h.value == SCT_BF16 || h.value == SCT_I8;
+    default:
+      return false;
+  }
+}
+
+bool is_sound(const uint8_t* blob) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  if (!sections_in_order(h)) return false;
+  switch (h.format) {
+    case SCT_BLOCK:
+      return block_is_sound(blob);
+    case SCT_BITMASK:
+      return bitmask_is_sound(blob);
+    default:
+      return tiled_is_sound(blob);
+  }
+}
+
+}  // namespace secateur
