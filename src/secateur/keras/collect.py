@@ -28,9 +28,11 @@ def collect(
     axes: Sequence[str] | None = None,
     loss: Any = None,
     token_mask: Callable[[Any], Any] | None = None,
+    weights: Sequence[str] | None = None,
 ) -> Stats:
     """Sum the quantities `needs` over the batches, in inference mode.
 
+    weights: the linear weights whose grams are wanted (default: all).
     token_mask: inputs -> bool (batch, positions), for models whose padding Keras masks do not carry.
     Raises DataError when there is no batch, or when a gradient is asked for and there is no loss.
     """
@@ -45,7 +47,8 @@ def collect(
     wanted_gradients = wanted & NEEDS_GRADIENT
     batches = 0
     with contextlib.ExitStack() as stack:
-        _watch(stack, model, layout, variables, wanted, axes, tally, tokens)
+        grams = set(layout.readers(weights).values()) if "gram" in wanted else set()
+        _watch(stack, model, layout, wanted, axes, grams, tally, tokens)
         for batch in data:
             batches += 1
             x, _, _ = unpack(batch)
@@ -111,14 +114,14 @@ def _watch(
     stack: contextlib.ExitStack,
     model: keras.Model,
     layout: Layout,
-    variables: Mapping[str, Any],
     wanted: set[str],
     axes: Sequence[str],
+    grams: set[str],
     tally: Tally,
     tokens: Tokens,
 ) -> None:
     attention = {need for need in wanted if need.startswith("attn_")}
-    inputs = wanted & {"act_sq", "unit_act"}
+    inputs = wanted & {"act_sq", "unit_act", "gram"}
     if not attention and not inputs:
         return
     found = dict(layers(model))
@@ -127,13 +130,14 @@ def _watch(
         if isinstance(layer, ATTENTION) and base_of(layer) is not None and attention:
             axis = _head_axis(layout, path)
             if axis is not None:
-                grams = _output_grams(layer) if "attn_output" in attention else None
-                use = _score_adder(tally, axis.name, attention, grams)
+                mixing = _output_grams(layer) if "attn_output" in attention else None
+                use = _score_adder(tally, axis.name, attention, mixing)
                 stack.enter_context(replaced(layer, "_compute_attention", attending(layer, path, tokens, use)))
         if kernel in layout.linears and inputs and base_of(layer) is not None:
             readers = [a for a in axes if reads_axis(layout, kernel, a)] if "unit_act" in wanted else []
             owners = {axis: input_owner(layout, kernel, axis) for axis in readers}
-            adder = _input_adder(kernel, layout, owners, "act_sq" in wanted, tally)
+            sums = wanted & {"act_sq"} | ({"gram"} if kernel in grams else set())
+            adder = _input_adder(kernel, layout, owners, sums, tally)
             stack.enter_context(replaced(layer, "call", reading(layer, tokens, adder)))
         else:
             stack.enter_context(replaced(layer, "call", noting(tokens)))
@@ -147,11 +151,13 @@ def _head_axis(layout: Layout, path: str) -> Axis | None:
 
 
 def _input_adder(
-    param: str, layout: Layout, owners: Mapping[str, np.ndarray], squares: bool, tally: Tally
+    param: str, layout: Layout, owners: Mapping[str, np.ndarray], sums: set[str], tally: Tally
 ) -> Callable[[np.ndarray], None]:
     def add(rows: np.ndarray) -> None:
-        if squares:
+        if "act_sq" in sums:
             tally.add("act_sq", param, (rows.astype(np.float64) ** 2).sum(0), rows.shape[0])
+        if "gram" in sums:
+            tally.add("gram", param, rows.T @ rows, rows.shape[0])
         magnitude = np.abs(rows).sum(0, dtype=np.float64)
         for axis, owner in owners.items():
             size = layout.axis(axis).size

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from secateur.cost import latency
+from secateur.cost import side_by_side
 from secateur.errors import ModelError
 from secateur.files import check_output
 from secateur.keras.batches import floats, run
@@ -247,7 +247,7 @@ def bench(
         for label, call in calls.items():
             expected = floats(run(models[label.removesuffix(", sparse format")], example))
             worst[label] = max(float(np.abs(a - b).max()) for a, b in zip(expected, call(example), strict=True))
-        seconds = latency({label: _bound(call, example) for label, call in calls.items()}, repeats)
+        seconds = side_by_side({label: _bound(call, example) for label, call in calls.items()}, repeats)
         rows += [Row(target, label, worst[label], sizes[label], 1e3 * seconds[label]) for label in calls]
     return rows
 

@@ -73,10 +73,16 @@ class KerasHost:
             raise ModelError(f"{param} has shape {tuple(variable.shape)}; cannot write {value.shape}")
         variable.assign(value)
 
-    def collect(self, needs: Collection[str], data: Iterable[Any], axes: Sequence[str] | None = None) -> Stats:
+    def collect(
+        self,
+        needs: Collection[str],
+        data: Iterable[Any],
+        axes: Sequence[str] | None = None,
+        weights: Sequence[str] | None = None,
+    ) -> Stats:
         """See `secateur.host.Host.collect`; batches are `(x, y)` or `x`."""
         found = variables(self.model)
-        return collect(self.model, self.layout, found, needs, data, axes, self.loss, self.token_mask)
+        return collect(self.model, self.layout, found, needs, data, axes, self.loss, self.token_mask, weights)
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
         """Floating-point outputs in inference mode."""
