@@ -1,11 +1,8 @@
 """What every method does before and after its own idea: checks, working precision, exact zeros, choice by rank."""
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_compat
 import numpy as np
 from array_api_compat import device
 
@@ -144,11 +141,3 @@ def _best_of_rows(scores: np.ndarray, zeros: int) -> np.ndarray:
     for row in np.flatnonzero(alive.sum(1) != scores.shape[1] - zeros):  # ties
         alive[row] = top(scores[row], scores.shape[1] - zeros)
     return alive
-
-
-def fast_form(name: str, array: Array) -> Callable[..., Any] | None:
-    """The torch form of an inner loop (see `secateur.torch.repair`) when the array is a tensor, else None."""
-    if not array_api_compat.is_torch_array(array):
-        return None
-    found: Callable[..., Any] = getattr(importlib.import_module("secateur.torch.repair"), name)
-    return found

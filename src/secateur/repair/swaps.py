@@ -14,9 +14,10 @@ import numpy as np
 from array_api_compat import device
 
 from secateur.arrays import Array, namespace
+from secateur.repair.forms import fast_form
 from secateur.repair.gram import DAMP, Gram
 from secateur.repair.least_squares import default_tolerance, refit
-from secateur.repair.problem import fast_form, pose
+from secateur.repair.problem import pose
 from secateur.repair.start import Start, start_mask
 from secateur.select import NM, Block, Element
 
