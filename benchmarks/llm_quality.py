@@ -136,11 +136,11 @@ def write_table(rows: dict[str, Any]) -> None:
         "# One-shot pruning of SmolLM2-135M",
         "",
         f"Command: `OMP_NUM_THREADS=1 python benchmarks/llm_quality.py`. {SAMPLES} calibration windows of film "
-        f"reviews; test: {TEST_WINDOWS} windows of other reviews / of Lee news; context {CONTEXT} everywhere, windows do "
-        "not overlap. "
+        f"reviews; test: {TEST_WINDOWS} windows of other reviews / of Lee news; context {CONTEXT} everywhere, windows "
+        "do not overlap. "
         "Sparsity counts the linear weights of the 30 layers. delta: loss minus that of the dense model, nats a token, "
-        "reviews / news / mean; its interval is 95% over windows. Seconds are of the whole run on a machine that others "
-        "used too, so they say little; peak is that of the process before evaluation.",
+        "reviews / news / mean; its interval is 95% over windows. Seconds are of the whole run on a machine that "
+        "others used too, so they say little; peak is that of the process before evaluation.",
         "",
         f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, 1 thread, "
         f"{datetime.now(UTC):%Y-%m-%d}. The dense model is dequantised from 4 bits.",

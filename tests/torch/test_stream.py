@@ -78,7 +78,8 @@ def test_a_plain_loop_over_the_whole_model_gives_the_same_bits(tmp_path):
         seen = {}
         linears = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
         handles = [
-            m.register_forward_pre_hook(lambda m, args, n=n: seen.__setitem__(n, args[0])) for n, m in linears.items()
+            m.register_forward_pre_hook(lambda m, args, n=n, seen=seen: seen.__setitem__(n, args[0]))
+            for n, m in linears.items()
         ]
         with torch.no_grad():
             model(ids, attention_mask=torch.ones_like(ids), use_cache=False)

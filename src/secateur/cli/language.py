@@ -40,8 +40,8 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
                 )
         except KeyboardInterrupt:
             raise SecateurError(
-                f"interrupted after {progress.done} of {progress.total or '?'} blocks; run the same command again to go "
-                f"on (what is done lies in {partial_folder(recipe.output.absolute())})"
+                f"interrupted after {progress.done} of {progress.total or '?'} blocks; run the same command again to "
+                f"go on (what is done lies in {partial_folder(recipe.output.absolute())})"
             ) from None
         except OSError as error:
             raise SecateurError(
@@ -54,7 +54,7 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
 
 @contextlib.contextmanager
 def _source(model: str, output: Path) -> Iterator[Path]:
-    """The folder of a model: a folder, a hub id that is fetched, or a GGUF file that is converted for the time being."""
+    """The folder of a model: a folder, a hub id that is fetched, or a GGUF file that is converted for a while."""
     from secateur.torch.convert import convert_gguf, fetch
 
     path = Path(model)
