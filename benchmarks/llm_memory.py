@@ -139,9 +139,10 @@ def main() -> None:
         f"torch {torch.__version__}, {platform.machine()}, 1 thread, {datetime.now(UTC):%Y-%m-%d}; the machine was "
         "shared, so the seconds say little.",
         "",
-        "| method | windows x tokens | peak RSS MB | estimated MB | states on disk | sparsity | seconds | written MB |",
+        "| method | windows x tokens | peak RSS MB | estimated MB | on disk | sparsity | s | written MB |",
         "|---|---|---|---|---|---|---|---|",
-        f"| {args.criterion} | {args.samples} x {args.context} | {found['peak'] / 1e6:.0f} | {found['expected'] / 1e6:.0f} "
+        f"| {args.criterion} | {args.samples} x {args.context} | {found['peak'] / 1e6:.0f} "
+        f"| {found['expected'] / 1e6:.0f} "
         f"| {found['on_disk']} | {found['sparsity']:.4f} | {found['seconds']:.0f} | {size / 1e6:.0f} |",
         "",
     ]

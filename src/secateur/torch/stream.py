@@ -193,15 +193,17 @@ class Run:
                 parameter.copy_(parameter.to(stored(name)).to(parameter.dtype))
         return errors
 
+    def stale(self, path: str) -> list[tuple[str, int]]:
+        """States (stream, step) that nobody reads once the next block, `path`, is done: of the one before it."""
+        chain = next(paths for paths in self.chains.values() if path in paths)
+        before = [step for step, done in enumerate(self.finished) if done in chain]
+        return [(stream, before[-1]) for stream in self.streams] if before and self.batches else []
+
     def close(self, path: str) -> None:
         """The block is done: its states replace those of the block before it."""
-        step = len(self.finished)
+        for stream, step in self.stale(path):
+            self.states.drop(stream, step)
         self.finished.append(path)
-        chain = next(paths for paths in self.chains.values() if path in paths)
-        if self.batches and len(self.finished) < self.total:
-            before = [i for i, done in enumerate(self.finished[:step]) if done in chain]
-            for stream in self.streams if before else ():
-                self.states.drop(stream, before[-1])
 
 
 def prune_loaded(
@@ -309,7 +311,7 @@ def _one_block(run: Run, work: Workspace, skeleton: Skeleton) -> Done:
         run.advance("pruned", skeleton.model.get_submodule(path))
     record = _record(done, file)
     work.journal.blocks.append({**record, "sha256": digest, "seconds": done.seconds})
-    work.journal.states = run.states.record()
+    work.journal.states = run.states.record(run.stale(path))
     work.commit()
     run.close(path)
     skeleton.release(path)
