@@ -40,7 +40,7 @@ class FakeHost:
     def read(self, param):
         return self.arrays[param]
 
-    def collect(self, needs, data, axes=None):
+    def collect(self, needs, data, axes=None, weights=None):
         self.collected.append(sorted(needs))
         tally = Tally()
         for batch in data:
@@ -49,6 +49,10 @@ class FakeHost:
                 if need.startswith(("unit_", "attn_")):
                     for axis in axes:
                         tally.add(need, axis, rng.random(self.layout.axis(axis).size), 1)
+                elif need == "gram":
+                    for param in dict.fromkeys(self.layout.readers(weights).values()):
+                        x = rng.normal(size=(50, self.layout.shape(param)[self.layout.linears[param].in_dim]))
+                        tally.add(need, param, x.T @ x, len(x))
                 else:
                     for param in self.layout.params:
                         tally.add(need, param, rng.normal(size=self.layout.shape(param)), 1)

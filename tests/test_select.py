@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from secateur.budget import Entries, Global, PerKind, Threshold, Uniform, allocate
+from secateur.budget import OWL, Entries, Global, PerKind, Threshold, Uniform, allocate, outliers, owl
 from secateur.errors import PlanError
 from secateur.layout import Layout
 from secateur.select import NM, Block, Element, Unit, parse_pattern, resolve_axes, select_units, select_weights, top
@@ -131,3 +131,25 @@ def test_units_that_cannot_be_pruned_say_why():
         resolve_axes(LAYOUT, Unit("hidden"))
     with pytest.raises(PlanError, match="no axis or kind 'expert'; it has kv"):
         resolve_axes(LAYOUT, Unit("expert"))
+
+
+def test_owl_by_hand():
+    found = owl(np.array([0.02, 0.06, 0.04]), 0.7, 0.08)
+    np.testing.assert_allclose(found, [0.7 + 0.08, 0.7 - 0.08, 0.7])
+    np.testing.assert_allclose(owl(np.array([1.0, 1.0]), 0.5), [0.5, 0.5])
+    sizes = np.array([1, 3])
+    assert np.average(owl(np.array([0.0, 1.0]), 0.5, sizes=sizes), weights=sizes) == pytest.approx(0.5)
+    with pytest.raises(PlanError, match="lower the spread"):
+        owl(np.array([0.0, 1.0]), 0.95)
+    assert outliers(np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 14.0])) == pytest.approx(0)
+    assert outliers(np.array([1.0] * 9 + [30.0])) == pytest.approx(0.1)
+
+
+def test_owl_keeps_more_where_outliers_are_and_meets_the_count():
+    plain, outlying = RNG.random((2, 500)) + 1
+    outlying[:20] = 500
+    entries = {"a": Entries(plain, "L0"), "b": Entries(outlying, "L1"), "c": Entries(plain[:251], "L1")}
+    kept = allocate(OWL(0.7), entries)
+    assert sum(kept.values()) == 1251 - round(0.7 * 1251)
+    assert kept["b"] / 500 > 0.3 > kept["a"] / 500
+    assert abs(kept["c"] / 251 - kept["b"] / 500) < 0.01

@@ -91,8 +91,9 @@ NB_MODULE(_native, m) {
       nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "repair_sweep",
-      [](uintptr_t w, int64_t ldw, int64_t rows, int64_t width, uintptr_t upper, int64_t ldu, uintptr_t inverse,
-         uintptr_t mask, int keep, int of, uintptr_t errors, bool wide, int threads, int isa) {
+      [](uintptr_t w, int64_t ldw, int64_t rows, int64_t width, uintptr_t upper, int64_t ldu,
+         uintptr_t inverse, uintptr_t mask, int keep, int of, uintptr_t errors, bool wide, int threads,
+         int isa) {
         check(sct_repair_sweep(at<void>(w), ldw, rows, width, at<void>(upper), ldu, at<void>(inverse),
                                at<uint8_t>(mask), keep, of, at<void>(errors), wide, threads, isa));
       },
@@ -109,11 +110,13 @@ NB_MODULE(_native, m) {
       nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "repair_group",
-      [](uintptr_t c, int64_t rows, int64_t n, double slack, uintptr_t v, uintptr_t r, uintptr_t mask, int keep,
-         int of, uintptr_t patterns, int count, uintptr_t inverses, bool wide, int threads, int isa) {
+      [](uintptr_t c, int64_t rows, int64_t n, double slack, uintptr_t v, uintptr_t r, uintptr_t mask,
+         int keep, int of, uintptr_t patterns, int count, uintptr_t inverses, bool wide, int threads,
+         int isa) {
         int64_t changed = 0;
-        check(sct_repair_group(at<void>(c), rows, n, slack, at<void>(v), at<void>(r), at<uint8_t>(mask), keep, of,
-                               at<uint8_t>(patterns), count, at<void>(inverses), &changed, wide, threads, isa));
+        check(sct_repair_group(at<void>(c), rows, n, slack, at<void>(v), at<void>(r), at<uint8_t>(mask), keep,
+                               of, at<uint8_t>(patterns), count, at<void>(inverses), &changed, wide, threads,
+                               isa));
         return changed;
       },
       nb::call_guard<nb::gil_scoped_release>());

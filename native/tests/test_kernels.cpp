@@ -137,6 +137,99 @@ void check_many_callers(int isa) {
   for (auto& caller : callers) caller.join();
 }
 
+// A correlation matrix of n inputs seen in 3 n tokens.
+std::vector<double> correlation(int n) {
+  const auto x = random_floats(static_cast<size_t>(3 * n) * n, 7);
+  std::vector<double> c(static_cast<size_t>(n) * n);
+  for (int i = 0; i < n; i++)
+    for (int j = 0; j < n; j++)
+      for (int t = 0; t < 3 * n; t++) c[i * n + j] += (x[t * n + i] + x[t * n]) * (x[t * n + j] + x[t * n]);
+  std::vector<double> scale(n);
+  for (int i = 0; i < n; i++) scale[i] = std::sqrt(c[i * n + i]);
+  for (int i = 0; i < n; i++)
+    for (int j = 0; j < n; j++) c[i * n + j] /= scale[i] * scale[j];
+  return c;
+}
+
+// The loss of each row and r = (v0 - v) C.
+std::vector<double> losses(const std::vector<double>& c, const std::vector<double>& v0,
+                           const std::vector<double>& v, int rows, int n, std::vector<double>& r) {
+  std::vector<double> loss(rows);
+  r.assign(v.size(), 0.0);
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < n; j++) {
+      for (int k = 0; k < n; k++) r[i * n + j] += (v0[i * n + k] - v[i * n + k]) * c[k * n + j];
+      loss[i] += r[i * n + j] * (v0[i * n + j] - v[i * n + j]);
+    }
+  return loss;
+}
+
+void check_swaps(int isa, int rows, int n, bool groups, int threads) {
+  const auto c = correlation(n);
+  const auto w = random_floats(static_cast<size_t>(rows) * n, 8);
+  const std::vector<double> v0(w.begin(), w.end());
+  std::vector<double> v = v0, r, open(v.size()), largest(n), fresh;
+  std::vector<uint8_t> kept(v.size());
+  for (size_t i = 0; i < v.size(); i++) {
+    kept[i] = i % 4 < 2;
+    open[i] = !kept[i];
+    if (!kept[i]) v[i] = 0;
+  }
+  for (int i = 0; i < n; i++)
+    for (int j = 0; j < n; j++)
+      if (i != j) largest[i] = std::fmax(largest[i], std::fabs(c[i * n + j]));
+  const auto before = losses(c, v0, v, rows, n, r);
+  int64_t changed = 0;
+  if (groups) {
+    const uint8_t patterns[] = {0, 1, 0, 2, 0, 3, 1, 2, 1, 3, 2, 3};
+    std::vector<double> inverses(static_cast<size_t>(n) / 4 * 6 * 4);
+    for (int g = 0; g < n / 4; g++)
+      for (int z = 0; z < 6; z++) {
+        const double a = c[(4 * g + patterns[2 * z]) * n + 4 * g + patterns[2 * z + 1]], d = 1 - a * a;
+        double* m = &inverses[(g * 6 + z) * 4];
+        m[0] = m[3] = 1 / d, m[1] = m[2] = -a / d;
+      }
+    CHECK(sct_repair_group(c.data(), rows, n, 1 + 1e-9, v.data(), r.data(), kept.data(), 2, 4, patterns, 6,
+                           inverses.data(), &changed, 1, threads, isa) == SCT_OK);
+  } else {
+    CHECK(sct_repair_swap(c.data(), largest.data(), rows, n, 1 + 1e-9, v.data(), r.data(), open.data(),
+                          kept.data(), &changed, 1, threads, isa) == SCT_OK);
+  }
+  CHECK(changed > 0);
+  const auto after = losses(c, v0, v, rows, n, fresh);
+  for (int i = 0; i < rows; i++) {
+    CHECK(after[i] < before[i]);
+    int count = 0;
+    for (int j = 0; j < n; j++) {
+      count += kept[i * n + j];
+      CHECK(kept[i * n + j] || v[i * n + j] == 0);
+      CHECK(std::fabs(r[i * n + j] - fresh[i * n + j]) < 1e-9);
+    }
+    CHECK(count == n / 2);
+  }
+}
+
+void check_sweep(int isa, int rows, int width) {
+  const auto u = random_floats(static_cast<size_t>(width) * width, 9);
+  std::vector<float> w = random_floats(static_cast<size_t>(rows) * width, 10), inverse(width),
+                     errors(w.size());
+  std::vector<double> plain(w.begin(), w.end());
+  std::vector<uint8_t> mask(w.size());
+  for (int j = 0; j < width; j++) inverse[j] = 0.1f;
+  for (size_t i = 0; i < mask.size(); i++) mask[i] = i % 3 == 0;
+  CHECK(sct_repair_sweep(w.data(), width, rows, width, u.data(), width, inverse.data(), mask.data(), 0, 0,
+                         errors.data(), 0, 2, isa) == SCT_OK);
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < width; j++) {
+      if (!mask[i * width + j]) {
+        const double e = plain[i * width + j] * inverse[j];
+        for (int k = j + 1; k < width; k++) plain[i * width + k] -= e * u[j * width + k];
+        plain[i * width + j] = 0;
+      }
+      CHECK(std::fabs(plain[i * width + j] - w[i * width + j]) < 1e-3);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -151,6 +244,11 @@ int main() {
     check_not_finite(isa);
     check_damage(isa);
     check_many_callers(isa);
+    for (int threads : {1, 3}) {
+      check_swaps(isa, 19, 44, false, threads);
+      check_swaps(isa, 19, 44, true, threads);
+    }
+    check_sweep(isa, 21, 37);
   }
   check_errors();
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);

@@ -14,7 +14,7 @@ from secateur._version import __version__
 if TYPE_CHECKING:
     from secateur import criteria as criteria
     from secateur import repair as repair
-    from secateur.budget import Global, PerKind, Threshold, Uniform
+    from secateur.budget import OWL, Global, PerKind, Threshold, Uniform
     from secateur.check import verify
     from secateur.layout import Axis, Layout
     from secateur.opening import open
@@ -32,6 +32,7 @@ _HOME = {
     "Global": "secateur.budget",
     "Hold": "secateur.torch.callback",
     "Layout": "secateur.layout",
+    "OWL": "secateur.budget",
     "NM": "secateur.select",
     "PerKind": "secateur.budget",
     "Plan": "secateur.plan",
@@ -48,6 +49,7 @@ _MODULES = ("criteria", "repair", "runtime")
 
 __all__ = [
     "NM",
+    "OWL",
     "Axis",
     "Block",
     "Element",

@@ -27,4 +27,7 @@ def to_numpy(array: Array) -> np.ndarray:
 def all_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite."""
     xp = namespace(array)
-    return bool(xp.all(xp.isfinite(array)))
+    if not xp.isdtype(array.dtype, "real floating") or not array_api_compat.size(array):
+        return bool(xp.all(xp.isfinite(array)))
+    # NaN passes through a maximum, and two passes without a copy are twice as fast as asking every element
+    return bool(xp.isfinite(xp.max(array))) and bool(xp.isfinite(xp.min(array)))

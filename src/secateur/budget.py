@@ -41,7 +41,19 @@ class Threshold:
     tau: float
 
 
-Budget: TypeAlias = Uniform | Global | PerKind | Threshold
+@dataclass(frozen=True)
+class OWL:
+    """Layers with many outlying scores keep more (Yin et al., 2024): see `owl`. Entries of one kind are one layer.
+
+    A score is an outlier above `multiple` times the mean of its layer; densities differ by at most 2 `spread`.
+    """
+
+    sparsity: float
+    multiple: float = 5.0
+    spread: float = 0.08
+
+
+Budget: TypeAlias = Uniform | Global | PerKind | Threshold | OWL
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,8 @@ def allocate(budget: Budget, entries: Mapping[str, Entries]) -> dict[str, int]:
         return _lowest(entries, check_sparsity(budget.sparsity))
     if isinstance(budget, Threshold):
         return {key: _above(key, e.scores, budget.tau) for key, e in entries.items()}
+    if isinstance(budget, OWL):
+        return _by_outliers(entries, budget)
     kinds = dict.fromkeys(e.kind for e in entries.values())
     if isinstance(budget.sparsity, Mapping):
         unknown = set(budget.sparsity) - set(kinds)
@@ -86,6 +100,43 @@ def allocate(budget: Budget, entries: Mapping[str, Entries]) -> dict[str, int]:
         share = budget.sparsity.get(kind, 0.0) if isinstance(budget.sparsity, Mapping) else budget.sparsity
         kept |= _lowest({key: e for key, e in entries.items() if e.kind == kind}, check_sparsity(share))
     return kept
+
+
+def outliers(scores: np.ndarray, multiple: float = 5.0) -> float:
+    """Share of the scores (any shape) that exceed `multiple` times their mean."""
+    return float((scores > multiple * scores.mean()).mean()) if scores.size else 0.0
+
+
+def owl(shares: np.ndarray, sparsity: float, spread: float = 0.08, sizes: np.ndarray | None = None) -> np.ndarray:
+    """Sparsity of each layer, shape (layers,), from its share of outliers: 1 - density, where
+    density_l = 2 spread minmax(share)_l + a constant that makes the mean density 1 - `sparsity` (Yin et al., 2024).
+
+    sizes: number of weights of each layer, by which the mean is weighted (default: all alike).
+    Raises PlanError when a layer would lose or keep more than everything.
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    reach = shares.max() - shares.min()
+    lift = 2 * spread * (shares - shares.min()) / reach if reach > 0 else np.zeros_like(shares)
+    found = check_sparsity(sparsity) + np.average(lift, weights=sizes) - lift
+    if found.min() < 0 or found.max() >= 1:
+        raise PlanError(
+            f"at sparsity {sparsity} a spread of {spread} gives layers from {found.min():.3g} to {found.max():.3g}; "
+            "lower the spread"
+        )
+    return found
+
+
+def _by_outliers(entries: Mapping[str, Entries], budget: OWL) -> dict[str, int]:
+    layers = list(dict.fromkeys(e.kind for e in entries.values()))
+    pooled = [np.concatenate([e.scores for e in entries.values() if e.kind == layer]) for layer in layers]
+    shares = np.array([outliers(scores, budget.multiple) for scores in pooled])
+    sizes = np.array([len(scores) for scores in pooled])
+    found = dict(zip(layers, owl(shares, budget.sparsity, budget.spread, sizes), strict=True))
+    kept = {key: len(e.scores) - round(len(e.scores) * found[e.kind]) for key, e in entries.items()}
+    over = sum(kept.values()) - (sizes.sum() - round(sizes.sum() * budget.sparsity))
+    for key in list(entries)[: abs(over)]:  # rounding: at most one weight a tensor
+        kept[key] -= int(np.sign(over))
+    return {key: max(count, min(entries[key].floor, len(entries[key].scores))) for key, count in kept.items()}
 
 
 def _keep_share(count: int, sparsity: float, floor: int) -> int:

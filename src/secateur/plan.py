@@ -1,6 +1,7 @@
 """Plan: the decision as data. Which units of which axes stay, which single weights stay, and where that came from.
 
-A plan is two files, `plan.json` and (when it holds element masks) `plan.safetensors` with one bit a weight.
+A plan is `plan.json`, `plan.safetensors` with one bit a weight when it holds element masks, and
+`plan-weights.safetensors` when repair has changed weights.
 """
 
 import json
@@ -20,6 +21,7 @@ from secateur.layout import Layout
 FORMAT = 1
 JSON_NAME = "plan.json"
 MASKS_NAME = "plan.safetensors"
+WEIGHTS_NAME = "plan-weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Plan:
     masks: parameter -> bool array of its shape, True where the weight stays.
     sizes: size of each axis in `keep` before pruning, so that a plan for another model is refused.
     provenance: criterion, pattern, budget and whatever else explains the decision (JSON values).
+    weights: parameter -> what its weights become, for masks that came with repair.
     """
 
     keep: Mapping[str, np.ndarray] = field(default_factory=dict)
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def structured(self) -> bool:
@@ -47,13 +51,13 @@ class Plan:
         for name, size in self.sizes.items():
             if layout.axis(name).size != size:
                 raise PlanError(f"the plan was made for {name} of size {size}, the model has {layout.axis(name).size}")
-        for param, mask in self.masks.items():
+        for param, array in (*self.masks.items(), *self.weights.items()):
             if param not in layout.params:
                 raise PlanError(f"the plan masks {param}, which the model does not have")
-            if mask.shape != layout.shape(param):
-                raise PlanError(f"the plan masks {param} as {mask.shape}, the model has {layout.shape(param)}")
+            if array.shape != layout.shape(param):
+                raise PlanError(f"the plan masks {param} as {array.shape}, the model has {layout.shape(param)}")
         keep = layout.check_keep(self.keep)
-        return Plan(keep, self.masks, {name: layout.axis(name).size for name in keep}, self.provenance)
+        return Plan(keep, self.masks, {name: layout.axis(name).size for name in keep}, self.provenance, self.weights)
 
     def mask(self, layout: Layout, param: str) -> np.ndarray | None:
         """Everything the plan says of one parameter as a bool array of its shape; None when all of it stays."""
@@ -78,7 +82,8 @@ class Plan:
         for param, mask in other.masks.items():
             masks[param] = masks[param] & mask if param in masks else mask
         steps = [*_steps(self.provenance), *_steps(other.provenance)]
-        return Plan(keep, masks, {**self.sizes, **other.sizes}, {"steps": steps} if steps else {})
+        provenance = {"steps": steps} if steps else {}
+        return Plan(keep, masks, {**self.sizes, **other.sizes}, provenance, {**self.weights, **other.weights})
 
     def save(self, folder: Path | str) -> None:
         """Write the plan into an existing folder."""
@@ -86,6 +91,10 @@ class Plan:
         if self.masks:
             bits = {name: np.packbits(mask.reshape(-1)) for name, mask in self.masks.items()}
             save_file(bits, folder / MASKS_NAME)
+        if self.weights:
+            save_file(
+                {name: np.ascontiguousarray(array) for name, array in self.weights.items()}, folder / WEIGHTS_NAME
+            )
         write_json(
             folder / JSON_NAME,
             {
@@ -96,6 +105,7 @@ class Plan:
                     for name, units in self.keep.items()
                 },
                 "masks": {name: list(mask.shape) for name, mask in self.masks.items()},
+                "weights": sorted(self.weights),
             },
         )
 
@@ -117,9 +127,11 @@ class Plan:
             sizes = {name: int(entry["of"]) for name, entry in data["keep"].items()}
             bits = load_file(folder / MASKS_NAME) if data["masks"] else {}
             masks = {name: _unpack(bits[name], tuple(shape)) for name, shape in data["masks"].items()}
+            stored = load_file(folder / WEIGHTS_NAME) if data.get("weights") else {}
+            weights = {name: stored[name] for name in data.get("weights", ())}
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise PlanError(f"the plan in {folder} is damaged: {error}") from None
-        return Plan(keep, masks, sizes, data.get("provenance", {}))
+        return Plan(keep, masks, sizes, data.get("provenance", {}), weights)
 
 
 def _steps(provenance: Mapping[str, Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The one walk: layout -> stats -> scores -> plan."""
+"""The one walk: layout -> stats -> scores -> plan -> repair."""
 
 import fnmatch
 import inspect
@@ -9,12 +9,13 @@ import numpy as np
 
 from secateur._version import __version__
 from secateur.arrays import Array, all_finite, to_numpy
-from secateur.budget import Budget, Uniform
+from secateur.budget import OWL, Budget, Uniform
 from secateur.cost import unit_parameters
 from secateur.errors import DataError, ModelError, PlanError
 from secateur.host import Host
 from secateur.layout import Axis, Layout
 from secateur.plan import Plan
+from secateur.repairing import Repair, layer_of, repair_weights
 from secateur.select import NM, Pattern, Unit, resolve_axes, select_units, select_weights
 from secateur.stats import OF_AXIS, OF_WEIGHT, Stats
 
@@ -23,39 +24,51 @@ Criterion = Callable[..., Array]
 
 def prune(
     host: Host,
-    criterion: Criterion,
-    pattern: Pattern,
+    criterion: Criterion | None = None,
+    pattern: Pattern | None = None,
     budget: Budget | float | None = None,
     data: Iterable[Any] | None = None,
     *,
     stats: Stats | None = None,
     weights: Sequence[str] | None = None,
+    repair: Repair | None = None,
 ) -> Plan:
     """Decide what stays. Nothing in the model changes.
 
-    criterion: a function of arrays, see `secateur.criteria`.
+    criterion: a function of arrays, see `secateur.criteria`; may be left out with `repair`.
     budget: a budget, or a sparsity in [0, 1) meant uniformly; None for N:M, which is its own budget.
     data: batches, needed when the criterion asks for more than weights and `stats` does not hold it.
     weights: names or glob patterns of the weights that element, N:M and block patterns may touch
         (default: `default_weights`).
+    repair: a method of `secateur.repair`, which chooses single weights, N:M groups or blocks and mends what stays, on
+        the inputs that the dense model gives each layer; the plan then holds new weights. With a criterion too, its
+        choice is what the method starts from.
 
     Raises PlanError for budgets and patterns that cannot be met, DataError when data is missing or gives NaN,
     ModelError when a weight is NaN or infinite.
     """
     budget = Uniform(float(budget)) if isinstance(budget, int | float) else budget
     layout = host.layout
-    needs = needs_of(criterion)
+    if pattern is None or (criterion is None and repair is None):
+        raise PlanError("prune needs a pattern, and a criterion or a repair")
+    if repair is not None and isinstance(pattern, Unit):
+        raise PlanError(f"repair prunes single weights, N:M groups or blocks, not {pattern}")
+    needs = needs_of(criterion) if criterion is not None else []
     check_weights(host)
     axes = resolve_axes(layout, pattern) if isinstance(pattern, Unit) else []
     names = [] if axes else choose_weights(layout, weights)
-    wanted = [need for need in needs if need != "weight" and not (stats and stats.sums.get(need))]
+    asked = [*needs, "gram"] if repair is not None else needs
+    wanted = [need for need in asked if need != "weight" and not (stats and stats.sums.get(need))]
     if wanted:
         if data is None:
-            raise DataError(f"criterion {criterion.__name__} needs {', '.join(wanted)}; pass data")
-        collected = host.collect(wanted, data, [axis.name for axis in axes] if axes else None)
+            who = f"criterion {criterion.__name__}" if criterion is not None else "repair"
+            raise DataError(f"{who} needs {', '.join(wanted)}; pass data")
+        of_grams = {"weights": names} if "gram" in wanted else {}
+        collected = host.collect(wanted, data, [axis.name for axis in axes] if axes else None, **of_grams)
         stats = collected.merge(stats) if stats else collected
     stats = stats or Stats()
     if axes:
+        assert criterion is not None
         if budget is None:
             raise PlanError(f"pattern {pattern} needs a sparsity or a threshold")
         scores = {axis.name: unit_scores(host, criterion, axis, stats) for axis in axes}
@@ -63,20 +76,28 @@ def prune(
         plan = Plan(keep=select_units(layout, scores, costs, budget))
         counted = {"axes": len(axes), "units": sum(axis.size for axis in axes)}
     else:
-        scores = {name: weight_scores(host, criterion, name, stats) for name in names}
-        in_dims = {name: layout.linears[name].in_dim for name in names}
-        kinds = {name: kind_of(layout, name) for name in names}
         assert not isinstance(pattern, Unit)
-        plan = Plan(masks=select_weights(scores, in_dims, pattern, budget, kinds))
-        counted = {"tensors": len(names), "weights": sum(int(s.size) for s in scores.values())}
+        kinds = {name: (layer_of if isinstance(budget, OWL) else kind_of)(layout, name) for name in names}
+        masks: dict[str, np.ndarray] | None = None
+        new: dict[str, np.ndarray] = {}
+        if criterion is not None:
+            scores = {name: weight_scores(host, criterion, name, stats) for name in names}
+            in_dims = {name: layout.linears[name].in_dim for name in names}
+            masks = select_weights(scores, in_dims, pattern, budget, kinds)
+        if repair is not None:
+            masks, new = repair_weights(host, repair, names, pattern, budget, stats, kinds, masks)
+        assert masks is not None
+        plan = Plan(masks=masks, weights=new)
+        counted = {"tensors": len(names), "weights": sum(int(mask.size) for mask in masks.values())}
     provenance = {
-        "criterion": criterion.__name__,
+        "criterion": criterion.__name__ if criterion is not None else None,
+        **({"repair": getattr(repair, "__name__", str(repair))} if repair is not None else {}),
         "pattern": str(pattern),
         "budget": None if isinstance(pattern, NM) else repr(budget),
         "counted": counted,
         "secateur": __version__,
     }
-    return Plan(plan.keep, plan.masks, {}, provenance).check(layout)
+    return Plan(plan.keep, plan.masks, {}, provenance, plan.weights).check(layout)
 
 
 def check_weights(host: Host) -> None:

@@ -225,10 +225,10 @@ def nm_mask(scores: Array, pattern: NM) -> Array:
     groups = xp.reshape(scores, (*scores.shape[:-1], scores.shape[-1] // pattern.of, pattern.of))
     alive = []
     for i in range(pattern.of):
-        beaten = xp.zeros(groups.shape[:-1], dtype=xp.int32, device=device(scores))
+        beaten = xp.zeros(groups.shape[:-1], dtype=xp.int8, device=device(scores))
         for j in range(pattern.of):
             if j != i:
                 better = groups[..., j] >= groups[..., i] if j < i else groups[..., j] > groups[..., i]
-                beaten = beaten + xp.astype(better, xp.int32)
+                beaten = beaten + xp.astype(better, xp.int8)
         alive.append(beaten < pattern.keep)
     return xp.reshape(xp.stack(alive, axis=-1), scores.shape)

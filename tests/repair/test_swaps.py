@@ -80,8 +80,9 @@ def test_no_swap_of_blocks_lowers_the_loss(to):
 def test_the_fast_form_equals_the_pure_one(pattern, sparsity):
     weight, gram = layer(out=16, inputs=72, seed=1)
     pure = repair.swaps(weight, gram, pattern, sparsity)
-    for kind, tolerance in ((torch.float64, 1e-8), (torch.float32, 1e-3)):
-        got = repair.swaps(torch.tensor(weight, dtype=kind), torch.tensor(gram), pattern, sparsity).numpy()
+    for kind, last, tolerance in ((torch.float64, None, 1e-7), (torch.float32, 1e-6, 1e-4)):
+        tensor = torch.tensor(weight, dtype=kind)
+        got = repair.swaps(tensor, torch.tensor(gram), pattern, sparsity, tolerance=last).numpy()
         np.testing.assert_array_equal(got == 0, pure == 0)
         np.testing.assert_allclose(got, pure, rtol=tolerance, atol=tolerance)
 
@@ -90,12 +91,12 @@ def test_the_fast_form_equals_the_pure_one(pattern, sparsity):
 @pytest.mark.parametrize(("pattern", "sparsity"), [(Element(), 0.7), (NM(2, 4), None), (Block(4, 1), 0.5)], ids=str)
 def test_every_step_lowers_the_loss(start, pattern, sparsity):
     weight, gram = layer(out=16, inputs=48, seed=2)
-    weight, gram = torch.tensor(weight).float(), torch.tensor(gram)
+    weight, gram = torch.tensor(weight), torch.tensor(gram)
     held = repair.prepare(gram)
     losses = [repair.layer_loss(weight, start(weight, held, pattern, sparsity), held)]
     losses.append(repair.layer_loss(weight, repair.least_squares(weight, held, pattern, sparsity, start=start), held))
     for passes in (1, 2, 4):
         new = repair.swaps(weight, held, pattern, sparsity, start=start, passes=passes)
         losses.append(repair.layer_loss(weight, new, held))
-    assert losses == sorted(losses, reverse=True)
+    assert all(after <= before * (1 + 1e-9) for before, after in itertools.pairwise(losses))
     assert losses[2] < losses[1] < losses[0]

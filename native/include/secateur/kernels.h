@@ -72,26 +72,27 @@ int sct_unpack(const uint8_t* blob, int64_t bytes, float* weight);
 int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
                const float* bias, int activation, float* y, int64_t ldy, int threads, int isa);
 
-/* Inner loops of one-shot pruning, row by row on at most `threads` threads, in place. `wide` chooses float (0) or
- * double (1) for every void pointer. Matrices are contiguous but where a leading dimension is given.
+/* Inner loops of one-shot pruning, row by row on at most `threads` threads, in place. `wide` chooses float
+ * (0) or double (1) for every void pointer. Matrices are contiguous but where a leading dimension is given.
  *
- * Sweep: one band of SparseGPT. w (rows, width) with ldw from row to row; upper (width, width) with ldu, the band's
- * part of the Cholesky factor; inverse (width), 1 / its diagonal, 0 for dead inputs; mask (rows, width), 1 where a
- * weight stays, chosen here in groups of `of` when of > 0; errors (rows, width), written. */
+ * Sweep: one band of SparseGPT. w (rows, width) with ldw from row to row; upper (width, width) with ldu, the
+ * band's part of the Cholesky factor; inverse (width), 1 / its diagonal, 0 for dead inputs; mask (rows,
+ * width), 1 where a weight stays, chosen here in groups of `of` when of > 0; errors (rows, width), written.
+ */
 int sct_repair_sweep(void* w, int64_t ldw, int64_t rows, int64_t width, const void* upper, int64_t ldu,
-                     const void* inverse, uint8_t* mask, int keep, int of, void* errors, int wide, int threads,
-                     int isa);
+                     const void* inverse, uint8_t* mask, int keep, int of, void* errors, int wide,
+                     int threads, int isa);
 
 /* Swap: one pass of exact 1-swaps. c (n, n), unit diagonal; largest (n), the largest |c| of each row off the
  * diagonal; v, r, open (rows, n); kept (rows, n). *swaps is their number. */
-int sct_repair_swap(const void* c, const void* largest, int64_t rows, int64_t n, double slack, void* v, void* r,
-                    void* open, uint8_t* kept, int64_t* swaps, int wide, int threads, int isa);
+int sct_repair_swap(const void* c, const void* largest, int64_t rows, int64_t n, double slack, void* v,
+                    void* r, void* open, uint8_t* kept, int64_t* swaps, int wide, int threads, int isa);
 
 /* Group: the same for N:M with at most 16 weights a group, over all patterns (count, keep) of it. inverses
  * (n / of, count, keep, keep). */
 int sct_repair_group(const void* c, int64_t rows, int64_t n, double slack, void* v, void* r, uint8_t* mask,
-                     int keep, int of, const uint8_t* patterns, int count, const void* inverses, int64_t* changed,
-                     int wide, int threads, int isa);
+                     int keep, int of, const uint8_t* patterns, int count, const void* inverses,
+                     int64_t* changed, int wide, int threads, int isa);
 
 /* Let the kernels run on an OpenMP runtime that the process uses already (its GOMP_parallel), so that two
  * pools do not fight for the cores; NULL goes back to the own pool. */

@@ -13,7 +13,7 @@
 
 namespace {
 
-const secateur::KernelTable kTable = {Simd::W,     pack_tile, tiled, unpack_tile, repair_table<float>(),
-                                      repair_table<double>()};
+const secateur::KernelTable kTable = {
+    Simd::W, pack_tile, tiled, unpack_tile, repair_table<float>(), repair_table<double>()};
 
 }  // namespace

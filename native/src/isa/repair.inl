@@ -6,8 +6,8 @@
 
 namespace {
 
-// One row of a band of SparseGPT: a pruned column leaves its error to the columns behind it. With `of` above 0
-// every `of` columns choose the `keep` of them with the highest (w / U_jj)^2 when they are reached.
+// One row of a band of SparseGPT: a pruned column leaves its error to the columns behind it. With `of` above
+// 0 every `of` columns choose the `keep` of them with the highest (w / U_jj)^2 when they are reached.
 template <class T>
 void sweep_row(T* w, int64_t width, const T* upper, int64_t ldu, const T* inverse, uint8_t* mask, int keep,
                int of, T* errors) {
@@ -59,9 +59,9 @@ T update(T* r, const T* cq, T a, const T* open, int64_t n) {
   return most;
 }
 
-// One pass over one row: every kept weight takes its best value, or gives its place to a pruned weight that, at
-// its own best value, lowers the loss by more. v: weights; r = (v0 - v) C; open: 1 where a weight is pruned and may
-// come back, else 0; kept: 1 where it may be dropped. Returns the number of swaps.
+// One pass over one row: every kept weight takes its best value, or gives its place to a pruned weight that,
+// at its own best value, lowers the loss by more. v: weights; r = (v0 - v) C; open: 1 where a weight is
+// pruned and may come back, else 0; kept: 1 where it may be dropped. Returns the number of swaps.
 template <class T>
 int64_t swap_row(const Descent<T>& d, T* v, T* r, T* open, uint8_t* kept) {
   const int64_t n = d.n;
@@ -102,9 +102,9 @@ int64_t swap_row(const Descent<T>& d, T* v, T* r, T* open, uint8_t* kept) {
   return swaps;
 }
 
-// One pass over one row of an N:M pattern: each group takes the best of all its patterns at their best values.
-// patterns (count, keep): positions within a group; inverses (groups, count, keep, keep): inverses of the parts of
-// C. mask: 1 where a weight is kept. Returns the number of groups that changed their pattern.
+// One pass over one row of an N:M pattern: each group takes the best of all its patterns at their best
+// values. patterns (count, keep): positions within a group; inverses (groups, count, keep, keep): inverses of
+// the parts of C. mask: 1 where a weight is kept. Returns the number of groups that changed their pattern.
 template <class T>
 int64_t group_row(const Descent<T>& d, T* v, T* r, uint8_t* mask, int keep, int of, const uint8_t* patterns,
                   int count, const T* inverses) {

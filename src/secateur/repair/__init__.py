@@ -14,6 +14,7 @@ how much. What is lost is `layer_loss`: the mean over tokens of |W x - W' x|^2.
 """
 
 from secateur.repair.alps import alps
+from secateur.repair.best import best
 from secateur.repair.gram import Gram, prepare
 from secateur.repair.least_squares import least_squares
 from secateur.repair.plain import by_criterion, magnitude, ria, wanda
@@ -24,6 +25,7 @@ from secateur.repair.swaps import swaps
 __all__ = [
     "Gram",
     "alps",
+    "best",
     "by_criterion",
     "layer_loss",
     "least_squares",

@@ -9,9 +9,10 @@ dozen steps do; each step solves with a Cholesky factor, so no eigenvectors are 
 from array_api_compat import device
 
 from secateur.arrays import Array, namespace
+from secateur.repair.forms import fast_form
 from secateur.repair.gram import DAMP, Gram
 from secateur.repair.least_squares import refit
-from secateur.repair.problem import Problem, choose, fast_form, pose
+from secateur.repair.problem import Problem, choose, pose
 from secateur.repair.start import Start, start_mask
 from secateur.select import NM, Block, Element
 

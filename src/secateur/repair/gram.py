@@ -13,6 +13,7 @@ from array_api_compat import device
 
 from secateur.arrays import Array, all_finite, namespace, to_numpy
 from secateur.errors import DataError
+from secateur.repair.forms import fast_form
 
 WIDE_INPUTS = 4096
 """Grams of more inputs are factorised in their own type, else in float64."""
@@ -25,7 +26,7 @@ DAMP = 0.01
 class Gram:
     """The gram of one tensor that linears read, as `prepare` makes it.
 
-    given (in, in): symmetric, as collected; damp: what is added to the diagonal, relative to its mean; squares (in,):
+    given (in, in): as collected; damp: what is added to the diagonal, relative to its mean; squares (in,):
     its diagonal, the mean square of each input, in float64; dead (in,): which inputs are always zero.
     """
 
@@ -48,30 +49,27 @@ class Gram:
     @property
     def matrix(self) -> Array:
         """The damped, positive definite gram (in, in); rows of dead inputs are zero but for the diagonal."""
-        return self._damped(self.damping)
+        return _with_diagonal(self.given, self._diagonal(self.damping), self.dead)
 
     @functools.cached_property
     def damping(self) -> float:
         """What is added to the diagonal."""
         return self._factor[1]
 
-    def _damped(self, damping: float) -> Array:
+    def _diagonal(self, damping: float) -> Array:
+        """The diagonal of the damped matrix, in the wide type."""
         xp = namespace(self.given)
-        more = xp.where(
-            self.dead, xp.full_like(self.squares, self._mean + damping), xp.full_like(self.squares, damping)
-        )
-        index = xp.arange(self.size, device=device(self.given))
-        diagonal = xp.astype(self.squares + more, self.wide)
-        return xp.where(index[:, None] == index[None, :], diagonal[None, :], xp.astype(self.given, self.wide))
+        filled = xp.where(self.dead, xp.full_like(self.squares, self._mean), self.squares)
+        return xp.astype(filled + damping, self.wide)
 
     @functools.cached_property
     def _factor(self) -> tuple[Array, float]:
         """Cholesky factor of the damped matrix with both of its axes reversed, and the damping that it took."""
-        xp = namespace(self.given)
+        reversed_factor = fast_form("reversed_factor", self.given) or _reversed_factor
         share = self.damp
         for _ in range(14):
             try:
-                factor = xp.linalg.cholesky(xp.flip(self._damped(share * self._mean), axis=(0, 1)))
+                factor = reversed_factor(self.given, self._diagonal(share * self._mean), self.dead)
             except (RuntimeError, np.linalg.LinAlgError):
                 share = max(share * 10, 1e-9)
                 continue
@@ -100,14 +98,13 @@ class Gram:
         """
         factor, self.__dict__["damping"] = self._factor
         del self.__dict__["_factor"]
-        return _triangular_inverse(namespace(factor).flip(factor, axis=(0, 1)))
+        inverse = fast_form("triangular_inverse", factor) or _triangular_inverse
+        return inverse(namespace(factor).flip(factor, axis=(0, 1)))
 
     @functools.cached_property
     def scale(self) -> Array:
         """Square root of the diagonal of the matrix, of shape (in,)."""
-        xp = namespace(self.given)
-        dead = xp.where(self.dead, xp.full_like(self.squares, self._mean), xp.zeros_like(self.squares))
-        return xp.astype(xp.sqrt(self.squares + dead + self.damping), self.wide)
+        return namespace(self.given).sqrt(self._diagonal(self.damping))
 
     @functools.cached_property
     def correlation(self) -> Array:
@@ -140,12 +137,7 @@ def prepare(gram: "Array | Gram", damp: float = DAMP, like: Array | None = None)
     lowest = float(xp.min(squares))
     if lowest < 0:
         raise DataError(f"the gram has {lowest:.3g} on its diagonal; a sum of squares cannot be negative")
-    dead = squares == 0
-    given = (gram + xp.matrix_transpose(gram)) / 2
-    if bool(xp.any(dead)):
-        alive = xp.astype(~dead, gram.dtype)
-        given = given * alive[:, None] * alive[None, :]
-    return Gram(given, damp, squares, dead)
+    return Gram(gram, damp, squares, squares == 0)
 
 
 def _like(gram: Array, like: Array | None) -> Array:
@@ -156,6 +148,24 @@ def _like(gram: Array, like: Array | None) -> Array:
     if type(gram) is not type(like) and xp is not namespace(gram):
         gram = to_numpy(gram)
     return xp.asarray(gram, device=device(like))
+
+
+def _with_diagonal(given: Array, diagonal: Array, dead: Array) -> Array:
+    """The gram made symmetric in the type of the diagonal, with that diagonal; zero beside it for dead inputs."""
+    xp = namespace(given)
+    wide = xp.astype(given, diagonal.dtype, copy=False)
+    wide = (wide + xp.matrix_transpose(wide)) / 2
+    if bool(xp.any(dead)):
+        alive = xp.astype(~dead, diagonal.dtype)
+        wide = wide * alive[:, None] * alive[None, :]
+    index = xp.arange(len(diagonal), device=device(given))
+    return xp.where(index[:, None] == index[None, :], diagonal[None, :], wide)
+
+
+def _reversed_factor(given: Array, diagonal: Array, dead: Array) -> Array:
+    """Cholesky factor of `_with_diagonal` with both of its axes reversed."""
+    xp = namespace(given)
+    return xp.linalg.cholesky(xp.flip(_with_diagonal(given, diagonal, dead), axis=(0, 1)))
 
 
 def _triangular_inverse(upper: Array, base: int = 64) -> Array:

@@ -6,8 +6,9 @@ Row by row, w_S = argmin (w0 - w)^T H (w0 - w) over weights that are zero outsid
 from typing import Any
 
 from secateur.arrays import Array, namespace
+from secateur.repair.forms import fast_form
 from secateur.repair.gram import DAMP, Gram
-from secateur.repair.problem import Problem, fast_form, pose
+from secateur.repair.problem import Problem, pose
 from secateur.repair.start import Start, start_mask
 from secateur.select import NM, Block, Element
 

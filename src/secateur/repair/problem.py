@@ -1,11 +1,8 @@
 """What every method does before and after its own idea: checks, working precision, exact zeros, choice by rank."""
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_compat
 import numpy as np
 from array_api_compat import device
 
@@ -51,8 +48,9 @@ class Problem:
     def finish(self, weight: Array, mask: Array) -> Array:
         """The weight with exact zeros outside the mask, in the type of the original; dead inputs as they were."""
         xp = self.xp
-        weight = xp.where(self.gram.dead[None, :], self.weight, weight)
-        weight = xp.astype(weight, self.original.dtype)
+        if bool(xp.any(self.gram.dead)):
+            weight = xp.where(self.gram.dead[None, :], self.weight, weight)
+        weight = xp.astype(weight, self.original.dtype, copy=False)
         return xp.where(mask, weight, xp.zeros_like(weight))
 
     def array(self, values: np.ndarray) -> Array:
@@ -71,7 +69,9 @@ def pose(weight: Array, gram: "Array | Gram", pattern: Any, sparsity: float | No
     prepared = prepare(gram, damp, like=weight)
     if prepared.size != weight.shape[1]:
         raise DataError(f"the gram is of {prepared.size} inputs, the weight has {weight.shape[1]}")
-    return Problem(xp.astype(weight, wide), prepared, pattern, check_pattern(weight.shape, pattern, sparsity), weight)
+    return Problem(
+        xp.astype(weight, wide, copy=False), prepared, pattern, check_pattern(weight.shape, pattern, sparsity), weight
+    )
 
 
 def check_pattern(shape: tuple[int, ...], pattern: Any, sparsity: float | None) -> float:
@@ -141,11 +141,3 @@ def _best_of_rows(scores: np.ndarray, zeros: int) -> np.ndarray:
     for row in np.flatnonzero(alive.sum(1) != scores.shape[1] - zeros):  # ties
         alive[row] = top(scores[row], scores.shape[1] - zeros)
     return alive
-
-
-def fast_form(name: str, array: Array) -> Callable[..., Any] | None:
-    """The torch form of an inner loop (see `secateur.torch.repair`) when the array is a tensor, else None."""
-    if not array_api_compat.is_torch_array(array):
-        return None
-    found: Callable[..., Any] = getattr(importlib.import_module("secateur.torch.repair"), name)
-    return found

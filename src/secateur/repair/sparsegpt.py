@@ -7,8 +7,9 @@ left to right: a pruned weight w_j leaves the error e = w_j / U_jj, and the colu
 from typing import Any
 
 from secateur.arrays import Array, namespace
+from secateur.repair.forms import fast_form
 from secateur.repair.gram import DAMP, Gram
-from secateur.repair.problem import choose, fast_form, pose
+from secateur.repair.problem import choose, pose
 from secateur.select import NM, Block, Element
 
 

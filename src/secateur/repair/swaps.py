@@ -14,9 +14,10 @@ import numpy as np
 from array_api_compat import device
 
 from secateur.arrays import Array, namespace
+from secateur.repair.forms import fast_form
 from secateur.repair.gram import DAMP, Gram
-from secateur.repair.least_squares import refit
-from secateur.repair.problem import fast_form, pose
+from secateur.repair.least_squares import default_tolerance, refit
+from secateur.repair.problem import pose
 from secateur.repair.start import Start, start_mask
 from secateur.select import NM, Block, Element
 
@@ -32,7 +33,8 @@ def swaps(
     *,
     start: Start = None,
     damp: float = DAMP,
-    passes: int = 8,
+    passes: int = 2,
+    tolerance: float | None = None,
     fast: bool = True,
 ) -> Array:
     """Refine what is kept of a weight (out, in), and its values; see `secateur.repair` for arguments and errors.
@@ -40,7 +42,8 @@ def swaps(
     start: a bool mask, a pruned weight, or a method that gives one; SparseGPT when left out. The number of zeros of
     each row (of blocks), and of each N:M group, stays as it is.
     passes: each pass looks at every kept weight once, after a least squares fit; fewer where a pass changes nothing.
-    Large enough, no single swap lowers the loss any more.
+    Large enough, no single swap lowers the loss any more; two get within a percent of that.
+    tolerance: of the least squares fits (default: that of `least_squares`, and tenfold between passes).
     """
     problem = pose(weight, gram, pattern, sparsity, damp)
     xp = problem.xp
@@ -51,13 +54,14 @@ def swaps(
     fit = (fast_form("refit", values) if fast else None) or refit
     turn = (fast_form("swap_pass", values) if fast else None) or swap_pass
     dense, values = problem.weight * scale, xp.where(dead[None, :], xp.zeros_like(values), values * scale)
-    for number in range(passes + 1):
-        values = fit(values, dense, corr, mask & ~dead[None, :])
-        if number == passes:
-            break
+    live = ~dead[None, :]
+    between = 10 * default_tolerance(values) if tolerance is None else tolerance
+    for _ in range(passes):
+        values = fit(values, dense, corr, mask & live, between)
         values, mask, changed = turn(values, dense, corr, mask, dead, pattern)
         if not changed:
             break
+    values = fit(values, dense, corr, mask & live, tolerance)
     return problem.finish(values / scale, mask)
 
 

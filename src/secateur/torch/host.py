@@ -111,9 +111,8 @@ class TorchHost:
                 for name in self.layout.params:
                     mask = plan.mask(self.layout, name)
                     if mask is not None and not self._in_removed_layer(name, plan):
-                        target = self.read(name)
-                        saved[name] = target.clone()
-                        target.masked_fill_(~torch.from_numpy(mask).to(target.device), 0)
+                        saved[name] = self.read(name).clone()
+                        self._prune(name, mask, plan)
                 yield
             finally:
                 for name, value in saved.items():
@@ -126,19 +125,29 @@ class TorchHost:
         )
 
     def apply(self, plan: Plan) -> None:
-        """Write the plan's zeros into the weights; nothing changes shape."""
+        """Write the plan's zeros, and the weights that repair has changed, into the model; nothing changes shape.
+
+        A weight that has the plan's zeros already keeps its values, so that training after `apply` is not undone.
+        """
         plan = plan.check(self.layout)
         for name in self.layout.params:
             mask = plan.mask(self.layout, name)
             if mask is not None:
-                target = self.read(name)
-                target.masked_fill_(~torch.from_numpy(mask).to(target.device), 0)
+                self._prune(name, mask, plan)
+
+    def _prune(self, name: str, mask: np.ndarray, plan: Plan) -> None:
+        target = self.read(name)
+        gone = ~torch.from_numpy(mask).to(target.device)
+        if name in plan.weights and bool(target[gone].any()):
+            self.write(name, plan.weights[name])
+        target.masked_fill_(gone, 0)
 
     @contextlib.contextmanager
     def hold(self, plan: Plan) -> Iterator[None]:
         """Zeros stay zero while the context lasts; see `secateur.torch.hold`."""
         plan = plan.check(self.layout)
         parameters = self.parameters()
+        self.apply(Plan(masks=plan.masks, weights=plan.weights))
         found = {name: plan.mask(self.layout, name) for name in parameters}
         masks = {name: torch.from_numpy(mask) for name, mask in found.items() if mask is not None}
         with contextlib.ExitStack() as stack:
@@ -155,7 +164,7 @@ class TorchHost:
     def resize(self, plan: Plan) -> None:
         """Remove units for real. The layout is traced again, so names of layers follow their new numbers."""
         plan = plan.check(self.layout)
-        self.apply(Plan(masks=plan.masks))
+        self.apply(Plan(masks=plan.masks, weights=plan.weights))
         if not plan.keep:
             return
         contract = self.contract(plan)

@@ -6,7 +6,7 @@ Sizes that configuration numbers can say make a stock checkpoint, which needs no
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def save(
         if processor is not None:
             processor.save_pretrained(temporary)
         if plan is not None:
-            plan.save(temporary)
+            replace(plan, weights={}).save(temporary)  # the model has them
     stock = config is not None and not packed
     return Saved(Path(folder), stock, packed, "the weights are packed" if config is not None and packed else reason)
 

@@ -28,6 +28,38 @@ def kernels() -> ModuleType | None:
     return native if native is not None and hasattr(native, "repair_sweep") else None
 
 
+def reversed_factor(given: torch.Tensor, diagonal: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+    """See `secateur.repair.gram._reversed_factor`; holds two matrices at most beside the gram."""
+    reverse = given.flip(0, 1).to(diagonal.dtype)
+    if dead.any():
+        gone = dead.flip(0)
+        reverse[gone] = 0
+        reverse[:, gone] = 0
+    reverse.diagonal().copy_(diagonal.flip(0))
+    return torch.linalg.cholesky(reverse)
+
+
+def triangular_inverse(upper: torch.Tensor, base: int = 64) -> torch.Tensor:
+    """Inverse of an upper triangular matrix by halves, into one new matrix."""
+    inverse = torch.zeros_like(upper)
+    work = [(0, len(upper))]
+    parts = []
+    while work:  # halves before the whole: parts is used from its end
+        start, end = work.pop()
+        parts.append((start, end))
+        if end - start > base:
+            middle = (start + end) // 2
+            work += [(start, middle), (middle, end)]
+    for start, end in reversed(parts):
+        if end - start <= base:
+            inverse[start:end, start:end] = torch.linalg.inv(upper[start:end, start:end])
+        else:
+            middle = (start + end) // 2
+            corner = inverse[start:middle, start:middle] @ upper[start:middle, middle:end]
+            inverse[start:middle, middle:end] = (corner @ inverse[middle:end, middle:end]).neg_()
+    return inverse
+
+
 def sweep(
     weight: torch.Tensor, upper: torch.Tensor, dead: torch.Tensor, pattern: Any, sparsity: float, band: int
 ) -> tuple[torch.Tensor, torch.Tensor]:

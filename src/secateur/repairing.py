@@ -1,0 +1,107 @@
+"""The walk of one-shot repair over a model: grams -> sparsity of each weight -> new weights."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from secateur import criteria
+from secateur.arrays import Array, namespace, to_numpy
+from secateur.budget import Budget, Uniform
+from secateur.errors import DataError, PlanError
+from secateur.host import Host
+from secateur.layout import Layout
+from secateur.repair import prepare
+from secateur.select import NM, Block, Element, select_weights
+from secateur.stats import Stats
+
+Repair = Callable[..., Array]
+
+
+def repair_weights(
+    host: Host,
+    method: Repair,
+    names: Sequence[str],
+    pattern: Element | NM | Block,
+    budget: Budget | None,
+    stats: Stats,
+    kinds: Mapping[str, str],
+    start: Mapping[str, np.ndarray] | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Masks and new weights of the named linear weights; `stats` holds their grams.
+
+    method: see `secateur.repair`. A budget other than a uniform one is dealt out by Wanda scores, ranked within `kinds`
+    where it asks for kinds or layers. start: masks that the method begins with. Weights that read the same tensor share
+    one factorised gram.
+
+    Raises DataError for a weight whose gram was not collected, PlanError when the method takes no start.
+    """
+    readers = host.layout.readers(names)
+    for name in names:
+        if not stats.has("gram", readers[name]) or len(host.layout.shape(name)) != 2:
+            raise DataError(
+                f"no gram was collected for {name}: repair works on linear modules that the data reaches; choose "
+                "others with weights="
+            )
+    if start is not None and "start" not in inspect.signature(method).parameters:
+        raise PlanError(f"{_name(method)} chooses by itself what stays; leave out the criterion")
+    shares = _sparsities(host, names, readers, pattern, budget, stats, kinds)
+    masks, weights = {}, {}
+    held, last = None, None
+    for name in sorted(names, key=lambda n: names.index(readers[n])):
+        weight = _rows(host.layout, name, host.read(name))
+        if readers[name] != last:
+            held, last = prepare(stats.mean("gram", readers[name]), like=weight), readers[name]
+        options = {} if start is None else {"start": _like(weight, _rows(host.layout, name, start[name]))}
+        new = to_numpy(method(weight, held, pattern, shares[name], **options))
+        weights[name] = np.ascontiguousarray(_rows(host.layout, name, new))
+        masks[name] = weights[name] != 0
+    return {name: masks[name] for name in names}, {name: weights[name] for name in names}
+
+
+def layer_of(layout: Layout, param: str) -> str:
+    """The repeated layer that holds a parameter (`layers.3`), or its own name."""
+    for axis in layout.axes.values():
+        if axis.kind == "layer":
+            unit = layout.member_of(param, axis.name)
+            if unit is not None:
+                return f"{axis.name}.{unit}"
+    return param
+
+
+def _sparsities(
+    host: Host,
+    names: Sequence[str],
+    readers: Mapping[str, str],
+    pattern: Element | NM | Block,
+    budget: Budget | None,
+    stats: Stats,
+    kinds: Mapping[str, str],
+) -> dict[str, float | None]:
+    """The sparsity of each weight; None for N:M."""
+    if isinstance(pattern, NM):
+        return dict.fromkeys(names)
+    if budget is None:
+        raise PlanError(f"pattern {pattern} needs a sparsity")
+    if isinstance(budget, Uniform):
+        return dict.fromkeys(names, budget.sparsity)
+    scores = {}
+    for name in names:
+        weight = _rows(host.layout, name, host.read(name))
+        act_sq = namespace(weight).linalg.diagonal(prepare(stats.mean("gram", readers[name]), like=weight).given)
+        scores[name] = to_numpy(criteria.wanda(weight, act_sq[None, :]))
+    masks = select_weights(scores, dict.fromkeys(names, 1), pattern, budget, kinds)
+    return {name: 1 - float(mask.mean()) for name, mask in masks.items()}
+
+
+def _rows(layout: Layout, name: str, array: Array) -> Array:
+    """A weight as (out, in), or back as it is stored."""
+    return array if layout.linears[name].in_dim == 1 else array.T
+
+
+def _like(weight: Array, mask: np.ndarray) -> Array:
+    return namespace(weight).asarray(np.ascontiguousarray(mask))
+
+
+def _name(method: Repair) -> str:
+    return str(getattr(method, "__name__", method))

@@ -1,0 +1,143 @@
+"""prune with repair: the plan holds new weights, and everything that takes a plan works with them."""
+
+import numpy as np
+import pytest
+
+import secateur
+from secateur import criteria, repair
+from secateur.arrays import to_numpy
+from secateur.errors import DataError, PlanError
+from secateur.plan import Plan
+from secateur.pruning import default_weights
+from secateur.select import NM, Block, Element, Unit
+
+from ..fake import FakeHost
+
+torch = pytest.importorskip("torch")
+from ..torch import tiny  # noqa: E402
+
+
+def batches(model, count=3):
+    found = [tiny.inputs(model, seed) for seed in range(count)]
+    for batch in found:
+        batch["attention_mask"][0, 5:] = 0
+    return found
+
+
+def inputs_of(model, path, data):
+    """What a module reads of real tokens, (tokens, in), float64."""
+    seen = []
+    handle = model.get_submodule(path).register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    with torch.no_grad():
+        for batch in data:
+            model(**batch)
+    handle.remove()
+    return torch.cat([x[b["attention_mask"].bool()] for x, b in zip(seen, data, strict=True)]).double()
+
+
+@pytest.mark.parametrize(("make", "stack"), [(tiny.llama, "model.layers"), (tiny.gpt2, "transformer.h")])
+def test_each_weight_is_repaired_on_its_own_inputs(make, stack):
+    model = make(num_hidden_layers=2) if make is tiny.llama else make(n_layer=2)
+    host, data = secateur.open(model), batches(model)
+    plan = secateur.prune(host, repair=repair.sparsegpt, pattern=NM(2, 4), data=data)
+    names = default_weights(host.layout)
+    assert set(plan.masks) == set(plan.weights) == set(names)
+    assert all(name.startswith(stack) for name in names)
+    for name in names:
+        x = inputs_of(model, name.removesuffix(".weight"), data)
+        weight = model.get_parameter(name).detach()
+        rows = weight if host.layout.linears[name].in_dim == 1 else weight.T
+        expected = repair.sparsegpt(rows.contiguous(), x.T @ x / len(x), NM(2, 4))
+        got = torch.tensor(plan.weights[name])
+        got = got if host.layout.linears[name].in_dim == 1 else got.T
+        assert torch.equal(got != 0, expected != 0)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    assert plan.provenance["repair"] == "sparsegpt"
+
+
+def test_linears_that_read_the_same_tensor_share_one_gram():
+    model = tiny.llama(num_hidden_layers=2)
+    host, data = secateur.open(model), batches(model)
+    names = default_weights(host.layout)
+    stats = host.collect(["gram"], data, weights=names)
+    assert len(names) == 14
+    assert len(stats.sums["gram"]) == 8  # q k v, o, gate up, down
+    readers = host.layout.readers(names)
+    for name in names:
+        x = inputs_of(model, name.removesuffix(".weight"), data)
+        gram = stats.mean("gram", readers[name])
+        assert gram.dtype == torch.float32
+        torch.testing.assert_close(gram.double(), x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+        assert stats.counts["gram"][readers[name]] == sum(int(b["attention_mask"].sum()) for b in data)
+
+
+def test_apply_hold_resize_save_and_load(tmp_path):
+    model = tiny.bert(num_hidden_layers=2)
+    host, data = secateur.open(model), batches(model)
+    dense = host.outputs(data[0])
+    plan = secateur.prune(host, repair=repair.best, pattern=Element(), budget=0.5, data=data)
+    plain = Plan(masks=plan.masks)
+    np.testing.assert_array_equal(host.outputs(data[0])[0], dense[0])  # nothing has changed yet
+    with host.masked(plan):
+        repaired = host.outputs(data[0])
+    with host.masked(plain):
+        masked = host.outputs(data[0])
+    np.testing.assert_array_equal(host.outputs(data[0])[0], dense[0])
+    assert np.abs(repaired[0] - dense[0]).sum() < np.abs(masked[0] - dense[0]).sum()
+    assert secateur.verify(host, plan, data).difference <= 1e-6
+    trained = host.copy()
+    with trained.hold(plan):
+        np.testing.assert_array_equal(trained.outputs(data[0])[0], repaired[0])
+        optimizer = torch.optim.SGD(trained.model.parameters(), lr=0.1)
+        trained.model(**data[0]).logits.square().sum().backward()
+        optimizer.step()
+    after = trained.outputs(data[0])
+    assert np.abs(after[0] - repaired[0]).max() > 1e-3
+    trained.resize(plan)  # what was trained since is not undone
+    np.testing.assert_array_equal(trained.outputs(data[0])[0], after[0])
+    for name, mask in plan.masks.items():
+        assert not to_numpy(trained.read(name))[~mask].any()
+    host.resize(plan)
+    host.save(tmp_path / "out", plan)
+    loaded = secateur.torch.hub.load(tmp_path / "out")
+    with torch.no_grad():
+        np.testing.assert_array_equal(loaded(**data[0]).logits.numpy(), repaired[0])
+    assert not Plan.load(tmp_path / "out").weights
+    plan.save(tmp_path)
+    again = Plan.load(tmp_path)
+    assert again.weights.keys() == plan.weights.keys()
+    for name, array in plan.weights.items():
+        np.testing.assert_array_equal(again.weights[name], array)
+
+
+@pytest.mark.parametrize("budget", [0.6, secateur.Global(0.6), secateur.OWL(0.6), secateur.PerKind(0.6)], ids=repr)
+def test_budgets(budget):
+    host = FakeHost()
+    plan = secateur.prune(host, repair=repair.sparsegpt, pattern=Element(), budget=budget, data=[1, 2])
+    zeros = sum(int((~mask).sum()) for mask in plan.masks.values())
+    assert abs(zeros - round(0.6 * sum(mask.size for mask in plan.masks.values()))) <= len(plan.masks)
+    for name, mask in plan.masks.items():
+        assert not plan.weights[name][~mask].any()
+
+
+def test_a_criterion_chooses_and_least_squares_mends():
+    host = FakeHost()
+    both = secateur.prune(host, criteria.magnitude, Element(), 0.5, data=[1], repair=repair.least_squares)
+    alone = secateur.prune(host, criteria.magnitude, Element(), 0.5)
+    for name, mask in alone.masks.items():
+        np.testing.assert_array_equal(both.masks[name], mask)
+        assert np.abs(both.weights[name] - host.arrays[name] * mask).max() > 1e-3
+
+
+def test_errors():
+    host = FakeHost()
+    with pytest.raises(DataError, match="repair needs gram; pass data"):
+        secateur.prune(host, repair=repair.sparsegpt, pattern=NM(1, 2))
+    with pytest.raises(PlanError, match="repair prunes single weights, N:M groups or blocks, not ffn"):
+        secateur.prune(host, repair=repair.sparsegpt, pattern=Unit("ffn"), budget=0.5, data=[1])
+    with pytest.raises(PlanError, match="sparsegpt chooses by itself what stays"):
+        secateur.prune(host, criteria.magnitude, Element(), 0.5, data=[1], repair=repair.sparsegpt)
+    with pytest.raises(PlanError, match="needs a sparsity"):
+        secateur.prune(host, repair=repair.sparsegpt, pattern=Block(1, 2), data=[1])
+    with pytest.raises(PlanError, match="prune needs a pattern, and a criterion or a repair"):
+        secateur.prune(host, pattern=Element())
