@@ -117,7 +117,12 @@ def workspace(output: Path, identity: Mapping[str, Any], overwrite: bool = False
         if not work.journal.finished:
             work.result.mkdir(exist_ok=True)
             work.tidy()
-        yield work
+        try:
+            yield work
+        except BaseException:
+            if not work.journal.blocks:
+                shutil.rmtree(work.folder, ignore_errors=True)
+            raise
 
 
 def _read(path: Path) -> Journal | None:
