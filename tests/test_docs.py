@@ -27,6 +27,20 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def language(request, here):
+    """A language model, text and the recipes that a page shows, for the pages that speak of them."""
+    page = request.node.callspec.params.get("page")
+    if page and "./llm" in (ROOT / page).read_text():
+        from .torch.language import write_model, write_text
+
+        write_model(here / "llm")
+        write_text(here / "news.txt")
+        for code in blocks(page, "yaml"):
+            name = code.split("\n", 1)[0].removeprefix("# ")
+            (here / name).write_text(code)
+
+
 def namespace(folder):
     from transformers import AutoModelForSequenceClassification
 

@@ -1,5 +1,6 @@
 """Recipes: what to do with a language model, as data that is checked; in YAML, an error names its line."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,23 @@ from secateur.errors import PlanError, SecateurError
 from secateur.select import NM, Unit, parse_pattern
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without numbers to the base of 60, for which `2:4` would be 124."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, re.compile(r"^[-+]?[0-9][0-9_]*$") if tag.endswith(":int") else form)
+        for tag, form in found
+        if not tag.endswith(":float") or first not in "0123456789"
+    ]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?$"), list("0123456789")
+)
 
 
 class Reconstruction(BaseModel):
@@ -126,8 +144,8 @@ def read_recipe(path: Path, **values: Any) -> Recipe:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)
     except FileNotFoundError:
         raise PlanError(f"no recipe at {path}") from None
     except (OSError, UnicodeDecodeError) as error:

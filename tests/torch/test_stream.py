@@ -78,7 +78,8 @@ def test_a_plain_loop_over_the_whole_model_gives_the_same_bits(tmp_path):
         seen = {}
         linears = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
         handles = [
-            m.register_forward_pre_hook(lambda m, args, n=n: seen.__setitem__(n, args[0])) for n, m in linears.items()
+            m.register_forward_pre_hook(lambda m, args, n=n, seen=seen: seen.__setitem__(n, args[0]))
+            for n, m in linears.items()
         ]
         with torch.no_grad():
             model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
@@ -163,8 +164,12 @@ def test_a_stopped_run_goes_on_to_the_same_files(family, tuned, on_disk, tmp_pat
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(reconstruct=tuned), stopped_after(2))
     assert not (tmp_path / "out").exists()
     assert (tmp_path / ".out.partial" / "states").exists() == on_disk
+    ran = []
+    real = stream.Run.advance
+    monkeypatch.setattr(stream.Run, "advance", lambda run, *a: ran.append(len(run.finished)) or real(run, *a))
     report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(reconstruct=tuned))
     assert report.resumed == 2
+    assert (0 in ran) != on_disk  # states on disk are taken up, others are made again
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
 

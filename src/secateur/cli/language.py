@@ -54,7 +54,7 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
 
 @contextlib.contextmanager
 def _source(model: str, output: Path) -> Iterator[Path]:
-    """The folder of a model: a folder, a hub id that is fetched, or a GGUF file that is converted meanwhile."""
+    """The folder of a model: a folder, a hub id that is fetched, or a GGUF file that is converted for a while."""
     from secateur.torch.convert import convert_gguf, fetch
 
     path = Path(model)

@@ -1,4 +1,4 @@
-"""One block of a model: its grams from calls, its linear weights pruned by a method of `secateur.repair`, its report."""
+"""One block of a model: its grams from calls, its linear weights pruned by a method of `secateur.repair`."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Pruned:
-    """One weight after pruning. error: |W x - W' x|^2 over |W x|^2 on the calibration tokens (0 where none was seen)."""
+    """One weight after pruning. error: |W x - W' x|^2 over |W x|^2 on the calibration tokens (0 without any)."""
 
     name: str
     weights: int

@@ -69,7 +69,19 @@ class Workspace:
                 shutil.rmtree(self.folder / "replaced", ignore_errors=True)
                 os.replace(self.output, self.folder / "replaced")
             os.replace(self.result, self.output)
-        shutil.rmtree(self.folder)
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        (self.folder / "lock").unlink(missing_ok=True)
+        (self.folder / "journal.json").unlink()
+        self.folder.rmdir()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove a working folder in which nothing was done: a process was killed as it began, or at its very end."""
+    with contextlib.suppress(OSError):
+        (folder / "lock").unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def partial_folder(output: Path) -> Path:
@@ -87,8 +99,11 @@ def workspace(output: Path, identity: Mapping[str, Any], overwrite: bool = False
     output = Path(output).absolute()
     work = Workspace(output, Journal(dict(identity)))
     before = _read(work.folder / "journal.json")
-    if not (before and before.finished):
+    if before is None:
+        _sweep(work.folder)
         check_output(output, overwrite)
+    elif output.exists() and not before.finished and not overwrite:
+        raise SecateurError(f"{output} exists; choose another output or pass --overwrite")
     work.folder.mkdir(parents=True, exist_ok=True)
     with (work.folder / "lock").open("w") as lock:
         try:
@@ -99,10 +114,15 @@ def workspace(output: Path, identity: Mapping[str, Any], overwrite: bool = False
             _check(work.folder, before.identity, json.loads(json.dumps(work.journal.identity)))
             work.journal = before
             work.resumed = True
-        work.result.mkdir(exist_ok=True) if not work.journal.finished else None
         if not work.journal.finished:
+            work.result.mkdir(exist_ok=True)
             work.tidy()
-        yield work
+        try:
+            yield work
+        except BaseException:
+            if not work.journal.blocks:
+                shutil.rmtree(work.folder, ignore_errors=True)
+            raise
 
 
 def _read(path: Path) -> Journal | None:

@@ -64,8 +64,8 @@ def choose(
         batch //= 2
     if need(batch) > limit:
         raise PlanError(
-            f"one block of this model needs about {need(1) / 2**30:.1f} GiB with windows of {context} tokens, more than "
-            f"the {limit / 2**30:.1f} GiB of --memory; allow more, or use a shorter --context"
+            f"one block of this model needs about {need(1) / 2**30:.1f} GiB with windows of {context} tokens, more "
+            f"than the {limit / 2**30:.1f} GiB of --memory; allow more, or use a shorter --context"
         )
     on_disk = need(batch) + states > limit
     return Choice(batch, on_disk, need(batch) + (0 if on_disk else states))

@@ -38,8 +38,8 @@ class Skeleton:
         self.config = transformers.AutoConfig.from_pretrained(folder)
         if getattr(self.config, "quantization_config", None) is not None:
             raise ModelError(
-                f"the config of {folder} has a quantization_config: its weights are packed or quantised; save the model "
-                "with plain weights and prune that"
+                f"the config of {folder} has a quantization_config: its weights are packed or quantised; save the "
+                "model with plain weights and prune that"
             )
         self.factory = find_class(transformers, self.config, task)
         self.model = self._build()

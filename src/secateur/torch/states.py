@@ -1,7 +1,7 @@
 """Outputs of blocks on the calibration batches, kept in memory or on disk until the next block has read them."""
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,16 @@ class States:
             if self.folder is not None:
                 (self.folder / f"{key}.safetensors").unlink(missing_ok=True)
 
-    def record(self) -> dict[str, Any]:
-        """What lies on disk, for `restore`: key -> [structure, CRC-32 of the file]; empty for states in memory."""
+    def record(self, without: Collection[tuple[str, int]] = ()) -> dict[str, Any]:
+        """What lies on disk, for `restore`: key -> [structure, CRC-32 of the file]; empty for states in memory.
+
+        without: (stream, step) that are about to be dropped.
+        """
         if self.folder is None:
             return {}
-        return {key: [shape, _crc(self.folder / f"{key}.safetensors")] for key, shape in self._held.items()}
+        gone = tuple(f"{stream}-{step}-" for stream, step in without)
+        kept = {key: shape for key, shape in self._held.items() if not key.startswith(gone)}
+        return {key: [shape, _crc(self.folder / f"{key}.safetensors")] for key, shape in kept.items()}
 
     def restore(self, record: Mapping[str, Any]) -> bool:
         """Take up what an earlier process left on disk; False, with everything forgotten, unless all of it is whole."""

@@ -1,0 +1,215 @@
+"""secateur prune and eval on language models, through the real entry point."""
+
+import errno
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.torch.language import write_model, write_text
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llm") / "llm"
+    write_model(folder)
+    return folder
+
+
+@pytest.fixture
+def text(tmp_path):
+    return write_text(tmp_path / "text.txt")
+
+
+OPTIONS = ("--criterion", "sparsegpt", "--pattern", "2:4", "--samples", 6, "--context", 16)
+
+
+def test_prune_and_perplexity(call, result, llm, text, place):
+    done = call("prune", llm, "--calibration", text, *OPTIONS, "--memory", "4GiB", "--output", place / "out")
+    assert done.code == 0, done.err
+    assert "block 3/3 model.layers.2: error 0." in done.err
+    assert "0:00 left" in done.err
+    assert "13,824 of 27,648 weights are zero (50.00%)" in done.out
+    assert "not embeddings, norms, biases or heads" in done.out
+    assert [p.name for p in place.iterdir()] == ["out"]
+    words = ["--task", "perplexity", "--text", text, "--context", 16]
+    score = result("eval", place / "out", *words, "--reference", llm)
+    assert score["context"] == 16
+    assert score["windows"] == 40 * 21 // 16
+    assert score["interval"][0] < score["delta"] < score["interval"][1]
+    assert score["kl"] > 0
+    assert 0 < score["flips"] < 1
+    alone = result("eval", llm, *words)
+    assert alone["perplexity"] == pytest.approx(score["dense_perplexity"])
+    assert alone["delta"] is None
+    shown = call("eval", place / "out", *words)
+    assert "windows of 16 tokens that do not overlap" in shown.out
+    assert "has collapsed: it predicts worse" in shown.err  # a random model knows less than a table of frequencies
+
+
+def test_a_recipe_says_the_same_as_options(call, llm, text, place):
+    recipe = text.parent / "recipe.yaml"
+    recipe.write_text(
+        f"model: {llm}\ncriterion: sparsegpt\npattern: 2:4\ncalibration: text.txt\nsamples: 6\ncontext: 16\n"
+    )
+    assert call("prune", "--recipe", recipe, "--output", place / "a").code == 0
+    assert call("prune", llm, "--calibration", text, *OPTIONS, "--output", place / "b").code == 0
+    for name in sorted(p.name for p in (place / "a").iterdir()):
+        assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("pattern: 2:4\nsamplez: 3\n", "line 2: 'samplez' is no entry of a recipe; there is model"),
+        ("pattern: 2:4\nsamples: many\n", "line 2: 'samples': input should be a valid integer"),
+        ("pattern: 2:4\nreconstruct:\n  passes: 1\n  rate: 7\n", "line 4: 'rate': input should be less than 1"),
+        ("pattern: 2:4\n\ncriterion: luck\n", "no method 'luck' prunes block by block; there is alps"),
+        ("pattern: 2:4\nsparsity: 0.5\n", "pattern 2:4 says itself how much goes; leave out sparsity"),
+        ("pattern: [\n", "line 2: "),
+        ("- 1\n", "is no recipe: it holds list"),
+        ("pattern: 2:4\nmemory: much\n", "memory 'much' is not understood; write 4GiB"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe(refused, place, tmp_path, lines, message):
+    (tmp_path / "recipe.yaml").write_text(lines)
+    assert message in refused("prune", "model", "--recipe", tmp_path / "recipe.yaml", "--output", place / "out")
+
+
+def test_bad_text_and_options(refused, llm, text, place, tmp_path):
+    def prune(*extra, source=text):
+        return refused("prune", llm, "--calibration", source, *extra, "--output", place / "out")
+
+    short = write_text(tmp_path / "short.txt", documents=1, words=5)
+    assert "has 6 tokens, fewer than one window of 16" in prune(*OPTIONS, source=short)
+    assert "no text at" in prune(*OPTIONS, source=tmp_path / "absent.txt")
+    assert "windows of 128 tokens exceed the 64 positions" in prune("--pattern", "2:4", "--context", 128)
+    assert "one block of this model needs about" in prune(*OPTIONS, "--memory", "1MiB")
+    assert "--fine-tune has no meaning in pruning block by block" in prune(*OPTIONS, "--fine-tune", 1)
+    assert "model.layers.0.self_attn.q_proj.weight: the weight has 32 inputs, not a multiple of 5" in prune(
+        "--criterion", "wanda", "--pattern", "2:5", "--context", 16
+    )
+    assert "pass --text FILE" in refused("eval", llm, "--task", "perplexity")
+
+
+def test_a_tokenizer_that_does_not_fit(refused, tmp_path, text, place):
+    write_model(tmp_path / "small", vocab_size=20)
+    sentence = refused("prune", tmp_path / "small", "--calibration", text, *OPTIONS, "--output", place / "out")
+    assert "the tokenizer gives token" in sentence
+    assert "the model knows 20; they do not belong together" in sentence
+
+
+def test_ctrl_c_says_how_to_go_on(call, llm, text, place, monkeypatch):
+    from secateur.torch import stream
+
+    real = stream.write_shard
+    written = []
+
+    def interrupt(path, *rest, **options):
+        written.append(path.name)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return real(path, *rest, **options)
+
+    command = ["prune", llm, "--calibration", text, *OPTIONS, "--output", place / "out"]
+    monkeypatch.setattr(stream, "write_shard", interrupt)
+    done = call(*command)
+    assert done.code == 2
+    assert "interrupted after 1 of 3 blocks; run the same command again to go on" in " ".join(done.err.split())
+    assert [p.name for p in place.iterdir()] == [".out.partial"]
+    monkeypatch.setattr(stream, "write_shard", real)
+    again = call(*command)
+    assert again.code == 0
+    assert "1 blocks were done before" in again.err
+    assert [p.name for p in place.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_later(call, llm, text, place, monkeypatch):
+    from secateur.torch import shards, stream
+
+    real = shards.os.fsync
+    calls = []
+
+    def full(number):
+        calls.append(number)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    command = ["prune", llm, "--calibration", text, *OPTIONS, "--output", place / "out"]
+    monkeypatch.setattr(shards.os, "fsync", full)
+    done = call(*command)
+    assert done.code == 2
+    assert "stopped after 1 blocks: no space left on device" in " ".join(done.err.split())
+    assert "make room or mend the cause" in " ".join(done.err.split())
+    monkeypatch.setattr(shards.os, "fsync", real)
+    assert call(*command).code == 0
+    whole = ["prune", llm, "--calibration", text, *OPTIONS, "--output", place / "whole"]
+    assert call(*whole).code == 0
+    for name in sorted(p.name for p in (place / "whole").iterdir()):
+        assert (place / "out" / name).read_bytes() == (place / "whole" / name).read_bytes(), name
+    assert stream.write_shard is shards.write_shard
+
+
+@pytest.mark.slow
+def test_a_limit_on_file_sizes_in_a_real_process(llm, text, place):
+    code = "import sys; from secateur.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "prune", llm, "--calibration", text, *OPTIONS, "--output", place / "out"]
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    def run(before=None):
+        return subprocess.run([str(w) for w in command], capture_output=True, text=True, cwd=ROOT, preexec_fn=before)
+
+    done = run(limit)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "file too large" in " ".join(done.stderr.split())
+    assert run().returncode == 0
+    assert [p.name for p in place.iterdir()] == ["out"]
+
+
+def test_scores_by_hand():
+    import math
+
+    import numpy as np
+
+    from secateur.perplexity import interval_of, text_score, unigram_loss
+
+    assert unigram_loss(np.array([[1, 1, 2, 2]])) == pytest.approx(math.log(2))
+    tokens = np.array([[0, 1, 2], [0, 2, 1]])
+    score = text_score(np.array([1.0, 3.0]), tokens, np.array([0.5, 1.5]))
+    assert score.perplexity == pytest.approx(math.exp(2))
+    assert score.delta == pytest.approx(1.0)
+    half = 1.96 * np.std([0.5, 1.5], ddof=1) / math.sqrt(2)
+    assert score.interval == pytest.approx((1 - half, 1 + half))
+    assert interval_of(np.array([1.0])) is None
+    assert "predicts worse" in score.collapsed
+    assert text_score(np.array([0.1, 0.2]), tokens).collapsed is None
+    assert "not a finite number" in text_score(np.array([math.nan, 1.0]), tokens).collapsed
+
+
+def test_losses_and_distances_equal_plain_ones(llm):
+    from secateur.torch.open import load_model
+    from secateur.torch.perplexity import evaluate_text
+    from tests.torch import tiny
+    from tests.torch.language import windows
+
+    model, other = load_model(llm), tiny.llama()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+        ids = windows(3, 16)
+        p, q = other(ids).logits[:, :-1].log_softmax(-1), model(ids).logits[:, :-1].log_softmax(-1)
+    score = evaluate_text(model, ids, other)
+    assert score.loss == pytest.approx(float(-q.gather(-1, ids[:, 1:, None]).mean()), rel=1e-5)
+    assert score.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    assert score.flips == pytest.approx(float((p.argmax(-1) != q.argmax(-1)).float().mean()))
+    assert json.dumps(vars(score))
