@@ -108,7 +108,10 @@ def resolve_axes(layout: Layout, unit: Unit) -> list[Axis]:
 
 
 def _nothing_of(layout: Layout, kind: str) -> str:
-    frozen = layout.of_kind(kind, prunable=False)
+    axes = layout.of_kind(kind, prunable=False)
+    frozen = [axis for axis in axes if axis.frozen]
+    if axes and not frozen:
+        return f"nothing of kind {kind!r} can be pruned: {axes[0].name} has a single unit, which has to stay"
     if frozen:
         return f"nothing of kind {kind!r} can be pruned: {frozen[0].name} is frozen ({frozen[0].frozen})"
     kinds = ", ".join(layout.kinds()) or "nothing at all"

@@ -66,6 +66,44 @@ def test_inspect(call, result, classifier):
     assert layout.axis("L1.ffn").size == 64
 
 
+def test_a_layout_file_by_hand(call, result, refused, classifier, data, tmp_path, place, monkeypatch):
+    from secateur.errors import ModelError
+    from secateur.torch import probe
+
+    def refuse(model, example):
+        raise ModelError("it cannot be exported")
+
+    monkeypatch.setattr(probe, "trace", refuse)
+    blank = call("inspect", classifier, "--layout").out
+    up, down = "bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.0.output.dense"
+    lines = []
+    for line in blank.splitlines():
+        name = line.split(" :")[0].strip()
+        if name in (f"{up}.weight", f"{up}.bias", f"{down}.weight"):
+            line = line.replace(" 64", " L0.ffn")
+        lines.append(line)
+    file = tmp_path / "by-hand.layout"
+    file.write_text("\n".join(lines).replace("axes", "axes\n  L0.ffn 64 ffn", 1))
+    axes = result("inspect", classifier, "--layout-file", file)["axes"]
+    assert [(a["axis"], a["size"], a["parameters_per_unit"]) for a in axes] == [("L0.ffn", 64, 65)]
+    options = [
+        "--data",
+        data,
+        "--pattern",
+        "ffn",
+        "--sparsity",
+        "0.5",
+        "--layout-file",
+        file,
+        "--output",
+        place / "small",
+    ]
+    assert result("prune", classifier, *options)
+    file.write_text(file.read_text().replace("L0.ffn 64", "L0.ffn 63"))
+    assert "(64, 32) but the layout says (63, 32)" in refused("inspect", classifier, "--layout-file", file)
+    assert "cannot be read" in refused("inspect", classifier, "--layout-file", tmp_path / "none")
+
+
 @pytest.mark.parametrize(("pattern", "share"), [("element", 0.5), ("2:4", 0.5), ("4x1", 0.25), ("head,ffn", 0.5)])
 def test_prune(result, classifier, data, place, pattern, share):
     from secateur.plan import Plan

@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from secateur.data import Rows
+    from secateur.layout import Layout
     from secateur.torch.host import TorchHost
 
 MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL = "Model", "Data", "Output"
@@ -25,6 +26,14 @@ TaskOption = Annotated[
 RemoteCodeOption = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL_PANEL),
+]
+LayoutFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Layout written by hand, for a model that cannot be exported; `secateur inspect MODEL --layout` prints "
+        "one to start from.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 DataOption = Annotated[
     Path | None,
@@ -99,12 +108,25 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def open_model(model: str, task: str | None, trust_remote_code: bool) -> "TorchHost":
-    """Load and trace."""
+def open_model(model: str, task: str | None, trust_remote_code: bool, layout_file: Path | None = None) -> "TorchHost":
+    """Load and trace, or take the layout of a file, which is checked against the shapes of the model."""
     from secateur.torch.open import open_folder
 
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-    return open_folder(model, task=task, **options)
+    return open_folder(model, task=task, layout=read_layout(layout_file), **options)
+
+
+def read_layout(path: Path | None) -> "Layout | None":
+    """The layout of a file, or None without one; LayoutError when it cannot be read."""
+    from secateur.errors import LayoutError
+    from secateur.layout import Layout
+
+    if path is None:
+        return None
+    try:
+        return Layout.from_text(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LayoutError(f"the layout file {path} cannot be read: {error}") from None
 
 
 def read_data(path: Path | None, text_column: str, label_column: str | None, split: str | None) -> "Rows":

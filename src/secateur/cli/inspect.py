@@ -1,5 +1,6 @@
 """secateur inspect: the named axes of a model, what they cost, and what is frozen and why."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ def command(
     layout: Annotated[
         bool, typer.Option("--layout", help="Print the whole layout as text, to read or to edit.")
     ] = False,
+    layout_file: common.LayoutFileOption = None,
     task: common.TaskOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
     json: common.JsonOption = False,
@@ -23,10 +25,10 @@ def command(
     from secateur.cost import macs, parameters, unit_parameters
 
     common.quiet_libraries()
-    host = common.open_model(model, task, trust_remote_code)
     if layout:
-        typer.echo(str(host.layout))
+        typer.echo(_layout_text(model, task, trust_remote_code, layout_file))
         return
+    host = common.open_model(model, task, trust_remote_code, layout_file)
     count = parameters(host.layout)
     work = macs(host.layout)
     shapes = {k: list(v.shape) for k, v in host.example.items()}
@@ -52,6 +54,22 @@ def command(
         ],
         left=3,
     )
+
+
+def _layout_text(model: str, task: str | None, trust_remote_code: bool, layout_file: Path | None) -> str:
+    """The layout as text; of a model that cannot be exported its parameters with their sizes, to be named by hand."""
+    from secateur.errors import ModelError
+    from secateur.torch.open import load_model, open_module
+    from secateur.torch.trace import blank
+
+    loaded = load_model(model, task=task, **({"trust_remote_code": True} if trust_remote_code else {}))
+    try:
+        return str(open_module(loaded, layout=common.read_layout(layout_file)).layout)
+    except ModelError as error:
+        if layout_file is not None:
+            raise
+        common.note(f"{error}. Printed instead: every parameter with its sizes; put names of axes in their place.")
+        return str(blank(loaded))
 
 
 def grouped(axes: list[dict[str, Any]]) -> list[tuple[str, str, int, float, str | None]]:

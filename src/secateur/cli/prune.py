@@ -118,6 +118,7 @@ def command(
             rich_help_panel=common.OUTPUT_PANEL,
         ),
     ] = False,
+    layout_file: common.LayoutFileOption = None,
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
@@ -157,7 +158,7 @@ def command(
 
     common.quiet_libraries()
     common.set_threads(threads)
-    host = common.open_model(model, task, trust_remote_code)
+    host = common.open_model(model, task, trust_remote_code, layout_file)
     material = prepare(host, model, rows, held, calibration_samples, max_length, batch_size, seed)
     if values is not None:
         from secateur.torch.sweep import sweep as try_all

@@ -164,7 +164,7 @@ def _error_of(model: nn.Module, example: Example, layout: Layout | None, keep: K
     except SecateurError as error:
         return Failure(str(error), True)
     except Exception as error:  # a forward pass may fail in any way
-        first = (str(error).strip().splitlines() or [""])[0][:150]
+        first = (str(error).strip().splitlines() or [""])[0][:150].replace("#", "")
         return Failure(f"the model does not run when units are removed ({type(error).__name__}: {first})", False)
     return None
 

@@ -35,6 +35,17 @@ def trace(model: nn.Module, example: Example, *, strict: bool = False) -> Layout
     return _Assembly(model, walk, program).layout()
 
 
+def blank(model: nn.Module) -> Layout:
+    """A layout without axes, to be completed by hand: each parameter with its sizes, and what linear modules read."""
+    params = {name: tuple(((size,),) for size in p.shape) for name, p in model.named_parameters()}
+    linears = {f"{path}.weight".lstrip("."): m for path, m in model.named_modules() if isinstance(m, nn.Linear)}
+    reads = {name: Linear(f"x{i}", 1) for i, name in enumerate(linears) if name in params}
+    products = tuple(Product(name, 1, params[name]) for name in reads)
+    first = {id(p): name for name, p in model.named_parameters()}
+    tied = {n: first[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if first[id(p)] != n}
+    return Layout({}, params, reads, products, tied)
+
+
 class _Assembly:
     """Turns a walk into a Layout."""
 

@@ -1,0 +1,183 @@
+"""Torch-Pruning 1.6.1 on the tiny models of benchmarks/zoo.py, by its documented use, for the column beside ours.
+
+It lives in an environment of its own:
+
+    python3.11 -m venv /path/to/venv
+    /path/to/venv/bin/pip install torch==2.13.0 transformers==5.23.0 torch-pruning==1.6.1 \
+        array-api-compat wrapt pydantic safetensors pillow
+    python benchmarks/zoo_torch_pruning.py --python /path/to/venv/bin/python [--only bert,llama]
+
+Its README and examples prune Transformers with `BasePruner(model, example, importance, pruning_ratio=0.5,
+num_heads={query: heads}, prune_num_heads=True, prune_head_dims=False, ignored_layers=[the output layer])`; the
+attributes that mirror sizes are the user's to set afterwards. Here `num_heads` lists every linear layer whose name says
+query, key, value or a fusion of them; attributes `num_heads`, `num_attention_heads`, `all_head_size` are mended as its
+ViT and BERT examples do. A type passes when the pruned model runs, has lost parameters in attention and in the FFN,
+and gives outputs of the same shapes. (Whether masked equals pruned cannot be asked: hidden width is pruned too.)
+
+Rows go to .cache/zoo-torch-pruning.jsonl; benchmarks/zoo.py puts them into its table.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / ".cache" / "zoo-torch-pruning.jsonl"
+SECONDS_PER_MODEL = 30
+MEMORY = 4 << 30
+ATTENTION = re.compile(r"(^|[._])(q|k|v|qkv|query|key|value|query_key_value|c_attn|[qkv]_?proj|[qkv]_lin|qkv_proj)$")
+
+
+def heads_of(model: Any) -> dict[Any, int]:
+    """Linear layers of attention -> their number of heads, as the `num_heads` argument wants it."""
+    import torch
+
+    found = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or not ATTENTION.search(path):
+            continue
+        owner = model.get_submodule(path.rpartition(".")[0])
+        config = getattr(owner, "config", None) or model.config
+        names = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+        key_value = re.search(r"(^|[._])(k|v|key|value|k_proj|v_proj)$", path)
+        if key_value and getattr(config, "num_key_value_heads", None):
+            found[module] = config.num_key_value_heads
+            continue
+        heads = next((getattr(o, n) for o in (owner, config) for n in names if isinstance(getattr(o, n, None), int)), 0)
+        if heads:
+            found[module] = heads
+    return found
+
+
+def mend(model: Any, pruner: Any) -> None:
+    """Attributes that the documented examples set by hand after pruning."""
+    for _, module in model.named_modules():
+        queries = [m for n, m in module.named_children() if ATTENTION.search(n) and m in pruner.num_heads]
+        for name in ("num_heads", "num_attention_heads"):
+            if queries and isinstance(vars(module).get(name), int):
+                vars(module)[name] = pruner.num_heads[queries[0]]
+        if queries and "all_head_size" in vars(module):
+            module.all_head_size = queries[0].out_features
+
+
+def prune(kind: str) -> str:
+    """What came of one type: `yes`, `partly: ...` or why not."""
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT), str(ROOT / "benchmarks")]
+    import torch_pruning
+    import zoo
+    from tests.torch.exact import outputs
+
+    model, inputs = zoo.build_and_run(kind)
+    before = [tuple(o.shape) for o in outputs(model, inputs)]
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    last = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    ignored = [m for m in (last, getattr(model, "classifier", None)) if m is not None]
+    pruner = torch_pruning.pruner.BasePruner(
+        model,
+        inputs,
+        importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        pruning_ratio=0.5,
+        num_heads=heads_of(model),
+        prune_num_heads=True,
+        prune_head_dims=False,
+        head_pruning_ratio=0.5,
+        ignored_layers=ignored,
+        output_transform=lambda out: sum(o.sum() for o in _tensors(out)),
+    )
+    pruner.step()
+    mend(model, pruner)
+    after = [tuple(o.shape) for o in outputs(model, inputs)]
+    if after != before:
+        return f"outputs of other shapes: {before[:2]} became {after[:2]}"
+    now = {n: p.numel() for n, p in model.named_parameters()}
+    attention = any(now.get(n, 0) < sizes[n] for n in sizes if re.search(r"att", n))
+    other = any(
+        now.get(n, 0) < sizes[n] for n in sizes if re.search(r"mlp|ffn|fc\d|intermediate|dense|lin\d|experts", n)
+    )
+    if not attention and not other:
+        return "nothing was removed"
+    return "yes" if attention and other else f"partly: {'attention' if attention else 'FFN'} only"
+
+
+def _tensors(out: Any) -> list[Any]:
+    import torch
+
+    if isinstance(out, torch.Tensor):
+        return [out] if out.is_floating_point() else []
+    values = out.values() if isinstance(out, dict) else out if isinstance(out, (list, tuple)) else ()
+    return [t for value in values for t in _tensors(value)]
+
+
+def _child(kind: str, send: Any) -> None:
+    import contextlib
+    import io
+
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    signal.setitimer(signal.ITIMER_PROF, SECONDS_PER_MODEL)  # ends the process: CPU time, so a pause costs nothing
+    warnings.simplefilter("ignore")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            text = prune(kind)
+    except Exception as error:
+        text = f"no: {type(error).__name__}: {' '.join(str(error).split())[:120]}".replace("|", "/")
+    send.send(text)
+    send.close()
+    os._exit(0)
+
+
+def work(kinds: list[str]) -> None:
+    """Runs in the environment of Torch-Pruning: a process for each type."""
+    import torch
+    import torch_pruning  # noqa: F401
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
+    for kind in kinds:
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=_child, args=(kind, send))
+        process.start()
+        send.close()
+        try:
+            text = receive.recv()
+        except EOFError:
+            process.join()
+            took = process.exitcode == -signal.SIGPROF
+            text = f"no: took more than {SECONDS_PER_MODEL} s" if took else f"no: ended with {process.exitcode}"
+        process.join()
+        print(kind, "|", text, flush=True)
+        with CACHE.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"name": kind, "result": text}) + "\n")
+
+
+def main() -> None:
+    """Start the worker in the other environment, on the types that our table examines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", required=True)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    kinds = [k for k in options.only.split(",") if k]
+    if options.work:
+        work(kinds)
+        return
+    if not kinds:
+        done = {json.loads(line)["name"] for line in CACHE.read_text().splitlines()} if CACHE.is_file() else set()
+        rows = {r["name"]: r for r in map(json.loads, (ROOT / ".cache" / "zoo.jsonl").read_text().splitlines())}
+        kinds = [k for k, r in rows.items() if r["exported"] == "yes" and k not in done]
+    command = [options.python, __file__, "--python", options.python, "--work", "--only", ",".join(sorted(kinds))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    raise SystemExit(subprocess.run(command, env=environment, check=False).returncode)
+
+
+if __name__ == "__main__":
+    main()
