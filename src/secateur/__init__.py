@@ -43,7 +43,7 @@ _HOME = {
     "prune": "secateur.pruning",
     "verify": "secateur.check",
 }
-_MODULES = ("criteria", "runtime")
+_MODULES = ("cost", "criteria", "deploy", "runtime")
 
 __all__ = [
     "NM",
