@@ -220,11 +220,15 @@ def kept(pattern: str) -> Iterator[tuple[str, Any]]:
 
 def mac_ratios() -> dict[str, float]:
     """MACs of the MiniLMs at batch 8 x 64 over those of the dense one."""
+    for _, known in kept("macs"):
+        return known
     ids = torch.ones(BATCH, LENGTH, dtype=torch.long)
     example = {"input_ids": ids, "attention_mask": ids}
     names = ("minilm-dense", "minilm-half", "minilm-uneven")
     counts = {n: macs(TorchHost(load_model(folder_of(n), dtype=torch.float32), example).layout) for n in names}
-    return {name: count / counts["minilm-dense"] for name, count in counts.items()}
+    ratios = {name: count / counts["minilm-dense"] for name, count in counts.items()}
+    keep("macs", ratios)
+    return ratios
 
 
 def main() -> None:

@@ -40,18 +40,18 @@ def random_sizes(host: TorchHost, step: int) -> dict[str, dict[str, int]]:
 
 
 def make_grid(runtime: str, source: Path) -> None:
-    """The next stage that has not been done."""
+    """The next stage that has not been done: exports (taken up where they stopped), the table, the configurations."""
     place = CACHE / "grid" / runtime
-    names, ratios_file = place / "made", CACHE / f"ratios-{runtime}.json"
+    ratios_file = CACHE / f"ratios-{runtime}.json"
     host = open_folder(source, dtype=torch.float32)
     step = STEPS.get(runtime, table.STEP)
     configurations = {**table.wanted(host.layout, POINTS, step), **random_sizes(host, step)}
-    if not names.exists():
+    configurations[table.TOGETHER] = configurations.pop(table.TOGETHER)  # the last to be exported
+    made = {name: place / f"{runtime}-{number}" for number, name in enumerate(configurations)}
+    if not all(folder.exists() for folder in made.values()):
         place.mkdir(parents=True, exist_ok=True)
         table.artefacts(host, runtime, configurations, (BATCH, LENGTH), place, print)
-        names.touch()
         return
-    made = {name: place / f"{runtime}-{number}" for number, name in enumerate(configurations)}
     if not ratios_file.exists():
         only = {name: folder for name, folder in made.items() if not name.startswith("random")}
         ratios, dense_ms = table.measure(only, BATCH, LENGTH, 1, TURNS, print)

@@ -121,13 +121,26 @@ class LatencyTable:
     """Curve by group of equal axes."""
     axes: Mapping[str, str]
     """Group of each axis."""
+    together: float = 0.0
+    """What cutting every axis to half changes beyond the sum of its curves: smaller activations share a cache."""
 
     def share(self, sizes: Mapping[str, int]) -> float:
         """Latency over that of the dense model; `sizes` gives units left of an axis, all of it where not named."""
         unknown = next((name for name in sizes if name not in self.axes), None)
         if unknown is not None:
             raise PlanError(f"the latency table has no axis {unknown!r}; it has {', '.join(self.axes)}")
-        return 1.0 + sum(self.curves[self.axes[name]].at(size) for name, size in sizes.items())
+        alone = sum(self.curves[self.axes[name]].at(size) for name, size in sizes.items())
+        return 1.0 + alone + self.together * self._depth(sizes)
+
+    def _depth(self, sizes: Mapping[str, int]) -> float:
+        """How far all groups are cut together: 0 while one of them is whole, 1 with every axis at half."""
+        depth = 1.0
+        for group, curve in self.curves.items():
+            full = curve.sizes[-1]
+            axes = [name for name, of in self.axes.items() if of == group]
+            cut = statistics.fmean(1 - sizes.get(name, full) / full for name in axes)
+            depth *= cut / (1 - (full // 2) / full)
+        return depth if len(self.curves) > 1 else 0.0
 
     def predict(self, sizes: Mapping[str, int]) -> float:
         """Milliseconds of a forward pass at the table's batch and length."""

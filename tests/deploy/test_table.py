@@ -38,16 +38,19 @@ def test_equal_axes_share_a_curve(classifier):
     assert table.grid(1536, 5, step=1) == [307, 614, 922, 1229]
     wanted = table.wanted(layout, 2)
     assert wanted["dense"] == {}
-    assert sorted(tuple(sizes.values()) for name, sizes in wanted.items() if name != "dense") == [(2, 2), (32, 32)]
+    assert sorted(tuple(sizes.values()) for sizes in wanted.values()) == [(), (2, 2), (2, 2, 32, 32), (32, 32)]
 
 
 def test_a_table_from_ratios(classifier):
     layout = secateur.open(classifier).layout
     ratios = {name: 0.8 if name.startswith("head") else 0.6 for name in table.wanted(layout, 2)}
+    ratios[table.TOGETHER] = 0.34
     found = table.assemble(layout, "torch", (8, 64), 1, 2, ratios, 10.0)
     heads, ffn = layout.of_kind("head"), layout.of_kind("ffn")
     assert found.share({heads[0].name: 2}) == pytest.approx(0.9)
-    assert found.share({a.name: 2 for a in heads} | {a.name: 32 for a in ffn}) == pytest.approx(0.4)
+    assert found.together == pytest.approx(-0.06)
+    assert found.share({a.name: 2 for a in heads} | {a.name: 32 for a in ffn}) == pytest.approx(0.34)
+    assert found.share({heads[0].name: 2, ffn[0].name: 32}) == pytest.approx(0.9 - 0.2 - 0.06 / 4)
     assert found.share({ffn[1].name: 48}) == pytest.approx(0.9)
 
 

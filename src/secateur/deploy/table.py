@@ -1,7 +1,8 @@
 """Latency tables: what each number of heads and neurons costs on a runtime, measured on whole models.
 
 Axes of one kind and size share a curve: every axis of a group is cut to a size at once, the cut model is timed in turn
-with the dense one in processes of their own, and the change is split evenly between the axes. Whole models, because a
+with the dense one in processes of their own, and the change is split evenly between the axes. One more model, with
+all axes at half, tells what cuts bring together beyond the sum. Whole models, because a
 block timed alone pays for its own call, and misses what the runtime fuses across blocks and what caches hold.
 """
 
@@ -10,6 +11,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from secateur.torch.host import TorchHost
 
 KINDS = ("head", "kv", "ffn")
 """Kinds of axes that a table covers; heads that come in groups are covered by their groups."""
-DENSE = "dense"
+DENSE, TOGETHER = "dense", "all at half"
 STEP = 16
 """Widths that fill vector registers: others cost up to 40% more in PyTorch's products, which no curve foretells."""
 Sizes = Mapping[str, int]
@@ -88,12 +90,18 @@ def key_of(layout: Layout, *settings: Any) -> str:
 
 
 def wanted(layout: Layout, points: int, step: int = STEP) -> dict[str, Sizes]:
-    """Configurations to measure, by name: every group at every size of its grid, and the dense model."""
+    """Configurations to measure, by name: the dense model, each group at each size of its grid, all at half."""
     found: dict[str, Sizes] = {DENSE: {}}
     for group, axes in groups_of(layout).items():
         for size in grid(layout.axis(axes[0]).size, points, step):
             found[f"{group} @ {size}"] = dict.fromkeys(axes, size)
+    found[TOGETHER] = halves(layout)
     return found
+
+
+def halves(layout: Layout) -> dict[str, int]:
+    """Every axis of every group at half of its units."""
+    return {name: layout.axis(name).size // 2 for axes in groups_of(layout).values() for name in axes}
 
 
 def artefacts(
@@ -107,14 +115,17 @@ def artefacts(
     """An artefact of each configuration for the runtime, under `work`; the first units of an axis stay."""
     made = {}
     for number, (name, sizes) in enumerate(configurations.items()):
+        folder, place = work / f"model-{number}", work / f"{runtime}-{number}"
+        made[name] = place
+        if place.exists():  # an earlier run got this far
+            continue
         say(f"{runtime}: {name}")
         cut = host.copy()
         plan = Plan({axis: np.arange(size) for axis, size in sizes.items()})
         if sizes:
             cut.resize(plan)
-        folder, place = work / f"model-{number}", work / f"{runtime}-{number}"
         cut.save(folder, overwrite=True)
-        made[name] = artefact(folder, runtime, place, shape, False, {})
+        artefact(folder, runtime, place, shape, False, {})
     return made
 
 
@@ -170,4 +181,5 @@ def assemble(
         changes = [(ratios[f"{group} @ {size}"] - 1.0) / len(names) for size in sizes]
         curves[group] = Curve((*sizes, full), (*changes, 0.0))
         axes.update(dict.fromkeys(names, group))
-    return LatencyTable(runtime, shape[0], shape[1], threads, dense_ms, curves, axes)
+    table = LatencyTable(runtime, shape[0], shape[1], threads, dense_ms, curves, axes)
+    return replace(table, together=ratios[TOGETHER] - table.share(halves(layout)))
