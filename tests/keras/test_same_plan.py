@@ -34,7 +34,7 @@ def in_torch():
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         intermediate_size=FFN,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=40,
         initializer_range=0.3,
         layer_norm_eps=1e-6,
     )
@@ -72,7 +72,7 @@ def names():
         table[f"{mine}.beta"] = (f"{theirs}.bias", lambda w: w)
 
     table["words.embeddings"] = ("bert.embeddings.word_embeddings.weight", lambda w: w)
-    table["positions.embeddings"] = ("bert.embeddings.position_embeddings.weight", lambda w: w)
+    table["positions.embeddings"] = ("bert.embeddings.position_embeddings.weight", lambda w: w[:LENGTH])
     norm("norm", "bert.embeddings.LayerNorm")
     for i in range(LAYERS):
         theirs = f"bert.encoder.layer.{i}"

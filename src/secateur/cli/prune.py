@@ -92,8 +92,12 @@ def command(
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Prune a text classifier; nothing is saved unless masked and shrunk agree and the reloaded model is equal."""
+    """Prune a text classifier, or a `.keras` classifier (--data is an .npz of x and y then).
+
+    Nothing is saved unless masked and shrunk agree and the reloaded model is equal.
+    """
     from secateur.files import check_output, new_folder
+    from secateur.opening import is_keras_file
     from secateur.select import parse_pattern
 
     check_output(output, overwrite)
@@ -102,6 +106,15 @@ def command(
     values = [make_budget(value, sweep_by, budget) for value in read_list(sweep)] if sweep is not None else None
     share = None if sweep is not None else make_choice(pattern, sparsity, threshold, budget)
     check_options(pattern, sweep, sparsity, threshold, fine_tune, eval_data, split, eval_split)
+    if is_keras_file(model):
+        refuse_for_keras({"--sweep": sweep, "--distil": distil, "--uniform": uniform, "--task": task, "--split": split})
+        tuning = {"epochs": fine_tune, "learning_rate": learning_rate, "seed": seed, "gradual": gradual}
+        tuning["batch_size"] = batch_size
+        keras_outcome = prune_keras(
+            model, output, (score, shape, share), (data, eval_data), calibration_samples, tuning, threads, overwrite
+        )
+        show(keras_outcome, json)
+        return
     rows = common.read_data(data, text_column, label_column, split)
     held = (
         common.read_data(eval_data or data, text_column, label_column, eval_split) if eval_data or eval_split else None
@@ -133,6 +146,54 @@ def command(
         save_options={"uniform": uniform},
     )
     show(outcome, json)
+
+
+def refuse_for_keras(options: dict[str, Any]) -> None:
+    """PlanError for options that only text classifiers of transformers have."""
+    from secateur.errors import PlanError
+
+    for name, value in options.items():
+        if value:
+            raise PlanError(f"{name} is not there for Keras models; leave it out")
+
+
+def prune_keras(
+    model: str,
+    output: Path,
+    choice: tuple[Any, Any, Any],
+    data: tuple[Path | None, Path | None],
+    calibration_samples: int,
+    tuning: dict[str, Any],
+    threads: int | None,
+    overwrite: bool,
+) -> Any:
+    """The job on a `.keras` file; data are `.npz` files with x and y."""
+    from secateur.opening import keras_module
+
+    keras = keras_module("secateur.keras")
+    workflow = keras_module("secateur.keras.workflow")
+    if threads is not None:
+        keras_module("secateur.keras.threads").set_threads(threads)
+    host = keras.KerasHost(keras.load(model))
+    train = workflow.read_arrays(data[0], host.model)
+    seed = tuning["seed"]
+    if data[1] is None:
+        train, test = workflow.split(train, 0.1, seed)
+    else:
+        test = workflow.read_arrays(data[1], host.model)
+    host.example = train.batches(tuning["batch_size"])[0]
+    host = keras.KerasHost(host.model, host.example)
+    return workflow.run(
+        host,
+        *choice,
+        train,
+        test,
+        workflow.Tuning(**tuning),
+        output,
+        calibration_samples=calibration_samples,
+        overwrite=overwrite,
+        say=common.track,
+    )
 
 
 def find_criterion(name: str) -> Any:

@@ -138,7 +138,7 @@ def _spell_erfc(path: Path) -> None:
         nodes.append(helper.make_node("Erf", list(node.input), [middle], name=f"{node.name}_erf"))
         nodes.append(helper.make_node("Sub", ["secateur_one", middle], list(node.output), name=f"{node.name}_sub"))
     if len(nodes) > len(program.graph.node):
-        program.graph.initializer.append(numpy_helper.from_array(np.float32(1.0), "secateur_one"))
+        program.graph.initializer.append(numpy_helper.from_array(np.array(1.0, "float32"), "secateur_one"))
         del program.graph.node[:]
         program.graph.node.extend(nodes)
         onnx.save(program, path)
