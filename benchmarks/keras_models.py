@@ -79,6 +79,8 @@ def fashion(folder: Path, rows: int, test: int) -> tuple[Any, Any]:
 class Position(kl.Layer):
     """Adds a learned position."""
 
+    supports_masking = True
+
     def build(self, shape: Any) -> None:
         """One vector a position."""
         self.table = self.add_weight(shape=shape[1:], name="table", initializer="random_normal")

@@ -225,7 +225,7 @@ def _tune(
         raise PlanError("gradual pruning needs single weights or blocks, and a sparsity; leave out --gradual")
     every = max(1, steps // 20)
     schedule = cubic(budget.sparsity, steps=max(1, round(0.7 * steps)))
-    callback = GradualPruning(schedule, every=every, criterion=criterion, pattern=pattern)
+    callback = GradualPruning(schedule, every=every, criterion=criterion, pattern=pattern, budget=type(budget))
     small.model.fit(part.x, part.y, callbacks=[callback], **options)
     found = callback.plan.check(small.layout)
     return replace(found, provenance={**found.provenance, "gradual": True})
