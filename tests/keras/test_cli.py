@@ -26,6 +26,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_units_go(here, capsys):
     words = ["model.keras", "--data", "data.npz", "--criterion", "taylor", "--pattern", "ffn", "--sparsity", 0.5]
     code, out, err = call(capsys, *words, "--output", "small", "--fine-tune", 1, "--json")
@@ -51,6 +52,7 @@ def test_weights_go_gradually(here, capsys):
         assert not host.read(name)[~mask].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
