@@ -200,7 +200,7 @@ def train(args: argparse.Namespace) -> None:
             fact["parity"] = _parity(one.model, place, label, test[0][:8])
             facts.append(fact)
             print(fact, flush=True)
-        (place / "facts.json").write_text(json.dumps(facts, indent=1))
+            (place / "facts.json").write_text(json.dumps(facts, indent=1))
 
 
 def _path(place: Path, label: str, target: str, sparse: bool = False) -> Path:
