@@ -72,6 +72,7 @@ def export(
     if sparse and target != "tflite":
         raise ModelError(f"the sparse weight format is LiteRT's; use target tflite, not {target}")
     check_output(path, overwrite)
+    run(model, example)  # Keras exports only what has been called
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work, _quiet():
         written = Path(work) / path.name
