@@ -79,6 +79,8 @@ def fashion(folder: Path, rows: int, test: int) -> tuple[Any, Any]:
 class Position(kl.Layer):
     """Adds a learned position."""
 
+    supports_masking = True
+
     def build(self, shape: Any) -> None:
         """One vector a position."""
         self.table = self.add_weight(shape=shape[1:], name="table", initializer="random_normal")
@@ -131,16 +133,18 @@ def accuracy(model: keras.Model, data: Any) -> float:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Everything but the timing; writes facts.json and the exported files."""
+    """Everything but the timing; writes facts.json of each task and the exported files."""
     folder = args.folder
     folder.mkdir(parents=True, exist_ok=True)
-    facts = []
-    for name, make, data, epochs, rate in (
-        ("reviews", text_model, reviews(args.rows, 2000), args.epochs, 1e-3),
-        ("fashion", image_model, fashion(args.fashion, args.rows, 2000), args.epochs, 2e-3),
+    for name, make, read, epochs, rate in (
+        ("reviews", text_model, lambda: reviews(args.rows, 2000), args.epochs, 1e-3),
+        ("fashion", image_model, lambda: fashion(args.fashion, args.rows, 2000), args.epochs, 2e-3),
     ):
+        if args.task not in (None, name):
+            continue
+        facts: list[dict[str, Any]] = []
         keras.utils.set_random_seed(0)
-        (x, y), test = data
+        (x, y), test = read()
         model = make()
         fit(model, (x, y), epochs, rate)
         dense = accuracy(model, test)
@@ -196,7 +200,7 @@ def train(args: argparse.Namespace) -> None:
             fact["parity"] = _parity(one.model, place, label, test[0][:8])
             facts.append(fact)
             print(fact, flush=True)
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+            (place / "facts.json").write_text(json.dumps(facts, indent=1))
 
 
 def _path(place: Path, label: str, target: str, sparse: bool = False) -> Path:
@@ -218,7 +222,7 @@ def _parity(model: keras.Model, place: Path, label: str, example: np.ndarray) ->
 
 def timing(args: argparse.Namespace) -> None:
     """Time what `train` exported; print the tables, and write them when asked."""
-    facts = json.loads((args.folder / "facts.json").read_text())
+    facts = [f for path in sorted(args.folder.glob("*/facts.json")) for f in json.loads(path.read_text())]
     lines = [
         "| task | model | before | after fine-tuning | parameters | MACs | zeros (revived) | masked vs shrunk | "
         "reload |",
@@ -277,6 +281,7 @@ def main() -> None:
     parser.add_argument("what", choices=["train", "time"])
     parser.add_argument("--folder", type=Path, default=Path(".cache/keras-models"))
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--task", choices=["reviews", "fashion"], help="one of the two; default: both")
     parser.add_argument("--rows", type=int, default=6000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=30)

@@ -36,10 +36,23 @@ def test_recipe(name, cache, tmp_path):
     assert (output / "plan.json").is_file()
 
 
+@pytest.mark.slow
+def test_keras_recipe(tmp_path):
+    pytest.importorskip("tensorflow")
+    command = [sys.executable, str(RECIPES / "keras_threshold.py"), "--output", str(tmp_path / "out"), "--rows", "256"]
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores = re.findall(r"^(\w+)\s+dense (0\.\d+|1\.0+)  fine-tuned (0\.\d+|1\.0+)", done.stdout, re.MULTILINE)
+    assert [name for name, _, _ in scores] == ["mlp", "transformer"]
+    assert (tmp_path / "out" / "mlp.keras").is_file()
+
+
 def test_every_recipe_is_run_here():
     assert {p.stem for p in RECIPES.glob("*.py")} == {
         "magnitude_threshold",
         "gradient_rank",
         "attention_heads",
         "common",
+        "keras_threshold",
     }

@@ -47,8 +47,18 @@ def is_keras_file(path: str | Path) -> bool:
     return str(path).endswith(".keras") or (Path(path) / "model.keras").is_file()
 
 
+def keras_module(module: str) -> Any:
+    """A module of the Keras host; ModelError when Keras or its backend is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name in ("keras", "tensorflow", "torch", "jax"):
+            raise ModelError(f"{error.name} is not installed; `pip install 'secateur[tensorflow]'`") from None
+        raise
+
+
 def _keras() -> Any:
-    return importlib.import_module("secateur.keras")
+    return keras_module("secateur.keras")
 
 
 def _torch(module: str) -> Any:

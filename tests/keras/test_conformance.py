@@ -69,6 +69,7 @@ class KerasConformance(Conformance):
         return {"act_sq": {self.down: (tokens**2).mean(0)}, "unit_act": {axis: np.abs(tokens).mean(0)}}
 
 
+@pytest.mark.slow
 class TestTransformer(KerasConformance):
     def model(self):
         return models.transformer()
@@ -77,6 +78,7 @@ class TestTransformer(KerasConformance):
         return batch  # its length is fixed; padding is tested on TestOpenLength
 
 
+@pytest.mark.slow
 class TestOpenLength(TestTransformer):
     def model(self):
         return models.transformer(blocks=1, length=None)
@@ -91,6 +93,7 @@ class TestGrouped(KerasConformance):
         return models.transformer(grouped=True)
 
 
+@pytest.mark.slow
 class TestSubclassed(KerasConformance):
     def model(self):
         return models.vision()

@@ -34,7 +34,7 @@ def in_torch():
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         intermediate_size=FFN,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=40,
         initializer_range=0.3,
         layer_norm_eps=1e-6,
     )
@@ -44,19 +44,20 @@ def in_torch():
 def in_keras():
     ids = keras.Input((LENGTH,), dtype="int32", name="ids")
     places = keras.Input((LENGTH,), dtype="int32", name="places")
+    real = keras.Input((LENGTH,), dtype="bool", name="real")
 
     def norm(name):
         return kl.LayerNormalization(epsilon=1e-6, name=name)
 
-    words = kl.Embedding(VOCAB, DIM, mask_zero=True, name="words")(ids)
+    words = kl.Embedding(VOCAB, DIM, name="words")(ids)
     x = norm("norm")(kl.Add()([words, kl.Embedding(LENGTH, DIM, name="positions")(places)]))
     for i in range(LAYERS):
-        y = kl.MultiHeadAttention(HEADS, DIM // HEADS, name=f"attention_{i}")(x, x)
+        y = kl.MultiHeadAttention(HEADS, DIM // HEADS, name=f"attention_{i}")(x, x, attention_mask=real[:, None, :])
         x = norm(f"norm1_{i}")(kl.Add()([x, y]))
         y = kl.Dense(DIM, name=f"down_{i}")(kl.Dense(FFN, activation="gelu", name=f"up_{i}")(x))
         x = norm(f"norm2_{i}")(kl.Add()([x, y]))
     x = kl.Dense(2, name="head")(kl.Dense(DIM, activation="tanh", name="pooler")(x[:, 0]))
-    return keras.Model([ids, places], x)
+    return keras.Model([ids, places, real], x)
 
 
 def names():
@@ -72,7 +73,7 @@ def names():
         table[f"{mine}.beta"] = (f"{theirs}.bias", lambda w: w)
 
     table["words.embeddings"] = ("bert.embeddings.word_embeddings.weight", lambda w: w)
-    table["positions.embeddings"] = ("bert.embeddings.position_embeddings.weight", lambda w: w)
+    table["positions.embeddings"] = ("bert.embeddings.position_embeddings.weight", lambda w: w[:LENGTH])
     norm("norm", "bert.embeddings.LayerNorm")
     for i in range(LAYERS):
         theirs = f"bert.encoder.layer.{i}"
@@ -92,7 +93,8 @@ def hosts():
     """(PyTorch host, its batches, Keras host, its batches), with equal weights."""
     model = in_torch()
     there = secateur.open(model)
-    here = secateur.open(in_keras(), loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    here = secateur.open(in_keras(), loss=loss, token_mask=lambda x: x[2])
     state = {name: p.detach().numpy() for name, p in model.named_parameters()}
     for mine, (theirs, turned) in names().items():
         value = turned(state[theirs])
@@ -105,7 +107,7 @@ def hosts():
         ids = rng.integers(1, VOCAB, (size, LENGTH)).astype("int32")
         ids[0, 5:] = 0
         labels = rng.integers(0, 2, size)
-        ours.append(([ids, np.tile(np.arange(LENGTH, dtype="int32"), (size, 1))], labels))
+        ours.append(([ids, np.tile(np.arange(LENGTH, dtype="int32"), (size, 1)), ids != 0], labels))
         mask = torch.from_numpy((ids != 0).astype("int64"))
         theirs.append(
             {"input_ids": torch.from_numpy(ids).long(), "attention_mask": mask, "labels": torch.from_numpy(labels)}

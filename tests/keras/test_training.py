@@ -43,7 +43,10 @@ def test_the_textbook_lines():
 @pytest.mark.parametrize(
     "optimizer",
     [
-        lambda: keras.optimizers.AdamW(1e-2, weight_decay=0.5, use_ema=True, ema_momentum=0.5),
+        pytest.param(
+            lambda: keras.optimizers.AdamW(1e-2, weight_decay=0.5, use_ema=True, ema_momentum=0.5),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(lambda: keras.optimizers.SGD(1e-2, momentum=0.9, nesterov=True), marks=pytest.mark.slow),
         pytest.param(
             lambda: keras.optimizers.Lion(1e-2, use_ema=True, ema_overwrite_frequency=2), marks=pytest.mark.slow
@@ -62,6 +65,7 @@ def test_no_optimizer_revives_a_weight(optimizer):
         assert not values(model)[name][mask].any(), name
 
 
+@pytest.mark.slow
 def test_a_hold_ends_and_can_be_released():
     host = secateur.open(models.compiled(models.mlp()))
     plan = secateur.prune(host, secateur.criteria.magnitude, secateur.Element(), 0.5)
@@ -77,6 +81,7 @@ def test_a_hold_ends_and_can_be_released():
     assert values(host.model)["two.kernel"][gone].any()
 
 
+@pytest.mark.slow
 def test_the_user_s_constraint_holds_too():
     x = keras.Input((6,))
     layer = keras.layers.Dense(8, kernel_constraint=keras.constraints.NonNeg(), name="up")
@@ -89,6 +94,7 @@ def test_the_user_s_constraint_holds_too():
     assert not kernel[gone].any()
 
 
+@pytest.mark.slow
 def test_gradual_pruning_follows_the_schedule():
     seen = []
 
@@ -110,6 +116,7 @@ def test_gradual_pruning_follows_the_schedule():
         assert not values(model)[name][~mask].any()
 
 
+@pytest.mark.slow
 def test_a_resized_model_trains_and_is_reloaded_by_keras_alone(tmp_path):
     model = models.transformer()
     host = secateur.open(model, loss=SPARSE)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL = "Model", "Data", "Output"
 
-ModelArgument = Annotated[str, typer.Argument(help="A model folder, or a hub id such as org/name.", metavar="MODEL")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A model folder, a hub id such as org/name, or a .keras file.", metavar="MODEL")
+]
 TaskOption = Annotated[
     str | None,
     typer.Option(

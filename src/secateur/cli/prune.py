@@ -125,10 +125,11 @@ def command(
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Prune a text classifier (--data), or a language model block by block (--calibration or --recipe).
+    """Prune a classifier (--data), or a language model block by block (--calibration or --recipe).
 
-    A classifier is saved only if masked and shrunk agree and the reloaded model is equal. A language model is written
-    shard by shard: a run that was stopped goes on when the same command is given again.
+    The data of a `.keras` classifier is an .npz of x and y. A classifier is saved only if masked and shrunk agree and
+    the reloaded model is equal. A language model is written shard by shard: a run that was stopped goes on when the
+    same command is given again.
     """
     if calibration or recipe is not None:
         from secateur.cli import language
@@ -138,6 +139,7 @@ def command(
 
     from secateur.errors import PlanError
     from secateur.files import check_output, new_folder
+    from secateur.opening import is_keras_file
     from secateur.select import parse_pattern
 
     if model is None or output is None:
@@ -149,6 +151,17 @@ def command(
     values = [make_budget(value, sweep_by, budget) for value in read_list(sweep)] if sweep is not None else None
     share = None if sweep is not None else make_choice(pattern, sparsity, threshold, budget)
     check_options(pattern, sweep, sparsity, threshold, fine_tune, eval_data, split, eval_split)
+    if is_keras_file(model):
+        from secateur.cli import keras
+
+        keras.refuse({"--sweep": sweep, "--distil": distil, "--uniform": uniform, "--task": task, "--split": split})
+        tuning = {"epochs": fine_tune, "learning_rate": learning_rate, "seed": seed, "gradual": gradual}
+        tuning["batch_size"] = batch_size
+        keras_outcome = keras.prune(
+            model, output, (score, shape, share), (data, eval_data), calibration_samples, tuning, threads, overwrite
+        )
+        show(keras_outcome, json)
+        return
     rows = common.read_data(data, text_column, label_column, split)
     held = (
         common.read_data(eval_data or data, text_column, label_column, eval_split) if eval_data or eval_split else None

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from secateur import pruning
-from secateur.budget import Global
+from secateur.budget import Budget, Global
 from secateur.criteria import magnitude
 from secateur.keras.hold import hold
 from secateur.keras.host import KerasHost
@@ -20,7 +20,7 @@ from secateur.select import Element, Pattern
 class GradualPruning(keras.callbacks.Callback):
     """`model.fit(..., callbacks=[GradualPruning(schedule=secateur.schedule.cubic(0.8, steps=500))])`.
 
-    schedule: training step -> sparsity of all weights together.
+    schedule: training step -> sparsity; budget: how it is spread, by default over all weights together.
     every: steps between two decisions. criterion, pattern, data, weights: as in `secateur.prune`; the criterion sees
         the weights as they are at that step.
     plan: the last decision. The zeros are held after the training too, until `secateur.keras.release(model)`.
@@ -33,6 +33,7 @@ class GradualPruning(keras.callbacks.Callback):
         every: int = 10,
         criterion: Callable[..., Any] = magnitude,
         pattern: Pattern | None = None,
+        budget: Callable[[float], Budget] = Global,
         data: Any = None,
         weights: Sequence[str] | None = None,
         example: Any = None,
@@ -40,7 +41,7 @@ class GradualPruning(keras.callbacks.Callback):
         super().__init__()
         self.schedule, self.every, self.criterion, self.data = schedule, every, criterion, data
         self.pattern = Element() if pattern is None else pattern
-        self.weights, self.example = weights, example
+        self.budget, self.weights, self.example = budget, weights, example
         self.plan = Plan()
         self._host: KerasHost | None = None
         self._step = 0
@@ -72,6 +73,6 @@ class GradualPruning(keras.callbacks.Callback):
             return
         self._sparsity = sparsity
         self.plan = pruning.prune(
-            self._host, self.criterion, self.pattern, Global(sparsity), self.data, weights=self.weights
+            self._host, self.criterion, self.pattern, self.budget(sparsity), self.data, weights=self.weights
         )
         hold(self.model, variables(self.model), self._host.masks(self.plan))

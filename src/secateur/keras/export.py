@@ -72,6 +72,7 @@ def export(
     if sparse and target != "tflite":
         raise ModelError(f"the sparse weight format is LiteRT's; use target tflite, not {target}")
     check_output(path, overwrite)
+    run(model, example)  # Keras exports only what has been called
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work, _quiet():
         written = Path(work) / path.name
@@ -138,7 +139,7 @@ def _spell_erfc(path: Path) -> None:
         nodes.append(helper.make_node("Erf", list(node.input), [middle], name=f"{node.name}_erf"))
         nodes.append(helper.make_node("Sub", ["secateur_one", middle], list(node.output), name=f"{node.name}_sub"))
     if len(nodes) > len(program.graph.node):
-        program.graph.initializer.append(numpy_helper.from_array(np.float32(1.0), "secateur_one"))
+        program.graph.initializer.append(numpy_helper.from_array(np.array(1.0, "float32"), "secateur_one"))
         del program.graph.node[:]
         program.graph.node.extend(nodes)
         onnx.save(program, path)

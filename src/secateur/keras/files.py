@@ -15,12 +15,17 @@ NAME = "model.keras"
 def save(model: keras.Model, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False) -> None:
     """Write `model.keras`, and `plan.json` beside it, whole or not at all."""
     with new_folder(Path(folder), overwrite) as work:
-        try:
-            model.save(work / NAME)
-        except (NotImplementedError, TypeError, ValueError) as error:
-            raise ModelError(f"{model.name} cannot be written as .keras: {_line(error)}") from error
-        if plan is not None:
-            plan.save(work)
+        write(model, work, plan)
+
+
+def write(model: keras.Model, folder: Path, plan: Plan | None) -> None:
+    """The files of `save` in a folder that is there."""
+    try:
+        model.save(folder / NAME)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ModelError(f"{model.name} cannot be written as .keras: {_line(error)}") from error
+    if plan is not None:
+        plan.save(folder)
 
 
 def load(path: Path | str, custom_objects: dict[str, Any] | None = None) -> keras.Model:

@@ -1,0 +1,231 @@
+"""The main job on a Keras classifier with arrays as data: prune, verify, fine-tune, shrink, save, reload, measure."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from secateur.budget import Budget, Global, Uniform
+from secateur.check import difference, verify
+from secateur.cost import macs, parameters
+from secateur.errors import DataError, ModelError, PlanError
+from secateur.evaluate import Score, score
+from secateur.files import new_folder
+from secateur.keras import files
+from secateur.keras.callback import GradualPruning
+from secateur.keras.host import KerasHost
+from secateur.plan import Plan
+from secateur.pruning import Criterion, prune
+from secateur.schedule import cubic
+from secateur.select import Pattern, Unit
+
+LOSS = keras.losses.SparseCategoricalCrossentropy
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Inputs (one array, or one for each input of the model by name) and class numbers, in equal order."""
+
+    x: Any
+    y: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: Any) -> "Arrays":
+        """The rows at those positions."""
+        x = {k: v[rows] for k, v in self.x.items()} if isinstance(self.x, dict) else self.x[rows]
+        return Arrays(x, self.y[rows])
+
+    def batches(self, size: int) -> list[tuple[Any, np.ndarray]]:
+        """(x, y) in batches."""
+        parts = [self.take(slice(start, start + size)) for start in range(0, len(self), size)]
+        return [(part.x, part.y) for part in parts]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Fine-tuning after pruning. gradual: prune along a cubic schedule meanwhile."""
+
+    epochs: float = 0.0
+    learning_rate: float = 1e-4
+    seed: int = 0
+    gradual: bool = False
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one job; sizes in bytes, `difference` is masked against shrunk."""
+
+    name: str
+    dense: Score
+    pruned: Score
+    tuned: Score | None
+    total: int
+    nonzero: int
+    macs_ratio: float
+    difference: float
+    folder: str
+    bytes: int
+    reload_difference: float
+    inexact: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return asdict(self)
+
+
+def read_arrays(path: Path | None, model: keras.Model) -> Arrays:
+    """Read an `.npz` with `y` and either `x` or one array named after each input of the model.
+
+    Raises DataError: no file, no such arrays, unequal lengths, labels that are no class numbers.
+    """
+    if path is None:
+        raise DataError("data is needed here; pass --data FILE.npz with arrays x and y")
+    if not path.exists():
+        raise DataError(f"no data at {path}")
+    if path.suffix != ".npz":
+        raise DataError(f"{path.name} is no .npz; Keras models take arrays: numpy.savez(file, x=..., y=...)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read as .npz: {str(error).splitlines()[0]}") from None
+    names = [tensor.name for tensor in model.inputs or []]
+    if "y" not in arrays or ("x" not in arrays and not set(names) <= set(arrays)):
+        raise DataError(f"{path} needs arrays y and x (or {', '.join(names)}); it has {', '.join(arrays) or 'none'}")
+    x = arrays["x"] if "x" in arrays else {name: arrays[name] for name in names}
+    y = arrays["y"]
+    lengths = {len(y), *(len(a) for a in (x.values() if isinstance(x, dict) else [x]))}
+    if len(lengths) > 1 or 0 in lengths:
+        raise DataError(
+            f"{path}: arrays of {', '.join(map(str, sorted(lengths)))} rows; they must be equal and not empty"
+        )
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+        raise DataError(f"{path}: y of shape {y.shape} and type {y.dtype}; it must be one class number a row")
+    return Arrays(x, y)
+
+
+def split(data: Arrays, share: float, seed: int) -> tuple[Arrays, Arrays]:
+    """Two disjoint parts, the second with about `share` of the rows of every label, both shuffled with the seed."""
+    rng = np.random.default_rng(seed)
+    held: list[int] = []
+    for label in np.unique(data.y):
+        rows = rng.permutation(np.flatnonzero(data.y == label))
+        held += rows[: round(len(rows) * share)].tolist()
+    rest = np.setdiff1d(np.arange(len(data)), held)
+    if not held or not len(rest):
+        raise DataError(f"{len(data)} rows are too few to hold out {share:.0%} of them")
+    return data.take(rng.permutation(rest)), data.take(rng.permutation(held))
+
+
+def logits(host: KerasHost, data: Arrays, batch_size: int) -> np.ndarray:
+    """Class scores (examples, classes) as logarithms; ModelError when the model is no classifier for these labels."""
+    parts = [host.outputs(batch) for batch in data.batches(batch_size)]
+    if not parts[0] or parts[0][0].ndim != 2 or parts[0][0].shape[1] <= data.y.max():
+        raise ModelError(
+            f"{host.model.name} does not give one row of scores with a class {data.y.max()} for each example"
+        )
+    found = np.concatenate([part[0] for part in parts])
+    return np.log(np.clip(found, 1e-30, None)) if not _from_logits(host.model) else found
+
+
+def _from_logits(model: keras.Model) -> bool:
+    activation = getattr(getattr(model.layers[-1], "activation", None), "__name__", "")
+    return activation != "softmax"
+
+
+def run(
+    host: KerasHost,
+    criterion: Criterion,
+    pattern: Pattern,
+    budget: Budget | None,
+    train: Arrays,
+    test: Arrays,
+    tuning: Tuning,
+    output: Path,
+    *,
+    calibration_samples: int = 512,
+    overwrite: bool = False,
+    say: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, description: items,
+) -> Outcome:
+    """Do the whole job on a copy; `host` itself stays dense.
+
+    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model says something else.
+    """
+    size = tuning.batch_size
+    host.loss = host.loss or LOSS(from_logits=_from_logits(host.model))
+    dense = logits(host, test, size)
+    calibration = train.take(slice(calibration_samples)).batches(size)
+    plan = prune(host, criterion, pattern, budget, say(calibration, "scoring"))
+    verdict = verify(host, plan, test.batches(size))
+    with host.masked(plan):
+        pruned = score(logits(host, test, size), test.y, dense)
+    small = host.copy()
+    if not (tuning.gradual and tuning.epochs):
+        small.resize(plan)
+    tuned = None
+    if tuning.epochs:
+        plan = _tune(small, criterion, pattern, budget, plan, train, tuning)
+        tuned = score(logits(small, test, size), test.y, dense)
+    expected = small.outputs(test.batches(size)[0])
+    with new_folder(output, overwrite) as folder:
+        files.write(small.model, folder, plan)
+        again = KerasHost(files.load(folder), test.batches(size)[0])
+        apart = difference(expected, again.outputs(test.batches(size)[0]))
+        if apart:
+            raise ModelError(f"the reloaded model differs from the saved one by {apart:.1e}; nothing was saved")
+        weight = sum(file.stat().st_size for file in folder.iterdir())
+    count = parameters(host.layout, plan)
+    ratio = macs(host.layout, plan) / max(macs(host.layout), 1)
+    return Outcome(
+        output.name,
+        score(dense, test.y),
+        pruned,
+        tuned,
+        count.total,
+        count.nonzero,
+        ratio,
+        verdict.difference,
+        str(output),
+        weight,
+        apart,
+        verdict.inexact,
+        dict(plan.provenance),
+    )
+
+
+def _tune(
+    small: KerasHost,
+    criterion: Criterion,
+    pattern: Pattern,
+    budget: Budget | None,
+    plan: Plan,
+    train: Arrays,
+    tuning: Tuning,
+) -> Plan:
+    """Fine-tune with the zeros held, or pruned gradually; returns the plan that came of it."""
+    keras.utils.set_random_seed(tuning.seed)
+    loss = LOSS(from_logits=_from_logits(small.model))
+    small.model.compile(keras.optimizers.AdamW(tuning.learning_rate, weight_decay=0.01), loss)
+    part = train if tuning.epochs >= 1 else train.take(slice(max(1, round(len(train) * tuning.epochs))))
+    epochs = max(1, round(tuning.epochs))
+    steps = epochs * -(-len(part) // tuning.batch_size)
+    options = {"epochs": epochs, "batch_size": tuning.batch_size, "verbose": 0}
+    if not tuning.gradual:
+        with small.hold(Plan(masks=plan.masks)):
+            small.model.fit(part.x, part.y, **options)
+        return plan
+    if not isinstance(budget, Uniform | Global) or isinstance(pattern, Unit):
+        raise PlanError("gradual pruning needs single weights or blocks, and a sparsity; leave out --gradual")
+    every = max(1, steps // 20)
+    schedule = cubic(budget.sparsity, steps=max(1, round(0.7 * steps)))
+    callback = GradualPruning(schedule, every=every, criterion=criterion, pattern=pattern, budget=type(budget))
+    small.model.fit(part.x, part.y, callbacks=[callback], **options)
+    found = callback.plan.check(small.layout)
+    return replace(found, provenance={**found.provenance, "gradual": True})
