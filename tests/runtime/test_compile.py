@@ -133,6 +133,7 @@ def test_summary_says_why_layers_stay_dense():
     prune(model[0])
     text = runtime.compile(model, measure=False).summary()
     assert text.startswith("1 of 3 linear layers")
+    assert "kernels, not timed, at 0." in text
     assert "1 with fewer than 30% zeros" in text
     assert "torch.float64" in text
     assert runtime.compile(nn.ReLU()).summary() == "No layer of 0 runs on the sparse kernels."

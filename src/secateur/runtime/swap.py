@@ -59,12 +59,15 @@ class Report:
         gain = sum(layer.dense_us for layer in sparse) / max(1e-9, sum(layer.sparse_us for layer in sparse))
         kept = sum(layer.density * layer.dense_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
         size = sum(layer.packed_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
+        taken = sum(layer.dense_us for layer in sparse)
+        speed = (
+            f"{gain:.1f} times as fast as dense at {self.tokens} tokens on {self.threads} thread(s) and "
+            if taken
+            else "not timed, "
+        )
         text = (
-            f"{len(sparse)} of {len(self.layers)} linear layers ({kept:.0%} of their weights kept) run on "
-            f"the {self.isa} "
-            f"kernels, {gain:.1f} times as fast as dense at {self.tokens} tokens on {self.threads} "
-            f"thread(s) and at "
-            f"{size:.2f} of the dense size"
+            f"{len(sparse)} of {len(self.layers)} linear layers ({kept:.0%} of their weights kept) run on the "
+            f"{self.isa} kernels, {speed}at {size:.2f} of the dense size"
         )
         return text + (f"; dense stay {why}." if why else ".")
 
