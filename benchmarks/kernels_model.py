@@ -56,7 +56,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    lines = head(f"Whole encoders, modules swapped, {args.threads} thread(s), kernels: {isa()}")
+    lines = head(
+        f"Whole encoders, linear layers with their activations swapped, {args.threads} thread(s), kernels: {isa()}"
+    )
     lines += [
         "Random weights and masks. Dense is torch eager with its default attention (SDPA).",
         "",
@@ -67,8 +69,8 @@ def main() -> None:
         for density in args.density:
             model = pruned_encoder(shape, density)
             for batch in args.batches:
-                fast = runtime.compile(model, tokens=batch * args.length)
                 ids = torch.randint(0, 1000, (batch, args.length))
+                fast = runtime.compile(model, tokens=batch * args.length, example={"input_ids": ids})
                 with torch.inference_mode():
                     difference = (fast(ids)[0] - model(ids)[0]).abs().max().item()
                     runs = {"dense": lambda m=model, i=ids: m(i), "fast": lambda m=fast, i=ids: m(i)}

@@ -12,7 +12,7 @@ import pytest
 
 from secateur.cli import main
 
-COMMANDS = ("inspect", "prune", "train", "eval", "demo")
+COMMANDS = ("inspect", "prune", "train", "eval", "run", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

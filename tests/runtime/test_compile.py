@@ -133,6 +133,7 @@ def test_summary_says_why_layers_stay_dense():
     prune(model[0])
     text = runtime.compile(model, measure=False).summary()
     assert text.startswith("1 of 3 linear layers")
+    assert "kernels, not timed, at 0." in text
     assert "1 with fewer than 30% zeros" in text
     assert "torch.float64" in text
     assert runtime.compile(nn.ReLU()).summary() == "No layer of 0 runs on the sparse kernels."
@@ -272,3 +273,35 @@ def test_decoding_is_measured_with_cold_weights():
     layer = fast.secateur_report.layers[0]
     assert layer.format in ("block", "bitmask", "dense")
     assert min(layer.dense_us, layer.sparse_us) > 0
+
+
+def test_activations_are_fused_where_the_graph_allows(tmp_path):
+    model = tiny_bert()
+    batch = {"input_ids": ids()}
+    fast = runtime.compile(model, measure=False, example=batch)
+    dense = [layer.intermediate.dense for layer in fast.bert.encoder.layer]
+    assert [layer.activation for layer in dense] == ["gelu", "gelu"]
+    assert isinstance(fast.bert.encoder.layer[0].intermediate.intermediate_act_fn, nn.Identity)
+    assert not isinstance(model.bert.encoder.layer[0].intermediate.intermediate_act_fn, nn.Identity)
+    with torch.inference_mode():
+        assert torch.allclose(fast(**batch).logits, model(**batch).logits, atol=1e-5)
+        runtime.save(fast, tmp_path)
+        assert torch.equal(runtime.load(tmp_path)(**batch).logits, fast(**batch).logits)
+
+
+def test_an_activation_that_others_need_is_not_fused():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.act, self.silu = nn.Linear(32, 32), nn.Linear(32, 32), nn.ReLU(), nn.SiLU()
+
+        def forward(self, x):
+            hidden = self.a(x)
+            return self.act(hidden) + hidden + self.silu(self.b(self.act(x)))
+
+    model = prune(Both())
+    x = torch.randn(20, 32)
+    fast = runtime.compile(model, measure=False, example=(x,))
+    assert (fast.a.activation, fast.b.activation) == ("none", "silu")
+    with torch.inference_mode():
+        assert torch.allclose(fast(x), model(x), atol=1e-6)

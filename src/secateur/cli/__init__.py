@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from secateur._version import __version__
-from secateur.cli import bench, demo, evaluate, export, inspect, prune, train
+from secateur.cli import bench, demo, evaluate, export, inspect, prune, run, train
 from secateur.errors import SecateurError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Make a trained Transformer smaller and faster, and prove that it is.",
 )
-for module in (inspect, prune, train, evaluate, export, bench, demo):
+for module in (inspect, prune, train, evaluate, run, export, bench, demo):
     app.command(module.NAME, epilog=module.EXAMPLES)(module.command)
 
 BAD_INPUT = 2

@@ -30,10 +30,18 @@ class SparseLinear(nn.Module):
         if bias is not None and (tuple(bias.shape) != (info.rows,) or bias.dtype != torch.float32):
             raise ValueError(f"bias must be float32 ({info.rows},), not {bias.dtype} {tuple(bias.shape)}")
         self.in_features, self.out_features = info.cols, info.rows
-        self.activation = activation
-        self._activation_code = ACTIVATIONS.index(activation)
+        self.activate(activation)
         self.register_buffer("packed", packed)
         self.register_buffer("bias", None if bias is None else bias.detach())
+
+    def activate(self, activation: str) -> None:
+        """Apply one of `ACTIVATIONS` to the outputs from now on.
+
+        Raises:
+            ValueError: for an unknown one.
+        """
+        self._activation_code = ACTIVATIONS.index(activation)
+        self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., in_features), float32.

@@ -17,10 +17,10 @@ from torch import nn
 from secateur.runtime.linear import SparseLinear
 from secateur.runtime.native import load_native
 from secateur.runtime.packed import unpack, validate
-from secateur.runtime.swap import share_copy
+from secateur.runtime.swap import put_module, share_copy
 
 WEIGHTS, MANIFEST = "runtime.safetensors", "runtime.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save(model: nn.Module, folder: str | Path) -> None:
@@ -52,6 +52,8 @@ def save(model: nn.Module, folder: str | Path) -> None:
         "version": FORMAT_VERSION,
         "class": type(model).__name__,
         "packed": packed,
+        # Activations that were fused into a packed layer: the skeleton has them still.
+        "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
         "aliases": aliases,
     }
     save_file(tensors, folder / WEIGHTS)
@@ -88,6 +90,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, activation in manifest["packed"].items():
         model = _put_packed(model, name, activation, tensors)
+    for name in manifest["identities"]:
+        put_module(model, name, nn.Identity())
     for name, source in manifest["aliases"].items():
         tensors[name] = tensors[source]
     try:

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from secateur.runtime.choose import Choice, choose, unmeasured
+from secateur.runtime.fuse import fusable
 from secateur.runtime.linear import SparseLinear
 from secateur.runtime.native import isa, load_native
 from secateur.runtime.packed import VALUES, pack
@@ -56,18 +59,27 @@ class Report:
         gain = sum(layer.dense_us for layer in sparse) / max(1e-9, sum(layer.sparse_us for layer in sparse))
         kept = sum(layer.density * layer.dense_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
         size = sum(layer.packed_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
+        taken = sum(layer.dense_us for layer in sparse)
+        speed = (
+            f"{gain:.1f} times as fast as dense at {self.tokens} tokens on {self.threads} thread(s) and "
+            if taken
+            else "not timed, "
+        )
         text = (
-            f"{len(sparse)} of {len(self.layers)} linear layers ({kept:.0%} of their weights kept) run on "
-            f"the {self.isa} "
-            f"kernels, {gain:.1f} times as fast as dense at {self.tokens} tokens on {self.threads} "
-            f"thread(s) and at "
-            f"{size:.2f} of the dense size"
+            f"{len(sparse)} of {len(self.layers)} linear layers ({kept:.0%} of their weights kept) run on the "
+            f"{self.isa} kernels, {speed}at {size:.2f} of the dense size"
         )
         return text + (f"; dense stay {why}." if why else ".")
 
 
 def compile(
-    model: nn.Module, *, tokens: int = 128, value: str = "float32", measure: bool = True, cache: bool = True
+    model: nn.Module,
+    *,
+    tokens: int = 128,
+    value: str = "float32",
+    measure: bool = True,
+    cache: bool = True,
+    example: Mapping[str, Any] | tuple[Any, ...] | None = None,
 ) -> nn.Module:
     """A copy of `model` whose sparse linear layers run on the kernels; weights that stay dense are shared,
     not copied.
@@ -84,10 +96,12 @@ def compile(
             'float16' (blocks of 4 or 8 rows only) and 'int8' (blocks, or any pattern at up to 8 tokens; one scale a
             row) round too: check the model's quality.
         measure: time each kind of layer dense and sparse and keep the faster; False packs every sparse layer.
+        example: a batch as for `secateur.open`; with it, activations are fused into the packed layers before them.
         cache: keep measurements in the user's cache folder (see `secateur.runtime.choose`).
 
     Raises:
         ValueError: when `tokens` is not positive, or `value` is unknown.
+        ModelError: when the model cannot be traced on `example`.
     """
     if tokens < 1:
         raise ValueError(f"tokens must be positive, not {tokens}")
@@ -95,6 +109,7 @@ def compile(
         raise ValueError(f"value must be one of {', '.join(map(repr, VALUES))}, not {value!r}")
     result = share_copy(model).eval()
     tied = _tied(result)
+    activations = {} if example is None or load_native() is None else fusable(model, example)
     reports = []
     for name, module in list(result.named_modules()):
         weight = linear_weight(module)
@@ -103,16 +118,25 @@ def compile(
         report, replacement = _convert(name, module, weight, tied, tokens, value, measure, cache)
         reports.append(report)
         if replacement is not None:
+            if name in activations:
+                path, activation = activations[name]
+                replacement.activate(activation)
+                put_module(result, path, nn.Identity())
             if not name:
                 result = replacement.eval()
             else:
-                parent, _, last = name.rpartition(".")
-                setattr(result.get_submodule(parent), last, replacement)
+                put_module(result, name, replacement)
     outcome = Report(tuple(reports), isa(), tokens, torch.get_num_threads())
     result.secateur_report = outcome
     if not hasattr(type(result), "summary"):
         result.summary = outcome.summary
     return result
+
+
+def put_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Set the module at a dotted path."""
+    parent, _, last = path.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
 
 
 def share_copy(model: nn.Module) -> nn.Module:

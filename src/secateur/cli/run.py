@@ -1,0 +1,79 @@
+"""secateur run: texts through a pruned model on the sparse kernels."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli import common
+
+NAME = "run"
+EXAMPLES = (
+    'Examples:  secateur run ./pruned "a fine film"  ·  secateur run ./pruned --data texts.jsonl --json  ·  '
+    'secateur run ./decoder "Once upon a time" --new-tokens 40 --value int8'
+)
+VALUES_HELP = "How kept weights are stored: float32, bfloat16, float16 or int8 (the last two: blocks or few tokens)."
+
+
+def command(
+    model: common.ModelArgument,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; or pass --data.", metavar="[TEXT]...")] = None,
+    data: common.DataOption = None,
+    text_column: common.TextColumnOption = "text",
+    split: common.SplitOption = None,
+    max_length: common.LengthOption = 128,
+    batch_size: common.BatchOption = 1,
+    new_tokens: Annotated[int, typer.Option(help="Tokens that a decoder adds.", min=1)] = 32,
+    value: Annotated[str, typer.Option(help=VALUES_HELP)] = "float32",
+    measure: Annotated[bool, typer.Option(help="Time each layer dense and sparse and keep the faster.")] = True,
+    task: common.TaskOption = None,
+    threads: common.ThreadsOption = None,
+    json: common.JsonOption = False,
+) -> None:
+    """Run a pruned model on secateur's sparse kernels: labels of a classifier, or the text a decoder goes on with.
+
+    One sentence on standard error says which layers were sped up, and why others were not.
+    """
+    from secateur.errors import DataError
+
+    if bool(texts) == (data is not None):
+        raise DataError("pass texts, or --data FILE, not both" if texts else "no text; pass texts, or --data FILE")
+    lines = list(texts) if texts else list(common.read_data(data, text_column, None, split).texts)
+
+    from dataclasses import asdict
+
+    from secateur import runtime
+    from secateur.runtime.answer import classify, continue_texts, generates
+    from secateur.runtime.packed import VALUES
+    from secateur.runtime.store import MANIFEST
+    from secateur.torch.open import load_model
+    from secateur.torch.text import load_tokenizer
+
+    if value not in VALUES:
+        raise DataError(f"--value {value} is unknown; use one of {', '.join(VALUES)}")
+    common.quiet_libraries()
+    common.set_threads(threads)
+    tokenizer = load_tokenizer(model)
+    if (Path(model) / MANIFEST).exists():
+        fast = runtime.load(model)
+        summary = "The folder was saved compiled: its layers run as they were packed."
+    else:
+        dense = load_model(model, task=task)
+        tokens = 1 if generates(dense) else batch_size * min(max_length, 128)
+        fast = runtime.compile(dense, tokens=tokens, value=value, measure=measure)
+        summary = fast.secateur_report.summary()
+    limit = min(max_length, tokenizer.model_max_length)
+    if generates(fast):
+        answers = continue_texts(fast, tokenizer, lines, limit, new_tokens)
+    else:
+        answers = classify(fast, tokenizer, lines, limit, batch_size)
+    if json:
+        answered = [{k: v for k, v in asdict(answer).items() if v is not None} for answer in answers]
+        common.print_json({"model": model, "summary": summary, "answers": answered})
+        return
+    common.note(summary)
+    for answer in answers:
+        if answer.generated is not None:
+            typer.echo(answer.text + answer.generated)
+        else:
+            typer.echo(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")

@@ -1,0 +1,82 @@
+"""What a compiled text model says to texts: a label with its probability, or the text it goes on with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import DataError, ModelError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One text's answer: `label` and `probability` of a classifier, or the `generated` continuation; `ms` a text."""
+
+    text: str
+    ms: float
+    label: str | None = None
+    probability: float | None = None
+    generated: str | None = None
+
+
+def generates(model: nn.Module) -> bool:
+    """Whether the model continues texts rather than classifying them."""
+    can = getattr(model, "can_generate", None)
+    return bool(can is not None and can())
+
+
+def classify(model: nn.Module, tokenizer: Any, texts: list[str], max_length: int, batch_size: int) -> list[Answer]:
+    """The most probable class of each text, in order.
+
+    Raises:
+        ModelError: when the model gives no (texts, classes) logits.
+    """
+    config: Any = model.config
+    names = getattr(config, "id2label", None) or {}
+    answers = []
+    for i in range(0, len(texts), batch_size):
+        part = texts[i : i + batch_size]
+        batch = tokenizer(part, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+        start = time.perf_counter()
+        with torch.inference_mode():
+            logits = getattr(model(**batch), "logits", None)
+        ms = (time.perf_counter() - start) * 1e3 / len(part)
+        if logits is None or logits.dim() != 2:
+            raise ModelError(
+                f"{type(model).__name__} neither classifies nor generates; run it from Python with "
+                "secateur.runtime.compile"
+            )
+        best = logits.float().softmax(-1).max(-1)
+        answers += [
+            Answer(text, ms, names.get(int(c), str(int(c))), float(p))
+            for text, p, c in zip(part, best.values, best.indices, strict=True)
+        ]
+    return answers
+
+
+def continue_texts(model: Any, tokenizer: Any, texts: list[str], max_length: int, new_tokens: int) -> list[Answer]:
+    """The greedy continuation of each text, one text at a time.
+
+    Raises:
+        DataError: for a text that gives no token.
+    """
+    answers = []
+    for text in texts:
+        batch = tokenizer([text], truncation=True, max_length=max_length, return_tensors="pt")
+        batch.pop("token_type_ids", None)
+        length = batch["input_ids"].shape[1]
+        if not length:
+            raise DataError(f"{text!r} gives no token; pass a text to go on with")
+        start = time.perf_counter()
+        with torch.inference_mode():
+            ids = model.generate(
+                **batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        ms = (time.perf_counter() - start) * 1e3
+        skip = 0 if getattr(model.config, "is_encoder_decoder", False) else length
+        answers.append(Answer(text, ms, generated=tokenizer.decode(ids[0, skip:], skip_special_tokens=True)))
+    return answers

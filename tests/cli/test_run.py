@@ -1,0 +1,87 @@
+"""secateur run: a classifier and a decoder answer through the kernels as they do without."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TEXTS = ["the film was good great", "the plot was awful poor"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pruned(copy):
+    """The classifier with 70% of each linear weight gone, saved anew."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(copy).eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 8:
+            smallest = module.weight.abs().flatten().kthvalue(int(0.7 * module.weight.numel())).values
+            module.weight.data[module.weight.abs() <= smallest] = 0
+    model.save_pretrained(copy)
+    return copy
+
+
+@pytest.fixture
+def decoder(encoder, tmp_path):
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    for name, weight in model.named_parameters():
+        if "proj" in name:
+            weight.data.mul_(torch.rand_like(weight) < 0.2)
+    model.save_pretrained(tmp_path / "decoder")
+    tokenizer.save_pretrained(tmp_path / "decoder")
+    return tmp_path / "decoder"
+
+
+def test_a_classifier_answers_as_in_torch(result, call, pruned):
+    done = result("run", pruned, *TEXTS, "--no-measure", "--max-length", "16")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(pruned)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(pruned).eval()
+    with torch.inference_mode():
+        logits = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
+    assert [a["label"] for a in done["answers"]] == [model.config.id2label[int(i)] for i in logits.argmax(-1)]
+    expected = logits.softmax(-1).max(-1).values.tolist()
+    assert [a["probability"] for a in done["answers"]] == pytest.approx(expected, abs=1e-4)
+    assert "linear layers" in done["summary"]
+    shown = call("run", pruned, *TEXTS, "--no-measure", "--max-length", "16")
+    assert shown.out.splitlines()[1].endswith(TEXTS[1])
+    assert done["summary"] in shown.err
+
+
+def test_a_file_gives_the_same_answers_as_arguments(result, pruned, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(f'{{"text": "{text}"}}\n' for text in TEXTS))
+    options = ("--no-measure", "--max-length", "16")
+    from_file = result("run", pruned, "--data", path, *options)["answers"]
+    assert [a["label"] for a in from_file] == [a["label"] for a in result("run", pruned, *TEXTS, *options)["answers"]]
+
+
+def test_a_decoder_goes_on(result, call, decoder):
+    answer = result("run", decoder, "the film", "--no-measure", "--new-tokens", "5", "--max-length", "16")["answers"][0]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(decoder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(decoder).eval()
+    ids = tokenizer(["the film"], return_tensors="pt").input_ids
+    whole = model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    assert answer["generated"] == tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+    assert call("run", decoder, "the film", "--no-measure", "--new-tokens", "5").out.startswith("the film")
+
+
+def test_what_cannot_be_run_is_said(refused, encoder, pruned, tmp_path):
+    assert "no text" in refused("run", pruned)
+    assert "not both" in refused("run", pruned, "a", "--data", tmp_path / "texts.csv")
+    assert "--value int3" in refused("run", pruned, "a", "--value", "int3")
+    assert "neither classifies nor generates" in refused("run", encoder, "the film", "--no-measure")
