@@ -1,10 +1,18 @@
 """Random small Transformers: on every axis that the derived layout calls prunable, masking equals removing."""
 
+import copy
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from secateur.check import verify
+from secateur.plan import Plan
+from secateur.torch.host import TorchHost
+from secateur.torch.resize import resize
 from secateur.torch.trace import trace
 from tests.torch.exact import choose, difference, mask, outputs, randomize
 
@@ -152,3 +160,34 @@ def test_masking_equals_removing_on_every_axis(c):
         assert difference(model, layout, keep, example) <= 1e-5, axis
         changed = outputs(mask(model, layout, keep), example)
         assert not torch.equal(changed[0], outputs(model, example)[0])
+
+
+@pytest.mark.slow
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(CONFIGS)
+def test_every_kind_of_removal_keeps_its_contract(c):
+    torch.manual_seed(0)
+    example = (torch.randint(VOCAB, (2, 5)),)
+    host = TorchHost(randomize(Small(c)), example)
+    last = {a.kind: a for a in host.layout.axes.values() if not a.frozen and a.size > 1}
+    assert {"ffn", "vocab"} <= set(last)
+    assert ("layer" in last) == (c["layers"] > 1)
+    for kind, axis in last.items():
+        if kind == "qk":
+            continue
+        keep = {axis.name: half(host.layout, axis)}
+        if kind == "v" and "qk" in last:  # one attribute, head_dim, mirrors both
+            keep[last["qk"].name] = half(host.layout, last["qk"])
+        if len(keep[axis.name]) == axis.size:
+            continue
+        found = verify(host, Plan(keep=keep), [example], batches=1)
+        assert bool(found.inexact) == (kind == "hidden" and c["norm"] == "layer"), axis
+        small = copy.deepcopy(host.model)
+        resize(small, host.layout, keep)
+        assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in host.model.parameters())
+
+
+def half(layout, axis):
+    """Every second unit, of each group where there are groups."""
+    inner = axis.size // (layout.axis(axis.parts[0]).size if axis.parts else 1)
+    return np.flatnonzero(np.arange(axis.size) % inner % 2 == 0)
