@@ -52,7 +52,7 @@ def test_gradients_need_a_loss_and_labels():
     refused(DataError, "gradients need labels", lambda: host.collect(["grad"], [IDS]))
     host.loss = lambda y, outputs: keras.ops.sum(outputs) * float("nan")
     refused(DataError, "the loss is nan", lambda: host.collect(["grad"], [(IDS, np.zeros(2))]))
-    refused(DataError, "cannot collect 'gram'", lambda: host.collect(["gram"], [IDS]))
+    refused(DataError, "cannot collect 'hessian'", lambda: host.collect(["hessian"], [IDS]))
 
 
 def test_batches_that_do_not_fit():

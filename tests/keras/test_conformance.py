@@ -66,7 +66,11 @@ class KerasConformance(Conformance):
         for place in [(0, 0), (3, 2), (7, 1)]:
             assert abs(found[place] - grad[place]) < 1e-3 * max(1.0, abs(grad[place]))
         axis = next(a for a in host.layout.axes if host.layout.owners(self.down, a)[0] is not None)
-        return {"act_sq": {self.down: (tokens**2).mean(0)}, "unit_act": {axis: np.abs(tokens).mean(0)}}
+        return {
+            "act_sq": {self.down: (tokens**2).mean(0)},
+            "gram": {self.down: tokens.T @ tokens / len(tokens)},
+            "unit_act": {axis: np.abs(tokens).mean(0)},
+        }
 
 
 @pytest.mark.slow
@@ -110,7 +114,7 @@ class TestSubclassed(KerasConformance):
 
 
 class TestSequential(KerasConformance):
-    needs = ("grad", "grad_sq", "act_sq", "unit_act", "unit_grad_sq")
+    needs = ("grad", "grad_sq", "act_sq", "gram", "unit_act", "unit_grad_sq")
     down = "two.kernel"
 
     def model(self):

@@ -115,9 +115,8 @@ def _onnx(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
         import torch
 
         tensors = tuple(torch.as_tensor(np.asarray(x)) for x in tree.flatten(example))
-        program = torch.onnx.export(
-            model.eval(), tensors, dynamo=True, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) * len(tensors)
-        )
+        batch = ({0: torch.export.Dim.DYNAMIC},) * len(tensors)  # `forward` takes *args, which is one tuple
+        program = torch.onnx.export(model.eval(), tensors, dynamo=True, dynamic_shapes=(batch,))
         program.save(path)
         return
     model.export(str(path), format="onnx", verbose=False)
