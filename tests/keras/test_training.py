@@ -128,3 +128,32 @@ def test_a_resized_model_trains_and_is_reloaded_by_keras_alone(tmp_path):
     host.model.save(tmp_path / "small.keras")
     again = keras.saving.load_model(tmp_path / "small.keras", safe_mode=True)
     np.testing.assert_array_equal(host.outputs(ids)[0], keras.ops.convert_to_numpy(again(ids)))
+
+
+def test_repaired_weights_reach_the_model():
+    host = secateur.open(models.mlp())
+    batches = [data(64)]
+    before, dense = values(host.model), host.outputs(batches[0])[0]
+    plan = secateur.prune(host, repair=secateur.repair.sparsegpt, pattern=secateur.NM(1, 2), data=batches)
+    plain = secateur.prune(host, secateur.criteria.magnitude, secateur.NM(1, 2))
+    assert set(plan.weights) == set(plan.masks) == set(plain.masks)
+    with host.masked(plan):
+        repaired = host.outputs(batches[0])[0]
+    with host.masked(plain):
+        assert ((repaired - dense) ** 2).sum() < ((host.outputs(batches[0])[0] - dense) ** 2).sum()
+    for name, value in values(host.model).items():
+        np.testing.assert_array_equal(value, before[name])
+    assert secateur.verify(host, plan, batches, batches=1).difference <= 1e-6
+    host.apply(plan)
+    np.testing.assert_array_equal(host.outputs(batches[0])[0], repaired)
+    for name, value in plan.weights.items():
+        np.testing.assert_array_equal(host.read(name), value)
+    with host.hold(plan):
+        host.model.compile("adam", SPARSE)
+        host.model.fit(*batches[0], verbose=0)
+    tuned = values(host.model)
+    host.resize(plan)
+    for name, mask in plan.masks.items():
+        assert not tuned[name][~mask].any()
+        np.testing.assert_array_equal(host.read(name), tuned[name])
+        assert (tuned[name] != plan.weights[name])[mask].any()

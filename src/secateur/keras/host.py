@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,23 +100,31 @@ class KerasHost:
         masks, found = self.masks(plan), variables(self.model)
         saved = {name: np.array(keras.ops.convert_to_numpy(found[name])) for name in masks}
         try:
-            for name, mask in masks.items():
-                clear(found[name], mask)
+            self._prune(masks, plan)
             yield
         finally:
             for name, value in saved.items():
                 found[name].assign(value)
 
     def apply(self, plan: Plan) -> None:
-        """Write the plan's zeros into the weights; nothing changes shape."""
+        """Write the plan's zeros, and the weights that repair has changed, into the model; nothing changes shape.
+
+        A weight that has the plan's zeros already keeps its values, so that training after `apply` is not undone.
+        """
+        self._prune(self.masks(plan), plan)
+
+    def _prune(self, masks: Mapping[str, np.ndarray], plan: Plan) -> None:
         found = variables(self.model)
-        for name, mask in self.masks(plan).items():
+        for name, mask in masks.items():
+            if name in plan.weights and self.read(name)[~mask].any():
+                self.write(name, plan.weights[name])
             clear(found[name], mask)
 
     @contextlib.contextmanager
     def hold(self, plan: Plan) -> Iterator[None]:
         """Zeros stay zero in `fit` while the context lasts; see `secateur.keras.hold`."""
         masks, found = self.masks(plan), variables(self.model)
+        self._prune(masks, plan)
         before = held({name: found[name] for name in masks})
         hold(self.model, found, {name: mask & before.get(name, mask) for name, mask in masks.items()})
         try:
@@ -138,7 +146,7 @@ class KerasHost:
     def resize(self, plan: Plan) -> None:
         """Remove units for real: `model` becomes a new, functional model of smaller layers; compile it before `fit`."""
         plan = plan.check(self.layout)
-        self.apply(Plan(masks=plan.masks))
+        self.apply(Plan(masks=plan.masks, weights=plan.weights))
         if not plan.keep:
             return
         if self.loss is None:
