@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from secateur.check import VerifyError, verify
 from secateur.errors import ModelError
 from secateur.plan import Plan
+from secateur.pruning import default_weights
 from secateur.torch.bypass import bypassed_module
 from secateur.torch.host import TorchHost
 from secateur.torch.norms import centred_norms, norms_over
+from secateur.torch.trace import trace
 from tests.torch.exact import randomize
 from tests.torch.models import make
 
@@ -210,3 +213,14 @@ def test_verify_refuses_a_shrunk_model_that_differs():
     wrong = Wrong(host.model, host.example, layout=host.layout)
     with pytest.raises(VerifyError, match="masked and shrunk outputs differ by"):
         verify(wrong, plan, [host.example])
+
+
+def test_a_single_layer_counts_without_pooler_and_classifier():
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    layout = trace(model, {"input_ids": torch.randint(20, (2, 5))})
+    names = default_weights(layout)
+    assert len(names) == 6
+    assert all(name.startswith("bert.encoder.layer.0.") for name in names)
