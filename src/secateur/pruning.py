@@ -119,9 +119,9 @@ def needs_of(criterion: Criterion) -> list[str]:
 
 
 def default_weights(layout: Layout) -> list[str]:
-    """The weights that count when the user names none: linear weights inside the repeated layers; where no layers repeat,
-    those of attention and feed-forward parts; where there are none of these, all linear weights. Embeddings, norms,
-    biases and task heads do not count.
+    """The weights that count when the user names none: linear weights inside the repeated layers; where no layers
+    repeat, those of attention and feed-forward parts; where there are none of these, all linear weights. Embeddings,
+    norms, biases and task heads do not count.
     """
     paths = [axis.path for axis in layout.axes.values() if axis.kind == "layer" and axis.path]
     inside = [name for name in layout.linears if any(name.startswith(f"{path}.") for path in paths)]
