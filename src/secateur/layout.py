@@ -116,6 +116,11 @@ class Layout:
             for name in (self.linears if names is None else names)
         }
 
+    def reads(self, param: str, axis: str) -> bool:
+        """Whether a linear weight reads activations that carry the axis."""
+        owners = self.owners(param, axis)
+        return any(owners[dim] is not None for dim in self.linears[param].contracted)
+
     # -- which position belongs to which unit ---------------------------------------------------------------------
 
     def owners(self, param: str, axis: str) -> list[np.ndarray | None]:

@@ -83,16 +83,10 @@ def _add_gradients(
             products[name] = grad * keras.ops.convert_to_numpy(variables[name])
     for axis in axes if products else ():
         # A gate on the unit's output scales the weights that read it: dL/dgate = sum over them of w dL/dw.
-        readers = [name for name in products if reads_axis(layout, name, axis)]
+        readers = [name for name in products if layout.reads(name, axis)]
         if readers:
             gate = sum(layout.reduce(name, products[name], axis) for name in readers)
             tally.add("unit_grad_sq", axis, gate**2, 1)
-
-
-def reads_axis(layout: Layout, param: str, axis: str) -> bool:
-    """Whether a linear weight reads activations that carry the axis."""
-    owners = layout.owners(param, axis)
-    return any(owners[dim] is not None for dim in layout.linears[param].contracted)
 
 
 def input_owner(layout: Layout, param: str, axis: str) -> np.ndarray:
@@ -134,7 +128,7 @@ def _watch(
                 use = _score_adder(tally, axis.name, attention, mixing)
                 stack.enter_context(replaced(layer, "_compute_attention", attending(layer, path, tokens, use)))
         if kernel in layout.linears and inputs and base_of(layer) is not None:
-            readers = [a for a in axes if reads_axis(layout, kernel, a)] if "unit_act" in wanted else []
+            readers = [a for a in axes if layout.reads(kernel, a)] if "unit_act" in wanted else []
             owners = {axis: input_owner(layout, kernel, axis) for axis in readers}
             sums = wanted & {"act_sq"} | ({"gram"} if kernel in grams else set())
             adder = _input_adder(kernel, layout, owners, sums, tally)

@@ -19,9 +19,8 @@ def load_native() -> ModuleType | None:
         return import_module("secateur.runtime._native")
     except ImportError as error:
         warnings.warn(
-            f"secateur.runtime has no compiled kernels ({error}); sparse layers run on a slow path. Install "
-            f"a C++17 "
-            "compiler and reinstall secateur to have them.",
+            f"secateur.runtime has no compiled kernels ({error}); sparse layers run on a slow path. Install a "
+            "C++17 compiler and reinstall secateur to have them.",
             RuntimeWarning,
             stacklevel=3,
         )

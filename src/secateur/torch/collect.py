@@ -130,14 +130,10 @@ def _add_gradients(
         parameter.grad = None
     for axis in axes if products else ():
         # A gate on the unit's output scales the columns that read it: dL/dgate = sum over them of w dL/dw.
-        readers = [name for name in products if _reads_axis(layout, name, axis)]
+        readers = [name for name in products if layout.reads(name, axis)]
         if readers:
             gate = sum(layout.reduce(name, products[name], axis) for name in readers)
             tally.add("unit_grad_sq", axis, gate**2, 1)
-
-
-def _reads_axis(layout: Layout, param: str, axis: str) -> bool:
-    return layout.carries(param, axis) and layout.owners(param, axis)[layout.linears[param].in_dim] is not None
 
 
 @contextlib.contextmanager
@@ -153,7 +149,7 @@ def _watch_inputs(
     handles = []
     modules = linear_modules(model, layout)
     for param, linear in layout.linears.items():
-        readers = [axis for axis in axes if _reads_axis(layout, param, axis)] if "unit_act" in wanted else []
+        readers = [axis for axis in axes if layout.reads(param, axis)] if "unit_act" in wanted else []
         if "act_sq" not in wanted and not readers:
             continue
         inputs = layout.shape(param)[linear.in_dim]
