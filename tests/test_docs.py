@@ -13,11 +13,17 @@ ROOT = Path(__file__).parents[1]
 KERAS = "docs/keras.md"  # runs in a process of its own: see tests/keras/test_docs.py
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
 PAGES.remove(KERAS)
+FAST = ("README.md", "docs/pruning.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page, *languages):
     return [code for language, code in FENCE.findall((ROOT / page).read_text()) if language in languages]
+
+
+def pages_with(language):
+    found = [page for page in PAGES if blocks(page, language)]
+    return [pytest.param(page, id=page, marks=() if page in FAST else pytest.mark.slow) for page in found]
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def namespace(folder):
     return {"model": model, "batch": batches[0], "batches": batches, "train": train}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+@pytest.mark.parametrize("page", pages_with("python"))
 def test_python_snippets(page, here):
     names = namespace(here)
     code = "\n".join(blocks(page, "python"))
@@ -76,7 +82,7 @@ def test_python_snippets(page, here):
     assert "secateur" in names
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
+@pytest.mark.parametrize("page", pages_with("sh"))
 def test_command_snippets(page, here, capsys):
     from secateur.cli import main
 

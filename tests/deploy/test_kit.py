@@ -72,6 +72,7 @@ def test_names_and_runtimes(tmp_path):
         check_runtimes(["abacus"])
 
 
+@pytest.mark.slow
 def test_a_kit_runs_without_secateur(artefact, tmp_path):
     refused = kit.write_kit([artefact.folder], tmp_path / "kit", ["onnx"], batch=[2], length=[9], turns=2)
     assert refused == []

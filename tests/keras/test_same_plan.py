@@ -1,9 +1,5 @@
 """The same weights give the same scores and the same plan in PyTorch and in Keras, for every criterion they share."""
 
-import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import keras
 import numpy as np
 import pytest

@@ -1,3 +1,4 @@
+import ast
 import json
 import subprocess
 import sys
@@ -258,6 +259,7 @@ assert "secateur.torch.quantizer" in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_import_of_either_order_teaches_transformers(tmp_path):
     hub.save(shrunk("bert"), tmp_path / "a")
     late = "import transformers\nfrom transformers.quantizers import auto\nimport secateur, sys\n"
@@ -269,15 +271,16 @@ def test_import_of_either_order_teaches_transformers(tmp_path):
 
 def test_import_is_light_and_needs_no_framework():
     code = """
-import sys, time
+import sys
 for name in ("torch", "transformers", "tensorflow", "keras"):
     sys.modules[name] = None
-start = time.perf_counter()
+before = set(sys.modules)
 import secateur
-assert time.perf_counter() - start < 0.2, time.perf_counter() - start
+print({name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))
 """
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(3)]
-    assert any(done.returncode == 0 for done in runs), runs[-1].stderr
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout) == {"secateur", "wrapt"}  # not even numpy: names load on first use
 
 
 # -- what must not load ---------------------------------------------------------------------------------------------

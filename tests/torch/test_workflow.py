@@ -22,6 +22,7 @@ def job(tmp_path):
     return host, data, tmp_path
 
 
+@pytest.mark.slow
 def test_gradual_and_distilled_zeros_are_packed(job):
     host, data, folder = job
     before = {name: p.clone() for name, p in host.model.named_parameters()}
@@ -60,6 +61,7 @@ def test_gradual_pruning_of_what_needs_data_is_refused(job):
     assert not (folder / "out").exists()
 
 
+@pytest.mark.slow
 def test_latency_is_taken_in_another_process(job):
     host, data, folder = job
     save_dense(host, folder / "reference", data.tokenizer)
