@@ -223,7 +223,7 @@ def examine(kind: str) -> Row:
         row.exported, row.note = "no", _sentence(error)
         return row
     row.axes = _axes(layout)
-    keep = choose(layout, ("head", "kv", "ffn"), multiple=4)
+    keep = choose(layout, ("head", "kv", "ffn"))
     if not keep:
         row.note = "nothing to prune: " + "; ".join(
             sorted({f"{a.kind} {a.frozen}" for a in layout.axes.values() if a.frozen and a.kind in KINDS})

@@ -350,7 +350,7 @@ def _named_tensors(model: nn.Module) -> Mapping[str, torch.Tensor]:
 def _extent(value: Any) -> int:
     try:
         return int(value)
-    except Exception:
+    except (RuntimeError, TypeError):  # a size that depends on data
         node = getattr(value, "node", None)
         expression = node.expr if node is not None else value
         symbols = dict.fromkeys(getattr(expression, "free_symbols", ()), UNKNOWN_EXTENT)
