@@ -11,8 +11,9 @@ Its README and examples prune Transformers with `BasePruner(model, example, impo
 num_heads={query: heads}, prune_num_heads=True, prune_head_dims=False, ignored_layers=[the output layer])`; the
 attributes that mirror sizes are the user's to set afterwards. Here `num_heads` lists every linear layer whose name says
 query, key, value or a fusion of them; attributes `num_heads`, `num_attention_heads`, `all_head_size` and
-`num_key_value_groups` are mended as its ViT, BERT and Llama examples do. A type passes when the pruned model runs, has lost parameters in attention and in the FFN,
-and gives outputs of the same shapes. (Whether masked equals pruned cannot be asked: hidden width is pruned too.)
+`num_key_value_groups` are mended as its ViT, BERT and Llama examples do. A type passes when the pruned model runs, has
+lost parameters in attention and in the FFN, and gives outputs of the same shapes. (Whether masked equals pruned cannot
+be asked: hidden width is pruned too.)
 
 Rows go to .cache/zoo-torch-pruning.jsonl; benchmarks/zoo.py puts them into its table.
 """

@@ -28,7 +28,8 @@ class Axis:
     parts: an axis that is a product of others, outermost first (query heads are `kv x group`). Its kept units must be
         equally many in every kept unit of the first part.
     path: the module list whose element i is unit i (layers, lists of experts).
-    multiple: the number of kept units must be a multiple of it, where the model runs with no other (rows of grouped products are aligned).
+    multiple: of which the number of kept units must be a multiple, as the model runs with no other (the rows of
+        grouped products are aligned).
     """
 
     name: str
@@ -270,7 +271,9 @@ class Layout:
                 raise LayoutError(f"axis {axis.name} has size {axis.size} but its parts give {product}")
 
     def check_keep(self, keep: Keep) -> dict[str, np.ndarray]:
-        """Return the kept units sorted, or raise PlanError: frozen axis, unit out of range, nothing left, uneven or not aligned."""
+        """Return the kept units sorted, or raise PlanError: frozen axis, unit out of range, nothing left, a number
+        that differs between groups or is no multiple of what the axis wants.
+        """
         checked: dict[str, np.ndarray] = {}
         for name, units in keep.items():
             axis = self.axis(name)
