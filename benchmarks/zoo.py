@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import signal
+import site
 import sys
 import tempfile
 import time
@@ -338,6 +339,8 @@ def _axes(layout: Any) -> str:
 
 def _sentence(error: BaseException) -> str:
     text = " ".join(str(error).split()).replace("|", "/")
+    for folder in (*site.getsitepackages(), sys.prefix, sys.base_prefix, str(ROOT), tempfile.gettempdir()):
+        text = text.replace(folder.rstrip("/") + "/", "")  # where this machine has them tells nobody anything
     return f"{type(error).__name__}: {text[:220]}"
 
 
