@@ -314,12 +314,16 @@ def reads(module_type: type, attribute: str) -> bool:
     return attribute in _names_in(module_type)
 
 
-@functools.cache
-def powers(module_type: Hashable) -> frozenset[str]:
+def powers(module_type: type) -> frozenset[str]:
     """Attributes that some method beyond setting up raises to a power, or takes the root of: they are scales there.
 
     (`hidden * self.model_dim**-0.5` before tied logits must not follow when the width shrinks.)
     """
+    return _powers_in(module_type)
+
+
+@functools.cache
+def _powers_in(module_type: Hashable) -> frozenset[str]:
     found: set[str] = set()
     for function in _methods(module_type):
         try:

@@ -27,7 +27,7 @@ VIEWS = frozenset(
     words(
         "view reshape flatten unflatten _unsafe_view to contiguous alias detach unsqueeze squeeze expand expand_as "
         "transpose permute t swapaxes slice select narrow split chunk unbind split_with_sizes movedim diagonal view_as "
-        "numpy_T mT view_as_real view_as_complex type_as float half dropout lift_fresh"
+        "reshape_as numpy_T mT view_as_real view_as_complex type_as float half dropout lift_fresh"
     )
 )
 
