@@ -74,7 +74,7 @@ def mend(model: Any, pruner: Any) -> None:
             module.all_head_size = queries[0].out_features
         keys = [m for n, m in module.named_children() if re.search(r"k_proj|key", n) and m in pruner.num_heads]
         if queries and keys and "num_key_value_groups" in vars(module):
-            module.num_key_value_groups = pruner.num_heads[queries[0]] // max(pruner.num_heads[keys[0]], 1)
+            module.num_key_value_groups = queries[0].out_features // max(keys[0].out_features, 1)
 
 
 def prune(kind: str) -> str:
