@@ -28,14 +28,14 @@ from secateur.torch.host import TorchHost
 HEADER = "| model | removed | masked vs shrunk | reload | second reload | generate | parameters |"
 META = """
 import pathlib, re, time, torch, transformers
-from secateur.torch.trace import trace
+from secateur.torch.probe import derive
 config = transformers.LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8, intermediate_size=14336, vocab_size=128256, max_position_embeddings=8192)
 with torch.device("meta"):
     model = transformers.LlamaForCausalLM(config).eval()
     example = {"input_ids": torch.zeros(2, 8, dtype=torch.long)}
 start = time.perf_counter()
-layout = trace(model, example)
+layout = derive(model, example)
 seconds = time.perf_counter() - start
 # VmHWM, as ru_maxrss of a started process begins at the size of the process that started it.
 peak_kb = int(re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
@@ -128,8 +128,8 @@ def main() -> None:
     seconds, gigabytes, axes = done.stdout.split()
     lines += [
         "",
-        f"Layout of an 8B Llama on the meta device: {float(seconds):.1f} s, peak memory of the process "
-        f"{float(gigabytes):.2f} GB, {axes} axes.",
+        f"Layout of an 8B Llama on the meta device, removal tried out: {float(seconds):.1f} s, peak memory of the "
+        f"process {float(gigabytes):.2f} GB, {axes} axes.",
     ]
     print(lines[-1])
     if options.write:

@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import signal
+import site
 import sys
 import tempfile
 import time
@@ -44,7 +45,7 @@ SMALL = {
     48: "intermediate_size ffn_dim d_ff n_inner encoder_ffn_dim decoder_ffn_dim d_inner ffn_hidden_size hidden_dim_ffn "
     "moe_intermediate_size shared_expert_intermediate_size dim_feedforward decoder_intermediate_size expert_dim",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads n_experts "
-    "attention_heads qk_rope_head_dim num_experts num_local_experts n_routed_experts moe_num_experts "
+    "rotary_dim attention_heads qk_rope_head_dim num_experts num_local_experts n_routed_experts moe_num_experts "
     "decoder_num_attention_heads",
     2: "num_hidden_layers n_layer n_layers num_layers encoder_layers decoder_layers num_key_value_heads num_kv_heads "
     "n_head_kv num_decoder_layers num_encoder_layers decoder_num_hidden_layers num_experts_per_tok moe_topk "
@@ -223,11 +224,12 @@ def examine(kind: str) -> Row:
         row.exported, row.note = "no", _sentence(error)
         return row
     row.axes = _axes(layout)
-    keep = choose(layout, ("head", "kv", "ffn"), multiple=4)
+    keep = choose(layout, ("head", "kv", "ffn"))
     if not keep:
-        row.note = "nothing to prune: " + "; ".join(
-            sorted({f"{a.kind} {a.frozen}" for a in layout.axes.values() if a.frozen and a.kind in KINDS})
-        )
+        reasons = {f"{a.kind} {a.frozen}" for a in layout.axes.values() if a.frozen}
+        heads = {reason for reason in reasons if reason.startswith(KINDS)}
+        found = "; ".join(sorted(heads or reasons)) or "it has neither heads nor neurons between two linear layers"
+        row.note = f"nothing to prune: {found[:400]}".replace("|", "/")
         return row
     try:
         worst = difference(model, layout, keep, inputs)
@@ -338,6 +340,8 @@ def _axes(layout: Any) -> str:
 
 def _sentence(error: BaseException) -> str:
     text = " ".join(str(error).split()).replace("|", "/")
+    for folder in (*site.getsitepackages(), sys.prefix, sys.base_prefix, str(ROOT), tempfile.gettempdir()):
+        text = text.replace(folder.rstrip("/") + "/", "")  # where this machine has them tells nobody anything
     return f"{type(error).__name__}: {text[:220]}"
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from secateur.dims import coordinates, extent, format_dims, parse_dims
 from secateur.errors import LayoutError, PlanError
-from secateur.layout import Axis, Layout, Linear, Product
+from secateur.layout import Axis, Layout, Linear, Product, aligned
 
 TEXT = """
 axes
@@ -139,3 +139,17 @@ def test_resized_layout_has_the_shapes_of_what_is_kept(layout):
     assert layout.resized(both).shape("layers.0.q.weight") == layout.kept_shape("layers.0.q.weight", both) == (3, 4)
     with pytest.raises(LayoutError, match="renames parameters"):
         layout.resized({"layers": np.array([], dtype=int)})
+
+
+def test_an_axis_of_which_a_multiple_must_remain():
+    layout = Layout.from_text("axes\n  f 20 ffn multiple 4\nparameters\n  w : f 3")
+    assert layout.axis("f").multiple == 4
+    assert Layout.from_text(str(layout)) == layout
+    assert layout.check_keep({"f": range(8)})["f"].tolist() == list(range(8))
+    with pytest.raises(
+        PlanError, match="f: 9 of 20 units would remain, but the model runs only with a multiple of 4; keep 8"
+    ):
+        layout.check_keep({"f": range(9)})
+    assert [aligned(layout.axis("f"), n) for n in (1, 5, 6, 10, 19, 20)] == [4, 4, 8, 12, 20, 20]
+    with pytest.raises(LayoutError, match="line 2 of the layout cannot be read"):
+        Layout.from_text("axes\n  f 20 ffn multiple four\nparameters\n  w : f 3")

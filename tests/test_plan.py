@@ -88,3 +88,12 @@ def test_output_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SecateurError, match="is not a folder"):
         check_output(tmp_path / "file" / "out", overwrite=False)
+
+
+def test_a_plan_that_was_never_checked_is_not_saved(tmp_path):
+    plan = Plan({"ffn": np.array([1, 3])})
+    with pytest.raises(PlanError, match=r"does not say how many units ffn had; save plan.check\(layout\)"):
+        plan.save(tmp_path)
+    assert not any(tmp_path.iterdir())
+    plan.check(LAYOUT).save(tmp_path)
+    assert Plan.load(tmp_path).sizes == {"ffn": 4}

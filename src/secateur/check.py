@@ -42,12 +42,12 @@ def verify(host: Host, plan: Plan, data: Iterable[Any], *, batches: int = 2, tol
         batch = contract.before(given) if contract else given
         with host.masked(plan):
             expected = host.outputs(batch)
-        expected = contract.expected(expected) if contract else expected
         if any(np.isnan(output).any() for output in expected):
             raise VerifyError("the masked model gives NaN; look for NaN or huge values in its weights")
         got = shrunk.outputs(contract.after(batch) if contract else batch)
         if any(np.isnan(output).any() for output in got):
             raise VerifyError("the shrunk model gives NaN where the masked one does not; nothing was saved")
+        expected = contract.expected(expected, got) if contract else expected
         worst = max(worst, difference(expected, got))
         seen += 1
     if not seen:

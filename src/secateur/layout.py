@@ -28,6 +28,8 @@ class Axis:
     parts: an axis that is a product of others, outermost first (query heads are `kv x group`). Its kept units must be
         equally many in every kept unit of the first part.
     path: the module list whose element i is unit i (layers, lists of experts).
+    multiple: of which the number of kept units must be a multiple, as the model runs with no other (the rows of
+        grouped products are aligned).
     """
 
     name: str
@@ -36,6 +38,7 @@ class Axis:
     frozen: str | None = None
     parts: tuple[str, ...] = ()
     path: str | None = None
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -268,7 +271,9 @@ class Layout:
                 raise LayoutError(f"axis {axis.name} has size {axis.size} but its parts give {product}")
 
     def check_keep(self, keep: Keep) -> dict[str, np.ndarray]:
-        """Return the kept units sorted, or raise PlanError: frozen axis, unit out of range, nothing left, uneven."""
+        """Return the kept units sorted, or raise PlanError: frozen axis, unit out of range, nothing left, a number
+        that differs between groups or is no multiple of what the axis wants.
+        """
         checked: dict[str, np.ndarray] = {}
         for name, units in keep.items():
             axis = self.axis(name)
@@ -283,6 +288,11 @@ class Layout:
                 )
             if len(array) and (array[0] < 0 or array[-1] >= axis.size):
                 raise PlanError(f"axis {name}: unit {array[-1]} is outside 0..{axis.size - 1}")
+            if len(array) % axis.multiple:
+                raise PlanError(
+                    f"axis {name}: {len(array)} of {axis.size} units would remain, but the model runs only with a "
+                    f"multiple of {axis.multiple}; keep {aligned(axis, len(array))}"
+                )
             checked[name] = array
         for name, array in checked.items():
             parts = self.axis(name).parts
@@ -303,7 +313,8 @@ class Layout:
         lines = ["axes"]
         width = max((len(a.name) for a in self.axes.values()), default=0)
         for a in self.axes.values():
-            extra = f" = {' '.join(a.parts)}" if a.parts else ""
+            extra = f" multiple {a.multiple}" if a.multiple > 1 else ""
+            extra += f" = {' '.join(a.parts)}" if a.parts else ""
             extra += f" @ {a.path}" if a.path else ""
             extra += f" frozen: {a.frozen}" if a.frozen else ""
             lines.append(f"  {a.name:<{width}} {a.size:>7} {a.kind}{extra}")
@@ -325,6 +336,11 @@ class Layout:
     def from_text(text: str) -> "Layout":
         """Read what `str(layout)` writes; LayoutError names the line that cannot be read."""
         return _read_text(text)
+
+
+def aligned(axis: Axis, count: int) -> int:
+    """The nearest number of units, at least one multiple, that the axis can keep; ties to the larger."""
+    return min(axis.size, max(1, (count + axis.multiple // 2) // axis.multiple) * axis.multiple)
 
 
 def _sum_by_owner(owner: np.ndarray | None, vector: np.ndarray, size: int) -> np.ndarray:
@@ -378,5 +394,8 @@ def _read_axis(line: str) -> Axis:
     line, _, frozen = line.partition(" frozen: ")
     line, _, path = line.partition(" @ ")
     line, _, parts = line.partition(" = ")
+    line, _, multiple = line.partition(" multiple ")
     name, size, kind = line.split()
-    return Axis(name, int(size), kind, frozen.strip() or None, tuple(parts.split()), path.strip() or None)
+    return Axis(
+        name, int(size), kind, frozen.strip() or None, tuple(parts.split()), path.strip() or None, int(multiple or 1)
+    )

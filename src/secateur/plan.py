@@ -86,8 +86,11 @@ class Plan:
         return Plan(keep, masks, {**self.sizes, **other.sizes}, provenance, {**self.weights, **other.weights})
 
     def save(self, folder: Path | str) -> None:
-        """Write the plan into an existing folder."""
+        """Write the plan into an existing folder; PlanError when it was never checked against a layout."""
         folder = Path(folder)
+        unknown = next((name for name in self.keep if name not in self.sizes), None)
+        if unknown is not None:
+            raise PlanError(f"the plan does not say how many units {unknown} had; save plan.check(layout) instead")
         if self.masks:
             bits = {name: np.packbits(mask.reshape(-1)) for name, mask in self.masks.items()}
             save_file(bits, folder / MASKS_NAME)

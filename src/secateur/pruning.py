@@ -67,6 +67,7 @@ def prune(
         collected = host.collect(wanted, data, [axis.name for axis in axes] if axes else None, **of_grams)
         stats = collected.merge(stats) if stats else collected
     stats = stats or Stats()
+    multiples: dict[str, list[str]] = {}
     if axes:
         assert criterion is not None
         if budget is None:
@@ -75,6 +76,9 @@ def prune(
         costs = {axis.name: unit_parameters(layout, axis.name) for axis in axes}
         plan = Plan(keep=select_units(layout, scores, costs, budget))
         counted = {"axes": len(axes), "units": sum(axis.size for axis in axes)}
+        for axis in axes:
+            if axis.multiple > 1:
+                multiples.setdefault(str(axis.multiple), []).append(axis.name)
     else:
         assert not isinstance(pattern, Unit)
         kinds = {name: (layer_of if isinstance(budget, OWL) else kind_of)(layout, name) for name in names}
@@ -95,6 +99,7 @@ def prune(
         "pattern": str(pattern),
         "budget": None if isinstance(pattern, NM) else repr(budget),
         "counted": counted,
+        **({"multiples": multiples} if multiples else {}),
         "secateur": __version__,
     }
     return Plan(plan.keep, plan.masks, {}, provenance, plan.weights).check(layout)

@@ -14,7 +14,7 @@ from array_api_compat import device
 from secateur.arrays import Array, namespace
 from secateur.budget import Budget, Entries, Threshold, allocate
 from secateur.errors import PlanError
-from secateur.layout import Axis, Layout
+from secateur.layout import Axis, Layout, aligned
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def select_units(
 
     scores: axis -> shape (units,); costs: axis -> cost of one unit (parameters, MACs), for budgets that compare axes.
     Query heads of grouped attention are chosen so that every group keeps equally many: the best, the second best,
-    ... of all groups form a slot, and slots are what the budget ranks.
+    ... of all groups form a slot, and slots are what the budget ranks. Where an axis must keep a multiple of some
+    number, the budget's share is rounded to the nearest one.
     """
     entries = {}
     for name, values in scores.items():
@@ -136,7 +137,7 @@ def select_units(
             entries[name] = Entries(slots.max(0), axis.kind, costs[name] * groups, floor=1)
         else:
             entries[name] = Entries(slots.sum(0), axis.kind, costs[name] * groups, floor=1)
-    kept = allocate(budget, entries)
+    kept = {name: aligned(layout.axis(name), count) for name, count in allocate(budget, entries).items()}
     keep = {}
     for name, values in scores.items():
         groups = _groups(layout, layout.axis(name))

@@ -98,7 +98,9 @@ def test_a_layout_file_by_hand(call, result, refused, classifier, data, tmp_path
         "--output",
         place / "small",
     ]
-    assert result("prune", classifier, *options)
+    file.write_text(file.read_text().partition("products\n")[0])
+    assert "MACs unknown (the layout lists no products)" in call("inspect", classifier, "--layout-file", file).out
+    assert result("prune", classifier, *options)["macs_ratio"] is None
     file.write_text(file.read_text().replace("L0.ffn 64", "L0.ffn 63"))
     assert "(64, 32) but the layout says (63, 32)" in refused("inspect", classifier, "--layout-file", file)
     assert "cannot be read" in refused("inspect", classifier, "--layout-file", tmp_path / "none")

@@ -24,7 +24,7 @@ def randomize(model, seed=0):
 def choose(layout: Layout, kinds=EXACT_KINDS, fraction=0.5, seed=0, only=None, multiple=1):
     """Units to keep of every prunable axis of the kinds given, another number for each axis.
 
-    multiple: of what the kept FFN units are a multiple (torch's grouped products want 16 bytes).
+    multiple: of what the kept FFN units are a multiple, for layouts that were not probed.
     """
     random = np.random.default_rng(seed)
     part_of = {part for a in layout.axes.values() for part in a.parts}
@@ -42,9 +42,11 @@ def choose(layout: Layout, kinds=EXACT_KINDS, fraction=0.5, seed=0, only=None, m
             keep[axis.name] = np.sort(np.concatenate(picks))
             continue
         count = min(axis.size - 1, max(1, round(axis.size * fraction) + int(random.integers(-1, 2))))
-        if axis.kind == "ffn" and axis.size % multiple == 0:
-            count = max(multiple, count // multiple * multiple + multiple * int(random.integers(-1, 2)))
-        keep[axis.name] = np.sort(random.choice(axis.size, min(count, axis.size - 1), replace=False))
+        of = max(axis.multiple, multiple if axis.kind == "ffn" and axis.size % multiple == 0 else 1)
+        if of > 1:
+            count = max(of, count // of * of + of * int(random.integers(-1, 2)))
+        if count < axis.size:
+            keep[axis.name] = np.sort(random.choice(axis.size, count, replace=False))
     return keep
 
 

@@ -85,6 +85,11 @@ def albert():
     return tf.AlbertForMaskedLM(config), text()
 
 
+def roformer():
+    """Interleaved rotary pairs: units 2i and 2i + 1 of query and key turn together."""
+    return tf.RoFormerForMaskedLM(tf.RoFormerConfig(**_ENCODER, embedding_size=24, **_SPECIAL)), text()
+
+
 def whisper():
     config = tf.WhisperConfig(
         d_model=24,
@@ -221,6 +226,7 @@ FAMILIES = {
         gpt2,
         t5,
         albert,
+        roformer,
         whisper,
         deberta,
         swin,

@@ -307,6 +307,7 @@ LIES = [
     (lambda c: c["attributes"].update({"bert.nothing": {"num_heads": 2}}), "names the module 'bert.nothing'"),
     (lambda c: c["attributes"].update({"bert": {"forward": 2}}), "sets 'forward' of bert, which is no size"),
     (lambda c: c["attributes"].update({"bert": {"num_heads": {}}}), "expected integers"),
+    (lambda c: c.update({"scales": {"bert": {"forward": 0.5}}}), "sets 'forward' of bert, which is no number it has"),
     (lambda c: c.update({"configs": {"": {"auto_map": "x"}}}), "sets 'auto_map' in the config"),
     (lambda c: c.update({"base": {"nowhere": {"num_hidden_layers": 2}}}), "sets 'num_hidden_layers'"),
     (lambda c: c.update({"kept": {"bert.encoder.layer": [0, 7]}}), "has 3 elements"),

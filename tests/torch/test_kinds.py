@@ -1,5 +1,7 @@
 """Every kind of removal against masking, on models traced from the graph: layers, experts, hidden, widths, tokens."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,15 +9,19 @@ import transformers
 from torch import nn
 
 from secateur.check import VerifyError, verify
+from secateur.dims import format_dims
 from secateur.errors import ModelError
 from secateur.plan import Plan
 from secateur.pruning import default_weights
 from secateur.torch.bypass import bypassed_module
 from secateur.torch.host import TorchHost
+from secateur.torch.hub import save
 from secateur.torch.norms import centred_norms, norms_over
 from secateur.torch.trace import trace
-from tests.torch.exact import randomize
+from tests.torch.exact import difference, randomize
 from tests.torch.models import make
+
+NEOX_ROPE = {"rope_type": "default", "rope_theta": 10000}
 
 
 def host_of(name, **config):
@@ -132,7 +138,7 @@ def test_experts_without_a_router_cannot_be_masked():
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "mixtral"])
 def test_hidden_width_is_exact_under_rms_norms(name):
-    host = host_of(name, rms_norm_eps=1e-12)
+    host = host_of(name, rms_norm_eps=1e-3)  # as large as it takes to see that the epsilon is mended too
     assert norms_over(host.model, host.layout, "hidden")
     assert not centred_norms(host.model, host.layout, "hidden")
     small, verdict = checked(host, {"hidden": [*range(3, 32, 2), 8]})
@@ -150,6 +156,61 @@ def test_hidden_width_under_layer_norms_is_inexact_and_says_so(name):
     assert "fine-tune" in verdict.inexact
     assert verdict.difference > 1e-5
     assert all(np.isfinite(a).all() for a in small.outputs(small.example))
+
+
+def test_hidden_width_of_t5_with_tied_embeddings_and_relative_bias(tmp_path):
+    """The scale d_model ** -0.5 before the tied logits does not follow, the bias per head is left as it is."""
+    host = host_of("t5", layer_norm_epsilon=1e-3)
+    assert host.model.config.tie_word_embeddings
+    bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    before = host.read(bias).clone()
+    small, verdict = checked(host, {"hidden": [*range(1, 24, 2), 0, 10]})
+    assert not verdict.inexact
+    model = small.model
+    assert model.lm_head.weight is model.shared.weight is model.encoder.embed_tokens.weight
+    assert model.shared.weight.shape == (60, 14)
+    assert torch.equal(small.read(bias), before)
+    assert model.model_dim == 24
+    assert model.encoder.final_layer_norm.variance_epsilon == pytest.approx(1e-3 * 24 / 14)
+    save(model, tmp_path / "a")
+    again = type(model).from_pretrained(tmp_path / "a").eval()
+    again.save_pretrained(tmp_path / "b")
+    for folder in ("a", "b"):
+        loaded = TorchHost(type(model).from_pretrained(tmp_path / folder).eval(), host.example, layout=small.layout)
+        for a, b in zip(loaded.outputs(host.example), small.outputs(host.example), strict=True):
+            assert np.array_equal(a, b)
+    ids = {"input_ids": host.example["input_ids"]}
+    options = {"max_new_tokens": 6, "do_sample": False, "decoder_start_token_id": 0}
+    assert torch.equal(again.generate(**ids, **options), model.generate(**ids, **options))
+
+
+def test_hidden_width_of_equal_layers_makes_a_stock_checkpoint_with_its_epsilon(tmp_path):
+    small, _ = checked(host_of("llama", rms_norm_eps=1e-3), {"hidden": range(16)})
+    save(small.model, tmp_path / "a", uniform=True)
+    again = type(small.model).from_pretrained(tmp_path / "a").eval()
+    assert (again.config.hidden_size, again.config.rms_norm_eps) == (16, 2e-3)
+    loaded = TorchHost(again, small.example, layout=small.layout)
+    assert np.array_equal(loaded.outputs(small.example)[0], small.outputs(small.example)[0])
+
+
+def test_hidden_width_leaves_rotary_frequencies_as_they_were(tmp_path):
+    """Falcon computes them from hidden / heads when it is built, and again when it is loaded."""
+    small, _ = checked(host_of("falcon"), {"hidden": range(16)})
+    save(small.model, tmp_path / "a")
+    again = type(small.model).from_pretrained(tmp_path / "a").eval()
+    assert again.config.hidden_size == 16
+    assert torch.equal(again.transformer.rotary_emb.inv_freq, small.model.transformer.rotary_emb.inv_freq)
+    loaded = TorchHost(again, small.example, layout=small.layout)
+    assert np.array_equal(loaded.outputs(small.example)[0], small.outputs(small.example)[0])
+
+
+@pytest.mark.parametrize(("name", "axis"), [("whisper", "decoder.hidden"), ("albert", "embedding")])
+def test_other_widths_under_layer_norms_are_inexact_too(name, axis):
+    """Whisper has two streams of one size, of which one keeps its width; ALBERT a narrow embedding."""
+    host = host_of(name)
+    _, verdict = checked(host, {axis: range(host.layout.axis(axis).size - 2)})
+    assert "subtract the mean" in verdict.inexact
+    assert np.isfinite(verdict.difference)
 
 
 # -- widths of heads ----------------------------------------------------------------------------------------------
@@ -174,6 +235,30 @@ def test_query_key_and_value_widths_shrink_alike(name):
         a.name: [0, 2, 3, 5] if a.kind == "qk" else [1, 2, 3, 4] for k in ("qk", "v") for a in host.layout.of_kind(k)
     }
     checked(host, keep)
+
+
+def test_a_scale_that_is_computed_from_the_width_freezes_it():
+    """DeBERTa divides by sqrt(3 * the width of a query head) at run time: fewer would be scaled otherwise."""
+    host = host_of("deberta")
+    axes = host.layout.of_kind("qk", prunable=False)
+    assert len(axes) == 2
+    assert all("may follow its size" in axis.frozen for axis in axes)
+    free = dataclasses.replace(
+        host.layout, axes={n: dataclasses.replace(a, frozen=None) for n, a in host.layout.axes.items()}
+    )
+    keep = {axis.name: [0, 2, 3, 5] for axis in axes}
+    assert difference(host.model, free, keep, host.example) > 1e-3
+    checked(host, {"L0.v": [0, 2, 5], "L1.head": [1, 3]})
+
+
+def test_partly_rotary_heads_in_a_fused_weight():
+    """GPT-NeoX: each head has its query, key and value in turn, and turns the first part of query and key."""
+    host = host_of("gpt_neox", num_attention_heads=2, rope_parameters={**NEOX_ROPE, "partial_rotary_factor": 0.5})
+    fused = "gpt_neox.layers.0.attention.query_key_value.weight"
+    assert format_dims(host.layout.params[fused]) == "(L0.head (2 qk + L0.qk + 2 qk + L0.qk + L0.v)) hidden"
+    assert [host.layout.axis(a).size for a in ("qk", "L0.qk", "L0.v")] == [4, 8, 16]
+    assert all(host.layout.axis(a).frozen for a in ("qk", "L0.qk", "L0.v"))
+    checked(host, {"L0.head": [1], "L1.head": [0], "L1.ffn": range(7)})
 
 
 def test_value_width_alone_where_the_model_has_a_size_of_its_own():

@@ -1,10 +1,24 @@
 """Opening tries removal on a copy: what breaks the forward pass or a reload is frozen, with the reason."""
 
+import logging
+
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from secateur import criteria
+from secateur.check import verify
+from secateur.errors import ModelError, PlanError
+from secateur.layout import Layout
+from secateur.pruning import prune
+from secateur.select import Unit
+from secateur.torch.failures import in_a_line
+from secateur.torch.host import TorchHost
 from secateur.torch.probe import derive, probe
 from secateur.torch.trace import trace
+from tests.torch.exact import randomize
+from tests.torch.models import make
 
 
 class Stubborn(nn.Module):
@@ -57,3 +71,40 @@ def test_modules_that_the_forward_pass_rebuilds_are_frozen():
     (head,) = layout.of_kind("head", prunable=False)
     assert "a reload builds BigBirdBlockSparseAttention" in head.frozen
     assert [axis.size for axis in layout.of_kind("ffn")] == [24]
+
+
+def test_experts_of_a_grouped_product_keep_multiples_and_the_plan_says_so():
+    model, example = make("mixtral")
+    host = TorchHost(randomize(model), example)
+    assert [(a.name, a.multiple) for a in host.layout.axes.values() if a.multiple > 1] == [
+        ("hidden", 8),
+        ("L0.ffn", 8),
+        ("L1.ffn", 8),
+    ]
+    assert Layout.from_text(str(host.layout)) == host.layout
+    plan = prune(host, criteria.magnitude, Unit("ffn"), 0.4)  # 0.6 * 48 = 28.8 units
+    assert [len(units) for units in plan.keep.values()] == [32, 32]
+    assert plan.provenance["multiples"] == {"8": ["L0.ffn", "L1.ffn"]}
+    assert verify(host, plan, [example]).difference <= 1e-5
+    with pytest.raises(PlanError, match=r"L0.ffn: 9 of 48 units would remain.*a multiple of 8; keep 8"):
+        host.layout.check_keep({"L0.ffn": np.arange(9)})
+
+
+def test_a_model_that_does_not_run_as_a_copy_is_left_as_traced_with_a_warning(caplog):
+    class Once(Stubborn):
+        def __deepcopy__(self, memo):
+            raise RuntimeError("one of a kind\nand more")
+
+    model, example = Once(), (torch.rand(3, 6),)
+    with caplog.at_level(logging.WARNING, logger="secateur"):
+        assert probe(model, traced := trace(model, example), example) is traced
+    assert "Once, which does not run as a copy (" in caplog.text
+    assert "RuntimeError: one of a kind)" in caplog.text
+
+
+def test_an_error_in_a_line():
+    assert in_a_line(ModelError("first\nsecond")) == "ModelError: first"
+    assert in_a_line(KeyError()) == "KeyError"
+    long = in_a_line(RuntimeError("x" * 500))
+    assert len(long) == 160
+    assert long.endswith("...")

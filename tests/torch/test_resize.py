@@ -251,6 +251,8 @@ def test_changes_are_json_and_names_move():
         ({"attributes": {"w": 3}}, "expected an object"),
         ({"attributes": {"w": {"num_heads": 1.5}}}, "expected integers"),
         ({"attributes": {"w": {"num_heads": {"a": 1}}}}, "expected integers"),
+        ({"scales": {"w": {"eps": 2}}}, "expected numbers between 0 and 1"),
+        ({"scales": {"w": "eps"}}, "expected numbers between 0 and 1"),
     ],
 )
 def test_changes_that_cannot_be_read(data, message):

@@ -39,18 +39,24 @@ def command(
             "size": axis.size,
             "parameters_per_unit": unit_parameters(host.layout, axis.name),
             "frozen": axis.frozen,
+            "multiple": axis.multiple,
         }
         for axis in host.layout.axes.values()
     ]
     if json:
-        common.print_json({"model": model, "parameters": count.total, "macs": work, "example": shapes, "axes": axes})
+        common.print_json(
+            {"model": model, "parameters": count.total, "macs": work or None, "example": shapes, "axes": axes}
+        )
         return
+    amount = (
+        f"{work / 1e9:.3f} GMAC on {_shape_text(shapes)}" if work else "MACs unknown (the layout lists no products)"
+    )
     common.print_table(
-        f"{model}: {common.millions(count.total)} parameters, {work / 1e9:.3f} GMAC on {_shape_text(shapes)}",
+        f"{model}: {common.millions(count.total)} parameters, {amount}",
         ["axis", "kind", "frozen because", "size", "parameters a unit"],
         [
-            (name, kind, frozen or "", str(size), f"{per_unit:,.0f}")
-            for name, kind, size, per_unit, frozen in grouped(axes)
+            (name, kind, _short(frozen or ""), f"{size} (by {by})" if by > 1 else str(size), f"{per_unit:,.0f}")
+            for name, kind, size, per_unit, frozen, by in grouped(axes)
         ],
         left=3,
     )
@@ -72,17 +78,26 @@ def _layout_text(model: str, task: str | None, trust_remote_code: bool, layout_f
         return str(blank(loaded))
 
 
-def grouped(axes: list[dict[str, Any]]) -> list[tuple[str, str, int, float, str | None]]:
-    """Axes that differ only in the number of their layer become one row: `L0.ffn .. L5.ffn`."""
+def _short(reason: str, limit: int = 160) -> str:
+    """A reason on one line; `--json` and `--layout` have all of it."""
+    first = (reason.splitlines() or [""])[0]
+    return first if len(first) <= limit else first[: limit - 3].rstrip() + "..."
+
+
+def grouped(axes: list[dict[str, Any]]) -> list[tuple[str, str, int, float, str | None, int]]:
+    """Axes that differ only in the number of their layer become one row: `L0.ffn .. L5.ffn`.
+
+    A row: name, kind, size, parameters of a unit, why it is frozen, and of what a multiple must be kept.
+    """
     groups: dict[tuple[Any, ...], list[str]] = {}
     for axis in axes:
         word = axis["axis"].rpartition(".")[2]
-        key = (word, axis["kind"], axis["size"], axis["parameters_per_unit"], axis["frozen"])
+        key = (word, axis["kind"], axis["size"], axis["parameters_per_unit"], axis["frozen"], axis["multiple"])
         groups.setdefault(key, []).append(axis["axis"])
     rows = []
-    for (_, kind, size, per_unit, frozen), names in groups.items():
+    for (_, kind, size, per_unit, frozen, by), names in groups.items():
         name = names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)})"
-        rows.append((name, kind, size, per_unit, frozen))
+        rows.append((name, kind, size, per_unit, frozen, by))
     return rows
 
 

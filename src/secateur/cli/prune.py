@@ -350,13 +350,18 @@ def show(outcome: "Outcome", json: bool) -> None:
             for name, s in scores
         ],
     )
+    work = "unknown (the layout lists no products)"
+    if outcome.macs_ratio is not None:
+        work = f"{common.percent(outcome.macs_ratio)} of dense"
     typer.echo(
         f"parameters {common.millions(outcome.total)}, not zero {common.millions(outcome.nonzero)}; "
-        f"MACs {common.percent(outcome.macs_ratio)} of dense; {common.megabytes(outcome.bytes)} MB on disk; "
+        f"MACs {work}; {common.megabytes(outcome.bytes)} MB on disk; "
         f"masked against shrunk {outcome.difference:.1e}; reloaded logits equal"
     )
     if outcome.inexact:
         typer.echo(outcome.inexact)
+    for multiple, names in (outcome.provenance.get("multiples") or {}).items():
+        typer.echo(f"multiples of {multiple} units were kept of {', '.join(names)}: the model runs with no others")
     counted = outcome.provenance.get("counted", {})
     if "weights" in counted:
         typer.echo(

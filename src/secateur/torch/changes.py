@@ -29,6 +29,7 @@ class Changes:
     configs: module -> key -> value, changed on its `config` for everyone who shares that object.
     own_configs: module -> key -> value, changed on a copy of its `config` that it alone reads.
     base: path of a configuration inside the root one -> key -> the value that builds the stock skeleton.
+    scales: module -> attribute -> value, of numbers that are no sizes (the epsilon of a norm over fewer channels).
     """
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Changes:
     configs: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     own_configs: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     base: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    scales: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return any(bool(getattr(self, f.name)) for f in fields(self))
@@ -60,6 +62,7 @@ class Changes:
             "configs": _read_values,
             "own_configs": _read_values,
             "base": _read_values,
+            "scales": _read_scales,
         }
         unknown = sorted(set(data) - set(readers))
         if unknown:
@@ -95,6 +98,7 @@ class Changes:
             _overlay(moved(self.configs), later.configs),
             _overlay(moved(self.own_configs), later.own_configs),
             base,
+            _overlay(moved(self.scales), later.scales),
         )
 
     def fit(self, model: nn.Module, prefix: str = "", strict: bool = True) -> "Changes":
@@ -106,7 +110,7 @@ class Changes:
         if strict or not prefix:
             return self
         inner, has = prefix + ".", isinstance(getattr(model, prefix, None), nn.Module)
-        names = [*self.shapes, *self.takes, *self.kept, *self.attributes]
+        names = [*self.shapes, *self.takes, *self.kept, *self.attributes, *self.scales]
         wrapped = any(name.startswith(inner) for name in names)
 
         def rename(name: str) -> str | None:
@@ -153,7 +157,8 @@ def original(name: str, kept: Mapping[str, tuple[int, ...]]) -> str:
 def apply(model: nn.Module, changes: Changes, allowed: Callable[[str], bool]) -> None:
     """Give a stock skeleton the structure that `changes` describe, in place; the new tensors are uninitialised.
 
-    Non-persistent buffers keep their size until `take_buffers`, so that the model can compute them first.
+    Non-persistent buffers keep their size until `take_buffers`, and configurations their numbers until `set_configs`,
+    so that the model can compute what follows from them first (rotary frequencies from hidden / heads).
     allowed: which attribute names may be set. Raises ModelError when the changes do not fit the model.
     """
     drop(model, changes.kept)
@@ -194,13 +199,23 @@ def drop(model: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def set_attributes(model: nn.Module, changes: Changes, allowed: Callable[[str], bool]) -> None:
-    """Set the attributes and configuration values of `changes`; ModelError for names that are not sizes."""
+    """Set the attributes of `changes`; ModelError for names that are not sizes."""
     for path, values in changes.attributes.items():
         module = submodule(model, path)
         for name, value in values.items():
             if not allowed(name) or not hasattr(module, name):
                 raise ModelError(f"the manifest sets {name!r} of {path or 'the model'}, which is no size it has")
             setattr(module, name, tuple(value) if isinstance(value, list) else value)
+    for path, scales in changes.scales.items():
+        module = submodule(model, path)
+        for name, value in scales.items():
+            if type(vars(module).get(name)) is not float:
+                raise ModelError(f"the manifest sets {name!r} of {path or 'the model'}, which is no number it has")
+            setattr(module, name, value)
+
+
+def set_configs(model: nn.Module, changes: Changes) -> None:
+    """Set the configuration values of `changes`; ModelError for what a configuration does not have."""
     for path, values in changes.configs.items():
         _set_config(submodule(model, path), path, values)
     for path, values in changes.own_configs.items():
@@ -304,6 +319,13 @@ def _read_values(value: Any, where: str) -> dict[str, Value]:
         for one in item if isinstance(item, list) else [item]:
             if one is not None and not isinstance(one, int | str):
                 raise ModelError(f"the manifest's {where} sets {key!r} to {item!r}, expected integers")
+    return value
+
+
+def _read_scales(value: Any, where: str) -> dict[str, float]:
+    numbers = value.values() if isinstance(value, dict) else [None]
+    if any(type(n) is not float or not 0 < n < 1 for n in numbers):
+        raise ModelError(f"the manifest's {where} is {value!r}, expected numbers between 0 and 1")
     return value
 
 

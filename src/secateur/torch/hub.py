@@ -233,6 +233,7 @@ def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
     _check_state(model, state, shapes)
     model.load_state_dict(state)
     C.take_buffers(model, changes)
+    C.set_configs(model, changes)
     remember(model, changes)
     return model
 

@@ -1,9 +1,10 @@
 """Layer axes: module lists whose elements pass one residual stream along, so that leaving one out is a bypass."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 from secateur.layout import Axis
-from secateur.torch.atoms import expand
+from secateur.torch.atoms import expand, size
 from secateur.torch.values import Value
 from secateur.torch.walk import Walk
 
@@ -32,7 +33,8 @@ def _names(paths: list[str]) -> dict[str, str]:
         split = [p[1:] for p in split]
     while all(len(p) > 1 for p in split) and len({p[-1] for p in split}) == 1:
         split = [p[:-1] for p in split]
-    return {path: ".".join([*short, "layers"]) for path, short in zip(paths, split, strict=True)}
+    numbered = [[f"L{word}" if word.isdigit() else word for word in short] for short in split]
+    return {path: ".".join([*short, "layers"]) for path, short in zip(paths, numbered, strict=True)}
 
 
 class _Chain:
@@ -78,18 +80,21 @@ class _Chain:
                 return f"the output of layer {at} is used outside the next layer"
         return ""
 
-    def _axes(self, key: int) -> list[list[int]]:
-        value: Value | None = self.walk.values.get(key)
-        return [[id(f.atom) for f in expand(d)] for d in value.dims] if value else []
-
     def _alike(self, a: int, b: int) -> bool:
-        """The same hidden axis; positions may have been regrouped."""
+        """The same hidden axis at as many positions, which may have been regrouped (windows) or moved."""
         x, y = self.walk.values.get(a), self.walk.values.get(b)
-        return x is not None and y is not None and x.dtype == y.dtype and self._axes(a) == self._axes(b)
+        if x is None or y is None or x.dtype != y.dtype or not (x.dims and y.dims):
+            return False
+        same = [f.atom for f in expand(x.dims[-1])] == [f.atom for f in expand(y.dims[-1])]
+        return same and _positions(x) == _positions(y)
 
     def _named(self, key: int) -> bool:
         value = self.walk.values.get(key)
         return value is not None and value.dtype == "float" and value.rank >= 2
+
+
+def _positions(value: Value) -> int:
+    return prod(size(dim) for dim in value.dims)
 
 
 def _element(module: str, path: str) -> int | None:

@@ -4,9 +4,11 @@ One table, keyed by attribute name, says what a number counts. An attribute chan
 count among the weights of its own module before pruning; its new value is the same count after. No model classes.
 """
 
+import ast
 import dataclasses
 import functools
 import inspect
+import textwrap
 import types
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -102,7 +104,8 @@ def mirrors(
         near = [p for p in inside if _near(model, path, p)]
         scopes = [s for s in (near, inside) if carriers.intersection(s)]
         for name, value in vars(module).items():
-            if name in MEANING and name not in mended and type(value) is int:
+            scale = MEANING.get(name) == "hidden" and name in powers(type(module))
+            if name in MEANING and name not in mended and type(value) is int and not scale:
                 new = _resolve(path, module, name, value, scopes, near, layout, new_sizes)
                 if new != value:
                     mended[name] = new
@@ -311,19 +314,52 @@ def reads(module_type: type, attribute: str) -> bool:
     return attribute in _names_in(module_type)
 
 
+def powers(module_type: type) -> frozenset[str]:
+    """Attributes that some method beyond setting up raises to a power, or takes the root of: they are scales there.
+
+    (`hidden * self.model_dim**-0.5` before tied logits must not follow when the width shrinks.)
+    """
+    return _powers_in(module_type)
+
+
 @functools.cache
-def _names_in(module_type: Hashable) -> frozenset[str]:
+def _powers_in(module_type: Hashable) -> frozenset[str]:
     found: set[str] = set()
+    for function in _methods(module_type):
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        except (OSError, TypeError, SyntaxError):  # without source, as typed into a prompt: nothing is known of it
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+                base: ast.expr | None = node.left
+            else:
+                base = node.args[0] if isinstance(node, ast.Call) and node.args and _is_root(node.func) else None
+            if isinstance(base, ast.Attribute):
+                found.add(base.attr)
+    return frozenset(found)
+
+
+def _is_root(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name in ("sqrt", "rsqrt")
+
+
+def _methods(module_type: Any) -> Iterator[Any]:
+    """Functions of a module type and its bases, beyond those that set up."""
     for cls in getattr(module_type, "__mro__", ()):
         if cls is nn.Module or cls is object:
             continue
         for name, member in vars(cls).items():
             function = member.fget if isinstance(member, property) else member
             function = inspect.unwrap(function) if callable(function) else function
-            code = getattr(function, "__code__", None)
-            if name not in _SETUP and code is not None:
-                found |= _code_names(code)
-    return frozenset(found)
+            if name not in _SETUP and getattr(function, "__code__", None) is not None:
+                yield function
+
+
+@functools.cache
+def _names_in(module_type: Hashable) -> frozenset[str]:
+    return frozenset(name for function in _methods(module_type) for name in _code_names(function.__code__))
 
 
 def _code_names(code: types.CodeType) -> set[str]:

@@ -1,8 +1,8 @@
 """Norms over a width that shrinks: RMS norms are made exact by scaling their weight, centred ones cannot be.
 
-With n channels of which k are kept and the others zero, the root mean square over k is sqrt(n / k) times that over n;
-a weight scaled by sqrt(n / k) makes up for it exactly but for epsilon, which counts k / n as much. What a norm does is
-found by running it, never by its name: scale invariant and blind to a shift of all channels means centred.
+With n channels of which k are kept and the others zero, the mean square over k is n / k times that over n: a weight
+scaled by sqrt(n / k) and an epsilon of n / k times the old one make up for it exactly. What a norm does is found by
+running it, never by its name: scale invariant and blind to a shift of all channels means centred.
 """
 
 import copy
@@ -16,8 +16,12 @@ from torch import nn
 
 from secateur.layout import Layout
 from secateur.torch import changes as C
+from secateur.torch.failures import EXPECTED
 
+WIDE = ("hidden", "embedding")
+"""Kinds of axes that norms go over."""
 _SCALE = 1e3
+_LARGEST_EPSILON = 1e-2
 
 
 def norms_over(model: nn.Module, layout: Layout, axis: str) -> list[str]:
@@ -36,19 +40,37 @@ def centred_norms(model: nn.Module, layout: Layout, axis: str) -> list[str]:
     return [path for path in norms_over(model, layout, axis) if _centred(model.get_submodule(path))]
 
 
-def rescale(model: nn.Module, layout: Layout, keep: Mapping[str, np.ndarray]) -> None:
-    """Scale the weights of RMS norms over hidden axes that lose channels; to be called before they are taken."""
+def shrinking(model: nn.Module, layout: Layout, keep: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Path of each RMS norm that loses channels -> how many times more there were."""
+    found: dict[str, float] = {}
     for axis, units in keep.items():
-        if layout.axis(axis).kind != "hidden" or len(units) == layout.axis(axis).size:
-            continue
-        factor = math.sqrt(layout.axis(axis).size / len(units))
-        for path in norms_over(model, layout, axis):
-            module = model.get_submodule(path)
-            if not _centred(module) and not module.weight.is_meta:
-                with torch.no_grad():
-                    # Some norms multiply by 1 + weight: with a weight of zero they pass something on.
-                    offset = 1.0 if _passes_without_weight(module) else 0.0
-                    module.weight.copy_((module.weight.double() + offset) * factor - offset)
+        size = layout.axis(axis).size
+        if layout.axis(axis).kind in WIDE and 0 < len(units) < size:
+            paths = norms_over(model, layout, axis)
+            found |= {path: size / len(units) for path in paths if not _centred(model.get_submodule(path))}
+    return found
+
+
+def rescale(model: nn.Module, norms: Mapping[str, float]) -> None:
+    """Scale the weights of the norms that `shrinking` found; to be called before channels are taken."""
+    for path, times in norms.items():
+        module = model.get_submodule(path)
+        if not module.weight.is_meta:
+            with torch.no_grad():
+                # Some norms multiply by 1 + weight: with a weight of zero they pass something on.
+                offset = 1.0 if _passes_without_weight(module) else 0.0
+                module.weight.copy_((module.weight.double() + offset) * math.sqrt(times) - offset)
+
+
+def epsilons(model: nn.Module, norms: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """The new epsilon of each norm that `shrinking` found: path -> attribute (its only small number) -> value."""
+    found: dict[str, dict[str, float]] = {}
+    for path, times in norms.items():
+        values = vars(model.get_submodule(path)).items()
+        small = {name: v * times for name, v in values if type(v) is float and 0 < v < _LARGEST_EPSILON}
+        if small:
+            found[path] = small
+    return found
 
 
 def _probe(module: nn.Module) -> Any:
@@ -69,7 +91,7 @@ def _run(module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
     try:
         with torch.no_grad():
             result = module(x)
-    except Exception:  # a module that is no norm may want anything
+    except EXPECTED:  # a module that is no norm may want anything: then it is none
         return None
     return result if isinstance(result, torch.Tensor) and result.shape == x.shape else None
 

@@ -2,12 +2,15 @@
 
 A graph cannot show that a forward pass reads a size from its config, divides one size by another, or rebuilds its
 modules. So units of every kind are removed from a copy without numbers (meta device), another number in every layer,
-and the copy is run on the example: shapes are all that matters here; `verify` compares numbers later.
+and the copy is run on the example: shapes are all that matters here; `verify` compares numbers later. Odd numbers of
+units remain; where only multiples of 8 will do (grouped products want aligned rows), the axis says so.
 """
 
 import copy
 import dataclasses
 import functools
+import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -22,6 +25,7 @@ from secateur.layout import Axis, Layout
 from secateur.torch import changes as C
 from secateur.torch.batches import evaluating
 from secateur.torch.export import Example
+from secateur.torch.failures import EXPECTED, in_a_line
 from secateur.torch.resize import changes_of, resize
 from secateur.torch.trace import trace
 
@@ -29,10 +33,14 @@ SEQUENCES = (("head", "ffn", "dense", "expert", "rank", "mixer"), ("kv",), ("v",
 """Kinds that are removed together, in the order in which the culprit is looked for."""
 WIDTHS = ("qk", "v")
 """Kinds that one attribute often mirrors together (`head_dim`), so that they may have to be pruned alike."""
+ALIGNMENT = 8
+"""What is tried where an odd number of units breaks the model: as many numbers of 16 bits as make 16 bytes. Four of
+32 bits would do, but what is pruned in float32 may be loaded in bfloat16."""
 SMALL = 50_000_000
 """Parameters up to which a model that cannot run without numbers is copied and run with them."""
 
 Keep = dict[str, np.ndarray]
+logger = logging.getLogger(__name__)
 
 
 class Failure(NamedTuple):
@@ -56,7 +64,7 @@ def derive(model: nn.Module, example: Example) -> Layout:
 def probe(model: nn.Module, layout: Layout, example: Example) -> Layout:
     """The layout with frozen axes where removal breaks the forward pass on `example`, or a reload.
 
-    A model that runs neither on the meta device nor, being large, as a copy is left as it was traced.
+    A model that runs neither on the meta device nor, being large, as a copy is left as it was traced, with a warning.
     """
     layout = _freeze(layout, _rebuilt(model, layout))
     runs = _runner(model, example)
@@ -67,7 +75,7 @@ def probe(model: nn.Module, layout: Layout, example: Example) -> Layout:
         error = runs(layout, _merged(groups)) if groups else None
         if error is None or (kinds[0] in WIDTHS and error.sentence and _run_alike(runs, layout)):
             continue
-        layout = _freeze(layout, _culprits(runs, layout, groups))
+        layout = _freeze(layout, *_culprits(runs, layout, groups))
     return layout
 
 
@@ -78,14 +86,16 @@ def _run_alike(runs: Runs, layout: Layout) -> bool:
     return runs(layout, halves) is None
 
 
-def _freeze(layout: Layout, reasons: Mapping[str, str]) -> Layout:
-    """The layout with these axes frozen too, and what is a product of one of them."""
-    if not reasons:
+def _freeze(layout: Layout, reasons: Mapping[str, str], multiples: Mapping[str, int] | None = None) -> Layout:
+    """The layout with these axes frozen too, and what is a product of one of them; others pruned by multiples only."""
+    multiples = multiples or {}
+    if not reasons and not multiples:
         return layout
 
     def frozen(axis: Axis) -> Axis:
         why = next((reasons[n] for n in (axis.name, *axis.parts) if n in reasons), None)
-        return dataclasses.replace(axis, frozen=axis.frozen or why)
+        multiple = multiples.get(axis.name, axis.multiple)
+        return dataclasses.replace(axis, frozen=axis.frozen or why, multiple=multiple)
 
     return dataclasses.replace(layout, axes={name: frozen(axis) for name, axis in layout.axes.items()})
 
@@ -112,7 +122,7 @@ def _carries(dims: Any, axis: Axis) -> bool:
 
 
 def _units(layout: Layout, axis: Axis, number: int) -> np.ndarray | None:
-    """About half of the units, fewer in every second axis; equally many in each group of query heads."""
+    """An odd number near half of the units, fewer in every second axis; equally many in each group of query heads."""
     outer = layout.axis(axis.parts[0]).size if axis.parts else 1
     inner = axis.size // outer
     if inner < 2:
@@ -120,8 +130,7 @@ def _units(layout: Layout, axis: Axis, number: int) -> np.ndarray | None:
     if axis.kind == "expert":  # a router may want several of them
         count = max(inner - 1 - number % 2, inner // 2)
     else:
-        step = 8 if inner >= 32 and inner % 8 == 0 else 1
-        count = max(step, inner // 2 // step * step - number % 2 * step)
+        count = max(1, (inner // 2 - 1) // 2 * 2 + 1 - 2 * (number % 2))
     return np.concatenate([i * inner + np.arange(count) for i in range(outer)])
 
 
@@ -129,17 +138,32 @@ def _merged(groups: Iterable[Keep]) -> Keep:
     return {name: units for group in groups for name, units in group.items()}
 
 
-def _culprits(runs: Runs, layout: Layout, groups: list[Keep]) -> dict[str, str]:
-    """Axes without which the model does not run, beside those before them without which it does."""
+def _aligned(layout: Layout, group: Keep) -> Keep | None:
+    """The same with multiples of `ALIGNMENT` kept; None where an axis is too small for that."""
+    sizes = {name: (layout.axis(name).size, math.gcd(layout.axis(name).size, ALIGNMENT)) for name in group}
+    if any(layout.axis(name).parts or not 1 < of < size for name, (size, of) in sizes.items()):
+        return None
+    return {name: np.arange(max(of, len(group[name]) // of * of)) for name, (_, of) in sizes.items()}
+
+
+def _culprits(runs: Runs, layout: Layout, groups: list[Keep]) -> tuple[dict[str, str], dict[str, int]]:
+    """Axes without which the model does not run, beside those before them without which it does, and why; axes of
+    which a multiple of some number may remain."""
     good: list[Keep] = []
     reasons: dict[str, str] = {}
+    multiples: dict[str, int] = {}
     for group in groups:
         error = runs(layout, _merged([*good, group]))
         if error is None:
             good.append(group)
+            continue
+        rounded = None if error.sentence else _aligned(layout, group)
+        if rounded is not None and runs(layout, _merged([*good, rounded])) is None:
+            good.append(rounded)
+            multiples |= {name: math.gcd(layout.axis(name).size, ALIGNMENT) for name in group}
         else:
             reasons |= dict.fromkeys(group, error.reason)
-    return reasons
+    return reasons, multiples
 
 
 # -- how it is run ----------------------------------------------------------------------------------------------------
@@ -147,11 +171,18 @@ def _culprits(runs: Runs, layout: Layout, groups: list[Keep]) -> dict[str, str]:
 
 def _runner(model: nn.Module, example: Example) -> Runs | None:
     """A function (layout, keep) -> what breaks the smaller copy, or None; None when not even a whole copy runs."""
+    error: Failure | None = None
     for meta in (True, False):
         if not meta and sum(p.numel() for p in model.parameters()) > SMALL:
             break
-        if _error_of(model, example, None, {}, meta=meta) is None:
+        error = _error_of(model, example, None, {}, meta=meta)
+        if error is None:
             return functools.partial(_error_of, model, example, meta=meta)
+    logger.warning(
+        "removal was not tried out on %s, which does not run as a copy (%s); rely on verify",
+        type(model).__name__,
+        error.reason if error else "",
+    )
     return None
 
 
@@ -164,8 +195,8 @@ def _error_of(model: nn.Module, example: Example, layout: Layout | None, keep: K
     except SecateurError as error:
         return Failure(str(error), True)
     except Exception as error:  # a forward pass may fail in any way
-        first = (str(error).strip().splitlines() or [""])[0][:150].replace("#", "")
-        return Failure(f"the model does not run when units are removed ({type(error).__name__}: {first})", False)
+        reason = in_a_line(error).replace("#", "")  # which begins a comment in the text of a layout
+        return Failure(f"the model does not run when units are removed ({reason})", False)
     return None
 
 
@@ -203,7 +234,8 @@ def _rebuilt(model: nn.Module, layout: Layout) -> dict[str, str]:
     try:
         with torch.device("meta"):
             built = dict(type(model)(copy.deepcopy(model.config)).named_modules())
-    except Exception:  # a wrapper around a model, or a class that wants more than its configuration
+    except EXPECTED as error:  # a wrapper around a model, or a class that wants more than its configuration
+        logger.info("%s is not built from its configuration alone (%s)", type(model).__name__, in_a_line(error))
         return {}
     reasons: dict[str, str] = {}
     for path, module in model.named_modules():

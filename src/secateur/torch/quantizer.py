@@ -99,6 +99,7 @@ class SecateurQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         C.take_buffers(model, self.fitted)
+        C.set_configs(model, self.fitted)
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(name, None)
         for module in model.modules():

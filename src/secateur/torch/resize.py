@@ -1,6 +1,7 @@
 """Physically shrink a PyTorch model to the units that a plan keeps: tensors, module lists, and what mirrors them."""
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,12 @@ from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.torch import changes as C
 from secateur.torch.changes import Changes
-from secateur.torch.mend import LAYER_INDEX, MEANING, is_size, mirrors
-from secateur.torch.norms import rescale
+from secateur.torch.failures import EXPECTED, in_a_line
+from secateur.torch.mend import LAYER_INDEX, MEANING, is_size, mirrors, powers
+from secateur.torch.norms import epsilons, rescale, shrinking
 from secateur.torch.vocabulary import follow, kept_tokens, token_numbers
 
+logger = logging.getLogger(__name__)
 LAYER_COUNTS = (
     "num_hidden_layers",
     "num_layers",
@@ -50,10 +53,11 @@ def resize(model: nn.Module, layout: Layout, keep: Mapping[str, Sequence[int] | 
     tokens = kept_tokens(layout, checked)
     generation = getattr(model, "generation_config", None)
     numbers = token_numbers(generation, *tokens) if tokens and generation is not None else {}
-    rescale(model, layout, checked)
+    rescale(model, shrinking(model, layout, checked))
     _take(model, layout, kept)
     C.drop(model, step.kept)
     C.set_attributes(model, step, is_size)
+    C.set_configs(model, step)
     remember(model, total)
     if tokens:
         follow(model, *tokens, numbers)
@@ -125,6 +129,7 @@ def plan_changes(
             surviving(configs),
             surviving(own_configs),
             base,
+            surviving(epsilons(model, shrinking(model, layout, keep))),
         ),
         kept,
     )
@@ -239,7 +244,7 @@ def _configs(
     places = {id(config): path for path, config in _config_tree(getattr(model, "config", None))}
     for owner, config in _config_owners(model):
         layers = _layer_numbers(config, owner, model, lists)
-        wide = _wide_numbers(config, owner, layout, sizes)
+        wide = _wide_numbers(config, owner, model, layout, sizes)
         if tokens and getattr(config, "vocab_size", None) == tokens[0]:
             wide |= token_numbers(config, *tokens)
         changed = next((c for c in ({**wide, **layers}, layers, wide) if _valid(config, c)), {})
@@ -259,7 +264,8 @@ def _valid(config: Any, changed: Mapping[str, Any]) -> bool:
             setattr(tried, key, value)
         getattr(tried, "validate", lambda: None)()
         type(tried).from_dict(tried.to_dict())
-    except Exception:  # whatever the class of the configuration raises
+    except EXPECTED as error:
+        logger.info("%s refuses %s (%s); its numbers stay", type(config).__name__, dict(changed), in_a_line(error))
         return False
     return True
 
@@ -283,14 +289,21 @@ def _config_tree(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _config_tree(value, f"{path}.{name}" if path else name)
 
 
-def _wide_numbers(config: Any, owner: str, layout: Layout, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Hidden width, vocabulary and experts, where all axes of that kind and size agree on the new one."""
+def _wide_numbers(
+    config: Any, owner: str, model: nn.Module, layout: Layout, sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Hidden width, vocabulary and experts, where all axes of that kind and size agree on the new one.
+
+    A width that the forward pass raises to a power is a scale too, which must not follow: it stays.
+    """
+    alias = getattr(config, "attribute_map", None) or {}
+    scales = {alias.get(name, name) for m in model.get_submodule(owner).modules() for name in powers(type(m))}
     inside = [p for p in layout.params if not owner or p.startswith(owner + ".")]
     used = {n for p in inside for dim in layout.params[p] for term in dim for n in _flat(term)}
     changed: dict[str, Any] = {}
     for key, meaning in MEANING.items():
         value = getattr(config, key, None)
-        if meaning not in ("hidden", "vocab", "expert") or type(value) is not int:
+        if meaning not in ("hidden", "vocab", "expert") or type(value) is not int or alias.get(key, key) in scales:
             continue
         new = {sizes[n] for n in used if layout.axes[n].kind == meaning and layout.axes[n].size == value}
         if len(new) == 1 and new != {value}:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from secateur.torch import changes as C
+from secateur.torch.failures import EXPECTED, in_a_line
 
 _KEYS = re.compile(r"head|kv|ffn|ff$|inner|interm|mlp|expert|vocab|hidden|d_model|dim|embd|layers?$|width|size$")
 _NOT_SIZES = re.compile(r"patch|image|kernel|window|chunk|stride|position|token_id|per_tok|bucket|max_")
@@ -30,12 +31,12 @@ def find_config(model: Any) -> tuple[Any | None, str]:
     wanted = _shapes(model)
     try:
         built = _build(model, config)
-    except Exception as error:  # any class may refuse its own configuration, for any reason
-        return None, f"{type(model).__name__} cannot be built from its configuration ({error})"
+    except EXPECTED as error:
+        return None, f"{type(model).__name__} cannot be built from its configuration ({in_a_line(error)})"
     uneven = _uneven(wanted, _shapes(built))
     if uneven:
         return None, uneven
-    attempts = 0
+    attempts, refusal = 0, ""
     while differing := _differing(wanted, _shapes(built)):
         best = None
         for edited in _edits(config, differing):
@@ -44,7 +45,8 @@ def find_config(model: Any) -> tuple[Any | None, str]:
                 break
             try:
                 candidate = _build(model, edited)
-            except Exception:  # an impossible combination of numbers is simply no candidate
+            except EXPECTED as error:  # an impossible combination of numbers is no candidate
+                refusal = f"; other numbers are refused ({in_a_line(error)})"
                 continue
             left = _differing(wanted, _shapes(candidate))
             if len(left) < len(differing) and (best is None or len(left) < len(best[2])):
@@ -55,11 +57,30 @@ def find_config(model: Any) -> tuple[Any | None, str]:
             name, (want, have) = next(iter(differing.items()))
             return None, (
                 f"{name} is {want} where the configuration gives {have}, and no number of {type(config).__name__} "
-                "changes that alone"
+                f"changes that alone{refusal}"
             )
         config, built = best[0], best[1]
+    config, built = _with_scales(model, config, built)
     other = _other_attribute(model, built)
     return (None, other) if other else (config, "")
+
+
+def _with_scales(model: nn.Module, config: Any, built: nn.Module) -> tuple[Any, nn.Module]:
+    """Give numbers of the configuration that modules hold as they are (epsilons) the value that the model has."""
+    edited, twins = copy.deepcopy(config), dict(built.named_modules())
+    wanted = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            old = vars(twins[path]).get(name) if path in twins else None
+            if type(value) is float and type(old) is float and value != old:
+                wanted[old] = value
+    if not wanted:
+        return config, built
+    for _, place in _places(edited):
+        for key, value in list(vars(place).items()):
+            if type(value) is float and value in wanted:
+                setattr(place, key, wanted[value])
+    return edited, _build(model, edited)
 
 
 def _build(model: Any, config: Any) -> nn.Module:

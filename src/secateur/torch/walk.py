@@ -27,7 +27,7 @@ VIEWS = frozenset(
     words(
         "view reshape flatten unflatten _unsafe_view to contiguous alias detach unsqueeze squeeze expand expand_as "
         "transpose permute t swapaxes slice select narrow split chunk unbind split_with_sizes movedim diagonal view_as "
-        "numpy_T mT view_as_real view_as_complex type_as float half dropout lift_fresh"
+        "reshape_as numpy_T mT view_as_real view_as_complex type_as float half dropout lift_fresh"
     )
 )
 
@@ -350,7 +350,7 @@ def _named_tensors(model: nn.Module) -> Mapping[str, torch.Tensor]:
 def _extent(value: Any) -> int:
     try:
         return int(value)
-    except Exception:
+    except (RuntimeError, TypeError):  # a size that depends on data
         node = getattr(value, "node", None)
         expression = node.expr if node is not None else value
         symbols = dict.fromkeys(getattr(expression, "free_symbols", ()), UNKNOWN_EXTENT)

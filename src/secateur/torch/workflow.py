@@ -84,8 +84,9 @@ RAMP_START = 0.5
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one job. Sizes in bytes, times in seconds, `difference` is masked against shrunk, and
-    `inexact` says why it is not zero by design (hidden width between layer norms), or is empty.
+    """What came of one job. Sizes in bytes, times in seconds. `macs_ratio` is None where the layout (written by hand)
+    lists no products, `difference` is masked against shrunk, and `inexact` says why it is not zero by design (hidden
+    width between layer norms), or is empty.
     """
 
     name: str
@@ -94,7 +95,7 @@ class Outcome:
     tuned: Score | None
     total: int
     nonzero: int
-    macs_ratio: float
+    macs_ratio: float | None
     difference: float
     folder: str = ""
     bytes: int = 0
@@ -227,7 +228,7 @@ def run(
         tuned=tuned,
         total=count.total,
         nonzero=count.nonzero,
-        macs_ratio=macs(small.layout) / dense_macs if dense_macs else float("nan"),  # by hand, without products
+        macs_ratio=macs(small.layout) / dense_macs if dense_macs else None,
         difference=verdict.difference,
         inexact=verdict.inexact,
         provenance=dict(plan.provenance),

@@ -14,7 +14,7 @@ from secateur.torch.atoms import (
     regroup,
     unify,
 )
-from secateur.torch.values import Call, Rule, Value, remap, same
+from secateur.torch.values import Call, Rule, Value, remap, same, words
 
 
 def view(call: Call) -> Value:
@@ -325,7 +325,7 @@ def _overwritten(dim: Dim, source: Dim) -> Dim:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "_reshape_alias"), view),
+    **dict.fromkeys(words("view reshape _unsafe_view flatten unflatten view_as reshape_as _reshape_alias"), view),
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
     **dict.fromkeys(("t", "numpy_T", "mT", "mH", "adjoint"), transpose_all),
     "permute": permute,
