@@ -155,7 +155,7 @@ def make_table(targets: list[str], names: list[str]) -> None:
     transformers.logging.set_verbosity_error()
     for target in targets:
         for name in names:
-            for generate in (False, True) if name in GENERATES and target in ("onnx", "openvino") else (False,):
+            for generate in (True, False) if name in GENERATES and target in ("onnx", "openvino") else (False,):
                 kept_as = f"table-{target}-{name}{'-generate' if generate else ''}"
                 if list(kept(kept_as)):
                     continue

@@ -128,11 +128,12 @@ def test_generation_of_an_encoder_decoder(tmp_path):
 
 
 @SLOW
-@needs("onnx")
-def test_eight_bits_on_top(uneven, rows, tmp_path):
-    dense = export(uneven, "onnx", tmp_path / "f32", data=rows)
-    small = export(uneven, "onnx", tmp_path / "int8", data=rows, int8=True)
-    assert dense.parity.relative_error < 1e-4 < small.parity.relative_error < parity.INT8_TOLERANCE
+@pytest.mark.parametrize("name", [pytest.param(n, marks=needs(n)) for n in ("onnx", "openvino")])
+def test_eight_bits_on_top(name, uneven, rows, tmp_path):
+    if name == "openvino":
+        pytest.importorskip("nncf")
+    small = export(uneven, name, tmp_path / "int8", data=rows, int8=True)
+    assert 1e-4 < small.parity.relative_error < parity.INT8_TOLERANCE
     assert json.loads((tmp_path / "int8" / "artefact.json").read_text())["int8"] is True
 
 

@@ -97,7 +97,8 @@ def show(found: "Bench", plot: Path | None, json: bool) -> None:
     if plot is not None:
         from secateur.report.plots import plot_bench
 
-        title = f"{found.machine.get('processor', '')}, {found.threads} thread(s)"
+        threads = "one thread" if found.threads == 1 else f"{found.threads} threads"
+        title = f"{found.machine.get('processor', '')}, {threads}"
         plot_bench([vars(timing) for timing in found.timings], plot, title)
     if json:
         common.print_json(found.as_json())
