@@ -148,6 +148,14 @@ def test_a_program_that_differs_is_refused(uneven):
     assert parity.compare(model, program, [batch], 1e-6).relative_error == 0.0
     with pytest.raises(DeployError, match=r"differs from PyTorch by .* \(permitted: 1e-04\), at shapes 2 x 5"):
         parity.compare(model, shifted, [batch], 1e-4)
+    small = {**batch, "input_ids": batch["input_ids"][:1, :2], "attention_mask": batch["attention_mask"][:1, :2]}
+    together = parity.compare(model, shifted, [batch, small], 1.0)
+    largest = max(np.abs(program({k: v.numpy() for k, v in b.items()})["logits"]).max() for b in (batch, small))
+    assert together.worst_logit == pytest.approx(0.01, rel=1e-4)
+    assert together.relative_error == pytest.approx(0.01 / largest, rel=1e-4)
+    many = [{name: value[:, :n] for name, value in batch.items()} for n in range(1, 6)]
+    with pytest.raises(DeployError, match="at shapes 2 x 1, 2 x 2, 2 x 3 and 2 more; nothing was written"):
+        parity.compare(model, shifted, many, 1e-4)
     with pytest.raises(DeployError, match="at least one batch"):
         parity.compare(model, program, [], 1e-4)
     with pytest.raises(DeployError, match="gives logits as None"):
