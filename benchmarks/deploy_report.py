@@ -81,11 +81,11 @@ def _cell(result: Mapping[str, Any] | None, target: str = "") -> str:
         return "not built (forward pass only)" if target in ("executorch", "litert") else "not run"
     if "refused" in result:
         return f"refused: {result['refused']}"
-    parity = result["parity"]
+    parity, note = result["parity"], f", {result['note']}" if "note" in result else ""
     if "tokens" in parity:
-        return f"{parity['tokens']} tokens equal, logits {parity['relative_error']:.1e}"
+        return f"{parity['tokens']} tokens equal, logits {parity['relative_error']:.1e}{note}"
     agreement = "" if parity["agreement"] is None else f" ({100 * parity['agreement']:.1f}%)"
-    return f"{parity['relative_error']:.1e}{agreement}"
+    return f"{parity['relative_error']:.1e}{agreement}{note}"
 
 
 def _latency(found: Mapping[str, Any], macs: Mapping[str, float]) -> list[str]:
