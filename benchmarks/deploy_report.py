@@ -4,7 +4,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ def write(cache: Path, names: Mapping[str, str], macs: Mapping[str, float]) -> N
         "",
         f"{datetime.date.today()}, `python benchmarks/deploy.py` (stages models, table, latency, int8, grid, write), "
         f"{machine['processor']}, {machine['cores']} cores, one thread, {platform.system()}, Python "
-        f"{platform.python_version()}, {', '.join(_version(p) for p in PACKAGES)}. Float32. Timings were taken "
-        f"with the "
-        "rest of the machine paused.",
+        f"{platform.python_version()}, {', '.join(_version(p) for p in PACKAGES)}. Float32. Timings were taken with "
+        "the rest of the machine paused.",
         "",
         *_targets(found, names),
         *_latency(found, macs),
@@ -48,27 +47,33 @@ def _version(package: str) -> str:
         return f"{package} absent"
 
 
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """A Markdown table; a row may be short."""
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in rows:
+        lines.append(f"| {' | '.join(str(cell) for cell in [*row, *[''] * (len(columns) - len(row))])} |")
+    return [*lines, ""]
+
+
 def _targets(found: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
-    lines = [
+    rows = []
+    for key, name in names.items():
+        rows.append([name, *(_cell(found.get(f"table-{target}-{key}")) for target in TARGETS)])
+        if any(f"table-{target}-{key}-generate" in found for target in TARGETS):
+            cells = [_cell(found.get(f"table-{target}-{key}-generate"), target) for target in TARGETS]
+            rows.append([f"{name}: generation", *cells])
+    return [
         "## Targets against models",
         "",
-        "Relative error: largest difference from PyTorch over the largest magnitude of the output, worst over batches. "
-        "MiniLM on 200 reviews in batches of 1, 3 and 8 (LiteRT: 8 x 64), label agreement in brackets; SmolLM2 on 16 "
-        "reviews, agreement of the most likely token; the others on made-up inputs at three shapes (LiteRT: one). "
-        "Generation: greedy tokens with a key-value cache, equal to `generate` of PyTorch; SmolLM2 on two "
-        "reviews, padded "
-        "on the left.",
+        "Relative error: largest difference from PyTorch over the largest magnitude of the output, both over all "
+        "batches. MiniLM on 200 reviews in batches of 1, 3 and 8 (LiteRT: 8 x 64), label agreement in brackets; "
+        "SmolLM2 on 16 reviews, agreement of the most likely token; the others on made-up inputs at three shapes "
+        "(LiteRT: one). "
+        "Generation: greedy tokens with a key-value cache, equal to `generate` of PyTorch; SmolLM2 on two reviews, "
+        "padded on the left.",
         "",
-        f"| model | {' | '.join(TARGETS)} |",
-        "|---|" + "---|" * len(TARGETS),
+        *_table(["model", *TARGETS], rows),
     ]
-    for key, name in names.items():
-        cells = [_cell(found.get(f"table-{target}-{key}")) for target in TARGETS]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        if f"table-onnx-{key}-generate" in found:
-            cells = [_cell(found.get(f"table-{target}-{key}-generate"), target) for target in TARGETS]
-            lines.append(f"| {name}: generation | {' | '.join(cells)} |")
-    return [*lines, ""]
 
 
 def _cell(result: Mapping[str, Any] | None, target: str = "") -> str:
@@ -76,85 +81,78 @@ def _cell(result: Mapping[str, Any] | None, target: str = "") -> str:
         return "not built (forward pass only)" if target in ("executorch", "litert") else "not run"
     if "refused" in result:
         return f"refused: {result['refused']}"
-    parity = result["parity"]
+    parity, note = result["parity"], f", {result['note']}" if "note" in result else ""
     if "tokens" in parity:
-        return f"{parity['tokens']} tokens equal, logits {parity['relative_error']:.1e}"
+        return f"{parity['tokens']} tokens equal, logits {parity['relative_error']:.1e}{note}"
     agreement = "" if parity["agreement"] is None else f" ({100 * parity['agreement']:.1f}%)"
-    return f"{parity['relative_error']:.1e}{agreement}"
+    return f"{parity['relative_error']:.1e}{agreement}{note}"
 
 
 def _latency(found: Mapping[str, Any], macs: Mapping[str, float]) -> list[str]:
-    lines = [
-        "## Latency of MiniLM, batch 8 x 64",
-        "",
-        "Median of a forward pass; models in turn, each in a process of its own. Start-up is from the first "
-        "line of the "
-        "worker to the first answer. `MACs`: multiply-accumulates over those of the dense model; `within`: whether the "
-        f"latency ratio is within {100 * WITHIN:.0f}% of it.",
-        "",
-        "| runtime | model | ms | quartiles | of dense | MACs | within | start-up s | peak MB | MB on disk |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for runtime in RUNTIMES:
         for name in MINILMS:
             row = found.get(f"latency-{runtime}-{name}")
             if row is None or row["error"]:
-                lines.append(f"| {runtime} | {name} | {row['error'] if row else 'not run'} | | | | | | | |")
+                rows.append([runtime, name, row["error"] if row else "not run"])
                 continue
             off = row["ratio"] / macs[name] - 1
             within = "-" if name == "minilm-dense" else f"{'yes' if abs(off) <= WITHIN else 'NO'} ({100 * off:+.0f}%)"
-            lines.append(
-                f"| {runtime} | {name} | {row['median_ms']:.1f} | {row['low_ms']:.1f} to {row['high_ms']:.1f} | "
-                f"{row['ratio']:.3f} | {macs[name]:.3f} | {within} | {row['startup_s']:.1f} | "
-                f"{row['peak_bytes'] / 1e6:.0f} | {row['bytes'] / 1e6:.1f} |"
-            )
-    return [*lines, ""]
+            spread = f"{row['low_ms']:.1f} to {row['high_ms']:.1f}"
+            times = [f"{row['median_ms']:.1f}", spread, f"{row['ratio']:.3f}", f"{macs[name]:.3f}", within]
+            sizes = [f"{row['startup_s']:.1f}", f"{row['peak_bytes'] / 1e6:.0f}", f"{row['bytes'] / 1e6:.1f}"]
+            rows.append([runtime, name, *times, *sizes])
+    columns = ["runtime", "model", "ms", "quartiles", "of dense", "MACs", "within"]
+    return [
+        "## Latency of MiniLM, batch 8 x 64",
+        "",
+        "Median of a forward pass; models in turn, each in a process of its own. Start-up is from the first line of "
+        "the worker to the first answer. `MACs`: multiply-accumulates over those of the dense model; `within`: whether "
+        f"the latency ratio is within {100 * WITHIN:.0f}% of it.",
+        "",
+        *_table([*columns, "start-up s", "peak MB", "MB on disk"], rows),
+    ]
 
 
 def _int8(found: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "## Eight bits on top",
-        "",
-        "ONNX Runtime's dynamic int8 (weights per channel, activations as they come) and NNCF's int8 weights for "
-        "OpenVINO; relative error and label agreement on 200 reviews against the float32 PyTorch model of the "
-        "same size, "
-        "times in turn with the dense model in float32.",
-        "",
-        "| runtime | model | relative error | agreement | ms | of dense float32 | MB on disk |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for runtime in ("onnx", "openvino"):
         for name in ("float32", *MINILMS):
             row, parity = found.get(f"latency-{runtime}-int8-{name}"), found.get(f"parity-{name}-{runtime}-int8")
             if row is None:
                 continue
-            quality = f"{parity['relative_error']:.1e} | {100 * parity['agreement']:.1f}%" if parity else "- | -"
+            quality = [f"{parity['relative_error']:.1e}", f"{100 * parity['agreement']:.1f}%"] if parity else ["-", "-"]
             label = "minilm-dense, float32" if name == "float32" else f"{name}, int8"
-            lines.append(
-                f"| {runtime} | {label} | {quality} | {row['median_ms']:.1f} | {row['ratio']:.3f} | "
-                f"{row['bytes'] / 1e6:.1f} |"
-            )
-    return [*lines, ""]
+            took = [f"{row['median_ms']:.1f}", f"{row['ratio']:.3f}", f"{row['bytes'] / 1e6:.1f}"]
+            rows.append([runtime, label, *quality, *took])
+    return [
+        "## Eight bits on top",
+        "",
+        "ONNX Runtime's dynamic int8 (weights per channel, activations as they come) and NNCF's int8 weights for "
+        "OpenVINO; relative error and label agreement on 200 reviews against the float32 PyTorch model of the same "
+        "size, times in turn with the dense model in float32.",
+        "",
+        *_table(["runtime", "model", "relative error", "agreement", "ms", "of dense float32", "MB on disk"], rows),
+    ]
 
 
 def _grid(found: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "## Latency tables against whole models",
-        "",
-        "A table of five sizes each of heads and FFN neurons and a model with both halved (`secateur.cost.latency`), "
-        "and configurations of MiniLM with another random number of heads and neurons in every layer, measured whole. "
-        "Cells: predicted / measured share of the dense latency. FFN widths of PyTorch are multiples of 16.",
-        "",
-        "| runtime | configurations | median error | worst |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for runtime in RUNTIMES:
         grid = found.get(f"grid-{runtime}")
         if grid is None:
             continue
         cells = ", ".join(f"{row['predicted']:.2f} / {row['measured']:.2f}" for row in grid["rows"])
         worst = max(row["error"] for row in grid["rows"])
-        lines.append(f"| {runtime} | {cells} | {100 * grid['median_error']:.1f}% | {100 * worst:.1f}% |")
+        rows.append([runtime, cells, f"{100 * grid['median_error']:.1f}%", f"{100 * worst:.1f}%"])
         if len(grid["rows"]) < 10:
-            lines.append(f"| | only {len(grid['rows'])} of ten configurations of {runtime} were measured | | |")
-    return lines
+            rows.append(["", f"only {len(grid['rows'])} of ten configurations of {runtime} were measured"])
+    return [
+        "## Latency tables against whole models",
+        "",
+        "A table of five sizes each of heads and FFN neurons and a model with both halved (`secateur.cost.latency`), "
+        "and configurations of MiniLM with another random number of heads and neurons in every layer, measured whole. "
+        "Cells: predicted / measured share of the dense latency. FFN widths of PyTorch are multiples of 16.",
+        "",
+        *_table(["runtime", "configurations", "median error", "worst"], rows),
+    ]

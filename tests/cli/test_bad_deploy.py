@@ -27,6 +27,34 @@ def test_export_of_shapes_that_cannot_be(refused, classifier, place):
     assert "tolerance -1.0 is no number from 0" in refused(*arguments, "--tolerance", "-1")
 
 
+def test_export_to_a_disk_without_room(refused, classifier, place, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from secateur.deploy import exporting, onnx
+
+    arguments = ["export", classifier, "--to", "onnx", "--output", place / "out"]
+    usage = exporting.shutil.disk_usage(place)
+
+    def full(*wanted):
+        monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        raise RuntimeError("LLVM ERROR: IO failure on output stream")
+
+    monkeypatch.setattr(onnx.transformers, "write", full)
+    assert "no space is left beside" in refused(*arguments)
+    assert "has 0 MB left; make room or choose another output" in refused(*arguments)
+
+
+def test_bench_of_a_damaged_artefact(refused, call, place):
+    pytest.importorskip("onnxruntime")
+    folder = place / "artefact"
+    folder.mkdir()
+    (folder / "artefact.json").write_text("{")
+    done = call("bench", folder, "--runtime", "onnx")
+    assert done.code == 2
+    assert "nothing could be timed" in done.err
+    assert "artefact.json is damaged (JSONDecodeError" in done.out
+    assert "Traceback" not in done.out + done.err
+
+
 def test_export_without_the_runtime(refused, classifier, place, monkeypatch):
     from secateur.deploy import target
 

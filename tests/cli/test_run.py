@@ -71,7 +71,9 @@ def test_a_file_gives_the_same_answers_as_arguments(result, pruned, tmp_path):
 
 
 def test_a_decoder_goes_on(result, call, decoder):
-    answer = result("run", decoder, "the film", "--no-measure", "--new-tokens", "5", "--max-length", "16")["answers"][0]
+    done = result("run", decoder, "the film", "--no-measure", "--new-tokens", "5", "--max-length", "16")
+    answer = done["answers"][0]
+    assert "At 16 tokens: " in done["summary"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(decoder)
     model = transformers.AutoModelForCausalLM.from_pretrained(decoder).eval()
     ids = tokenizer(["the film"], return_tensors="pt").input_ids

@@ -74,6 +74,7 @@ def test_folders_that_are_no_artefact(tmp_path):
             ({"format": 7}, "has format 7; this version reads 1"),
             ({"graphs": {"model": {**GRAPH, "files": ["gone.onnx"]}}}, r"gone\.onnx is missing; export it again"),
             ({"graphs": None}, "is damaged"),
+            ({"sizes": {"artefact.json": 7}}, r"artefact\.json has \d+ bytes, not 7; export it again"),
         ]
     ):
         with pytest.raises(device.ArtefactError, match=said):
@@ -115,3 +116,12 @@ assert alone.made_up({GRAPH!r}, {{"batch": 1, "length": 2}})["ids"].shape == (1,
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_an_exception_says_on_one_line():
+    long = (
+        "Exception from src/inference/core.cpp:132:\nException from src/plugin.cpp:59:\n  Unable to read\n the model."
+    )
+    assert device.line(RuntimeError(long)) == "Unable to read the model"
+    assert device.line(ValueError()) == "ValueError"
+    assert len(device.line(ValueError("x" * 500))) == 240

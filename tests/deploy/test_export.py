@@ -14,6 +14,7 @@ from secateur.data import Rows
 from secateur.deploy import benching, exporting, generation, parity, target
 from secateur.deploy.exporting import export
 from secateur.deploy.target import DeployError, refusal
+from secateur.errors import ModelError
 
 from ..torch import models, tiny
 
@@ -67,6 +68,9 @@ def test_a_damaged_program(artefact, tmp_path):
 
     folder = shutil.copytree(artefact.folder, tmp_path / "copy")
     (folder / "model.onnx").write_bytes(b"\x00 no protobuf")
+    with pytest.raises(DeployError, match=r"is damaged: model\.onnx has 13 bytes, not \d+; export it again"):
+        target.load(folder)
+    (folder / "model.onnx").write_bytes(bytes((artefact.folder / "model.onnx").stat().st_size))
     with pytest.raises(DeployError, match=r"is damaged or not for this runtime \(onnx\)"):
         target.load(folder)
     with pytest.raises(DeployError, match="was exported without a cache"):
@@ -78,6 +82,15 @@ def test_uneven_on_every_target(name, uneven, rows, tmp_path):
     made = export(uneven, name, tmp_path / "out", data=rows, **sizes(name))
     assert made.parity.relative_error < 1e-4
     assert made.parity.agreement == 1.0
+    described = json.loads((made.folder / "artefact.json").read_text())
+    program = made.folder / described["graphs"]["model"]["files"][0]
+    whole = program.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[: len(whole) // 3].ljust(len(whole), b"\0"), b""):
+        program.write_bytes(damaged)
+        (made.folder / "artefact.json").write_text(json.dumps({**described, "sizes": {}}))
+        (timing,) = benching.bench([made.folder], [name], batch=[4], length=[16], turns=1).timings
+        assert f"is damaged or not for this runtime ({name})" in timing.error
+        assert "\n" not in timing.error
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -115,11 +128,12 @@ def test_generation_of_an_encoder_decoder(tmp_path):
 
 
 @SLOW
-@needs("onnx")
-def test_eight_bits_on_top(uneven, rows, tmp_path):
-    dense = export(uneven, "onnx", tmp_path / "f32", data=rows)
-    small = export(uneven, "onnx", tmp_path / "int8", data=rows, int8=True)
-    assert dense.parity.relative_error < 1e-4 < small.parity.relative_error < parity.INT8_TOLERANCE
+@pytest.mark.parametrize("name", [pytest.param(n, marks=needs(n)) for n in ("onnx", "openvino")])
+def test_eight_bits_on_top(name, uneven, rows, tmp_path):
+    if name == "openvino":
+        pytest.importorskip("nncf")
+    small = export(uneven, name, tmp_path / "int8", data=rows, int8=True)
+    assert 1e-4 < small.parity.relative_error < parity.INT8_TOLERANCE
     assert json.loads((tmp_path / "int8" / "artefact.json").read_text())["int8"] is True
 
 
@@ -134,6 +148,14 @@ def test_a_program_that_differs_is_refused(uneven):
     assert parity.compare(model, program, [batch], 1e-6).relative_error == 0.0
     with pytest.raises(DeployError, match=r"differs from PyTorch by .* \(permitted: 1e-04\), at shapes 2 x 5"):
         parity.compare(model, shifted, [batch], 1e-4)
+    small = {**batch, "input_ids": batch["input_ids"][:1, :2], "attention_mask": batch["attention_mask"][:1, :2]}
+    together = parity.compare(model, shifted, [batch, small], 1.0)
+    largest = max(np.abs(program({k: v.numpy() for k, v in b.items()})["logits"]).max() for b in (batch, small))
+    assert together.worst_logit == pytest.approx(0.01, rel=1e-4)
+    assert together.relative_error == pytest.approx(0.01 / largest, rel=1e-4)
+    many = [{name: value[:, :n] for name, value in batch.items()} for n in range(1, 6)]
+    with pytest.raises(DeployError, match="at shapes 2 x 1, 2 x 2, 2 x 3 and 2 more; nothing was written"):
+        parity.compare(model, shifted, many, 1e-4)
     with pytest.raises(DeployError, match="at least one batch"):
         parity.compare(model, program, [], 1e-4)
     with pytest.raises(DeployError, match="gives logits as None"):
@@ -199,6 +221,44 @@ def test_a_disk_that_fills_up(classifier, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         export(classifier, "onnx", tmp_path / "place" / "out")
     assert not (tmp_path / "place").exists()
+
+
+def test_a_tokenizer_that_is_there_is_read(classifier, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(classifier, tmp_path / "copy")
+    assert exporting.beside(copy).pad_token is not None
+    (copy / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="holds no tokenizer: "):
+        exporting.beside(copy)
+    for path in copy.glob("tokenizer*"):
+        path.unlink()
+    assert exporting.beside(copy) is None
+    assert exporting.beside("nobody/knows-this-model") is None
+
+
+def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch):
+    from secateur import runtime
+    from secateur.deploy import torch as ours
+
+    compiled = []
+
+    def compile(model, **options):
+        compiled.append(options)
+        return model
+
+    monkeypatch.setattr(runtime, "compile", compile)
+    model = secateur.load(classifier).eval()
+    ours.write(model, classifier, "secateur", tmp_path / "out")
+    ids = np.arange(4, 18).reshape(2, 7)
+    program = target.load(tmp_path / "out")
+    for _ in range(2):
+        got = program({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
+    with torch.inference_mode():
+        assert np.allclose(got, model(input_ids=torch.tensor(ids)).logits.numpy(), atol=1e-6)
+    (options,) = compiled
+    assert options["tokens"] == 14
+    assert options["example"]["input_ids"].tolist() == ids.tolist()
 
 
 @needs("onnx")

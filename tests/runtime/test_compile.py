@@ -10,7 +10,8 @@ from torch import nn  # noqa: E402
 
 from secateur import runtime  # noqa: E402
 from secateur.runtime import choose as choosing  # noqa: E402
-from secateur.runtime.linear import SparseLinear  # noqa: E402
+from secateur.runtime import swap  # noqa: E402
+from secateur.runtime.linear import ByTokens, SparseLinear  # noqa: E402
 from secateur.runtime.native import load_native  # noqa: E402
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
@@ -305,3 +306,39 @@ def test_an_activation_that_others_need_is_not_fused():
     assert (fast.a.activation, fast.b.activation) == ("none", "silu")
     with torch.inference_mode():
         assert torch.allclose(fast(x), model(x), atol=1e-6)
+
+
+def test_a_layer_takes_the_form_for_the_call(monkeypatch, tmp_path):
+    def at_few_tokens(array, bias, tokens, value, use_cache):
+        packing = {"format": "bitmask"} if tokens == 1 else {"format": "tiled"} if array.shape[0] == 64 else None
+        return choosing.Choice(packing, 2.0, 1.0)
+
+    monkeypatch.setattr(swap, "choose", at_few_tokens)
+    model = prune(nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5)))
+    fast = runtime.compile(model, tokens=(1, 100), example=(torch.randn(3, 40),))
+    assert isinstance(fast[0], ByTokens)
+    assert [form.activation for form in fast[0].layers] == ["relu", "relu"]
+    assert isinstance(fast[1], nn.Identity)
+    assert fast[2].layers[1].weight is model[2].weight
+    used = []
+    for number, form in enumerate(fast[0].layers):
+        form.register_forward_hook(lambda *_, number=number: used.append(number))
+    runtime.save(fast, tmp_path)
+    again = runtime.load(tmp_path, prune(nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5)), seed=3))
+    with torch.inference_mode():
+        for shape in ((1, 40), (2, 5, 40), (11, 40), (0, 40)):
+            x = torch.randn(shape)
+            assert torch.allclose(fast(x), model(x), atol=1e-6)
+            assert torch.equal(again(x), fast(x))
+    assert used == [0, 0, 0, 0, 1, 1, 0, 0]
+    text = fast.summary()
+    assert text.startswith("2 of 2 linear layers")
+    assert "2.0 times as fast as dense at 1 tokens" in text
+    assert "At 100 tokens: 1 of 2 linear layers" in text
+
+
+def test_a_layer_of_one_form_is_held_once():
+    model = in_blocks(nn.Linear(96, 64), 8)
+    assert isinstance(runtime.compile(model, tokens=(1, 64), measure=False), SparseLinear)
+    with pytest.raises(ValueError, match=r"tokens must be positive, not \(0, 4\)"):
+        runtime.compile(model, tokens=(0, 4))

@@ -91,15 +91,25 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def show(found: "Bench", plot: Path | None, json: bool) -> None:
-    """Table, sentences and plot."""
+    """Table or JSON, and plot; SecateurError when every row failed."""
+    from secateur.errors import SecateurError
+
     if plot is not None:
         from secateur.report.plots import plot_bench
 
-        title = f"{found.machine.get('processor', '')}, {found.threads} thread(s)"
+        threads = "one thread" if found.threads == 1 else f"{found.threads} threads"
+        title = f"{found.machine.get('processor', '')}, {threads}"
         plot_bench([vars(timing) for timing in found.timings], plot, title)
     if json:
         common.print_json(found.as_json())
-        return
+    else:
+        show_table(found)
+    if found.timings and all(t.error for t in found.timings):
+        raise SecateurError("nothing could be timed; the rows say why")
+
+
+def show_table(found: "Bench") -> None:
+    """Medians, and a sentence for each row that has none and for what to mind."""
     rows = []
     for t in found.timings:
         if t.error:

@@ -59,7 +59,8 @@ def command(
         summary = "The folder was saved compiled: its layers run as they were packed."
     else:
         dense = load_model(model, task=task)
-        tokens = 1 if generates(dense) else batch_size * min(max_length, 128)
+        whole = batch_size * min(max_length, 128)
+        tokens = (1, min(max_length, 128)) if generates(dense) else whole
         fast = runtime.compile(dense, tokens=tokens, value=value, measure=measure)
         summary = fast.secateur_report.summary()
     limit = min(max_length, tokenizer.model_max_length)

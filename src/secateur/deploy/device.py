@@ -19,6 +19,7 @@ import importlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
 import platform  # noqa: E402
+import re  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
@@ -54,6 +55,10 @@ def read(folder: Path | str) -> dict[str, Any]:
             for name in graph["files"]:
                 if not (Path(folder) / name).is_file():
                     raise ArtefactError(f"{folder} is no whole artefact: {name} is missing; export it again")
+        for name, size in info.get("sizes", {}).items():
+            there = (Path(folder) / name).stat().st_size
+            if there != size:
+                raise ArtefactError(f"{folder} is damaged: {name} has {there} bytes, not {size}; export it again")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from None
     return info
@@ -126,6 +131,7 @@ def load_litert(folder: Path, graph: Mapping[str, Any], threads: int) -> Program
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(folder / graph["files"][0]), num_threads=threads)
+    interpreter.allocate_tensors()
     signature = interpreter.get_signature_runner()
     takes = [port["name"] for port in graph["inputs"]]
     slots = {f"args_{i}": name for i, name in enumerate(takes)}
@@ -193,7 +199,8 @@ def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
 
 def line(error: BaseException) -> str:
     """What an exception says, on one line of bearable length."""
-    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    text = re.sub(r"Exception from [^ ]+:\d+:?", "", str(error))  # where in OpenVINO's sources
+    text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return text if len(text) < 240 else text[:237] + "..."
 
 

@@ -17,9 +17,10 @@ from torch import nn
 from secateur.data import Rows
 from secateur.deploy import device, generation, parity, signature
 from secateur.deploy.target import DeployError, Graph, Target, Written, find, writing
+from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
 from secateur.torch.open import load_model
-from secateur.torch.text import load_tokenizer
+from secateur.torch.text import has_tokenizer, load_tokenizer
 from secateur.torch.vocabulary import save_tokenizer
 
 VERSIONS = ("torch", "transformers")
@@ -154,10 +155,12 @@ def on_disk(place: Path, model: nn.Module) -> Any:
 
 
 def beside(source: Path | str) -> Any:
-    """The tokenizer of a folder or hub id, or None."""
+    """The tokenizer of a folder or hub id, or None where there is none; ModelError for a folder's that is damaged."""
+    if Path(source).is_dir():
+        return load_tokenizer(source) if has_tokenizer(source) else None
     try:
         return load_tokenizer(source)
-    except Exception:  # images and audio have none
+    except ModelError:  # models of images and audio have none, and nobody knows before asking
         return None
 
 
@@ -181,7 +184,7 @@ def describe(
     int8: bool,
 ) -> dict[str, Any]:
     """What `artefact.json` says."""
-    files = {file for graph in written.values() for file in graph.files}
+    sizes = {file: (place / file).stat().st_size for graph in written.values() for file in graph.files}
     count, zeros = zero_share(model)
     return {
         "format": device.FORMAT,
@@ -197,7 +200,8 @@ def describe(
         },
         "parameters": count,
         "zeros": zeros,
-        "bytes": sum((place / file).stat().st_size for file in files),
+        "bytes": sum(sizes.values()),
+        "sizes": sizes,
         "int8": int8,
         "versions": {p: importlib.metadata.version(p) for p in (*VERSIONS, *distributions(target))},
     }

@@ -32,7 +32,8 @@ def write(graphs: Mapping[str, Graph], folder: Path, int8: bool = False) -> dict
         with torch.no_grad():
             outputs = list(named_outputs(graph.module, given))
         converted = litert_torch.convert(Positional(graph.module, list(given)).eval(), tuple(given.values()))
-        converted.export(str(folder / f"{name}.tflite"))
+        # By way of memory: the converter's own writing ends the process when the disk is full.
+        (folder / f"{name}.tflite").write_bytes(converted.model_content())
         written[name] = Written([f"{name}.tflite"], outputs)
     return written
 

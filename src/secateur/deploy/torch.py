@@ -54,7 +54,9 @@ def load(folder: Path, graph: Mapping[str, Any], threads: int) -> device.Program
 
 
 def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int) -> device.Program:
-    """The model with its sparse layers on secateur's kernels, chosen by measurement at the first input's size."""
+    """The model with its sparse layers on secateur's kernels, chosen by measurement at the first input's size, with
+    activations fused.
+    """
     from secateur import runtime
 
     model = _model(folder, threads)
@@ -64,7 +66,8 @@ def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int) -> device.
         if not ready:
             first = next(iter(feed.values()))
             tokens = first.size if first.ndim == 2 else first.shape[0]
-            ready.append(runtime.compile(model, tokens=int(tokens)))
+            example = {name: torch.from_numpy(np.asarray(value)) for name, value in feed.items()}
+            ready.append(runtime.compile(model, tokens=int(tokens), example=example))
         return ready[0]
 
     return _program(compiled)

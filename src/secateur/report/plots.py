@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
+MANY = (GREY, BLUE, ORANGE, GREEN, "#805ad5", "#b83280", "#00879e", "#975a16", "#c53030", "#1a202c")
 
 
 def plot_sweep(points: Sequence[Any], path: Path, title: str) -> None:
@@ -75,21 +76,22 @@ def plot_bench(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
     rows = [row for row in rows if not row["error"]]
     models = list(dict.fromkeys(row["model"] for row in rows))
     groups = list(dict.fromkeys((row["runtime"], row["batch"], row["length"]) for row in rows))
-    height = 0.8 / max(1, len(models))
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.35 * max(1, len(rows))), layout="constrained")
-    for row in rows:
-        group, index = groups.index((row["runtime"], row["batch"], row["length"])), models.index(row["model"])
-        place, color = group - 0.4 + (index + 0.5) * height, (GREY, BLUE, ORANGE, GREEN)[index % 4]
+    kind = [(row["runtime"], row["batch"], row["length"]) for row in rows]
+    height = 0.8 / max((kind.count(group) for group in groups), default=1)
+    colors = {model: MANY[i % len(MANY)] for i, model in enumerate(models)}
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.4 * max(1, len(rows))), layout="constrained")
+    for number, row in enumerate(rows):
+        group, index = groups.index(kind[number]), kind[:number].count(kind[number])
+        place = group + (index + 0.5 - kind.count(kind[number]) / 2) * height
         whiskers = [[row["median_ms"] - row["low_ms"]], [row["high_ms"] - row["median_ms"]]]
-        axes.barh(place, row["median_ms"], 0.9 * height, color=color, xerr=whiskers, ecolor="black")
+        axes.barh(place, row["median_ms"], 0.9 * height, color=colors[row["model"]], xerr=whiskers, ecolor="black")
         axes.text(row["high_ms"], place, f"  {row['median_ms']:.1f} ({row['ratio']:.2f})", va="center", fontsize=8)
     axes.set_yticks(range(len(groups)), [f"{runtime}\n{batch} x {length}" for runtime, batch, length in groups])
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_xlabel("ms a forward pass (share of the first model)")
     axes.set_title(title, loc="left", fontsize=11)
-    colors = [(GREY, BLUE, ORANGE, GREEN)[i % 4] for i in range(len(models))]
-    handles = [matplotlib.patches.Patch(color=c, label=m) for c, m in zip(colors, models, strict=True)]
+    handles = [matplotlib.patches.Patch(color=color, label=model) for model, color in colors.items()]
     axes.legend(handles=handles, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)

@@ -1,7 +1,10 @@
-"""The module that stands in for a sparse nn.Linear (or transformers Conv1D): its weight is packed,
-inference only."""
+"""The modules that stand in for a sparse nn.Linear (or transformers Conv1D): its weight is packed, once or
+for each size of call; inference only."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -87,3 +90,35 @@ class SparseLinear(nn.Module):
             f"bias={self.bias is not None}, activation={self.activation}, {info.format} {info.value}, "
             f"{density:.0%} kept"
         )
+
+
+class ByTokens(nn.Module):
+    """One linear layer in several forms, each for calls of about so many tokens: a decoder's prompt, and its steps.
+
+    Args:
+        layers: modules that compute the same: SparseLinear, or the dense layer.
+        tokens: for each, the number of tokens (rows of x) that it is best at, rising. Between two, the form of the
+            nearer one by ratio is taken.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], tokens: Sequence[int]):
+        super().__init__()
+        self.layers, self.tokens = nn.ModuleList(layers), tuple(tokens)
+        self._limits = [math.sqrt(a * b) for a, b in zip(self.tokens, self.tokens[1:], strict=False)]
+        first = layers[0]
+        self.in_features = getattr(first, "in_features", getattr(first, "nx", None))
+        self.out_features = getattr(first, "out_features", getattr(first, "nf", None))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the layer to x (..., in_features), float32."""
+        count = math.prod(x.shape[:-1])
+        return self.layers[sum(count > limit for limit in self._limits)](x)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """A stand-in on the meta device, as that of SparseLinear."""
+        return torch.empty((self.out_features, self.in_features), device="meta")
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"tokens={', '.join(map(str, self.tokens))}"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.runtime.linear import SparseLinear
+from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import load_native
 from secateur.runtime.packed import unpack, validate
 from secateur.runtime.swap import put_module, share_copy
@@ -38,12 +39,13 @@ def save(model: nn.Module, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
-    first: dict[int, str] = {}
+    first: dict[Any, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) in first:
-            aliases[name] = first[id(tensor)]
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else id(tensor)
+        if place in first:
+            aliases[name] = first[place]
         else:
-            first[id(tensor)] = name
+            first[place] = name
             tensors[name] = tensor.detach().contiguous()
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "save_pretrained"):
@@ -52,6 +54,7 @@ def save(model: nn.Module, folder: str | Path) -> None:
         "version": FORMAT_VERSION,
         "class": type(model).__name__,
         "packed": packed,
+        "by_tokens": {name: m.tokens for name, m in model.named_modules() if isinstance(m, ByTokens)},
         # Activations that were fused into a packed layer: the skeleton has them still.
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
         "aliases": aliases,
@@ -88,12 +91,14 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     model = _skeleton(folder, manifest) if model is None else share_copy(model)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, source in manifest["aliases"].items():
+        tensors[name] = tensors[source]
+    for name, tokens in manifest.get("by_tokens", {}).items():
+        model = _put_forms(model, name, tokens)
     for name, activation in manifest["packed"].items():
         model = _put_packed(model, name, activation, tensors)
     for name in manifest["identities"]:
         put_module(model, name, nn.Identity())
-    for name, source in manifest["aliases"].items():
-        tensors[name] = tensors[source]
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
@@ -107,6 +112,22 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
+
+
+def _put_forms(model: nn.Module, name: str, tokens: list[int]) -> nn.Module:
+    """The skeleton with a layer as often as it was saved, each to be filled with its own form."""
+    forms = ByTokens([share_copy(_layer(model, name)) for _ in tokens], tokens)
+    if not name:
+        return forms
+    put_module(model, name, forms)
+    return model
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"the model has no layer {name!r}; pass the skeleton that was saved") from error
 
 
 def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
@@ -131,11 +152,7 @@ def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str,
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     if not name:
         return layer
-    parent, _, last = name.rpartition(".")
-    try:
-        old = model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(f"the model has no layer {name!r}; pass the skeleton that was saved") from error
+    old = _layer(model, name)
     rows_cols = (
         getattr(old, "out_features", getattr(old, "nf", None)),
         getattr(old, "in_features", getattr(old, "nx", None)),
@@ -144,7 +161,7 @@ def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str,
         raise ValueError(
             f"layer {name!r} is {rows_cols} in the model but {(layer.out_features, layer.in_features)} in the file"
         )
-    setattr(model.get_submodule(parent), last, layer)
+    put_module(model, name, layer)
     return model
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.runtime.choose import Choice, choose, unmeasured
 from secateur.runtime.fuse import fusable
-from secateur.runtime.linear import SparseLinear
+from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import isa, load_native
 from secateur.runtime.packed import VALUES, pack
 
@@ -40,16 +40,21 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What `compile` did, layer by layer."""
+    """What `compile` did, layer by layer, for calls of `tokens` tokens; `also` is the same for other sizes of call."""
 
     layers: tuple[LayerReport, ...]
     isa: str
     tokens: int
     threads: int
+    also: tuple[Report, ...] = ()
 
     def summary(self) -> str:
-        """One sentence: how many layers were sped up, by how much as measured, and why the others were
-        not."""
+        """One sentence for each size of call: how many layers were sped up, by how much as measured, and why the others
+        were not."""
+        more = [f" At {other.tokens} tokens: {other._sentence()}" for other in self.also]
+        return self._sentence() + "".join(more)
+
+    def _sentence(self) -> str:
         sparse = [layer for layer in self.layers if layer.format != "dense"]
         dense = [layer for layer in self.layers if layer.format == "dense"]
         reasons = Counter(layer.reason for layer in dense)
@@ -75,7 +80,7 @@ class Report:
 def compile(
     model: nn.Module,
     *,
-    tokens: int = 128,
+    tokens: int | Sequence[int] = 128,
     value: str = "float32",
     measure: bool = True,
     cache: bool = True,
@@ -90,8 +95,9 @@ def compile(
 
     Args:
         model: a torch module on the CPU in float32; put in eval mode in the copy.
-        tokens: rows that a layer sees in a typical call (batch times sequence length); the choice is made
-            for it.
+        tokens: rows that a layer sees in a typical call (batch times sequence length); the choice is made for it.
+            Several numbers, such as (1, 128) for a decoder's steps and its prompt: a layer that runs best in another
+            form at each holds all of them, the dense one if it is among them, and takes the one for the call at hand.
         value: how kept weights are stored. 'float32'; 'bfloat16' halves the memory at three significant digits.
             'float16' (blocks of 4 or 8 rows only) and 'int8' (blocks, or any pattern at up to 8 tokens; one scale a
             row) round too: check the model's quality.
@@ -103,34 +109,55 @@ def compile(
         ValueError: when `tokens` is not positive, or `value` is unknown.
         ModelError: when the model cannot be traced on `example`.
     """
-    if tokens < 1:
+    counts = sorted({tokens} if isinstance(tokens, int) else set(tokens))
+    if not counts or counts[0] < 1:
         raise ValueError(f"tokens must be positive, not {tokens}")
     if value not in VALUES:
         raise ValueError(f"value must be one of {', '.join(map(repr, VALUES))}, not {value!r}")
     result = share_copy(model).eval()
     tied = _tied(result)
-    activations = {} if example is None or load_native() is None else fusable(model, example)
-    reports = []
+    reports: dict[int, list[LayerReport]] = {count: [] for count in counts}
+    changed: dict[str, list[nn.Module]] = {}
     for name, module in list(result.named_modules()):
         weight = linear_weight(module)
         if weight is None:
             continue
-        report, replacement = _convert(name, module, weight, tied, tokens, value, measure, cache)
-        reports.append(report)
-        if replacement is not None:
-            if name in activations:
-                path, activation = activations[name]
-                replacement.activate(activation)
-                put_module(result, path, nn.Identity())
-            if not name:
-                result = replacement.eval()
-            else:
-                put_module(result, name, replacement)
-    outcome = Report(tuple(reports), isa(), tokens, torch.get_num_threads())
+        forms: list[nn.Module] = []
+        for count in counts:
+            report, packed = _convert(name, module, weight, tied, count, value, measure, cache)
+            reports[count].append(report)
+            forms.append(module if packed is None else packed)
+        if any(form is not module for form in forms):
+            changed[name] = forms
+    activations = fusable(model, example) if changed and example is not None else {}
+    for name, forms in changed.items():
+        if name in activations and all(isinstance(form, SparseLinear) for form in forms):
+            path, activation = activations[name]
+            for form in forms:
+                form.activate(activation)
+            put_module(result, path, nn.Identity())
+        replacement = _joined(forms, counts)
+        if not name:
+            result = replacement.eval()
+        else:
+            put_module(result, name, replacement)
+    first, *others = (Report(tuple(reports[count]), isa(), count, torch.get_num_threads()) for count in counts)
+    outcome = replace(first, also=tuple(others))
     result.secateur_report = outcome
     if not hasattr(type(result), "summary"):
         result.summary = outcome.summary
     return result
+
+
+def _joined(forms: Sequence[nn.Module], counts: Sequence[int]) -> nn.Module:
+    """One module for the forms of a layer at each number of tokens: the form itself where all are the same."""
+    first = forms[0]
+
+    def same(other: nn.Module) -> bool:
+        both = isinstance(first, SparseLinear) and isinstance(other, SparseLinear)
+        return other is first or (both and torch.equal(first.packed, other.packed))
+
+    return first if all(map(same, forms)) else ByTokens(forms, counts)
 
 
 def put_module(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -15,11 +15,16 @@ VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenizer
 """Files of which a tokenizer has at least one; without any, transformers makes up one that knows no word."""
 
 
+def has_tokenizer(folder: Path | str) -> bool:
+    """Whether a folder holds the files of a tokenizer, whole or not."""
+    return any(file for name in VOCABULARIES for file in Path(folder).glob(name))
+
+
 def load_tokenizer(source: Any, **options: Any) -> Any:
     """The tokenizer of a folder or hub id; ModelError when there is none."""
     from transformers import AutoTokenizer
 
-    if Path(source).is_dir() and not any(file for name in VOCABULARIES for file in Path(source).glob(name)):
+    if Path(source).is_dir() and not has_tokenizer(source):
         raise ModelError(f"{source} holds no tokenizer; save the one that the model was trained with into it")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
