@@ -33,7 +33,7 @@ from keras import ops
 
 import secateur
 from secateur import criteria
-from secateur.cost import macs, side_by_side
+from secateur.cost import macs
 from secateur.errors import ModelError
 from secateur.keras.export import SUFFIX, export, load
 from secateur.keras.host import KerasHost
@@ -190,7 +190,7 @@ def _task(place: Path, make: Any, data: tuple[Any, Any], epochs: int, rate: floa
         model = make()
         fit(model, (x, y), epochs, rate)
         model.save(place / "dense.keras")
-        note(model, {"model": "dense", "macs": 1.0, "sparse": False})
+        note(model, {"model": "dense", "macs": 1.0, "sparse": False, "rows": len(x), "epochs": epochs})
     model = secateur.keras.load(place / "dense.keras", custom_objects={"Position": Position})
     host = KerasHost(model, (x[:64], y[:64]), loss=LOSS)
     batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
@@ -243,55 +243,66 @@ def _parity(model: keras.Model, place: Path, label: str, sample: np.ndarray) -> 
     return found
 
 
+ACCURACY = (
+    "| task | model | before fine-tuning | after | parameters | MACs | zeros (revived) | masked vs shrunk | reload |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+SPEED = (
+    "| task | runtime | model | worst logit | bytes | of dense | latency ms, batch 8 | of dense |",
+    "|---|---|---|---|---|---|---|---|",
+)
+
+
 def timing(args: argparse.Namespace) -> None:
     """Time what `train` exported; print the tables, and write them when asked."""
-    facts = [f for path in sorted(args.folder.glob("*/facts.json")) for f in json.loads(path.read_text())]
-    lines = [
-        "| task | model | before | after fine-tuning | parameters | MACs | zeros (revived) | masked vs shrunk | "
-        "reload |",
-        "|---|---|---|---|---|---|---|---|---|",
+    tasks = {path.parent: json.loads(path.read_text()) for path in sorted(args.folder.glob("*/facts.json"))}
+    trained = [
+        f"{facts[0]['task']}: {facts[0]['rows']:,} rows, {facts[0]['epochs']} epochs, then 1 epoch of fine-tuning"
+        for facts in tasks.values()
     ]
-    for f in facts:
-        zeros = f"{f['zeros']:,} ({f['revived']})" if f.get("zeros") else "-"
-        cells = [f["task"], f["model"], f"{f['before']:.4f}" if "before" in f else "-", f"{f['after']:.4f}"]
-        cells += [f"{f['parameters']:,}", f"{f['macs']:.2f}", zeros, _small(f.get("masked")), _small(f.get("reload"))]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| task | runtime | model | difference | bytes | of dense | latency ms, batch 8 | of dense |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    for task in dict.fromkeys(f["task"] for f in facts):
-        example = np.load(args.folder / task / "example.npy")
+    lines = [*ACCURACY, *(_row(fact) for facts in tasks.values() for fact in facts), "", *SPEED]
+    for place, facts in tasks.items():
         for target in TARGETS:
-            calls, sizes = {}, {}
-            for f in (f for f in facts if f["task"] == task):
-                labels = [(f["model"], False)]
-                if target == "litert" and f["model"].startswith("magnitude"):
-                    labels.append((f["model"], True))
-                for label, sparse in labels:
-                    path = _path(args.folder / task, label, target, sparse)
-                    key = f"{label}, sparse format" if sparse else label
-                    calls[key] = load(path, target)
-                    files = (path, path.with_suffix(".bin"), Path(f"{path}.data"))
-                    sizes[key] = sum(p.stat().st_size for p in files if p.is_file())
-            seconds = latency({k: partial(c, example) for k, c in calls.items()}, args.repeats)
-            dense = next(f for f in facts if f["task"] == task)["model"]
-            for key in calls:
-                parity = next((f["parity"][target] for f in facts if f["task"] == task and f["model"] == key), None)
-                if parity is None:
-                    known = load(_path(args.folder / task, key.removesuffix(", sparse format"), target), target)
-                    parity = float(np.abs(calls[key](example)[0] - known(example)[0]).max())
-                size, ms = f"{sizes[key]:,}", f"{1e3 * seconds[key]:.2f}"
-                ratios = f"{sizes[key] / sizes[dense]:.2f} | {ms} | {seconds[key] / seconds[dense]:.2f}"
-                lines.append(f"| {task} | {target} | {key} | {parity:.1e} | {size} | {ratios} |")
+            lines += _speed(place, facts, target, args.repeats)
     text = "\n".join(lines)
     print(text)
     if args.write:
         names = ("keras", "tensorflow-cpu", "onnxruntime", "openvino")
         versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
         machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread used"
-        command = f"`python {' '.join(sys.argv)}`"
-        head = f"# Keras models\n\n{command}; {versions}; {machine}; Python {platform.python_version()}.\n"
-        date = datetime.date.today().isoformat()
-        (RESULTS / f"{date}-keras-models.md").write_text(f"{head}\n{text}\n", encoding="utf-8")
+        head = f"# Keras models\n\n`python {' '.join(sys.argv)}`; {versions}; {machine}; "
+        head += f"Python {platform.python_version()}. Trained on {'; '.join(trained)}; 2,000 test rows.\n\n"
+        path = RESULTS / f"{datetime.date.today().isoformat()}-keras.md"
+        path.write_text(f"{head}{text}\n", encoding="utf-8")
+
+
+def _row(fact: dict[str, Any]) -> str:
+    zeros = f"{fact['zeros']:,} ({fact['revived']})" if fact.get("zeros") else "-"
+    cells = [fact["task"], fact["model"], f"{fact['before']:.4f}" if "before" in fact else "-", f"{fact['after']:.4f}"]
+    cells += [f"{fact['parameters']:,}", f"{fact['macs']:.2f}", zeros]
+    return f"| {' | '.join([*cells, _small(fact.get('masked')), _small(fact.get('reload'))])} |"
+
+
+def _speed(place: Path, facts: list[dict[str, Any]], target: str, repeats: int) -> list[str]:
+    """Rows of one task on one runtime, the models timed in turn."""
+    example = np.load(place / "example.npy")
+    calls, sizes, worst = {}, {}, {}
+    for fact in facts:
+        label = fact["model"]
+        for sparse in (False, True) if target == "litert" and fact["sparse"] else (False,):
+            path, key = _path(place, label, target, sparse), f"{label}, sparse format" if sparse else label
+            calls[key], worst[key] = load(path, target), fact["parity"][target]
+            files = (path, path.with_suffix(".bin"), Path(f"{path}.data"))
+            sizes[key] = sum(p.stat().st_size for p in files if p.is_file())
+            if sparse:  # against the same weights stored densely
+                worst[key] = float(np.abs(calls[key](example)[0] - calls[label](example)[0]).max())
+    seconds = side_by_side({key: partial(call, example) for key, call in calls.items()}, repeats)
+    dense = facts[0]["model"]
+    return [
+        f"| {place.name} | {target} | {key} | {worst[key]:.1e} | {sizes[key]:,} | {sizes[key] / sizes[dense]:.2f} | "
+        f"{1e3 * seconds[key]:.2f} | {seconds[key] / seconds[dense]:.2f} |"
+        for key in calls
+    ]
 
 
 def _small(value: float | None) -> str:
