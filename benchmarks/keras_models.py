@@ -33,7 +33,7 @@ from keras import ops
 
 import secateur
 from secateur import criteria
-from secateur.cost import macs
+from secateur.cost import macs, side_by_side
 from secateur.errors import ModelError
 from secateur.keras.export import SUFFIX, export, load
 from secateur.keras.host import KerasHost

@@ -52,8 +52,9 @@ def duplicate(model: keras.Model, described: Description, layout: Layout) -> ker
                 raise ModelError("its layers get other names each time; give them name=")
             _carry(model, new, layout, {})
     except Exception as error:  # `get_config` and `from_config` are the user's code
+        reason = "it has no get_config" if isinstance(error, NotImplementedError) else line(error)
         warnings.warn(
-            f"{model.name} ({type(model).__name__}) cannot be made from its config ({line(error)}), so its copy is a "
+            f"{model.name} ({type(model).__name__}) cannot be made from its config ({reason}), so its copy is a "
             "functional model of the same layers",
             stacklevel=2,
         )
