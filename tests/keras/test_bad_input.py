@@ -25,6 +25,10 @@ def test_an_unbuilt_model():
     assert secateur.open(model, np.ones((2, 4), "float32")).layout.axes
 
 
+def test_what_is_no_keras_3_model():
+    refused(ModelError, "builtins.dict is no Keras 3 model", lambda: secateur.keras.prune({}, threshold=0.1))
+
+
 def test_a_subclassed_model_needs_an_example():
     refused(ModelError, "inputs of a subclassed model are not known", lambda: secateur.open(models.vision()))
 

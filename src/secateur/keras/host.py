@@ -43,7 +43,7 @@ class KerasHost:
         loss: Any = None,
         token_mask: Callable[[Any], Any] | None = None,
     ) -> None:
-        if example is not None and not model.built:
+        if example is not None and isinstance(model, keras.Model) and not model.built:
             run(model, unpack(example)[0])
         check_model(model)
         self.model, self.example, self.loss, self.token_mask = model, example, loss, token_mask
