@@ -292,8 +292,8 @@ def _speed(place: Path, facts: list[dict[str, Any]], target: str, repeats: int) 
         for sparse in (False, True) if target == "litert" and fact["sparse"] else (False,):
             path, key = _path(place, label, target, sparse), f"{label}, sparse format" if sparse else label
             calls[key], worst[key] = load(path, target), fact["parity"][target]
-            files = (path, path.with_suffix(".bin"), Path(f"{path}.data"))
-            sizes[key] = sum(p.stat().st_size for p in files if p.is_file())
+            beside = path.with_suffix(".bin") if target == "openvino" else Path(f"{path}.data")
+            sizes[key] = sum(p.stat().st_size for p in (path, beside) if p.is_file())
             if sparse:  # against the same weights stored densely
                 worst[key] = float(np.abs(calls[key](example)[0] - calls[label](example)[0]).max())
     seconds = side_by_side({key: partial(call, example) for key, call in calls.items()}, repeats)
