@@ -26,7 +26,7 @@ import transformers
 
 from secateur.cost import macs
 from secateur.data import Rows
-from secateur.deploy import device, parity
+from secateur.deploy import device, parity, results
 from secateur.deploy.benching import bench, installed
 from secateur.deploy.exporting import export
 from secateur.deploy.target import Port, find, load
@@ -198,7 +198,7 @@ def again(name: str, target: str) -> dict[str, Any]:
     model, tokenizer = load_model(folder, dtype=torch.float32).eval(), load_tokenizer(folder)
     ports = [Port(**{**port, "at_most": {int(k): v for k, v in port["at_most"].items()}}) for port in _inputs(place)]
     batches = parity.batches(model, tokenizer, reviews(), find(target), ports, LENGTH if target in FIXED else None)
-    found = parity.compare(model, load(place), batches, parity.TOLERANCE)
+    found = parity.compare(model, load(place), batches, results.TOLERANCE)
     return {"parity": asdict(found), "bytes": device.read(place)["bytes"]}
 
 

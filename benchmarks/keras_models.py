@@ -32,12 +32,14 @@ from keras import layers as kl
 from keras import ops
 
 import secateur
-from secateur.cost import latency, macs
+from secateur import criteria
+from secateur.cost import macs, side_by_side
 from secateur.errors import ModelError
 from secateur.keras.export import SUFFIX, export, load
 from secateur.keras.host import KerasHost
 
-LENGTH, VOCAB = 64, 6000
+LENGTH, VOCAB, WIDTH, BLOCKS = 64, 4000, 96, 3
+BATCH = 8
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ("litert", "onnx", "openvino")
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -99,22 +101,22 @@ def block(x: Any, i: int, heads: int, dim: int, ffn: int) -> Any:
 
 
 def text_model() -> keras.Model:
-    """Two blocks of 64, four heads, FFN 256."""
+    """Three blocks of 96, four heads, FFN 384; padding is masked in attention and in pooling."""
     ids = keras.Input((LENGTH,), dtype="int32", name="ids")
-    x = Position(name="position")(kl.Embedding(VOCAB, 64, mask_zero=True, name="tokens")(ids))
-    for i in range(2):
-        x = block(x, i, 4, 64, 256)
+    x = Position(name="position")(kl.Embedding(VOCAB, WIDTH, mask_zero=True, name="tokens")(ids))
+    for i in range(BLOCKS):
+        x = block(x, i, 4, WIDTH, 4 * WIDTH)
     x = kl.GlobalAveragePooling1D()(kl.LayerNormalization(name="norm")(x))
     return keras.Model(ids, kl.Dense(2, name="head")(kl.Dropout(0.3)(x)), name="reviews")
 
 
 def image_model() -> keras.Model:
-    """Two blocks of 64, four heads, FFN 256, on 49 patches of 4 x 4."""
+    """Three blocks of 96, four heads, FFN 384, on 49 patches of 4 x 4."""
     images = keras.Input((28, 28, 1), name="images")
-    x = kl.Reshape((49, 64))(kl.Conv2D(64, 4, strides=4, name="stem")(images))
+    x = kl.Reshape((49, WIDTH))(kl.Conv2D(WIDTH, 4, strides=4, name="stem")(images))
     x = Position(name="position")(x)
-    for i in range(2):
-        x = block(x, i, 4, 64, 256)
+    for i in range(BLOCKS):
+        x = block(x, i, 4, WIDTH, 4 * WIDTH)
     x = kl.GlobalAveragePooling1D()(kl.LayerNormalization(name="norm")(x))
     return keras.Model(images, kl.Dense(10, name="head")(x), name="fashion")
 
@@ -132,143 +134,175 @@ def accuracy(model: keras.Model, data: Any) -> float:
     return float((model.predict(data[0], batch_size=256, verbose=0).argmax(-1) == data[1]).mean())
 
 
+Batches = list[tuple[np.ndarray, np.ndarray]]
+
+
+def _single(host: KerasHost, batches: Batches, pattern: secateur.Element | secateur.Block) -> secateur.Plan:
+    weights = [name for name in host.layout.linears if name.startswith("block_")]
+    return secateur.prune(host, criteria.magnitude, pattern, secateur.Global(0.8), batches, weights=weights)
+
+
+def _units(host: KerasHost, batches: Batches, for_heads: Any, for_neurons: Any) -> secateur.Plan:
+    heads = secateur.prune(host, for_heads, secateur.Unit("head"), secateur.Uniform(0.5), batches)
+    return heads.merge(secateur.prune(host, for_neurons, secateur.Unit("ffn"), secateur.Uniform(0.5), batches))
+
+
+VARIANTS = {
+    "magnitude, half of heads and FFN": partial(_units, for_heads=criteria.magnitude, for_neurons=criteria.magnitude),
+    "gradient (taylor), half of heads and FFN": partial(_units, for_heads=criteria.taylor, for_neurons=criteria.taylor),
+    "attention mass, half of heads; taylor, half of FFN": partial(
+        _units, for_heads=criteria.attention_mass, for_neurons=criteria.taylor
+    ),
+    "magnitude, 80% of weights": partial(_single, pattern=secateur.Element()),
+    "magnitude, 80% in blocks of 1x4": partial(_single, pattern=secateur.Block(1, 4)),
+}
+
+
 def train(args: argparse.Namespace) -> None:
-    """Everything but the timing; writes facts.json of each task and the exported files."""
-    folder = args.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, make, read, epochs, rate in (
-        ("reviews", text_model, lambda: reviews(args.rows, 2000), args.epochs, 1e-3),
-        ("fashion", image_model, lambda: fashion(args.fashion, args.rows, 2000), args.epochs, 2e-3),
+    """Everything but the timing; writes facts.json of each task and the exported files. Goes on where it stopped."""
+    for name, make, read, rate in (
+        ("reviews", text_model, lambda: reviews(args.rows, 2000), 1e-3),
+        ("fashion", image_model, lambda: fashion(args.fashion, args.rows, 2000), 2e-3),
     ):
-        if args.task not in (None, name):
-            continue
-        facts: list[dict[str, Any]] = []
-        keras.utils.set_random_seed(0)
-        (x, y), test = read()
+        if args.task in (None, name):
+            _task(args.folder / name, make, read(), args.epochs, rate)
+
+
+def _task(place: Path, make: Any, data: tuple[Any, Any], epochs: int, rate: float) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    written = place / "facts.json"
+    facts: list[dict[str, Any]] = json.loads(written.read_text()) if written.exists() else []
+    (x, y), test = data
+    sample = test[0][:64]
+
+    def note(model: keras.Model, fact: dict[str, Any]) -> None:
+        label = fact["model"]
+        fact |= {"task": place.name, "parameters": model.count_params(), "after": accuracy(model, test)}
+        _export(model, place, label, sample[:BATCH], fact["sparse"])
+        fact["parity"] = _parity(model, place, label, sample)
+        facts.append(fact)
+        written.write_text(json.dumps(facts, indent=1))
+        print(fact, flush=True)
+
+    keras.utils.set_random_seed(0)
+    if not facts:
+        np.save(place / "example.npy", sample[:BATCH])
         model = make()
         fit(model, (x, y), epochs, rate)
-        dense = accuracy(model, test)
-        print(name, "dense", dense, flush=True)
-        host = KerasHost(model, (x[:64], y[:64]))
-        batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
-        whole = macs(host.layout)
-        place = folder / name
-        place.mkdir(exist_ok=True)
-        np.save(place / "example.npy", test[0][:8])
-        _export(model, place, "dense", test[0][:8])
-        facts.append({"task": name, "model": "dense", "after": dense, "parameters": model.count_params(), "macs": 1.0})
-        facts[-1]["parity"] = _parity(model, place, "dense", test[0][:8])
-        weights = [n for n in host.layout.linears if n.startswith("block_")]
-        criteria = secateur.criteria
-        for label, criterion, pattern, budget, only in (
-            ("magnitude, 80% of weights", criteria.magnitude, secateur.Element(), secateur.Global(0.8), weights),
-            (
-                "taylor, half of heads and FFN",
-                criteria.taylor,
-                secateur.Unit("head", "ffn"),
-                secateur.PerKind(0.5),
-                None,
-            ),
-            (
-                "attention mass, half of heads",
-                criteria.attention_mass,
-                secateur.Unit("head"),
-                secateur.PerKind(0.5),
-                None,
-            ),
-        ):
-            one = host.copy()
-            plan = secateur.prune(one, criterion, pattern, budget, batches, weights=only)
-            fact = {"task": name, "model": label, "masked": secateur.verify(one, plan, batches).difference}
-            fact["macs"] = macs(one.layout, plan) / whole
-            one.resize(plan)
-            fact["before"] = accuracy(one.model, test)
-            held = secateur.Plan(masks=plan.masks)
-            with one.hold(held):
-                fit(one.model, (x, y), 1, rate / 2)
-                removed = [one.read(n)[~mask] for n, mask in plan.masks.items()]
-            fact["zeros"] = sum(len(r) for r in removed)
-            fact["revived"] = int(sum(np.count_nonzero(r) for r in removed))
-            fact["after"] = accuracy(one.model, test)
-            file = place / f"{label.split(',')[0]}"
-            one.save(file, plan, overwrite=True)
-            again = secateur.keras.load(file, custom_objects={"Position": Position})
-            sample = test[0][:64]
-            fact["reload"] = float(np.abs(ops.convert_to_numpy(again(sample) - one.model(sample))).max())
-            fact["parameters"] = one.model.count_params()
-            _export(one.model, place, label, test[0][:8])
-            fact["parity"] = _parity(one.model, place, label, test[0][:8])
-            facts.append(fact)
-            print(fact, flush=True)
-            (place / "facts.json").write_text(json.dumps(facts, indent=1))
+        model.save(place / "dense.keras")
+        note(model, {"model": "dense", "macs": 1.0, "sparse": False, "rows": len(x), "epochs": epochs})
+    model = secateur.keras.load(place / "dense.keras", custom_objects={"Position": Position})
+    host = KerasHost(model, (x[:64], y[:64]), loss=LOSS)
+    batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
+    done = {fact["model"] for fact in facts}
+    for label, choose in VARIANTS.items():
+        if label in done:
+            continue
+        keras.utils.set_random_seed(0)
+        one = host.copy()
+        plan = choose(one, batches)
+        fact = {"model": label, "masked": secateur.verify(one, plan, batches).difference, "sparse": bool(plan.masks)}
+        fact["macs"] = macs(one.layout, plan) / macs(host.layout)
+        one.resize(plan)
+        fact["before"] = accuracy(one.model, test)
+        with one.hold(secateur.Plan(masks=plan.masks)):
+            fit(one.model, (x, y), 1, rate / 2)
+        removed = [one.read(n)[~mask] for n, mask in plan.masks.items()]
+        fact["zeros"] = sum(len(r) for r in removed)
+        fact["revived"] = int(sum(np.count_nonzero(r) for r in removed))
+        folder = place / _stem(label)
+        one.save(folder, plan, overwrite=True)
+        again = secateur.keras.load(folder, custom_objects={"Position": Position})
+        fact["reload"] = float(np.abs(ops.convert_to_numpy(again(sample) - one.model(sample))).max())
+        note(one.model, fact)
+
+
+def _stem(label: str) -> str:
+    return re.sub(r"\W+", "-", label).strip("-")
 
 
 def _path(place: Path, label: str, target: str, sparse: bool = False) -> Path:
-    stem = re.sub(r"\W+", "-", label) + ("-sparse" if sparse else "")
-    return place / f"{stem}{SUFFIX[target]}"
+    return place / f"{_stem(label)}{'-sparse' if sparse else ''}{SUFFIX[target]}"
 
 
-def _export(model: keras.Model, place: Path, label: str, example: np.ndarray) -> None:
+def _export(model: keras.Model, place: Path, label: str, example: np.ndarray, sparse: bool) -> None:
     for target in TARGETS:
         export(model, _path(place, label, target), target, example, overwrite=True)
-    if label.startswith("magnitude"):
+    if sparse:
         export(model, _path(place, label, "tflite", sparse=True), "tflite", example, sparse=True, overwrite=True)
 
 
-def _parity(model: keras.Model, place: Path, label: str, example: np.ndarray) -> dict[str, float]:
-    expected = ops.convert_to_numpy(model(example, training=False))
-    return {t: float(np.abs(load(_path(place, label, t), t)(example)[0] - expected).max()) for t in TARGETS}
+def _parity(model: keras.Model, place: Path, label: str, sample: np.ndarray) -> dict[str, float]:
+    """The largest difference of any logit to the model in Keras, by target."""
+    expected = ops.convert_to_numpy(model(sample, training=False))
+    starts = range(0, len(sample), BATCH)
+    found = {}
+    for target in TARGETS:
+        call = load(_path(place, label, target), target)
+        found[target] = float(np.abs(np.concatenate([call(sample[i : i + BATCH])[0] for i in starts]) - expected).max())
+    return found
+
+
+ACCURACY = (
+    "| task | model | before fine-tuning | after | parameters | MACs | zeros (revived) | masked vs shrunk | reload |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+SPEED = (
+    "| task | runtime | model | worst logit | bytes | of dense | latency ms, batch 8 | of dense |",
+    "|---|---|---|---|---|---|---|---|",
+)
 
 
 def timing(args: argparse.Namespace) -> None:
     """Time what `train` exported; print the tables, and write them when asked."""
-    facts = [f for path in sorted(args.folder.glob("*/facts.json")) for f in json.loads(path.read_text())]
-    lines = [
-        "| task | model | before | after fine-tuning | parameters | MACs | zeros (revived) | masked vs shrunk | "
-        "reload |",
-        "|---|---|---|---|---|---|---|---|---|",
+    tasks = {path.parent: json.loads(path.read_text()) for path in sorted(args.folder.glob("*/facts.json"))}
+    trained = [
+        f"{facts[0]['task']}: {facts[0]['rows']:,} rows, {facts[0]['epochs']} epochs, then 1 epoch of fine-tuning"
+        for facts in tasks.values()
     ]
-    for f in facts:
-        zeros = f"{f['zeros']:,} ({f['revived']})" if f.get("zeros") else "-"
-        cells = [f["task"], f["model"], f"{f['before']:.4f}" if "before" in f else "-", f"{f['after']:.4f}"]
-        cells += [f"{f['parameters']:,}", f"{f['macs']:.2f}", zeros, _small(f.get("masked")), _small(f.get("reload"))]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| task | runtime | model | difference | bytes | of dense | latency ms, batch 8 | of dense |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-    for task in dict.fromkeys(f["task"] for f in facts):
-        example = np.load(args.folder / task / "example.npy")
+    lines = [*ACCURACY, *(_row(fact) for facts in tasks.values() for fact in facts), "", *SPEED]
+    for place, facts in tasks.items():
         for target in TARGETS:
-            calls, sizes = {}, {}
-            for f in (f for f in facts if f["task"] == task):
-                labels = [(f["model"], False)]
-                if target == "litert" and f["model"].startswith("magnitude"):
-                    labels.append((f["model"], True))
-                for label, sparse in labels:
-                    path = _path(args.folder / task, label, target, sparse)
-                    key = f"{label}, sparse format" if sparse else label
-                    calls[key] = load(path, target)
-                    files = (path, path.with_suffix(".bin"), Path(f"{path}.data"))
-                    sizes[key] = sum(p.stat().st_size for p in files if p.is_file())
-            seconds = latency({k: partial(c, example) for k, c in calls.items()}, args.repeats)
-            dense = next(f for f in facts if f["task"] == task)["model"]
-            for key in calls:
-                parity = next((f["parity"][target] for f in facts if f["task"] == task and f["model"] == key), None)
-                if parity is None:
-                    known = load(_path(args.folder / task, key.removesuffix(", sparse format"), target), target)
-                    parity = float(np.abs(calls[key](example)[0] - known(example)[0]).max())
-                size, ms = f"{sizes[key]:,}", f"{1e3 * seconds[key]:.2f}"
-                ratios = f"{sizes[key] / sizes[dense]:.2f} | {ms} | {seconds[key] / seconds[dense]:.2f}"
-                lines.append(f"| {task} | {target} | {key} | {parity:.1e} | {size} | {ratios} |")
+            lines += _speed(place, facts, target, args.repeats)
     text = "\n".join(lines)
     print(text)
     if args.write:
         names = ("keras", "tensorflow-cpu", "onnxruntime", "openvino")
         versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
         machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread used"
-        command = f"`python {' '.join(sys.argv)}`"
-        head = f"# Keras models\n\n{command}; {versions}; {machine}; Python {platform.python_version()}.\n"
-        date = datetime.date.today().isoformat()
-        (RESULTS / f"{date}-keras-models.md").write_text(f"{head}\n{text}\n", encoding="utf-8")
+        head = f"# Keras models\n\n`python {' '.join(sys.argv)}`; {versions}; {machine}; "
+        head += f"Python {platform.python_version()}. Trained on {'; '.join(trained)}; 2,000 test rows.\n\n"
+        path = RESULTS / f"{datetime.date.today().isoformat()}-keras.md"
+        path.write_text(f"{head}{text}\n", encoding="utf-8")
+
+
+def _row(fact: dict[str, Any]) -> str:
+    zeros = f"{fact['zeros']:,} ({fact['revived']})" if fact.get("zeros") else "-"
+    cells = [fact["task"], fact["model"], f"{fact['before']:.4f}" if "before" in fact else "-", f"{fact['after']:.4f}"]
+    cells += [f"{fact['parameters']:,}", f"{fact['macs']:.2f}", zeros]
+    return f"| {' | '.join([*cells, _small(fact.get('masked')), _small(fact.get('reload'))])} |"
+
+
+def _speed(place: Path, facts: list[dict[str, Any]], target: str, repeats: int) -> list[str]:
+    """Rows of one task on one runtime, the models timed in turn."""
+    example = np.load(place / "example.npy")
+    calls, sizes, worst = {}, {}, {}
+    for fact in facts:
+        label = fact["model"]
+        for sparse in (False, True) if target == "litert" and fact["sparse"] else (False,):
+            path, key = _path(place, label, target, sparse), f"{label}, sparse format" if sparse else label
+            calls[key], worst[key] = load(path, target), fact["parity"][target]
+            beside = path.with_suffix(".bin") if target == "openvino" else Path(f"{path}.data")
+            sizes[key] = sum(p.stat().st_size for p in (path, beside) if p.is_file())
+            if sparse:  # against the same weights stored densely
+                worst[key] = float(np.abs(calls[key](example)[0] - calls[label](example)[0]).max())
+    seconds = side_by_side({key: partial(call, example) for key, call in calls.items()}, repeats)
+    dense = facts[0]["model"]
+    return [
+        f"| {place.name} | {target} | {key} | {worst[key]:.1e} | {sizes[key]:,} | {sizes[key] / sizes[dense]:.2f} | "
+        f"{1e3 * seconds[key]:.2f} | {seconds[key] / seconds[dense]:.2f} |"
+        for key in calls
+    ]
 
 
 def _small(value: float | None) -> str:
@@ -282,8 +316,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(".cache/keras-models"))
     parser.add_argument("--fashion", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--task", choices=["reviews", "fashion"], help="one of the two; default: both")
-    parser.add_argument("--rows", type=int, default=6000)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=8000)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()

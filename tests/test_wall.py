@@ -11,7 +11,7 @@ import secateur
 
 CORE = (
     "arrays budget check cost criteria data dims errors evaluate files host "
-    "layout opening plan pruning repair schedule select stats"
+    "layout opening plan programs pruning repair schedule select stats"
 )
 
 
@@ -51,7 +51,7 @@ def test_each_host_lives_without_the_other(room, blocked):
 
 
 @pytest.mark.slow
-def test_the_keras_host_runs_without_torch_and_transformers():
+def test_the_keras_host_and_its_commands_run_without_torch_and_transformers(tmp_path):
     pytest.importorskip("tensorflow")
     code = """
 import os, sys
@@ -61,10 +61,49 @@ class Blocked:
         if name.split(".")[0] in ("torch", "transformers"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
-import keras, secateur
+import keras, numpy, secateur
 model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(6), keras.layers.Dense(2)])
 assert secateur.keras.prune(model, sparsity=0.5) is model
 assert secateur.open(model).layout.axes["L0.ffn"].size == 6
+model.save("model.keras")
+numpy.savez("data.npz", x=numpy.ones((30, 4), "float32"), y=numpy.arange(30) % 2)
+from secateur.cli import main
+for line in (
+    "inspect model.keras",
+    "eval model.keras --data data.npz",
+    "prune model.keras --data data.npz --pattern ffn --sparsity 0.5 --output small",
+    "export small --to litert --output lite",
+    "bench model.keras small --runtime litert --batch 1 --turns 1",
+):
+    try:
+        main(line.split())
+    except SystemExit as exit:
+        assert exit.code == 0, line
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_the_torch_host_runs_without_keras_and_tensorflow(tmp_path):
+    pytest.importorskip("torch")
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("keras", "tensorflow")))
+import torch, secateur
+model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 2))
+x = (torch.ones(3, 4),)
+host = secateur.open(model, x)
+plan = secateur.prune(host, secateur.criteria.magnitude, secateur.Unit("dense"), 0.5)
+assert secateur.verify(host, plan, [x]).difference <= 1e-6
+host.resize(plan)
+assert model[0].out_features == 3
+try:
+    secateur.open("model.keras")
+except secateur.errors.ModelError as error:
+    assert "keras is not installed" in str(error), error
+else:
+    raise AssertionError("a .keras file was opened")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -12,7 +12,7 @@ from secateur.errors import DataError, PlanError
 from secateur.host import Host
 from secateur.layout import Layout
 from secateur.repair import prepare
-from secateur.select import NM, Block, Element, select_weights
+from secateur.select import NM, Block, Element, restored, rows_of, select_weights
 from secateur.stats import Stats
 
 Repair = Callable[..., Array]
@@ -38,7 +38,7 @@ def repair_weights(
     """
     readers = host.layout.readers(names)
     for name in names:
-        if not stats.has("gram", readers[name]) or len(host.layout.shape(name)) != 2:
+        if not stats.has("gram", readers[name]):
             raise DataError(
                 f"no gram was collected for {name}: repair works on linear modules that the data reaches; choose "
                 "others with weights="
@@ -49,12 +49,12 @@ def repair_weights(
     masks, weights = {}, {}
     held, last = None, None
     for name in sorted(names, key=lambda n: names.index(readers[n])):
-        weight = _rows(host.layout, name, host.read(name))
+        weight = _matrix(host.layout, name, host.read(name))
         if readers[name] != last:
             held, last = prepare(stats.mean("gram", readers[name]), like=weight), readers[name]
-        options = {} if start is None else {"start": _like(weight, _rows(host.layout, name, start[name]))}
+        options = {} if start is None else {"start": _like(weight, _matrix(host.layout, name, start[name]))}
         new = to_numpy(method(weight, held, pattern, shares[name], **options))
-        weights[name] = np.ascontiguousarray(_rows(host.layout, name, new))
+        weights[name] = _stored(host.layout, name, new)
         masks[name] = weights[name] != 0
     return {name: masks[name] for name in names}, {name: weights[name] for name in names}
 
@@ -87,16 +87,24 @@ def _sparsities(
         return dict.fromkeys(names, budget.sparsity)
     scores = {}
     for name in names:
-        weight = _rows(host.layout, name, host.read(name))
+        weight = _matrix(host.layout, name, host.read(name))
         act_sq = namespace(weight).linalg.diagonal(prepare(stats.mean("gram", readers[name]), like=weight).given)
         scores[name] = to_numpy(criteria.wanda(weight, act_sq[None, :]))
     masks = select_weights(scores, dict.fromkeys(names, 1), pattern, budget, kinds)
     return {name: 1 - float(mask.mean()) for name, mask in masks.items()}
 
 
-def _rows(layout: Layout, name: str, array: Array) -> Array:
-    """A weight as (out, in), or back as it is stored."""
-    return array if layout.linears[name].in_dim == 1 else array.T
+def _matrix(layout: Layout, name: str, array: Array) -> Array:
+    """A weight as (out, in): an attention kernel (hidden, head, v) of Keras is (head v, hidden)."""
+    rows = rows_of(array, layout.linears[name].contracted)
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def _stored(layout: Layout, name: str, matrix: np.ndarray) -> np.ndarray:
+    """(out, in) back in the shape of the weight."""
+    shape, inputs = layout.shape(name), layout.linears[name].contracted
+    outputs = [n for dim, n in enumerate(shape) if dim not in inputs]
+    return restored(matrix.reshape(*outputs, -1), inputs, shape)
 
 
 def _like(weight: Array, mask: np.ndarray) -> Array:

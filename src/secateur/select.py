@@ -179,7 +179,7 @@ def select_weights(
         alive = top(grid.reshape(-1), kept[name]).reshape(grid.shape)
         if isinstance(pattern, Block):
             alive = np.repeat(np.repeat(alive, pattern.rows, axis=-2), pattern.columns, axis=-1)
-        masks[name] = _restored(alive, in_dims[name], shape)
+        masks[name] = restored(alive, in_dims[name], shape)
     return masks
 
 
@@ -199,14 +199,14 @@ def _inner(in_dim: InDims) -> tuple[int, ...]:
     return (in_dim,) if isinstance(in_dim, int) else in_dim
 
 
-def _rows(array: np.ndarray, in_dim: InDims) -> np.ndarray:
-    """The contracted dimensions last, as one: (..., out, in)."""
+def rows_of(array: Array, in_dim: InDims) -> Array:
+    """A weight with its contracted dimensions last, as one: (..., out, in); on any array library."""
     inner = _inner(in_dim)
-    moved = np.moveaxis(array, inner, range(-len(inner), 0))
+    moved = namespace(array).moveaxis(array, inner, tuple(range(-len(inner), 0)))
     return moved.reshape(*moved.shape[: -len(inner)], -1) if len(inner) > 1 else moved
 
 
-def _restored(array: np.ndarray, in_dim: InDims, shape: tuple[int, ...]) -> np.ndarray:
+def restored(array: np.ndarray, in_dim: InDims, shape: tuple[int, ...]) -> np.ndarray:
     """Rows back as a weight of that shape."""
     inner = _inner(in_dim)
     apart = array.reshape(*array.shape[:-1], *(shape[d] for d in inner))
@@ -214,7 +214,7 @@ def _restored(array: np.ndarray, in_dim: InDims, shape: tuple[int, ...]) -> np.n
 
 
 def _block_scores(name: str, scores: np.ndarray, in_dim: InDims, pattern: Element | Block) -> np.ndarray:
-    rows = _rows(scores, in_dim)
+    rows = rows_of(scores, in_dim)
     if isinstance(pattern, Element):
         return np.abs(rows)
     out, inputs = rows.shape[-2:]
@@ -225,10 +225,10 @@ def _block_scores(name: str, scores: np.ndarray, in_dim: InDims, pattern: Elemen
 
 
 def _by_rows(name: str, scores: np.ndarray, in_dim: InDims, pattern: NM) -> np.ndarray:
-    rows = np.abs(_rows(scores, in_dim))
+    rows = np.abs(rows_of(scores, in_dim))
     if rows.shape[-1] % pattern.of:
         raise PlanError(f"{name} has {rows.shape[-1]} inputs, not a multiple of {pattern.of}; use another pattern")
-    return _restored(nm_mask(rows, pattern), in_dim, scores.shape)
+    return restored(nm_mask(rows, pattern), in_dim, scores.shape)
 
 
 def nm_mask(scores: Array, pattern: NM) -> Array:

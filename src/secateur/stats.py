@@ -5,11 +5,12 @@ A criterion asks for a quantity by naming it as a parameter; the tables below ar
 What a criterion receives is the mean: the sum divided by the count of what was summed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from secateur.arrays import Array
 from secateur.errors import DataError
+from secateur.layout import Layout
 
 OF_WEIGHT = {
     "grad": "dL/dw, mean over batches; shape of the parameter",
@@ -80,6 +81,17 @@ class Tally:
         else:
             sums[key] = value
         counts[key] = counts.get(key, 0.0) + count
+
+    def add_gates(self, layout: Layout, products: Mapping[str, Array], axes: Iterable[str]) -> None:
+        """Add "unit_grad_sq" of one batch; products: linear weight -> w dL/dw, in its shape.
+
+        A gate on the output of a unit scales the weights that read it: dL/dgate = sum over them of w dL/dw.
+        """
+        for axis in axes:
+            readers = [name for name in products if layout.reads(name, axis)]
+            if readers:
+                gate = sum(layout.reduce(name, products[name], axis) for name in readers)
+                self.add("unit_grad_sq", axis, gate**2, 1)
 
     def stats(self) -> Stats:
         """What was seen so far."""

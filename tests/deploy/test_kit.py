@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from secateur.deploy import device, kit
-from secateur.deploy.benching import Timing, check_runtimes, names_of, words
+from secateur.deploy.benching import check_runtimes, names_of
+from secateur.deploy.results import Timing, words
 from secateur.deploy.target import DeployError
 
 ROW = {"model": "a", "runtime": "onnx", "batch": 8, "length": 64, "median_ms": 4.0, "low_ms": 3.0, "high_ms": 5.0}

@@ -25,6 +25,10 @@ def test_an_unbuilt_model():
     assert secateur.open(model, np.ones((2, 4), "float32")).layout.axes
 
 
+def test_what_is_no_keras_3_model():
+    refused(ModelError, "builtins.dict is no Keras 3 model", lambda: secateur.keras.prune({}, threshold=0.1))
+
+
 def test_a_subclassed_model_needs_an_example():
     refused(ModelError, "inputs of a subclassed model are not known", lambda: secateur.open(models.vision()))
 
@@ -104,3 +108,67 @@ def test_a_layout_by_hand_masks_but_cannot_resize():
     with host.masked(plan):
         assert not host.read("one.kernel")[:, 2:].any()
     refused(ModelError, "written by hand", lambda: host.resize(plan))
+
+
+class Stubborn(keras.Model):
+    """A model whose config does not make it."""
+
+    def __init__(self, width):
+        super().__init__(name="stubborn")
+        self.one, self.head = kl.Dense(width, name="one"), kl.Dense(2, name="head")
+
+    def call(self, x):
+        return self.head(self.one(x))
+
+
+class Broken(Stubborn):
+    """A model whose config is not enough."""
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        return cls(config["width"])
+
+
+@pytest.mark.parametrize(("make", "reason"), [(Stubborn, "it has no get_config"), (Broken, "'width'")])
+def test_a_copy_that_is_not_of_its_class_says_why(make, reason):
+    model, x = make(4), np.ones((2, 3), "float32")
+    host = secateur.open(model, x)
+    sentence = rf"stubborn \({make.__name__}\) cannot be made from its config \({reason}\)"
+    with pytest.warns(UserWarning, match=sentence):
+        other = host.copy()
+    np.testing.assert_array_equal(other.outputs(x)[0], host.outputs(x)[0])
+    assert other.layout.params == host.layout.params
+
+
+class Rude(kl.Dense):
+    """A layer whose config does not make it."""
+
+    @classmethod
+    def from_config(cls, config):
+        raise TypeError("no such option")
+
+
+def test_a_layer_that_cannot_be_made_anew_is_named():
+    x = keras.Input((4,), name="x")
+    host = secateur.open(keras.Model(x, kl.Dense(2, name="head")(Rude(6, name="rude")(x)), name="m"))
+    plan = secateur.Plan(keep={"L0.ffn": np.array([0, 1])})
+    refused(ModelError, r"rude \(Rude\) cannot be made from its config: no such option", lambda: host.resize(plan))
+
+
+def test_a_matrix_for_each_unit_has_no_statistics():
+    x = keras.Input((4, 6), name="x")
+    y = kl.EinsumDense("bec,ecf->bef", (4, 3), name="experts")(x)
+    host = secateur.open(keras.Model(x, kl.Dense(2, name="head")(kl.Flatten()(y))))
+    data = [np.ones((2, 4, 6), "float32")]
+    assert "one matrix for each unit" in host.layout.axis("L0.ffn").frozen
+    wanda = secateur.criteria.wanda
+    refused(
+        DataError,
+        "no act_sq was collected for experts.kernel",
+        lambda: secateur.prune(host, wanda, secateur.Element(), 0.5, data, weights=["experts.kernel"]),
+    )
+    plan = secateur.prune(host, secateur.criteria.magnitude, secateur.Element(), 0.5, weights=["experts.kernel"])
+    assert (~plan.masks["experts.kernel"]).sum() == 36

@@ -1,7 +1,8 @@
-"""`secateur prune model.keras`: the job runs, and bad data is one sentence."""
+"""The commands on `.keras` files: the jobs run, and bad input is one sentence."""
 
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -10,9 +11,9 @@ from secateur.cli import main
 from tests.keras import models
 
 
-def call(capsys, *words):
+def call(capsys, *words, command="prune"):
     with pytest.raises(SystemExit) as exit:
-        main(["prune", *map(str, words)])
+        main([command, *map(str, words)])
     told = capsys.readouterr()
     return exit.value.code, told.out, told.err
 
@@ -21,6 +22,7 @@ def call(capsys, *words):
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     models.mlp().save("model.keras")
+    models.transformer(blocks=1).save("text.keras")
     rng = np.random.default_rng(0)
     np.savez("data.npz", x=rng.normal(size=(80, 6)).astype("float32"), y=rng.integers(0, 3, 80))
     return tmp_path
@@ -71,3 +73,94 @@ def test_bad_input(here, capsys, words, sentence):
     assert sentence in " ".join(err.split())
     assert "Traceback" not in err
     assert not (here / "out").exists()
+
+
+def test_inspect_prints_the_layout(here, capsys):
+    code, out, err = call(capsys, "text.keras", "--layout", command="inspect")
+    assert code == 0, err
+    assert out.strip() == str(secateur.open("text.keras").layout)
+    code, out, err = call(capsys, "text.keras", "--json", command="inspect")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["example"] == {"ids": [1, models.LENGTH]}
+    assert told["parameters"] == keras.saving.load_model("text.keras").count_params()
+    heads = next(axis for axis in told["axes"] if axis["axis"] == "L0.head")
+    assert (heads["size"], heads["frozen"]) == (4, None)
+    code, out, err = call(capsys, "text.keras", command="inspect")
+    assert "L0.ffn" in out
+    assert "LayerNormalization takes its statistics over it" in out
+
+
+def test_eval_scores_a_classifier(here, capsys):
+    code, out, err = call(
+        capsys, "model.keras", "--data", "data.npz", "--against", "model.keras", "--json", command="eval"
+    )
+    assert code == 0, err
+    told = json.loads(out)
+    with np.load("data.npz") as data:
+        answers = keras.saving.load_model("model.keras").predict(data["x"], verbose=0).argmax(-1)
+        assert told["accuracy"] == (answers == data["y"]).mean()
+    assert (told["examples"], told["flips"]) == (80, 0)
+    assert abs(told["kl"]) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "sentence"),
+    [
+        ("train", ["--output", "out"], "is trained by `model.fit` in Python"),
+        ("train", ["--output", "out"], "secateur.keras.GradualPruning"),
+        ("eval", [], "pass --data FILE.npz"),
+        ("inspect", ["--task", "X"], "--task is not there for Keras models"),
+        ("export", ["--to", "coreml", "--output", "out"], "no runtime 'coreml' for Keras models"),
+        ("export", ["--to", "keras", "--output", "out"], "is no target of an export"),
+        ("export", ["--to", "onnx", "--int8", "--output", "out"], "--int8 is not there for Keras models"),
+        ("export", ["--to", "onnx", "--batch", 2, "--output", "out"], "takes any batch"),
+        ("export", ["--to", "onnx", "--length", 9, "--output", "out"], "have fixed sizes"),
+        ("export", ["--to", "onnx", "--output", "data.npz"], "data.npz exists"),
+        ("bench", ["text.keras", "--runtime", "tensorrt"], "no runtime 'tensorrt' for Keras models"),
+        ("bench", ["data.npz"], "data.npz is no .keras file"),
+        ("bench", ["none.keras"], "no Keras model at none.keras"),
+    ],
+)
+def test_refused(here, capsys, command, words, sentence):
+    code, _, err = call(capsys, "model.keras", *words, command=command)
+    assert code == 2, err
+    assert sentence in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not (here / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["savedmodel", "litert", "onnx", "openvino"])
+def test_export_agrees_with_keras(here, capsys, to):
+    from secateur.deploy.keras import ALIASES, PACKAGES
+    from secateur.keras.export import TARGETS
+
+    target = ALIASES.get(to, to)
+    if keras.backend.backend() not in TARGETS[target]:
+        pytest.skip(f"{to} is not written on this backend")
+    if target in PACKAGES:
+        pytest.importorskip(PACKAGES[target])
+    code, out, err = call(capsys, "text.keras", "--to", to, "--output", "out", "--json", command="export")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["target"] == target
+    assert told["parity"]["relative_error"] <= 1e-4
+    assert told["parity"]["made_up"]
+    assert told["parameters"] == keras.saving.load_model("text.keras").count_params()
+    code, _, err = call(capsys, "text.keras", "--to", to, "--output", "out", command="export")
+    assert code == 2
+    assert "out exists" in err
+
+
+@pytest.mark.slow
+def test_bench_times_files_side_by_side(here, capsys):
+    words = ["model.keras", "text.keras", "--runtime", "keras", "--batch", "2", "--turns", "1", "--json"]
+    code, out, err = call(capsys, *words, command="bench")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert [(row["model"], row["runtime"], row["batch"], row["error"]) for row in rows] == [
+        ("model", "keras", 2, ""),
+        ("text", "keras", 2, ""),
+    ]
+    assert all(row["median_ms"] > 0 and row["bytes"] > 0 for row in rows)

@@ -161,3 +161,28 @@ def test_units(hosts, kind, name):
     a = secateur.prune(here, criterion, secateur.Unit(*axes), secateur.PerKind(0.5), stats=ours)
     b = secateur.prune(there, criterion, secateur.Unit(*axes), secateur.PerKind(0.5), stats=theirs)
     assert {k: v.tolist() for k, v in a.keep.items()} == {k: v.tolist() for k, v in b.keep.items()}
+
+
+@pytest.mark.parametrize(
+    ("method", "criterion", "pattern", "tolerance"),
+    [
+        (secateur.repair.sparsegpt, None, secateur.NM(2, 4), 1e-5),
+        (secateur.repair.sparsegpt, None, secateur.Block(2, 4), 1e-5),
+        # what a LayerNormalization returns has a nearly singular gram, so solving magnifies the rounding
+        (secateur.repair.least_squares, criteria.magnitude, secateur.Element(), 2e-3),
+    ],
+)
+def test_repair_of_attention_kernels(hosts, method, criterion, pattern, tolerance):
+    """Kernels of three dimensions are repaired as the matrices that they are in PyTorch."""
+    there, their_data, here, our_data = hosts
+    table = {mine: pair for mine, pair in names().items() if mine.startswith("attention_") and mine.endswith("kernel")}
+    assert all(len(here.layout.shape(mine)) == 3 for mine in table)
+    budget = None if isinstance(pattern, secateur.NM) else 0.5
+    a = secateur.prune(here, criterion, pattern, budget, our_data, weights=list(table), repair=method)
+    theirs = [other for other, _ in table.values()]
+    b = secateur.prune(there, criterion, pattern, budget, their_data, weights=theirs, repair=method)
+    for mine, (other, turned) in table.items():
+        new = a.weights[mine]
+        np.testing.assert_array_equal(a.masks[mine], turned(b.masks[other]).reshape(new.shape), err_msg=mine)
+        np.testing.assert_allclose(turned(b.weights[other]).reshape(new.shape), new, rtol=0, atol=tolerance)
+        assert np.abs(new - here.read(mine) * a.masks[mine]).max() > 1e-3

@@ -40,6 +40,21 @@ def test_the_textbook_lines():
         assert (after[name][~small] != before[name][~small]).all()
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.keras is Keras on TensorFlow")
+def test_the_same_lines_on_tf_keras():
+    import tensorflow as tf
+
+    layers = [tf.keras.Input((6,)), tf.keras.layers.Dense(16, activation="relu"), tf.keras.layers.Dense(3)]
+    model = tf.keras.Sequential(layers)
+    model = secateur.keras.prune(model, threshold=0.1)
+    gone = [np.array(layer.kernel) == 0 for layer in model.layers]
+    assert all(mask.any() and not mask.all() for mask in gone)
+    model.compile("adam", tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(*data(), verbose=0)
+    for layer, mask in zip(model.layers, gone, strict=True):
+        assert not np.array(layer.kernel)[mask].any()
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [

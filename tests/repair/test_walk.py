@@ -129,6 +129,23 @@ def test_a_criterion_chooses_and_least_squares_mends():
         assert np.abs(both.weights[name] - host.arrays[name] * mask).max() > 1e-3
 
 
+def test_a_weight_of_three_dimensions_is_repaired_as_a_matrix():
+    """(head, v, hidden) contracts two dimensions, as attention kernels of Keras do; (hidden, head, v) contracts one."""
+    text = "axes\n  head 2 head\n  v 3 v\n  hidden 4 hidden\nparameters\n"
+    text += "  out : head v hidden < x0 0,1\n  query : hidden head v < x1 0"
+    host, rng = FakeHost(), np.random.default_rng(0)
+    host.layout = secateur.Layout.from_text(text)
+    host.arrays = {name: rng.normal(size=host.layout.shape(name)) for name in host.layout.params}
+    x = {"out": rng.normal(size=(50, 6)), "query": rng.normal(size=(50, 4))}
+    stats = secateur.Stats({"gram": {k: v.T @ v for k, v in x.items()}}, {"gram": dict.fromkeys(x, 50.0)})
+    plan = secateur.prune(host, repair=repair.sparsegpt, pattern=NM(1, 2), stats=stats, weights=["*"])
+    matrix = {"out": host.arrays["out"].reshape(6, 4).T, "query": host.arrays["query"].reshape(4, 6).T}
+    for name, rows in matrix.items():
+        expected = repair.sparsegpt(np.ascontiguousarray(rows), stats.mean("gram", name), NM(1, 2))
+        np.testing.assert_allclose(plan.weights[name], expected.T.reshape(plan.weights[name].shape))
+        np.testing.assert_array_equal(plan.masks[name], plan.weights[name] != 0)
+
+
 def test_errors():
     host = FakeHost()
     with pytest.raises(DataError, match="repair needs gram; pass data"):

@@ -9,20 +9,26 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.deploy.benching import Bench
+    from secateur.deploy.results import Bench
 
 NAME = "bench"
 EXAMPLES = (
-    "Examples:  secateur bench ./dense ./small --runtime torch,onnx --batch 1,8   |   secateur bench ./dense ./small "
-    "--runtime onnx --export-kit ./kit   |   secateur bench --results ./kit"
+    "Examples:  secateur bench ./dense ./small --runtime torch,onnx --batch 1,8   |   secateur bench ./dense "
+    "./small --runtime onnx --export-kit ./kit   |   secateur bench --results ./kit   |   secateur bench dense.keras "
+    "small.keras"
 )
 
 
 def command(
-    models: Annotated[list[str] | None, typer.Argument(help="Model folders or artefacts; the first is dense.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Model folders, artefacts, or .keras files; the first is dense.")
+    ] = None,
     runtime: Annotated[
         str | None,
-        typer.Option(help="Of torch, secateur, onnx, openvino, executorch, litert; default: all installed."),
+        typer.Option(
+            help="Of torch, secateur, onnx, openvino, executorch, litert (.keras files: keras, litert, tflite, onnx, "
+            "openvino, savedmodel); default: all installed."
+        ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "8",
     length: Annotated[str, typer.Option(help="Lengths in tokens, e.g. 64,128.")] = "64",
@@ -59,6 +65,15 @@ def command(
     if not models:
         raise SecateurError("which models? pass folders, the dense one first, or --results of a kit")
 
+    from secateur.opening import is_keras_file
+
+    if any(map(is_keras_file, models)):
+        from secateur.cli import keras
+
+        keras.refuse({"--int8": int8, "--export-kit": export_kit, "--task": task})
+        sizes = {"batch": batches, "length": lengths, "threads": threads, "turns": turns}
+        show(keras.bench(models, chosen, say=common.note, **sizes), plot, json)
+        return
     from secateur.deploy.benching import bench
     from secateur.deploy.kit import write_kit
 

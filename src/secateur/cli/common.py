@@ -39,7 +39,9 @@ LayoutFileOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None,
-    typer.Option(help="CSV, TSV, JSON lines, Parquet or a datasets folder.", rich_help_panel=DATA_PANEL),
+    typer.Option(
+        help="CSV, TSV, JSON lines, Parquet or a datasets folder; .npz for a .keras file.", rich_help_panel=DATA_PANEL
+    ),
 ]
 TextColumnOption = Annotated[str, typer.Option(help="Column with the texts.", rich_help_panel=DATA_PANEL)]
 LabelColumnOption = Annotated[str, typer.Option(help="Column with the labels.", rich_help_panel=DATA_PANEL)]

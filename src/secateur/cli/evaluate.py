@@ -1,11 +1,14 @@
 """secateur eval: accuracy or perplexity of a saved model, and how far it is from another one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from secateur.cli import common
+
+if TYPE_CHECKING:
+    from secateur.evaluate import Score
 
 NAME = "eval"
 EXAMPLES = (
@@ -46,7 +49,10 @@ def command(
     trust_remote_code: common.RemoteCodeOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Score a model on labelled texts, or a language model on plain text with --task perplexity."""
+    """Score a model on labelled texts, or a language model on plain text with --task perplexity.
+
+    The data of a `.keras` classifier is an .npz of x and y.
+    """
     options = {"trust_remote_code": True} if trust_remote_code else {}
     if task == PERPLEXITY:
         from secateur.cli import language
@@ -55,9 +61,15 @@ def command(
         common.set_threads(threads)
         language.evaluate(model, text, text_column, context, against, samples, None, options, json)
         return
-    rows = common.read_data(data, text_column, label_column, split)
+    from secateur.opening import is_keras_file
 
-    from dataclasses import asdict
+    if is_keras_file(model):
+        from secateur.cli import keras
+
+        keras.refuse({"--task": task, "--split": split, "--trust-remote-code": trust_remote_code})
+        show(model, keras.evaluate(model, data, against, batch_size, threads), json)
+        return
+    rows = common.read_data(data, text_column, label_column, split)
 
     from secateur.torch.host import TorchHost
     from secateur.torch.open import load_model
@@ -73,7 +85,13 @@ def command(
     if against is not None:
         reference = TorchHost.untraced(load_model(against, task=task, **options))
         dense = logits(reference, common.track(batches, "dense model"))
-    result = evaluate(host, batches, dense, common.track)
+    show(model, evaluate(host, batches, dense, common.track), json)
+
+
+def show(model: str, result: "Score", json: bool) -> None:
+    """One row of scores."""
+    from dataclasses import asdict
+
     if json:
         common.print_json({"model": model, **asdict(result)})
         return

@@ -1,23 +1,28 @@
 """secateur export: a saved model as an artefact for a runtime, compared with PyTorch there."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli import common
 
+if TYPE_CHECKING:
+    from secateur.deploy.results import Artefact
+
 NAME = "export"
 EXAMPLES = (
     "Examples:  secateur export ./small --to onnx --data test.csv --output ./small-onnx   |   secateur export ./small "
     "--to litert --batch 1 --length 64 --output ./small-litert   |   secateur export ./decoder --to openvino "
-    "--generate --output ./decoder-ov"
+    "--generate --output ./decoder-ov   |   secateur export model.keras --to litert --batch 1 --output ./small-litert"
 )
 
 
 def command(
     model: common.ModelArgument,
-    to: Annotated[str, typer.Option(help="onnx, openvino, executorch or litert.")],
+    to: Annotated[
+        str, typer.Option(help="onnx, openvino, executorch or litert; of a .keras file also savedmodel or tflite.")
+    ],
     output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],
     data: common.DataOption = None,
     text_column: common.TextColumnOption = "text",
@@ -31,6 +36,9 @@ def command(
         bool, typer.Option("--generate", help="With a key-value cache, for generation (onnx, openvino).")
     ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino).")] = False,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="LiteRT's sparse weight format (.keras, with --to tflite).")
+    ] = False,
     tolerance: Annotated[
         float | None, typer.Option(help="Largest relative error; default: 1e-4, or 0.25 with --int8.")
     ] = None,
@@ -40,10 +48,26 @@ def command(
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Write a model for a runtime, run it there, and refuse to keep it when it differs from PyTorch."""
+    """Write a model for a runtime, run it there, and refuse to keep it when it differs from PyTorch (or Keras).
+
+    The data of a `.keras` file is an .npz of x and y.
+    """
+    from secateur.errors import SecateurError
     from secateur.files import check_output
+    from secateur.opening import is_keras_file
 
     check_output(output, overwrite)
+    if is_keras_file(model):
+        from secateur.cli import keras
+
+        given = {"--generate": generate, "--int8": int8, "--task": task, "--split": split, "--threads": threads}
+        keras.refuse({**given, "--trust-remote-code": trust_remote_code})
+        limits = {"batch": batch, "length": length, "tolerance": tolerance}
+        made = keras.export(model, to, output, data, samples, sparse=sparse, overwrite=overwrite, **limits)
+        show(made, "Keras", json, data is None)
+        return
+    if sparse:
+        raise SecateurError("--sparse is there for .keras files; leave it out")
     rows = None
     if data is not None:
         rows = common.read_data(data, text_column, None, split)
@@ -68,6 +92,11 @@ def command(
         task=task,
         **remote,
     )
+    show(made, "PyTorch", json, rows is None)
+
+
+def show(made: "Artefact", framework: str, json: bool, made_up: bool) -> None:
+    """What was written, and how far it is from the framework."""
     if json:
         common.print_json(made.as_json())
         return
@@ -81,6 +110,6 @@ def command(
     if made.generation is not None:
         columns += ["tokens", "relative error"]
         row += [f"{made.generation['tokens']} equal", f"{made.generation['relative_error']:.1e}"]
-    common.print_table(f"Exported to {output}, against PyTorch", columns, [row])
-    if rows is None:
+    common.print_table(f"Exported to {made.folder}, against {framework}", columns, [row])
+    if made_up:
         typer.echo("compared on made-up inputs; pass --data to compare on yours")

@@ -8,7 +8,10 @@ import typer
 from secateur.cli import common
 
 NAME = "inspect"
-EXAMPLES = "Examples:  secateur inspect ./my-model   |   secateur inspect ./my-model --layout > my-model.layout"
+EXAMPLES = (
+    "Examples:  secateur inspect ./my-model   |   secateur inspect ./my-model --layout > my-model.layout   |   "
+    "secateur inspect model.keras"
+)
 
 
 def command(
@@ -23,15 +26,25 @@ def command(
 ) -> None:
     """Show axes, sizes, parameters, multiply-accumulates, and what is frozen and why."""
     from secateur.cost import macs, parameters, unit_parameters
+    from secateur.opening import is_keras_file
 
-    common.quiet_libraries()
-    if layout:
-        typer.echo(_layout_text(model, task, trust_remote_code, layout_file))
-        return
-    host = common.open_model(model, task, trust_remote_code, layout_file)
+    if is_keras_file(model):
+        from secateur.cli import keras
+
+        keras.refuse({"--task": task, "--trust-remote-code": trust_remote_code})
+        host, shapes = keras.inspect(model, layout_file)
+        if layout:
+            typer.echo(str(host.layout))
+            return
+    else:
+        common.quiet_libraries()
+        if layout:
+            typer.echo(_layout_text(model, task, trust_remote_code, layout_file))
+            return
+        host = common.open_model(model, task, trust_remote_code, layout_file)
+        shapes = {k: list(v.shape) for k, v in host.example.items()}
     count = parameters(host.layout)
     work = macs(host.layout)
-    shapes = {k: list(v.shape) for k, v in host.example.items()}
     axes = [
         {
             "axis": axis.name,

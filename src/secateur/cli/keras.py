@@ -1,9 +1,11 @@
-"""The Keras side of `secateur prune`: a `.keras` file and arrays in, the same job and report out."""
+"""The Keras side of the commands: a `.keras` file and arrays in, the same tables out. PyTorch is not imported."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.cli import common
+from secateur.opening import is_keras_file, keras_module
 
 
 def refuse(options: dict[str, Any]) -> None:
@@ -13,6 +15,67 @@ def refuse(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if value:
             raise PlanError(f"{name} is not there for Keras models; leave it out")
+
+
+def open_host(model: str, example: Any = None, layout: Any = None) -> Any:
+    """The Host of a `.keras` file."""
+    keras = keras_module("secateur.keras")
+    return keras.KerasHost(keras.load(model), example, layout=layout)
+
+
+def inspect(model: str, layout_file: Path | None) -> tuple[Any, dict[str, list[int]]]:
+    """The Host, and the shape of one example, where open lengths count as 1."""
+    host = open_host(model, layout=common.read_layout(layout_file))
+    return host, {t.name: [n or 1 for n in t.shape] for t in host.model.inputs}
+
+
+def evaluate(model: str, data: Path | None, against: str | None, batch_size: int, threads: int | None) -> Any:
+    """The Score of a classifier on an `.npz` file, against a dense one if there is one."""
+    from secateur.evaluate import score
+
+    workflow = _workflow(threads)
+    keras = keras_module("secateur.keras")
+    network = keras.load(model)
+    rows = workflow.read_arrays(data, network)
+    dense = None
+    if against is not None:
+        dense = workflow.logits(keras.load(against), rows, batch_size)
+    return score(workflow.logits(network, rows, batch_size), rows.y, dense)
+
+
+def refuse_training(model: str) -> None:
+    """PlanError that says how Keras models are trained."""
+    from secateur.errors import PlanError
+
+    raise PlanError(
+        f"{model} is trained by `model.fit` in Python, with zeros held after `secateur.keras.prune(model, ...)` or by "
+        "callbacks=[secateur.keras.GradualPruning(schedule=...)]; `secateur prune --fine-tune` trains after pruning"
+    )
+
+
+def export(model: str, to: str, output: Path, data: Path | None, samples: int, **options: Any) -> Any:
+    """The Artefact of a `.keras` file for a runtime."""
+    network = keras_module("secateur.keras").load(model)
+    rows = None
+    if data is not None:
+        rows = keras_module("secateur.keras.workflow").read_arrays(data, network).take(slice(samples)).x
+    return keras_module("secateur.deploy.keras").export(network, to, output, data=rows, **options)
+
+
+def bench(models: Sequence[str], runtimes: list[str] | None, **options: Any) -> Any:
+    """The Bench of `.keras` files."""
+    from secateur.errors import PlanError
+
+    other = next((m for m in models if not is_keras_file(m)), None)
+    if other is not None:
+        raise PlanError(f"{other} is no .keras file; compare Keras models with each other")
+    return keras_module("secateur.deploy.keras").bench(models, runtimes, **options)
+
+
+def _workflow(threads: int | None) -> Any:
+    if threads is not None:
+        keras_module("secateur.keras.threads").set_threads(threads)
+    return keras_module("secateur.keras.workflow")
 
 
 def prune(
@@ -26,12 +89,8 @@ def prune(
     overwrite: bool,
 ) -> Any:
     """The job on a `.keras` file; data are `.npz` files with x and y."""
-    from secateur.opening import keras_module
-
+    workflow = _workflow(threads)
     keras = keras_module("secateur.keras")
-    workflow = keras_module("secateur.keras.workflow")
-    if threads is not None:
-        keras_module("secateur.keras.threads").set_threads(threads)
     host = keras.KerasHost(keras.load(model))
     train = workflow.read_arrays(data[0], host.model)
     seed = tuning["seed"]

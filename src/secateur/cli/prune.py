@@ -35,7 +35,8 @@ FROM_RECIPE = ("task", "criterion", "pattern", "sparsity", "calibration", "text_
 def command(
     context_: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="A model folder, a hub id such as org/name, or a .gguf file.", metavar="MODEL")
+        str | None,
+        typer.Argument(help="A model folder, a hub id such as org/name, a .keras or a .gguf file.", metavar="MODEL"),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)] = None,
     data: common.DataOption = None,

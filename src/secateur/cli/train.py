@@ -30,7 +30,12 @@ def command(
 ) -> None:
     """Train a sequence classifier on labelled texts; a missing head is made for the labels of the data."""
     from secateur.files import check_output
+    from secateur.opening import is_keras_file
 
+    if is_keras_file(model):
+        from secateur.cli import keras
+
+        keras.refuse_training(model)
     check_output(output, overwrite)
     rows = common.read_data(data, text_column, label_column, split)
 

@@ -1,62 +1,20 @@
 """bench: saved models on every runtime at hand, in turn, with what they weigh, need and take."""
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secateur.deploy import device, signature, target
 from secateur.deploy.exporting import export
+from secateur.deploy.results import Bench, Timing, timed, words
 from secateur.deploy.target import TARGETS, DeployError
 from secateur.errors import SecateurError
 
 OURS = ("torch", "secateur")
 RUNTIMES = (*OURS, *TARGETS)
 ALIASES = {"onnxruntime": "onnx", "pytorch": "torch"}
-WORTH_A_WORD = 0.1
-"""Share of zeros from which one wonders what they bring."""
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One model on one runtime at one shape. `ratio` is its median over that of the first model; `error` says in a
-    sentence why there is none.
-    """
-
-    model: str
-    runtime: str
-    batch: int
-    length: int
-    median_ms: float = float("nan")
-    low_ms: float = float("nan")
-    high_ms: float = float("nan")
-    ratio: float = float("nan")
-    startup_s: float = float("nan")
-    peak_bytes: int = 0
-    bytes: int = 0
-    zeros: float = 0.0
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What `bench` found: timings, sentences to mind, threads, and the machine."""
-
-    timings: list[Timing]
-    warnings: list[str]
-    threads: int
-    machine: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; what was not measured is null."""
-        rows = [
-            {k: None if isinstance(v, float) and v != v else v for k, v in dataclasses.asdict(t).items()}
-            for t in self.timings
-        ]
-        return {"threads": self.threads, "machine": self.machine, "warnings": self.warnings, "rows": rows}
 
 
 def installed() -> list[str]:
@@ -199,31 +157,3 @@ def takes_tokens(folder: Path, options: Mapping[str, Any]) -> bool:
 
     model = load_model(folder, **options)
     return any("length" in port.shape for port in signature.ports_of(model, signature.inputs_of(model)))
-
-
-def timed(
-    rows: Mapping[str, Mapping[str, Any]], artefacts: Mapping[str, Path], runtime: str, shape: tuple[int, int]
-) -> list[Timing]:
-    """Rows of `device.measure` with sizes and ratios."""
-    first = next((row["median_ms"] for row in rows.values() if "median_ms" in row), float("nan"))
-    found = []
-    for name, row in rows.items():
-        info = target.read(artefacts[name])
-        ratio = row["median_ms"] / first if "median_ms" in row else float("nan")
-        sizes: dict[str, Any] = {"bytes": info["bytes"], "zeros": info["zeros"], "ratio": ratio}
-        found.append(Timing(name, runtime, shape[0], shape[1], **row, **sizes))
-    return found
-
-
-def words(timings: Sequence[Timing]) -> list[str]:
-    """Sentences to mind: where zeros bring nothing, and where a model that lost something is no faster."""
-    said: dict[tuple[str, str], str] = {}
-    for t in timings:
-        if t.error or t.zeros < WORTH_A_WORD or t.runtime == "secateur" or (t.model, t.runtime) in said:
-            continue
-        took = f"; it takes {t.ratio:.2f} of the first model's time" if t.ratio == t.ratio and t.ratio != 1.0 else ""
-        said[t.model, t.runtime] = (
-            f"zeros bring nothing on {t.runtime}: {t.model} has {100 * t.zeros:.0f}% zeros, multiplied like any other "
-            f"weight{took}. Remove heads and neurons, or use the runtime secateur, which skips zeros"
-        )
-    return list(said.values())

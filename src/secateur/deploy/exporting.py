@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from secateur.data import Rows
 from secateur.deploy import device, generation, parity, signature
+from secateur.deploy.results import TOLERANCE, Artefact
 from secateur.deploy.target import DeployError, Graph, Target, Written, find, writing
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
@@ -24,23 +25,6 @@ from secateur.torch.text import has_tokenizer, load_tokenizer
 from secateur.torch.vocabulary import save_tokenizer
 
 VERSIONS = ("torch", "transformers")
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """What `export` wrote. Sizes in bytes; `zeros` is the share of zeros in matrices."""
-
-    folder: Path
-    target: str
-    bytes: int
-    parameters: int
-    zeros: float
-    parity: parity.Parity | None
-    generation: dict[str, Any] | None
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "folder": str(self.folder)}
 
 
 def export(
@@ -67,7 +51,7 @@ def export(
     example: a batch of inputs where the model's own description does not give them.
     batch, length: the largest that ExecuTorch takes, the only ones that LiteRT takes.
     generate: with a key-value cache, for `secateur.deploy.generate`. int8: 8-bit weights on top.
-    tolerance: largest permitted relative error, by default `parity.TOLERANCE` (or `INT8_TOLERANCE`).
+    tolerance: largest permitted relative error, by default `results.TOLERANCE` (or `parity.INT8_TOLERANCE`).
     options: for loading a folder, as `secateur.open` takes them.
 
     Raises SecateurError in one sentence: unknown target, missing runtime, shapes that cannot be, an operation that the
@@ -86,7 +70,7 @@ def export(
     check_model(model, output)
     inputs = dict(example) if example is not None else signature.inputs_of(model, tokenizer, folder)
     ports = signature.fitted(target, model, signature.ports_of(model, inputs), batch, length)
-    tolerance = tolerance if tolerance is not None else parity.INT8_TOLERANCE if int8 else parity.TOLERANCE
+    tolerance = tolerance if tolerance is not None else parity.INT8_TOLERANCE if int8 else TOLERANCE
     if not tolerance >= 0:
         raise DeployError(f"tolerance {tolerance} is no number from 0 upwards")
     with new_folder(output, overwrite) as place:

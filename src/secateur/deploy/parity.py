@@ -1,7 +1,6 @@
 """Parity: an exported program against PyTorch on the same inputs, at several shapes."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,33 +10,13 @@ from torch import nn
 from secateur.arrays import to_numpy
 from secateur.data import Rows
 from secateur.deploy import device, signature
+from secateur.deploy.results import BATCHES, Parity
 from secateur.deploy.target import DeployError, Port, Target
 from secateur.torch.batches import evaluating, without_labels
 from secateur.torch.text import encode
 
-TOLERANCE = 1e-4
-"""Largest permitted relative error in float32: the largest difference of an output over its largest magnitude."""
 INT8_TOLERANCE = 0.25
-"""The same for 8-bit weights, which round; look at the agreement, too."""
-BATCHES = (1, 3, 8)
-"""Batch sizes that parity is looked at with, where a target leaves the choice."""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """What a comparison found. `relative_error` is the largest difference over the largest magnitude of an output, both
-    over all batches, so that it does not hang on how rows are put into batches; it is that of the worst output.
-    `worst_logit` the largest difference as it is, `agreement` the share of equal argmax of the logits (rows of a
-    classifier, tokens of a decoder), or None where there are no logits.
-    """
-
-    relative_error: float
-    worst_logit: float
-    agreement: float | None
-    examples: int
-    shapes: list[str]
-    tolerance: float
-    made_up: bool = False
+"""Largest permitted relative error of 8-bit weights, which round; look at the agreement, too."""
 
 
 def compare(

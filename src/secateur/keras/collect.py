@@ -81,12 +81,7 @@ def _add_gradients(
             tally.add("grad_sq", name, grad**2, 1)
         if "unit_grad_sq" in wanted and name in layout.linears:
             products[name] = grad * keras.ops.convert_to_numpy(variables[name])
-    for axis in axes if products else ():
-        # A gate on the unit's output scales the weights that read it: dL/dgate = sum over them of w dL/dw.
-        readers = [name for name in products if layout.reads(name, axis)]
-        if readers:
-            gate = sum(layout.reduce(name, products[name], axis) for name in readers)
-            tally.add("unit_grad_sq", axis, gate**2, 1)
+    tally.add_gates(layout, products, axes)
 
 
 def input_owner(layout: Layout, param: str, axis: str) -> np.ndarray:

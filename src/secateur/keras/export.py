@@ -19,10 +19,12 @@ import keras
 import numpy as np
 from keras import tree
 
+from secateur import programs
 from secateur.cost import side_by_side
 from secateur.errors import ModelError
 from secateur.files import check_output
 from secateur.keras.batches import floats, run
+from secateur.keras.trace import line
 
 TARGETS = {
     "litert": ("tensorflow",),
@@ -79,7 +81,9 @@ def export(
         try:
             _WRITERS[target](model, written, example, sparse)
         except Exception as error:  # every exporter breaks in its own way
-            raise ModelError(f"{model.name} cannot be written for {target}: {_line(error)}") from error
+            raise ModelError(
+                f"{model.name} cannot be written for {target}: {line(error.__cause__ or error)}"
+            ) from error
         for made in sorted(Path(work).iterdir()):
             place = path.parent / made.name
             if place.is_dir():
@@ -167,58 +171,8 @@ def load(path: Path | str, target: str, threads: int = 1) -> Call:
     if not path.exists():
         raise ModelError(f"no {target} model at {path}")
     with _quiet():
-        return _READERS[target](path, threads)
-
-
-def _run_tflite(path: Path, threads: int) -> Call:
-    import tensorflow as tf
-
-    interpreter = tf.lite.Interpreter(str(path), num_threads=threads)
-    interpreter.allocate_tensors()
-    inputs = interpreter.get_input_details()
-    outputs = interpreter.get_output_details()
-
-    def call(x: Any) -> list[np.ndarray]:
-        for detail, value in zip(inputs, tree.flatten(x), strict=True):
-            interpreter.set_tensor(detail["index"], np.asarray(value, dtype=detail["dtype"]))
-        interpreter.invoke()
-        return [interpreter.get_tensor(detail["index"]) for detail in outputs]
-
-    return call
-
-
-def _run_onnx(path: Path, threads: int) -> Call:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [i.name for i in session.get_inputs()]
-    return lambda x: session.run(None, dict(zip(names, map(np.asarray, tree.flatten(x)), strict=True)))
-
-
-def _run_openvino(path: Path, threads: int) -> Call:
-    import openvino
-
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = openvino.Core().compile_model(path, "CPU", options)
-    return lambda x: list(compiled([np.asarray(v) for v in tree.flatten(x)]).values())
-
-
-def _run_saved_model(path: Path, threads: int) -> Call:
-    import tensorflow as tf
-
-    served = tf.saved_model.load(str(path))
-    return lambda x: floats(served.serve(tf.convert_to_tensor(x)))
-
-
-_READERS: dict[str, Callable[[Path, int], Call]] = {
-    "litert": _run_tflite,
-    "tflite": _run_tflite,
-    "onnx": _run_onnx,
-    "openvino": _run_openvino,
-    "saved_model": _run_saved_model,
-}
+        program = programs.open(path, threads)
+    return lambda x: [a for a in program(tree.flatten(x)) if np.issubdtype(a.dtype, np.floating)]
 
 
 def bench(
@@ -273,8 +227,3 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
-
-
-def _line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).strip().rstrip(".")[:300]

@@ -18,6 +18,11 @@ def check_model(model: keras.Model) -> None:
             f"the Keras backend is {keras.backend.backend()}; set KERAS_BACKEND to {' or '.join(BACKENDS)} and start "
             "again"
         )
+    if not isinstance(model, keras.Model):
+        raise ModelError(
+            f"a {type(model).__module__}.{type(model).__name__} is no Keras 3 model; make it with keras or tf.keras of "
+            "TensorFlow 2.16 or later"
+        )
     if not model.built or any(not layer.built for _, layer in layers(model) if own_variables(layer)):
         raise ModelError(
             f"{model.name} is not built, so its weights have no shapes; call it on a batch, "

@@ -43,7 +43,7 @@ class KerasHost:
         loss: Any = None,
         token_mask: Callable[[Any], Any] | None = None,
     ) -> None:
-        if example is not None and not model.built:
+        if example is not None and isinstance(model, keras.Model) and not model.built:
             run(model, unpack(example)[0])
         check_model(model)
         self.model, self.example, self.loss, self.token_mask = model, example, loss, token_mask
@@ -174,10 +174,10 @@ def _describe(model: keras.Model, example: Any) -> Description:
     x = None if example is None else unpack(example)[0]
     first = None if x is None else tree.flatten(x)[0].shape
     batch, length = (1, 1) if first is None else (first[0], first[1] if len(first) > 1 else 1)
-    return Description(model, _symbols(model, x), batch, length)
+    return Description(model, symbols(model, x), batch, length)
 
 
-def _symbols(model: keras.Model, x: Any) -> Any:
+def symbols(model: keras.Model, x: Any) -> Any:
     """Symbolic inputs: as the model declares them, else in the shape of the example."""
     if isinstance(model, keras.Sequential) or hasattr(model, "_functional") or _declares(model):
         told = model._inputs_struct if hasattr(model, "_inputs_struct") else model.inputs

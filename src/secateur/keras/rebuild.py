@@ -3,6 +3,7 @@ called in the order of the trace, and take over their weights. The result is a f
 may differ by layer, and `.keras` files of it need nothing that the original did not need.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from secateur.errors import ModelError
 from secateur.keras.layout import Description
 from secateur.keras.naming import DOT, layers, variables
 from secateur.keras.rules import base_of, letters
-from secateur.keras.trace import Step
+from secateur.keras.trace import Step, line
 from secateur.layout import Keep, Layout
 
 
@@ -35,7 +36,9 @@ def rebuild(model: keras.Model, described: Description, layout: Layout, keep: Ke
 
 
 def duplicate(model: keras.Model, described: Description, layout: Layout) -> keras.Model:
-    """An independent copy: from its config where the model has one, else rebuilt."""
+    """An independent copy: of the same class where its config gives one; else, with a warning that says why not,
+    rebuilt as a functional model of the same layers.
+    """
     try:
         with keras.saving.custom_object_scope(classes(model)):
             new = type(model).from_config(model.get_config())
@@ -45,8 +48,16 @@ def duplicate(model: keras.Model, described: Description, layout: Layout) -> ker
                         lambda t: keras.ops.zeros([n or 1 for n in t.shape], t.dtype), described.trace.inputs
                     )
                 )
+            if variables(new).keys() != variables(model).keys():
+                raise ModelError("its layers get other names each time; give them name=")
             _carry(model, new, layout, {})
-    except (NotImplementedError, TypeError, ValueError):
+    except Exception as error:  # `get_config` and `from_config` are the user's code
+        reason = "it has no get_config" if isinstance(error, NotImplementedError) else line(error)
+        warnings.warn(
+            f"{model.name} ({type(model).__name__}) cannot be made from its config ({reason}), so its copy is a "
+            "functional model of the same layers",
+            stacklevel=2,
+        )
         return rebuild(model, described, layout, {})
     return new
 
@@ -97,7 +108,13 @@ def _smaller(step: Step, described: Description, resized: Layout, shapes: Mappin
         ) from None
     config["name"] = (step.path or layer.name).replace(".", DOT)
     config.update(sizes(layer, step, described, resized, shapes))
-    new = type(layer).from_config(config)
+    try:
+        new = type(layer).from_config(config)
+    except Exception as error:  # the user's code
+        raise ModelError(
+            f"{step.path} ({type(layer).__name__}) cannot be made from its config: {line(error)}; mend its get_config "
+            "and from_config"
+        ) from error
     new.trainable = layer.trainable
     return new
 

@@ -50,7 +50,10 @@ def einsum_dense(graph: Graph, step: Step) -> None:
     if any(letter in inputs and letter in output for letter in weight):
         for dim in dims:
             freeze(dim, f"{step.path} has one matrix for each unit of a dimension")
-    graph.linear(layer.kernel, tuple(dims), x, contracted or (0,), positions)
+    if contracted:
+        graph.linear(layer.kernel, tuple(dims), x, contracted, positions)
+    else:
+        graph.weight(layer.kernel, tuple(dims))
     if layer.bias is not None:
         graph.weight(layer.bias, _aligned([known[letter] for letter in output], layer.bias.shape))
     result = tuple(known[letter] for letter in output)

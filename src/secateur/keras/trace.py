@@ -62,7 +62,7 @@ def trace(model: keras.Model, inputs: Any, described: Callable[[Any], bool]) -> 
         outputs = _enter(model, (inputs,), {})
     except Exception as error:
         raise ModelError(
-            f"{model.name} cannot be followed on symbolic tensors ({_line(error)}); write `call` with keras.ops, or "
+            f"{model.name} cannot be followed on symbolic tensors ({line(error)}); write `call` with keras.ops, or "
             "pass layout="
         ) from error
     try:
@@ -144,7 +144,7 @@ class _Walk:
                 raise ModelError("its outputs differ from call to call")
             inner = self.back_from(outputs)
         except Exception as error:
-            step.opaque = f"{path} ({type(operation).__name__}) cannot be described: {_line(error)}"
+            step.opaque = f"{path} ({type(operation).__name__}) cannot be described: {line(error)}"
             return [step]
         self._keep.append(outputs)
         if own_variables(operation) or not inner:
@@ -160,6 +160,7 @@ def _enter(layer: keras.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return layer.call(*args, **kwargs)
 
 
-def _line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
+def line(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    lines = [text for text in str(error).splitlines() if text.strip()]
     return (lines[0] if lines else type(error).__name__).strip().rstrip(".")[:200]

@@ -51,11 +51,15 @@ def replaced(layer: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
         delattr(layer, name)
 
 
-def rows(layer: Any, x: Any, mask: np.ndarray | None) -> np.ndarray:
-    """What a Dense or EinsumDense reads as (tokens, inputs), float32, padding left out."""
+def rows(layer: Any, x: Any, mask: np.ndarray | None) -> np.ndarray | None:
+    """What a Dense or EinsumDense reads as (tokens, inputs), float32, padding left out; None of an EinsumDense that has
+    one matrix for each unit of a dimension, as each of them reads something else.
+    """
     array = keras.ops.convert_to_numpy(x).astype(np.float32)
     if isinstance(layer, keras.layers.EinsumDense):
         inputs, weight, output = letters(layer, array.ndim)
+        if set(weight) & set(inputs) & set(output):
+            return None
         contracted = [inputs.index(letter) for letter in weight if letter in inputs and letter not in output]
         array = np.moveaxis(array, contracted, range(-len(contracted), 0))
         array = array.reshape(*array.shape[: array.ndim - len(contracted)], -1)
@@ -84,7 +88,9 @@ def reading(layer: Any, tokens: Tokens, use: Callable[[np.ndarray], None]) -> Ca
 
     def make(call: Any) -> Any:
         def look(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            use(rows(layer, inputs, tokens.of(inputs)))
+            found = rows(layer, inputs, tokens.of(inputs))
+            if found is not None:
+                use(found)
             return call(inputs, *args, **kwargs)
 
         return look

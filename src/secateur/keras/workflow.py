@@ -15,6 +15,8 @@ from secateur.errors import DataError, ModelError, PlanError
 from secateur.evaluate import Score, score
 from secateur.files import new_folder
 from secateur.keras import files
+from secateur.keras.batches import floats
+from secateur.keras.batches import run as run_model
 from secateur.keras.callback import GradualPruning
 from secateur.keras.host import KerasHost
 from secateur.plan import Plan
@@ -124,15 +126,13 @@ def split(data: Arrays, share: float, seed: int) -> tuple[Arrays, Arrays]:
     return data.take(rng.permutation(rest)), data.take(rng.permutation(held))
 
 
-def logits(host: KerasHost, data: Arrays, batch_size: int) -> np.ndarray:
+def logits(model: keras.Model, data: Arrays, batch_size: int) -> np.ndarray:
     """Class scores (examples, classes) as logarithms; ModelError when the model is no classifier for these labels."""
-    parts = [host.outputs(batch) for batch in data.batches(batch_size)]
+    parts = [floats(run_model(model, x)) for x, _ in data.batches(batch_size)]
     if not parts[0] or parts[0][0].ndim != 2 or parts[0][0].shape[1] <= data.y.max():
-        raise ModelError(
-            f"{host.model.name} does not give one row of scores with a class {data.y.max()} for each example"
-        )
+        raise ModelError(f"{model.name} does not give one row of scores with a class {data.y.max()} for each example")
     found = np.concatenate([part[0] for part in parts])
-    return np.log(np.clip(found, 1e-30, None)) if not _from_logits(host.model) else found
+    return np.log(np.clip(found, 1e-30, None)) if not _from_logits(model) else found
 
 
 def _from_logits(model: keras.Model) -> bool:
@@ -160,19 +160,19 @@ def run(
     """
     size = tuning.batch_size
     host.loss = host.loss or LOSS(from_logits=_from_logits(host.model))
-    dense = logits(host, test, size)
+    dense = logits(host.model, test, size)
     calibration = train.take(slice(calibration_samples)).batches(size)
     plan = prune(host, criterion, pattern, budget, say(calibration, "scoring"))
     verdict = verify(host, plan, test.batches(size))
     with host.masked(plan):
-        pruned = score(logits(host, test, size), test.y, dense)
+        pruned = score(logits(host.model, test, size), test.y, dense)
     small = host.copy()
     if not (tuning.gradual and tuning.epochs):
         small.resize(plan)
     tuned = None
     if tuning.epochs:
         plan = _tune(small, criterion, pattern, budget, plan, train, tuning)
-        tuned = score(logits(small, test, size), test.y, dense)
+        tuned = score(logits(small.model, test, size), test.y, dense)
     expected = small.outputs(test.batches(size)[0])
     with new_folder(output, overwrite) as folder:
         files.write(small.model, folder, plan)

@@ -128,12 +128,7 @@ def _add_gradients(
         if "unit_grad_sq" in wanted and name in layout.linears:
             products[name] = grad * parameter.detach().float()
         parameter.grad = None
-    for axis in axes if products else ():
-        # A gate on the unit's output scales the columns that read it: dL/dgate = sum over them of w dL/dw.
-        readers = [name for name in products if layout.reads(name, axis)]
-        if readers:
-            gate = sum(layout.reduce(name, products[name], axis) for name in readers)
-            tally.add("unit_grad_sq", axis, gate**2, 1)
+    tally.add_gates(layout, products, axes)
 
 
 @contextlib.contextmanager

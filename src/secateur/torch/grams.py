@@ -40,10 +40,13 @@ def watch_grams(
     readers: linear weight -> the weight whose gram it shares (see `Layout.readers`); only that one is watched, so the
     gram of a weight is `tally.stats().mean("gram", readers[weight])`.
     token_mask: which tokens are real, for inputs of shape (batch, positions, in).
+    A weight of more than two dimensions has one matrix for each expert or group, so no one gram is its own.
     """
     handles = []
     for param in dict.fromkeys(readers.values()):
         for path, module in modules.get(param, {}).items():
+            if module.weight.dim() != 2:
+                continue
             handles.append(module.register_forward_pre_hook(_gram_hook(param, path, tally, token_mask)))
     try:
         yield
