@@ -43,13 +43,30 @@ class Reconstruction(BaseModel):
     """Windows a step."""
 
 
+class Distillation(BaseModel):
+    """How the whole model is tuned on the dense model's answers when all blocks are pruned: passes over the calibration
+    windows; the step of Adam, and how many steps it takes to rise to it; windows a step; the weight of the hidden
+    states beside the answers; bfloat16 products, by default where the processor is faster in them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    passes: float = Field(2.0, gt=0, le=100)
+    rate: float = Field(1e-3, gt=0, lt=1)
+    warmup: int = Field(4, ge=0)
+    windows: int = Field(1, ge=1)
+    hidden: float = Field(0.0, ge=0)
+    bfloat16: bool | None = None
+
+
 class Recipe(BaseModel):
     """One-shot pruning of a language model, block by block.
 
     criterion: a method of `secateur.repair`; options: its keyword arguments.
     pattern, sparsity: as everywhere; N:M says itself how much goes.
     calibration: text files; windows are drawn from all of them in turn. samples: windows; context: tokens in each.
-    memory: the most that a run may take, such as 4GiB; reconstruct: tune every block on the dense model's output.
+    memory: the most that a run may take, such as 4GiB; reconstruct: tune every block on the dense model's output;
+    distil: tune the whole model, once it is pruned, on the dense model's answers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,6 +85,7 @@ class Recipe(BaseModel):
     seed: int = 0
     memory: int | None = None
     reconstruct: Reconstruction | None = None
+    distil: Distillation | None = None
 
     @field_validator("calibration", mode="before")
     @classmethod
@@ -79,7 +97,7 @@ class Recipe(BaseModel):
     def _bytes(cls, value: Any) -> Any:
         return read_bytes(value) if isinstance(value, str) else value
 
-    @field_validator("reconstruct", mode="before")
+    @field_validator("reconstruct", "distil", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
@@ -180,7 +198,8 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     place = tuple(part for part in found["loc"] if isinstance(part, str | int))
     message = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
-        known = Reconstruction if place[:1] == ("reconstruct",) else Recipe
+        known = {"reconstruct": Reconstruction, "distil": Distillation}.get(str(place[0]), Recipe)
+        known = known if len(place) > 1 else Recipe
         return place, f"{place[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
     name = f"{place[-1]!r}: " if place else ""
     return place, f"{name}{message[:1].lower()}{message[1:]} (got {found['input']!r})" if place else message

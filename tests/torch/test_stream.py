@@ -16,7 +16,7 @@ from secateur.errors import DataError, ModelError, PlanError, SecateurError
 from secateur.recipe import make_recipe
 from secateur.repair import prepare, sparsegpt
 from secateur.select import NM
-from secateur.torch import skeleton, stream
+from secateur.torch import journal, skeleton, stream
 from secateur.torch.stream import prune_folder, prune_loaded
 from secateur.torch.trace import trace as real_trace
 from tests.torch import tiny
@@ -68,6 +68,70 @@ def test_folder_and_memory_give_the_same_bits(family, tuned, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("in", "out")] == []
     if tuned:
         assert all(d.tuned[1] < d.tuned[0] for d in told)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_distillation_gives_the_same_bits_from_a_folder_and_in_memory(family, tmp_path):
+    make, tensors = FAMILIES[family]
+    model = write_model(tmp_path / "in", make)
+    values = {"distil": {"passes": 4, "rate": 3e-3, "hidden": 1.0, "windows": 2}}
+    steps = []
+    report = prune_folder(
+        tmp_path / "in", tmp_path / "out", windows(), recipe(**values), tuning=lambda *step: steps.append(step)
+    )
+    masked = prune_folder(tmp_path / "in", tmp_path / "before", windows(), recipe())
+    again = prune_loaded(model, windows(), recipe(**values))
+    assert same(model, tmp_path / "out")
+    assert [step[:2] for step in steps] == [(i, 12) for i in range(1, 13)]
+    assert report.distilled == again.distilled
+    assert report.distilled[1] < report.distilled[0]
+    assert report.zeros == masked.zeros == again.zeros
+    before, after = (type(model).from_pretrained(tmp_path / name).state_dict() for name in ("before", "out"))
+    pruned = {layer["name"] for layer in report.layers}
+    assert len(pruned) == tensors
+    for name, value in after.items():
+        assert torch.equal(value == 0, before[name] == 0)
+        assert torch.equal(value, before[name]) == (name not in pruned)
+
+
+def test_distillation_that_is_stopped_ends_with_the_same_files(tmp_path, monkeypatch):
+    write_model(tmp_path / "in")
+    tuned = recipe(distil={"passes": 2})
+    prune_folder(tmp_path / "in", tmp_path / "whole", windows(), tuned)
+
+    def stop(step, steps, loss):
+        if step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), tuned, tuning=stop)
+    replace, moved = os.replace, []
+
+    def replaced(source, target):
+        moved.append(os.path.basename(source))
+        if os.path.basename(os.path.dirname(source)) == "tuned" and len(moved) > 1:
+            raise Stop
+        replace(source, target)
+
+    for kill in (replaced, replace):
+        monkeypatch.setattr(journal.os, "replace", kill)
+        if kill is replaced:
+            with pytest.raises(Stop):
+                prune_folder(tmp_path / "in", tmp_path / "out", windows(), tuned)
+        else:
+            assert prune_folder(tmp_path / "in", tmp_path / "out", windows(), tuned).resumed == 3
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+def test_distillation_that_cannot_be(tmp_path):
+    write_model(tmp_path / "in")
+    with pytest.raises(PlanError, match=r"distillation holds .* more than 0.0 GiB; .* use reconstruction"):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(distil=True, memory=10**5))
+    with pytest.raises(DataError, match="distillation diverged at step"):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(distil={"rate": 0.99, "passes": 20}))
+    with pytest.raises(PlanError, match="magnitude needs calibration text"):
+        prune_folder(tmp_path / "in", tmp_path / "other", None, recipe(criterion="magnitude", distil=True))
 
 
 def test_a_plain_loop_over_the_whole_model_gives_the_same_bits(tmp_path):
@@ -218,7 +282,7 @@ RUN = """
 import sys, torch
 torch.set_num_threads(1)
 from tests.torch.test_stream import recipe, windows
-from secateur.torch import skeleton, stream
+from secateur.torch import journal, skeleton, stream
 from pathlib import Path
 choose = stream.choose
 disk = sys.argv[2] == "disk"

@@ -11,7 +11,7 @@ from torch import nn
 from secateur.errors import PlanError
 from secateur.layout import Layout
 from secateur.pruning import default_weights
-from secateur.repair import layer_loss, prepare
+from secateur.repair import prepare
 from secateur.select import NM
 from secateur.stats import Tally
 from secateur.torch.grams import watch_grams
@@ -94,13 +94,18 @@ def prune_weights(
         new = new.to(stored(name)).to(held.dtype)
         error = 0.0
         if gram is not None:
-            whole = layer_loss(weight, torch.zeros_like(weight), gram)
-            error = layer_loss(weight, new, gram) / whole if whole else 0.0
+            whole = _loss(weight, gram)
+            error = max(_loss(weight - new, gram), 0.0) / whole if whole > 0 else 0.0
         held.copy_(new.T if turned else new)
         zeros = int((new == 0).sum())
         check_pattern(name, new, pattern)
         done.append(Pruned(name, new.numel(), zeros, error, tuple(dict.fromkeys(str(w.message) for w in caught))))
     return done
+
+
+def _loss(change: torch.Tensor, gram: torch.Tensor) -> float:
+    """Mean over tokens of |change x|^2, in the type of the gram: see `secateur.repair.layer_loss`."""
+    return float(((change @ gram) * change).sum(dtype=torch.float64))
 
 
 def check_pattern(name: str, weight: torch.Tensor, pattern: Any) -> None:
