@@ -59,11 +59,21 @@ class Distillation(BaseModel):
     bfloat16: bool | None = None
 
 
+class Allocation(BaseModel):
+    """Blocks lose differently much, by the outliers among their Wanda scores: see `secateur.budget.OWL`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    multiple: float = Field(5.0, gt=0)
+    spread: float = Field(0.08, gt=0, lt=0.5)
+
+
 class Recipe(BaseModel):
     """One-shot pruning of a language model, block by block.
 
     criterion: a method of `secateur.repair`; options: its keyword arguments.
     pattern, sparsity: as everywhere; N:M says itself how much goes.
+    owl: spread the sparsity over the blocks by their outliers.
     calibration: text files; windows are drawn from all of them in turn. samples: windows; context: tokens in each.
     memory: the most that a run may take, such as 4GiB; reconstruct: tune every block on the dense model's output;
     distil: tune the whole model, once it is pruned, on the dense model's answers.
@@ -78,6 +88,7 @@ class Recipe(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
     pattern: str = "element"
     sparsity: float | None = Field(None, ge=0, lt=1)
+    owl: Allocation | None = None
     calibration: list[Path] = Field(default_factory=list)
     text_column: str = "text"
     samples: int = Field(128, ge=1)
@@ -97,7 +108,7 @@ class Recipe(BaseModel):
     def _bytes(cls, value: Any) -> Any:
         return read_bytes(value) if isinstance(value, str) else value
 
-    @field_validator("reconstruct", "distil", mode="before")
+    @field_validator("reconstruct", "distil", "owl", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
@@ -116,6 +127,8 @@ class Recipe(BaseModel):
         if isinstance(pattern, NM) == (self.sparsity is not None):
             says = "says itself how much goes; leave out" if isinstance(pattern, NM) else "needs"
             raise ValueError(f"pattern {self.pattern} {says} sparsity")
+        if self.owl and isinstance(pattern, NM):
+            raise ValueError(f"pattern {self.pattern} takes the same from every block; leave out owl")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -198,7 +211,7 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     place = tuple(part for part in found["loc"] if isinstance(part, str | int))
     message = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
-        known = {"reconstruct": Reconstruction, "distil": Distillation}.get(str(place[0]), Recipe)
+        known = {"reconstruct": Reconstruction, "distil": Distillation, "owl": Allocation}.get(str(place[0]), Recipe)
         known = known if len(place) > 1 else Recipe
         return place, f"{place[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
     name = f"{place[-1]!r}: " if place else ""

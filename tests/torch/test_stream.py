@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 
+import secateur
 from secateur.errors import DataError, ModelError, PlanError, SecateurError
 from secateur.recipe import make_recipe
 from secateur.repair import prepare, sparsegpt
@@ -132,6 +133,38 @@ def test_distillation_that_cannot_be(tmp_path):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(distil={"rate": 0.99, "passes": 20}))
     with pytest.raises(PlanError, match="magnitude needs calibration text"):
         prune_folder(tmp_path / "in", tmp_path / "other", None, recipe(criterion="magnitude", distil=True))
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_owl_spreads_the_sparsity_in_both_paths(on_disk, tmp_path, monkeypatch):
+    from secateur import OWL
+    from secateur.criteria import wanda
+    from secateur.torch.open import open_module
+
+    model = write_model(tmp_path / "in")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[:2] *= 30
+    model.save_pretrained(tmp_path / "in", max_shard_size="20KB")
+    ids = windows()
+    host = open_module(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "in"), {"input_ids": ids})
+    plan = secateur.prune(
+        host, criterion=wanda, budget=OWL(0.7), data=[{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    )
+    values = {"criterion": "wanda", "pattern": "element", "sparsity": 0.7, "owl": True}
+    choose = stream.choose
+    monkeypatch.setattr(stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, on_disk, 0))
+    with pytest.raises(Stop):
+        prune_folder(tmp_path / "in", tmp_path / "out", ids, recipe(**values), stopped_after(1))
+    report = prune_folder(tmp_path / "in", tmp_path / "out", ids, recipe(**values))
+    prune_loaded(model, ids, recipe(**values))
+    assert same(model, tmp_path / "out")
+    assert report.zeros == round(0.7 * report.weights)
+    assert {layer["name"]: layer["zeros"] for layer in report.layers} == {
+        name: int((~mask).sum()) for name, mask in plan.masks.items()
+    }
+    assert len({layer["zeros"] for layer in report.layers if layer["name"].endswith("up_proj.weight")}) == 3
+    with pytest.raises(PlanError, match="pattern 2:4 takes the same from every block; leave out owl"):
+        recipe(owl=True)
 
 
 def test_a_plain_loop_over_the_whole_model_gives_the_same_bits(tmp_path):

@@ -45,6 +45,8 @@ class Run:
         self.total = sum(len(paths) for paths in self.chains.values())
         self.finished: list[str] = []
         self.dense = recipe.reconstruct is not None
+        self.shares: Mapping[str, float] = {}
+        """Sparsity of weights that lose another share than the recipe says."""
         self.method, self.pattern = find_method(recipe.criterion), parse_pattern(recipe.pattern)
 
     @property
@@ -100,7 +102,7 @@ class Run:
             grams,
             self.method,
             self.pattern,
-            lambda name: self.recipe.sparsity,
+            lambda name: self.shares.get(name, self.recipe.sparsity),
             self.recipe.options,
             stored,
         )

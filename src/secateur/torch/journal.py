@@ -157,7 +157,7 @@ def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> N
         if was == this:
             continue
         if isinstance(was, dict) and isinstance(this, dict):
-            name = next(key for key in dict.fromkeys([*was, *this]) if was.get(key) != this.get(key))
+            name = next(key for key in dict.fromkeys([*was, *this]) if was.get(key, ...) != this.get(key, ...))
             what = f"{part} {name} {_short(was.get(name))}, now it is {_short(this.get(name))}"
         else:
             what = f"another {part}"

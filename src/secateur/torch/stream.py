@@ -21,6 +21,7 @@ from secateur.errors import ModelError, PlanError
 from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.recipe import Recipe
+from secateur.torch.allocate import by_outliers
 from secateur.torch.batches import evaluating
 from secateur.torch.blocks import counted, left_out
 from secateur.torch.blockwise import Done, Run
@@ -87,7 +88,6 @@ def prune_loaded(
     each block; tuning: of each step of distillation.
     Raises PlanError for a pattern that does not fit, ModelError for a model without a chain of layers.
     """
-    from secateur.torch.batches import evaluating
     from secateur.torch.example import example_for
 
     layout = trace(model, example_for(model))
@@ -99,6 +99,8 @@ def prune_loaded(
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     dense = copy.deepcopy(model) if recipe.distil else None
     with evaluating(model), _no_gradients(model):
+        if recipe.owl:
+            run.shares = _allocated(Run(model, layout, batches, recipe, States(None)), _nothing, _nothing)
         while len(run.finished) < run.total:
             path = run.next_block()
             done = run.prune(path, dtypes.__getitem__)
@@ -165,6 +167,13 @@ def prune_folder(
         batches = _batches(model, windows, recipe, settings["batch"])
         run = Run(model, layout, batches, recipe, states)
         with skeleton.filled_on_demand(paths), torch.no_grad(), _old_objects_frozen():
+            if recipe.owl:
+                if "sparsity" not in settings:
+                    place = work.folder / "survey" if settings["on_disk"] else None
+                    walk = Run(model, layout, batches, recipe, States(place))
+                    settings["sparsity"] = _allocated(walk, skeleton.load, skeleton.release)
+                    work.commit()
+                run.shares = settings["sparsity"]
             resumed = _catch_up(run, work, skeleton)
             if began:
                 began(Choice(settings["batch"], settings["on_disk"], settings["expected"]), resumed)
@@ -210,6 +219,17 @@ def _one_block(run: Run, work: Workspace, skeleton: Skeleton) -> Done:
     skeleton.release(path)
     gc.collect()
     return done
+
+
+def _nothing(path: str) -> None:
+    """A model in memory has its blocks."""
+
+
+def _allocated(walk: Run, load: Callable[[str], None], release: Callable[[str], None]) -> dict[str, float]:
+    walk.dense = False
+    assert walk.recipe.owl is not None
+    assert walk.recipe.sparsity is not None
+    return by_outliers(walk, walk.recipe.owl, walk.recipe.sparsity, load, release)
 
 
 def _distil_folder(work: Workspace, skeleton: Skeleton, windows: Any, recipe: Recipe, tuning: Tuning | None) -> None:
@@ -353,7 +373,7 @@ def _chosen(
     layout: Layout, model: Any, paths: Sequence[str], outside: int, windows: torch.Tensor | None, recipe: Recipe
 ) -> Choice:
     count, context = (0, 1) if windows is None else windows.shape
-    if windows is None and (recipe.criterion not in NEEDS_NO_DATA or recipe.reconstruct or recipe.distil):
+    if windows is None and (recipe.criterion not in NEEDS_NO_DATA or recipe.reconstruct or recipe.distil or recipe.owl):
         raise PlanError(f"{recipe.criterion} needs calibration text; pass --calibration FILE")
     if recipe.distil:
         trained = [name for path in paths for name in counted(layout, model, path)]
