@@ -178,7 +178,8 @@ def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: P
     from models import smollm2_folder
 
     from secateur.torch.open import load_model
-    from secateur.torch.retrain import distil, fast_bfloat16
+    from secateur.torch.precision import fast_bfloat16
+    from secateur.torch.retrain import distil
 
     began = time.process_time()
     model, dense = (load_model(f).eval().requires_grad_(False) for f in (output, smollm2_folder()))

@@ -41,6 +41,8 @@ class Reconstruction(BaseModel):
     rate: float = Field(0.02, gt=0, lt=1)
     windows: int = Field(2, ge=1)
     """Windows a step."""
+    bfloat16: bool | None = None
+    """Products in bfloat16; by default where the processor is faster in them."""
 
 
 class Distillation(BaseModel):

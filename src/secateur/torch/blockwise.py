@@ -35,11 +35,21 @@ class Done:
 
 
 class Run:
-    """The walk through the blocks of one model. For each block: `next_block`, `prune`, `advance`, `close`."""
+    """The walk through the blocks of one model. For each block: `next_block`, `prune`, `advance`, `close`.
+
+    low_precision: whether blocks are tuned with products in bfloat16, where the recipe leaves it open.
+    """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, batches: Sequence[Mapping[str, Any]], recipe: Recipe, states: States
+        self,
+        model: nn.Module,
+        layout: Layout,
+        batches: Sequence[Mapping[str, Any]],
+        recipe: Recipe,
+        states: States,
+        low_precision: bool = False,
     ) -> None:
+        self.low_precision = low_precision
         self.model, self.layout, self.batches, self.recipe, self.states = model, layout, batches, recipe, states
         self.chains = chains(layout)
         self.total = sum(len(paths) for paths in self.chains.values())
@@ -136,6 +146,7 @@ class Run:
             target,
             passes=options.passes,
             rate=options.rate,
+            low_precision=self.low_precision if options.bfloat16 is None else options.bfloat16,
             seed=self.recipe.seed + step,
         )
         with torch.no_grad():

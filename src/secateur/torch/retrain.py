@@ -5,9 +5,8 @@ states their relative error too, by Adam (Kingma and Ba, 2015) with a warm-up an
 is read. All of the model is held at once, with gradients and moments: see `check_memory`.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from secateur.errors import DataError, ModelError, PlanError
 from secateur.recipe import Distillation, Recipe
 from secateur.torch.bypass import first_of
 from secateur.torch.memory import available
+from secateur.torch.precision import products_in
+from secateur.torch.reconstruct import relative_error
 from secateur.torch.windows import batches_of
 
 _FIRST, _SECOND = 0.9, 0.98
@@ -39,7 +40,7 @@ def retrain(
     pass through the batches (or of what there is of one).
 
     names: the parameters. batches: keyword arguments of both models. low_precision: products in bfloat16 (see
-    `fast_bfloat16`), weights and moments in float32 all the same. progress: told step, steps and loss.
+    `secateur.torch.precision`), weights and moments in float32 all the same. progress: told step, steps and loss.
 
     Raises DataError when the loss is NaN or infinite.
     """
@@ -88,9 +89,9 @@ def share_of(step: int, steps: int, warmup: int) -> float:
 def _accumulate(model: Any, dense: Any, batch: Mapping[str, Any], hidden: float, low_precision: bool) -> float:
     """Add the gradient of one batch; returns its loss."""
     inputs = {**batch, "output_hidden_states": True} if hidden else dict(batch)
-    with torch.no_grad(), _products_in(low_precision):
+    with torch.no_grad(), products_in(low_precision):
         wanted = dense(**inputs)
-    with torch.enable_grad(), _products_in(low_precision):
+    with torch.enable_grad(), products_in(low_precision):
         output = model(**inputs)
         error = _states_error(output, wanted, hidden) if hidden else None
     loss, ends, gradients = 0.0, [], []
@@ -100,7 +101,7 @@ def _accumulate(model: Any, dense: Any, batch: Mapping[str, Any], hidden: float,
         ends.append(logits)
         gradients.append(gradient)
     elif error is None:
-        error = _relative(_first(output), _first(wanted))
+        error = relative_error(_first(output), _first(wanted))
     if error is not None:
         loss += float(error.detach())
         ends.append(error)
@@ -131,14 +132,8 @@ def _states_error(output: Any, wanted: Any, hidden: float) -> torch.Tensor | Non
         pairs += list(zip(getattr(output, field, None) or (), getattr(wanted, field, None) or (), strict=False))[1:]
     if not pairs:
         return None
-    errors = [_relative(mine, theirs) for mine, theirs in pairs]
+    errors = [relative_error(mine, theirs) for mine, theirs in pairs]
     return hidden * torch.stack(errors).mean()
-
-
-def _relative(mine: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """Mean over tokens of the squared error relative to the square of the token."""
-    mine, theirs = mine.float(), theirs.float()
-    return ((mine - theirs).square().sum(-1) / theirs.square().sum(-1).clamp_min(1e-12)).mean()
 
 
 def _first(output: Any) -> torch.Tensor:
@@ -146,18 +141,6 @@ def _first(output: Any) -> torch.Tensor:
     if found is None:
         raise ModelError("the model returns no tensor, so it has no answers to learn")
     return found
-
-
-@contextlib.contextmanager
-def _products_in(low_precision: bool) -> Iterator[None]:
-    with torch.autocast("cpu", torch.bfloat16) if low_precision else contextlib.nullcontext():
-        yield
-
-
-def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32 ones."""
-    known = torch.cpu.get_capabilities()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def distil(

@@ -29,7 +29,8 @@ from secateur.torch.calls import chains
 from secateur.torch.hub import INDEX
 from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose
-from secateur.torch.retrain import check_memory, distil, fast_bfloat16
+from secateur.torch.precision import fast_bfloat16
+from secateur.torch.retrain import check_memory, distil
 from secateur.torch.shards import file_hash, read_entries, read_tensor, write_shard
 from secateur.torch.skeleton import Skeleton
 from secateur.torch.states import States
@@ -94,7 +95,7 @@ def prune_loaded(
     paths = [p for c in chains(layout).values() for p in c]
     choice = _chosen(layout, model, paths, 0, windows, recipe)
     batches = _batches(model, windows, recipe, choice.batch)
-    run = Run(model, layout, batches, recipe, States(None))
+    run = Run(model, layout, batches, recipe, States(None), fast_bfloat16())
     records = []
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     dense = copy.deepcopy(model) if recipe.distil else None
@@ -165,7 +166,7 @@ def prune_folder(
             torch.set_num_threads(settings["threads"])
         states = States(work.folder / "states" if settings["on_disk"] else None)
         batches = _batches(model, windows, recipe, settings["batch"])
-        run = Run(model, layout, batches, recipe, states)
+        run = Run(model, layout, batches, recipe, states, settings["bfloat16"])
         with skeleton.filled_on_demand(paths), torch.no_grad(), _old_objects_frozen():
             if recipe.owl:
                 if "sparsity" not in settings:
