@@ -42,19 +42,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "ria": {"criterion": "ria"},
     "sparsegpt": {"criterion": "sparsegpt"},
     "alps": {"criterion": "alps"},
-    "best": {"criterion": "sparsegpt", "distil": {"passes": 1.75}},
+    "sparsegpt+blocks": {"criterion": "sparsegpt", "reconstruct": {"passes": 2.0, "rate": 0.01, "windows": 1}},
+    "sparsegpt+answers": {"criterion": "sparsegpt", "distil": {"passes": 1.75, "rate": 5e-4}},
     "owl": {"criterion": "sparsegpt", "owl": True},
     "sparsegpt-original": {"criterion": "sparsegpt"},
     "wanda-original": {"criterion": "wanda"},
 }
+BEST = ("sparsegpt+blocks", "sparsegpt+answers")
 MAIN = ("50%", "2:4", "70%")
 ORDER = [
-    *(f"{m}:{p}:0" for m in ("sparsegpt", "best") for p in MAIN),
+    *(f"{m}:{p}:0" for m in ("sparsegpt", *BEST) for p in MAIN),
     "owl:70%:0",
     *(f"{m}-original:{p}:0" for m in ("sparsegpt", "wanda") for p in ("50%", "2:4")),
     *(f"{m}:{p}:0" for m in ("wanda", "magnitude", "ria", "alps") for p in MAIN),
-    *(f"{m}:{p}:{s}" for s in (1, 2) for p in MAIN for m in ("sparsegpt", "best")),
-    *(f"{m}:{p}:0" for p in ("60%", "4:8") for m in ("sparsegpt", "best", "wanda", "magnitude", "ria", "alps")),
+    *(f"{m}:{p}:{s}" for s in (1, 2) for p in MAIN for m in ("sparsegpt", *BEST)),
+    *(f"{m}:{p}:0" for p in ("60%", "4:8") for m in ("sparsegpt", *BEST, "wanda", "magnitude", "ria", "alps")),
     *(f"{m}:{p}:{s}" for s in (1, 2) for p in MAIN for m in ("wanda", "ria", "alps")),
 ]
 

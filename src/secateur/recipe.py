@@ -38,8 +38,8 @@ class Reconstruction(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     passes: float = Field(2.0, gt=0, le=100)
-    rate: float = Field(0.02, gt=0, lt=1)
-    windows: int = Field(2, ge=1)
+    rate: float = Field(0.01, gt=0, lt=1)
+    windows: int = Field(1, ge=1)
     """Windows a step."""
     bfloat16: bool | None = None
     """Products in bfloat16; by default where the processor is faster in them."""
@@ -54,7 +54,7 @@ class Distillation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     passes: float = Field(2.0, gt=0, le=100)
-    rate: float = Field(1e-3, gt=0, lt=1)
+    rate: float = Field(5e-4, gt=0, lt=1)
     warmup: int = Field(4, ge=0)
     windows: int = Field(1, ge=1)
     hidden: float = Field(0.0, ge=0)

@@ -6,7 +6,7 @@ hands to the block and y the output of the same block in the dense model (arXiv 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,13 +38,14 @@ def reconstruct(
     shrink along a cosine. low_precision: products in bfloat16. The error is `relative_error` over some of the batches.
     """
     steps = max(1, round(passes * batches))
-    states = []
+    masks, groups = [], []
     for parameter in parameters.values():
-        mask = parameter != 0
-        kept = max(int(mask.sum()), 1)
+        masks.append(parameter.detach() != 0)
+        kept = max(int(masks[-1].sum()), 1)
         size = float((parameter.detach().square().sum() / kept).sqrt())
-        states.append((parameter, mask, torch.zeros_like(parameter), torch.zeros_like(parameter), rate * size))
         parameter.requires_grad_(True)
+        groups.append({"params": [parameter], "lr": rate * size, "whole": rate * size})
+    optimizer = torch.optim.Adam(groups, betas=(_FIRST, _SECOND), eps=1e-12, fused=True)
     generator = torch.Generator().manual_seed(seed)
     before = error_of(block, batches, call, target)
     order: list[int] = []
@@ -56,28 +57,27 @@ def reconstruct(
             with torch.enable_grad(), products_in(low_precision):
                 output = _stream(block(*args, **kwargs))
                 relative_error(output, target(index)).backward()
-            share = 0.5 * (1 + math.cos(math.pi * step / steps))
-            _adam(states, step, share)
+            for group in optimizer.param_groups:
+                group["lr"] = group["whole"] * 0.5 * (1 + math.cos(math.pi * step / steps))
+            masked_step(optimizer, parameters.values(), masks)
     finally:
-        for parameter, *_ in states:
+        for parameter in parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
     return before, error_of(block, batches, call, target)
 
 
 @torch.no_grad()
-def _adam(states: list[Any], step: int, share: float) -> None:
-    for parameter, mask, mean, square, rate in states:
-        grad = parameter.grad
-        if grad is None:
-            continue
-        grad.mul_(mask)
-        mean.lerp_(grad, 1 - _FIRST)
-        square.mul_(_SECOND).addcmul_(grad, grad, value=1 - _SECOND)
-        size = (square / (1 - _SECOND ** (step + 1))).sqrt_().add_(1e-12)
-        parameter.addcdiv_(mean, size, value=-rate * share / (1 - _FIRST ** (step + 1)))
-        parameter.mul_(mask)
-        parameter.grad = None
+def masked_step(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], masks: Iterable[torch.Tensor]
+) -> None:
+    """One step in which what is pruned has no gradient and stays zero."""
+    pairs = list(zip(parameters, masks, strict=True))
+    for parameter, mask in pairs:
+        if parameter.grad is not None:
+            parameter.grad.mul_(mask)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()

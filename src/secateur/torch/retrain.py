@@ -17,7 +17,7 @@ from secateur.recipe import Distillation, Recipe
 from secateur.torch.bypass import first_of
 from secateur.torch.memory import available
 from secateur.torch.precision import products_in
-from secateur.torch.reconstruct import relative_error
+from secateur.torch.reconstruct import masked_step, relative_error
 from secateur.torch.windows import batches_of
 
 _FIRST, _SECOND = 0.9, 0.98
@@ -63,14 +63,7 @@ def retrain(
                 raise DataError(f"distillation diverged at step {step + 1}; lower its rate ({options.rate})")
             for group in optimizer.param_groups:
                 group["lr"] = options.rate * share_of(step, steps, options.warmup)
-            with torch.no_grad():
-                for parameter, mask in zip(parameters, masks, strict=True):
-                    if parameter.grad is not None:
-                        parameter.grad.mul_(mask)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                for parameter, mask in zip(parameters, masks, strict=True):
-                    parameter.mul_(mask)
+            masked_step(optimizer, parameters, masks)
             if progress:
                 progress(step + 1, steps, losses[-1])
     finally:
