@@ -44,11 +44,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "alps": {"criterion": "alps"},
     "sparsegpt+blocks": {"criterion": "sparsegpt", "reconstruct": {"passes": 2.0, "rate": 0.01, "windows": 1}},
     "sparsegpt+answers": {"criterion": "sparsegpt", "distil": {"passes": 1.75, "rate": 5e-4}},
+    "sparsegpt+both": {
+        "criterion": "sparsegpt",
+        "reconstruct": {"passes": 1.0, "rate": 0.01, "windows": 1},
+        "distil": {"passes": 0.75, "rate": 3e-4},
+    },
     "owl": {"criterion": "sparsegpt", "owl": True},
     "sparsegpt-original": {"criterion": "sparsegpt"},
     "wanda-original": {"criterion": "wanda"},
 }
-BEST = ("sparsegpt+blocks", "sparsegpt+answers")
+BEST = ("sparsegpt+blocks", "sparsegpt+both", "sparsegpt+answers")
 MAIN = ("50%", "2:4", "70%")
 ORDER = [
     *(f"{m}:{p}:0" for m in ("sparsegpt", *BEST) for p in MAIN),

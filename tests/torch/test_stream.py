@@ -149,9 +149,8 @@ def test_owl_spreads_the_sparsity_in_both_paths(on_disk, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "in", max_shard_size="20KB")
     ids = windows()
     host = open_module(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "in"), {"input_ids": ids})
-    plan = secateur.prune(
-        host, criterion=wanda, budget=OWL(0.7), data=[{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-    )
+    data = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    plan = secateur.prune(host, criterion=wanda, pattern=secateur.Element(), budget=OWL(0.7), data=data)
     values = {"criterion": "wanda", "pattern": "element", "sparsity": 0.7, "owl": True}
     choose = stream.choose
     monkeypatch.setattr(stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, on_disk, 0))
