@@ -193,6 +193,11 @@ def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: P
     model, dense = (load_model(f).eval().requires_grad_(False) for f in (output, smollm2_folder()))
     blocks = json.loads((output / "pruned.json").read_text())["blocks"]
     losses: list[float] = []
+
+    def say(step: int, steps: int, loss: float) -> None:
+        losses.append(loss)
+        print(step, f"{loss:.4f}", flush=True)
+
     distil(
         model,
         dense,
@@ -201,7 +206,7 @@ def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: P
         recipe_of(key),
         lambda name: torch.float32,
         fast_bfloat16(),
-        lambda step, steps, loss: losses.append(loss) or print(step, f"{loss:.4f}", flush=True),
+        say,
     )
     zeros = sum(layer["zeros"] for block in blocks for layer in block["layers"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

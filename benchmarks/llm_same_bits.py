@@ -39,7 +39,7 @@ def main() -> None:
     loaded: torch.nn.Module = load_model(folder)
     stream.prune_loaded(loaded, windows, recipe)
     choose = stream.choose
-    stream.choose = lambda *a, **k: Choice(choose(*a, **k).batch, True, 0)  # type: ignore[assignment]
+    stream.choose = lambda *a, **k: Choice(choose(*a, **k).batch, True, 0)
     with tempfile.TemporaryDirectory() as place:
         stream.prune_folder(folder, Path(place) / "out", windows, recipe)
         streamed = load_model(Path(place) / "out").state_dict()

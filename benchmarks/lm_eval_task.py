@@ -60,9 +60,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--rows", type=int, default=40)
     args = parser.parse_args()
-    import lm_eval
+    import lm_eval  # type: ignore[import-not-found]
     import torch
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:

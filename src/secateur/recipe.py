@@ -213,8 +213,8 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     place = tuple(part for part in found["loc"] if isinstance(part, str | int))
     message = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
-        known = {"reconstruct": Reconstruction, "distil": Distillation, "owl": Allocation}.get(str(place[0]), Recipe)
-        known = known if len(place) > 1 else Recipe
+        parts: dict[str, type[BaseModel]] = {"reconstruct": Reconstruction, "distil": Distillation, "owl": Allocation}
+        known = parts.get(str(place[0]), Recipe) if len(place) > 1 else Recipe
         return place, f"{place[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
     name = f"{place[-1]!r}: " if place else ""
     return place, f"{name}{message[:1].lower()}{message[1:]} (got {found['input']!r})" if place else message

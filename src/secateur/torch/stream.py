@@ -317,7 +317,7 @@ def _finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence
         tuple({k: v for k, v in block.items() if k not in ("sha256", "seconds")} for block in blocks),
         tuple(left_out(layout, skeleton.model, paths)),
         resumed,
-        tuple(work.journal.distilled) if work.journal.distilled else None,
+        (work.journal.distilled[0], work.journal.distilled[1]) if work.journal.distilled else None,
     )
     if not work.journal.finished:
         inside = {name for path in paths for name in skeleton.names_under(path)}
