@@ -7,18 +7,22 @@ it stopped. Run:
     OMP_NUM_THREADS=1 python benchmarks/llm_quality.py --rows sparsegpt:2:4:0,wanda:2:4:0 [--minutes 30]
 
 A row is METHOD:PATTERN:SEED; PATTERN is 50%, 60%, 70%, 2:4 or 4:8. Without --rows, all in order of interest. The
-number of calibration windows is 64, or the environment variable SAMPLES; each number has rows of its own.
+number of calibration windows is 64, or the environment variable SAMPLES; each number has rows of its own. Rows of
+methods that end in -original need ORIGINALS, a folder with checkouts of github.com/IST-DASLab/sparsegpt and
+github.com/locuslab/wanda under the names sparsegpt and wanda; their walk through the blocks is ours.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,28 +32,38 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 CACHE = ROOT / ".cache" / "llm_quality"
-CONTEXT, TEST_WINDOWS = 512, 40
+CONTEXT, TEST_WINDOWS = 512, 24
 SAMPLES = int(os.environ.get("SAMPLES", "64"))
-TUNED = {"passes": 2.0, "rate": 0.02, "windows": 1}
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"criterion": "magnitude"},
     "wanda": {"criterion": "wanda"},
     "ria": {"criterion": "ria"},
     "sparsegpt": {"criterion": "sparsegpt"},
     "alps": {"criterion": "alps"},
-    "swaps": {"criterion": "swaps"},
-    "best": {"criterion": "swaps", "options": {"passes": 2}, "reconstruct": TUNED},
-    "sparsegpt+tuned": {"criterion": "sparsegpt", "reconstruct": TUNED},
+    "sparsegpt+blocks": {"criterion": "sparsegpt", "reconstruct": {"passes": 2.0, "rate": 0.01, "windows": 1}},
+    "sparsegpt+answers": {"criterion": "sparsegpt", "distil": {"passes": 1.75, "rate": 5e-4}},
+    "sparsegpt+both": {
+        "criterion": "sparsegpt",
+        "reconstruct": {"passes": 1.0, "rate": 0.01, "windows": 1},
+        "distil": {"passes": 0.75, "rate": 3e-4},
+    },
+    "owl": {"criterion": "sparsegpt", "owl": True},
+    "sparsegpt-original": {"criterion": "sparsegpt"},
+    "wanda-original": {"criterion": "wanda"},
 }
+BEST = ("sparsegpt+blocks", "sparsegpt+both", "sparsegpt+answers")
+MAIN = ("50%", "2:4", "70%")
 ORDER = [
-    *(f"{m}:{p}:0" for p in ("50%", "2:4") for m in ("magnitude", "wanda", "sparsegpt", "best")),
-    *(f"{m}:70%:0" for m in ("wanda", "sparsegpt", "best")),
-    *(f"{m}:{p}:0" for p in ("50%", "2:4") for m in ("ria", "alps")),
-    *(f"{m}:{p}:{s}" for s in (1, 2) for p in ("50%", "2:4", "70%") for m in ("sparsegpt", "best")),
-    *(f"{m}:{p}:0" for p in ("60%", "4:8") for m in ("magnitude", "wanda", "ria", "sparsegpt", "alps", "best")),
-    *(f"{m}:{p}:{s}" for s in (1, 2) for p in ("50%", "2:4", "70%") for m in ("wanda", "ria", "alps")),
+    *(f"{m}:{p}:0" for m in ("sparsegpt", *BEST) for p in MAIN),
+    "owl:70%:0",
+    *(f"{m}-original:{p}:0" for m in ("sparsegpt", "wanda") for p in ("50%", "2:4")),
+    *(f"{m}:{p}:0" for m in ("wanda", "magnitude", "ria", "alps") for p in MAIN),
+    *(f"{m}:{p}:{s}" for s in (1, 2) for p in MAIN for m in ("sparsegpt", *BEST)),
+    *(f"{m}:{p}:0" for p in ("60%", "4:8") for m in ("sparsegpt", *BEST, "wanda", "magnitude", "ria", "alps")),
+    *(f"{m}:{p}:{s}" for s in (1, 2) for p in MAIN for m in ("wanda", "ria", "alps")),
 ]
 
 
@@ -81,45 +95,160 @@ def test_windows(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def one_row(key: str) -> dict[str, Any]:
-    """Prune and score, in this process."""
+class DenseAnswers:
+    """Logits of the dense model, of which the last hidden states are kept in the cache."""
+
+    def __init__(self, folder: Path, windows: dict[str, torch.Tensor]) -> None:
+        from secateur.torch.open import load_model
+
+        self.model: Any = load_model(folder).eval().requires_grad_(False)
+        path = CACHE / f"dense-{CONTEXT}x{TEST_WINDOWS}.safetensors"
+        if not path.is_file():
+            states = {}
+            for name, part in windows.items():
+                found = [self.model.model(input_ids=w[None], use_cache=False).last_hidden_state[0, :-1] for w in part]
+                states[name] = torch.stack(found)
+            save_file(states, path)
+        held = load_file(path)
+        self.states = {
+            w.numpy().tobytes(): h for name, part in windows.items() for w, h in zip(part, held[name], strict=True)
+        }
+
+    def __call__(self, window: torch.Tensor) -> torch.Tensor:
+        """Logits (context - 1, vocabulary)."""
+        return self.model.lm_head(self.states[window.numpy().tobytes()])
+
+
+def recipe_of(key: str) -> Any:
+    """The recipe of a row, and its seed."""
+    from secateur.recipe import make_recipe
+
+    name, _, rest = key.partition(":")
+    pattern, _, seed = rest.rpartition(":")
+    share = {"pattern": "element", "sparsity": float(pattern[:-1]) / 100} if "%" in pattern else {"pattern": pattern}
+    return make_recipe(**METHODS[name], **share, samples=SAMPLES, context=CONTEXT, seed=int(seed))
+
+
+def first_of_two(key: str) -> str | None:
+    """The row whose model a distilled one starts from, when that is one of the rows."""
+    name, _, rest = key.partition(":")
+    options = {k: v for k, v in METHODS[name].items() if k != "distil"}
+    return next((f"{n}:{rest}" for n, o in METHODS.items() if "distil" in METHODS[name] and o == options), None)
+
+
+@contextlib.contextmanager
+def original(name: str) -> Iterator[None]:
+    """In our walk, each layer is pruned by the original's own code, for methods that end in -original."""
+    from repair_layer import original_sparsegpt, original_wanda, quiet
+
+    from secateur.torch import blockwise
+
+    makers = {"sparsegpt-original": original_sparsegpt, "wanda-original": original_wanda}
+    if name not in makers:
+        yield
+        return
+    theirs, find = makers[name](Path(os.environ["ORIGINALS"]) / name.partition("-")[0]), blockwise.find_method
+
+    def method(weight: torch.Tensor, gram: Any, pattern: Any, sparsity: float | None) -> torch.Tensor:
+        with quiet():
+            return theirs(weight, gram.given, pattern, sparsity)
+
+    blockwise.find_method = lambda known: method  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        blockwise.find_method = find
+
+
+def prune_row(key: str, windows: torch.Tensor, output: Path) -> dict[str, Any]:
+    """Prune to a folder that is kept; a killed run is taken up, and the seconds of its parts are added."""
     from models import smollm2_folder
 
-    from secateur.recipe import make_recipe
+    from secateur.torch.stream import prune_folder
+
+    spent = CACHE / f"{output.name}.seconds"
+    before = float(spent.read_text()) if spent.is_file() else 0.0
+
+    def say(done: Any) -> None:
+        print(done.path, f"{done.error:.4f}", done.tuned, f"{done.seconds:.1f}", flush=True)
+        spent.write_text(str(before + time.process_time()))
+
+    with original(key.partition(":")[0]):
+        report = prune_folder(smollm2_folder(), output, windows, recipe_of(key), say)
+    seconds = before + time.process_time()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    spent.unlink(missing_ok=True)
+    return {"seconds": seconds, "peak": peak, "zeros": report.zeros, "weights": report.weights}
+
+
+def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: Path) -> tuple[Any, dict[str, Any]]:
+    """The second stage alone, from the folder of the first; its seconds are those of both."""
+    from models import smollm2_folder
+
+    from secateur.torch.open import load_model
+    from secateur.torch.precision import fast_bfloat16
+    from secateur.torch.retrain import distil
+
+    began = time.process_time()
+    model, dense = (load_model(f).eval().requires_grad_(False) for f in (output, smollm2_folder()))
+    blocks = json.loads((output / "pruned.json").read_text())["blocks"]
+    losses: list[float] = []
+
+    def say(step: int, steps: int, loss: float) -> None:
+        losses.append(loss)
+        print(step, f"{loss:.4f}", flush=True)
+
+    distil(
+        model,
+        dense,
+        blocks,
+        windows,
+        recipe_of(key),
+        lambda name: torch.float32,
+        fast_bfloat16(),
+        say,
+    )
+    zeros = sum(layer["zeros"] for block in blocks for layer in block["layers"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return model, {
+        "seconds": start["seconds"] + time.process_time() - began,
+        "peak": max(peak, start["peak"]),
+        "zeros": zeros,
+        "weights": start["weights"],
+        "losses": losses,
+    }
+
+
+def one_row(key: str) -> dict[str, Any]:
+    """Prune and score, in this process. Seconds are processor seconds of one thread."""
+    from models import smollm2_folder
+
     from secateur.torch.open import load_model
     from secateur.torch.perplexity import evaluate_text
-    from secateur.torch.stream import prune_folder
     from secateur.torch.text import load_tokenizer
     from secateur.torch.windows import sample_windows
 
     torch.set_num_threads(1)
-    name, _, rest = key.partition(":")
-    pattern, _, seed = rest.rpartition(":")
-    share = {"pattern": "element", "sparsity": float(pattern[:-1]) / 100} if "%" in pattern else {"pattern": pattern}
-    recipe = make_recipe(**METHODS[name], **share, samples=SAMPLES, context=CONTEXT, seed=int(seed))
-    folder = smollm2_folder()
-    tokenizer = load_tokenizer(folder)
-    windows = sample_windows(tokenizer, [("reviews", texts()["calibration"])], 49152, SAMPLES, CONTEXT, int(seed))
-    with tempfile.TemporaryDirectory(dir=CACHE) as place:
-        start = time.perf_counter()
-        report = prune_folder(
-            folder,
-            Path(place) / "out",
-            windows,
-            recipe,
-            lambda d: print(d.path, d.error, d.tuned, d.seconds, flush=True),
-        )
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        dense, pruned = load_model(folder), load_model(Path(place) / "out")
-        scores = {text: evaluate_text(pruned, w, dense) for text, w in test_windows(folder).items()}
-    return {
-        "seconds": seconds,
-        "peak": peak,
-        "zeros": report.zeros,
-        "weights": report.weights,
-        "scores": {text: {**vars(score), "collapsed": score.collapsed} for text, score in scores.items()},
-    }
+    seed = recipe_of(key).seed
+    tokenizer = load_tokenizer(smollm2_folder())
+    windows = sample_windows(tokenizer, [("reviews", texts()["calibration"])], 49152, SAMPLES, CONTEXT, seed)
+    first = first_of_two(key) or key
+    output = CACHE / f"{SAMPLES}-{first.replace(':', '-')}"
+    begun = CACHE / f"{output.name}.json"
+    if not begun.is_file():
+        begun.write_text(json.dumps(prune_row(first, windows, output)))
+    row = json.loads(begun.read_text())
+    if first != key:
+        model, row = distil_row(row, key, windows, output)
+    else:
+        model = load_model(output)
+    dense = DenseAnswers(smollm2_folder(), test_windows(smollm2_folder()))
+    scores = {text: evaluate_text(model, w, dense) for text, w in test_windows(smollm2_folder()).items()}
+    rest = key.partition(":")[2]
+    if first == key not in {first_of_two(f"{method}:{rest}") for method in METHODS if method != key.partition(":")[0]}:
+        shutil.rmtree(output, ignore_errors=True)
+        begun.unlink(missing_ok=True)
+    return row | {"scores": {text: {**vars(score), "collapsed": score.collapsed} for text, score in scores.items()}}
 
 
 def read_rows_done() -> dict[str, Any]:
@@ -135,12 +264,12 @@ def write_table(rows: dict[str, Any]) -> None:
     lines = [
         "# One-shot pruning of SmolLM2-135M",
         "",
-        f"Command: `OMP_NUM_THREADS=1 python benchmarks/llm_quality.py`. {SAMPLES} calibration windows of film "
-        f"reviews; test: {TEST_WINDOWS} windows of other reviews / of Lee news; context {CONTEXT} everywhere, windows "
-        "do not overlap. "
-        "Sparsity counts the linear weights of the 30 layers. delta: loss minus that of the dense model, nats a token, "
-        "reviews / news / mean; its interval is 95% over windows. Seconds are of the whole run on a machine that "
-        "others used too, so they say little; peak is that of the process before evaluation.",
+        f"Command: `OMP_NUM_THREADS=1 SAMPLES={SAMPLES} python benchmarks/llm_quality.py`. {SAMPLES} calibration "
+        f"windows of film reviews; test: {TEST_WINDOWS} windows of other reviews / of Lee news; context {CONTEXT}, "
+        "windows do not overlap. Sparsity counts the linear weights of the 30 layers. delta: loss minus that of the "
+        "dense model, nats a token, reviews / news / mean; its interval is 95% over windows. Seconds are processor "
+        "seconds of one thread for the whole pruning run; the machine was shared, which lengthens them. Peak is that "
+        "of the process before evaluation.",
         "",
         f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, 1 thread, "
         f"{datetime.now(UTC):%Y-%m-%d}. The dense model is dequantised from 4 bits.",

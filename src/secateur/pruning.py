@@ -130,8 +130,10 @@ def default_weights(layout: Layout) -> list[str]:
     """
     paths = [axis.path for axis in layout.axes.values() if axis.kind == "layer" and axis.path]
     inside = [name for name in layout.linears if any(name.startswith(f"{path}.") for path in paths)]
+    if inside:
+        return inside
     parts = [name for name in layout.linears if kind_of(layout, name) not in ("hidden", "dense", "vocab")]
-    return inside or parts or list(layout.linears)
+    return parts or list(layout.linears)
 
 
 def choose_weights(layout: Layout, patterns: Sequence[str] | None) -> list[str]:

@@ -38,9 +38,36 @@ class Reconstruction(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     passes: float = Field(2.0, gt=0, le=100)
-    rate: float = Field(0.02, gt=0, lt=1)
-    windows: int = Field(2, ge=1)
+    rate: float = Field(0.01, gt=0, lt=1)
+    windows: int = Field(1, ge=1)
     """Windows a step."""
+    bfloat16: bool | None = None
+    """Products in bfloat16; by default where the processor is faster in them."""
+
+
+class Distillation(BaseModel):
+    """How the whole model is tuned on the dense model's answers when all blocks are pruned: passes over the calibration
+    windows; the step of Adam, and how many steps it takes to rise to it; windows a step; the weight of the hidden
+    states beside the answers; bfloat16 products, by default where the processor is faster in them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    passes: float = Field(2.0, gt=0, le=100)
+    rate: float = Field(5e-4, gt=0, lt=1)
+    warmup: int = Field(4, ge=0)
+    windows: int = Field(1, ge=1)
+    hidden: float = Field(0.0, ge=0)
+    bfloat16: bool | None = None
+
+
+class Allocation(BaseModel):
+    """Blocks lose differently much, by the outliers among their Wanda scores: see `secateur.budget.OWL`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    multiple: float = Field(5.0, gt=0)
+    spread: float = Field(0.08, gt=0, lt=0.5)
 
 
 class Recipe(BaseModel):
@@ -48,8 +75,10 @@ class Recipe(BaseModel):
 
     criterion: a method of `secateur.repair`; options: its keyword arguments.
     pattern, sparsity: as everywhere; N:M says itself how much goes.
+    owl: spread the sparsity over the blocks by their outliers.
     calibration: text files; windows are drawn from all of them in turn. samples: windows; context: tokens in each.
-    memory: the most that a run may take, such as 4GiB; reconstruct: tune every block on the dense model's output.
+    memory: the most that a run may take, such as 4GiB; reconstruct: tune every block on the dense model's output;
+    distil: tune the whole model, once it is pruned, on the dense model's answers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,6 +90,7 @@ class Recipe(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
     pattern: str = "element"
     sparsity: float | None = Field(None, ge=0, lt=1)
+    owl: Allocation | None = None
     calibration: list[Path] = Field(default_factory=list)
     text_column: str = "text"
     samples: int = Field(128, ge=1)
@@ -68,6 +98,7 @@ class Recipe(BaseModel):
     seed: int = 0
     memory: int | None = None
     reconstruct: Reconstruction | None = None
+    distil: Distillation | None = None
 
     @field_validator("calibration", mode="before")
     @classmethod
@@ -79,7 +110,7 @@ class Recipe(BaseModel):
     def _bytes(cls, value: Any) -> Any:
         return read_bytes(value) if isinstance(value, str) else value
 
-    @field_validator("reconstruct", mode="before")
+    @field_validator("reconstruct", "distil", "owl", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
@@ -98,6 +129,8 @@ class Recipe(BaseModel):
         if isinstance(pattern, NM) == (self.sparsity is not None):
             says = "says itself how much goes; leave out" if isinstance(pattern, NM) else "needs"
             raise ValueError(f"pattern {self.pattern} {says} sparsity")
+        if self.owl and isinstance(pattern, NM):
+            raise ValueError(f"pattern {self.pattern} takes the same from every block; leave out owl")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -180,7 +213,8 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     place = tuple(part for part in found["loc"] if isinstance(part, str | int))
     message = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
-        known = Reconstruction if place[:1] == ("reconstruct",) else Recipe
+        parts: dict[str, type[BaseModel]] = {"reconstruct": Reconstruction, "distil": Distillation, "owl": Allocation}
+        known = parts.get(str(place[0]), Recipe) if len(place) > 1 else Recipe
         return place, f"{place[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
     name = f"{place[-1]!r}: " if place else ""
     return place, f"{name}{message[:1].lower()}{message[1:]} (got {found['input']!r})" if place else message

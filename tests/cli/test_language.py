@@ -105,6 +105,90 @@ def test_a_tokenizer_that_does_not_fit(refused, tmp_path, text, place):
     assert "the model knows 20; they do not belong together" in sentence
 
 
+def write_gguf(path):
+    """A random Llama of two layers, float32, with a tokenizer of single characters."""
+    import gguf
+    import numpy as np
+
+    hidden, inner, heads, kv, layers = 32, 64, 4, 2, 2
+    tokens = ["<unk>", "<eos>", "\u0120", "\u010a", "w", *"0123456789", "w1"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_dimension_count(hidden // heads)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * len(tokens))
+    writer.add_token_merges(["w 1"])
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(0)
+    rng = np.random.default_rng(0)
+    narrow = hidden // heads * kv
+    shapes = {"attn_q": (hidden, hidden), "attn_k": (narrow, hidden), "attn_v": (narrow, hidden)}
+    shapes |= {"attn_output": (hidden, hidden), "ffn_gate": (inner, hidden), "ffn_up": (inner, hidden)}
+    shapes |= {"ffn_down": (hidden, inner), "attn_norm": (hidden,), "ffn_norm": (hidden,)}
+    named = {f"blk.{i}.{name}.weight": shape for i in range(layers) for name, shape in shapes.items()}
+    named |= {"token_embd.weight": (len(tokens), hidden), "output_norm.weight": (hidden,)}
+    named["output.weight"] = (len(tokens), hidden)
+    for name, shape in named.items():
+        writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32) + ("norm" in name))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_is_pruned(call, text, place, tmp_path):
+    pytest.importorskip("gguf")
+    from transformers import AutoModelForCausalLM
+
+    write_gguf(tmp_path / "tiny.gguf")
+    done = call("prune", tmp_path / "tiny.gguf", "--calibration", text, *OPTIONS, "--output", place / "out")
+    assert done.code == 0, done.err
+    assert "tiny.gguf is read whole and dequantised" in done.err
+    assert [p.name for p in place.iterdir()] == ["out"]
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32).state_dict()
+    for name, value in AutoModelForCausalLM.from_pretrained(place / "out").state_dict().items():
+        if "_proj" in name:
+            assert ((value != 0).reshape(-1, 4).sum(1) == 2).all()
+        else:
+            assert torch.equal(value, dense[name])
+
+
+def test_a_gram_that_is_not_positive_definite_is_damped_and_said(call, llm, text, place, monkeypatch):
+    from secateur.torch import blocks
+
+    real = blocks.grams_of
+
+    def spoilt(*arguments):
+        grams = real(*arguments)
+        first = next(iter(grams.values()))
+        first.mul_(3 - 2 * torch.eye(len(first)))  # three times what is beside the diagonal
+        return grams
+
+    monkeypatch.setattr("secateur.torch.blockwise.grams_of", spoilt)
+    done = call("prune", llm, "--calibration", text, *OPTIONS, "--output", place / "out")
+    assert done.code == 0, done.err
+    assert "q_proj.weight: the gram is not positive definite" in " ".join(done.err.split())
+
+
+def test_distillation_from_the_command_line(call, result, llm, text, place):
+    options = (*OPTIONS, "--distil", "--output", place / "out")
+    found = result("prune", llm, "--calibration", text, *options)
+    assert found["distilled"][0] > 0
+    assert found["zeros"] * 2 == found["weights"]
+    assert json.loads((place / "out" / "pruned.json").read_text())["recipe"]["distil"]["passes"] > 0
+    again = call("prune", llm, "--calibration", text, *options, "--overwrite")
+    assert "distilling, step" in again.err
+    assert "distilled: loss" in again.out
+
+
 def test_ctrl_c_says_how_to_go_on(call, llm, text, place, monkeypatch):
     from secateur.torch import stream
 

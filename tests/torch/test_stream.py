@@ -12,11 +12,12 @@ import pytest
 import torch
 import transformers
 
+import secateur
 from secateur.errors import DataError, ModelError, PlanError, SecateurError
 from secateur.recipe import make_recipe
 from secateur.repair import prepare, sparsegpt
 from secateur.select import NM
-from secateur.torch import skeleton, stream
+from secateur.torch import journal, retrain, skeleton, stream
 from secateur.torch.stream import prune_folder, prune_loaded
 from secateur.torch.trace import trace as real_trace
 from tests.torch import tiny
@@ -68,6 +69,103 @@ def test_folder_and_memory_give_the_same_bits(family, tuned, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.name not in ("in", "out")] == []
     if tuned:
         assert all(d.tuned[1] < d.tuned[0] for d in told)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+def test_distillation_gives_the_same_bits_from_a_folder_and_in_memory(family, tmp_path):
+    make, tensors = FAMILIES[family]
+    model = write_model(tmp_path / "in", make)
+    values = {"distil": {"passes": 4, "rate": 3e-3, "hidden": 1.0, "windows": 2}}
+    steps = []
+    report = prune_folder(
+        tmp_path / "in", tmp_path / "out", windows(), recipe(**values), tuning=lambda *step: steps.append(step)
+    )
+    masked = prune_folder(tmp_path / "in", tmp_path / "before", windows(), recipe())
+    again = prune_loaded(model, windows(), recipe(**values))
+    assert same(model, tmp_path / "out")
+    assert [step[:2] for step in steps] == [(i, 12) for i in range(1, 13)]
+    assert report.distilled == again.distilled
+    assert report.distilled[1] < report.distilled[0]
+    assert report.zeros == masked.zeros == again.zeros
+    before, after = (type(model).from_pretrained(tmp_path / name).state_dict() for name in ("before", "out"))
+    pruned = {layer["name"] for layer in report.layers}
+    assert len(pruned) == tensors
+    for name, value in after.items():
+        assert torch.equal(value == 0, before[name] == 0)
+        assert torch.equal(value, before[name]) == (name not in pruned)
+
+
+def test_distillation_that_is_stopped_ends_with_the_same_files(tmp_path, monkeypatch):
+    write_model(tmp_path / "in")
+    tuned = recipe(distil={"passes": 2})
+    prune_folder(tmp_path / "in", tmp_path / "whole", windows(), tuned)
+
+    def stop(step, steps, loss):
+        if step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), tuned, tuning=stop)
+    replace, moved = os.replace, []
+
+    def replaced(source, target):
+        moved.append(os.path.basename(source))
+        if os.path.basename(os.path.dirname(source)) == "tuned" and len(moved) > 1:
+            raise Stop
+        replace(source, target)
+
+    for kill in (replaced, replace):
+        monkeypatch.setattr(journal.os, "replace", kill)
+        if kill is replaced:
+            with pytest.raises(Stop):
+                prune_folder(tmp_path / "in", tmp_path / "out", windows(), tuned)
+        else:
+            assert prune_folder(tmp_path / "in", tmp_path / "out", windows(), tuned).resumed == 3
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
+
+
+def test_distillation_that_cannot_be(tmp_path, monkeypatch):
+    write_model(tmp_path / "in")
+    with pytest.raises(PlanError, match=r"distillation holds .* more than 0.0 GiB; .* use reconstruction"):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(distil=True, memory=10**5))
+    losses = iter([3.0, float("nan")])
+    monkeypatch.setattr(retrain, "_accumulate", lambda *a: next(losses))
+    with pytest.raises(DataError, match="distillation diverged at step 2; lower its rate"):
+        prune_loaded(tiny.llama(), windows(), recipe(distil=True))
+    with pytest.raises(PlanError, match="magnitude needs calibration text"):
+        prune_folder(tmp_path / "in", tmp_path / "other", None, recipe(criterion="magnitude", distil=True))
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_owl_spreads_the_sparsity_in_both_paths(on_disk, tmp_path, monkeypatch):
+    from secateur import OWL
+    from secateur.criteria import wanda
+    from secateur.torch.open import open_module
+
+    model = write_model(tmp_path / "in")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[:2] *= 30
+    model.save_pretrained(tmp_path / "in", max_shard_size="20KB")
+    ids = windows()
+    host = open_module(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "in"), {"input_ids": ids})
+    data = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    plan = secateur.prune(host, criterion=wanda, pattern=secateur.Element(), budget=OWL(0.7), data=data)
+    values = {"criterion": "wanda", "pattern": "element", "sparsity": 0.7, "owl": True}
+    choose = stream.choose
+    monkeypatch.setattr(stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, on_disk, 0))
+    with pytest.raises(Stop):
+        prune_folder(tmp_path / "in", tmp_path / "out", ids, recipe(**values), stopped_after(1))
+    report = prune_folder(tmp_path / "in", tmp_path / "out", ids, recipe(**values))
+    prune_loaded(model, ids, recipe(**values))
+    assert same(model, tmp_path / "out")
+    assert report.zeros == round(0.7 * report.weights)
+    assert {layer["name"]: layer["zeros"] for layer in report.layers} == {
+        name: int((~mask).sum()) for name, mask in plan.masks.items()
+    }
+    assert len({layer["zeros"] for layer in report.layers if layer["name"].endswith("up_proj.weight")}) == 3
+    with pytest.raises(PlanError, match="pattern 2:4 takes the same from every block; leave out owl"):
+        recipe(owl=True)
 
 
 def test_a_plain_loop_over_the_whole_model_gives_the_same_bits(tmp_path):
@@ -218,7 +316,7 @@ RUN = """
 import sys, torch
 torch.set_num_threads(1)
 from tests.torch.test_stream import recipe, windows
-from secateur.torch import skeleton, stream
+from secateur.torch import journal, retrain, skeleton, stream
 from pathlib import Path
 choose = stream.choose
 disk = sys.argv[2] == "disk"

@@ -36,7 +36,14 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
         try:
             with progress:
                 report = prune_folder(
-                    folder, recipe.output, windows, recipe, progress.step, overwrite=overwrite, began=progress.began
+                    folder,
+                    recipe.output,
+                    windows,
+                    recipe,
+                    progress.step,
+                    overwrite=overwrite,
+                    began=progress.began,
+                    tuning=progress.tuning,
                 )
         except KeyboardInterrupt:
             raise SecateurError(
@@ -151,6 +158,15 @@ class _Progress:
             f"{int(left // 60)}:{int(left % 60):02d} left"
         )
 
+    def tuning(self, step: int, steps: int, loss: float) -> None:
+        """One more step of distillation."""
+        if self.console.is_terminal:
+            if step == 1:
+                self.task = self.bar.add_task("distilling", total=steps, error="")
+            self.bar.update(self.task, completed=step, error=f"{loss:.4f}", description="distilling")
+        elif step == steps or step % max(1, steps // 10) == 0:
+            common.note(f"distilling, step {step}/{steps}: loss {loss:.4f}")
+
 
 def show(report: "Report", recipe: "Recipe", json: bool) -> None:
     """What was pruned, by kind of weight, and what counts."""
@@ -162,6 +178,7 @@ def show(report: "Report", recipe: "Recipe", json: bool) -> None:
                 "zeros": report.zeros,
                 "sparsity": report.zeros / report.weights,
                 "resumed": report.resumed,
+                "distilled": report.distilled,
                 "left_out": list(report.left_out),
                 "blocks": list(report.blocks),
             }
@@ -189,6 +206,9 @@ def show(report: "Report", recipe: "Recipe", json: bool) -> None:
         f"{report.zeros:,} of {report.weights:,} weights are zero ({100 * report.zeros / report.weights:.2f}%): what "
         f"counts are the {len(report.layers)} linear weights of the layers, not embeddings, norms, biases or heads"
     )
+    if report.distilled:
+        first, last = report.distilled
+        typer.echo(f"distilled: loss {first:.4f} in the first pass, {last:.4f} in the last; errors are those before it")
     if report.left_out:
         typer.echo(
             f"left as they were: {len(report.left_out)} stacked weights of the layers, such as {report.left_out[0]}"

@@ -82,7 +82,7 @@ def command(
     fine_tune: Annotated[float, typer.Option(help="Epochs after pruning.", min=0.0, rich_help_panel=TUNING)] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TUNING)] = 1e-4,
     distil: Annotated[
-        bool, typer.Option("--distil", help="Learn from the dense model too.", rich_help_panel=TUNING)
+        bool, typer.Option("--distil", help="Learn from the dense model (too).", rich_help_panel=TUNING)
     ] = False,
     gradual: Annotated[
         bool,
@@ -200,13 +200,12 @@ def language_recipe(context: typer.Context) -> "Recipe":
     """The recipe of --recipe with what was given on the command line on top, or that of the command line alone."""
     from secateur.recipe import make_recipe, read_recipe
 
-    refuse_given(context, ("data", "threshold", "sweep", "fine_tune", "distil", "gradual", "uniform", "eval_data"))
+    refuse_given(context, ("data", "threshold", "sweep", "fine_tune", "gradual", "uniform", "eval_data"))
     file = context.params["recipe"]
     names = [n for n in FROM_RECIPE if _given(context, n)]
     names += [n for n in ("model", "output", "memory") if context.params[n] is not None]
     values = {name: context.params[name] for name in names}
-    if context.params["reconstruct"]:
-        values["reconstruct"] = True
+    values |= {name: True for name in ("reconstruct", "distil") if context.params[name]}
     return make_recipe(**values) if file is None else read_recipe(file, **values)
 
 

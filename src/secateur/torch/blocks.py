@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import PlanError
+from secateur.errors import DataError, PlanError
 from secateur.layout import Layout
 from secateur.pruning import default_weights
-from secateur.repair import layer_loss, prepare
+from secateur.repair import Gram, prepare
 from secateur.select import NM
 from secateur.stats import Tally
 from secateur.torch.grams import watch_grams
@@ -75,7 +75,7 @@ def prune_weights(
     stored: Callable[[str], torch.dtype],
 ) -> list[Pruned]:
     """Prune each weight in place. sparsity: of a weight; stored: the type its file has, to which it is rounded."""
-    prepared = {id(gram): prepare(gram) for gram in grams.values()}
+    prepared = {id(gram): _prepared(name, gram) for name, gram in grams.items()}
     done = []
     for name, module in weights.items():
         turned = layout.linears[name].in_dim == 0
@@ -94,13 +94,25 @@ def prune_weights(
         new = new.to(stored(name)).to(held.dtype)
         error = 0.0
         if gram is not None:
-            whole = layer_loss(weight, torch.zeros_like(weight), gram)
-            error = layer_loss(weight, new, gram) / whole if whole else 0.0
+            whole = _loss(weight, gram)
+            error = max(_loss(weight - new, gram), 0.0) / whole if whole > 0 else 0.0
         held.copy_(new.T if turned else new)
         zeros = int((new == 0).sum())
         check_pattern(name, new, pattern)
         done.append(Pruned(name, new.numel(), zeros, error, tuple(dict.fromkeys(str(w.message) for w in caught))))
     return done
+
+
+def _prepared(name: str, gram: torch.Tensor) -> Gram:
+    try:
+        return prepare(gram)
+    except DataError as wrong:
+        raise DataError(f"{name}: {wrong}") from None
+
+
+def _loss(change: torch.Tensor, gram: torch.Tensor) -> float:
+    """Mean over tokens of |change x|^2, in the type of the gram: see `secateur.repair.layer_loss`."""
+    return float(((change @ gram) * change).sum(dtype=torch.float64))
 
 
 def check_pattern(name: str, weight: torch.Tensor, pattern: Any) -> None:

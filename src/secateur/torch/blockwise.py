@@ -35,16 +35,28 @@ class Done:
 
 
 class Run:
-    """The walk through the blocks of one model. For each block: `next_block`, `prune`, `advance`, `close`."""
+    """The walk through the blocks of one model. For each block: `next_block`, `prune`, `advance`, `close`.
+
+    low_precision: whether blocks are tuned with products in bfloat16, where the recipe leaves it open.
+    """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, batches: Sequence[Mapping[str, Any]], recipe: Recipe, states: States
+        self,
+        model: nn.Module,
+        layout: Layout,
+        batches: Sequence[Mapping[str, Any]],
+        recipe: Recipe,
+        states: States,
+        low_precision: bool = False,
     ) -> None:
+        self.low_precision = low_precision
         self.model, self.layout, self.batches, self.recipe, self.states = model, layout, batches, recipe, states
         self.chains = chains(layout)
         self.total = sum(len(paths) for paths in self.chains.values())
         self.finished: list[str] = []
         self.dense = recipe.reconstruct is not None
+        self.shares: Mapping[str, float] = {}
+        """Sparsity of weights that lose another share than the recipe says."""
         self.method, self.pattern = find_method(recipe.criterion), parse_pattern(recipe.pattern)
 
     @property
@@ -100,7 +112,7 @@ class Run:
             grams,
             self.method,
             self.pattern,
-            lambda name: self.recipe.sparsity,
+            lambda name: self.shares.get(name, self.recipe.sparsity),
             self.recipe.options,
             stored,
         )
@@ -134,6 +146,7 @@ class Run:
             target,
             passes=options.passes,
             rate=options.rate,
+            low_precision=self.low_precision if options.bfloat16 is None else options.bfloat16,
             seed=self.recipe.seed + step,
         )
         with torch.no_grad():

@@ -26,13 +26,15 @@ class Journal:
     """What is known of a run.
 
     identity: everything that decides the bits of the result. settings: choices of the run that must not change midway
-    (batch size, threads). blocks: records of the finished blocks, in order. states: see `States.record`.
+    (batch size, threads). blocks: records of the finished blocks, in order. states: see `States.record`. distilled: the
+    loss before and after distillation, once its files are whole.
     """
 
     identity: dict[str, Any]
     settings: dict[str, Any] = field(default_factory=dict)
     blocks: list[dict[str, Any]] = field(default_factory=list)
     states: dict[str, Any] = field(default_factory=dict)
+    distilled: list[float] | None = None
     finished: bool = False
 
 
@@ -43,6 +45,7 @@ class Workspace:
         self.output = output
         self.folder = partial_folder(output)
         self.result = self.folder / "result"
+        self.tuned = self.folder / "tuned"
         self.journal = journal
         self.resumed = False
 
@@ -52,6 +55,10 @@ class Workspace:
 
     def tidy(self) -> None:
         """Delete what a killed process left half done."""
+        if self.journal.distilled is None:
+            shutil.rmtree(self.tuned, ignore_errors=True)
+        else:
+            self.promote()
         done = {block["file"] for block in self.journal.blocks}
         for path in self.result.iterdir():
             if path.name not in done:
@@ -59,6 +66,13 @@ class Workspace:
         for path in self.folder.iterdir():
             if path.is_file() and path.name not in ("journal.json", "lock"):
                 path.unlink()
+
+    def promote(self) -> None:
+        """The files of distillation, which lie in `tuned/`, take the place of those in `result/`."""
+        if self.tuned.is_dir():
+            for path in sorted(self.tuned.iterdir()):
+                os.replace(path, self.result / path.name)
+            self.tuned.rmdir()
 
     def finish(self) -> None:
         """Give the result its name and remove the working folder."""
@@ -143,7 +157,7 @@ def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> N
         if was == this:
             continue
         if isinstance(was, dict) and isinstance(this, dict):
-            name = next(key for key in dict.fromkeys([*was, *this]) if was.get(key) != this.get(key))
+            name = next(key for key in dict.fromkeys([*was, *this]) if was.get(key, ...) != this.get(key, ...))
             what = f"{part} {name} {_short(was.get(name))}, now it is {_short(this.get(name))}"
         else:
             what = f"another {part}"

@@ -85,3 +85,12 @@ def resident() -> int:
     except (OSError, ValueError, IndexError):
         return 600 * 2**20
     return pages * 4096
+
+
+def available() -> int | None:
+    """Bytes that the system can still give, or None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None

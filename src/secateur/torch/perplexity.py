@@ -1,7 +1,7 @@
 """Runs language models over windows of text: loss of each window, KL and flips against a dense model."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,30 @@ _POSITIONS = 256
 """Positions of which the probabilities are held at once."""
 
 
+Answers = Callable[[torch.Tensor], torch.Tensor]
+"""A window of tokens (context,) -> logits (context - 1, vocabulary): see `logits_of`."""
+
+
 def evaluate_text(
-    model: nn.Module, windows: torch.Tensor, reference: nn.Module | None = None, track: Any = lambda items, text: items
+    model: nn.Module,
+    windows: torch.Tensor,
+    reference: "nn.Module | Answers | None" = None,
+    track: Any = lambda items, text: items,
 ) -> TextScore:
     """Score a causal language model on windows (count, context), one at a time.
 
-    reference: the dense model. Raises DataError when the two have other vocabularies, ModelError for a model without
-    next-token logits (an encoder, or an encoder-decoder).
+    reference: the dense model, or a function that knows what it answers. Raises DataError when the two have other
+    vocabularies, ModelError for a model without next-token logits (an encoder, or an encoder-decoder).
     """
     losses, dense, kls, flips = [], [], [], []
-    with torch.no_grad(), evaluating(model), evaluating(reference or model):
+    dense_model = reference if isinstance(reference, nn.Module) else model
+    with torch.no_grad(), evaluating(model), evaluating(dense_model):
         for window in track(list(windows), "windows"):
             logits = logits_of(model, window)
             losses.append(_loss(logits, window))
             if reference is not None:
-                wanted = logits_of(reference, window)
+                known = isinstance(reference, nn.Module)
+                wanted = logits_of(reference, window) if known else reference(window)
                 if wanted.shape != logits.shape:
                     raise DataError(
                         f"the models have {logits.shape[-1]} and {wanted.shape[-1]} tokens; they cannot be compared"
@@ -39,9 +48,9 @@ def evaluate_text(
                 kl, flip = _distance(logits, wanted)
                 kls.append(kl)
                 flips.append(flip)
-    known = None if reference is None else np.array(dense)
+    dense_losses = None if reference is None else np.array(dense)
     kl_mean, flip_mean = (None, None) if reference is None else (np.array(kls), np.array(flips))
-    return text_score(np.array(losses), windows.numpy(), known, kl_mean, flip_mean)
+    return text_score(np.array(losses), windows.numpy(), dense_losses, kl_mean, flip_mean)
 
 
 def logits_of(model: Any, window: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,12 @@
 """Block reconstruction: tune the kept weights of one block so that its output is the dense model's again.
 
-Minimises |f(x; M w) - y|^2 over the kept weights w, with x the states that the pruned model hands to the block and y
-the output of the same block in the dense model (arXiv 2510.14444), by Adam (Kingma and Ba, 2015).
+Minimises |f(x; M w) - y|^2 / |y|^2, token by token, over the kept weights w, with x the states that the pruned model
+hands to the block and y the output of the same block in the dense model (arXiv 2510.14444), by Adam (Kingma and Ba,
+2015).
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from secateur.errors import DataError, ModelError
 from secateur.torch.bypass import first_of
+from secateur.torch.precision import products_in
 
 _FIRST, _SECOND = 0.9, 0.98
 
@@ -26,22 +28,24 @@ def reconstruct(
     *,
     passes: float,
     rate: float,
+    low_precision: bool = False,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Tune the parameters of a block in place; zeros stay zero. Returns its relative error before and after.
 
     call: arguments of the block for a batch; target: the first tensor that it shall return for it. passes: how often
     each batch is seen. rate: the first step relative to the root mean square of each parameter's kept values; steps
-    shrink along a cosine. The error is |f(x) - y|^2 / |y - mean y|^2 over all batches.
+    shrink along a cosine. low_precision: products in bfloat16. The error is `relative_error` over some of the batches.
     """
     steps = max(1, round(passes * batches))
-    states = []
+    masks, groups = [], []
     for parameter in parameters.values():
-        mask = parameter != 0
-        kept = max(int(mask.sum()), 1)
+        masks.append(parameter.detach() != 0)
+        kept = max(int(masks[-1].sum()), 1)
         size = float((parameter.detach().square().sum() / kept).sqrt())
-        states.append((parameter, mask, torch.zeros_like(parameter), torch.zeros_like(parameter), rate * size))
         parameter.requires_grad_(True)
+        groups.append({"params": [parameter], "lr": rate * size, "whole": rate * size})
+    optimizer = torch.optim.Adam(groups, betas=(_FIRST, _SECOND), eps=1e-12, fused=True)
     generator = torch.Generator().manual_seed(seed)
     before = error_of(block, batches, call, target)
     order: list[int] = []
@@ -50,46 +54,52 @@ def reconstruct(
             order = order or torch.randperm(batches, generator=generator).tolist()
             index = order.pop()
             args, kwargs = call(index)
-            with torch.enable_grad():
-                output, wanted = _stream(block(*args, **kwargs)), target(index)
-                loss = (output - wanted).square().sum() / wanted.square().sum()
-                loss.backward()
-            share = 0.5 * (1 + math.cos(math.pi * step / steps))
-            _adam(states, step, share)
+            with torch.enable_grad(), products_in(low_precision):
+                output = _stream(block(*args, **kwargs))
+                relative_error(output, target(index)).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = group["whole"] * 0.5 * (1 + math.cos(math.pi * step / steps))
+            masked_step(optimizer, parameters.values(), masks)
     finally:
-        for parameter, *_ in states:
+        for parameter in parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None
     return before, error_of(block, batches, call, target)
 
 
 @torch.no_grad()
-def _adam(states: list[Any], step: int, share: float) -> None:
-    for parameter, mask, mean, square, rate in states:
-        grad = parameter.grad
-        if grad is None:
-            continue
-        grad.mul_(mask)
-        mean.lerp_(grad, 1 - _FIRST)
-        square.mul_(_SECOND).addcmul_(grad, grad, value=1 - _SECOND)
-        size = (square / (1 - _SECOND ** (step + 1))).sqrt_().add_(1e-12)
-        parameter.addcdiv_(mean, size, value=-rate * share / (1 - _FIRST ** (step + 1)))
-        parameter.mul_(mask)
-        parameter.grad = None
+def masked_step(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], masks: Iterable[torch.Tensor]
+) -> None:
+    """One step in which what is pruned has no gradient and stays zero."""
+    pairs = list(zip(parameters, masks, strict=True))
+    for parameter, mask in pairs:
+        if parameter.grad is not None:
+            parameter.grad.mul_(mask)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
 def error_of(block: nn.Module, batches: int, call: Any, target: Callable[[int], torch.Tensor]) -> float:
-    """|f(x) - y|^2 / |y|^2 over a few of the batches."""
+    """`relative_error` over a few of the batches."""
     wrong = total = 0.0
     for index in range(0, batches, max(1, batches // 8)):
         args, kwargs = call(index)
         wanted = target(index)
-        wrong += float((_stream(block(*args, **kwargs)) - wanted).square().sum())
-        total += float(wanted.square().sum())
+        wrong += float(relative_error(_stream(block(*args, **kwargs)), wanted))
+        total += 1
     if not math.isfinite(wrong):
         raise DataError("the output of a block is NaN or infinite; look for huge activations of the model on this text")
     return wrong / total if total else 0.0
+
+
+def relative_error(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean over tokens of |output - wanted|^2 / |wanted|^2, each token relative to its own size: the norm before the
+    next layer takes the size away, and the few tokens of huge size would be all that counts otherwise.
+    """
+    output, wanted = output.float(), wanted.float()
+    return ((output - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-12)).mean()
 
 
 def _stream(output: Any) -> torch.Tensor:

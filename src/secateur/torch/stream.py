@@ -5,6 +5,7 @@ killed at any moment; `prune_loaded` does the same to a model in memory, by the 
 """
 
 import contextlib
+import copy
 import gc
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +21,17 @@ from secateur.errors import ModelError, PlanError
 from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.recipe import Recipe
-from secateur.torch.blocks import left_out
+from secateur.torch.allocate import by_outliers
+from secateur.torch.batches import evaluating
+from secateur.torch.blocks import counted, left_out
 from secateur.torch.blockwise import Done, Run
 from secateur.torch.calls import chains
 from secateur.torch.hub import INDEX
 from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose
-from secateur.torch.shards import file_hash, read_entries, write_shard
+from secateur.torch.precision import fast_bfloat16
+from secateur.torch.retrain import check_memory, distil
+from secateur.torch.shards import file_hash, read_entries, read_tensor, write_shard
 from secateur.torch.skeleton import Skeleton
 from secateur.torch.states import States
 from secateur.torch.trace import trace
@@ -39,12 +44,15 @@ NEEDS_NO_DATA = ("magnitude",)
 
 @dataclass(frozen=True)
 class Report:
-    """What a run did. left_out: linear weights of the layers that it does not prune."""
+    """What a run did. left_out: linear weights of the layers that it does not prune. distilled: mean loss of the first
+    and the last pass of distillation, where that was asked for; the errors of the layers are those before it.
+    """
 
     folder: str | None
     blocks: tuple[dict[str, Any], ...]
     left_out: tuple[str, ...]
     resumed: int = 0
+    distilled: tuple[float, float] | None = None
 
     @property
     def layers(self) -> list[dict[str, Any]]:
@@ -63,27 +71,37 @@ class Report:
 
 
 Progress = Callable[[Done], None]
+Tuning = Callable[[int, int, float], None]
+"""Told step, steps and loss."""
 
 
 def prune_loaded(
-    model: nn.Module, windows: torch.Tensor | None, recipe: Recipe, progress: Progress | None = None
+    model: nn.Module,
+    windows: torch.Tensor | None,
+    recipe: Recipe,
+    progress: Progress | None = None,
+    *,
+    tuning: Tuning | None = None,
 ) -> Report:
     """Prune a Hugging Face model in memory, block by block, in place.
 
-    windows: token ids (windows, context) to calibrate on; None for methods that look at weights only.
+    windows: token ids (windows, context) to calibrate on; None for methods that look at weights only. progress: told of
+    each block; tuning: of each step of distillation.
     Raises PlanError for a pattern that does not fit, ModelError for a model without a chain of layers.
     """
-    from secateur.torch.batches import evaluating
     from secateur.torch.example import example_for
 
     layout = trace(model, example_for(model))
     paths = [p for c in chains(layout).values() for p in c]
-    choice = _chosen(layout, paths, 0, windows, recipe)
+    choice = _chosen(layout, model, paths, 0, windows, recipe)
     batches = _batches(model, windows, recipe, choice.batch)
-    run = Run(model, layout, batches, recipe, States(None))
+    run = Run(model, layout, batches, recipe, States(None), fast_bfloat16())
     records = []
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
+    dense = copy.deepcopy(model) if recipe.distil else None
     with evaluating(model), _no_gradients(model):
+        if recipe.owl:
+            run.shares = _allocated(Run(model, layout, batches, recipe, States(None)), _nothing, _nothing)
         while len(run.finished) < run.total:
             path = run.next_block()
             done = run.prune(path, dtypes.__getitem__)
@@ -93,7 +111,11 @@ def prune_loaded(
             records.append(_record(done, ""))
             if progress:
                 progress(done)
-    return Report(None, tuple(records), tuple(left_out(layout, model, paths)))
+        distilled = None
+        if recipe.distil:
+            assert windows is not None
+            distilled = distil(model, dense, records, windows, recipe, dtypes.__getitem__, fast_bfloat16(), tuning)
+    return Report(None, tuple(records), tuple(left_out(layout, model, paths)), distilled=distilled)
 
 
 @contextlib.contextmanager
@@ -117,10 +139,12 @@ def prune_folder(
     *,
     overwrite: bool = False,
     began: Callable[[Choice, int], None] | None = None,
+    tuning: Tuning | None = None,
 ) -> Report:
     """Prune a Hugging Face folder into another, one block in memory at a time; a killed run is taken up where it was.
 
-    windows: as in `prune_loaded`. began: told the choice of memory and how many blocks were done before.
+    windows, progress, tuning: as in `prune_loaded`. began: told the choice of memory and how many blocks
+    were done before.
 
     Raises SecateurError when `output` exists or belongs to a run with other settings; ModelError for damaged folders.
     """
@@ -135,15 +159,22 @@ def prune_folder(
             return report
         settings = work.journal.settings
         if not work.resumed or not settings:
-            choice = _chosen(layout, paths, _outside(skeleton, paths), windows, recipe)
-            settings.update(asdict(choice), threads=torch.get_num_threads())
+            choice = _chosen(layout, model, paths, _outside(skeleton, paths), windows, recipe)
+            settings.update(asdict(choice), threads=torch.get_num_threads(), bfloat16=fast_bfloat16())
             work.commit()
         else:
             torch.set_num_threads(settings["threads"])
         states = States(work.folder / "states" if settings["on_disk"] else None)
         batches = _batches(model, windows, recipe, settings["batch"])
-        run = Run(model, layout, batches, recipe, states)
-        with skeleton.filled_on_demand(paths), torch.no_grad():
+        run = Run(model, layout, batches, recipe, states, settings["bfloat16"])
+        with skeleton.filled_on_demand(paths), torch.no_grad(), _old_objects_frozen():
+            if recipe.owl:
+                if "sparsity" not in settings:
+                    place = work.folder / "survey" if settings["on_disk"] else None
+                    walk = Run(model, layout, batches, recipe, States(place))
+                    settings["sparsity"] = _allocated(walk, skeleton.load, skeleton.release)
+                    work.commit()
+                run.shares = settings["sparsity"]
             resumed = _catch_up(run, work, skeleton)
             if began:
                 began(Choice(settings["batch"], settings["on_disk"], settings["expected"]), resumed)
@@ -151,7 +182,20 @@ def prune_folder(
                 done = _one_block(run, work, skeleton)
                 if progress:
                     progress(done)
+        if recipe.distil and work.journal.distilled is None:
+            del states, run, batches
+            _distil_folder(work, skeleton, windows, recipe, tuning)
         return _finish(work, layout, skeleton, paths, resumed)
+
+
+@contextlib.contextmanager
+def _old_objects_frozen() -> Iterator[None]:
+    """The collector, which runs after each block, looks only at objects that are younger than this context."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _one_block(run: Run, work: Workspace, skeleton: Skeleton) -> Done:
@@ -176,6 +220,46 @@ def _one_block(run: Run, work: Workspace, skeleton: Skeleton) -> Done:
     skeleton.release(path)
     gc.collect()
     return done
+
+
+def _nothing(path: str) -> None:
+    """A model in memory has its blocks."""
+
+
+def _allocated(walk: Run, load: Callable[[str], None], release: Callable[[str], None]) -> dict[str, float]:
+    walk.dense = False
+    assert walk.recipe.owl is not None
+    assert walk.recipe.sparsity is not None
+    return by_outliers(walk, walk.recipe.owl, walk.recipe.sparsity, load, release)
+
+
+def _distil_folder(work: Workspace, skeleton: Skeleton, windows: Any, recipe: Recipe, tuning: Tuning | None) -> None:
+    """Distil the finished blocks and write them anew; what is killed before the journal says so is done again."""
+    from secateur.torch.open import load_model
+
+    blocks = work.journal.blocks
+    model = load_model(skeleton.folder, task=recipe.task, dtype=torch.float32).requires_grad_(False)
+    dense = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in blocks:
+            entries = read_entries(work.result / block["file"])
+            for layer in block["layers"]:
+                source = skeleton.source(layer["name"])
+                assert source is not None
+                model.get_parameter(layer["name"]).copy_(read_tensor(entries[source]))
+    low = work.journal.settings["bfloat16"]
+    with evaluating(model), evaluating(dense):
+        found = distil(model, dense, blocks, windows, recipe, lambda name: _stored(skeleton, name), low, tuning)
+    work.tuned.mkdir(exist_ok=True)
+    for block in blocks:
+        parts: dict[str, Any] = dict(read_entries(work.result / block["file"]))
+        for layer in block["layers"]:
+            name = layer["name"]
+            parts[skeleton.source(name) or ""] = model.get_parameter(name).detach().to(_stored(skeleton, name))
+        block["sha256"] = write_shard(work.tuned / block["file"], parts, work.folder)
+    work.journal.distilled = list(found)
+    work.commit()
+    work.promote()
 
 
 def _stored(skeleton: Skeleton, name: str) -> torch.dtype:
@@ -204,7 +288,7 @@ def _catch_up(run: Run, work: Workspace, skeleton: Skeleton) -> int:
         file = work.result / block["file"]
         if not file.is_file() or file_hash(file) != block["sha256"]:
             raise ModelError(f"{file} is not what the run wrote; delete {work.folder} to start over")
-    if run.states.restore(work.journal.states):
+    if len(blocks) == run.total or run.states.restore(work.journal.states):
         run.finished = [block["path"] for block in blocks]
         return len(blocks)
     for block in blocks if run.batches else ():
@@ -233,6 +317,7 @@ def _finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence
         tuple({k: v for k, v in block.items() if k not in ("sha256", "seconds")} for block in blocks),
         tuple(left_out(layout, skeleton.model, paths)),
         resumed,
+        (work.journal.distilled[0], work.journal.distilled[1]) if work.journal.distilled else None,
     )
     if not work.journal.finished:
         inside = {name for path in paths for name in skeleton.names_under(path)}
@@ -252,6 +337,7 @@ def _finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence
                 "secateur": __version__,
                 "counted": {"tensors": len(report.layers), "weights": report.weights, "zeros": report.zeros},
                 "left_out": list(report.left_out),
+                "distilled": work.journal.distilled,
                 "blocks": list(report.blocks),
             },
         )
@@ -284,10 +370,16 @@ def _identity(skeleton: Skeleton, windows: torch.Tensor | None, recipe: Recipe) 
     }
 
 
-def _chosen(layout: Layout, paths: Sequence[str], outside: int, windows: torch.Tensor | None, recipe: Recipe) -> Choice:
+def _chosen(
+    layout: Layout, model: Any, paths: Sequence[str], outside: int, windows: torch.Tensor | None, recipe: Recipe
+) -> Choice:
     count, context = (0, 1) if windows is None else windows.shape
-    if windows is None and (recipe.criterion not in NEEDS_NO_DATA or recipe.reconstruct):
+    if windows is None and (recipe.criterion not in NEEDS_NO_DATA or recipe.reconstruct or recipe.distil or recipe.owl):
         raise PlanError(f"{recipe.criterion} needs calibration text; pass --calibration FILE")
+    if recipe.distil:
+        trained = [name for path in paths for name in counted(layout, model, path)]
+        vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
+        check_memory(model, trained, recipe.distil.windows * context, vocabulary, recipe.memory)
     tuned = recipe.reconstruct is not None
     found = choose(layout, paths, outside, count, context, recipe.memory, dense=tuned, tuned=tuned)
     if recipe.reconstruct:

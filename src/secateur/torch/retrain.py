@@ -1,0 +1,183 @@
+"""The whole pruned model learns from the dense one: its kept weights are tuned on the calibration windows.
+
+Minimises KL(dense || pruned) over next-token probabilities (Hinton et al., 2015), and where the model gives its hidden
+states their relative error too, by Adam (Kingma and Ba, 2015) with a warm-up and a cosine. No label and no other text
+is read. All of the model is held at once, with gradients and moments: see `check_memory`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import DataError, ModelError, PlanError
+from secateur.recipe import Distillation, Recipe
+from secateur.torch.bypass import first_of
+from secateur.torch.memory import available
+from secateur.torch.precision import products_in
+from secateur.torch.reconstruct import masked_step, relative_error
+from secateur.torch.windows import batches_of
+
+_FIRST, _SECOND = 0.9, 0.98
+_POSITIONS = 256
+"""Positions of which the probabilities are held at once."""
+
+
+def retrain(
+    model: Any,
+    dense: Any,
+    names: Sequence[str],
+    batches: Sequence[Mapping[str, Any]],
+    options: Distillation,
+    *,
+    low_precision: bool,
+    seed: int = 0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> tuple[float, float]:
+    """Tune parameters of a pruned model in place; zeros stay zero. Returns the mean loss of the first and of the last
+    pass through the batches (or of what there is of one).
+
+    names: the parameters. batches: keyword arguments of both models. low_precision: products in bfloat16 (see
+    `secateur.torch.precision`), weights and moments in float32 all the same. progress: told step, steps and loss.
+
+    Raises DataError when the loss is NaN or infinite.
+    """
+    steps = max(1, round(options.passes * len(batches)))
+    held = dict(model.named_parameters())
+    parameters = [held[name] for name in names]
+    masks = [p.detach() != 0 for p in parameters]
+    model.requires_grad_(False)
+    optimizer = torch.optim.Adam(parameters, lr=options.rate, betas=(_FIRST, _SECOND), fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    losses = []
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for step in range(steps):
+            order = order or torch.randperm(len(batches), generator=generator).tolist()
+            losses.append(_accumulate(model, dense, batches[order.pop()], options.hidden, low_precision))
+            if not math.isfinite(losses[-1]):
+                raise DataError(f"distillation diverged at step {step + 1}; lower its rate ({options.rate})")
+            for group in optimizer.param_groups:
+                group["lr"] = options.rate * share_of(step, steps, options.warmup)
+            masked_step(optimizer, parameters, masks)
+            if progress:
+                progress(step + 1, steps, losses[-1])
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+    part = min(len(batches), steps)
+    return sum(losses[:part]) / part, sum(losses[-part:]) / part
+
+
+def share_of(step: int, steps: int, warmup: int) -> float:
+    """Share of the full rate at a step: rising over `warmup` steps, then falling along a cosine."""
+    return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _accumulate(model: Any, dense: Any, batch: Mapping[str, Any], hidden: float, low_precision: bool) -> float:
+    """Add the gradient of one batch; returns its loss."""
+    inputs = {**batch, "output_hidden_states": True} if hidden else dict(batch)
+    with torch.no_grad(), products_in(low_precision):
+        wanted = dense(**inputs)
+    with torch.enable_grad(), products_in(low_precision):
+        output = model(**inputs)
+        error = _states_error(output, wanted, hidden) if hidden else None
+    loss, ends, gradients = 0.0, [], []
+    logits = getattr(output, "logits", None)
+    if logits is not None and logits.dim() == 3:
+        loss, gradient = _divergence(logits, wanted.logits)
+        ends.append(logits)
+        gradients.append(gradient)
+    elif error is None:
+        error = relative_error(_first(output), _first(wanted))
+    if error is not None:
+        loss += float(error.detach())
+        ends.append(error)
+        gradients.append(torch.ones_like(error))
+    torch.autograd.backward(ends, gradients)
+    return loss
+
+
+@torch.no_grad()
+def _divergence(logits: torch.Tensor, dense: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Mean KL(dense || model) over positions, and its gradient: (softmax - dense softmax) / positions."""
+    mine, theirs = logits.reshape(-1, logits.shape[-1]), dense.reshape(-1, dense.shape[-1])
+    gradient = torch.empty_like(mine)
+    total = 0.0
+    for start in range(0, len(mine), _POSITIONS):
+        part = slice(start, start + _POSITIONS)
+        q, p = mine[part].float().log_softmax(-1), theirs[part].float().log_softmax(-1)
+        mass = p.exp()
+        total += float((mass * (p - q)).sum(dtype=torch.float64))
+        gradient[part] = (q.exp_() - mass).div_(len(mine))
+    return total / len(mine), gradient.view_as(logits)
+
+
+def _states_error(output: Any, wanted: Any, hidden: float) -> torch.Tensor | None:
+    """`hidden` times the mean relative error of the hidden states; None where the model gives none."""
+    pairs = []
+    for field in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
+        pairs += list(zip(getattr(output, field, None) or (), getattr(wanted, field, None) or (), strict=False))[1:]
+    if not pairs:
+        return None
+    errors = [relative_error(mine, theirs) for mine, theirs in pairs]
+    return hidden * torch.stack(errors).mean()
+
+
+def _first(output: Any) -> torch.Tensor:
+    found = first_of(output)
+    if found is None:
+        raise ModelError("the model returns no tensor, so it has no answers to learn")
+    return found
+
+
+def distil(
+    model: Any,
+    dense: Any,
+    blocks: Sequence[Mapping[str, Any]],
+    windows: torch.Tensor,
+    recipe: Recipe,
+    stored: Callable[[str], torch.dtype],
+    low_precision: bool,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> tuple[float, float]:
+    """`retrain` as a recipe says; zeros are counted anew in the records of the blocks.
+
+    stored: the type to which a weight is rounded at the end. low_precision: used where the recipe leaves it open.
+    """
+    options = recipe.distil
+    assert options is not None
+    layers = {layer["name"]: layer for block in blocks for layer in block["layers"]}
+    low = low_precision if options.bfloat16 is None else options.bfloat16
+    batches = batches_of(model, windows, min(options.windows, len(windows)))
+    found = retrain(
+        model, dense, list(layers), batches, options, low_precision=low, seed=recipe.seed, progress=progress
+    )
+    with torch.no_grad():
+        for name, layer in layers.items():
+            parameter = model.get_parameter(name)
+            parameter.copy_(parameter.to(stored(name)).to(parameter.dtype))
+            layer["zeros"] = int((parameter == 0).sum())
+    return found
+
+
+def check_memory(model: nn.Module, trained: Sequence[str], tokens: int, vocabulary: int, limit: int | None) -> None:
+    """PlanError when distillation would not fit into `limit` bytes, or into what the system has where that is None.
+
+    model: on any device. trained: names of its parameters that are tuned. tokens: in a step.
+    """
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    widths = sum(sum(p.shape) for name, p in model.named_parameters() if name in set(trained))
+    held = 2 * sum(sizes.values()) + 3 * sum(sizes[name] for name in trained)
+    need = 4 * (held + tokens * (4 * vocabulary + 2 * widths))
+    room = available() if limit is None else limit
+    if room is not None and need > room:
+        raise PlanError(
+            f"distillation holds the dense and the pruned model, gradients and moments, about {need / 2**30:.1f} GiB, "
+            f"more than {room / 2**30:.1f} GiB; allow more, or use reconstruction, which goes block by block"
+        )
