@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "blob.h"
+#include "pool.h"
 #include "table.h"
 
 namespace secateur {
@@ -18,6 +19,7 @@ struct Call {
   float* y;
   int64_t ldy;
   int threads;
+  Threads on;
 };
 
 constexpr int kFewTokens = 16;  // up to here the block format runs on block_rows, above on block_tile

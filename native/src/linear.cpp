@@ -59,6 +59,12 @@ void spread_not_finite(const Call& c) {
 
 extern "C" int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
                           const float* bias, int activation, float* y, int64_t ldy, int threads, int isa) {
+  return sct_linear_on(blob, bytes, x, tokens, ldx, bias, activation, y, ldy, threads, isa, nullptr, nullptr);
+}
+
+extern "C" int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
+                             const float* bias, int activation, float* y, int64_t ldy, int threads, int isa,
+                             sct_run_function run, void* pool) {
   using namespace secateur;
   sct_info info;
   const int status = sct_describe(blob, bytes, &info);
@@ -80,7 +86,8 @@ extern "C" int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, in
             activation,
             y,
             ldy,
-            std::min(threads, worthwhile)};
+            std::min(threads, worthwhile),
+            {run, pool}};
   try {
     const bool few = info.format == SCT_BITMASK || (info.format == SCT_BLOCK && tokens <= kFewTokens);
     return few ? run_rows(call) : run_tiles(call);

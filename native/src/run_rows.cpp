@@ -61,7 +61,7 @@ int run_panel(const Call& c) {
     t += width;
   }
   job.x = packed;
-  run_parallel(static_cast<int>(std::min<int64_t>(c.threads, job.units)), row_task, &job);
+  run_parallel(static_cast<int>(std::min<int64_t>(c.threads, job.units)), row_task, &job, c.on);
   if (job.next.load() < job.units) return SCT_NO_MEMORY;
   if (odd) spread_not_finite(c);
   return SCT_OK;

@@ -62,7 +62,7 @@ int run_panel(const Call& c) {
   job.packed = scratch(0, job.tiles * tile_tokens(c) * c.h->cols);
   if (!job.packed) return SCT_NO_MEMORY;
   const int useful = static_cast<int>(std::min<int64_t>(c.threads, job.tiles * job.row_blocks));
-  run_parallel(useful, tile_task, &job);
+  run_parallel(useful, tile_task, &job, c.on);
   // A helper without memory leaves its share to the others; only when nobody could work is something missing.
   if (job.next.load() < job.tiles * job.row_blocks) return SCT_NO_MEMORY;
   if (job.odd.load()) spread_not_finite(c);

@@ -84,6 +84,13 @@ int sct_unpack(const uint8_t* blob, int64_t bytes, float* weight);
 int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
                const float* bias, int activation, float* y, int64_t ldy, int threads, int isa);
 
+/* The same on threads of the caller's: `run` calls task(context) at most `threads` times, on any number of threads
+ * and once at least, and returns when all calls have. */
+typedef void (*sct_run_function)(void* pool, void (*task)(void*), void* context, int threads);
+int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
+                  const float* bias, int activation, float* y, int64_t ldy, int threads, int isa,
+                  sct_run_function run, void* pool);
+
 /* Inner loops of one-shot pruning, row by row on at most `threads` threads, in place. `wide` chooses float
  * (0) or double (1) for every void pointer. Matrices are contiguous but where a leading dimension is given.
  *

@@ -31,6 +31,13 @@ def command(
         bool, typer.Option("--generate", help="With a key-value cache, for generation (onnx, openvino).")
     ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino).")] = False,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="Sparse linear layers on secateur's kernels (onnx).")
+    ] = False,
+    tokens: Annotated[int, typer.Option(help="--sparse: tokens in a typical call, batch times length.")] = 128,
+    value: Annotated[
+        str, typer.Option(help="--sparse: float32, bfloat16, or for blocks float16 and int8.")
+    ] = "float32",
     tolerance: Annotated[
         float | None, typer.Option(help="Largest relative error; default: 1e-4, or 0.25 with --int8.")
     ] = None,
@@ -63,6 +70,9 @@ def command(
         length=length,
         generate=generate,
         int8=int8,
+        sparse=sparse,
+        tokens=tokens,
+        value=value,
         tolerance=tolerance,
         overwrite=overwrite,
         task=task,

@@ -1,0 +1,205 @@
+"""Sparse programs for ONNX Runtime: what the rewriting of a graph takes in, its parity, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+ort = pytest.importorskip("onnxruntime")
+
+import secateur  # noqa: E402
+from secateur.deploy import device, export, sparse, target  # noqa: E402
+from secateur.deploy.target import DeployError, Written  # noqa: E402
+from secateur.runtime.native import load_native  # noqa: E402
+
+from ..torch import tiny  # noqa: E402
+
+pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
+
+
+def pruned(model, share=0.8):
+    """A copy whose linear layers have so many zeros at random."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data *= torch.rand_like(module.weight) >= share
+            if module.bias is not None:
+                module.bias.data.normal_()  # a bias of zeros is left out by the exporter
+    return model
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Every sparse layer counts as faster, so that tests depend on no clock."""
+    monkeypatch.setattr(sparse, "pack_worthy", lambda w, tokens, value, measure: pack(w, tokens, value, False))
+
+
+pack = sparse.pack_worthy
+
+
+@pytest.mark.slow
+def test_a_pruned_classifier(measured, classifier, rows, tmp_path):
+    model = pruned(secateur.load(classifier))
+    model.save_pretrained(tmp_path / "pruned")
+    for file in classifier.glob("tokenizer*"):
+        (tmp_path / "pruned" / file.name).write_bytes(file.read_bytes())
+    made = export(tmp_path / "pruned", "onnx", tmp_path / "out", data=rows, sparse=True, tolerance=1e-5)
+    assert made.parity.agreement == 1.0
+    info = json.loads((tmp_path / "out" / "artefact.json").read_text())
+    assert info["sparse"] == {"tokens": 128, "value": "float32", "layers": 14, "packed": 14}
+    program = onnx.load(tmp_path / "out" / "model.onnx")
+    ours = [node for node in program.graph.node if node.domain == "secateur"]
+    assert len(ours) == 14
+    assert sorted(next(a.i for a in node.attribute) for node in ours) == [0] * 12 + [2] * 2  # GELU of two FFNs
+    assert all(len(node.input) == 3 for node in ours)
+    assert not any(node.op_type == "Gelu" for node in program.graph.node)
+
+
+def test_a_larger_model_is_smaller_and_mapped(measured, tmp_path):
+    model = pruned(nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512, bias=False)), 0.9).eval()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return self.inner(x)
+
+    x = {"x": torch.randn(4, 512)}
+    sizes = [export(Net().eval(), "onnx", tmp_path / str(s), example=x, sparse=s).bytes for s in (False, True)]
+    assert sizes[1] < 0.25 * sizes[0]
+    program = onnx.load(tmp_path / "True" / "model.onnx", load_external_data=False)
+    beside = {
+        tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in program.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+    }
+    assert len([name for name in beside if name.endswith(".packed")]) == 2
+    assert all(int(entry["offset"]) % sparse.ALIGN == 0 for entry in beside.values())
+
+
+@pytest.mark.slow
+def test_generation_of_a_pruned_decoder(measured, tmp_path):
+    made = export(pruned(tiny.llama(num_hidden_layers=2)), "onnx", tmp_path / "out", generate=True, sparse=True)
+    assert made.generation["equal"]
+    (file,) = (tmp_path / "out").glob("*.onnx")
+    nodes = onnx.load(file).graph.node
+    assert {next(a.i for a in n.attribute) for n in nodes if n.domain == "secateur"} == {0, 4}  # SiLU is taken in
+
+
+def written(tmp_path, nodes, constants, outputs=("y",)):
+    """A program of those nodes over x, opened by ONNX Runtime as it is and rewritten."""
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(op, i, o, **more) for op, i, o, more in nodes],
+        "g",
+        [info("x", onnx.TensorProto.FLOAT, ["n", 32])],
+        [info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
+        [onnx.numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "dense.onnx")
+    onnx.save(model, tmp_path / "model.onnx")
+    sparse.rewrite({"model": Written(["model.onnx"], list(outputs))}, tmp_path, tokens=8, value="float32")
+    x = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
+    before = device.load_onnx(tmp_path, {"files": ["dense.onnx"]}, 1)({"x": x})
+    after = device.load_onnx(tmp_path, {"files": ["model.onnx"], "operators": sparse.OPERATORS}, 1)({"x": x})
+    for name in outputs:
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-5, atol=1e-5)
+    return [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+
+
+def weight(*shape):
+    rng = np.random.default_rng(1)
+    return rng.standard_normal(shape) * (rng.random(shape) < 0.2)
+
+
+BIAS = np.linspace(-1, 1, 48)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "constants", "expected"),
+    [
+        ([("Gemm", ["x", "w", "b"], ["y"], {"transB": 1})], {"w": weight(48, 32), "b": BIAS}, ["SparseLinear"]),
+        ([("Gemm", ["x", "w"], ["y"], {})], {"w": weight(32, 48)}, ["SparseLinear"]),
+        ([("Gemm", ["x", "w"], ["y"], {"alpha": 2.0})], {"w": weight(32, 48)}, ["Gemm"]),
+        (
+            [("MatMul", ["x", "w"], ["h"], {}), ("Add", ["b", "h"], ["g"], {}), ("Gelu", ["g"], ["y"], {})],
+            {"w": weight(32, 48), "b": BIAS},
+            ["SparseLinear"],
+        ),
+        # What is added is no bias, or is read twice.
+        (
+            [("MatMul", ["x", "w"], ["h"], {}), ("Add", ["h", "b"], ["y"], {})],
+            {"w": weight(32, 48), "b": np.ones((1, 48))},
+            ["SparseLinear", "Add"],
+        ),
+        (
+            [("MatMul", ["x", "w"], ["h"], {}), ("Add", ["h", "h"], ["y"], {})],
+            {"w": weight(32, 48)},
+            ["SparseLinear", "Add"],
+        ),
+        (
+            [("MatMul", ["x", "w"], ["h"], {}), ("Relu", ["h"], ["g"], {}), ("Add", ["h", "g"], ["y"], {})],
+            {"w": weight(32, 48)},
+            ["SparseLinear", "Relu", "Add"],
+        ),
+        (
+            [("MatMul", ["x", "w"], ["h"], {}), ("Sigmoid", ["h"], ["s"], {}), ("Mul", ["s", "h"], ["y"], {})],
+            {"w": weight(32, 48)},
+            ["SparseLinear"],
+        ),
+        # One weight for two layers stays where it is.
+        (
+            [("MatMul", ["x", "w"], ["h"], {}), ("MatMul", ["h", "w"], ["y"], {})],
+            {"w": weight(32, 32)},
+            ["MatMul", "MatMul"],
+        ),
+    ],
+)
+def test_what_a_layer_takes_in(measured, tmp_path, nodes, constants, expected):
+    # A second sparse layer, so that there is always something to rewrite.
+    nodes = [*nodes, ("MatMul", ["x", "v"], ["z"], {})]
+    found = written(tmp_path, nodes, {**constants, "v": weight(32, 16)}, ("y", "z"))
+    assert found == [*expected, "SparseLinear"]
+
+
+def test_an_output_of_the_program_is_not_taken_in(measured, tmp_path):
+    nodes = [("MatMul", ["x", "w"], ["h"], {}), ("Relu", ["h"], ["y"], {})]
+    assert written(tmp_path, nodes, {"w": weight(32, 48)}, ("h", "y")) == ["SparseLinear", "Relu"]
+
+
+def test_refusals(tmp_path, classifier):
+    net, x = nn.Linear(16, 16).eval(), {"input": torch.randn(2, 16)}
+    with pytest.raises(DeployError, match="none of the 1 linear layers is sparse enough"):
+        export(net, "onnx", tmp_path / "out", example=x, sparse=True)
+    with pytest.raises(DeployError, match="sparse and int8 do not go together"):
+        export(net, "onnx", tmp_path / "out", example=x, sparse=True, int8=True)
+    with pytest.raises(DeployError, match="tokens must be positive, not 0"):
+        export(net, "onnx", tmp_path / "out", example=x, sparse=True, tokens=0)
+    with pytest.raises(DeployError, match="value must be one of float32, .*, not half"):
+        export(net, "onnx", tmp_path / "out", example=x, sparse=True, value="half")
+    assert not (tmp_path / "out").exists()
+    openvino = pytest.importorskip("secateur.deploy.openvino").TARGET
+    from secateur.deploy.exporting import check_wishes
+
+    with pytest.raises(DeployError, match="openvino takes none of secateur's kernels"):
+        check_wishes(openvino, False, False, True)
+
+
+def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
+    net, x = pruned(nn.Sequential(nn.Linear(64, 64))).eval(), {"input": torch.randn(2, 64)}
+    export(net, "onnx", tmp_path / "out", example=x, sparse=True)
+    from secateur.runtime import native
+
+    library = native.onnx_library()
+    monkeypatch.setattr("secateur.runtime.onnx_library", lambda: (_ for _ in ()).throw(FileNotFoundError()))
+    with pytest.raises(DeployError, match="install secateur, or put secateur_onnx.so there"):
+        target.load(tmp_path / "out")
+    (tmp_path / "out" / "secateur_onnx.so").symlink_to(library)
+    assert target.load(tmp_path / "out") is not None
