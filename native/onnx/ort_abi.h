@@ -32,7 +32,7 @@ namespace ort {
 
 constexpr uint32_t kVersion = 17;
 constexpr int kInvalidArgument = 2, kInvalidGraph = 10;  // OrtErrorCode
-constexpr int kFloat = 1, kUint8 = 2;                    // ONNXTensorElementDataType
+constexpr int kFloat = 1, kUint8 = 2, kBool = 9;         // ONNXTensorElementDataType
 constexpr int kRequired = 0, kOptional = 1;              // OrtCustomOpInputOutputCharacteristic
 
 // A function of the table: its place, and its type.
@@ -52,6 +52,7 @@ using GetTensorMutableData = Entry<51, OrtValue*, void**>;
 using GetDimensionsCount = Entry<61, const OrtTensorTypeAndShapeInfo*, size_t*>;
 using GetDimensions = Entry<62, const OrtTensorTypeAndShapeInfo*, int64_t*, size_t>;
 using GetTensorTypeAndShape = Entry<65, const OrtValue*, OrtTensorTypeAndShapeInfo**>;
+using KernelInfoGetAttribute_float = Entry<85, const OrtKernelInfo*, const char*, float*>;
 using KernelInfoGetAttribute_int64 = Entry<86, const OrtKernelInfo*, const char*, int64_t*>;
 using KernelContext_GetInputCount = Entry<88, const OrtKernelContext*, size_t*>;
 using KernelContext_GetInput = Entry<90, const OrtKernelContext*, size_t, const OrtValue**>;

@@ -1,25 +1,28 @@
-"""Rewrites an ONNX program so that its sparse linear layers run on secateur's kernels: MatMul and Gemm with a constant
-weight become `secateur::SparseLinear` (see native/onnx/library.cpp), with the bias and the activation that follow.
+"""Rewrites an ONNX program so that its sparse linear layers run on secateur's kernels.
 
+MatMul and Gemm with a constant weight become `secateur::SparseLinear` (native/onnx/operators.h), with the bias, the
+activation, the residual and the LayerNorm that follow; the attention between them becomes `secateur::Attention`.
 Weights and patterns are found in the graph itself, so a program of any exporter will do.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from secateur.deploy.onnx_attention import fuse_attention
+from secateur.deploy.onnx_graph import Graph, attributes
 from secateur.deploy.target import DeployError, Written
 
 OPERATORS = "secateur_onnx"
 """What an artefact's graph says when it needs the library that `secateur.runtime.onnx_library` finds."""
-DOMAIN, OPERATOR = "secateur", "SparseLinear"
 ALIGN = 4096
 """Of tensors in the file beside a program, so that they can be mapped into memory where they lie."""
 EMBED = 1024
 """Bytes up to which a tensor stays in the program itself."""
+LAYER_NORM = 1
+"""Number of LayerNorm among the norms of native/include/secateur/kernels.h."""
 
 
 def rewrite(
@@ -38,19 +41,26 @@ def rewrite(
     if load_native() is None:
         raise DeployError("sparse programs are packed by the compiled kernels; install a C++17 compiler and reinstall")
     onnx_library()
-    layers = packed = 0
-    for graph in written.values():
-        path = folder / graph.files[0]
-        model = onnx.load(path)
-        found = Rewriter(model).run(tokens, value, measure)
-        layers, packed = layers + found[0], packed + found[1]
-        save(model, path)
+    layers = packed = attentions = 0
+    for program in written.values():
+        path = folder / program.files[0]
+        graph = Graph(onnx.load(path))
+        found = linears(graph)
+        layers += len(found)
+        for node, weight in found:
+            blob = pack_worthy(weight, tokens, value, measure)
+            if blob is not None:
+                fuse_linear(graph, node, blob)
+                packed += 1
+        attentions += fuse_attention(graph)
+        graph.finish()
+        save(graph.model, path)
     if not packed:
         raise DeployError(
             f"none of the {layers} linear layers is sparse enough to be faster on the kernels at {tokens} tokens; "
             "prune more, or export without sparse"
         )
-    return {"tokens": tokens, "value": value, "layers": layers, "packed": packed}
+    return {"tokens": tokens, "value": value, "layers": layers, "packed": packed, "attentions": attentions}
 
 
 def save(model: Any, path: Path) -> None:
@@ -73,133 +83,6 @@ def save(model: Any, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-class Rewriter:
-    """One model's graph with its edges at hand."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.readers: dict[str, list[Any]] = defaultdict(list)
-        for node in model.graph.node:
-            for name in node.input:
-                self.readers[name].append(node)
-        self.kept = {port.name for port in model.graph.output}
-
-    def run(self, tokens: int, value: str, measure: bool) -> tuple[int, int]:
-        """Replace what is worth it; returns the numbers of linear layers and of packed ones."""
-        import onnx
-
-        layers, packed = 0, {}
-        for node in self.model.graph.node:
-            weight = self.weight(node)
-            if weight is None:
-                continue
-            layers += 1
-            blob = pack_worthy(weight, tokens, value, measure)
-            if blob is not None:
-                packed[id(node)] = blob
-        gone: set[int] = set()
-        nodes = []
-        for node in self.model.graph.node:
-            if id(node) in packed:
-                replacement, taken = self.replace(node, packed[id(node)])
-                nodes.append(replacement)
-                gone |= taken
-            elif id(node) not in gone:
-                nodes.append(node)
-        if packed:
-            graph = self.model.graph
-            del graph.node[:]
-            graph.node.extend(nodes)
-            used = {name for node in nodes for name in node.input} | self.kept
-            made = {name for node in nodes for name in node.output}
-            constants = [tensor for tensor in self.constants.values() if tensor.name in used]
-            ports = {port.name for port in graph.input}
-            infos = [i for i in graph.value_info if i.name in made or i.name in used & ports]
-            for field, values in ((graph.initializer, constants), (graph.value_info, infos)):
-                del field[:]
-                field.extend(values)
-            self.model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
-        return layers, len(packed)
-
-    def weight(self, node: Any) -> np.ndarray | None:
-        """The weight (out, in) of a linear layer that no other node reads, or None."""
-        import onnx
-
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
-            return None
-        tensor = self.constants.get(node.input[1])
-        if tensor is None or len(tensor.dims) != 2 or tensor.data_type != onnx.TensorProto.FLOAT:
-            return None
-        if len(self.readers[tensor.name]) != 1 or node.input[0] in self.constants:
-            return None
-        transposed = False
-        if node.op_type == "Gemm":
-            has = {a.name: a.f if a.name in ("alpha", "beta") else a.i for a in node.attribute}
-            if has.get("alpha", 1.0) != 1.0 or has.get("beta", 1.0) != 1.0 or has.get("transA", 0):
-                return None
-            transposed = bool(has.get("transB", 0))
-            rows = tensor.dims[0] if transposed else tensor.dims[1]
-            if len(node.input) > 2 and node.input[2] and not self.is_bias(node.input[2], rows):
-                return None
-        weight = onnx.numpy_helper.to_array(tensor)
-        return np.ascontiguousarray(weight if transposed else weight.T)
-
-    def is_bias(self, name: str, rows: int) -> bool:
-        """Whether a value is a constant of so many float32 numbers in one dimension."""
-        import onnx
-
-        tensor = self.constants.get(name)
-        return tensor is not None and list(tensor.dims) == [rows] and tensor.data_type == onnx.TensorProto.FLOAT
-
-    def only_reader(self, name: str) -> Any:
-        """The one node that reads a value which nobody else sees, or None."""
-        readers = self.readers[name]
-        return readers[0] if len(readers) == 1 and name not in self.kept else None
-
-    def replace(self, node: Any, blob: np.ndarray) -> tuple[Any, set[int]]:
-        """The node that stands for a linear layer, and which nodes (besides it) it takes in."""
-        import onnx
-
-        from secateur.runtime.packed import ACTIVATIONS, describe
-
-        rows = describe(blob).rows
-        taken: set[int] = set()
-        out, bias = node.output[0], ""
-        if node.op_type == "Gemm" and len(node.input) > 2:
-            bias = node.input[2]
-        after = self.only_reader(out)
-        if not bias and after is not None and after.op_type == "Add" and len(set(after.input)) == 2:
-            other = next(name for name in after.input if name != out)
-            if self.is_bias(other, rows):
-                bias, out = other, after.output[0]
-                taken.add(id(after))
-        activation, result, more = self.activation(out)
-        packed = onnx.numpy_helper.from_array(blob, f"{node.input[1]}.packed")
-        self.constants[packed.name] = packed
-        inputs = [node.input[0], packed.name, *([bias] if bias else [])]
-        made = onnx.helper.make_node(
-            OPERATOR, inputs, [result], name=node.name, domain=DOMAIN, activation=ACTIVATIONS.index(activation)
-        )
-        return made, taken | more
-
-    def activation(self, name: str) -> tuple[str, str, set[int]]:
-        """The activation that alone reads a value: its name, its output, and the nodes that it consists of."""
-        after = self.only_reader(name)
-        if after is not None and after.op_type == "Relu":
-            return "relu", after.output[0], {id(after)}
-        if after is not None and after.op_type == "Gelu":
-            tanh = any(a.name == "approximate" and a.s == b"tanh" for a in after.attribute)
-            return "gelu_tanh" if tanh else "gelu", after.output[0], {id(after)}
-        # x * sigmoid(x)
-        readers = self.readers[name]
-        if name not in self.kept and sorted(n.op_type for n in readers) == ["Mul", "Sigmoid"]:
-            gate, product = sorted(readers, key=lambda n: n.op_type == "Mul")
-            if sorted(product.input) == sorted([name, gate.output[0]]) and self.only_reader(gate.output[0]) is not None:
-                return "silu", product.output[0], {id(gate), id(product)}
-        return "none", name, set()
-
-
 def pack_worthy(weight: np.ndarray, tokens: int, value: str, measure: bool) -> np.ndarray | None:
     """A weight (out, in) packed, or None where it has few zeros or measured no faster."""
     from secateur.runtime.choose import choose, unmeasured
@@ -212,3 +95,105 @@ def pack_worthy(weight: np.ndarray, tokens: int, value: str, measure: bool) -> n
         return None
     choice = choose(weight, None, tokens, value) if measure else unmeasured(weight, tokens, value)
     return pack(weight, **choice.packing) if choice.packing is not None else None
+
+
+def linears(graph: Graph) -> list[tuple[Any, np.ndarray]]:
+    """The linear layers of a graph with their weights (out, in)."""
+    found = [(node, weight_of(graph, node)) for node in graph.nodes]
+    return [(node, weight) for node, weight in found if weight is not None]
+
+
+def weight_of(graph: Graph, node: Any) -> np.ndarray | None:
+    """The weight (out, in) of a linear layer that no other node reads, or None."""
+    import onnx
+
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
+        return None
+    name = node.input[1]
+    tensor = graph.constants.get(name)
+    if tensor is None or len(tensor.dims) != 2 or not graph.floats(name, *tensor.dims):
+        return None
+    if len(graph.readers[name]) != 1 or name in graph.kept or node.input[0] in graph.constants:
+        return None
+    has = attributes(node)
+    transposed = bool(has.get("transB", 0))
+    if node.op_type == "Gemm":
+        if has.get("alpha", 1.0) != 1.0 or has.get("beta", 1.0) != 1.0 or has.get("transA", 0):
+            return None
+        rows = tensor.dims[0] if transposed else tensor.dims[1]
+        if len(node.input) > 2 and node.input[2] and not graph.floats(node.input[2], rows):
+            return None
+    weight = onnx.numpy_helper.to_array(tensor)
+    return np.ascontiguousarray(weight if transposed else weight.T)
+
+
+def fuse_linear(graph: Graph, node: Any, blob: np.ndarray) -> None:
+    """Put SparseLinear in the place of a linear layer and of what follows it, as far as that can be taken in."""
+    from secateur.runtime.packed import ACTIVATIONS, describe
+
+    rows = describe(blob).rows
+    taken, out, bias = [node], node.output[0], ""
+    if node.op_type == "Gemm" and len(node.input) > 2:
+        bias = node.input[2]
+    add = graph.only_reader(out, "Add")
+    if not bias and add is not None and graph.floats(other(add, out), rows):
+        bias, out = other(add, out), add.output[0]
+        taken.append(add)
+    activation, out = fuse_activation(graph, out, taken)
+    residual = scale = shift = ""
+    more: dict[str, Any] = {}
+    add = graph.only_reader(out, "Add")
+    if add is not None and same_shape(graph, out, other(add, out)):
+        residual, out = other(add, out), add.output[0]
+        taken.append(add)
+    norm = graph.only_reader(out, "LayerNormalization")
+    if norm is not None and is_plain(graph, norm, rows):
+        scale, shift, out = norm.input[1], norm.input[2] if len(norm.input) > 2 else "", norm.output[0]
+        more = {"norm": LAYER_NORM, "epsilon": attributes(norm).get("epsilon", 1e-5)}
+        taken.append(norm)
+    packed = graph.add_constant(blob, f"{node.input[1]}.packed")
+    inputs = [node.input[0], packed, bias, residual, scale, shift]
+    graph.replace(taken, "SparseLinear", inputs, out, activation=ACTIVATIONS.index(activation), **more)
+
+
+def other(add: Any, name: str) -> str:
+    """The other input of a sum."""
+    return add.input[1] if add.input[0] == name else add.input[0]
+
+
+def same_shape(graph: Graph, a: str, b: str) -> bool:
+    """Whether two values surely have the same shape, and neither is a constant."""
+    shape = graph.shape(a)
+    return shape is not None and shape == graph.shape(b) and b not in graph.constants
+
+
+def is_plain(graph: Graph, norm: Any, rows: int) -> bool:
+    """Whether a LayerNormalization runs over the last dimension alone, with constants, and gives only its result."""
+    axis = attributes(norm).get("axis", -1)
+    shape = graph.shape(norm.input[0])
+    if axis != -1 and (shape is None or axis != len(shape) - 1):
+        return False
+    shift = norm.input[2] if len(norm.input) > 2 else ""
+    if not graph.floats(norm.input[1], rows) or (shift and not graph.floats(shift, rows)):
+        return False
+    return not any(name and (graph.readers[name] or name in graph.kept) for name in norm.output[1:])
+
+
+def fuse_activation(graph: Graph, name: str, taken: list[Any]) -> tuple[str, str]:
+    """The activation that alone reads a value, and its output; the nodes that it consists of are added to `taken`."""
+    after = graph.only_reader(name, "Relu", "Gelu")
+    if after is not None:
+        taken.append(after)
+        if after.op_type == "Relu":
+            return "relu", after.output[0]
+        return "gelu_tanh" if attributes(after).get("approximate") == b"tanh" else "gelu", after.output[0]
+    readers = graph.readers[name]
+    if name not in graph.kept and sorted(node.op_type for node in readers) == ["Mul", "Sigmoid"]:
+        gate, product = sorted(readers, key=lambda node: node.op_type == "Mul")
+        if (
+            sorted(product.input) == sorted([name, gate.output[0]])
+            and graph.only_reader(gate.output[0], "Mul") is not None
+        ):
+            taken += [gate, product]
+            return "silu", product.output[0]
+    return "none", name

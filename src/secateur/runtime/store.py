@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from secateur.runtime.attention import use_attention
 from secateur.runtime.linear import SparseLinear
 from secateur.runtime.native import load_native
 from secateur.runtime.packed import unpack, validate
@@ -106,6 +107,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    use_attention(model)
     return model.eval()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.runtime.attention import use_attention
 from secateur.runtime.choose import Choice, choose, unmeasured
 from secateur.runtime.fuse import fusable
 from secateur.runtime.linear import SparseLinear
@@ -126,6 +127,8 @@ def compile(
                 result = replacement.eval()
             else:
                 put_module(result, name, replacement)
+    if any(report.format != "dense" for report in reports):
+        use_attention(result)
     outcome = Report(tuple(reports), isa(), tokens, torch.get_num_threads())
     result.secateur_report = outcome
     if not hasattr(type(result), "summary"):
