@@ -50,7 +50,7 @@ def test_a_pruned_classifier(measured, classifier, rows, tmp_path):
     made = export(tmp_path / "pruned", "onnx", tmp_path / "out", data=rows, sparse=True, tolerance=1e-5)
     assert made.parity.agreement == 1.0
     info = json.loads((tmp_path / "out" / "artefact.json").read_text())
-    assert info["sparse"] == {"tokens": 128, "value": "float32", "layers": 14, "packed": 14}
+    assert info["sparse"] == {"tokens": 128, "value": "float32", "layers": 14, "packed": 14, "attentions": 2}
     program = onnx.load(tmp_path / "out" / "model.onnx")
     ours = [node for node in program.graph.node if node.domain == "secateur"]
     assert len(ours) == 14
@@ -92,23 +92,35 @@ def test_generation_of_a_pruned_decoder(measured, tmp_path):
     assert {next(a.i for a in n.attribute) for n in nodes if n.domain == "secateur"} == {0, 4}  # SiLU is taken in
 
 
-def written(tmp_path, nodes, constants, outputs=("y",)):
-    """A program of those nodes over x, opened by ONNX Runtime as it is and rewritten."""
+def written(tmp_path, nodes, constants, outputs=("y",), whole=None, shapes=(), x=(6, 32), mask=False):
+    """The operators of a program of those nodes, after it gave the same in ONNX Runtime as it is and rewritten.
+
+    x: shape of the input. whole: constants of whole numbers. shapes: what the program notes of its values (those of x,
+    or by name). mask: whether there is a second input mx (batch, 1, tokens, tokens).
+    """
     info = onnx.helper.make_tensor_value_info
+    symbolic = ["n" if i == len(x) - 2 else n for i, n in enumerate(x)]
+    shapes = shapes if isinstance(shapes, dict) else dict.fromkeys(shapes, symbolic)
+    more = [info("mx", onnx.TensorProto.FLOAT, [x[0], 1, "n", "n"])] if mask else []
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node(op, i, o, **more) for op, i, o, more in nodes],
         "g",
-        [info("x", onnx.TensorProto.FLOAT, ["n", 32])],
+        [info("x", onnx.TensorProto.FLOAT, symbolic), *more],
         [info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
-        [onnx.numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()],
+        [onnx.numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()]
+        + [onnx.numpy_helper.from_array(np.asarray(v, np.int64), k) for k, v in (whole or {}).items()],
+        value_info=[info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "dense.onnx")
     onnx.save(model, tmp_path / "model.onnx")
     sparse.rewrite({"model": Written(["model.onnx"], list(outputs))}, tmp_path, tokens=8, value="float32")
-    x = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
-    before = device.load_onnx(tmp_path, {"files": ["dense.onnx"]}, 1)({"x": x})
-    after = device.load_onnx(tmp_path, {"files": ["model.onnx"], "operators": sparse.OPERATORS}, 1)({"x": x})
+    rng = np.random.default_rng(0)
+    feed = {"x": rng.standard_normal(x).astype(np.float32)}
+    if mask:
+        feed["mx"] = rng.standard_normal((x[0], 1, x[1], x[1])).astype(np.float32)
+    before = device.load_onnx(tmp_path, {"files": ["dense.onnx"]}, 1)(feed)
+    after = device.load_onnx(tmp_path, {"files": ["model.onnx"], "operators": sparse.OPERATORS}, 1)(feed)
     for name in outputs:
         np.testing.assert_allclose(after[name], before[name], rtol=1e-5, atol=1e-5)
     return [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
@@ -169,6 +181,85 @@ def test_what_a_layer_takes_in(measured, tmp_path, nodes, constants, expected):
     assert found == [*expected, "SparseLinear"]
 
 
+def test_residual_and_layer_norm(measured, tmp_path):
+    norm = {"g": np.linspace(0.5, 1.5, 32), "h": np.linspace(-1, 1, 32)}
+    nodes = [
+        ("MatMul", ["x", "w"], ["a"], {}),
+        ("Add", ["x", "a"], ["r"], {}),
+        ("LayerNormalization", ["r", "g", "h"], ["y"], {"epsilon": 1e-3}),
+        ("MatMul", ["y", "v"], ["b"], {}),
+        ("Add", ["b", "y"], ["z"], {}),
+    ]
+    constants = {"w": weight(32, 32), "v": weight(32, 32), **norm}
+    assert written(tmp_path, nodes, constants, ("y", "z"), shapes=["a", "r", "y", "b"]) == ["SparseLinear"] * 2
+    # Without known shapes, a sum may be a broadcast.
+    assert written(tmp_path, nodes, constants, ("y", "z")) == [
+        "SparseLinear",
+        "Add",
+        "LayerNormalization",
+        "SparseLinear",
+        "Add",
+    ]
+
+
+def attention_nodes(mask=(), where=()):
+    """Two heads of 16, as torch's exporter writes them; q, k and v are linear layers of x (2, n, 32)."""
+    nodes = [("MatMul", ["x", name], [f"{name}1"], {}) for name in "qkv"]
+    for name in "qkv":
+        nodes.append(("Reshape", [f"{name}1", "split"], [f"{name}2"], {}))
+        nodes.append(("Transpose", [f"{name}2"], [f"{name}3"], {"perm": [0, 2, 1, 3]}))
+    nodes += [
+        ("Transpose", ["k3"], ["k4"], {"perm": [0, 1, 3, 2]}),
+        ("Mul", ["q3", "half"], ["q4"], {}),
+        ("MatMul", ["q4", "k4"], ["s1"], {}),
+        *mask,
+        ("Softmax", ["s2" if mask else "s1"], ["p"], {"axis": -1}),
+        ("MatMul", ["p", "v3"], ["o1"], {}),
+        *where,
+        ("Transpose", ["o2" if where else "o1"], ["o3"], {"perm": [0, 2, 1, 3]}),
+        ("Reshape", ["o3", "merge"], ["o4"], {}),
+        ("MatMul", ["o4", "w"], ["y"], {}),
+    ]
+    return nodes
+
+
+ATTENTION = {"q": (32, 32), "k": (32, 32), "v": (32, 32), "w": (32, 32)}
+SHAPES = {
+    **{f"{n}1": [2, "n", 32] for n in "qkv"},
+    **{f"{n}2": [2, "n", 2, 16] for n in "qkv"},
+    **{f"{n}3": [2, 2, "n", 16] for n in "qkv"},
+    "o4": [2, "n", 32],
+    "m": [2, 1, "n", "n"],
+}
+
+
+@pytest.mark.parametrize(
+    ("mask", "where", "scale", "expected"),
+    [
+        ((), (), 0.5, 1),
+        ([("Mul", ["mx", "low"], ["m"], {}), ("Add", ["s1", "m"], ["s2"], {})], (), 0.5, 1),
+        # A factor that differs from feature to feature is no scale.
+        ((), (), np.linspace(0.1, 1, 16), 0),
+        # Something that is not the mask's own decides where zeros go.
+        (
+            [("Mul", ["mx", "low"], ["m"], {}), ("Add", ["s1", "m"], ["s2"], {})],
+            [("Less", ["o1", "half"], ["c"], {}), ("Where", ["c", "zero", "o1"], ["o2"], {})],
+            0.5,
+            0,
+        ),
+    ],
+)
+def test_attention(measured, tmp_path, mask, where, scale, expected):
+    constants = {name: weight(*shape) for name, shape in ATTENTION.items()}
+    constants |= {"half": scale, "low": -3.0, "zero": 0.0}
+    whole = {"split": [2, -1, 2, 16], "merge": [2, -1, 32]}
+    nodes = attention_nodes(mask, where)
+    found = written(tmp_path, nodes, constants, whole=whole, shapes=SHAPES, x=(2, 9, 32), mask=bool(mask))
+    assert found.count("Attention") == expected
+    assert found.count("Softmax") == 1 - expected
+    assert found.count("SparseLinear") == 4
+
+
 def test_an_output_of_the_program_is_not_taken_in(measured, tmp_path):
     nodes = [("MatMul", ["x", "w"], ["h"], {}), ("Relu", ["h"], ["y"], {})]
     assert written(tmp_path, nodes, {"w": weight(32, 48)}, ("h", "y")) == ["SparseLinear", "Relu"]
@@ -203,3 +294,15 @@ def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
         target.load(tmp_path / "out")
     (tmp_path / "out" / "secateur_onnx.so").symlink_to(library)
     assert target.load(tmp_path / "out") is not None
+
+
+def test_a_kit_carries_the_library_and_bench_says_nothing_of_zeros(tmp_path):
+    from secateur.deploy.benching import Timing, words
+    from secateur.deploy.kit import carry_library
+
+    carry_library({"graphs": {"model": {"operators": sparse.OPERATORS}}}, tmp_path)
+    assert (tmp_path / "secateur_onnx.so").stat().st_size > 10000
+    carry_library({"graphs": {"model": {}}}, tmp_path / "missing")
+    slow, fast = (Timing("m", "onnx", 1, 1, zeros=0.5, sparse=s) for s in (False, True))
+    assert len(words([slow])) == 1
+    assert words([fast]) == []

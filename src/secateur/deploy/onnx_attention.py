@@ -131,7 +131,7 @@ def _kept(graph: Graph, mask: str, empty: str) -> str:
     product = graph.maker(mask, "Mul")
     cast = next((c for c in (graph.maker(name, "Cast") for name in (product.input if product else ())) if c), None)
     inverse = graph.maker(cast.input[0], "Not") if cast is not None else None
-    if inverse is None:
+    if product is None or cast is None or inverse is None:
         return ""
     lowest = next((graph.scalar(name) for name in product.input if name != cast.output[0]), None)
     less = graph.maker(empty, "Less")

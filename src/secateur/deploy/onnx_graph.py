@@ -20,7 +20,7 @@ class Graph:
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.kept = {port.name for port in model.graph.output}
         ports = [*model.graph.value_info, *model.graph.input, *model.graph.output]
-        self._shapes = {port.name: _shape(port) for port in ports}
+        self._shapes = {port.name: shape for port in ports if (shape := _shape(port)) is not None}
         self.changed = False
         self._index()
 

@@ -20,7 +20,7 @@ FEW_QUERIES = 8
 
 def use_attention(model: nn.Module) -> bool:
     """Let a transformers model that attends by torch's SDPA use the kernels where they can; whether it does."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if load_native() is None or getattr(config, "_attn_implementation", None) != "sdpa":
         return False
     if not hasattr(model, "set_attn_implementation"):
@@ -31,7 +31,7 @@ def use_attention(model: nn.Module) -> bool:
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
-    return bool(model.config._attn_implementation == NAME)  # type: ignore[union-attr]
+    return bool(config._attn_implementation == NAME)
 
 
 def attend(
