@@ -93,7 +93,9 @@ def table(files: list[Path], work: Path) -> list[str]:
     for file in files:
         run: dict[str, Any] = json.loads(file.read_text())
         rows = run["rows"]
-        best = min((name for name in DENSE if "median_ms" in rows[name]), key=lambda name: rows[name]["median_ms"])
+        best = min(
+            (name for name in DENSE if "median_ms" in rows.get(name, ())), key=lambda name: rows[name]["median_ms"]
+        )
         lines += ["", f"## {run['threads']} thread(s), {run['batch']} x {LENGTH}; fastest dense: {best}", ""]
         lines += ["| runtime | ms | quartiles | times dense | times int8 | start-up s | peak MB | disk MB |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
@@ -101,10 +103,11 @@ def table(files: list[Path], work: Path) -> list[str]:
             if "error" in row:
                 lines.append(f"| {name} | {row['error']} | | | | | | |")
                 continue
+            times_int8 = f"{rows['int8']['median_ms'] / row['median_ms']:.2f}" if "int8" in rows else "-"
             took, disk = row["median_ms"], device.read(work / name)["bytes"]
             lines.append(
                 f"| {name} | {took:.2f} | {row['low_ms']:.2f} - {row['high_ms']:.2f} | "
-                f"**{rows[best]['median_ms'] / took:.2f}** | {rows['int8']['median_ms'] / took:.2f} | "
+                f"**{rows[best]['median_ms'] / took:.2f}** | {times_int8} | "
                 f"{row['startup_s']:.1f} | {row['peak_bytes'] / 1e6:.0f} | {disk / 1e6:.1f} |"
             )
     parities = {name: device.read(work / name).get("parity") for name in names() if name.startswith("secateur-onnx")}
@@ -121,6 +124,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--only", nargs="+", help="Some of the runtimes; fewer processes disturb two threads less.")
     parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--table", type=Path, nargs="+")
     parser.add_argument("--out", type=Path)
@@ -132,7 +136,7 @@ def main() -> None:
         text = "\n".join(table(args.table, args.work)) + "\n"
     else:
         rows = device.measure(
-            {name: args.work / name for name in names()}, args.batch, LENGTH, args.threads, args.turns
+            {name: args.work / name for name in args.only or names()}, args.batch, LENGTH, args.threads, args.turns
         )
         text = json.dumps({"threads": args.threads, "batch": args.batch, "rows": rows}, indent=1)
     print(text)
