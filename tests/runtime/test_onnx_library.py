@@ -112,3 +112,71 @@ def test_an_installation_without_the_library(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     with pytest.raises(FileNotFoundError, match="installed without a C\\+\\+17 compiler"):
         onnx_library()
+
+
+def run(operator, inputs, **attributes):
+    """One operator of ours on those inputs (None: left out); a constant is what comes in 'packed'."""
+    made = {f"i{i}": value for i, value in enumerate(inputs) if value is not None}
+    constants = [onnx.numpy_helper.from_array(value, k) for k, value in made.items() if value.dtype == np.uint8]
+    feed = {k: value for k, value in made.items() if value.dtype != np.uint8}
+    kinds = {"float32": onnx.TensorProto.FLOAT, "bool": onnx.TensorProto.BOOL}
+    ports = [onnx.helper.make_tensor_value_info(k, kinds[str(v.dtype)], None) for k, v in feed.items()]
+    names = [f"i{i}" if value is not None else "" for i, value in enumerate(inputs)]
+    node = onnx.helper.make_node(operator, names, ["y"], domain="secateur", **attributes)
+    outputs = [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
+    graph = onnx.helper.make_graph([node], "g", ports, outputs, constants)
+    imports = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("secateur", 1)]
+    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
+    return session(model.SerializeToString(), 2).run(None, feed)[0]
+
+
+@pytest.mark.parametrize("norm", [0, 1, 2])
+@pytest.mark.parametrize("packing", [{"format": "tiled"}, {"format": "block", "block": 4}, {"format": "bitmask"}])
+def test_residual_and_norm(norm, packing):
+    rng = np.random.default_rng(4)
+    blob = packed.pack(sparse(48, 30, block=4), **packing)
+    x, residual = (rng.standard_normal((2, 37, n)).astype(np.float32) for n in (30, 48))
+    bias, scale, shift = (rng.standard_normal(48).astype(np.float32) for _ in range(3))
+    y = run("SparseLinear", [x, blob, bias, residual, scale, shift], activation=1, norm=norm, epsilon=1e-3)
+    z = np.maximum(x @ packed.unpack(blob).T + bias, 0) + residual
+    if norm == 1:
+        z = (z - z.mean(-1, keepdims=True)) / np.sqrt(z.var(-1, keepdims=True) + 1e-3) * scale + shift
+    elif norm == 2:
+        z = z / np.sqrt((z**2).mean(-1, keepdims=True) + 1e-3) * scale + shift
+    np.testing.assert_allclose(y, z, rtol=1e-4, atol=1e-4)
+    alone = run("SparseLinear", [x, blob, None, None, scale], norm=norm)
+    assert alone.shape == y.shape
+    with pytest.raises(Exception, match="the residual of SparseLinear has the shape of its output"):
+        run("SparseLinear", [x, blob, None, residual[:1]])
+    with pytest.raises(Exception, match="knows no norm 3"):
+        run("SparseLinear", [x, blob], norm=3)
+
+
+def softmax_attention(q, k, v, heads, kv_heads, scale, mask=0.0):
+    def split(a, n):
+        return a.reshape(*a.shape[:2], n, -1).transpose(0, 2, 1, 3)
+
+    k, v = (np.repeat(split(a, kv_heads), heads // kv_heads, 1) for a in (k, v))
+    scores = split(q, heads) @ k.transpose(0, 1, 3, 2) * scale + mask
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return (p / p.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(q.shape)
+
+
+def test_attention():
+    rng = np.random.default_rng(5)
+    q = rng.standard_normal((2, 19, 24)).astype(np.float32)
+    k, v = (rng.standard_normal((2, 23, 12)).astype(np.float32) for _ in range(2))
+    for shape in [(2, 4, 19, 23), (1, 1, 19, 23), (2, 1, 1, 23)]:
+        mask = rng.standard_normal(shape).astype(np.float32)
+        keep = rng.random(shape) < 0.8
+        expected = softmax_attention(q, k, v, 4, 2, 0.3, mask + np.where(keep, 0, -np.inf))
+        got = run("Attention", [q, k, v, mask, keep], heads=4, kv_heads=2, scale=0.3)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    got = run("Attention", [q, q, q], heads=3)
+    np.testing.assert_allclose(got, softmax_attention(q, q, q, 3, 3, 1.0), rtol=1e-4, atol=1e-5)
+    with pytest.raises(Exception, match="fitting sizes"):
+        run("Attention", [q, k, k], heads=4)
+    with pytest.raises(Exception, match="a multiple of kv_heads"):
+        run("Attention", [q, k, k], heads=4, kv_heads=3)
+    with pytest.raises(Exception, match="four dimensions"):
+        run("Attention", [q, k, k, mask[:, 0]], heads=4, kv_heads=2)
