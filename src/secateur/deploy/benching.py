@@ -221,12 +221,11 @@ def words(timings: Sequence[Timing]) -> list[str]:
     """Sentences to mind: where zeros bring nothing, and where a model that lost something is no faster."""
     said: dict[tuple[str, str], str] = {}
     for t in timings:
-        if t.error or t.zeros < WORTH_A_WORD or t.sparse or (t.model, t.runtime) in said:
+        if t.error or t.zeros < WORTH_A_WORD or t.sparse or t.runtime == "secateur" or (t.model, t.runtime) in said:
             continue
         took = f"; it takes {t.ratio:.2f} of the first model's time" if t.ratio == t.ratio and t.ratio != 1.0 else ""
         said[t.model, t.runtime] = (
             f"zeros bring nothing on {t.runtime}: {t.model} has {100 * t.zeros:.0f}% zeros, multiplied like any other "
-            f"weight{took}. Remove heads and neurons, or use the runtime secateur, or `export --sparse` for ONNX "
-            "Runtime, which skip zeros"
+            f"weight{took}. Remove heads and neurons, or use the runtime secateur, which skips zeros"
         )
     return list(said.values())
