@@ -2,10 +2,12 @@
 // (they cost a tenth of a microsecond); secateur.runtime.packed and .ops check what they point to.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/tuple.h>
 
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
+#include <tuple>
 
 #include "secateur/kernels.h"
 
@@ -51,6 +53,10 @@ Blob packed(Pack pack) {
   const size_t shape[] = {static_cast<size_t>(memory.bytes)};
   return Blob(memory.data, 1, shape, owner);
 }
+
+using Strides = std::tuple<int64_t, int64_t, int64_t>;  // from batch to batch, head to head, token to token
+
+void fill(int64_t (&to)[3], const Strides& from) { std::tie(to[0], to[1], to[2]) = from; }
 
 nb::tuple describe(uintptr_t blob, int64_t bytes) {
   sct_info i;
@@ -100,6 +106,32 @@ NB_MODULE(_native, m) {
                          at<float>(y), ldy, threads, isa));
       },
       nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "linear_after",
+      [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, uintptr_t bias, int activation,
+         uintptr_t residual, int64_t ldr, int norm, uintptr_t scale, uintptr_t shift, float epsilon, uintptr_t y,
+         int64_t ldy, int threads, int isa) {
+        const sct_after after{at<float>(residual), ldr, norm, at<float>(scale), at<float>(shift), epsilon};
+        check(sct_linear_on(at<uint8_t>(blob), bytes, at<float>(x), tokens, ldx, at<float>(bias), activation, &after,
+                            at<float>(y), ldy, threads, isa, nullptr, nullptr));
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "attention",
+      [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, Strides q_stride, Strides k_stride, Strides v_stride,
+         Strides out_stride, int64_t batch, int64_t heads, int64_t kv_heads, int64_t queries, int64_t keys,
+         int64_t width, uintptr_t mask, Strides mask_stride, uintptr_t keep, Strides keep_stride, float scale,
+         int threads, int isa) {
+        sct_attention_job job{};
+        job.q = at<float>(q), job.k = at<float>(k), job.v = at<float>(v), job.out = at<float>(out);
+        job.batch = batch, job.heads = heads, job.kv_heads = kv_heads;
+        job.queries = queries, job.keys = keys, job.width = width, job.scale = scale;
+        job.mask = at<float>(mask), job.keep = at<uint8_t>(keep);
+        fill(job.q_stride, q_stride), fill(job.k_stride, k_stride), fill(job.v_stride, v_stride);
+        fill(job.out_stride, out_stride), fill(job.mask_stride, mask_stride), fill(job.keep_stride, keep_stride);
+        nb::gil_scoped_release release;
+        check(sct_attention(&job, threads, isa, nullptr, nullptr));
+      });
   m.def(
       "repair_sweep",
       [](uintptr_t w, int64_t ldw, int64_t rows, int64_t width, uintptr_t upper, int64_t ldu,

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "blob.h"
+#include "pool.h"
 #include "table.h"
 
 namespace secateur {
@@ -18,6 +19,8 @@ struct Call {
   float* y;
   int64_t ldy;
   int threads;
+  Threads on;
+  const sct_after* after;
 };
 
 constexpr int kFewTokens = 16;  // up to here the block format runs on block_rows, above on block_tile
@@ -30,6 +33,9 @@ int run_rows(const Call& call);
 
 // Mends y where x holds NaN or infinity: the kernels skip zero weights; a dense product does not.
 void spread_not_finite(const Call& call);
+
+// What comes after the outputs of tokens [begin, end).
+void finish_tokens(const Call& call, int64_t begin, int64_t end);
 
 // A buffer of the calling thread that grows and is reused by its next call; null when memory is out. Buffers
 // of different `slot`s (0 or 1) are independent.

@@ -55,10 +55,23 @@ void spread_not_finite(const Call& c) {
   }
 }
 
+void finish_tokens(const Call& c, int64_t begin, int64_t end) {
+  const sct_after& a = *c.after;
+  for (int64_t t = begin; t < end; t++)
+    c.kernels->finish(c.y + t * c.ldy, c.h->rows, a.residual ? a.residual + t * a.ld : nullptr, a.norm, a.scale, a.shift,
+                      a.epsilon);
+}
+
 }  // namespace secateur
 
 extern "C" int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
                           const float* bias, int activation, float* y, int64_t ldy, int threads, int isa) {
+  return sct_linear_on(blob, bytes, x, tokens, ldx, bias, activation, nullptr, y, ldy, threads, isa, nullptr, nullptr);
+}
+
+extern "C" int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
+                             const float* bias, int activation, const sct_after* after, float* y, int64_t ldy,
+                             int threads, int isa, sct_run_function run, void* pool) {
   using namespace secateur;
   sct_info info;
   const int status = sct_describe(blob, bytes, &info);
@@ -66,6 +79,8 @@ extern "C" int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, in
   if (tokens < 0 || threads < 1 || activation < SCT_NONE || activation > SCT_SILU) return SCT_BAD_ARGUMENT;
   if (tokens == 0) return SCT_OK;
   if (!x || !y || ldx < info.cols || ldy < info.rows) return SCT_BAD_ARGUMENT;
+  if (after && (after->norm < SCT_NO_NORM || after->norm > SCT_RMS_NORM || (after->residual && after->ld < info.rows)))
+    return SCT_BAD_ARGUMENT;
   const int resolved = sct_resolve_isa(isa);
   if (resolved < 0) return SCT_UNSUPPORTED_ISA;
   const double macs = static_cast<double>(info.nonzeros) * static_cast<double>(tokens);
@@ -80,7 +95,9 @@ extern "C" int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, in
             activation,
             y,
             ldy,
-            std::min(threads, worthwhile)};
+            std::min(threads, worthwhile),
+            {run, pool},
+            after};
   try {
     const bool few = info.format == SCT_BITMASK || (info.format == SCT_BLOCK && tokens <= kFewTokens);
     return few ? run_rows(call) : run_tiles(call);

@@ -132,8 +132,12 @@ void relax(unsigned& spins) {
   if (++spins % 512 == 0) sched_yield();
 }
 
-void run_parallel(int threads, void (*task)(void*), void* context) {
+void run_parallel(int threads, void (*task)(void*), void* context, const Threads& on) {
   if (threads > 1) {
+    if (on.run) {
+      on.run(on.pool, task, context, threads);
+      return;
+    }
     if (sct_fork_function openmp = g_openmp.load(std::memory_order_acquire)) {
       openmp(task, context, static_cast<unsigned>(threads), 0);
       return;

@@ -61,9 +61,10 @@ int run_panel(const Call& c) {
     t += width;
   }
   job.x = packed;
-  run_parallel(static_cast<int>(std::min<int64_t>(c.threads, job.units)), row_task, &job);
+  run_parallel(static_cast<int>(std::min<int64_t>(c.threads, job.units)), row_task, &job, c.on);
   if (job.next.load() < job.units) return SCT_NO_MEMORY;
   if (odd) spread_not_finite(c);
+  if (c.after) finish_tokens(c, 0, c.tokens);
   return SCT_OK;
 }
 
@@ -74,6 +75,12 @@ int run_rows(const Call& c) {
     Call part = c;
     part.x += t * c.ldx;
     part.y += t * c.ldy;
+    sct_after after;
+    if (c.after) {
+      after = *c.after;
+      if (after.residual) after.residual += t * after.ld;
+      part.after = &after;
+    }
     part.tokens = std::min(kPanelTokens, c.tokens - t);
     const int status = run_panel(part);
     if (status != SCT_OK) return status;

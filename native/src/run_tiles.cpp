@@ -1,6 +1,7 @@
 // Many tokens: activations are packed into tiles, and threads share (row block, tile) pairs.
 #include <algorithm>
 #include <atomic>
+#include <memory>
 
 #include "blob.h"
 #include "call.h"
@@ -10,7 +11,8 @@
 namespace secateur {
 namespace {
 
-constexpr int64_t kPanelTokens = 1024;  // bounds the packed copy of the activations
+constexpr int64_t kPanelTokens = 1024;
+constexpr int64_t kPanelFloats = 196608;  // packed activations at a time, so that they stay in the L2 cache
 
 struct TileJob {
   const Call* call;
@@ -18,6 +20,7 @@ struct TileJob {
   int64_t tiles, row_blocks;
   std::atomic<int64_t> next_pack{0}, packed_tiles{0}, next{0};
   std::atomic<bool> odd{false};
+  std::unique_ptr<std::atomic<int64_t>[]> row_blocks_done;  // of each tile, where something comes after
 };
 
 bool is_block(const Call& c) { return c.h->format == SCT_BLOCK; }
@@ -51,6 +54,10 @@ void tile_task(void* context) {
     (is_block(c) ? c.kernels->block_tile : c.kernels->tiled)(c.blob, b, job.packed + t * tile_floats, n, c.bias ? c.bias + row : nullptr, y);
     c.kernels->unpack_tile(y, std::min<int64_t>(row_block, c.h->rows - row), static_cast<int>(tile), n,
                            c.activation, c.y + t * tile * c.ldy + row, c.ldy);
+    // Whoever brings the last row block of a tile goes on with it. NaN has to be mended before.
+    if (c.after && !job.odd.load() &&
+        job.row_blocks_done[t].fetch_add(1, std::memory_order_acq_rel) + 1 == job.row_blocks)
+      finish_tokens(c, t * tile, t * tile + n);
   }
 }
 
@@ -61,22 +68,34 @@ int run_panel(const Call& c) {
   job.row_blocks = ceil_div(c.h->rows, int64_t{c.h->p[2]});
   job.packed = scratch(0, job.tiles * tile_tokens(c) * c.h->cols);
   if (!job.packed) return SCT_NO_MEMORY;
+  if (c.after) job.row_blocks_done.reset(new std::atomic<int64_t>[job.tiles]());
   const int useful = static_cast<int>(std::min<int64_t>(c.threads, job.tiles * job.row_blocks));
-  run_parallel(useful, tile_task, &job);
+  run_parallel(useful, tile_task, &job, c.on);
   // A helper without memory leaves its share to the others; only when nobody could work is something missing.
   if (job.next.load() < job.tiles * job.row_blocks) return SCT_NO_MEMORY;
-  if (job.odd.load()) spread_not_finite(c);
+  if (job.odd.load()) {
+    spread_not_finite(c);
+    if (c.after) finish_tokens(c, 0, c.tokens);
+  }
   return SCT_OK;
 }
 
 }  // namespace
 
 int run_tiles(const Call& c) {
-  const int64_t tile = tile_tokens(c), panel = std::max(tile, kPanelTokens / tile * tile), tokens = c.tokens;
+  const int64_t tile = tile_tokens(c), tokens = c.tokens;
+  const int64_t most = std::min<int64_t>(kPanelTokens, kPanelFloats / c.h->cols) / tile * tile;
+  const int64_t panel = std::max(2 * tile, most);
   for (int64_t t = 0; t < tokens; t += panel) {
     Call part = c;
     part.x += t * c.ldx;
     part.y += t * c.ldy;
+    sct_after after;
+    if (c.after) {
+      after = *c.after;
+      if (after.residual) after.residual += t * after.ld;
+      part.after = &after;
+    }
     part.tokens = std::min(panel, tokens - t);
     const int status = run_panel(part);
     if (status != SCT_OK) return status;

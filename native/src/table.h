@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "secateur/kernels.h"
+
 namespace secateur {
 
 // Loops over one row in one-shot pruning; see isa/repair.inl.
@@ -50,6 +52,16 @@ struct KernelTable {
   // Rows [begin, end) of a bitmask weight times `width` tokens of pack_masked.
   void (*bitmask_rows)(const uint8_t* blob, int64_t begin, int64_t end, const float* x, int width, int tokens,
                        const float* bias, int activation, float* y, int64_t ldy);
+
+  // y (n) + residual (n, or null), then a norm (sct_norm) with its scale and shift (n each, or null), in place.
+  void (*finish)(float* y, int64_t n, const float* residual, int norm, const float* scale, const float* shift,
+                 float epsilon);
+
+  // `n` queries of one head from `query` on, at most attention_queries; scratch of attention_scratch(width) floats.
+  int attention_queries;
+  void (*attention_tile)(const sct_attention_job& job, int64_t batch, int64_t head, int64_t query, int n,
+                         float* scratch);
+  int64_t (*attention_scratch)(int64_t width);
 
   RepairTable<float> repair_f32;
   RepairTable<double> repair_f64;

@@ -275,6 +275,90 @@ void check_sweep(int isa, int rows, int width) {
     }
 }
 
+
+
+void check_after(int isa, int rows, int cols, int tokens, int norm, bool block, bool odd) {
+  const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, 0.3);
+  auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
+  const auto bias = random_floats(rows, 3), scale = random_floats(rows, 4), shift = random_floats(rows, 5);
+  const auto residual = random_floats(static_cast<size_t>(tokens) * (rows + 3), 6);
+  if (odd) x[0] = std::numeric_limits<float>::infinity();
+  Blob blob;
+  CHECK((block ? sct_pack_block(w.data(), rows, cols, cols, SCT_F32, 4, 32, 16, allocate, &blob)
+               : sct_pack_tiled(w.data(), rows, cols, cols, SCT_F32, 16, 32, 16, allocate, &blob)) == SCT_OK);
+  std::vector<float> plain(static_cast<size_t>(tokens) * rows), y(plain.size());
+  CHECK(sct_linear(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_RELU, plain.data(), rows, 2,
+                   isa) == SCT_OK);
+  const sct_after after{residual.data(), rows + 3, norm, scale.data(), shift.data(), 1e-5f};
+  CHECK(sct_linear_on(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_RELU, &after, y.data(),
+                      rows, 2, isa, nullptr, nullptr) == SCT_OK);
+  for (int t = 0; t < tokens; t++) {
+    std::vector<double> v(rows);
+    double mean = 0, square = 0;
+    for (int o = 0; o < rows; o++) mean += v[o] = double{plain[t * rows + o]} + residual[t * (rows + 3) + o];
+    mean = norm == SCT_LAYER_NORM ? mean / rows : 0;
+    for (int o = 0; o < rows; o++) square += (v[o] - mean) * (v[o] - mean);
+    for (int o = 0; o < rows; o++) {
+      double expected = v[o];
+      if (norm != SCT_NO_NORM) expected = (v[o] - mean) / std::sqrt(square / rows + 1e-5) * scale[o] + shift[o];
+      const float got = y[t * rows + o];
+      CHECK(std::isnan(expected) ? std::isnan(got) : std::abs(got - expected) < 1e-4 * (1 + std::abs(expected)));
+    }
+  }
+}
+
+// Heads lie in the middle of a token's numbers, keys and values are shared by two heads, lengths are odd.
+void check_attention(int isa, int queries, int keys, int width, bool masked, int threads) {
+  const int batch = 2, heads = 4, kv_heads = 2, q_token = heads * width + 1, kv_token = kv_heads * width + 2;
+  const auto q = random_floats(static_cast<size_t>(batch) * queries * q_token, 1);
+  const auto k = random_floats(static_cast<size_t>(batch) * keys * kv_token, 2);
+  const auto v = random_floats(static_cast<size_t>(batch) * keys * kv_token, 3);
+  const auto mask = random_floats(static_cast<size_t>(queries) * keys, 4);
+  std::vector<uint8_t> keep(static_cast<size_t>(batch) * queries * keys, 1);
+  for (size_t i = 0; i < keep.size(); i++) keep[i] = i % 7 != 3;
+  for (int i = 0; i < keys; i++) keep[i] = 0;  // the first query of the first batch sees nothing
+  std::vector<float> out(static_cast<size_t>(batch) * queries * q_token, 9.0f);
+  sct_attention_job job{};
+  job.q = q.data(), job.k = k.data(), job.v = v.data(), job.out = out.data();
+  job.batch = batch, job.heads = heads, job.kv_heads = kv_heads;
+  job.queries = queries, job.keys = keys, job.width = width, job.scale = 0.25f;
+  const int64_t wide[] = {int64_t{queries} * q_token, width, q_token}, narrow[] = {int64_t{keys} * kv_token, width, kv_token};
+  for (int i = 0; i < 3; i++) {
+    job.q_stride[i] = job.out_stride[i] = wide[i];
+    job.k_stride[i] = job.v_stride[i] = narrow[i];
+  }
+  if (masked) {
+    job.mask = mask.data();
+    job.mask_stride[2] = keys;
+    job.keep = keep.data();
+    job.keep_stride[0] = int64_t{queries} * keys;
+    job.keep_stride[2] = keys;
+  }
+  CHECK(sct_attention(&job, threads, isa, nullptr, nullptr) == SCT_OK);
+  for (int b = 0; b < batch; b++)
+    for (int h = 0; h < heads; h++)
+      for (int t = 0; t < queries; t++) {
+        std::vector<double> p(keys);
+        double most = -1e300, sum = 0;
+        const auto kept = [&](int s) { return !masked || keep[(size_t{1} * b * queries + t) * keys + s]; };
+        for (int s = 0; s < keys; s++) {
+          for (int i = 0; i < width; i++)
+            p[s] += double{q[(size_t{1} * b * queries + t) * q_token + h * width + i]} *
+                    k[(size_t{1} * b * keys + s) * kv_token + h / 2 * width + i];
+          p[s] = p[s] * 0.25 + (masked ? mask[t * keys + s] : 0);
+          if (kept(s)) most = std::max(most, p[s]);
+        }
+        for (int s = 0; s < keys; s++) sum += p[s] = kept(s) ? std::exp(p[s] - most) : 0;
+        for (int i = 0; i < width; i++) {
+          double expected = 0;
+          for (int s = 0; s < keys && sum > 0; s++)
+            expected += p[s] / sum * v[(size_t{1} * b * keys + s) * kv_token + h / 2 * width + i];
+          CHECK(std::abs(out[(size_t{1} * b * queries + t) * q_token + h * width + i] - expected) < 1e-4);
+        }
+      }
+  for (int b = 0; b < batch * queries; b++) CHECK(out[size_t{1} * b * q_token + heads * width] == 9.0f);
+}
+
 }  // namespace
 
 int main() {
@@ -298,6 +382,13 @@ int main() {
       check_swaps(isa, 19, 44, true, threads);
     }
     check_sweep(isa, 21, 37);
+    for (int norm : {SCT_NO_NORM, SCT_LAYER_NORM, SCT_RMS_NORM})
+      for (bool block : {false, true})
+        for (int tokens : {1, 35}) check_after(isa, 43, 83, tokens, norm, block, norm == SCT_RMS_NORM);
+    check_after(isa, 300, 40, 1100, SCT_LAYER_NORM, false, false);
+    for (int queries : {1, 16, 37})
+      for (int keys : {1, 40, 300}) check_attention(isa, queries, keys, 24, queries != 16, 2);
+    check_attention(isa, 33, 70, 13, true, 3);
   }
   check_errors();
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);

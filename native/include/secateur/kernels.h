@@ -36,6 +36,8 @@ enum sct_format { SCT_TILED = 1, SCT_BLOCK = 2, SCT_BITMASK = 3 };
 /* SCT_I8 is symmetric with one float32 scale a row. */
 enum sct_value { SCT_F32 = 0, SCT_BF16 = 1, SCT_F16 = 2, SCT_I8 = 3 };
 
+enum sct_norm { SCT_NO_NORM = 0, SCT_LAYER_NORM = 1, SCT_RMS_NORM = 2 };
+
 enum sct_activation { SCT_NONE = 0, SCT_RELU = 1, SCT_GELU = 2, SCT_GELU_TANH = 3, SCT_SILU = 4 };
 
 /* What a blob says about itself; p is {tile, chunk, row_block, 0} for the tiled format, {block, chunk,
@@ -83,6 +85,42 @@ int sct_unpack(const uint8_t* blob, int64_t bytes, float* weight);
  * infinity in x reach y exactly as in a dense product: a zero weight times infinity is NaN. */
 int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
                const float* bias, int activation, float* y, int64_t ldy, int threads, int isa);
+
+/* What is done to the outputs of a token while they are in cache: norm(y + residual). residual (tokens, rows) with ld
+ * floats from row to row, scale and shift (rows) may be NULL. */
+typedef struct {
+  const float* residual;
+  int64_t ld;
+  int norm;
+  const float *scale, *shift;
+  float epsilon;
+} sct_after;
+
+/* Threads of the caller's: calls task(context) at most `threads` times, on any number of threads and once at least, and
+ * returns when all calls have. */
+typedef void (*sct_run_function)(void* pool, void (*task)(void*), void* context, int threads);
+
+/* sct_linear with something after it and on threads of the caller's, each of which may be NULL. */
+int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx, const float* bias,
+                  int activation, const sct_after* after, float* y, int64_t ldy, int threads, int isa,
+                  sct_run_function run, void* pool);
+
+/* out = softmax(scale q k^T + mask) v, head by head; `heads` queries share kv_heads keys and values. Strides are floats
+ * (bytes for keep) from batch to batch, head to head and token to token; the `width` numbers of a head, and the keys of
+ * a mask, are contiguous. mask is added, a key whose keep is 0 is left out; both may be NULL, and their strides 0. A
+ * query without keys gives zeros. */
+typedef struct {
+  const float *q, *k, *v;
+  float* out;
+  int64_t batch, heads, kv_heads, queries, keys, width;
+  int64_t q_stride[3], k_stride[3], v_stride[3], out_stride[3];
+  const float* mask;
+  int64_t mask_stride[3];
+  const uint8_t* keep;
+  int64_t keep_stride[3];
+  float scale;
+} sct_attention_job;
+int sct_attention(const sct_attention_job* job, int threads, int isa, sct_run_function run, void* pool);
 
 /* Inner loops of one-shot pruning, row by row on at most `threads` threads, in place. `wide` chooses float
  * (0) or double (1) for every void pointer. Matrices are contiguous but where a leading dimension is given.

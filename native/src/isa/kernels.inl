@@ -1,6 +1,9 @@
 // All kernels of one instruction set, and their table.
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "../blob.h"
 #include "../table.h"
@@ -17,6 +20,8 @@
 #include "block_tile.inl"
 #include "block_rows.inl"
 #include "bitmask.inl"
+#include "norm.inl"
+#include "attention.inl"
 #include "repair.inl"
 
 namespace {
@@ -31,6 +36,10 @@ const secateur::KernelTable kTable = {Simd::W,
                                       block_rows,
                                       pack_masked,
                                       bitmask_rows,
+                                      finish,
+                                      kQueries,
+                                      attention_tile,
+                                      attention_scratch,
                                       repair_table<float>(),
                                       repair_table<double>()};
 

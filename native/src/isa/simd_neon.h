@@ -25,8 +25,6 @@ struct Simd {
   // Unlike fmax these return NaN where either operand is NaN.
   static V max(V a, V b) { return vmaxq_f32(a, b); }
   static V min(V a, V b) { return vminq_f32(a, b); }
-  static V abs(V a) { return vabsq_f32(a); }
-  static V copy_sign(V magnitude, V sign) { return vbslq_f32(vdupq_n_u32(0x80000000u), sign, magnitude); }
   static V round(V a) { return vrndnq_f32(a); }
   static V exp2_int(V a) {
     int32x4_t e = vaddq_s32(vcvtq_s32_f32(a), vdupq_n_s32(127));

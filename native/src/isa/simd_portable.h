@@ -59,14 +59,6 @@ struct Simd {
     for (int i = 0; i < W; i++) b.f[i] = a.f[i] < b.f[i] ? a.f[i] : b.f[i];
     return b;
   }
-  static V abs(V a) {
-    for (float& f : a.f) f = std::fabs(f);
-    return a;
-  }
-  static V copy_sign(V magnitude, V sign) {
-    for (int i = 0; i < W; i++) magnitude.f[i] = std::copysign(magnitude.f[i], sign.f[i]);
-    return magnitude;
-  }
   static V round(V a) {
     for (float& f : a.f) f = std::nearbyint(f);
     return a;

@@ -37,8 +37,13 @@ def command(
     ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino).")] = False,
     sparse: Annotated[
-        bool, typer.Option("--sparse", help="LiteRT's sparse weight format (.keras, with --to tflite).")
+        bool,
+        typer.Option("--sparse", help="Sparse layers on secateur's kernels (onnx); .keras: LiteRT's sparse weights."),
     ] = False,
+    tokens: Annotated[int, typer.Option(help="--sparse: tokens in a typical call, batch times length.")] = 128,
+    value: Annotated[
+        str, typer.Option(help="--sparse: float32, bfloat16, or for blocks float16 and int8.")
+    ] = "float32",
     tolerance: Annotated[
         float | None, typer.Option(help="Largest relative error; default: 1e-4, or 0.25 with --int8.")
     ] = None,
@@ -52,7 +57,6 @@ def command(
 
     The data of a `.keras` file is an .npz of x and y.
     """
-    from secateur.errors import SecateurError
     from secateur.files import check_output
     from secateur.opening import is_keras_file
 
@@ -66,8 +70,6 @@ def command(
         made = keras.export(model, to, output, data, samples, sparse=sparse, overwrite=overwrite, **limits)
         show(made, "Keras", json, data is None)
         return
-    if sparse:
-        raise SecateurError("--sparse is there for .keras files; leave it out")
     rows = None
     if data is not None:
         rows = common.read_data(data, text_column, None, split)
@@ -87,6 +89,9 @@ def command(
         length=length,
         generate=generate,
         int8=int8,
+        sparse=sparse,
+        tokens=tokens,
+        value=value,
         tolerance=tolerance,
         overwrite=overwrite,
         task=task,

@@ -74,6 +74,8 @@ def load_onnx(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
+    if graph.get("operators"):
+        options.register_custom_ops_library(operators(folder, graph["operators"]))
     session = onnxruntime.InferenceSession(str(folder / graph["files"][0]), options, providers=["CPUExecutionProvider"])
     takes = [port.name for port in session.get_inputs()]
     gives = [port.name for port in session.get_outputs()]
@@ -82,6 +84,17 @@ def load_onnx(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
         return dict(zip(gives, session.run(gives, {name: feed[name] for name in takes}), strict=True))
 
     return run
+
+
+def operators(folder: Path, name: str) -> str:
+    """The library of secateur's operators: the one of the secateur installed here, or one beside the program."""
+    beside = folder / f"{name}.so"
+    try:
+        return importlib.import_module("secateur.runtime").onnx_library()
+    except (ImportError, OSError):
+        if beside.is_file():
+            return str(beside.resolve())
+    raise ArtefactError(f"the program runs on secateur's kernels: install secateur, or put {beside.name} there")
 
 
 def load_openvino(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
@@ -166,6 +179,8 @@ def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
     loader = getattr(importlib.import_module(module), function) if module else globals()[function]
     try:
         program = loader(folder, graph, threads)
+    except ArtefactError:
+        raise
     except ImportError as error:
         raise ArtefactError(f"{error.name} is not installed, which runs {info['target']} artefacts") from error
     except Exception as error:

@@ -17,9 +17,11 @@ from torch import nn
 from secateur.data import Rows
 from secateur.deploy import device, generation, parity, signature
 from secateur.deploy.results import TOLERANCE, Artefact
+from secateur.deploy.sparse import OPERATORS, rewrite
 from secateur.deploy.target import DeployError, Graph, Target, Written, find, writing
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
+from secateur.runtime.packed import VALUES
 from secateur.torch.open import load_model
 from secateur.torch.text import has_tokenizer, load_tokenizer
 from secateur.torch.vocabulary import save_tokenizer
@@ -39,6 +41,9 @@ def export(
     length: int | None = None,
     generate: bool = False,
     int8: bool = False,
+    sparse: bool = False,
+    tokens: int = 128,
+    value: str = "float32",
     tolerance: float | None = None,
     overwrite: bool = False,
     **options: Any,
@@ -51,6 +56,8 @@ def export(
     example: a batch of inputs where the model's own description does not give them.
     batch, length: the largest that ExecuTorch takes, the only ones that LiteRT takes.
     generate: with a key-value cache, for `secateur.deploy.generate`. int8: 8-bit weights on top.
+    sparse: sparse linear layers on secateur's kernels (onnx), chosen for `tokens` tokens in a call and stored as
+    `value`, both as for `secateur.runtime.compile`. Such a program needs `secateur.runtime.onnx_library`.
     tolerance: largest permitted relative error, by default `results.TOLERANCE` (or `parity.INT8_TOLERANCE`).
     options: for loading a folder, as `secateur.open` takes them.
 
@@ -59,7 +66,8 @@ def export(
     """
     target, output = find(to), Path(output)
     check_output(output, overwrite)
-    check_wishes(target, generate, int8)
+    check_wishes(target, generate, int8, sparse)
+    check_packing(tokens, value)
     folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
     if not isinstance(source, nn.Module):
         options.setdefault("dtype", torch.float32)
@@ -70,7 +78,8 @@ def export(
     check_model(model, output)
     inputs = dict(example) if example is not None else signature.inputs_of(model, tokenizer, folder)
     ports = signature.fitted(target, model, signature.ports_of(model, inputs), batch, length)
-    tolerance = tolerance if tolerance is not None else parity.INT8_TOLERANCE if int8 else TOLERANCE
+    rounded = int8 or (sparse and value != "float32")
+    tolerance = tolerance if tolerance is not None else parity.INT8_TOLERANCE if rounded else TOLERANCE
     if not tolerance >= 0:
         raise DeployError(f"tolerance {tolerance} is no number from 0 upwards")
     with new_folder(output, overwrite) as place:
@@ -81,8 +90,13 @@ def export(
                 sizes = dict(signature.SYMBOLS)
                 graphs = {"model": Graph(model, signature.tensors(ports, sizes), ports)}
             written = target.write(graphs, place, int8)
+            packing = rewrite(written, place, tokens=tokens, value=value) if sparse else None
         travel(model, folder, tokenizer, place)
         info = describe(target, model, graphs, written, place, int8)
+        if packing is not None:
+            info["sparse"] = packing
+            for graph in info["graphs"].values():
+                graph["operators"] = OPERATORS
         if generate:
             info["generation"] = generation.rule_of(model)
         write_json(place / device.MANIFEST, info)
@@ -98,12 +112,24 @@ def export(
     return Artefact(output, target.name, info["bytes"], info["parameters"], info["zeros"], found, made)
 
 
-def check_wishes(target: Target, generate: bool, int8: bool) -> None:
+def check_packing(tokens: int, value: str) -> None:
+    """DeployError for a number of tokens or a value type that cannot be."""
+    if tokens < 1:
+        raise DeployError(f"tokens must be positive, not {tokens}")
+    if value not in VALUES:
+        raise DeployError(f"value must be one of {', '.join(VALUES)}, not {value}")
+
+
+def check_wishes(target: Target, generate: bool, int8: bool, sparse: bool = False) -> None:
     """DeployError for what a target does not do."""
     if generate and not target.generates:
         raise DeployError(f"{target.name} runs no generation with a cache here; use onnx or openvino, or leave it out")
     if int8 and not target.int8:
         raise DeployError(f"{target.name} gets no 8-bit weights here; use onnx or openvino")
+    if sparse and not target.sparse:
+        raise DeployError(f"{target.name} takes none of secateur's kernels; use onnx")
+    if sparse and int8:
+        raise DeployError("sparse and int8 do not go together: int8 weights are multiplied dense; choose one")
 
 
 def check_model(model: nn.Module, output: Path) -> None:

@@ -62,8 +62,13 @@ def write_kit(
                 if made != place:
                     shutil.copytree(made, place)
                 info = target.read(place)
+                carry_library(info, place)
                 places.setdefault(runtime, {})[name] = place.name
-                sizes.setdefault(runtime, {})[name] = {"bytes": info["bytes"], "zeros": info["zeros"]}
+                sizes.setdefault(runtime, {})[name] = {
+                    "bytes": info["bytes"],
+                    "zeros": info["zeros"],
+                    "sparse": "sparse" in info,
+                }
         if not places:
             raise DeployError(f"nothing could be exported: {'; '.join(refused)}")
         kit = {"batch": list(batch), "length": list(length), "threads": threads, "turns": turns, "runtimes": places}
@@ -72,6 +77,15 @@ def write_kit(
         write_json(work / device.KIT, kit)
         shutil.copyfile(device.__file__, work / "device.py")
     return refused
+
+
+def carry_library(info: dict[str, Any], place: Path) -> None:
+    """Put the library of operators beside a program that needs it."""
+    named = {graph["operators"] for graph in info["graphs"].values() if graph.get("operators")}
+    for name in named:
+        from secateur.runtime import onnx_library
+
+        shutil.copyfile(onnx_library(), place / f"{name}.so")
 
 
 def read_results(path: Path | str) -> Bench:

@@ -22,5 +22,11 @@ def write(graphs: Mapping[str, Graph], folder: Path, int8: bool = False) -> dict
 
 
 TARGET = Target(
-    "onnx", ("onnx", "onnxscript", "onnxruntime"), "any", write, generates=True, int8="dynamic int8 of ONNX Runtime"
+    "onnx",
+    ("onnx", "onnxscript", "onnxruntime"),
+    "any",
+    write,
+    generates=True,
+    int8="dynamic int8 of ONNX Runtime",
+    sparse=True,
 )

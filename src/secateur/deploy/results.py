@@ -51,8 +51,8 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Timing:
-    """One model on one runtime at one shape. `ratio` is its median over that of the first model; `error` says in a
-    sentence why there is none.
+    """One model on one runtime at one shape. `ratio` is its median over that of the first model; `sparse` tells whether
+    it runs on secateur's kernels there; `error` says in a sentence why there is no time.
     """
 
     model: str
@@ -67,6 +67,7 @@ class Timing:
     peak_bytes: int = 0
     bytes: int = 0
     zeros: float = 0.0
+    sparse: bool = False
     error: str = ""
 
 
@@ -95,6 +96,7 @@ def timed(
         info = device.read(artefacts[name])
         ratio = row["median_ms"] / first if "median_ms" in row else float("nan")
         sizes: dict[str, Any] = {"bytes": info["bytes"], "zeros": info["zeros"], "ratio": ratio}
+        sizes["sparse"] = runtime == "secateur" or "sparse" in info
         found.append(Timing(name, runtime, shape[0], shape[1], **row, **sizes))
     return found
 
@@ -103,7 +105,7 @@ def words(timings: Sequence[Timing], instead: str = ", or use the runtime secate
     """Sentences to mind: where zeros bring nothing, and where a model that lost something is no faster."""
     said: dict[tuple[str, str], str] = {}
     for t in timings:
-        if t.error or t.zeros < WORTH_A_WORD or t.runtime == "secateur" or (t.model, t.runtime) in said:
+        if t.error or t.zeros < WORTH_A_WORD or t.sparse or t.runtime == "secateur" or (t.model, t.runtime) in said:
             continue
         took = f"; it takes {t.ratio:.2f} of the first model's time" if t.ratio == t.ratio and t.ratio != 1.0 else ""
         said[t.model, t.runtime] = (

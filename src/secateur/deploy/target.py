@@ -77,6 +77,8 @@ class Target:
     generates: bool = False
     int8: str = ""
     """How weights become 8-bit on top of pruning, or empty."""
+    sparse: bool = False
+    """Whether sparse linear layers can run on secateur's kernels there."""
 
     def describe(self) -> str:
         """One sentence: what an artefact for this target takes."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from secateur.runtime.linear import SparseLinear
-    from secateur.runtime.native import available_isas, isa
+    from secateur.runtime.native import available_isas, isa, onnx_library
     from secateur.runtime.store import load, save
     from secateur.runtime.swap import LayerReport, Report, compile
 
@@ -27,8 +27,9 @@ _HOME = {
     "load": "store",
     "isa": "native",
     "available_isas": "native",
+    "onnx_library": "native",
 }
-__all__ = ["LayerReport", "Report", "SparseLinear", "available_isas", "compile", "isa", "load", "save"]
+__all__ = ["LayerReport", "Report", "SparseLinear", "available_isas", "compile", "isa", "load", "onnx_library", "save"]
 
 
 def __getattr__(name: str) -> object:

@@ -68,6 +68,20 @@ def available_isas() -> tuple[str, ...]:
     return tuple(name for code, name in enumerate(ISAS) if code > 0 and native.resolve_isa(code) > 0)
 
 
+def onnx_library() -> str:
+    """The path of the custom-operator library of the kernels, for ONNX Runtime's `register_custom_ops_library`.
+
+    Raises:
+        FileNotFoundError: when secateur was installed without it.
+    """
+    path = Path(__file__).with_name("secateur_onnx.so")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: secateur was installed without a C++17 compiler; install one and reinstall secateur"
+        )
+    return str(path)
+
+
 @functools.cache
 def share_openmp() -> bool:
     """Let the kernels run on the OpenMP threads that torch has started, if it has; true when they do.

@@ -1,6 +1,7 @@
-"""The kernels as one torch operator, `secateur::sparse_linear`, opaque to torch.compile and torch.export.
+"""The kernels as torch operators, `secateur::sparse_linear` and `secateur::attention`, opaque to torch.compile and
+torch.export.
 
-Inference only: the operator has no backward.
+Inference only: the operators have no backward.
 """
 
 from __future__ import annotations
@@ -76,9 +77,76 @@ def _fake(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+_library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> Tensor")
+
+
+def _attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    """softmax(scale q k^T + mask) v for q (batch, heads, queries, width) and k, v (batch, kv heads, keys, width), all
+    float32; mask, in four dimensions that broadcast, is added or (bool) says which keys are seen. Returns (batch,
+    queries, heads, width).
+    """
+    native = load_native()
+    if native is None:
+        raise RuntimeError("attention needs the compiled kernels; use torch's own")
+    batch, heads, queries, width = q.shape
+    kv_heads, keys = k.shape[1:3]
+    if any(t.dtype != torch.float32 for t in (q, k, v)):
+        raise TypeError("attention takes float32")
+    if k.shape != (batch, kv_heads, keys, width) or v.shape != k.shape or not kv_heads or heads % kv_heads:
+        raise ValueError(f"attention of {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} does not fit")
+    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
+    out = q.new_empty((batch, queries, heads, width))
+    added = kept = 0
+    mask_stride = (0, 0, 0)
+    if mask is not None:
+        if mask.dtype not in (torch.float32, torch.bool):
+            raise TypeError(f"the mask is float32 or bool, not {mask.dtype}")
+        mask = mask.expand(batch, heads, queries, keys)
+        if mask.stride(3) != 1:
+            mask = mask[:1, :1].contiguous() if mask.stride()[:2] == (0, 0) else mask.contiguous()
+            mask = mask.expand(batch, heads, queries, keys)
+        mask_stride = mask.stride()[:3]
+        added, kept = (0, mask.data_ptr()) if mask.dtype == torch.bool else (mask.data_ptr(), 0)
+    native.attention(
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        out.data_ptr(),
+        q.stride()[:3],
+        k.stride()[:3],
+        v.stride()[:3],
+        (queries * heads * width, width, heads * width),
+        batch,
+        heads,
+        kv_heads,
+        queries,
+        keys,
+        width,
+        added,
+        mask_stride,
+        kept,
+        mask_stride,
+        scale,
+        torch.get_num_threads(),
+        0,
+    )
+    return out
+
+
+def _fake_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> torch.Tensor:
+    return q.new_empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3]))
+
+
+_library.impl("attention", _attention, "CPU")
+torch.library.register_fake("secateur::attention", _fake_attention, lib=_library)
 _library.impl("sparse_linear", _sparse_linear, "CPU")
 torch.library.register_fake("secateur::sparse_linear", _fake, lib=_library)
 if load_native() is not None:
     share_openmp()
 
+attention = torch.ops.secateur.attention.default
 sparse_linear = torch.ops.secateur.sparse_linear.default

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.runtime.attention import use_attention
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import load_native
 from secateur.runtime.packed import unpack, validate
@@ -111,6 +112,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    use_attention(model)
     return model.eval()
 
 

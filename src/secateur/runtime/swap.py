@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.runtime.attention import use_attention
 from secateur.runtime.choose import Choice, choose, unmeasured
 from secateur.runtime.fuse import fusable
 from secateur.runtime.linear import ByTokens, SparseLinear
@@ -141,6 +142,8 @@ def compile(
             result = replacement.eval()
         else:
             put_module(result, name, replacement)
+    if changed:
+        use_attention(result)
     first, *others = (Report(tuple(reports[count]), isa(), count, torch.get_num_threads()) for count in counts)
     outcome = replace(first, also=tuple(others))
     result.secateur_report = outcome

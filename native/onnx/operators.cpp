@@ -1,0 +1,187 @@
+#include "operators.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <thread>
+
+namespace secateur_onnx {
+
+void Runtime::fail(int code, const std::string& text) const {
+  throw Failure{ort::CreateStatus::call(api, code, text.c_str())};
+}
+
+std::vector<int64_t> Runtime::shape(const OrtValue* value) const {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(ort::GetTensorTypeAndShape::call(api, value, &info));
+  size_t rank = 0;
+  OrtStatus* status = ort::GetDimensionsCount::call(api, info, &rank);
+  std::vector<int64_t> found(rank);
+  if (!status) status = ort::GetDimensions::call(api, info, found.data(), rank);
+  ort::ReleaseTensorTypeAndShapeInfo::call<void>(api, info);
+  check(status);
+  return found;
+}
+
+int64_t Runtime::whole(const OrtKernelInfo* info, const char* name, int64_t otherwise) const {
+  int64_t found = 0;
+  OrtStatus* status = ort::KernelInfoGetAttribute_int64::call(api, info, name, &found);
+  if (!status) return found;
+  ort::ReleaseStatus::call<void>(api, status);
+  return otherwise;
+}
+
+float Runtime::real(const OrtKernelInfo* info, const char* name, float otherwise) const {
+  float found = 0;
+  OrtStatus* status = ort::KernelInfoGetAttribute_float::call(api, info, name, &found);
+  if (!status) return found;
+  ort::ReleaseStatus::call<void>(api, status);
+  return otherwise;
+}
+
+const OrtValue* Runtime::input(const OrtKernelContext* context, size_t i) const {
+  size_t count = 0;
+  check(ort::KernelContext_GetInputCount::call(api, context, &count));
+  const OrtValue* found = nullptr;
+  if (i < count) check(ort::KernelContext_GetInput::call(api, context, i, &found));
+  return found;
+}
+
+OrtValue* Runtime::output(OrtKernelContext* context, const std::vector<int64_t>& shape) const {
+  OrtValue* found = nullptr;
+  check(ort::KernelContext_GetOutput::call(api, context, 0, shape.data(), shape.size(), &found));
+  return found;
+}
+
+// The interface does not tell how many threads a session has; it uses no more than it has, and a task that finds
+// nothing left to do returns at once.
+int Threads::most() {
+  static const int found = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return found;
+}
+
+void Threads::run(void* threads, void (*task)(void*), void* context, int count) {
+  struct Task {
+    void (*function)(void*);
+    void* context;
+  };
+  const auto& self = *static_cast<Threads*>(threads);
+  Task shared{task, context};
+  OrtStatus* status = ort::KernelContext_ParallelFor::call(
+      self.runtime->api, self.context,
+      [](void* t, size_t) { static_cast<Task*>(t)->function(static_cast<Task*>(t)->context); },
+      static_cast<size_t>(count), size_t{0}, static_cast<void*>(&shared));
+  if (!status) return;
+  ort::ReleaseStatus::call<void>(self.runtime->api, status);
+  task(context);
+}
+
+SparseLinear::SparseLinear(const Runtime& r, const OrtKernelInfo* info)
+    : runtime(r),
+      activation_(static_cast<int>(r.whole(info, "activation", SCT_NONE))),
+      norm_(static_cast<int>(r.whole(info, "norm", SCT_NO_NORM))),
+      epsilon_(r.real(info, "epsilon", 1e-5f)) {
+  if (activation_ < SCT_NONE || activation_ > SCT_SILU)
+    runtime.fail(ort::kInvalidGraph, "SparseLinear knows no activation " + std::to_string(activation_));
+  if (norm_ < SCT_NO_NORM || norm_ > SCT_RMS_NORM)
+    runtime.fail(ort::kInvalidGraph, "SparseLinear knows no norm " + std::to_string(norm_));
+  int constant = 0;
+  const OrtValue* value = nullptr;
+  runtime.check(ort::KernelInfoGetConstantInput_tensor::call(runtime.api, info, 1, &constant, &value));
+  if (!constant || !value) runtime.fail(ort::kInvalidGraph, "the packed weight of SparseLinear must be an initializer");
+  for (int64_t n : runtime.shape(value)) bytes_ *= n;
+  packed_ = runtime.data<uint8_t>(value);
+  if (reinterpret_cast<uintptr_t>(packed_) % 8) {
+    copy_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes_ + 63) / 64 * 64))));
+    if (!copy_) throw std::bad_alloc();
+    std::memcpy(copy_.get(), packed_, static_cast<size_t>(bytes_));
+    packed_ = copy_.get();
+  }
+  // Model files come from anywhere: no kernel may read or write outside.
+  int status = sct_validate(packed_, bytes_);
+  if (status == SCT_OK) status = sct_describe(packed_, bytes_, &info_);
+  if (status != SCT_OK) runtime.fail(ort::kInvalidGraph, std::string("SparseLinear: ") + sct_error_text(status));
+}
+
+const float* SparseLinear::vector(const OrtKernelContext* context, size_t input, const char* name) const {
+  const OrtValue* value = runtime.input(context, input);
+  if (value && runtime.shape(value) != std::vector<int64_t>{info_.rows})
+    runtime.fail(ort::kInvalidArgument,
+                 "the " + std::string(name) + " of SparseLinear has " + std::to_string(info_.rows) + " numbers");
+  return runtime.data<float>(value);
+}
+
+void SparseLinear::compute(OrtKernelContext* context) const {
+  const OrtValue *x = runtime.input(context, 0), *residual = runtime.input(context, 3);
+  std::vector<int64_t> shape = runtime.shape(x);
+  if (shape.empty() || shape.back() != info_.cols)
+    runtime.fail(ort::kInvalidArgument, "SparseLinear takes inputs of " + std::to_string(info_.cols) + " features");
+  shape.back() = info_.rows;
+  if (residual && runtime.shape(residual) != shape)
+    runtime.fail(ort::kInvalidArgument, "the residual of SparseLinear has the shape of its output");
+  int64_t tokens = 1;
+  for (size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
+  const float* bias = vector(context, 2, "bias");
+  const sct_after after{runtime.data<float>(residual), info_.rows,  norm_, vector(context, 4, "scale"),
+                        vector(context, 5, "shift"),   epsilon_};
+  OrtValue* out = runtime.output(context, shape);
+  if (!tokens) return;
+  Threads threads{&runtime, context};
+  const int status =
+      sct_linear_on(packed_, bytes_, runtime.data<float>(x), tokens, info_.cols, bias, activation_,
+                    residual || norm_ ? &after : nullptr, runtime.data<float>(out), info_.rows, Threads::most(),
+                    SCT_ISA_AUTO, Threads::run, &threads);
+  if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("SparseLinear: ") + sct_error_text(status));
+}
+
+Attention::Attention(const Runtime& r, const OrtKernelInfo* info)
+    : runtime(r),
+      heads_(r.whole(info, "heads", 0)),
+      kv_heads_(r.whole(info, "kv_heads", heads_)),
+      scale_(r.real(info, "scale", 1.0f)) {
+  if (heads_ < 1 || kv_heads_ < 1 || heads_ % kv_heads_)
+    runtime.fail(ort::kInvalidGraph, "Attention needs heads, a multiple of kv_heads");
+}
+
+void Attention::strides(const OrtValue* mask, const int64_t (&sizes)[4], int64_t (&to)[3]) const {
+  if (!mask) return;
+  const std::vector<int64_t> shape = runtime.shape(mask);
+  bool fits = shape.size() == 4 && shape[3] == sizes[3];
+  int64_t step = sizes[3];
+  for (int i = 2; fits && i >= 0; i--) {
+    fits = shape[i] == sizes[i] || shape[i] == 1;
+    to[i] = shape[i] == 1 ? 0 : step;
+    step *= shape[i];
+  }
+  if (!fits) runtime.fail(ort::kInvalidArgument, "the mask of Attention has four dimensions: batch, heads, queries, keys");
+}
+
+void Attention::compute(OrtKernelContext* context) const {
+  const OrtValue *q = runtime.input(context, 0), *k = runtime.input(context, 1), *v = runtime.input(context, 2);
+  const OrtValue *mask = runtime.input(context, 3), *keep = runtime.input(context, 4);
+  const std::vector<int64_t> shape = runtime.shape(q), keys = runtime.shape(k);
+  if (shape.size() != 3 || keys.size() != 3 || runtime.shape(v) != keys || keys[0] != shape[0] || shape[2] % heads_ ||
+      keys[2] != shape[2] / heads_ * kv_heads_)
+    runtime.fail(ort::kInvalidArgument, "Attention takes (batch, tokens, heads * width) of fitting sizes");
+  sct_attention_job job{};
+  job.batch = shape[0], job.heads = heads_, job.kv_heads = kv_heads_;
+  job.queries = shape[1], job.keys = keys[1], job.width = shape[2] / heads_, job.scale = scale_;
+  const int64_t sizes[] = {job.batch, heads_, job.queries, job.keys};
+  strides(mask, sizes, job.mask_stride);
+  strides(keep, sizes, job.keep_stride);
+  OrtValue* out = runtime.output(context, shape);
+  if (!job.batch || !job.queries) return;
+  job.q = runtime.data<float>(q), job.k = runtime.data<float>(k), job.v = runtime.data<float>(v);
+  job.out = runtime.data<float>(out), job.mask = runtime.data<float>(mask), job.keep = runtime.data<uint8_t>(keep);
+  const int64_t wide[] = {job.queries * shape[2], job.width, shape[2]};
+  const int64_t narrow[] = {job.keys * keys[2], job.width, keys[2]};
+  std::copy(wide, wide + 3, job.q_stride);
+  std::copy(wide, wide + 3, job.out_stride);
+  std::copy(narrow, narrow + 3, job.k_stride);
+  std::copy(narrow, narrow + 3, job.v_stride);
+  Threads threads{&runtime, context};
+  const int status = sct_attention(&job, Threads::most(), SCT_ISA_AUTO, Threads::run, &threads);
+  if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("Attention: ") + sct_error_text(status));
+}
+
+}  // namespace secateur_onnx

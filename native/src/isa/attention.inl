@@ -1,0 +1,146 @@
+// softmax(q k^T scale + mask) v for one head and one tile of queries. Included once per instruction set.
+//
+// Queries lie side by side in the lanes of vectors, as tokens do in the other kernels, so that the softmax over keys
+// needs no sums across lanes; keys come in blocks whose scores stay in the L1 cache, with the running maximum and sum
+// of Milakov and Gimelshein (2018).
+
+namespace {
+
+constexpr int kQueryVectors = 2;
+constexpr int kQueries = kQueryVectors * Simd::W;                // in a tile
+constexpr int kScoreRows = Simd::REGISTERS / 2 / kQueryVectors;  // rows of a product worked on at a time
+constexpr int64_t kKeyBlock = 128;
+constexpr float kLowest = -1e30f;  // instead of -infinity, whose difference from itself is no number
+
+// c[r][kQueries] (+)= sum_i a[r * row + i * column] * b[i][kQueries] for R rows.
+template <int R>
+__attribute__((noinline)) void product_rows(const float* a, int64_t row, int64_t column, int64_t depth, const float* b,
+                                            float* c, bool add) {
+  constexpr int N = kQueryVectors;
+  Simd::V acc[R][N];
+  SECATEUR_UNROLL
+  for (int r = 0; r < R; r++)
+    SECATEUR_UNROLL
+    for (int v = 0; v < N; v++) acc[r][v] = add ? Simd::load(c + r * kQueries + v * Simd::W) : Simd::zero();
+  for (int64_t i = 0; i < depth; i++, a += column, b += kQueries) {
+    Simd::V x[N];
+    SECATEUR_UNROLL
+    for (int v = 0; v < N; v++) x[v] = Simd::load(b + v * Simd::W);
+    SECATEUR_UNROLL
+    for (int r = 0; r < R; r++) {
+      const Simd::V w = Simd::set1(a[r * row]);
+      SECATEUR_UNROLL
+      for (int v = 0; v < N; v++) acc[r][v] = Simd::fma(w, x[v], acc[r][v]);
+    }
+  }
+  SECATEUR_UNROLL
+  for (int r = 0; r < R; r++)
+    SECATEUR_UNROLL
+    for (int v = 0; v < N; v++) Simd::store(c + r * kQueries + v * Simd::W, acc[r][v]);
+}
+
+void product(const float* a, int64_t rows, int64_t row, int64_t column, int64_t depth, const float* b, float* c,
+             bool add) {
+  int64_t r = 0;
+  for (; r + kScoreRows <= rows; r += kScoreRows)
+    product_rows<kScoreRows>(a + r * row, row, column, depth, b, c + r * kQueries, add);
+  for (; r < rows; r++) product_rows<1>(a + r * row, row, column, depth, b, c + r * kQueries, add);
+}
+
+bool all_kept(const uint8_t* keep, int64_t n) {
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    uint64_t eight;
+    memcpy(&eight, keep + i, 8);
+    // Whether a byte is zero (Mycroft, 1987).
+    if ((eight - 0x0101010101010101u) & ~eight & 0x8080808080808080u) return false;
+  }
+  for (; i < n; i++)
+    if (!keep[i]) return false;
+  return true;
+}
+
+// Adds the mask of keys [first, first + count) to scores [key][kQueries].
+void add_mask(const sct_attention_job& j, int64_t batch, int64_t head, int64_t query, int n, int64_t first,
+              int64_t count, float* scores) {
+  if (j.mask) {
+    const float* mask = j.mask + batch * j.mask_stride[0] + head * j.mask_stride[1] + query * j.mask_stride[2] + first;
+    for (int t = 0; t < n; t++)
+      for (int64_t k = 0; k < count; k++) scores[k * kQueries + t] += mask[t * j.mask_stride[2] + k];
+  }
+  if (j.keep) {
+    const uint8_t* keep =
+        j.keep + batch * j.keep_stride[0] + head * j.keep_stride[1] + query * j.keep_stride[2] + first;
+    for (int t = 0; t < n; t++, keep += j.keep_stride[2]) {
+      if (all_kept(keep, count)) continue;
+      for (int64_t k = 0; k < count; k++)
+        if (!keep[k]) scores[k * kQueries + t] = -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+// `scratch` holds attention_scratch(width) floats.
+void attention_tile(const sct_attention_job& j, int64_t batch, int64_t head, int64_t query, int n, float* scratch) {
+  constexpr int N = kQueryVectors;
+  const int64_t d = j.width, kv = head / (j.heads / j.kv_heads);
+  float *q = scratch, *out = q + d * kQueries, *scores = out + d * kQueries;
+  const float* from = j.q + batch * j.q_stride[0] + head * j.q_stride[1] + query * j.q_stride[2];
+  if (n < kQueries) std::fill(q, q + d * kQueries, 0.0f);
+  pack_tile(from, j.q_stride[2], d, n, kQueries, q);
+  const Simd::V factor = Simd::set1(j.scale);
+  for (int64_t i = 0; i < d * kQueries; i += Simd::W) Simd::store(q + i, Simd::mul(Simd::load(q + i), factor));
+  const float* keys = j.k + batch * j.k_stride[0] + kv * j.k_stride[1];
+  const float* values = j.v + batch * j.v_stride[0] + kv * j.v_stride[1];
+  Simd::V most[N], sum[N];
+  for (int v = 0; v < N; v++) {
+    most[v] = Simd::set1(-std::numeric_limits<float>::infinity());
+    sum[v] = Simd::zero();
+  }
+  for (int64_t first = 0; first < j.keys; first += kKeyBlock) {
+    const int64_t count = std::min(kKeyBlock, j.keys - first);
+    product(keys + first * j.k_stride[2], count, j.k_stride[2], 1, d, q, scores, false);
+    add_mask(j, batch, head, query, n, first, count, scores);
+    for (int v = 0; v < N; v++) {
+      float* s = scores + v * Simd::W;
+      Simd::V m = most[v];
+      for (int64_t k = 0; k < count; k++) m = Simd::max(m, Simd::load(s + k * kQueries));
+      const Simd::V base = Simd::max(m, Simd::set1(kLowest));
+      if (first) {
+        const Simd::V shrink = exp_v(Simd::sub(Simd::max(most[v], Simd::set1(kLowest)), base));
+        sum[v] = Simd::mul(sum[v], shrink);
+        for (int64_t i = 0; i < d; i++) {
+          float* o = out + i * kQueries + v * Simd::W;
+          Simd::store(o, Simd::mul(Simd::load(o), shrink));
+        }
+      }
+      most[v] = m;
+      Simd::V total = sum[v];
+      for (int64_t k = 0; k < count; k++) {
+        const Simd::V e = exp_v(Simd::sub(Simd::load(s + k * kQueries), base));
+        Simd::store(s + k * kQueries, e);
+        total = Simd::add(total, e);
+      }
+      sum[v] = total;
+    }
+    product(values + first * j.v_stride[2], d, 1, j.v_stride[2], count, scores, out, first > 0);
+  }
+  // A query whose keys are all masked gives zeros.
+  float share[kQueries], top[kQueries];
+  for (int v = 0; v < N; v++) {
+    Simd::store(share + v * Simd::W, sum[v]);
+    Simd::store(top + v * Simd::W, most[v]);
+  }
+  for (int t = 0; t < kQueries; t++)
+    share[t] = top[t] == -std::numeric_limits<float>::infinity() ? 0.0f : 1.0f / share[t];
+  for (int64_t i = 0; i < d; i++)
+    for (int v = 0; v < N; v++) {
+      float* o = out + i * kQueries + v * Simd::W;
+      Simd::store(o, Simd::mul(Simd::load(o), Simd::load(share + v * Simd::W)));
+    }
+  unpack_tile(out, d, kQueries, n, SCT_NONE,
+              j.out + batch * j.out_stride[0] + head * j.out_stride[1] + query * j.out_stride[2], j.out_stride[2]);
+}
+
+int64_t attention_scratch(int64_t width) { return (2 * width + kKeyBlock) * kQueries; }
+
+}  // namespace

@@ -1,0 +1,136 @@
+"""An ONNX graph with its edges at hand, for the rewriting of `sparse`: who makes a value, who reads it, what shape it
+has, and how nodes are replaced.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+DOMAIN = "secateur"
+
+
+class Graph:
+    """One model's graph. `replace` notes what changes; `finish` writes it into the model."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.nodes = list(model.graph.node)
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.kept = {port.name for port in model.graph.output}
+        ports = [*model.graph.value_info, *model.graph.input, *model.graph.output]
+        self._shapes = {port.name: shape for port in ports if (shape := _shape(port)) is not None}
+        self.changed = False
+        self._index()
+
+    def _index(self) -> None:
+        self.makers = {name: node for node in self.nodes for name in node.output}
+        self.readers: dict[str, list[Any]] = defaultdict(list)
+        for node in self.nodes:
+            for name in node.input:
+                self.readers[name].append(node)
+
+    def maker(self, name: str, *kinds: str) -> Any:
+        """The node that makes a value, if it is of one of those kinds, or None."""
+        node = self.makers.get(name)
+        return node if node is not None and node.op_type in kinds and node.domain in ("", "ai.onnx") else None
+
+    def only_reader(self, name: str, *kinds: str) -> Any:
+        """The one node that reads a value which nobody else sees, if it is of one of those kinds, or None."""
+        readers = self.readers[name]
+        if len(readers) != 1 or name in self.kept or list(readers[0].input).count(name) != 1:
+            return None
+        return readers[0] if readers[0].op_type in kinds and readers[0].domain in ("", "ai.onnx") else None
+
+    def shape(self, name: str) -> list[int | str] | None:
+        """Sizes and names of sizes, or None where they are not known."""
+        if name in self.constants:
+            return list(self.constants[name].dims)
+        return self._shapes.get(name)
+
+    def floats(self, name: str, *shape: int) -> bool:
+        """Whether a value is a constant of float32 numbers of that shape."""
+        import onnx
+
+        tensor = self.constants.get(name)
+        return tensor is not None and list(tensor.dims) == list(shape) and tensor.data_type == onnx.TensorProto.FLOAT
+
+    def scalar(self, name: str) -> float | None:
+        """The number that a value is always, or None."""
+        import onnx
+
+        tensor = self.constants.get(name)
+        if tensor is None or int(np.prod(tensor.dims)) != 1:
+            return None
+        return float(onnx.numpy_helper.to_array(tensor).reshape(()))
+
+    def add_constant(self, array: np.ndarray, name: str) -> str:
+        """Keep an array as a constant of the graph; returns its name."""
+        import onnx
+
+        self.constants[name] = onnx.numpy_helper.from_array(array, name)
+        return name
+
+    def replace(self, taken: list[Any], operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        """Put one of our operators in the place of nodes, where the last of them stands."""
+        import onnx
+
+        while inputs and not inputs[-1]:
+            inputs.pop()
+        name = taken[0].name or output
+        node = onnx.helper.make_node(operator, inputs, [output], name=name, domain=DOMAIN, **attributes)
+        gone = {id(n) for n in taken}
+        last = max(i for i, n in enumerate(self.nodes) if id(n) in gone)
+        self.nodes = [node if i == last else n for i, n in enumerate(self.nodes) if i == last or id(n) not in gone]
+        self.changed = True
+        self._index()
+
+    def finish(self) -> None:
+        """Write what was replaced into the model, without what nobody reads any more."""
+        import onnx
+
+        if not self.changed:
+            return
+        alive, used = [], set(self.kept)
+        for node in reversed(self.nodes):
+            if used.isdisjoint(node.output):
+                continue
+            alive.append(node)
+            used |= set(node.input) | _inner_names(node)
+        graph = self.model.graph
+        made = {name for node in alive for name in node.output} | {port.name for port in graph.input}
+        for field, values in (
+            (graph.node, alive[::-1]),
+            (graph.initializer, [tensor for name, tensor in self.constants.items() if name in used]),
+            (graph.value_info, [info for info in graph.value_info if info.name in made]),
+        ):
+            del field[:]
+            field.extend(values)
+        self.model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def attributes(node: Any) -> dict[str, Any]:
+    """The attributes of a node by name."""
+    import onnx
+
+    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _shape(port: Any) -> list[int | str] | None:
+    kind = port.type.tensor_type
+    if not kind.HasField("shape"):
+        return None
+    sizes = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim]
+    return sizes if all(size != "" for size in sizes) else None
+
+
+def _inner_names(node: Any) -> set[str]:
+    """Values of the outer graph that the graphs inside a node (If, Loop) may read."""
+    found: set[str] = set()
+    inner: Iterable[Any] = [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
+    for graph in inner:
+        for one in graph.node:
+            found |= set(one.input) | _inner_names(one)
+        found |= {port.name for port in graph.output}
+    return found

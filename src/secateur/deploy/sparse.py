@@ -1,0 +1,199 @@
+"""Rewrites an ONNX program so that its sparse linear layers run on secateur's kernels.
+
+MatMul and Gemm with a constant weight become `secateur::SparseLinear` (native/onnx/operators.h), with the bias, the
+activation, the residual and the LayerNorm that follow; the attention between them becomes `secateur::Attention`.
+Weights and patterns are found in the graph itself, so a program of any exporter will do.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.deploy.onnx_attention import fuse_attention
+from secateur.deploy.onnx_graph import Graph, attributes
+from secateur.deploy.target import DeployError, Written
+
+OPERATORS = "secateur_onnx"
+"""What an artefact's graph says when it needs the library that `secateur.runtime.onnx_library` finds."""
+ALIGN = 4096
+"""Of tensors in the file beside a program, so that they can be mapped into memory where they lie."""
+EMBED = 1024
+"""Bytes up to which a tensor stays in the program itself."""
+LAYER_NORM = 1
+"""Number of LayerNorm among the norms of native/include/secateur/kernels.h."""
+
+
+def rewrite(
+    written: Mapping[str, Written], folder: Path, *, tokens: int, value: str, measure: bool = True
+) -> dict[str, Any]:
+    """Rewrite every graph in a folder in place; returns how many linear layers there are, and how many were packed.
+
+    tokens, value, measure: as for `secateur.runtime.compile`.
+
+    Raises DeployError when there are no compiled kernels, or no layer that they make faster.
+    """
+    import onnx
+
+    from secateur.runtime.native import load_native, onnx_library
+
+    if load_native() is None:
+        raise DeployError("sparse programs are packed by the compiled kernels; install a C++17 compiler and reinstall")
+    onnx_library()
+    layers = packed = attentions = 0
+    for program in written.values():
+        path = folder / program.files[0]
+        graph = Graph(onnx.load(path))
+        found = linears(graph)
+        layers += len(found)
+        for node, weight in found:
+            blob = pack_worthy(weight, tokens, value, measure)
+            if blob is not None:
+                fuse_linear(graph, node, blob)
+                packed += 1
+        attentions += fuse_attention(graph)
+        graph.finish()
+        save(graph.model, path)
+    if not packed:
+        raise DeployError(
+            f"none of the {layers} linear layers is sparse enough to be faster on the kernels at {tokens} tokens; "
+            "prune more, or export without sparse"
+        )
+    return {"tokens": tokens, "value": value, "layers": layers, "packed": packed, "attentions": attentions}
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a program, and its larger tensors aligned into one file beside it."""
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    data = path.with_name(path.name + ".data")
+    data.unlink(missing_ok=True)
+    with data.open("wb") as file:
+        for tensor in model.graph.initializer:
+            raw = tensor.raw_data if tensor.HasField("raw_data") else onnx.numpy_helper.to_array(tensor).tobytes()
+            if tensor.data_type == onnx.TensorProto.STRING or len(raw) <= EMBED:
+                continue
+            file.write(b"\0" * (-file.tell() % ALIGN))
+            tensor.raw_data = raw  # set_external_data takes no other form
+            set_external_data(tensor, data.name, file.tell(), len(raw))
+            file.write(raw)
+            tensor.ClearField("raw_data")
+    path.write_bytes(model.SerializeToString())
+
+
+def pack_worthy(weight: np.ndarray, tokens: int, value: str, measure: bool) -> np.ndarray | None:
+    """A weight (out, in) packed, or None where it has few zeros or measured no faster."""
+    from secateur.runtime.choose import choose, unmeasured
+    from secateur.runtime.packed import pack
+    from secateur.runtime.swap import MIN_ZEROS
+
+    if np.count_nonzero(weight) > (1 - MIN_ZEROS) * weight.size:
+        return None
+    if value == "int8" and not np.isfinite(weight).all():
+        return None
+    choice = choose(weight, None, tokens, value) if measure else unmeasured(weight, tokens, value)
+    return pack(weight, **choice.packing) if choice.packing is not None else None
+
+
+def linears(graph: Graph) -> list[tuple[Any, np.ndarray]]:
+    """The linear layers of a graph with their weights (out, in)."""
+    found = [(node, weight_of(graph, node)) for node in graph.nodes]
+    return [(node, weight) for node, weight in found if weight is not None]
+
+
+def weight_of(graph: Graph, node: Any) -> np.ndarray | None:
+    """The weight (out, in) of a linear layer that no other node reads, or None."""
+    import onnx
+
+    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
+        return None
+    name = node.input[1]
+    tensor = graph.constants.get(name)
+    if tensor is None or len(tensor.dims) != 2 or not graph.floats(name, *tensor.dims):
+        return None
+    if len(graph.readers[name]) != 1 or name in graph.kept or node.input[0] in graph.constants:
+        return None
+    has = attributes(node)
+    transposed = bool(has.get("transB", 0))
+    if node.op_type == "Gemm":
+        if has.get("alpha", 1.0) != 1.0 or has.get("beta", 1.0) != 1.0 or has.get("transA", 0):
+            return None
+        rows = tensor.dims[0] if transposed else tensor.dims[1]
+        if len(node.input) > 2 and node.input[2] and not graph.floats(node.input[2], rows):
+            return None
+    weight = onnx.numpy_helper.to_array(tensor)
+    return np.ascontiguousarray(weight if transposed else weight.T)
+
+
+def fuse_linear(graph: Graph, node: Any, blob: np.ndarray) -> None:
+    """Put SparseLinear in the place of a linear layer and of what follows it, as far as that can be taken in."""
+    from secateur.runtime.packed import ACTIVATIONS, describe
+
+    rows = describe(blob).rows
+    taken, out, bias = [node], node.output[0], ""
+    if node.op_type == "Gemm" and len(node.input) > 2:
+        bias = node.input[2]
+    add = graph.only_reader(out, "Add")
+    if not bias and add is not None and graph.floats(other(add, out), rows):
+        bias, out = other(add, out), add.output[0]
+        taken.append(add)
+    activation, out = fuse_activation(graph, out, taken)
+    residual = scale = shift = ""
+    more: dict[str, Any] = {}
+    add = graph.only_reader(out, "Add")
+    if add is not None and same_shape(graph, out, other(add, out)):
+        residual, out = other(add, out), add.output[0]
+        taken.append(add)
+    norm = graph.only_reader(out, "LayerNormalization")
+    if norm is not None and is_plain(graph, norm, rows):
+        scale, shift, out = norm.input[1], norm.input[2] if len(norm.input) > 2 else "", norm.output[0]
+        more = {"norm": LAYER_NORM, "epsilon": attributes(norm).get("epsilon", 1e-5)}
+        taken.append(norm)
+    packed = graph.add_constant(blob, f"{node.input[1]}.packed")
+    inputs = [node.input[0], packed, bias, residual, scale, shift]
+    graph.replace(taken, "SparseLinear", inputs, out, activation=ACTIVATIONS.index(activation), **more)
+
+
+def other(add: Any, name: str) -> str:
+    """The other input of a sum."""
+    return add.input[1] if add.input[0] == name else add.input[0]
+
+
+def same_shape(graph: Graph, a: str, b: str) -> bool:
+    """Whether two values surely have the same shape, and neither is a constant."""
+    shape = graph.shape(a)
+    return shape is not None and shape == graph.shape(b) and b not in graph.constants
+
+
+def is_plain(graph: Graph, norm: Any, rows: int) -> bool:
+    """Whether a LayerNormalization runs over the last dimension alone, with constants, and gives only its result."""
+    axis = attributes(norm).get("axis", -1)
+    shape = graph.shape(norm.input[0])
+    if axis != -1 and (shape is None or axis != len(shape) - 1):
+        return False
+    shift = norm.input[2] if len(norm.input) > 2 else ""
+    if not graph.floats(norm.input[1], rows) or (shift and not graph.floats(shift, rows)):
+        return False
+    return not any(name and (graph.readers[name] or name in graph.kept) for name in norm.output[1:])
+
+
+def fuse_activation(graph: Graph, name: str, taken: list[Any]) -> tuple[str, str]:
+    """The activation that alone reads a value, and its output; the nodes that it consists of are added to `taken`."""
+    after = graph.only_reader(name, "Relu", "Gelu")
+    if after is not None:
+        taken.append(after)
+        if after.op_type == "Relu":
+            return "relu", after.output[0]
+        return "gelu_tanh" if attributes(after).get("approximate") == b"tanh" else "gelu", after.output[0]
+    readers = graph.readers[name]
+    if name not in graph.kept and sorted(node.op_type for node in readers) == ["Mul", "Sigmoid"]:
+        gate, product = sorted(readers, key=lambda node: node.op_type == "Mul")
+        if (
+            sorted(product.input) == sorted([name, gate.output[0]])
+            and graph.only_reader(gate.output[0], "Mul") is not None
+        ):
+            taken += [gate, product]
+            return "silu", product.output[0]
+    return "none", name

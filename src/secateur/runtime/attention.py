@@ -1,0 +1,70 @@
+"""Attention between sparse layers on the kernels' own threads, through the attention interface of transformers.
+
+With the linear layers ten times cheaper, attention is what is left of an encoder; torch's kernel for it does not gain
+from a second thread at one short text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.runtime.native import load_native
+
+NAME = "secateur"
+FEW_QUERIES = 8
+"""Below this many queries, torch's kernel wins: queries lie side by side in a vector here."""
+
+
+def use_attention(model: nn.Module) -> bool:
+    """Let a transformers model that attends by torch's SDPA use the kernels where they can; whether it does."""
+    config: Any = getattr(model, "config", None)
+    if load_native() is None or getattr(config, "_attn_implementation", None) != "sdpa":
+        return False
+    if not hasattr(model, "set_attn_implementation"):
+        return False
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    return bool(config._attn_implementation == NAME)
+
+
+def attend(
+    module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls: query (batch, heads, queries, width), key and value (batch, kv heads, keys, width).
+
+    Gives (batch, queries, heads, width). Whatever the kernels do not know goes to torch's SDPA.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if not _fits(module, query, key, value, attention_mask, kwargs):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    from secateur.runtime.ops import attention
+
+    scale = kwargs.get("scaling")
+    return attention(query, key, value, attention_mask, query.shape[3] ** -0.5 if scale is None else scale), None
+
+
+KNOWN = {"scaling", "dropout", "is_causal", "position_ids", "output_attentions", "use_cache", "position_embeddings"}
+"""Arguments that change nothing here beyond what `_fits` looks at; with any other that is given, torch attends."""
+
+
+def _fits(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, kwargs: dict[str, Any]) -> bool:
+    if any(value is not None and name not in KNOWN for name, value in kwargs.items()):
+        return False
+    if kwargs.get("dropout") or kwargs.get("output_attentions"):
+        return False
+    if q.requires_grad or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in (q, k, v)):
+        return False
+    if q.shape[2] < FEW_QUERIES or v.shape != k.shape or q.shape[3] != k.shape[3]:
+        return False
+    if mask is None:
+        causal = kwargs.get("is_causal")
+        return not (getattr(module, "is_causal", True) if causal is None else causal)
+    return mask.dim() == 4 and mask.dtype in (torch.float32, torch.bool) and mask.shape[3] == k.shape[2]
