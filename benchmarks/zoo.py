@@ -340,9 +340,14 @@ def _axes(layout: Any) -> str:
 
 def _sentence(error: BaseException) -> str:
     text = " ".join(str(error).split()).replace("|", "/")
+    return f"{type(error).__name__}: {_without_folders(text)[:220]}"
+
+
+def _without_folders(text: str) -> str:
+    """Where this machine keeps Python and its packages tells nobody anything."""
     for folder in (*site.getsitepackages(), sys.prefix, sys.base_prefix, str(ROOT), tempfile.gettempdir()):
-        text = text.replace(folder.rstrip("/") + "/", "")  # where this machine has them tells nobody anything
-    return f"{type(error).__name__}: {text[:220]}"
+        text = text.replace(folder.rstrip("/") + "/", "")
+    return text
 
 
 def _guarded(kind: str) -> dict[str, Any]:
@@ -419,7 +424,16 @@ def table(rows: list[Row]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in rows:
-        cells = (r.name, r.exported, r.axes, r.equal, r.reloaded, r.generates, other.get(r.name, ""), r.note)
+        cells = (
+            r.name,
+            r.exported,
+            r.axes,
+            r.equal,
+            r.reloaded,
+            r.generates,
+            other.get(r.name, ""),
+            _without_folders(r.note),
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -108,3 +108,13 @@ def test_an_error_in_a_line():
     long = in_a_line(RuntimeError("x" * 500))
     assert len(long) == 160
     assert long.endswith("...")
+
+
+def test_a_large_model_with_a_mask_is_tried_out_without_numbers(monkeypatch, caplog):
+    """transformers asks whether a mask is all ones, which no tensor without numbers can say."""
+    monkeypatch.setattr("secateur.torch.probe.SMALL", 0)
+    model, example = make("phi3")
+    assert "attention_mask" in example
+    derived = derive(model, example)
+    assert "was not tried out" not in caplog.text
+    assert "prune them alike" in derived.axis("L0.v").frozen

@@ -172,12 +172,12 @@ def _culprits(runs: Runs, layout: Layout, groups: list[Keep]) -> tuple[dict[str,
 def _runner(model: nn.Module, example: Example) -> Runs | None:
     """A function (layout, keep) -> what breaks the smaller copy, or None; None when not even a whole copy runs."""
     error: Failure | None = None
-    for meta in (True, False):
+    for meta, given in ((True, example), (True, _unmasked(example)), (False, example)):
         if not meta and sum(p.numel() for p in model.parameters()) > SMALL:
             break
-        error = _error_of(model, example, None, {}, meta=meta)
+        error = _error_of(model, given, None, {}, meta=meta)
         if error is None:
-            return functools.partial(_error_of, model, example, meta=meta)
+            return functools.partial(_error_of, model, given, meta=meta)
     logger.warning(
         "removal was not tried out on %s, which does not run as a copy (%s); rely on verify",
         type(model).__name__,
@@ -196,8 +196,15 @@ def _error_of(model: nn.Module, example: Example, layout: Layout | None, keep: K
         return Failure(str(error), True)
     except Exception as error:  # a forward pass may fail in any way
         reason = in_a_line(error).replace("#", "")  # which begins a comment in the text of a layout
-        return Failure(f"the model does not run when units are removed ({reason})", False)
+        return Failure(reason if layout is None else f"the model does not run when units are removed ({reason})", False)
     return None
+
+
+def _unmasked(example: Example) -> Example:
+    """The example without its masks, of which many models ask whether they are all ones: a question for numbers."""
+    if not isinstance(example, Mapping):
+        return example
+    return {name: value for name, value in example.items() if not name.endswith("mask")}
 
 
 def _without_numbers(model: nn.Module) -> nn.Module:
