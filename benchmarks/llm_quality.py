@@ -306,6 +306,8 @@ def write_table(rows: dict[str, Any]) -> None:
         "Dense perplexity: " + " / ".join(f"{dense[t]['dense_perplexity']:.1f}" for t in ("reviews", "news")),
         "",
     ]
+    notes = dict.fromkeys(row["note"] for row in rows.values() if "note" in row)
+    lines += [line for note in notes for line in (note, "")]
     folder = ROOT / "benchmarks" / "results"
     (folder / f"{datetime.now(UTC):%Y-%m-%d}-llm-quality-{SAMPLES}.md").write_text("\n".join(lines))
 

@@ -323,7 +323,7 @@ disk = sys.argv[2] == "disk"
 stream.choose = lambda *a, **k: stream.Choice(choose(*a, **k).batch, disk, 0)
 here = Path(sys.argv[1])
 print("ready", flush=True)
-stream.prune_folder(here / "in", here / "out", windows(48, 48), recipe(reconstruct=True))
+stream.prune_folder(here / "in", here / "out", windows(48, 48), recipe(reconstruct=True, distil={"passes": 1}))
 """
 
 
@@ -352,7 +352,7 @@ def kill_until_done(folder, kills, kept, seed):
 @pytest.mark.parametrize(("kills", "kept"), [(10, "disk"), (10, "memory")])
 def test_killed_runs_end_with_the_same_files(kills, kept, tmp_path):
     write_model(tmp_path / "in", num_hidden_layers=8)
-    prune_folder(tmp_path / "in", tmp_path / "whole", windows(48, 48), recipe(reconstruct=True))
+    prune_folder(tmp_path / "in", tmp_path / "whole", windows(48, 48), recipe(reconstruct=True, distil={"passes": 1}))
     assert kill_until_done(tmp_path, kills, kept, seed=1) > 0
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
