@@ -6,6 +6,7 @@ import functools
 import re
 import warnings
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -74,7 +75,9 @@ def onnx_library() -> str:
     Raises:
         FileNotFoundError: when secateur was installed without it.
     """
-    path = Path(__file__).with_name("secateur_onnx.so")
+    built = find_spec("secateur.runtime._native")  # an editable install keeps what is built elsewhere
+    beside = built.origin if built is not None and built.origin is not None else __file__
+    path = Path(beside).with_name("secateur_onnx.so")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: secateur was installed without a C++17 compiler; install one and reinstall secateur"
