@@ -110,6 +110,7 @@ def test_what_is_wrong_is_told():
 
 def test_an_installation_without_the_library(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(native, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="installed without a C\\+\\+17 compiler"):
         onnx_library()
 
