@@ -53,9 +53,12 @@ def test_a_pruned_classifier(measured, classifier, rows, tmp_path):
     assert info["sparse"] == {"tokens": 128, "value": "float32", "layers": 14, "packed": 14, "attentions": 2}
     program = onnx.load(tmp_path / "out" / "model.onnx")
     ours = [node for node in program.graph.node if node.domain == "secateur"]
-    assert len(ours) == 14
-    assert sorted(next(a.i for a in node.attribute) for node in ours) == [0] * 12 + [2] * 2  # GELU of two FFNs
-    assert all(len(node.input) == 3 for node in ours)
+    linears = [node for node in ours if node.op_type == "SparseLinear"]
+    assert len(linears) == 14
+    assert [node.op_type for node in ours if node not in linears] == ["Attention"] * 2
+    activations = [a.i for node in linears for a in node.attribute if a.name == "activation"]
+    assert sorted(activations) == [0] * 12 + [2] * 2  # GELU of two FFNs
+    assert sum(len(node.input) > 3 for node in linears) == 4  # residual and LayerNorm, twice in each layer
     assert not any(node.op_type == "Gelu" for node in program.graph.node)
 
 
