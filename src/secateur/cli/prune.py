@@ -13,7 +13,6 @@ from secateur.cli import common
 
 if TYPE_CHECKING:
     from secateur.budget import Budget
-    from secateur.recipe import Recipe
     from secateur.torch.host import TorchHost
     from secateur.torch.workflow import Data, Outcome
 
@@ -28,7 +27,6 @@ EXAMPLES = (
 CHOICE = "What to prune"
 TUNING = "Fine-tuning"
 LANGUAGE = "Language models, block by block"
-FROM_RECIPE = ("task", "criterion", "pattern", "sparsity", "calibration", "text_column", "samples", "context", "seed")
 """Options that a recipe has under the same name."""
 
 
@@ -132,10 +130,10 @@ def command(
     the reloaded model is equal. A language model is written shard by shard: a run that was stopped goes on when the
     same command is given again.
     """
-    if calibration or recipe is not None:
-        from secateur.cli import language
+    from secateur.cli import language
 
-        language.prune(language_recipe(context_), overwrite, threads, json)
+    if calibration or recipe is not None:
+        language.prune(language.recipe_of(context_), overwrite, threads, json)
         return
 
     from secateur.errors import PlanError
@@ -145,7 +143,7 @@ def command(
 
     if model is None or output is None:
         raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
-    refuse_given(context_, ("samples", "context", "memory", "reconstruct"))
+    language.refuse_given(context_, ("samples", "context", "memory", "reconstruct", "distil"))
     check_output(output, overwrite)
     score = find_criterion(criterion)
     shape = parse_pattern(pattern)
@@ -194,35 +192,6 @@ def command(
         save_options={"uniform": uniform},
     )
     show(outcome, json)
-
-
-def language_recipe(context: typer.Context) -> "Recipe":
-    """The recipe of --recipe with what was given on the command line on top, or that of the command line alone."""
-    from secateur.recipe import make_recipe, read_recipe
-
-    refuse_given(context, ("data", "threshold", "sweep", "fine_tune", "gradual", "uniform", "eval_data"))
-    file = context.params["recipe"]
-    names = [n for n in FROM_RECIPE if _given(context, n)]
-    names += [n for n in ("model", "output", "memory") if context.params[n] is not None]
-    values = {name: context.params[name] for name in names}
-    values |= {name: True for name in ("reconstruct", "distil") if context.params[name]}
-    return make_recipe(**values) if file is None else read_recipe(file, **values)
-
-
-def _given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def refuse_given(context: typer.Context, names: Sequence[str]) -> None:
-    """PlanError when an option was given that has no meaning in this kind of run."""
-    from secateur.errors import PlanError
-
-    for name in names:
-        if _given(context, name):
-            language = context.params["calibration"] or context.params["recipe"]
-            kind = "pruning block by block" if language else "a run without --calibration or --recipe"
-            raise PlanError(f"--{name.replace('_', '-')} has no meaning in {kind}; leave it out")
 
 
 def find_criterion(name: str) -> Any:

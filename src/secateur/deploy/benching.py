@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.deploy import device, signature, target
 from secateur.deploy.exporting import export
-from secateur.deploy.results import Bench, Timing, timed, words
+from secateur.deploy.results import Bench, Timing, short_names, timed, words
 from secateur.deploy.target import TARGETS, DeployError
 from secateur.errors import SecateurError
 
@@ -50,8 +50,7 @@ def names_of(sources: Sequence[Path | str]) -> dict[str, Path]:
     for folder in folders:
         if not folder.is_dir():
             raise DeployError(f"{folder} is not a folder; pass saved models or exported artefacts")
-    short = [folder.resolve().name for folder in folders]
-    names = [name if short.count(name) == 1 else str(f) for name, f in zip(short, folders, strict=True)]
+    names = short_names(folders)
     return {
         n if names.count(n) == 1 else f"{n} ({i + 1})": f for i, (n, f) in enumerate(zip(names, folders, strict=True))
     }

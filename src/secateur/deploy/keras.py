@@ -18,7 +18,7 @@ from keras import layers as kl
 from keras import tree
 
 from secateur.deploy import device
-from secateur.deploy.results import BATCHES, TOLERANCE, Artefact, Bench, Parity, Timing, timed, words
+from secateur.deploy.results import BATCHES, TOLERANCE, Artefact, Bench, Parity, Timing, short_names, timed, words
 from secateur.errors import ModelError, SecateurError
 from secateur.files import new_folder, write_json
 from secateur.keras import files
@@ -211,10 +211,15 @@ def compare(
     shapes: dict[str, None] = {}
     for feed in feeds:
         expected = floats(run(model, _structured(model, feed)))
-        got = [a for a in program(feed).values() if np.issubdtype(a.dtype, np.floating)]
+        shape = ", ".join("x".join(map(str, feed[port["name"]].shape)) for port in ports)
+        try:
+            answered = program(feed)
+        except Exception as error:  # every runtime breaks in its own way
+            raise ModelError(f"the exported program does not run at shape {shape}: {device.line(error)}") from error
+        got = [a for a in answered.values() if np.issubdtype(a.dtype, np.floating)]
         if [a.shape for a in got] != [a.shape for a in expected]:
             raise ModelError(f"the program gives {[a.shape for a in got]}, Keras {[a.shape for a in expected]}")
-        shapes[", ".join("x".join(map(str, feed[port["name"]].shape)) for port in ports)] = None
+        shapes[shape] = None
         examples += len(next(iter(feed.values())))
         for a, b in zip(expected, got, strict=True):
             gap = float(np.abs(a - b).max()) if np.isfinite(b).all() else float("inf")
@@ -275,8 +280,7 @@ def bench(
 def names_of(sources: Sequence[Path | str]) -> dict[str, Path]:
     """A short name for each file: `dense` of dense.keras, or its path where two would be equal."""
     paths = [Path(source) for source in sources]
-    short = [path.stem if path.suffix == ".keras" else path.resolve().name for path in paths]
-    names = [n if short.count(n) == 1 else str(path) for n, path in zip(short, paths, strict=True)]
+    names = short_names(paths)
     if len(set(names)) < len(names):
         raise ModelError(f"{names[0]} is named twice; pass each model once")
     return dict(zip(names, paths, strict=True))

@@ -17,8 +17,9 @@ WORTH_A_WORD = 0.1
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found. `relative_error` is the largest difference over the largest magnitude of an output, both
-    over all batches, so that it does not hang on how rows are put into batches; it is that of the worst output.
+    """What a comparison found. `relative_error` is the largest difference over the largest magnitude of an output, that
+    of the worst output: for PyTorch both over all batches, so that it does not hang on how rows are put into batches;
+    for Keras in the worst batch.
     `worst_logit` the largest difference as it is, `agreement` the share of equal argmax of the logits (rows of a
     classifier, tokens of a decoder), or None where there are no logits.
     """
@@ -84,6 +85,12 @@ class Bench:
         """Plain values; what was not measured is null."""
         rows = [{k: None if isinstance(v, float) and v != v else v for k, v in asdict(t).items()} for t in self.timings]
         return {"threads": self.threads, "machine": self.machine, "warnings": self.warnings, "rows": rows}
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """What a table calls each: the last part of its path (without `.keras`), or the whole path where two are alike."""
+    short = [path.stem if path.suffix == ".keras" else path.resolve().name for path in paths]
+    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
 
 
 def timed(

@@ -7,6 +7,7 @@ import keras
 
 from secateur.errors import ModelError
 from secateur.files import new_folder
+from secateur.keras.trace import line
 from secateur.plan import Plan
 
 NAME = "model.keras"
@@ -23,7 +24,7 @@ def write(model: keras.Model, folder: Path, plan: Plan | None) -> None:
     try:
         model.save(folder / NAME)
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise ModelError(f"{model.name} cannot be written as .keras: {_line(error)}") from error
+        raise ModelError(f"{model.name} cannot be written as .keras: {line(error)}") from error
     if plan is not None:
         plan.save(folder)
 
@@ -41,9 +42,4 @@ def load(path: Path | str, custom_objects: dict[str, Any] | None = None) -> kera
     try:
         return keras.saving.load_model(file, custom_objects=custom_objects, safe_mode=True)
     except Exception as error:  # a damaged archive breaks Keras in many ways
-        raise ModelError(f"{file} cannot be loaded: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-    return text if len(text) < 300 else text[:297] + "..."
+        raise ModelError(f"{file} cannot be loaded: {line(error)}") from error

@@ -66,7 +66,8 @@ def logits_of(model: Any, window: torch.Tensor) -> torch.Tensor:
     return logits[0, :-1]
 
 
-def _chunks(count: int) -> Iterator[slice]:
+def chunks(count: int) -> Iterator[slice]:
+    """Positions in parts of which the probabilities are held at once."""
     return (slice(start, start + _POSITIONS) for start in range(0, count, _POSITIONS))
 
 
@@ -74,7 +75,7 @@ def _loss(logits: torch.Tensor, window: torch.Tensor) -> float:
     targets = window[1:].to(logits.device)
     total = sum(
         float(nn.functional.cross_entropy(logits[part].float(), targets[part], reduction="sum").double())
-        for part in _chunks(len(targets))
+        for part in chunks(len(targets))
     )
     return total / len(targets)
 
@@ -82,7 +83,7 @@ def _loss(logits: torch.Tensor, window: torch.Tensor) -> float:
 def _distance(logits: torch.Tensor, dense: torch.Tensor) -> tuple[float, float]:
     """KL(dense || model) and the share of other first choices, means over positions."""
     kl = flips = 0.0
-    for part in _chunks(len(logits)):
+    for part in chunks(len(logits)):
         q, p = logits[part].float().log_softmax(-1), dense[part].float().log_softmax(-1)
         kl += float((p.exp() * (p - q)).sum(-1).double().sum())
         flips += float((logits[part].argmax(-1) != dense[part].argmax(-1)).sum())

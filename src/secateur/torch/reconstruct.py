@@ -16,7 +16,8 @@ from secateur.errors import DataError, ModelError
 from secateur.torch.bypass import first_of
 from secateur.torch.precision import products_in
 
-_FIRST, _SECOND = 0.9, 0.98
+BETAS = (0.9, 0.98)
+"""Of Adam, for a few dozen to a few hundred steps."""
 
 
 def reconstruct(
@@ -45,7 +46,7 @@ def reconstruct(
         size = float((parameter.detach().square().sum() / kept).sqrt())
         parameter.requires_grad_(True)
         groups.append({"params": [parameter], "lr": rate * size, "whole": rate * size})
-    optimizer = torch.optim.Adam(groups, betas=(_FIRST, _SECOND), eps=1e-12, fused=True)
+    optimizer = torch.optim.Adam(groups, betas=BETAS, eps=1e-12, fused=True)
     generator = torch.Generator().manual_seed(seed)
     before = error_of(block, batches, call, target)
     order: list[int] = []

@@ -16,13 +16,10 @@ from secateur.errors import DataError, ModelError, PlanError
 from secateur.recipe import Distillation, Recipe
 from secateur.torch.bypass import first_of
 from secateur.torch.memory import available
+from secateur.torch.perplexity import chunks
 from secateur.torch.precision import products_in
-from secateur.torch.reconstruct import masked_step, relative_error
+from secateur.torch.reconstruct import BETAS, masked_step, relative_error
 from secateur.torch.windows import batches_of
-
-_FIRST, _SECOND = 0.9, 0.98
-_POSITIONS = 256
-"""Positions of which the probabilities are held at once."""
 
 
 def retrain(
@@ -49,7 +46,7 @@ def retrain(
     parameters = [held[name] for name in names]
     masks = [p.detach() != 0 for p in parameters]
     model.requires_grad_(False)
-    optimizer = torch.optim.Adam(parameters, lr=options.rate, betas=(_FIRST, _SECOND), fused=True)
+    optimizer = torch.optim.Adam(parameters, lr=options.rate, betas=BETAS, fused=True)
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     losses = []
@@ -109,8 +106,7 @@ def _divergence(logits: torch.Tensor, dense: torch.Tensor) -> tuple[float, torch
     mine, theirs = logits.reshape(-1, logits.shape[-1]), dense.reshape(-1, dense.shape[-1])
     gradient = torch.empty_like(mine)
     total = 0.0
-    for start in range(0, len(mine), _POSITIONS):
-        part = slice(start, start + _POSITIONS)
+    for part in chunks(len(mine)):
         q, p = mine[part].float().log_softmax(-1), theirs[part].float().log_softmax(-1)
         mass = p.exp()
         total += float((mass * (p - q)).sum(dtype=torch.float64))
