@@ -44,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparsegpt": {"criterion": "sparsegpt"},
     "alps": {"criterion": "alps"},
     "sparsegpt+blocks": {"criterion": "sparsegpt", "reconstruct": {"passes": 2.0, "rate": 0.01, "windows": 1}},
-    "sparsegpt+answers": {"criterion": "sparsegpt", "distil": {"passes": 1.75, "rate": 5e-4}},
+    "sparsegpt+answers": {"criterion": "sparsegpt", "distil": {"passes": 1.5, "rate": 5e-4}},
     "sparsegpt+both": {
         "criterion": "sparsegpt",
         "reconstruct": {"passes": 1.0, "rate": 0.01, "windows": 1},
@@ -328,14 +328,13 @@ def main() -> None:
         rows = read_rows_done()
         if key in rows or time.monotonic() > end:
             continue
-        with (CACHE / "log.txt").open("a") as log:
-            print(key, file=log, flush=True)
-            done = subprocess.run(
-                [sys.executable, __file__, "--one", key], stdout=log, stderr=subprocess.STDOUT, check=False
-            )
-        found = [line for line in (CACHE / "log.txt").read_text().splitlines() if line.startswith("ROW ")]
+        log = CACHE / f"{SAMPLES}-{key.replace(':', '-')}.log"
+        with log.open("w") as out:
+            command = [sys.executable, __file__, "--one", key]
+            done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
+        found = [line for line in log.read_text().splitlines() if line.startswith("ROW ")]
         if done.returncode or not found:
-            print(f"{key} failed, see {CACHE / 'log.txt'}", flush=True)
+            print(f"{key} failed, see {log}", flush=True)
             continue
         rows = read_rows_done() | {key: json.loads(found[-1][4:])}
         (CACHE / "rows.tmp").write_text(json.dumps(rows, indent=1))
