@@ -41,7 +41,7 @@ from secateur.keras.host import KerasHost
 LENGTH, VOCAB, WIDTH, BLOCKS = 64, 4000, 96, 3
 BATCH = 8
 RESULTS = Path(__file__).parent / "results"
-TARGETS = ("litert", "onnx", "openvino")
+TARGETS = ("litert", "onnx", "openvino", "saved_model")
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -161,14 +161,14 @@ VARIANTS = {
 def train(args: argparse.Namespace) -> None:
     """Everything but the timing; writes facts.json of each task and the exported files. Goes on where it stopped."""
     for name, make, read, rate in (
-        ("reviews", text_model, lambda: reviews(args.rows, 2000), 1e-3),
-        ("fashion", image_model, lambda: fashion(args.fashion, args.rows, 2000), 2e-3),
+        ("reviews", text_model, lambda: reviews(args.rows, args.test), 1e-3),
+        ("fashion", image_model, lambda: fashion(args.fashion, args.rows, args.test), 2e-3),
     ):
         if args.task in (None, name):
-            _task(args.folder / name, make, read(), args.epochs, rate)
+            _task(args.folder / name, make, read(), args.epochs, args.tune, rate)
 
 
-def _task(place: Path, make: Any, data: tuple[Any, Any], epochs: int, rate: float) -> None:
+def _task(place: Path, make: Any, data: tuple[Any, Any], epochs: int, tune: int, rate: float) -> None:
     place.mkdir(parents=True, exist_ok=True)
     written = place / "facts.json"
     facts: list[dict[str, Any]] = json.loads(written.read_text()) if written.exists() else []
@@ -190,7 +190,18 @@ def _task(place: Path, make: Any, data: tuple[Any, Any], epochs: int, rate: floa
         model = make()
         fit(model, (x, y), epochs, rate)
         model.save(place / "dense.keras")
-        note(model, {"model": "dense", "macs": 1.0, "sparse": False, "rows": len(x), "epochs": epochs})
+        note(
+            model,
+            {
+                "model": "dense",
+                "macs": 1.0,
+                "sparse": False,
+                "rows": len(x),
+                "epochs": epochs,
+                "tune": tune,
+                "test": len(test[0]),
+            },
+        )
     model = secateur.keras.load(place / "dense.keras", custom_objects={"Position": Position})
     host = KerasHost(model, (x[:64], y[:64]), loss=LOSS)
     batches = [(x[i : i + 64], y[i : i + 64]) for i in range(0, 512, 64)]
@@ -206,7 +217,7 @@ def _task(place: Path, make: Any, data: tuple[Any, Any], epochs: int, rate: floa
         one.resize(plan)
         fact["before"] = accuracy(one.model, test)
         with one.hold(secateur.Plan(masks=plan.masks)):
-            fit(one.model, (x, y), 1, rate / 2)
+            fit(one.model, (x, y), tune, rate / 2)
         removed = [one.read(n)[~mask] for n, mask in plan.masks.items()]
         fact["zeros"] = sum(len(r) for r in removed)
         fact["revived"] = int(sum(np.count_nonzero(r) for r in removed))
@@ -222,7 +233,7 @@ def _stem(label: str) -> str:
 
 
 def _path(place: Path, label: str, target: str, sparse: bool = False) -> Path:
-    return place / f"{_stem(label)}{'-sparse' if sparse else ''}{SUFFIX[target]}"
+    return place / f"{_stem(label)}{'-sparse' if sparse else ''}{SUFFIX[target] or f'-{target}'}"
 
 
 def _export(model: keras.Model, place: Path, label: str, example: np.ndarray, sparse: bool) -> None:
@@ -257,7 +268,9 @@ def timing(args: argparse.Namespace) -> None:
     """Time what `train` exported; print the tables, and write them when asked."""
     tasks = {path.parent: json.loads(path.read_text()) for path in sorted(args.folder.glob("*/facts.json"))}
     trained = [
-        f"{facts[0]['task']}: {facts[0]['rows']:,} rows, {facts[0]['epochs']} epochs, then 1 epoch of fine-tuning"
+        f"{facts[0]['task']}: {facts[0]['rows']:,} rows, {facts[0]['epochs']} epochs, "
+        f"then {facts[0]['tune']} of fine-tuning, "
+        f"{facts[0]['test']:,} test rows (standard error {(0.25 / facts[0]['test']) ** 0.5:.3f} at most)"
         for facts in tasks.values()
     ]
     lines = [*ACCURACY, *(_row(fact) for facts in tasks.values() for fact in facts), "", *SPEED]
@@ -271,7 +284,7 @@ def timing(args: argparse.Namespace) -> None:
         versions = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names)
         machine = f"{platform.machine()}, {os.cpu_count()} cores, one thread used"
         head = f"# Keras models\n\n`python {' '.join(sys.argv)}`; {versions}; {machine}; "
-        head += f"Python {platform.python_version()}. Trained on {'; '.join(trained)}; 2,000 test rows.\n\n"
+        head += f"Python {platform.python_version()}. Trained on {'; '.join(trained)}.\n\n"
         path = RESULTS / f"{datetime.date.today().isoformat()}-keras.md"
         path.write_text(f"{head}{text}\n", encoding="utf-8")
 
@@ -293,7 +306,8 @@ def _speed(place: Path, facts: list[dict[str, Any]], target: str, repeats: int) 
             path, key = _path(place, label, target, sparse), f"{label}, sparse format" if sparse else label
             calls[key], worst[key] = load(path, target), fact["parity"][target]
             beside = path.with_suffix(".bin") if target == "openvino" else Path(f"{path}.data")
-            sizes[key] = sum(p.stat().st_size for p in (path, beside) if p.is_file())
+            files = path.rglob("*") if path.is_dir() else (path, beside)
+            sizes[key] = sum(p.stat().st_size for p in files if p.is_file())
             if sparse:  # against the same weights stored densely
                 worst[key] = float(np.abs(calls[key](example)[0] - calls[label](example)[0]).max())
     seconds = side_by_side({key: partial(call, example) for key, call in calls.items()}, repeats)
@@ -318,6 +332,8 @@ def main() -> None:
     parser.add_argument("--task", choices=["reviews", "fashion"], help="one of the two; default: both")
     parser.add_argument("--rows", type=int, default=8000)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--tune", type=int, default=1, help="epochs of fine-tuning after pruning")
+    parser.add_argument("--test", type=int, default=2000, help="test rows")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()

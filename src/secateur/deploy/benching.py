@@ -1,20 +1,19 @@
 """bench: saved models on every runtime at hand, in turn, with what they weigh, need and take."""
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.deploy import device, signature, target
 from secateur.deploy.exporting import export
-from secateur.deploy.results import Bench, Timing, short_names, timed, words
+from secateur.deploy.results import Bench, short_names, words
 from secateur.deploy.target import TARGETS, DeployError
+from secateur.deploy.turns import Say, in_turn
 from secateur.errors import SecateurError
 
 OURS = ("torch", "secateur")
 RUNTIMES = (*OURS, *TARGETS)
 ALIASES = {"onnxruntime": "onnx", "pytorch": "torch"}
-Say = Callable[[str], None]
 
 
 def installed() -> list[str]:
@@ -77,50 +76,15 @@ def bench(
     What a runtime refuses is a row with an `error`. Raises DeployError for folders or names that are wrong.
     """
     named, chosen = names_of(sources), check_runtimes(runtimes)
-    for value in (*batch, *length):
-        if value < 1:
-            raise DeployError(f"batch and length are at least 1, not {value}")
-    timings: list[Timing] = []
-    with tempfile.TemporaryDirectory(prefix="secateur-bench-") as work:
-        for runtime in chosen:
-            for shape, artefacts in prepared(named, runtime, batch, length, Path(work), int8, say, options, timings):
-                say(f"{runtime}: batch {shape[0]} x {shape[1]}")
-                rows = device.measure(artefacts, *shape, threads, turns)
-                timings += timed(rows, artefacts, runtime, shape)
-    order = {name: i for i, name in enumerate(named)}
-    timings.sort(key=lambda t: (chosen.index(t.runtime), t.batch, t.length, order[t.model]))
+
+    def make(name: str, runtime: str, place: Path, sizes: tuple[int, int]) -> Path:
+        return artefact(named[name], runtime, place, sizes, int8, options)
+
+    def fixed(runtime: str) -> bool:
+        return runtime in TARGETS and target.find(runtime).shapes == "fixed"
+
+    timings = in_turn(list(named), chosen, batch, length, make, fixed, threads=threads, turns=turns, say=say)
     return Bench(timings, words(timings), threads, device.machine())
-
-
-def prepared(
-    named: Mapping[str, Path],
-    runtime: str,
-    batch: Sequence[int],
-    length: Sequence[int],
-    work: Path,
-    int8: bool,
-    say: Say,
-    options: Mapping[str, Any],
-    failed: list[Timing],
-) -> Iterator[tuple[tuple[int, int], dict[str, Path]]]:
-    """Each shape with the artefacts that run it; a target of fixed shape is exported anew for each."""
-    kept: dict[str, Path] = {}
-    fixed = runtime in TARGETS and target.find(runtime).shapes == "fixed"
-    for b in batch:
-        for n in length:
-            artefacts = {}
-            for name, folder in named.items():
-                try:
-                    if fixed or name not in kept:
-                        say(f"{runtime}: {name}")
-                        sizes = (b, n) if fixed else (max(batch), max(length))
-                        place = work / f"{runtime}-{len(list(work.iterdir()))}"
-                        kept[name] = artefact(folder, runtime, place, sizes, int8, options)
-                    artefacts[name] = kept[name]
-                except SecateurError as error:
-                    failed.append(Timing(name, runtime, b, n, error=str(error)))
-            if artefacts:
-                yield (b, n), artefacts
 
 
 def artefact(

@@ -4,9 +4,7 @@ terms as PyTorch models. PyTorch is not needed.
 
 import importlib.util
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +16,9 @@ from keras import layers as kl
 from keras import tree
 
 from secateur.deploy import device
-from secateur.deploy.results import BATCHES, TOLERANCE, Artefact, Bench, Parity, Timing, short_names, timed, words
-from secateur.errors import ModelError, SecateurError
+from secateur.deploy.results import BATCHES, TOLERANCE, Artefact, Bench, Parity, short_names, words
+from secateur.deploy.turns import Say, in_turn
+from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
 from secateur.keras import files
 from secateur.keras.batches import floats, run
@@ -246,7 +245,7 @@ def bench(
     length: Sequence[int] = (64,),
     threads: int = 1,
     turns: int = 12,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
 ) -> Bench:
     """Export `.keras` files to runtimes, check parity, and time them side by side; the first is what others are
     compared with. length is for models whose inputs leave it open.
@@ -256,24 +255,16 @@ def bench(
     chosen = list(dict.fromkeys(runtime_of(name) for name in (_installed() if runtimes is None else runtimes)))
     models = {name: files.load(path) for name, path in names_of(sources).items()}
     os.environ.setdefault("KERAS_BACKEND", keras.backend.backend())  # for the processes that time
-    timings: list[Timing] = []
-    with tempfile.TemporaryDirectory(prefix="secateur-bench-") as work:
-        for runtime in chosen:
-            for b in batch:
-                for n in _lengths(models, length):
-                    artefacts, size = {}, n or _second(models)
-                    for name, model in models.items():
-                        say(f"{runtime}: {name}, batch {b}")
-                        place = Path(work) / f"{len(os.listdir(work))}"
-                        try:
-                            artefacts[name] = _artefact(model, runtime, place, b, n)
-                        except SecateurError as error:
-                            timings.append(Timing(name, runtime, b, size, error=str(error)))
-                    if artefacts:
-                        rows = device.measure(artefacts, b, size, threads, turns)
-                        timings += timed(rows, artefacts, runtime, (b, size))
-                    for place in artefacts.values():
-                        shutil.rmtree(place)
+    open_ended = any(None in tensor.shape[1:] for model in models.values() for tensor in model.inputs or [])
+    lengths = length if open_ended else [_second(models)]
+
+    def make(name: str, runtime: str, place: Path, sizes: tuple[int, int]) -> Path:
+        return _artefact(models[name], runtime, place, sizes[0], sizes[1] if open_ended else None)
+
+    def fixed(runtime: str) -> bool:
+        return True  # the length goes into the artefact
+
+    timings = in_turn(list(models), chosen, batch, lengths, make, fixed, threads=threads, turns=turns, say=say)
     return Bench(timings, words(timings, instead=""), threads, device.machine())
 
 
@@ -290,12 +281,6 @@ def _installed() -> list[str]:
     backend = keras.backend.backend()
     there = [n for n in DEFAULT if n not in PACKAGES or importlib.util.find_spec(PACKAGES[n]) is not None]
     return [n for n in there if n == KERAS or backend in TARGETS[n]]
-
-
-def _lengths(models: Mapping[str, keras.Model], asked: Sequence[int]) -> Sequence[int | None]:
-    """The lengths asked for, where some input leaves its own open."""
-    shapes = [t.shape[1:] for model in models.values() for t in model.inputs or []]
-    return list(asked) if any(None in shape for shape in shapes) else [None]
 
 
 def _second(models: Mapping[str, keras.Model]) -> int:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from secateur.deploy import device, target
-from secateur.deploy.benching import OURS, Say, artefact, check_runtimes, names_of
+from secateur.deploy.benching import OURS, artefact, check_runtimes, names_of
 from secateur.deploy.results import Bench, Timing, words
 from secateur.deploy.target import DeployError
+from secateur.deploy.turns import Say
 from secateur.errors import SecateurError
 from secateur.files import new_folder, write_json
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from secateur.cost import Curve, LatencyTable, unit_parameters
 from secateur.deploy import device, target
-from secateur.deploy.benching import ALIASES, Say, artefact, check_runtimes
+from secateur.deploy.benching import ALIASES, artefact, check_runtimes
+from secateur.deploy.turns import Say
 from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.plan import Plan
