@@ -28,7 +28,7 @@ from secateur.torch.blockwise import Done, Run
 from secateur.torch.calls import chains
 from secateur.torch.hub import INDEX
 from secateur.torch.journal import Workspace, workspace
-from secateur.torch.memory import Choice, choose
+from secateur.torch.memory import Choice, choose, give_back
 from secateur.torch.precision import fast_bfloat16
 from secateur.torch.retrain import check_memory, distil
 from secateur.torch.shards import file_hash, read_entries, read_tensor, write_shard
@@ -218,7 +218,7 @@ def _one_block(run: Run, work: Workspace, skeleton: Skeleton) -> Done:
     work.commit()
     run.close(path)
     skeleton.release(path)
-    gc.collect()
+    give_back()
     return done
 
 
