@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.budget import outliers, owl
+from secateur.criteria.wanda import wanda
 from secateur.recipe import Allocation
 from secateur.torch.blocks import counted
 from secateur.torch.blockwise import Run
@@ -60,8 +61,7 @@ def _scores(run: Run, path: str, modules: Mapping[str, nn.Module]) -> dict[str, 
     for name, module in modules.items():
         held = module.weight.detach()
         turned = run.layout.linears[name].in_dim == 0
-        scores = (held.T if turned else held).abs() * squares[name].sqrt()
-        found[name] = scores.reshape(-1).numpy()
+        found[name] = wanda(held.T if turned else held, squares[name]).reshape(-1).numpy()
     return found
 
 
