@@ -16,6 +16,7 @@ from keras import layers as kl
 from keras import tree
 
 from secateur.deploy import device
+from secateur.deploy.comparison import Comparison
 from secateur.deploy.results import BATCHES, TOLERANCE, Artefact, Bench, Parity, short_names, words
 from secateur.deploy.turns import Say, in_turn
 from secateur.errors import ModelError
@@ -205,9 +206,7 @@ def compare(
     tolerance: float,
 ) -> Parity:
     """Run both on every batch; ModelError when they differ by more than `tolerance` of the outputs."""
-    relative = worst = 0.0
-    equal = counted = examples = 0
-    shapes: dict[str, None] = {}
+    found = Comparison()
     for feed in feeds:
         expected = floats(run(model, _structured(model, feed)))
         shape = ", ".join("x".join(map(str, feed[port["name"]].shape)) for port in ports)
@@ -218,20 +217,10 @@ def compare(
         got = [a for a in answered.values() if np.issubdtype(a.dtype, np.floating)]
         if [a.shape for a in got] != [a.shape for a in expected]:
             raise ModelError(f"the program gives {[a.shape for a in got]}, Keras {[a.shape for a in expected]}")
-        shapes[shape] = None
-        examples += len(next(iter(feed.values())))
-        for a, b in zip(expected, got, strict=True):
-            gap = float(np.abs(a - b).max()) if np.isfinite(b).all() else float("inf")
-            worst, relative = max(worst, gap), max(relative, gap / max(float(np.abs(a).max()), 1e-30))
-        if expected[0].ndim == 2 and expected[0].shape[-1] > 1:
-            same = expected[0].argmax(-1) == got[0].argmax(-1)
-            equal, counted = equal + int(same.sum()), counted + same.size
-    if not relative <= tolerance:
-        raise ModelError(
-            f"the exported program differs from Keras by {relative:.1e} of its outputs (permitted: {tolerance:.0e}), "
-            f"at shapes {', '.join(shapes)}; nothing was written"
-        )
-    return Parity(relative, worst, equal / counted if counted else None, examples, list(shapes), tolerance)
+        found.ran(shape, len(next(iter(feed.values()))))
+        for number, (a, b) in enumerate(zip(expected, got, strict=True)):
+            found.add(f"output_{number}", a, b, ranked=number == 0 and a.ndim == 2)
+    return found.parity(tolerance, "Keras", ModelError)
 
 
 # -- bench ------------------------------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from secateur.arrays import to_numpy
 from secateur.data import Rows
 from secateur.deploy import device, signature
+from secateur.deploy.comparison import Comparison
 from secateur.deploy.results import BATCHES, Parity
 from secateur.deploy.target import DeployError, Port, Target
 from secateur.torch.batches import evaluating, without_labels
@@ -23,17 +23,13 @@ def compare(
     model: nn.Module, program: device.Program, batches: Iterable[Mapping[str, Any]], tolerance: float
 ) -> Parity:
     """Run both on every batch; padded positions do not count. DeployError when they differ by more than `tolerance`."""
-    gaps: dict[str, float] = {}
-    largest: dict[str, float] = {}
-    equal = counted = examples = 0
-    shapes: dict[str, None] = {}
+    found = Comparison()
     for batch in batches:
         feed = {k: torch.as_tensor(v) for k, v in batch.items()}
         with evaluating(model), torch.no_grad():
             expected = signature.named_outputs(model, feed)
         got = program({k: v.numpy() for k, v in feed.items()})
-        shapes[signature.shapes_of(feed)] = None
-        examples += len(next(iter(feed.values())))
+        found.ran(signature.shapes_of(feed), len(next(iter(feed.values()))))
         mask = to_numpy(feed["attention_mask"]).astype(bool) if "attention_mask" in feed else None
         for name, tensor in expected.items():
             if not tensor.is_floating_point():
@@ -43,29 +39,8 @@ def compare(
                 raise DeployError(f"the program gives {name} as {None if b is None else b.shape}, PyTorch as {a.shape}")
             if mask is not None and a.ndim > 2 and a.shape[:2] == mask.shape:
                 a, b = a[mask], b[mask]
-            gap = float(np.abs(a - b).max()) if np.isfinite(b).all() else float("inf")
-            gaps[name] = max(gaps.get(name, 0.0), gap)
-            largest[name] = max(largest.get(name, 1e-30), float(np.abs(a).max()))
-            if name == "logits" and a.shape[-1] > 1:
-                same = a.argmax(-1) == b.argmax(-1)
-                equal, counted = equal + int(same.sum()), counted + same.size
-    if not shapes:
-        raise DeployError("parity needs at least one batch of data")
-    relative = max((gap / largest[name] for name, gap in gaps.items()), default=0.0)
-    if not relative <= tolerance:
-        more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
-        raise DeployError(
-            f"the exported program differs from PyTorch by {relative:.1e} of its outputs (permitted: {tolerance:.0e}), "
-            f"at shapes {', '.join(list(shapes)[:3])}{more}; nothing was written"
-        )
-    return Parity(
-        relative,
-        max(gaps.values(), default=0.0),
-        equal / counted if counted else None,
-        examples,
-        list(shapes),
-        tolerance,
-    )
+            found.add(name, a, b, ranked=name == "logits")
+    return found.parity(tolerance, "PyTorch", DeployError)
 
 
 def batches(

@@ -17,11 +17,9 @@ WORTH_A_WORD = 0.1
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found. `relative_error` is the largest difference over the largest magnitude of an output, that
-    of the worst output: for PyTorch both over all batches, so that it does not hang on how rows are put into batches;
-    for Keras in the worst batch.
-    `worst_logit` the largest difference as it is, `agreement` the share of equal argmax of the logits (rows of a
-    classifier, tokens of a decoder), or None where there are no logits.
+    """What a comparison found. `relative_error` is the largest difference over the largest magnitude of an output, both
+    over all data, that of the worst output; `worst_logit` the largest difference as it is; `agreement` the share of
+    equal argmax of the logits (rows of a classifier, tokens of a decoder), or None where there are no logits.
     """
 
     relative_error: float
