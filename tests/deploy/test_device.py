@@ -15,16 +15,22 @@ PORTS = [
     {"name": "image", "dtype": "float32", "shape": ["batch", 3, 2], "fill": "normal"},
 ]
 GRAPH = {"files": [], "inputs": PORTS, "outputs": ["sum"]}
-
-
-def load_sum(folder, graph, threads):
-    """A runtime made up for these tests, found by `module:function`."""
-    return lambda feed: {"sum": np.array(feed["ids"].sum())}
+FEED = {"ids": np.array([[1, 2]]), "mask": np.array([[3, 4]])}
 
 
 def write(folder, **changes):
+    """An artefact for ONNX Runtime whose program gives `mask + ids`."""
+    import onnx
+    from onnx import TensorProto, helper
+
     folder.mkdir()
-    info = {"format": 1, "target": "made-up", "loader": f"{__name__}:load_sum", "graphs": {"model": GRAPH}, **changes}
+    ports = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"]) for name in ("ids", "mask")]
+    sums = helper.make_tensor_value_info("sum", TensorProto.INT64, ["batch", "length"])
+    graph = helper.make_graph([helper.make_node("Add", ["ids", "mask"], ["sum"])], "sums", ports, [sums])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), folder / "sum.onnx")
+    inputs = [PORTS[0], {**PORTS[1], "dtype": "int64"}]
+    described = {"files": ["sum.onnx"], "inputs": inputs, "outputs": ["sum"]}
+    info = {"format": 1, "target": "onnx", "graphs": {"model": described}, **changes}
     (folder / device.MANIFEST).write_text(json.dumps(info))
     return folder
 
@@ -86,14 +92,30 @@ def test_folders_that_are_no_artefact(tmp_path):
 
 
 def test_targets_and_graphs_that_are_unknown(tmp_path):
-    with pytest.raises(device.ArtefactError, match="is for 'made-up'; this script runs onnx, openvino"):
-        device.load(write(tmp_path / "a", loader=None))
+    with pytest.raises(device.ArtefactError, match="is for 'abacus'; this version runs onnx, openvino"):
+        device.load(write(tmp_path / "a", target="abacus"))
     with pytest.raises(device.ArtefactError, match="has no graph 'decode'; it has model"):
         device.load(write(tmp_path / "b"), "decode")
+    assert (device.load(write(tmp_path / "c"))(FEED)["sum"] == [[4, 6]]).all()
+
+
+@pytest.mark.parametrize("loader", ["shutil:rmtree", "rmtree", "load_sum", "secateur.deploy.torch:load"])
+def test_a_description_names_no_code(tmp_path, loader):
+    folder = write(tmp_path / "a", loader=loader)
+    with pytest.raises(device.ArtefactError, match=f"is for '{loader}'; this version runs onnx"):
+        device.load(folder)
+    assert folder.is_dir()
+
+
+def test_a_description_names_no_file_outside_its_folder(tmp_path):
+    (tmp_path / "other.onnx").write_bytes(b"")
+    for number, name in enumerate(("../other.onnx", str(tmp_path / "other.onnx"))):
+        with pytest.raises(device.ArtefactError, match="which lies outside"):
+            device.load(write(tmp_path / str(number), graphs={"model": {**GRAPH, "files": [name]}}))
 
 
 def test_workers_take_turns_and_report(tmp_path):
-    places = {"a": write(tmp_path / "a"), "b": write(tmp_path / "b"), "broken": write(tmp_path / "c", loader=None)}
+    places = {"a": write(tmp_path / "a"), "b": write(tmp_path / "b"), "broken": write(tmp_path / "c", loader="abacus")}
     found = device.measure(places, 2, 5, threads=1, turns=2, runs=2)
     assert list(found) == ["a", "b", "broken"]
     assert list(found["broken"]) == ["error"]

@@ -112,7 +112,7 @@ def written(tmp_path, nodes, constants, outputs=("y",), whole=None, shapes=(), x
     if mask:
         feed["mx"] = rng.standard_normal((x[0], 1, x[1], x[1])).astype(np.float32)
     before = device.load_onnx(tmp_path, {"files": ["dense.onnx"]}, 1)(feed)
-    after = device.load_onnx(tmp_path, {"files": ["model.onnx"], "operators": sparse.OPERATORS}, 1)(feed)
+    after = device.load_onnx(tmp_path, {"files": ["model.onnx"], "operators": device.OPERATORS}, 1)(feed)
     for name in outputs:
         np.testing.assert_allclose(after[name], before[name], rtol=1e-5, atol=1e-5)
     return [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
@@ -278,7 +278,7 @@ def test_refusals(tmp_path):
 def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
     written(tmp_path, [("MatMul", ["x", "w"], ["y"], {})], {"w": weight(32, 48)})
     ports = [{"name": "x", "shape": ["n", 32], "at_most": {}}]
-    graph = {"files": ["model.onnx"], "inputs": ports, "outputs": ["y"], "operators": sparse.OPERATORS}
+    graph = {"files": ["model.onnx"], "inputs": ports, "outputs": ["y"], "operators": device.OPERATORS}
     info = {"format": device.FORMAT, "target": "onnx", "graphs": {"model": graph}}
     (tmp_path / device.MANIFEST).write_text(json.dumps(info))
     from secateur.runtime import native
@@ -292,10 +292,10 @@ def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
 
 
 def test_a_kit_carries_the_library_and_bench_says_nothing_of_zeros(tmp_path):
-    from secateur.deploy.benching import Timing, words
+    from secateur.deploy.results import Timing, words
     from secateur.deploy.kit import carry_library
 
-    carry_library({"graphs": {"model": {"operators": sparse.OPERATORS}}}, tmp_path)
+    carry_library({"graphs": {"model": {"operators": device.OPERATORS}}}, tmp_path)
     assert (tmp_path / "secateur_onnx.so").stat().st_size > 10000
     carry_library({"graphs": {"model": {}}}, tmp_path / "missing")
     slow, fast = (Timing("m", "onnx", 1, 1, zeros=0.5, sparse=s) for s in (False, True))

@@ -93,6 +93,10 @@ def artefact(
     """An artefact of the folder for a runtime: the folder itself, or what is made from it at `place`."""
     if (folder / device.MANIFEST).is_file():
         made_for = target.read(folder)["target"]
+        if made_for not in TARGETS:
+            raise DeployError(
+                f"{folder} is for {made_for!r}; times are taken of exports for {', '.join(TARGETS)}, or of models"
+            )
         if made_for != runtime:
             raise DeployError(f"{folder} is an artefact for {made_for}")
         return folder

@@ -31,6 +31,8 @@ import numpy as np  # noqa: E402
 
 MANIFEST = "artefact.json"
 KIT, RESULTS = "kit.json", "results.json"
+OPERATORS = "secateur_onnx"
+"""The library of secateur's operators for ONNX Runtime."""
 FORMAT = 1
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Feed = Mapping[str, np.ndarray]
@@ -53,7 +55,9 @@ def read(folder: Path | str) -> dict[str, Any]:
             raise ArtefactError(f"{path} has format {info['format']!r}; this version reads {FORMAT}")
         for graph in info["graphs"].values():
             for name in graph["files"]:
-                if not (Path(folder) / name).is_file():
+                if not Path(folder, name).resolve().is_relative_to(Path(folder).resolve()):
+                    raise ArtefactError(f"{path} names {name}, which lies outside {folder}; do not use this artefact")
+                if not Path(folder, name).is_file():
                     raise ArtefactError(f"{folder} is no whole artefact: {name} is missing; export it again")
         for name, size in info.get("sizes", {}).items():
             there = (Path(folder) / name).stat().st_size
@@ -75,7 +79,7 @@ def load_onnx(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     if graph.get("operators"):
-        options.register_custom_ops_library(operators(folder, graph["operators"]))
+        options.register_custom_ops_library(operators(folder))
     session = onnxruntime.InferenceSession(str(folder / graph["files"][0]), options, providers=["CPUExecutionProvider"])
     takes = [port.name for port in session.get_inputs()]
     gives = [port.name for port in session.get_outputs()]
@@ -86,9 +90,9 @@ def load_onnx(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
     return run
 
 
-def operators(folder: Path, name: str) -> str:
+def operators(folder: Path) -> str:
     """The library of secateur's operators: the one of the secateur installed here, or one beside the program."""
-    beside = folder / f"{name}.so"
+    beside = folder / f"{OPERATORS}.so"
     try:
         return importlib.import_module("secateur.runtime").onnx_library()
     except (ImportError, OSError):
@@ -159,12 +163,17 @@ def load_litert(folder: Path, graph: Mapping[str, Any], threads: int) -> Program
 
 
 LOADERS = {
-    "onnx": "load_onnx",
-    "openvino": "load_openvino",
-    "executorch": "load_executorch",
-    "litert": "load_litert",
+    "onnx": load_onnx,
+    "openvino": load_openvino,
+    "executorch": load_executorch,
+    "litert": load_litert,
+    "torch": "secateur.deploy.torch:load",
+    "secateur": "secateur.deploy.torch:load_sparse",
+    "keras": "secateur.deploy.keras:load",
+    "keras program": "secateur.programs:load",
 }
-"""Target of an artefact -> the function that loads it; others give `module:function` in their description."""
+"""What loads an artefact, by the `loader` of its description or else by its target. A description, which may come from
+a stranger, can name nothing else."""
 
 
 def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
@@ -172,13 +181,11 @@ def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
     folder, info = Path(folder), read(folder)
     if name not in info["graphs"]:
         raise ArtefactError(f"{folder} has no graph {name!r}; it has {', '.join(info['graphs'])}")
-    graph, where = info["graphs"][name], info.get("loader") or LOADERS.get(info["target"])
-    if where is None:
-        raise ArtefactError(f"{folder} is for {info['target']!r}; this script runs {', '.join(LOADERS)}")
-    module, _, function = where.rpartition(":")
-    loader = getattr(importlib.import_module(module), function) if module else globals()[function]
+    graph, key = info["graphs"][name], info.get("loader") or info["target"]
+    if key not in LOADERS:
+        raise ArtefactError(f"{folder} is for {key!r}; this version runs {', '.join(LOADERS)}; export it again")
     try:
-        program = loader(folder, graph, threads)
+        program = _loader(LOADERS[key])(folder, graph, threads)
     except ArtefactError:
         raise
     except ImportError as error:
@@ -186,6 +193,13 @@ def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
     except Exception as error:
         raise ArtefactError(f"{folder} is damaged or not for this runtime ({info['target']}): {line(error)}") from None
     return checked(program, graph, info["target"])
+
+
+def _loader(where: Any) -> Callable[[Path, Mapping[str, Any], int], Program]:
+    if callable(where):
+        return where
+    module, _, function = where.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:

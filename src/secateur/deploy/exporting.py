@@ -17,7 +17,7 @@ from torch import nn
 from secateur.data import Rows
 from secateur.deploy import device, generation, parity, signature
 from secateur.deploy.results import TOLERANCE, Artefact
-from secateur.deploy.sparse import OPERATORS, rewrite
+from secateur.deploy.sparse import rewrite
 from secateur.deploy.target import DeployError, Graph, Target, Written, find, writing
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
@@ -96,7 +96,7 @@ def export(
         if packing is not None:
             info["sparse"] = packing
             for graph in info["graphs"].values():
-                graph["operators"] = OPERATORS
+                graph["operators"] = device.OPERATORS
         if generate:
             info["generation"] = generation.rule_of(model)
         write_json(place / device.MANIFEST, info)

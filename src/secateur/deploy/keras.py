@@ -90,12 +90,12 @@ def write(
     told = _structured(model, feed)
     if target == KERAS:
         model.save(place / files.NAME)
-        file, loader = place / files.NAME, f"{__name__}:load"
+        file, loader = place / files.NAME, KERAS
     else:
         file = place / f"model{SUFFIX[target]}"
         write_program(model, file, target, told, sparse=sparse)
         file = file / "saved_model.pb" if file.is_dir() else file
-        loader = "secateur.programs:load"
+        loader = "keras program"
     outputs = [f"output_{i}" for i in range(len(tree.flatten(run(model, told))))]
     matrices = [keras.ops.convert_to_numpy(w) for w in model.weights if len(w.shape) > 1]
     size = sum(w.size for w in matrices)

@@ -82,11 +82,10 @@ def write_kit(
 
 def carry_library(info: dict[str, Any], place: Path) -> None:
     """Put the library of operators beside a program that needs it."""
-    named = {graph["operators"] for graph in info["graphs"].values() if graph.get("operators")}
-    for name in named:
+    if any(graph.get("operators") for graph in info["graphs"].values()):
         from secateur.runtime import onnx_library
 
-        shutil.copyfile(onnx_library(), place / f"{name}.so")
+        shutil.copyfile(onnx_library(), place / f"{device.OPERATORS}.so")
 
 
 def read_results(path: Path | str) -> Bench:

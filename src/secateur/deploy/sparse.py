@@ -15,8 +15,6 @@ from secateur.deploy.onnx_attention import fuse_attention
 from secateur.deploy.onnx_graph import Graph, attributes
 from secateur.deploy.target import DeployError, Written
 
-OPERATORS = "secateur_onnx"
-"""What an artefact's graph says when it needs the library that `secateur.runtime.onnx_library` finds."""
 ALIGN = 4096
 """Of tensors in the file beside a program, so that they can be mapped into memory where they lie."""
 EMBED = 1024

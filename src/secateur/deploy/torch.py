@@ -15,8 +15,6 @@ from secateur.deploy.exporting import beside, check_model, zero_share
 from secateur.files import write_json
 from secateur.torch.open import load_model
 
-LOADERS = {"torch": f"{__name__}:load", "secateur": f"{__name__}:load_sparse"}
-
 
 def write(model: nn.Module, source: Path, runtime: str, folder: Path, **options: Any) -> dict[str, Any]:
     """Describe a model folder as an artefact for `torch` or `secateur`; returns the description."""
@@ -26,7 +24,6 @@ def write(model: nn.Module, source: Path, runtime: str, folder: Path, **options:
     info = {
         "format": device.FORMAT,
         "target": runtime,
-        "loader": LOADERS[runtime],
         "source": str(source.resolve()),
         "options": {k: v for k, v in options.items() if isinstance(v, str | bool | int)},
         "class": type(model).__name__,

@@ -56,7 +56,10 @@ def in_turn(
                 timings += [Timing(name, runtime, *shape, error=said) for name, said in refused.items()]
                 if kept:
                     say(f"{runtime}: batch {shape[0]} x {shape[1]}")
-                    timings += timed(device.measure(kept, *shape, threads, turns), kept, runtime, shape)
+                    try:
+                        timings += timed(device.measure(kept, *shape, threads, turns), kept, runtime, shape)
+                    except device.ArtefactError as error:
+                        raise ModelError(str(error)) from None
             _delete(kept, Path(work))
     order = {name: i for i, name in enumerate(names)}
     return sorted(timings, key=lambda t: (runtimes.index(t.runtime), t.batch, t.length, order[t.model]))
