@@ -292,8 +292,8 @@ def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
 
 
 def test_a_kit_carries_the_library_and_bench_says_nothing_of_zeros(tmp_path):
-    from secateur.deploy.results import Timing, words
     from secateur.deploy.kit import carry_library
+    from secateur.deploy.results import Timing, words
 
     carry_library({"graphs": {"model": {"operators": device.OPERATORS}}}, tmp_path)
     assert (tmp_path / "secateur_onnx.so").stat().st_size > 10000
