@@ -44,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparsegpt": {"criterion": "sparsegpt"},
     "alps": {"criterion": "alps"},
     "sparsegpt+blocks": {"criterion": "sparsegpt", "reconstruct": {"passes": 2.0, "rate": 0.01, "windows": 1}},
-    "sparsegpt+answers": {"criterion": "sparsegpt", "distil": {"passes": 1.5, "rate": 5e-4}},
+    "sparsegpt+answers": {"criterion": "sparsegpt", "distil": {}},
     "sparsegpt+both": {
         "criterion": "sparsegpt",
         "reconstruct": {"passes": 1.0, "rate": 0.01, "windows": 1},

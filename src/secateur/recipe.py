@@ -53,7 +53,7 @@ class Distillation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    passes: float = Field(2.0, gt=0, le=100)
+    passes: float = Field(1.5, gt=0, le=100)
     rate: float = Field(5e-4, gt=0, lt=1)
     warmup: int = Field(4, ge=0)
     windows: int = Field(1, ge=1)
