@@ -9,7 +9,8 @@ it stopped. Run:
 A row is METHOD:PATTERN:SEED; PATTERN is 50%, 60%, 70%, 2:4 or 4:8. Without --rows, all in order of interest. The
 number of calibration windows is 64, or the environment variable SAMPLES; each number has rows of its own. Rows of
 methods that end in -original need ORIGINALS, a folder with checkouts of github.com/IST-DASLab/sparsegpt and
-github.com/locuslab/wanda under the names sparsegpt and wanda; their walk through the blocks is ours.
+github.com/locuslab/wanda under the names sparsegpt and wanda; their walk through the blocks is ours. The method
+llm-compressor needs LLM_COMPRESSOR, the Python of an environment as benchmarks/peer_llm_compressor.py describes.
 """
 
 import argparse
@@ -53,6 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "owl": {"criterion": "sparsegpt", "owl": True},
     "sparsegpt-original": {"criterion": "sparsegpt"},
     "wanda-original": {"criterion": "wanda"},
+    "llm-compressor": {"criterion": "sparsegpt"},
 }
 BEST = ("sparsegpt+blocks", "sparsegpt+both", "sparsegpt+answers")
 MAIN = ("50%", "2:4", "70%")
@@ -181,6 +183,29 @@ def prune_row(key: str, windows: torch.Tensor, output: Path) -> dict[str, Any]:
     return {"seconds": seconds, "peak": peak, "zeros": report.zeros, "weights": report.weights}
 
 
+def peer_row(key: str, windows: torch.Tensor, output: Path) -> dict[str, Any]:
+    """The same by llm-compressor in a process of its own environment."""
+    from models import smollm2_folder
+
+    recipe, given = recipe_of(key), CACHE / f"{output.name}.windows.safetensors"
+    save_file({"windows": windows}, given)
+    shutil.rmtree(output, ignore_errors=True)
+    command = [os.environ["LLM_COMPRESSOR"], str(ROOT / "benchmarks" / "peer_llm_compressor.py")]
+    command += [str(smollm2_folder()), str(given), str(output), "--sparsity", str(recipe.sparsity or 0.5)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command + ([] if recipe.sparsity else ["--pattern", recipe.pattern]), check=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    weights = [w for n, w in load_file(output / "model.safetensors").items() if "_proj." in n]
+    zeros = sum(int((w == 0).sum()) for w in weights)
+    return {
+        "seconds": seconds,
+        "peak": used.ru_maxrss * 1024,
+        "zeros": zeros,
+        "weights": sum(w.numel() for w in weights),
+    }
+
+
 def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: Path) -> tuple[Any, dict[str, Any]]:
     """The second stage alone, from the folder of the first; its seconds are those of both."""
     from models import smollm2_folder
@@ -236,7 +261,8 @@ def one_row(key: str) -> dict[str, Any]:
     output = CACHE / f"{SAMPLES}-{first.replace(':', '-')}"
     begun = CACHE / f"{output.name}.json"
     if not begun.is_file():
-        begun.write_text(json.dumps(prune_row(first, windows, output)))
+        run = peer_row if key.startswith("llm-compressor") else prune_row
+        begun.write_text(json.dumps(run(first, windows, output)))
     row = json.loads(begun.read_text())
     if first != key:
         model, row = distil_row(row, key, windows, output)
