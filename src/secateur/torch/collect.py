@@ -13,7 +13,7 @@ from secateur.errors import DataError
 from secateur.layout import Layout
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
 from secateur.torch.batches import evaluating, real_tokens, run, size_of, to_device
-from secateur.torch.grams import TokenMask, linear_modules, real_rows, watch_grams
+from secateur.torch.grams import TokenMask, input_of, linear_modules, real_rows, watch_grams
 from secateur.torch.observe import observe_attention
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
@@ -150,7 +150,7 @@ def _watch_inputs(
         inputs = layout.shape(param)[linear.in_dim]
         for path, module in modules.get(param, {}).items():
             hook = _input_hook(param, path, inputs, layout, readers, "act_sq" in wanted, tally, token_mask)
-            handles.append(module.register_forward_pre_hook(hook))
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
@@ -167,11 +167,11 @@ def _input_hook(
     squares: bool,
     tally: Tally,
     token_mask: TokenMask,
-) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     in_dim = layout.linears[param].in_dim
 
-    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-        rows = real_rows(path, args[0], inputs, token_mask)
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows = real_rows(path, input_of(module, args, kwargs), inputs, token_mask)
         if rows is None:
             return
         if squares:

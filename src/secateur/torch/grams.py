@@ -1,6 +1,7 @@
 """Grams of what linear layers read, summed while a model or a part of it runs."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -47,12 +48,20 @@ def watch_grams(
         for path, module in modules.get(param, {}).items():
             if module.weight.dim() != 2:
                 continue
-            handles.append(module.register_forward_pre_hook(_gram_hook(param, path, tally, token_mask)))
+            hook = _gram_hook(param, path, tally, token_mask)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What a linear module reads in a call, given by position or by the name of its first parameter."""
+    if args:
+        return args[0]
+    return kwargs[next(iter(inspect.signature(module.forward).parameters))]
 
 
 def real_rows(path: str, x: torch.Tensor, inputs: int | None, token_mask: TokenMask) -> torch.Tensor | None:
@@ -70,9 +79,9 @@ def real_rows(path: str, x: torch.Tensor, inputs: int | None, token_mask: TokenM
 
 def _gram_hook(
     param: str, path: str, tally: Tally, token_mask: TokenMask
-) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-        rows = real_rows(path, args[0], None, token_mask)
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows = real_rows(path, input_of(module, args, kwargs), None, token_mask)
         if rows is not None:
             tally.add("gram", param, rows.T @ rows, rows.shape[0])
 
