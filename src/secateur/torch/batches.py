@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
+IGNORED = -100
+"""The label of positions that do not count."""
 
 
 def to_device(batch: Any, model: nn.Module) -> Any:
@@ -46,29 +48,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
-
-
-def real_tokens(model: nn.Module, batch: Any, path: str, shape: tuple[int, int]) -> torch.Tensor | None:
-    """Bool mask (batch, positions) of the tokens that are not padding, or None where nothing is padded.
-
-    In an encoder-decoder, modules outside the encoder see the decoder's mask when both masks have that shape.
-    """
-    if not isinstance(batch, Mapping):
-        return None
-    names = ["attention_mask", "decoder_attention_mask"]
-    if "decoder_attention_mask" in batch and not _in_encoder(model, path):
-        names.reverse()
-    for name in names:
-        mask = batch.get(name)
-        if isinstance(mask, torch.Tensor) and tuple(mask.shape) == shape:
-            return mask.bool()
-    return None
-
-
-def _in_encoder(model: nn.Module, path: str) -> bool:
-    get_encoder = getattr(model, "get_encoder", None)
-    if get_encoder is None:
-        return True
-    encoder = get_encoder()
-    name = next((n for n, module in model.named_modules() if module is encoder), None)
-    return name is not None and (path == name or path.startswith(f"{name}."))

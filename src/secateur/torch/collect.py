@@ -12,9 +12,10 @@ from secateur.arrays import to_numpy
 from secateur.errors import DataError
 from secateur.layout import Layout
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
-from secateur.torch.batches import evaluating, real_tokens, run, size_of, to_device
-from secateur.torch.grams import TokenMask, input_of, linear_modules, real_rows, watch_grams
+from secateur.torch.batches import evaluating, run, size_of, to_device
+from secateur.torch.grams import input_of, linear_modules, real_rows, watch_grams
 from secateur.torch.observe import observe_attention
+from secateur.torch.padding import Padding, TokenMask
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
@@ -42,26 +43,23 @@ def collect(
     if axes is None:
         axes = [axis.name for axis in layout.axes.values() if not axis.frozen]
     tally = Tally()
-    current: dict[str, Any] = {}
-
-    def token_mask(path: str, shape: tuple[int, int]) -> torch.Tensor | None:
-        return real_tokens(model, current["batch"], path, shape)
-
+    padding = Padding(layout)
     batches = 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
         attention = {need for need in wanted if need.startswith("attn_")}
         if attention:
-            stack.enter_context(observe_attention(model, layout, attention, tally, token_mask))
+            stack.enter_context(observe_attention(model, layout, attention, tally, padding))
         if wanted & {"act_sq", "unit_act"}:
-            stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, token_mask))
+            stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, padding))
         if "gram" in wanted:
-            stack.enter_context(watch_grams(linear_modules(model, layout), layout.readers(weights), tally, token_mask))
+            stack.enter_context(watch_grams(linear_modules(model, layout), layout.readers(weights), tally, padding))
         gradients = wanted & NEEDS_GRADIENT
         if gradients:
             stack.enter_context(_gradients_on(parameters))
         for batch in data:
-            current["batch"] = batch = to_device(batch, model)
+            batch = to_device(batch, model)
+            padding.see(batch)
             if gradients:
                 _backward(model, batch, loss)
                 _add_gradients(layout, parameters, gradients, axes, tally, size_of(batch))
@@ -71,6 +69,7 @@ def collect(
             batches += 1
     if not batches:
         raise DataError("the data is empty: no batch was seen; pass at least one")
+    padding.report()
     return tally.stats()
 
 

@@ -11,9 +11,7 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.stats import Tally
-
-TokenMask = Callable[[str, tuple[int, int]], torch.Tensor | None]
-"""(module path, (batch, positions)) -> bool mask of real tokens of that shape, or None when all are real."""
+from secateur.torch.padding import TokenMask, no_padding
 
 
 def linear_modules(model: nn.Module, layout: Layout) -> dict[str, dict[str, nn.Module]]:
@@ -33,14 +31,14 @@ def watch_grams(
     modules: Mapping[str, Mapping[str, nn.Module]],
     readers: Mapping[str, str],
     tally: Tally,
-    token_mask: TokenMask = lambda path, shape: None,
+    token_mask: TokenMask = no_padding,
 ) -> Iterator[None]:
     """While the context lasts, every forward pass adds "gram" to `tally`: the sum of x x^T over tokens, in float32.
 
     modules: linear weight -> its modules by path (see `linear_modules`), whole models or one block alike.
     readers: linear weight -> the weight whose gram it shares (see `Layout.readers`); only that one is watched, so the
     gram of a weight is `tally.stats().mean("gram", readers[weight])`.
-    token_mask: which tokens are real, for inputs of shape (batch, positions, in).
+    token_mask: which tokens are real.
     A weight of more than two dimensions has one matrix for each expert or group, so no one gram is its own.
     """
     handles = []
@@ -73,8 +71,8 @@ def real_rows(path: str, x: torch.Tensor, inputs: int | None, token_mask: TokenM
         return None
     if inputs is not None and x.shape[-1] != inputs:
         raise ModelError(f"{path} reads {x.shape[-1]} values where the layout says {inputs}")
-    mask = token_mask(path, (x.shape[0], x.shape[1])) if x.dim() == 3 else None
-    return (x[mask] if mask is not None else x.reshape(-1, x.shape[-1])).float()
+    mask = token_mask(path, tuple(x.shape[:-1]))
+    return (x if mask is None else x[mask]).reshape(-1, x.shape[-1]).float()
 
 
 def _gram_hook(
