@@ -12,7 +12,7 @@ from secateur.arrays import to_numpy
 from secateur.errors import DataError
 from secateur.layout import Layout
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
-from secateur.torch.batches import evaluating, run, size_of, to_device
+from secateur.torch.batches import evaluating, run, size_of, to_device, with_decoder_inputs
 from secateur.torch.grams import input_of, linear_modules, real_rows, watch_grams
 from secateur.torch.observe import observe_attention
 from secateur.torch.padding import Padding, TokenMask
@@ -58,7 +58,7 @@ def collect(
         if gradients:
             stack.enter_context(_gradients_on(parameters))
         for batch in data:
-            batch = to_device(batch, model)
+            batch = with_decoder_inputs(model, to_device(batch, model))
             padding.see(batch)
             if gradients:
                 _backward(model, batch, loss)
