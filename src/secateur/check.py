@@ -12,7 +12,7 @@ from secateur.host import Host
 from secateur.plan import Plan
 
 TOLERANCE = 1e-5
-"""Largest permitted difference of an output, relative to the largest output where that exceeds 1."""
+"""Largest permitted difference of an output, relative to the largest value of that output."""
 
 
 class VerifyError(SecateurError):
@@ -21,7 +21,7 @@ class VerifyError(SecateurError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of a verification: largest difference over all outputs (relative where outputs exceed 1), batches seen."""
+    """Result of a verification: largest difference over all outputs (see `difference`), batches seen."""
 
     difference: float
     batches: int
@@ -63,7 +63,7 @@ def verify(host: Host, plan: Plan, data: Iterable[Any], *, batches: int = 2, tol
 
 
 def difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
-    """Largest absolute difference of paired outputs, in units of the largest output where that exceeds 1."""
+    """Largest difference of paired outputs, each in units of its largest absolute value; inf where shapes differ."""
     if len(expected) != len(got) or any(a.shape != b.shape for a, b in zip(expected, got, strict=True)):
         return float("inf")
     worst = 0.0
@@ -72,6 +72,7 @@ def difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
         if not np.array_equal(finite, np.isfinite(b)):
             return float("inf")
         if finite.any():
-            scale = max(1.0, float(np.abs(a[finite]).max()))
-            worst = max(worst, float(np.abs(a[finite] - b[finite]).max()) / scale)
+            apart, scale = (float(np.abs(x).max()) for x in (a[finite] - b[finite], a[finite]))
+            if apart:
+                worst = max(worst, apart / scale if scale else float("inf"))
     return worst

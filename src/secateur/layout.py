@@ -48,11 +48,13 @@ class Linear:
     reads: an identifier; weights that read the same tensor have the same one.
     in_dim: index of the contracted dimension in the stored weight (1 for `torch.nn.Linear`, 0 for a Keras kernel).
     outer: further contracted dimensions outside of it: an attention output kernel (head, v, hidden) reads both first.
+    inputs: names of the model's inputs that the tensor is computed from; a layout read from text does not know them.
     """
 
     reads: str
     in_dim: int = 1
     outer: tuple[int, ...] = ()
+    inputs: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def contracted(self) -> tuple[int, ...]:

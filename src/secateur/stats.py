@@ -13,7 +13,7 @@ from secateur.errors import DataError
 from secateur.layout import Layout
 
 OF_WEIGHT = {
-    "grad": "dL/dw, mean over batches; shape of the parameter",
+    "grad": "dL/dw of the mean loss over the data: over all labels that count; shape of the parameter",
     "grad_sq": "(dL/dw)^2, mean over batches; shape of the parameter",
     "act_sq": "square of each input of a linear weight, mean over tokens; shape (in,)",
     "gram": "product x x^T of the inputs of a linear weight, mean over tokens; shape (in, in). Weights that read the "
@@ -38,7 +38,7 @@ NEEDS_GRADIENT = {"grad", "grad_sq", "unit_grad_sq"}
 
 @dataclass(frozen=True)
 class Stats:
-    """Running sums: quantity -> parameter or axis -> sum, and how many items (tokens, batches) each sum holds."""
+    """Running sums: quantity -> parameter or axis -> sum, and the number of items (tokens, labels, batches) in each."""
 
     sums: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

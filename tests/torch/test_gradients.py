@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import secateur
 from secateur import Unit, criteria
@@ -40,6 +41,57 @@ def test_grad_is_that_of_the_mean_loss_over_all_rows(host):
             torch.testing.assert_close(stats.mean("grad", name), gradient, rtol=1e-4, atol=1e-7)
             checked += 1
     assert checked > 15
+
+
+def masked_bert():
+    config = tiny.bert(num_hidden_layers=1).config
+    return transformers.BertForMaskedLM(config).eval()
+
+
+def labelled_tokens(first_counts):
+    """Two rows with 1 and 8 labels that count, the first of each row among them or not."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 50, (2, 9), generator=generator)
+    labels = torch.full_like(ids, -100)
+    labels[0, 5] = ids[0, 5]
+    labels[1, 1:] = ids[1, 1:]
+    if first_counts:
+        labels[:, 0] = ids[:, 0]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+@pytest.mark.parametrize("first_counts", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: tiny.llama(num_hidden_layers=1), masked_bert, lambda: tiny.t5(num_layers=1, num_decoder_layers=1)],
+    ids=["causal", "masked", "seq2seq"],
+)
+def test_grad_of_token_labels_is_the_same_however_rows_are_batched(make, first_counts):
+    """The mean goes over labels: of unequally many in two rows, and in causal models never over the first of a row."""
+    host = secateur.open(make())
+    whole = labelled_tokens(first_counts)
+    rows = [{key: value[i : i + 1] for key, value in whole.items()} for i in range(2)]
+    together, apart = host.collect(["grad"], [whole]), host.collect(["grad"], rows)
+    names = [name for name, p in host.parameters().items() if p.requires_grad and together.has("grad", name)]
+    wanted = torch.autograd.grad(host.model(**whole).loss, [host.parameters()[n] for n in names])
+    assert len(names) > 10
+    for name, gradient in zip(names, wanted, strict=True):
+        for stats in (together, apart):
+            torch.testing.assert_close(stats.mean("grad", name), gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_without_a_label_have_no_part_in_the_mean(host):
+    data = batches(host.model, (3, 2))
+    data[0]["labels"][1:] = -100
+    stats = host.collect(["grad"], data)
+    assert set(stats.counts["grad"].values()) == {3}
+    whole = {key: torch.cat([batch[key] for batch in data]) for key in data[0]}
+    weight = host.model.classifier.weight
+    wanted = torch.autograd.grad(host.model(**whole).loss, weight)[0]
+    torch.testing.assert_close(stats.mean("grad", "classifier.weight"), wanted, rtol=1e-4, atol=1e-7)
+    data[1]["labels"][:] = -100
+    with pytest.raises(DataError, match="no label of a batch counts: all are -100"):
+        host.collect(["grad"], data)
 
 
 def gated_loss(host, batch, path, unit, value):

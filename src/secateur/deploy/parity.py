@@ -12,7 +12,7 @@ from secateur.deploy import device, signature
 from secateur.deploy.comparison import Comparison
 from secateur.deploy.results import BATCHES, Parity
 from secateur.deploy.target import DeployError, Port, Target
-from secateur.torch.batches import evaluating, without_labels
+from secateur.torch.batches import evaluating, with_decoder_inputs, without_labels
 from secateur.torch.text import encode
 
 INT8_TOLERANCE = 0.25
@@ -57,7 +57,7 @@ def batches(
     for batch in data:
         if not isinstance(batch, Mapping):
             raise DeployError(f"a batch is a mapping of input names to tensors, not a {type(batch).__name__}")
-        given = {k: v for k, v in without_labels(batch).items() if k in names}
+        given = {k: v for k, v in without_labels(with_decoder_inputs(model, batch)).items() if k in names}
         if "decoder_input_ids" in names and "decoder_input_ids" not in given:
             most = next((p.at_most.get(1) for p in ports if p.name == "decoder_input_ids"), None)
             given["decoder_input_ids"] = next(iter(given.values()))[:, :most]

@@ -15,11 +15,6 @@ def unpack(batch: Any) -> tuple[Any, Any, Any]:
     return x, y, weight
 
 
-def size_of(x: Any) -> int:
-    """Examples in a batch of inputs."""
-    return int(tree.flatten(x)[0].shape[0])
-
-
 def run(model: keras.Model, x: Any) -> Any:
     """Outputs in inference mode."""
     try:

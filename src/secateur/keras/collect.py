@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from secateur.errors import DataError
-from secateur.keras.batches import run, size_of, unpack
-from secateur.keras.gradients import gradients
+from secateur.keras.batches import run, unpack
+from secateur.keras.gradients import Found, gradients
 from secateur.keras.naming import layers
 from secateur.keras.rules import base_of
 from secateur.keras.watch import Tokens, attending, noting, reading, replaced
@@ -55,7 +55,7 @@ def collect(
             tokens.clear(token_mask(x) if token_mask else None)
             if wanted_gradients:
                 found = gradients(model, floating, batch, loss)
-                _add_gradients(layout, floating, found, wanted_gradients, axes, tally, size_of(x))
+                _add_gradients(layout, floating, found, wanted_gradients, axes, tally)
             else:
                 run(model, x)
     if not batches:
@@ -66,17 +66,16 @@ def collect(
 def _add_gradients(
     layout: Layout,
     variables: Mapping[str, Any],
-    found: Mapping[str, np.ndarray],
+    found: Found,
     wanted: set[str],
     axes: Sequence[str],
     tally: Tally,
-    examples: int,
 ) -> None:
     products: dict[str, np.ndarray] = {}
-    for name, grad in found.items():
+    for name, grad in found.values.items():
         grad = grad.astype(np.float32)
         if "grad" in wanted:
-            tally.add("grad", name, grad * examples, examples)
+            tally.add("grad", name, grad * found.items if found.mean else grad, found.items)
         if "grad_sq" in wanted:
             tally.add("grad_sq", name, grad**2, 1)
         if "unit_grad_sq" in wanted and name in layout.linears:

@@ -29,7 +29,8 @@ class KerasHost:
     """A model and its layout. `model` is another object after `resize`: Keras layers cannot change their sizes.
 
     example: one batch; needed for subclassed models, whose inputs are not known otherwise.
-    loss: `loss(y, outputs)` or a Keras name of one, for gradients of models that are not compiled.
+    loss: a Keras loss or its name, or `loss(y, outputs)` with one value for each example or their mean (to which sample
+        weights do not reach), for gradients of models that are not compiled.
     token_mask: inputs -> bool (batch, positions), True where a position is real, where Keras masks do not say it.
     layout: a layout written by hand; units cannot be removed then, as nothing is known of the layers.
     """

@@ -132,12 +132,18 @@ def logits(model: keras.Model, data: Arrays, batch_size: int) -> np.ndarray:
     if not parts[0] or parts[0][0].ndim != 2 or parts[0][0].shape[1] <= data.y.max():
         raise ModelError(f"{model.name} does not give one row of scores with a class {data.y.max()} for each example")
     found = np.concatenate([part[0] for part in parts])
-    return np.log(np.clip(found, 1e-30, None)) if not _from_logits(model) else found
+    return np.log(np.clip(found, 1e-30, None)) if _are_probabilities(found) else found
 
 
-def _from_logits(model: keras.Model) -> bool:
-    activation = getattr(getattr(model.layers[-1], "activation", None), "__name__", "")
-    return activation != "softmax"
+def _are_probabilities(scores: np.ndarray) -> bool:
+    """Whether every row sums to one, as after a softmax, whichever layer or operation computes it."""
+    return bool((scores >= 0).all() and np.allclose(scores.sum(-1), 1.0, atol=1e-3))
+
+
+def _loss_for(model: keras.Model, data: Arrays) -> keras.losses.Loss:
+    """Cross-entropy of what the model gives on a few rows: logits or probabilities."""
+    scores = floats(run_model(model, data.take(slice(8)).x))[0]
+    return LOSS(from_logits=not _are_probabilities(scores))
 
 
 def run(
@@ -159,8 +165,8 @@ def run(
     Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model says something else.
     """
     size = tuning.batch_size
-    host.loss = host.loss or LOSS(from_logits=_from_logits(host.model))
     dense = logits(host.model, test, size)
+    host.loss = host.loss or _loss_for(host.model, test)
     calibration = train.take(slice(calibration_samples)).batches(size)
     plan = prune(host, criterion, pattern, budget, say(calibration, "scoring"))
     verdict = verify(host, plan, test.batches(size))
@@ -211,7 +217,7 @@ def _tune(
 ) -> Plan:
     """Fine-tune with the zeros held, or pruned gradually; returns the plan that came of it."""
     keras.utils.set_random_seed(tuning.seed)
-    loss = LOSS(from_logits=_from_logits(small.model))
+    loss = _loss_for(small.model, train)
     small.model.compile(keras.optimizers.AdamW(tuning.learning_rate, weight_decay=0.01), loss)
     part = train if tuning.epochs >= 1 else train.take(slice(max(1, round(len(train) * tuning.epochs))))
     epochs = max(1, round(tuning.epochs))

@@ -4,6 +4,7 @@ OWL (Yin et al., 2024): blocks with many outlying Wanda scores keep more; see `s
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from secateur.criteria.wanda import wanda
 from secateur.recipe import Allocation
 from secateur.torch.blocks import counted
 from secateur.torch.blockwise import Run
+from secateur.torch.grams import input_of
 
 
 def by_outliers(
@@ -45,13 +47,13 @@ def _scores(run: Run, path: str, modules: Mapping[str, nn.Module]) -> dict[str, 
     squares: dict[str, torch.Tensor] = {}
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            x = args[0].detach()
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = input_of(module, args, kwargs).detach()
             squares[name] = squares.get(name, torch.zeros(())) + x.reshape(-1, x.shape[-1]).float().square().sum(0)
 
         return hook
 
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in modules.items()]
+    handles = [module.register_forward_pre_hook(watch(name), with_kwargs=True) for name, module in modules.items()]
     try:
         run.advance("pruned", run.model.get_submodule(path))
     finally:

@@ -1,13 +1,18 @@
 """What a batch is: a mapping of keyword arguments, or a tuple of positional ones; moved, measured, run."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from secateur.errors import DataError
+
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
+IGNORED = -100
+"""The label of positions that do not count."""
 
 
 def to_device(batch: Any, model: nn.Module) -> Any:
@@ -30,9 +35,39 @@ def without_labels(batch: Any) -> Any:
     return {k: v for k, v in batch.items() if k not in LABELS} if isinstance(batch, Mapping) else batch
 
 
+def with_decoder_inputs(model: nn.Module, batch: Any) -> Any:
+    """The batch with the decoder's ids that an encoder-decoder makes of its labels; every other batch as it is.
+
+    The model's own method makes them where it has one; else labels move one to the right, behind the start token.
+    """
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    config = getattr(model, "config", None)
+    if (
+        not isinstance(labels, torch.Tensor)
+        or labels.dim() != 2
+        or labels.is_floating_point()
+        or not getattr(config, "is_encoder_decoder", False)
+        or not {"decoder_input_ids", "decoder_inputs_embeds"}.isdisjoint(batch)
+        or "decoder_input_ids" not in inspect.signature(model.forward).parameters
+    ):
+        return batch
+    make = getattr(model, "prepare_decoder_input_ids_from_labels", None) or getattr(model, "_shift_right", None)
+    return {**batch, "decoder_input_ids": make(labels) if make is not None else _shifted(labels, config)}
+
+
+def _shifted(labels: torch.Tensor, config: Any) -> torch.Tensor:
+    start, pad = (getattr(config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
+    if start is None or pad is None:
+        raise DataError(
+            "the config names no decoder_start_token_id or no pad_token_id; pass decoder_input_ids in each batch"
+        )
+    ids = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], 1)
+    return ids.masked_fill(ids == IGNORED, pad)
+
+
 def run(model: nn.Module, batch: Any) -> Any:
     """Forward pass without labels."""
-    batch = without_labels(batch)
+    batch = without_labels(with_decoder_inputs(model, batch))
     return model(**batch) if isinstance(batch, Mapping) else model(*batch)
 
 
@@ -46,29 +81,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
-
-
-def real_tokens(model: nn.Module, batch: Any, path: str, shape: tuple[int, int]) -> torch.Tensor | None:
-    """Bool mask (batch, positions) of the tokens that are not padding, or None where nothing is padded.
-
-    In an encoder-decoder, modules outside the encoder see the decoder's mask when both masks have that shape.
-    """
-    if not isinstance(batch, Mapping):
-        return None
-    names = ["attention_mask", "decoder_attention_mask"]
-    if "decoder_attention_mask" in batch and not _in_encoder(model, path):
-        names.reverse()
-    for name in names:
-        mask = batch.get(name)
-        if isinstance(mask, torch.Tensor) and tuple(mask.shape) == shape:
-            return mask.bool()
-    return None
-
-
-def _in_encoder(model: nn.Module, path: str) -> bool:
-    get_encoder = getattr(model, "get_encoder", None)
-    if get_encoder is None:
-        return True
-    encoder = get_encoder()
-    name = next((n for n, module in model.named_modules() if module is encoder), None)
-    return name is not None and (path == name or path.startswith(f"{name}."))

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from secateur.arrays import to_numpy
 from secateur.errors import DataError
 from secateur.layout import Layout
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
-from secateur.torch.batches import evaluating, real_tokens, run, size_of, to_device
-from secateur.torch.grams import TokenMask, linear_modules, real_rows, watch_grams
+from secateur.torch.batches import IGNORED, evaluating, run, size_of, to_device, with_decoder_inputs
+from secateur.torch.grams import input_of, linear_modules, real_rows, watch_grams
 from secateur.torch.observe import observe_attention
+from secateur.torch.padding import Padding, TokenMask
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 
@@ -41,37 +43,71 @@ def collect(
         raise DataError(f"the torch host cannot collect {sorted(unknown)[0]!r}")
     if axes is None:
         axes = [axis.name for axis in layout.axes.values() if not axis.frozen]
+    gradients = wanted & NEEDS_GRADIENT
     tally = Tally()
-    current: dict[str, Any] = {}
-
-    def token_mask(path: str, shape: tuple[int, int]) -> torch.Tensor | None:
-        return real_tokens(model, current["batch"], path, shape)
-
+    padding = Padding(layout)
+    stream = (with_decoder_inputs(model, to_device(batch, model)) for batch in data)
+    first = list(islice(stream, 1))
+    shifted = bool(gradients and first) and loss is None and _shifts_labels(model, first[0])
     batches = 0
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model))
         attention = {need for need in wanted if need.startswith("attn_")}
         if attention:
-            stack.enter_context(observe_attention(model, layout, attention, tally, token_mask))
+            stack.enter_context(observe_attention(model, layout, attention, tally, padding))
         if wanted & {"act_sq", "unit_act"}:
-            stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, token_mask))
+            stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, padding))
         if "gram" in wanted:
-            stack.enter_context(watch_grams(linear_modules(model, layout), layout.readers(weights), tally, token_mask))
-        gradients = wanted & NEEDS_GRADIENT
+            stack.enter_context(watch_grams(linear_modules(model, layout), layout.readers(weights), tally, padding))
         if gradients:
             stack.enter_context(_gradients_on(parameters))
-        for batch in data:
-            current["batch"] = batch = to_device(batch, model)
+        for batch in chain(first, stream):
+            padding.see(batch)
             if gradients:
+                items = size_of(batch) if loss is not None else _labels_in(batch, shifted)
                 _backward(model, batch, loss)
-                _add_gradients(layout, parameters, gradients, axes, tally, size_of(batch))
+                _add_gradients(layout, parameters, gradients, axes, tally, items)
             else:
                 with torch.no_grad():
                     run(model, batch)
             batches += 1
     if not batches:
         raise DataError("the data is empty: no batch was seen; pass at least one")
+    padding.report()
     return tally.stats()
+
+
+@torch.no_grad()
+def _shifts_labels(model: nn.Module, batch: Any) -> bool:
+    """Whether the first label of a row has no part in the loss, as where each token is to be told from those before it.
+
+    The model is asked: it runs once with no other labels than the first of each row.
+    """
+    labels = _labels_of(batch)
+    if labels is None or labels.dim() != 2 or labels.shape[1] < 2:
+        return False
+    alone = torch.full_like(labels, IGNORED)
+    alone[:, 0] = labels[:, 0].clamp_min(0)
+    with evaluating(model):
+        value = getattr(model(**{**batch, "labels": alone}), "loss", None)
+    return value is not None and not (bool(value.isfinite().all()) and bool(value.any()))
+
+
+def _labels_of(batch: Any) -> torch.Tensor | None:
+    """The labels of a batch where they are class numbers."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    return labels if isinstance(labels, torch.Tensor) and not labels.is_floating_point() else None
+
+
+def _labels_in(batch: Any, shifted: bool) -> int:
+    """How many items the model's own loss is the mean over: class labels that count, else examples."""
+    labels = _labels_of(batch)
+    if labels is None or not labels.dim():
+        return size_of(batch)
+    count = int(((labels[:, 1:] if shifted and labels.dim() == 2 else labels) != IGNORED).sum())
+    if not count:
+        raise DataError(f"no label of a batch counts: all are {IGNORED}, or the only ones are first in their rows")
+    return count
 
 
 def _backward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
@@ -113,8 +149,9 @@ def _add_gradients(
     wanted: set[str],
     axes: Sequence[str],
     tally: Tally,
-    examples: int,
+    items: int,
 ) -> None:
+    """Add what one backward pass left on the parameters; items: how many the loss is the mean over."""
     products: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         grad = parameter.grad
@@ -122,7 +159,7 @@ def _add_gradients(
             continue
         grad = grad.detach().float()
         if "grad" in wanted:
-            tally.add("grad", name, grad * examples, examples)
+            tally.add("grad", name, grad * items, items)
         if "grad_sq" in wanted:
             tally.add("grad_sq", name, grad.square(), 1)
         if "unit_grad_sq" in wanted and name in layout.linears:
@@ -150,7 +187,7 @@ def _watch_inputs(
         inputs = layout.shape(param)[linear.in_dim]
         for path, module in modules.get(param, {}).items():
             hook = _input_hook(param, path, inputs, layout, readers, "act_sq" in wanted, tally, token_mask)
-            handles.append(module.register_forward_pre_hook(hook))
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield
     finally:
@@ -167,11 +204,11 @@ def _input_hook(
     squares: bool,
     tally: Tally,
     token_mask: TokenMask,
-) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
     in_dim = layout.linears[param].in_dim
 
-    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-        rows = real_rows(path, args[0], inputs, token_mask)
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows = real_rows(path, input_of(module, args, kwargs), inputs, token_mask)
         if rows is None:
             return
         if squares:

@@ -6,8 +6,9 @@ weight is scaled, see `norms`), but no LayerNorm of fewer channels equals the ma
 "shrink, then fine-tune", and what is verified is that the model runs and that its outputs are finite.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.plan import Plan
+from secateur.torch.batches import with_decoder_inputs
 from secateur.torch.norms import WIDE, centred_norms
 
 TOKENS = ("input_ids", "decoder_input_ids")
@@ -28,6 +30,7 @@ class Contract:
 
     inexact: why they differ by design, or empty.
     tokens: kept token ids in order, of so many, when tokens are removed.
+    complete: gives a batch, still in old tokens, the inputs that the model would make of its labels.
     widths: (size, kept units) of hidden and vocabulary axes: outputs as wide are compared on what is kept.
     """
 
@@ -35,6 +38,7 @@ class Contract:
     tokens: np.ndarray | None = None
     of: int = 0
     widths: tuple[tuple[int, np.ndarray], ...] = ()
+    complete: Callable[[Any], Any] = lambda batch: batch
 
     def before(self, batch: Any) -> Any:
         """The batch for the masked model: tokens that go are replaced by the first that stays, labels left out."""
@@ -78,7 +82,7 @@ class Contract:
             return torch.where(value < 0, value, where[value.clamp_min(0)])
 
         if isinstance(batch, Mapping):
-            return {k: one(k, v) for k, v in batch.items() if k != "labels"}
+            return {k: one(k, v) for k, v in self.complete(batch).items() if k != "labels"}
         if isinstance(batch, tuple | list):
             return type(batch)(one("input_ids" if not _is_float(v) else "", v) for v in batch)
         raise ModelError(f"a batch of type {type(batch).__name__} cannot be translated to the kept tokens; use a dict")
@@ -104,7 +108,7 @@ def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
             if tokens is not None:
                 raise ModelError("tokens of one vocabulary at a time can be removed")
             tokens, of = np.sort(np.asarray(units, dtype=np.int64)), axis.size
-    return Contract(inexact, tokens, of, tuple(widths))
+    return Contract(inexact, tokens, of, tuple(widths), partial(with_decoder_inputs, model))
 
 
 def _is_float(value: Any) -> bool:

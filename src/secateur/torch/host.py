@@ -27,7 +27,7 @@ from secateur.torch.resize import Changes, resize
 class TorchHost:
     """A model and its layout. `example` is a batch (mapping or tuple) that the model can run.
 
-    loss: `loss(model, batch) -> scalar tensor`, for models whose output has no `.loss`.
+    loss: `loss(model, batch) -> scalar tensor`, for models whose output has no `.loss`: a mean over the examples.
     layout: a layout written by hand, for models that cannot be traced.
     """
 

@@ -5,7 +5,7 @@ head whose attention is something else is refused rather than scored wrongly.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,11 +14,9 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.layout import Axis, Layout
 from secateur.stats import Tally
+from secateur.torch.padding import TokenMask
 
 NAME = "secateur_observer"
-
-TokenMask = Callable[[str, tuple[int, int]], torch.Tensor | None]
-"""(module path, (batch, positions)) -> bool mask of real tokens of that shape, or None when all are real."""
 
 
 @contextlib.contextmanager

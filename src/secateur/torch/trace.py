@@ -143,7 +143,8 @@ class _Assembly:
         for item in self.walk.record.contractions:
             if item.weight is not None and item.in_dim is not None:
                 reads = numbers.setdefault(item.reads, f"x{len(numbers)}")
-                linears.setdefault(item.weight, Linear(reads, item.in_dim))
+                inputs = self.walk.sources(item.reads)
+                linears.setdefault(item.weight, Linear(reads, item.in_dim, inputs=inputs))
             products.append(self._product(item))
         return linears, tuple(products)
 

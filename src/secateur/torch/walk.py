@@ -51,6 +51,7 @@ class Walk:
         self.outputs: list[Value] = []
         self.trail: list[Step] = []
         self.values: dict[int, Value] = {}
+        self.inputs: dict[str, Value] = {}
         self._owner: dict[int, str] = {}
         self._alias: dict[fx.Node, list[fx.Node]] = {}
         self._keys = 0
@@ -74,7 +75,8 @@ class Walk:
                 values.append(None)
             elif spec.kind == InputKind.USER_INPUT:
                 dims = tuple(fresh(s, "an input of the model has it") for s in shape)
-                values.append(self._finish(Value(dims, data=True, tag="input"), node, []))
+                self.inputs[node.name] = self._finish(Value(dims, data=True, tag="input"), node, [])
+                values.append(self.inputs[node.name])
             else:
                 constant = program.constants.get(spec.target) if spec.target else None
                 values.append(self._finish(_constant(shape, constant), node, []))
@@ -88,6 +90,11 @@ class Walk:
             weight = first if table is self.params else None
             table[first] = Value(dims, key=self._key(), weight=weight, order=tuple(range(len(dims))))
         return table[first]
+
+    def sources(self, key: int) -> frozenset[str]:
+        """Names of the inputs of the model that a value is computed from."""
+        past = (self.values[key].past if key in self.values else 0) | 1 << key
+        return frozenset(name for name, value in self.inputs.items() if past >> value.key & 1)
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
@@ -134,7 +141,7 @@ class Walk:
 
     def _opaque(self, node: fx.Node, reason: str) -> Any:
         made = [Value(tuple(fresh(s, reason) for s in shape or ()), data=True) for shape in _shapes(node)]
-        finished = [self._finish(v, node, []) for v in made]
+        finished = [self._finish(v, node, self._values(node.all_input_nodes)) for v in made]
         return finished[0] if len(finished) == 1 else finished
 
     def _higher_order(self, module: fx.GraphModule, node: fx.Node) -> None:

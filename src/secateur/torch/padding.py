@@ -1,0 +1,119 @@
+"""Which tokens of a batch are padding, for what each module reads: the mask of the stream that its input comes from,
+laid over the rows that it has.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from secateur.errors import DataError
+from secateur.layout import Layout
+from secateur.torch.batches import IGNORED, LABELS
+
+TokenMask = Callable[[str, tuple[int, ...]], torch.Tensor | None]
+"""(module path, shape of what it reads without the features) -> bool mask of the real ones, of that shape or of its
+first two dimensions, or None when all are real.
+"""
+
+
+def no_padding(path: str, shape: tuple[int, ...]) -> None:
+    """The TokenMask of data without padding."""
+
+
+class Padding:
+    """The TokenMask of one pass over data; `see` each batch before the model runs on it.
+
+    unplaced: module path -> shape of what it read, where rows could not be matched with tokens, so that padding counts.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._batch: Any = None
+        self._inputs: dict[str, frozenset[str]] = {}
+        self._knows_decoder = any(_of_decoder(linear.inputs) for linear in layout.linears.values())
+        self.unplaced: dict[str, tuple[int, ...]] = {}
+
+    def see(self, batch: Any) -> None:
+        """The batch that runs next."""
+        self._batch = batch
+
+    def report(self) -> None:
+        """A warning that names modules whose padding could not be told from tokens, if there are any."""
+        if self.unplaced:
+            path, shape = next(iter(self.unplaced.items()))
+            rows = " x ".join(map(str, shape))
+            warnings.warn(
+                f"padding counts in {len(self.unplaced)} linear layers, as their rows could not be matched with the "
+                f"tokens of the batch (such as {path}, which read {rows} rows); pass batches without padding",
+                stacklevel=2,
+            )
+
+    def __call__(self, path: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+        """See `TokenMask`; DataError where encoder or decoder are padded and the layout knows no decoder."""
+        mask = self._stream(path)
+        if mask is None or shape[:2] == mask.shape:
+            return mask
+        if [n for n in shape if n != 1] in ([mask.numel()], [n for n in mask.shape if n != 1]):
+            return mask.reshape(shape)
+        rows = math.prod(shape)
+        flat = len(shape) == 1 and rows != mask.shape[0]
+        if (flat or rows % mask.numel() == 0) and not mask.all():
+            self.unplaced.setdefault(path, shape)
+        return None
+
+    def _stream(self, path: str) -> torch.Tensor | None:
+        """The mask (batch, positions) of the stream that a module reads: of an encoder-decoder, the decoder's where the
+        tensor is computed from what the decoder is given, else the encoder's.
+        """
+        if not isinstance(self._batch, Mapping):
+            return None
+        encoder, decoder = _mask(self._batch.get("attention_mask")), _decoder_mask(self._batch)
+        if not any(name.startswith("decoder_") for name in self._batch):
+            return encoder
+        if not self._knows_decoder:
+            if all(mask is None or bool(mask.all()) for mask in (encoder, decoder)):
+                return None
+            raise DataError(
+                "the layout does not say what reads the encoder and what the decoder, so padding cannot be left out; "
+                "pass batches without padding, or open the model without layout= on an example with decoder_input_ids"
+            )
+        if path not in self._inputs:
+            self._inputs[path] = self._read_by(path)
+        inputs = self._inputs[path]
+        return decoder if _of_decoder(inputs) else encoder if inputs else None
+
+    def _read_by(self, path: str) -> frozenset[str]:
+        """Inputs of the model from which that is computed which the linear weights in a module read."""
+        names = (self._layout.tied.get(f"{path}.weight", ""), *self._layout.linears)
+        found = [self._layout.linears[n] for n in names if n in self._layout.linears and _in(path, n, names[0])]
+        return frozenset().union(*(linear.inputs for linear in found))
+
+
+def _in(path: str, name: str, tied: str) -> bool:
+    return name == tied or name.startswith(f"{path}.")
+
+
+def _of_decoder(names: frozenset[str]) -> bool:
+    """Whether one of the inputs is the decoder's; labels are, as a model makes its decoder's ids of them."""
+    return any(name.startswith("decoder_") or name in LABELS for name in names)
+
+
+def _mask(value: Any) -> torch.Tensor | None:
+    return value.bool() if isinstance(value, torch.Tensor) and value.dim() == 2 else None
+
+
+def _decoder_mask(batch: Mapping[str, Any]) -> torch.Tensor | None:
+    """The decoder's mask; of ids made from labels, the positions whose label counts."""
+    labels, ids = batch.get("labels"), batch.get("decoder_input_ids")
+    mask = _mask(batch.get("decoder_attention_mask"))
+    if (
+        mask is None
+        and isinstance(labels, torch.Tensor)
+        and isinstance(ids, torch.Tensor)
+        and labels.shape == ids.shape
+    ):
+        return _mask(labels != IGNORED)
+    return mask
