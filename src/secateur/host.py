@@ -53,7 +53,9 @@ class Host(Protocol):
         ...
 
     def hold(self, plan: Plan) -> AbstractContextManager[Any]:
-        """A context for training in which what the plan removes is zero after every optimizer step, and stays zero."""
+        """A context for training in which what the plan removes, and what had been pruned when the model was opened, is
+        zero after every optimizer step, and stays zero.
+        """
         ...
 
     def copy(self) -> "Host":

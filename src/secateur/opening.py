@@ -21,7 +21,8 @@ def open(model: Any, example: Any = None, **options: Any) -> Host:
         without one of their own); for folders also `task=`, `dtype=`, `revision=`, `trust_remote_code=`.
         For Keras models see `secateur.keras.KerasHost`.
 
-    A model pruned by `torch.nn.utils.prune` is taken as it is: its masks become `host.plan`.
+    A model that was pruned before is taken as it is: the exact zeros of its linear weights, and the masks of
+    `torch.nn.utils.prune`, become `host.plan`, which fine-tuning holds.
     Raises ModelError with one sentence when the model cannot be opened.
     """
     layout = options.pop("layout", None)

@@ -137,6 +137,32 @@ class Plan:
         return Plan(keep, masks, sizes, data.get("provenance", {}), weights)
 
 
+def resized_masks(layout: Layout, plan: Plan) -> Plan:
+    """The element masks of a plan for the model that `resize(plan)` leaves: cut to size, under the new names."""
+    masks = {}
+    for name, mask in plan.masks.items():
+        kept = layout.kept(name, plan.keep)
+        if kept is None:
+            continue
+        for dim, alive in enumerate(kept):
+            if alive is not None:
+                mask = np.compress(alive, mask, axis=dim)
+        masks[_renumbered(layout, plan, name)] = mask
+    return Plan(masks=masks, provenance=plan.provenance)
+
+
+def _renumbered(layout: Layout, plan: Plan, param: str) -> str:
+    """The name of a parameter once the layers or experts before its own are gone."""
+    changes = []
+    for name, units in plan.keep.items():
+        path, index = layout.axis(name).path, layout.member_of(param, name)
+        if path is not None and index is not None:
+            changes.append((path, index, int(np.searchsorted(units, index))))
+    for path, old, new in sorted(changes, key=lambda change: -len(change[0])):
+        param = f"{path}.{new}{param[len(f'{path}.{old}') :]}"
+    return param
+
+
 def _steps(provenance: Mapping[str, Any]) -> list[Any]:
     if not provenance:
         return []

@@ -2,7 +2,7 @@
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from secateur.select import NM, Pattern, Unit, resolve_axes, select_units, selec
 from secateur.stats import OF_AXIS, OF_WEIGHT, Stats
 
 Criterion = Callable[..., Array]
+
+NOTICEABLE = 0.01
+"""A linear weight of which this share is exactly zero was pruned: training leaves none, float16 one in a million."""
 
 
 def prune(
@@ -103,6 +106,24 @@ def prune(
         "secateur": __version__,
     }
     return Plan(plan.keep, plan.masks, {}, provenance, plan.weights).check(layout)
+
+
+def earlier_zeros(weights: Mapping[str, Array]) -> Plan | None:
+    """What was pruned before a model was opened: the exact zeros of its linear weights as a plan; None for a dense one.
+
+    They count once any weight has a noticeable share of them (`NOTICEABLE`), then in all weights. A weight that is zero
+    throughout is one that begins there (a fresh head, an adapter), and is left free.
+    """
+    counts = {}
+    for name, weight in weights.items():
+        count = int(to_numpy(weight == 0).sum())
+        if 0 < count < int(np.prod(weight.shape, dtype=np.int64)):
+            counts[name] = count
+    if not any(n >= NOTICEABLE * np.prod(weights[name].shape, dtype=np.int64) for name, n in counts.items()):
+        return None
+    masks = {name: to_numpy(weights[name] != 0) for name in counts}
+    found = {"tensors": len(counts), "zeros": sum(counts.values())}
+    return Plan(masks=masks, provenance={"criterion": "zeros found in the model", "pattern": "element", "found": found})
 
 
 def check_weights(host: Host) -> None:

@@ -40,6 +40,24 @@ def test_the_textbook_lines():
         assert (after[name][~small] != before[name][~small]).all()
 
 
+def test_zeros_that_a_model_came_with_are_held_through_resize():
+    model = secateur.keras.release(secateur.keras.prune(models.mlp(), sparsity=0.6))
+    host = secateur.open(model)
+    counted = sum(int((value == 0).sum()) for name, value in values(model).items() if name.endswith("kernel"))
+    assert host.plan.provenance["found"] == {"tensors": 3, "zeros": counted}
+    axis = next(iter(host.layout.of_kind("ffn") or host.layout.of_kind("dense"))).name
+    host.resize(secateur.Plan(keep={axis: np.arange(4)}))
+    before = values(host.model)
+    models.compiled(host.model)
+    with host.hold(secateur.Plan()):
+        host.model.fit(*data(), verbose=0)
+    for name, value in values(host.model).items():
+        if name.endswith("kernel"):
+            assert (before[name] == 0).any(), name
+            np.testing.assert_array_equal(value == 0, before[name] == 0)
+            assert (value != before[name]).any()
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.keras is Keras on TensorFlow")
 def test_the_same_lines_on_tf_keras():
     import tensorflow as tf

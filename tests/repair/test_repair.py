@@ -118,6 +118,20 @@ def test_half_precision_comes_back_as_it_was(method, kind):
     np.testing.assert_array_equal(new.float(), method(weight.float(), gram, NM(2, 4)).to(kind).float())
 
 
+def test_a_gram_that_is_shared_is_damped_once_for_each_damping():
+    gram = repair.prepare(np.diag([1.0, 3.0]))
+    np.testing.assert_allclose(np.diag(gram.matrix), [1.02, 3.02])
+    assert repair.prepare(gram) is gram
+    assert repair.prepare(gram, 0.01) is gram
+    other = repair.prepare(gram, 1)
+    np.testing.assert_allclose(np.diag(other.matrix), [3.0, 5.0])
+    assert repair.prepare(gram, 1.0) is other
+    for damp in (-1, "x", float("nan"), float("inf")):
+        for either in (gram, np.eye(2)):
+            with pytest.raises(PlanError, match="is no number from 0 upwards"):
+                repair.prepare(either, damp)
+
+
 @pytest.mark.parametrize("method", METHODS[3:], ids=lambda m: m.__name__)
 def test_a_gram_of_few_tokens_is_damped(method):
     weight, gram = layer(out=8, inputs=32, tokens=10)

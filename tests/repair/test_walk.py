@@ -1,5 +1,7 @@
 """prune with repair: the plan holds new weights, and everything that takes a plan works with them."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from secateur.arrays import to_numpy
 from secateur.errors import DataError, PlanError
 from secateur.plan import Plan
 from secateur.pruning import default_weights
+from secateur.repair import prepare
 from secateur.select import NM, Block, Element, Unit
 
 from ..fake import FakeHost
@@ -53,6 +56,23 @@ def test_each_weight_is_repaired_on_its_own_inputs(make, stack):
         assert torch.equal(got != 0, expected != 0)
         torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
     assert plan.provenance["repair"] == "sparsegpt"
+
+
+def test_the_damping_that_a_method_is_given_counts():
+    model = tiny.llama(num_hidden_layers=1)
+    host, data = secateur.open(model), batches(model)
+    name = "model.layers.0.mlp.down_proj.weight"
+    stats = host.collect(["gram"], data, weights=[name])
+    found = {}
+    for damp in (None, 0.01, 100.0):
+        method = repair.sparsegpt if damp is None else functools.partial(repair.sparsegpt, damp=damp)
+        plan = secateur.prune(host, repair=method, pattern=Element(), budget=0.5, stats=stats, weights=[name])
+        gram = prepare(stats.mean("gram", name), 0.01 if damp is None else damp)
+        expected = repair.sparsegpt(host.read(name), gram, Element(), 0.5)
+        np.testing.assert_array_equal(plan.weights[name], expected.numpy())
+        found[damp] = plan.weights[name]
+    np.testing.assert_array_equal(found[None], found[0.01])
+    assert (found[100.0] != found[0.01]).any()
 
 
 def test_linears_that_read_the_same_tensor_share_one_gram():

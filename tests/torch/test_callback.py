@@ -7,7 +7,7 @@ from transformers import Trainer, TrainingArguments
 
 import secateur
 from secateur import Element, Hold, Unit, criteria
-from secateur.torch.workflow import resized_masks
+from secateur.plan import resized_masks
 from tests.torch import tiny
 
 

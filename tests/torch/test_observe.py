@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import secateur
 from secateur.errors import ModelError
@@ -152,4 +153,43 @@ def test_a_model_without_the_interface():
     host = secateur.open(model, example=(torch.randn(2, 4),))
     with pytest.raises(ModelError, match="which a Sequential does not have; use magnitude") as caught:
         host.collect(["attn_mass"], [(torch.randn(2, 4),)])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["softcap", "sinks"])
+def test_capped_scores_and_sinks_are_those_of_the_model_itself(what):
+    sizes = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    if what == "softcap":
+        config = transformers.Gemma2Config(**sizes, attn_logit_softcapping=0.7, query_pre_attn_scalar=8)
+        model = transformers.Gemma2ForCausalLM(config).eval()
+    else:
+        rope = {"rope_type": "default", "rope_theta": 1e4}
+        config = transformers.GptOssConfig(**sizes, num_local_experts=4, rope_parameters=rope)
+        model = transformers.GptOssForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if "q_proj" in name or "k_proj" in name:
+            parameter.data.mul_(40)
+        if name.endswith("sinks"):
+            parameter.data.copy_(torch.linspace(-1, 4, 4))
+    model.set_attn_implementation("eager")
+    host, batch = secateur.open(model), padded(model, "left")
+    stats = host.collect(NEEDS, [batch])
+    weights, mask = attentions(model, batch), batch["attention_mask"].bool()
+    paths = [f"model.layers.{i}.self_attn.v_proj" for i in range(2)]
+    seen = inputs_of(model, paths, batch)
+    for i, path in enumerate(paths):
+        values = heads_of(seen[path], 2).repeat_interleave(2, dim=1)
+        out = model.get_parameter(f"model.layers.{i}.self_attn.o_proj.weight").detach()
+        compare(stats, f"L{i}.head", expected(weights[i], values, out, mask))
+    assert what == "softcap" or (stats.mean("attn_sum", "L0.head") < 0.99).any()
+
+
+def test_an_argument_of_attention_that_nobody_knows():
+    model = tiny.bert(num_hidden_layers=1)
+    host = secateur.open(model)
+    host.collect(["attn_mass"], [{**tiny.inputs(model), "output_router_logits": True}])
+    with pytest.raises(ModelError, match=r"attention\.self takes 'tilt', which is not understood here") as caught:
+        host.collect(["attn_mass"], [{**tiny.inputs(model), "tilt": torch.ones(4)}])
     assert "\n" not in str(caught.value)

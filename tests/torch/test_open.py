@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils import prune as torch_prune
 
 import secateur
-from secateur import Element, criteria
+from secateur import Element, Plan, criteria
 from secateur.errors import ModelError
 from secateur.torch import hub
 from tests.torch import tiny
@@ -35,6 +35,40 @@ def test_masks_of_torch_become_the_plan(tmp_path):
         assert int((host.read(name) == 0).sum()) == round(0.6 * mask.size)
     host.save(tmp_path / "out", plan)
     assert torch.equal(tiny.logits(hub.load(tmp_path / "out")), tiny.logits(model))
+
+
+def test_zeros_become_the_plan_and_are_held_through_resize():
+    model = tiny.bert(num_hidden_layers=1)
+    host = secateur.open(model)
+    assert host.plan is None
+    plan = secateur.prune(host, criteria.magnitude, Element(), 0.6)
+    host.apply(plan)
+    fresh = model.classifier.weight  # zero throughout: it begins there, and is left free
+    fresh.data.zero_()
+    again = secateur.open(model)
+    assert set(again.plan.masks) == set(plan.masks)
+    for name, mask in plan.masks.items():
+        np.testing.assert_array_equal(again.plan.masks[name], mask)
+    again.resize(Plan(keep={"L0.ffn": np.arange(0, 48, 2), "L0.head": np.array([0, 2, 3])}))
+    linears = {name: again.read(name).clone() for name in plan.masks}
+    with again.hold(Plan()):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):  # behind a head of zeros, gradients begin with the second step
+            model(**again.example).logits[:, 0].sum().backward()
+            optimizer.step()
+    assert (fresh[0] != 0).all()
+    for name, before in linears.items():
+        assert torch.equal(again.read(name) == 0, before == 0)
+    assert not torch.equal(again.read(f"{NAMES[0]}.weight"), linears[f"{NAMES[0]}.weight"])
+
+
+def test_a_few_zeros_are_no_pruning():
+    model = tiny.bert(num_hidden_layers=1)
+    weight = model.get_submodule(NAMES[0]).weight  # 48 x 32
+    weight.data.view(-1)[:15] = 0
+    assert secateur.open(model).plan is None
+    weight.data.view(-1)[:16] = 0
+    assert set(secateur.open(model).plan.masks) == {f"{NAMES[0]}.weight"}
 
 
 def test_a_mask_that_nothing_applies():

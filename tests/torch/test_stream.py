@@ -71,6 +71,44 @@ def test_folder_and_memory_give_the_same_bits(family, tuned, tmp_path):
         assert all(d.tuned[1] < d.tuned[0] for d in told)
 
 
+def test_options_of_the_method_count_and_are_checked(tmp_path):
+    write_model(tmp_path / "in")
+    states = []
+    for damp in (0.01, 100.0):
+        model = type(tiny.llama()).from_pretrained(tmp_path / "in")
+        prune_loaded(model, windows(), recipe(options={"damp": damp}))
+        states.append(model.state_dict())
+    assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
+    for options, message in ({"damp": "x"}, "damp 'x' is no number from 0 upwards"), ({"dampp": 1}, "do not fit"):
+        with pytest.raises(PlanError, match=message):
+            prune_loaded(model, windows(), recipe(options=options))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_models_of_half_precision_give_the_same_bits_from_a_folder_and_in_memory(dtype, tmp_path):
+    write_model(tmp_path / "in", lambda: tiny.llama().to(dtype))
+    model = type(tiny.llama()).from_pretrained(tmp_path / "in")
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    again = prune_loaded(model, windows(), recipe())
+    assert same(model, tmp_path / "out")
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert again.layers == report.layers
+    pruned = {layer["name"] for layer in report.layers}
+    assert {name for name, p in model.named_parameters() if not torch.equal(p, before[name])} == pruned
+    with pytest.raises(ModelError, match="is torch.float64, and blocks are pruned in torch.float32; pass"):
+        prune_loaded(tiny.llama().double(), windows(), recipe())
+
+
+def test_the_teacher_has_no_dropout(tmp_path):
+    found = []
+    for training in (False, True):
+        model = tiny.llama(attention_dropout=0.5).train(training)
+        found.append(prune_loaded(model, windows(), recipe(distil={"passes": 1})).distilled)
+        assert model.training is training
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("family", ["llama", "bert", "t5"])
 def test_distillation_gives_the_same_bits_from_a_folder_and_in_memory(family, tmp_path):
     make, tensors = FAMILIES[family]

@@ -1,13 +1,14 @@
 import pytest
 import torch
 
+import secateur
 from secateur import criteria
 from secateur.budget import Global, Uniform
 from secateur.data import read_rows
 from secateur.errors import PlanError
 from secateur.pruning import default_weights
 from secateur.select import Element, Unit
-from secateur.torch.open import open_folder
+from secateur.torch.open import open_folder, open_module
 from secateur.torch.text import Batches, encode, load_tokenizer
 from secateur.torch.workflow import Data, Step, Tuning, compare_latency, run, save_dense, tensor_bytes
 from tests.tiny_text import write_classifier, write_texts
@@ -70,3 +71,32 @@ def test_latency_is_taken_in_another_process(job):
     assert set(seconds) == {"a", "b"}
     assert all(value > 0 for value in seconds.values())
     assert torch.get_num_threads() == threads
+
+
+def test_zeros_of_an_earlier_step_are_held_counted_and_packed(job):
+    host, data, folder = job
+    first = run("p", host, [Step(criteria.magnitude, Element(), Uniform(0.8))], data, Tuning(), folder / "p80")
+    linears = default_weights(host.layout)
+    again = open_folder(folder / "p80")
+    assert sorted(again.plan.masks) == sorted(linears)
+    outcome = run("s", again, [Step(criteria.magnitude, Unit("ffn"), Uniform(0.25))], data, Tuning(1), folder / "s")
+    small = open_folder(folder / "s")
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(small.read(query) == 0, again.read(query) == 0)
+    assert not torch.equal(small.read(query), again.read(query))
+    up, kept = "bert.encoder.layer.0.intermediate.dense.weight", small.layout.shape
+    assert kept(up) == (48, 32)
+    zeros = sum(int((small.read(name) == 0).sum()) for name in linears)
+    assert zeros > 0.75 * sum(small.read(name).numel() for name in linears)
+    assert outcome.total - outcome.nonzero == zeros
+    assert outcome.provenance["steps"][0]["found"] == {"tensors": 12, "zeros": first.total - first.nonzero}
+
+
+def test_gradual_pruning_keeps_earlier_zeros(job):
+    host, data, _ = job
+    host.apply(secateur.prune(host, criteria.magnitude, Element(), 0.8))
+    again = open_module(host.model)
+    step = Step(criteria.magnitude, Element(), Uniform(0.1))
+    outcome = run("g", again, [step], data, Tuning(1, gradual=True))
+    assert outcome.total - outcome.nonzero == again.plan.provenance["found"]["zeros"]
+    assert outcome.provenance["gradual"]

@@ -329,10 +329,12 @@ def show(outcome: "Outcome", json: bool) -> None:
     )
     if outcome.inexact:
         typer.echo(outcome.inexact)
-    for multiple, names in (outcome.provenance.get("multiples") or {}).items():
+    steps = outcome.provenance.get("steps") or [outcome.provenance]
+    for multiple, names in (m for step in steps for m in (step.get("multiples") or {}).items()):
         typer.echo(f"multiples of {multiple} units were kept of {', '.join(names)}: the model runs with no others")
-    counted = outcome.provenance.get("counted", {})
-    if "weights" in counted:
+    for found in (step["found"] for step in steps if "found" in step):
+        typer.echo(f"{found['zeros']:,} zeros that the model came with stay zero ({found['tensors']} linear weights)")
+    for counted in (step["counted"] for step in steps if "weights" in step.get("counted", {})):
         typer.echo(
             f"the sparsity counts {counted['tensors']} linear weights of the layers ({counted['weights']:,} values)"
         )

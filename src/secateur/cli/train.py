@@ -28,7 +28,10 @@ def command(
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Train a sequence classifier on labelled texts; a missing head is made for the labels of the data."""
+    """Train a sequence classifier on labelled texts; a missing head is made for the labels of the data.
+
+    Zeros of a pruned model stay zero.
+    """
     from secateur.files import check_output
     from secateur.opening import is_keras_file
 
@@ -39,9 +42,10 @@ def command(
     check_output(output, overwrite)
     rows = common.read_data(data, text_column, label_column, split)
 
+    from secateur.pruning import earlier_zeros
     from secateur.torch.host import TorchHost
     from secateur.torch.hub import save
-    from secateur.torch.open import load_model
+    from secateur.torch.open import load_model, open_module
     from secateur.torch.text import encode, load_tokenizer
     from secateur.torch.train import classifier_options, fine_tune
 
@@ -51,11 +55,13 @@ def command(
     tokenizer = load_tokenizer(model)
     network = load_model(model, task="SequenceClassification", **classifier_options(model, rows, seed), **options)
     host = TorchHost.untraced(network)
+    if earlier_zeros({name: p.detach() for name, p in network.named_parameters() if p.dim() > 1}) is not None:
+        host = open_module(network)  # it knows which of the zeros were pruned, and holds them
     features = encode(network, tokenizer, rows, max_length)
     loss = fine_tune(
         host, features, tokenizer, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
     )
-    save(network, output, tokenizer=tokenizer, overwrite=overwrite)
+    save(network, output, plan=host.plan, tokenizer=tokenizer, overwrite=overwrite)
     if json:
         common.print_json({"output": str(output), "examples": len(rows), "epochs": epochs, "loss": loss})
         return

@@ -75,4 +75,6 @@ class GradualPruning(keras.callbacks.Callback):
         self.plan = pruning.prune(
             self._host, self.criterion, self.pattern, self.budget(sparsity), self.data, weights=self.weights
         )
+        if self._host.plan is not None:
+            self.plan = self._host.plan.merge(self.plan)
         hold(self.model, variables(self.model), self._host.masks(self.plan))

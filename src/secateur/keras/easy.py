@@ -28,7 +28,7 @@ def prune(
     example: Any = None,
     loss: Any = None,
 ) -> keras.Model:
-    """Set weights to zero and hold them there through every later `fit`; returns the same model.
+    """Set weights to zero and hold them there, with what was zero before, through every later `fit`; returns the model.
 
     threshold: everything that scores this or less goes; or sparsity: the share of all weights together that goes.
     pattern: `Element()` (default), `NM`, `Block`, or `Unit`, whose units are zeroed, not removed.
@@ -39,7 +39,7 @@ def prune(
     pattern = Element() if pattern is None else pattern
     host = KerasHost(model, example, loss=loss)
     plan = pruning.prune(host, criterion, pattern, _budget(pattern, threshold, sparsity), data, weights=weights)
-    hold(model, variables(model), host.masks(plan))
+    hold(model, variables(model), host.masks(plan if host.plan is None else host.plan.merge(plan)))
     return model
 
 

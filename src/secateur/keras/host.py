@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from secateur.keras.layout import Description
 from secateur.keras.naming import variables
 from secateur.keras.rebuild import duplicate, rebuild
 from secateur.layout import Layout
-from secateur.plan import Plan
+from secateur.plan import Plan, resized_masks
+from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
 
 
@@ -54,6 +56,10 @@ class KerasHost:
             layout = self._described.layout
         self.layout = layout
         self.layout.check({name: tuple(v.shape) for name, v in variables(model).items()})
+        self.plan = earlier_zeros({name: self.read(name) for name in self.layout.linears})
+        """What had already been pruned when the model was opened (its zeros), or None. `hold` holds it too, and
+        `resize` cuts it to size; set it to None to let these weights grow again.
+        """
 
     # -- Host -----------------------------------------------------------------------------------------------------
 
@@ -123,7 +129,8 @@ class KerasHost:
 
     @contextlib.contextmanager
     def hold(self, plan: Plan) -> Iterator[None]:
-        """Zeros stay zero in `fit` while the context lasts; see `secateur.keras.hold`."""
+        """Zeros of the plan, and of what had been pruned before, stay zero in `fit`; see `secateur.keras.hold`."""
+        plan = plan if self.plan is None else plan.merge(self.plan)
         masks, found = self.masks(plan), variables(self.model)
         self._prune(masks, plan)
         before = held({name: found[name] for name in masks})
@@ -152,6 +159,8 @@ class KerasHost:
             return
         if self.loss is None:
             self.loss = _compiled_loss(self.model)
+        if self.plan is not None:
+            self.plan = resized_masks(self.layout, replace(self.plan, keep=plan.keep))
         self.model = rebuild(self.model, self._known("resized"), self.layout, plan.keep)
         self._described = _describe(self.model, self.example)
         self.layout = self._described.layout

@@ -19,7 +19,8 @@ from secateur.keras.batches import floats
 from secateur.keras.batches import run as run_model
 from secateur.keras.callback import GradualPruning
 from secateur.keras.host import KerasHost
-from secateur.plan import Plan
+from secateur.layout import Layout
+from secateur.plan import Plan, resized_masks
 from secateur.pruning import Criterion, prune
 from secateur.schedule import cubic
 from secateur.select import Pattern, Unit
@@ -169,6 +170,7 @@ def run(
     host.loss = host.loss or _loss_for(host.model, test)
     calibration = train.take(slice(calibration_samples)).batches(size)
     plan = prune(host, criterion, pattern, budget, say(calibration, "scoring"))
+    plan = plan if host.plan is None else host.plan.merge(plan).check(host.layout)
     verdict = verify(host, plan, test.batches(size))
     with host.masked(plan):
         pruned = score(logits(host.model, test, size), test.y, dense)
@@ -177,7 +179,7 @@ def run(
         small.resize(plan)
     tuned = None
     if tuning.epochs:
-        plan = _tune(small, criterion, pattern, budget, plan, train, tuning)
+        plan = _tune(small, host.layout, criterion, pattern, budget, plan, train, tuning)
         tuned = score(logits(small.model, test, size), test.y, dense)
     expected = small.outputs(test.batches(size)[0])
     with new_folder(output, overwrite) as folder:
@@ -208,6 +210,7 @@ def run(
 
 def _tune(
     small: KerasHost,
+    layout: Layout,
     criterion: Criterion,
     pattern: Pattern,
     budget: Budget | None,
@@ -224,7 +227,7 @@ def _tune(
     steps = epochs * -(-len(part) // tuning.batch_size)
     options = {"epochs": epochs, "batch_size": tuning.batch_size, "verbose": 0}
     if not tuning.gradual:
-        with small.hold(Plan(masks=plan.masks)):
+        with small.hold(resized_masks(layout, plan)):
             small.model.fit(part.x, part.y, **options)
         return plan
     if not isinstance(budget, Uniform | Global) or isinstance(pattern, Unit):

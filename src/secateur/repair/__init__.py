@@ -6,7 +6,8 @@ Every method is a function `method(weight, gram, pattern, sparsity=None, **optio
   arrays or torch tensors. The result has the shape and type of the weight, and pruned entries are exactly zero.
 - pattern: `Element()`, `NM(keep, of)` or `Block(rows, columns)`; sparsity: the fraction of zeros, None for N:M.
   A stated number of zeros is met to the last weight; each method says whether it counts per row or over the matrix.
-- gram may be a `Gram` (see `prepare`), so that linears that read the same tensor factorise it once.
+- gram may be a `Gram` (see `prepare`), so that linears that read the same tensor factorise it once. Methods that take
+  `damp` (added to the diagonal, relative to its mean) damp it so; without, it keeps its own, 0.01 unless told.
 
 Raises PlanError for a pattern or sparsity that cannot be met, DataError for a gram that is not finite or does not fit
 and ModelError for weights that are not finite. A gram that is not positive definite is damped, and a warning says by

@@ -10,7 +10,7 @@ from array_api_compat import device
 
 from secateur.arrays import Array, namespace
 from secateur.repair.forms import fast_form
-from secateur.repair.gram import DAMP, Gram
+from secateur.repair.gram import Gram
 from secateur.repair.least_squares import refit
 from secateur.repair.problem import Problem, choose, pose
 from secateur.repair.start import Start, start_mask
@@ -27,7 +27,7 @@ def alps(
     sparsity: float | None = None,
     *,
     start: Start = None,
-    damp: float = DAMP,
+    damp: float | None = None,
     rho: float = 0.3,
     growth: float = 1.12,
     steps: int = 300,

@@ -2,7 +2,7 @@
 
 from secateur.arrays import Array
 from secateur.repair.alps import alps
-from secateur.repair.gram import DAMP, Gram
+from secateur.repair.gram import Gram
 from secateur.repair.problem import pose
 from secateur.repair.swaps import swaps
 from secateur.select import NM, Block, Element
@@ -14,7 +14,7 @@ def best(
     pattern: Element | NM | Block,
     sparsity: float | None = None,
     *,
-    damp: float = DAMP,
+    damp: float | None = None,
     growth: float = 1.05,
     fast: bool = True,
 ) -> Array:

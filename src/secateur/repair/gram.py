@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import device
 
 from secateur.arrays import Array, all_finite, namespace, to_numpy
-from secateur.errors import DataError
+from secateur.errors import DataError, PlanError
 from secateur.repair.forms import fast_form
 
 WIDE_INPUTS = 4096
@@ -39,6 +39,13 @@ class Gram:
     def size(self) -> int:
         """Number of inputs."""
         return int(self.given.shape[0])
+
+    def damped(self, damp: float) -> "Gram":
+        """The same gram with another damping; asked again, the same one, so that its factors are shared too."""
+        if damp == self.damp:
+            return self
+        others: dict[float, Gram] = self.__dict__.setdefault("_others", {})
+        return others.setdefault(damp, Gram(self.given, damp, self.squares, self.dead))
 
     @property
     def wide(self) -> Any:
@@ -112,21 +119,23 @@ class Gram:
         return self.matrix / (self.scale[:, None] * self.scale[None, :])
 
 
-def prepare(gram: "Array | Gram", damp: float = DAMP, like: Array | None = None) -> Gram:
-    """Check a gram of shape (in, in); a `Gram` is passed through. It is factorised when a method first needs that.
+def prepare(gram: "Array | Gram", damp: float | None = None, like: Array | None = None) -> Gram:
+    """Check a gram of shape (in, in), or damp a `Gram` as asked. It is factorised when a method first needs that.
 
-    damp: what is added to the diagonal, relative to the mean of the diagonal over living inputs. Where the result is
-    not positive definite the damping grows tenfold until it is, and a RuntimeWarning says to what.
+    damp: what is added to the diagonal, relative to the mean of the diagonal over living inputs; None for what a `Gram`
+    has, and `DAMP` for an array. Where the result is not positive definite the damping grows tenfold until it is, and
+    a RuntimeWarning says to what.
     like: the array whose library and device the result takes, where the gram has another one.
 
-    Raises DataError when the gram is not square, not finite or has a negative diagonal.
+    Raises DataError when the gram is not square, not finite or has a negative diagonal, PlanError for a damping that is
+    no number from 0 upwards.
     """
+    if damp is not None and not (isinstance(damp, int | float) and 0 <= damp < float("inf")):
+        raise PlanError(f"damp {damp!r} is no number from 0 upwards; 0.01 adds a hundredth of the mean diagonal")
     if isinstance(gram, Gram):
-        return gram
+        return gram if damp is None else gram.damped(damp)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
         raise DataError(f"a gram has shape (inputs, inputs), not {tuple(gram.shape)}")
-    if not damp >= 0:
-        raise DataError(f"damp {damp} is negative; 0.01 adds a hundredth of the mean diagonal")
     gram = _like(gram, like)
     if not all_finite(gram):
         raise DataError("the gram is NaN or infinite; look for NaN or huge activations of the model on this data")
@@ -137,7 +146,7 @@ def prepare(gram: "Array | Gram", damp: float = DAMP, like: Array | None = None)
     lowest = float(xp.min(squares))
     if lowest < 0:
         raise DataError(f"the gram has {lowest:.3g} on its diagonal; a sum of squares cannot be negative")
-    return Gram(gram, damp, squares, squares == 0)
+    return Gram(gram, DAMP if damp is None else damp, squares, squares == 0)
 
 
 def _like(gram: Array, like: Array | None) -> Array:

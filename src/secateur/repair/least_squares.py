@@ -7,7 +7,7 @@ from typing import Any
 
 from secateur.arrays import Array, namespace
 from secateur.repair.forms import fast_form
-from secateur.repair.gram import DAMP, Gram
+from secateur.repair.gram import Gram
 from secateur.repair.problem import Problem, pose
 from secateur.repair.start import Start, start_mask
 from secateur.select import NM, Block, Element
@@ -23,7 +23,7 @@ def least_squares(
     sparsity: float | None = None,
     *,
     start: Start = None,
-    damp: float = DAMP,
+    damp: float | None = None,
     tolerance: float | None = None,
     fast: bool = True,
 ) -> Array:

@@ -9,7 +9,7 @@ from array_api_compat import device
 from secateur.arrays import Array, all_finite, namespace, to_numpy
 from secateur.budget import check_sparsity
 from secateur.errors import DataError, ModelError, PlanError
-from secateur.repair.gram import DAMP, Gram, prepare
+from secateur.repair.gram import Gram, prepare
 from secateur.select import NM, Block, Element, nm_mask, top
 
 
@@ -58,7 +58,9 @@ class Problem:
         return self.xp.asarray(values, device=device(self.weight))
 
 
-def pose(weight: Array, gram: "Array | Gram", pattern: Any, sparsity: float | None, damp: float = DAMP) -> Problem:
+def pose(
+    weight: Array, gram: "Array | Gram", pattern: Any, sparsity: float | None, damp: float | None = None
+) -> Problem:
     """Check the arguments of a method; see `secateur.repair` for what it raises."""
     if weight.ndim != 2:
         raise ModelError(f"repair works on a weight of shape (out, in), not {tuple(weight.shape)}")

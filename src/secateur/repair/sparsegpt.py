@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.arrays import Array, namespace
 from secateur.repair.forms import fast_form
-from secateur.repair.gram import DAMP, Gram
+from secateur.repair.gram import Gram
 from secateur.repair.problem import choose, pose
 from secateur.select import NM, Block, Element
 
@@ -19,7 +19,7 @@ def sparsegpt(
     pattern: Element | NM | Block,
     sparsity: float | None = None,
     *,
-    damp: float = DAMP,
+    damp: float | None = None,
     columns: int = 128,
     fast: bool = True,
 ) -> Array:

@@ -15,7 +15,7 @@ from array_api_compat import device
 
 from secateur.arrays import Array, namespace
 from secateur.repair.forms import fast_form
-from secateur.repair.gram import DAMP, Gram
+from secateur.repair.gram import Gram
 from secateur.repair.least_squares import default_tolerance, refit
 from secateur.repair.problem import pose
 from secateur.repair.start import Start, start_mask
@@ -32,7 +32,7 @@ def swaps(
     sparsity: float | None = None,
     *,
     start: Start = None,
-    damp: float = DAMP,
+    damp: float | None = None,
     passes: int = 2,
     tolerance: float | None = None,
     fast: bool = True,

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import nn
 from secateur.arrays import to_numpy
 from secateur.errors import ModelError
 from secateur.layout import Layout
-from secateur.plan import Plan
+from secateur.plan import Plan, resized_masks
+from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
 from secateur.torch.batches import evaluating, run, to_device
 from secateur.torch.bypass import bypassed
@@ -45,11 +47,16 @@ class TorchHost:
         self.example = example
         self.loss = loss
         self.plan = plan
-        """What had already been pruned when the model was opened, or None."""
+        """What had already been pruned when the model was opened (its zeros, see `secateur.pruning.earlier_zeros`), or
+        None. `hold` holds it too, and `resize` cuts it to size; set it to None to let these weights grow again.
+        """
         self.changes = changes
         self._by_hand = layout is not None
         self.layout = layout if layout is not None else derive(model, example)
         self.layout.check({name: tuple(p.shape) for name, p in self._tensors().items()})
+        weights = {name: self.read(name) for name in self.layout.linears}
+        found = earlier_zeros({name: weight for name, weight in weights.items() if not weight.is_meta})
+        self.plan = plan.merge(found) if plan is not None and found is not None else plan or found
 
     @classmethod
     def untraced(cls, model: nn.Module) -> "TorchHost":
@@ -144,8 +151,8 @@ class TorchHost:
 
     @contextlib.contextmanager
     def hold(self, plan: Plan) -> Iterator[None]:
-        """Zeros stay zero while the context lasts; see `secateur.torch.hold`."""
-        plan = plan.check(self.layout)
+        """Zeros of the plan, and of what had been pruned before, stay zero; see `secateur.torch.hold`."""
+        plan = (plan if self.plan is None else plan.merge(self.plan)).check(self.layout)
         parameters = self.parameters()
         self.apply(Plan(masks=plan.masks, weights=plan.weights))
         found = {name: plan.mask(self.layout, name) for name in parameters}
@@ -168,10 +175,12 @@ class TorchHost:
         if not plan.keep:
             return
         contract = self.contract(plan)
+        earlier = None if self.plan is None else resized_masks(self.layout, replace(self.plan, keep=plan.keep))
         changes = resize(self.model, self.layout, plan.keep)
         self.changes = changes if self.changes is None else self.changes.merge(changes)
         self.example = contract.after(self.example)
         self.layout = self.layout.resized(plan.keep) if self._by_hand else derive(self.model, self.example)
+        self.plan = earlier
 
     def contract(self, plan: Plan) -> Contract:
         """What the outputs of the masked and the shrunk model owe each other."""

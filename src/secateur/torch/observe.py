@@ -1,7 +1,8 @@
 """Attention scores of a Hugging Face model, seen through its `AttentionInterface`: no model is edited.
 
-The observer computes the softmax weights beside the model's own attention and checks that they explain its output; a
-head whose attention is something else is refused rather than scored wrongly.
+The observer computes the softmax weights beside torch's SDPA and checks that they explain its output; where the model
+caps its scores or has sinks, which SDPA does not know, they give the output. A model that asks for anything else is
+refused rather than scored wrongly.
 """
 
 import contextlib
@@ -13,11 +14,19 @@ from torch import nn
 
 from secateur.errors import ModelError
 from secateur.layout import Axis, Layout
+from secateur.runtime.attention import KNOWN
 from secateur.stats import Tally
 from secateur.torch.padding import TokenMask
 
 NAME = "secateur_observer"
 
+BY_WEIGHTS = ("softcap", "s_aux")
+"""Arguments that SDPA does not take, and `_weights` does: a cap of the scores, and a sink for each head."""
+
+EXPLAINED = {*KNOWN, *BY_WEIGHTS, "position_bias", "sliding_window", "cache_position", "num_items_in_batch"}
+"""Arguments of which the softmax weights here take account, or that change no attention: a sliding window is in the
+mask too. Flags (True, False) change none either.
+"""
 
 @contextlib.contextmanager
 def observe_attention(
@@ -42,8 +51,19 @@ def observe_attention(
     def attend(
         module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         path = names.get(id(module))
+        strange = [n for n, v in kwargs.items() if v is not None and not isinstance(v, bool) and n not in EXPLAINED]
+        if strange:
+            raise ModelError(
+                f"the attention in {path or type(module).__name__} takes {strange[0]!r}, which is not understood here, "
+                "so its heads cannot be scored by it; use magnitude, gradient, taylor, fisher or activation"
+            )
+        capped = any(kwargs.get(name) is not None for name in BY_WEIGHTS)
+        if capped:
+            weights, values = _weights(module, query, key, value, attention_mask, kwargs)
+            output = (weights @ values).transpose(1, 2).to(query.dtype).contiguous()
+        else:
+            output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         if path is not None:
             if id(module) not in heads:
                 found = _head_axis(layout, path, query.shape[1])
@@ -130,11 +150,16 @@ def _shared_prefix(a: str, b: str) -> int:
 def _weights(
     module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, kwargs: Mapping[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax weights (batch, heads, queries, keys) and values repeated to the query heads, both float32."""
+    """Softmax weights (batch, heads, queries, keys) and values repeated to the query heads, both float32.
+
+    Scores are capped (softcap * tanh(score / softcap)) before the mask; a sink takes its share of each softmax.
+    """
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, dim=1).float() for x in (key, value))
     scaling = kwargs.get("scaling")
     scores = query.float() @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if kwargs.get("softcap") is not None:
+        scores = kwargs["softcap"] * torch.tanh(scores / kwargs["softcap"])
     if kwargs.get("position_bias") is not None:
         scores = scores + kwargs["position_bias"].float()
     if attention_mask is not None:
@@ -146,7 +171,10 @@ def _weights(
             future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(future, float("-inf"))
     blind = (scores == float("-inf")).all(-1, keepdim=True)  # a query that may see no key: its softmax is 0/0
-    return scores.softmax(-1).masked_fill(blind, 0.0), value
+    if kwargs.get("s_aux") is None:
+        return scores.softmax(-1).masked_fill(blind, 0.0), value
+    sinks = kwargs["s_aux"].float().reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1], value
 
 
 def _explain(path: str, weights: torch.Tensor, values: torch.Tensor, output: torch.Tensor) -> None:

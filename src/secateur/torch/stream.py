@@ -29,10 +29,10 @@ from secateur.torch.calls import chains
 from secateur.torch.hub import INDEX
 from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose, give_back
-from secateur.torch.precision import fast_bfloat16
+from secateur.torch.precision import computing_in, fast_bfloat16
 from secateur.torch.retrain import check_memory, distil
 from secateur.torch.shards import file_hash, read_entries, read_tensor, write_shard
-from secateur.torch.skeleton import Skeleton
+from secateur.torch.skeleton import COMPUTE, Skeleton
 from secateur.torch.states import States
 from secateur.torch.trace import trace
 from secateur.torch.windows import batches_of, windows_hash
@@ -83,11 +83,11 @@ def prune_loaded(
     *,
     tuning: Tuning | None = None,
 ) -> Report:
-    """Prune a Hugging Face model in memory, block by block, in place.
+    """Prune a Hugging Face model in memory, block by block, in place. It computes in float32, whatever it is stored as.
 
     windows: token ids (windows, context) to calibrate on; None for methods that look at weights only. progress: told of
     each block; tuning: of each step of distillation.
-    Raises PlanError for a pattern that does not fit, ModelError for a model without a chain of layers.
+    Raises PlanError for a pattern that does not fit, ModelError for a model without a chain of layers, or in float64.
     """
     from secateur.torch.example import example_for
 
@@ -98,8 +98,8 @@ def prune_loaded(
     run = Run(model, layout, batches, recipe, States(None), fast_bfloat16())
     records = []
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
-    dense = copy.deepcopy(model) if recipe.distil else None
-    with evaluating(model), _no_gradients(model):
+    with evaluating(model), _no_gradients(model), computing_in(model, COMPUTE):
+        dense = copy.deepcopy(model) if recipe.distil else None
         if recipe.owl:
             run.shares = _allocated(Run(model, layout, batches, recipe, States(None)), _nothing, _nothing)
         while len(run.finished) < run.total:

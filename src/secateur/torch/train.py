@@ -33,8 +33,8 @@ def fine_tune(
 ) -> float:
     """Train `host.model` in place on encoded rows (see `secateur.torch.text.encode`); returns the last mean loss.
 
-    plan: zeros to hold while training; None trains everything. teacher: the dense model to learn from, besides labels
-    (see `secateur.torch.distil`). callbacks: further ones for the Trainer.
+    plan: zeros to hold while training, besides those of `host.plan`; None for no others. teacher: the dense model to
+    learn from, besides labels (see `secateur.torch.distil`). callbacks: further ones for the Trainer.
     AdamW, linear decay, 6% warm-up, gradient norm 1.
     Raises DataError when `epochs` or the learning rate is no positive number, or the loss is NaN or infinite.
     """
@@ -44,7 +44,7 @@ def fine_tune(
         if not 0 < value < float("inf"):
             raise DataError(f"{option} must be a positive number, not {value}")
     steps = max(1, round(epochs * -(-len(features) // batch_size)))
-    keeper = Hold(host, plan) if plan is not None else None
+    keeper = Hold(host, plan or Plan()) if plan is not None or host.plan is not None else None
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,

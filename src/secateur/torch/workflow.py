@@ -20,8 +20,7 @@ from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import ModelError, PlanError
 from secateur.evaluate import Score, score
 from secateur.files import new_folder
-from secateur.layout import Layout
-from secateur.plan import Plan
+from secateur.plan import Plan, resized_masks
 from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
 from secateur.schedule import cubic
 from secateur.select import NM, Pattern, Unit
@@ -136,7 +135,7 @@ def evaluate(host: TorchHost, test: Batches, dense: np.ndarray | None = None, tr
 
 
 def decide(host: TorchHost, steps: Sequence[Step], calibration: Iterable[Any], track: Track = silent) -> Plan:
-    """The plan of all steps, each scored on the dense model."""
+    """The plan of all steps, each scored on the model as it is, and of what had been pruned when it was opened."""
     plan = host.plan or Plan()
     for step in steps:
         data = track(calibration, f"{step.criterion.__name__} for {step.pattern}")
@@ -155,7 +154,7 @@ def gradually(host: TorchHost, steps: Sequence[Step], tuning: Tuning, data: Data
             )
 
     def decide_at(progress: float) -> Plan:
-        plan = Plan()
+        plan = host.plan or Plan()
         for step in steps:
             assert isinstance(step.budget, Uniform | Global)
             budget = replace(step.budget, sparsity=step.budget.sparsity * progress)
@@ -239,32 +238,6 @@ def run(
         small.save(temporary, plan, overwrite=True, tokenizer=data.tokenizer, **(save_options or {}))
         outcome = reloaded(outcome, small, temporary, data.test, linears)
     return replace(outcome, folder=str(output))
-
-
-def resized_masks(layout: Layout, plan: Plan) -> Plan:
-    """The element masks of a plan for the model that `resize(plan)` leaves: cut to size, under the new names."""
-    masks = {}
-    for name, mask in plan.masks.items():
-        kept = layout.kept(name, plan.keep)
-        if kept is None:
-            continue
-        for dim, alive in enumerate(kept):
-            if alive is not None:
-                mask = np.compress(alive, mask, axis=dim)
-        masks[_renumbered(layout, plan, name)] = mask
-    return Plan(masks=masks, provenance=plan.provenance)
-
-
-def _renumbered(layout: Layout, plan: Plan, param: str) -> str:
-    """The name of a parameter once the layers or experts before its own are gone."""
-    changes = []
-    for name, units in plan.keep.items():
-        path, index = layout.axis(name).path, layout.member_of(param, name)
-        if path is not None and index is not None:
-            changes.append((path, index, int(np.searchsorted(units, index))))
-    for path, old, new in sorted(changes, key=lambda change: -len(change[0])):
-        param = f"{path}.{new}{param[len(f'{path}.{old}') :]}"
-    return param
 
 
 def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, linears: Sequence[str]) -> Outcome:
