@@ -80,7 +80,12 @@ def command(
     fine_tune: Annotated[float, typer.Option(help="Epochs after pruning.", min=0.0, rich_help_panel=TUNING)] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TUNING)] = 1e-4,
     distil: Annotated[
-        bool, typer.Option("--distil", help="Learn from the dense model (too).", rich_help_panel=TUNING)
+        bool,
+        typer.Option(
+            "--distil",
+            help="Learn from the dense model (too); with --fine-tune or --calibration.",
+            rich_help_panel=TUNING,
+        ),
     ] = False,
     gradual: Annotated[
         bool,
@@ -143,7 +148,9 @@ def command(
 
     if model is None or output is None:
         raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
-    language.refuse_given(context_, ("samples", "context", "memory", "reconstruct", "distil"))
+    language.refuse_given(context_, ("samples", "context", "memory", "reconstruct"))
+    if distil and not fine_tune:
+        raise PlanError("--distil says how to fine-tune; pass --fine-tune EPOCHS, or leave it out")
     check_output(output, overwrite)
     score = find_criterion(criterion)
     shape = parse_pattern(pattern)
