@@ -205,15 +205,16 @@ def test_options_that_contradict_each_other(prune):
     assert "how much?" in prune(sparsity=None)
     assert "pattern 2:4 says itself how much goes" in prune("--pattern", "2:4")
     assert "nothing to sweep" in prune("--pattern", "2:4", "--sweep", "0.5", sparsity=None)
-    assert "leave out --sparsity" in prune("--sweep", "0.5")
-    assert "leave out --fine-tune" in prune("--sweep", "0.5", "--fine-tune", "1", sparsity=None)
+    for option in ("--sparsity", "--fine-tune", "--threshold"):
+        sentence = prune("--sweep", "0.5", option, "0.5", sparsity=None)
+        assert f"{option} has no meaning in a --sweep, which lists the values to try and does not train" in sentence
     assert "not a list of numbers" in prune("--sweep", "0.5;0.7", sparsity=None)
     assert "--sweep is empty" in prune("--sweep", "", sparsity=None)
     assert "scores units, not weights" in prune("--criterion", "attention_mass")
     assert "not a multiple of 5" in prune("--pattern", "2:5", sparsity=None)
     assert "no stock checkpoint can hold" in prune("--uniform", "--pattern", "L0.ffn")
     assert "--reconstruct has no meaning in a run without --calibration" in prune("--reconstruct")
-    assert "--distil says how to fine-tune; pass --fine-tune EPOCHS" in prune("--distil")
+    assert "--distil does nothing without --fine-tune; add that, or leave it out" in prune("--distil")
 
 
 def test_epochs_that_are_no_number(prune):

@@ -91,11 +91,17 @@ def test_bad_text_and_options(refused, llm, text, place, tmp_path):
     assert "no text at" in prune(*OPTIONS, source=tmp_path / "absent.txt")
     assert "windows of 128 tokens exceed the 64 positions" in prune("--pattern", "2:4", "--context", 128)
     assert "one block of this model needs about" in prune(*OPTIONS, "--memory", "1MiB")
-    assert "--fine-tune has no meaning in pruning block by block" in prune(*OPTIONS, "--fine-tune", 1)
+    for option in ("--fine-tune", "--budget", "--learning-rate", "--layout-file", "--split", "--eval-split"):
+        assert f"{option} has no meaning in pruning block by block" in prune(*OPTIONS, option, 1)
+    for option in ("--max-length", "--batch-size", "--sweep-by", "--label-column", "--calibration-samples"):
+        assert f"{option} has no meaning in pruning block by block" in prune(*OPTIONS, option, 8)
+    assert "--trust-remote-code has no meaning in pruning" in prune(*OPTIONS, "--trust-remote-code")
     assert "model.layers.0.self_attn.q_proj.weight: the weight has 32 inputs, not a multiple of 5" in prune(
         "--criterion", "wanda", "--pattern", "2:5", "--context", 16
     )
-    assert "pass --text FILE" in refused("eval", llm, "--task", "perplexity")
+    words = ["eval", llm, "--task", "perplexity"]
+    assert "pass --text FILE" in refused(*words)
+    assert "--max-length has no meaning in --task perplexity" in refused(*words, "--text", text, "--max-length", 8)
 
 
 def test_a_tokenizer_that_does_not_fit(refused, tmp_path, text, place):
