@@ -75,6 +75,8 @@ def test_a_recipe_says_the_same_as_options(call, llm, text, place):
         ("pattern: [\n", "line 2: "),
         ("- 1\n", "is no recipe: it holds list"),
         ("pattern: 2:4\nmemory: much\n", "memory 'much' is not understood; write 4GiB"),
+        ("pattern: 2:4\nmemory: inf B\n", "memory 'inf B' is not understood; write 4GiB"),
+        ("pattern: 2:4\nseed: -1\n", "line 2: 'seed': input should be greater than or equal to 0 (got -1)"),
     ],
 )
 def test_what_is_wrong_with_a_recipe(refused, place, tmp_path, lines, message):

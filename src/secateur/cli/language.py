@@ -109,8 +109,9 @@ def calibration(recipe: "Recipe", folder: Path) -> Any:
     sources = [(str(path), read_documents(path, recipe.text_column)) for path in recipe.calibration]
     check_folder(folder)
     config = AutoConfig.from_pretrained(folder)
-    check_context(config, recipe.context)
-    vocabulary = config.get_text_config().vocab_size
+    text = config.get_text_config()
+    vocabulary = text.vocab_size
+    check_context(getattr(text, "max_position_embeddings", None), recipe.context)
     windows = sample_windows(load_tokenizer(folder), sources, vocabulary, recipe.samples, recipe.context, recipe.seed)
     if len(windows) < recipe.samples:
         common.note(f"the text gives {len(windows)} windows of {recipe.context} tokens, not {recipe.samples}")
@@ -255,12 +256,12 @@ def evaluate(
 
     from secateur.torch.open import load_model
     from secateur.torch.perplexity import evaluate_text
-    from secateur.torch.text import load_tokenizer
+    from secateur.torch.text import load_tokenizer, text_positions
     from secateur.torch.windows import check_context, cut, tokens_of
 
     tokenizer = load_tokenizer(model)
     network: Any = load_model(model, task=task, **options)
-    check_context(network.config, context)
+    check_context(text_positions(network), context)
     most = None if samples is None else samples * context
     tokens = tokens_of(tokenizer, documents, network.get_input_embeddings().weight.shape[0], most)
     windows = cut(tokens, context, str(text), samples)

@@ -67,11 +67,10 @@ def command(
         tokens = (1, min(max_length, 128)) if generates(dense) else whole
         fast = runtime.compile(dense, tokens=tokens, value=value, measure=measure)
         summary = fast.secateur_report.summary()
-    limit = min(max_length, tokenizer.model_max_length)
     if generates(fast):
-        answers = continue_texts(fast, tokenizer, lines, limit, new_tokens)
+        answers = continue_texts(fast, tokenizer, lines, max_length, new_tokens)
     else:
-        answers = classify(fast, tokenizer, lines, limit, batch_size)
+        answers = classify(fast, tokenizer, lines, max_length, batch_size)
     if json:
         answered = [{k: v for k, v in asdict(answer).items() if v is not None} for answer in answers]
         common.print_json({"model": model, "summary": summary, "answers": answered})
