@@ -70,7 +70,8 @@ def prune(
     stats = stats or Stats()
     multiples: dict[str, list[str]] = {}
     if axes:
-        assert criterion is not None and budget is not None
+        assert criterion is not None
+        assert budget is not None
         scores = {axis.name: unit_scores(host, criterion, axis, stats) for axis in axes}
         costs = {axis.name: unit_parameters(layout, axis.name) for axis in axes}
         plan = Plan(keep=select_units(layout, scores, costs, budget))

@@ -98,8 +98,8 @@ def check_budget(pattern: Pattern, budget: Budget | None) -> None:
         raise PlanError(f"pattern {pattern} needs a sparsity or a threshold")
     elif isinstance(pattern, Unit) and isinstance(budget, OWL):
         raise PlanError(
-            f"OWL deals a sparsity out by the outliers among single weights, not to units such as {pattern}; use Uniform, "
-            "Global or PerKind"
+            f"OWL deals a sparsity out by the outliers among single weights, not to units such as {pattern}; "
+            "use Uniform, Global or PerKind"
         )
 
 
