@@ -29,6 +29,10 @@ MANIFEST = "secateur.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FORMAT = 1
+PICKLED = (
+    "{source} holds pickled weights ({file}), which can run code when opened; convert them to safetensors where you "
+    "trust them, for example with save_pretrained"
+)
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,7 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     if absent:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
         if pickled:
-            raise ModelError(
-                f"{folder} holds pickled weights ({pickled[0].name}), which can run code when opened; convert them to "
-                "safetensors where you trust them, for example with save_pretrained"
-            )
+            raise ModelError(PICKLED.format(source=folder, file=pickled[0].name))
         raise ModelError(f"{folder} is no saved model: {absent.name} is missing")
     for file in files:
         read_header(file)
