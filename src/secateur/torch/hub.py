@@ -113,7 +113,7 @@ def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> 
     from secateur.torch import quantizer
 
     quantizer.register()
-    names = _read_json(folder / CONFIG).get("architectures")
+    names = read_json(folder / CONFIG).get("architectures")
     if not isinstance(names, list) or not names or not hasattr(transformers, str(names[0])):
         raise ModelError(f"{folder / CONFIG} names no class of transformers (architectures: {names!r})")
     return getattr(transformers, names[0]).from_pretrained(folder, **options)
@@ -131,9 +131,9 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
         raise ModelError(f"{folder} is not a folder; give one that holds {description} and {WEIGHTS}")
     if not (folder / description).is_file():
         raise ModelError(f"{folder} is no saved model: it has no {description}")
-    _read_json(folder / description)
+    read_json(folder / description)
     if (folder / INDEX).is_file():
-        weights = _read_json(folder / INDEX).get("weight_map")
+        weights = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weights, dict) or not weights:
             raise ModelError(f"{folder / INDEX} lists no weights; save or copy the model again")
         files = [folder / str(name) for name in dict.fromkeys(weights.values())]
@@ -153,7 +153,8 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     return files
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; ModelError when it holds none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -193,7 +194,7 @@ def _save_hugging_face(
     written.save_pretrained(folder)
     if config is None or packed:
         # transformers skips methods that it does not know, with a warning; this makes it stop with a sentence.
-        data = _read_json(folder / CONFIG)
+        data = read_json(folder / CONFIG)
         write_json(folder / CONFIG, {**data, "transformers_weights": quantizer.NOTE})
     return packed
 
@@ -218,7 +219,7 @@ def _save_plain(model: nn.Module, folder: Path, changes: Changes, pack: bool) ->
 
 
 def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
-    data = _read_json(folder / MANIFEST)
+    data = read_json(folder / MANIFEST)
     if data.get("format") != FORMAT:
         raise ModelError(f"{folder / MANIFEST} has format {data.get('format')!r}; this version reads {FORMAT}")
     changes, tied = Changes.from_json(data.get("changes") or {}), data.get("tied") or {}

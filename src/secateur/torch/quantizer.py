@@ -69,13 +69,7 @@ class SecateurQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Give the config the numbers that build the stock skeleton, before the model is built."""
-        vars(config).pop("transformers_weights", None)
-        for path, values in self._changes().base.items():
-            place = config
-            for name in path.split(".") if path else ():
-                place = getattr(place, name, None)
-            C.set_config(place, values, path)
-        return config
+        return start_config(config, self._changes())
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         strict = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
@@ -124,6 +118,17 @@ class SecateurQuantizer(HfQuantizer):
 
     def _changes(self) -> Changes:
         return Changes.from_json(self.quantization_config.changes)
+
+
+def start_config(config: Any, changes: Changes) -> Any:
+    """A config as it was read, given the numbers that build the stock skeleton; in place."""
+    vars(config).pop("transformers_weights", None)
+    for path, values in changes.base.items():
+        place = config
+        for name in path.split(".") if path else ():
+            place = getattr(place, name, None)
+        C.set_config(place, values, path)
+    return config
 
 
 def _unpacks(conversion: Any) -> bool:
