@@ -21,13 +21,12 @@ from secateur.plan import Plan
 from secateur.torch import changes as C
 from secateur.torch import packed as P
 from secateur.torch.changes import Changes
+from secateur.torch.headers import INDEX, WEIGHTS, read_entries
 from secateur.torch.mend import is_size
 from secateur.torch.resize import changes_of, check_attachable, remember
 from secateur.torch.vocabulary import save_tokenizer
 
 MANIFEST = "secateur.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 FORMAT = 1
 PICKLED = (
     "{source} holds pickled weights ({file}), which can run code when opened; convert them to safetensors where you "
@@ -124,8 +123,6 @@ CONFIG = "config.json"
 
 def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     """The weight files of a model folder; ModelError says in a sentence why it is none, or why it is refused."""
-    from secateur.torch.headers import read_header
-
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; give one that holds {description} and {WEIGHTS}")
@@ -149,7 +146,7 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
             raise ModelError(PICKLED.format(source=folder, file=pickled[0].name))
         raise ModelError(f"{folder} is no saved model: {absent.name} is missing")
     for file in files:
-        read_header(file)
+        read_entries(file)
     return files
 
 

@@ -14,8 +14,9 @@ from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.collect import Loss
 from secateur.torch.example import example_for
+from secateur.torch.headers import WEIGHTS
 from secateur.torch.host import TorchHost
-from secateur.torch.hub import PICKLED, WEIGHTS, check_folder
+from secateur.torch.hub import PICKLED, check_folder
 from secateur.torch.resize import changes_of
 
 
