@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from secateur import criteria
-from secateur.budget import Global
+from secateur import criteria, repair
+from secateur.budget import OWL, Global, Threshold
 from secateur.cost import macs, parameters, unit_parameters
 from secateur.errors import DataError, ModelError, PlanError
 from secateur.plan import Plan
@@ -106,3 +106,20 @@ def test_a_removed_layer_costs_nothing():
     plan = Plan(keep={"layers": np.array([], dtype=int)}).check(host.layout)
     assert parameters(host.layout, plan).total == 8
     assert macs(host.layout, plan) == 7 * 4
+
+
+@pytest.mark.parametrize("repair", [None, repair.sparsegpt])
+def test_a_budget_that_a_pattern_cannot_follow(repair):
+    host = FakeHost()
+    criterion = criteria.magnitude if repair is None else None
+    for budget in (0.9, Global(0.5), Threshold(0.1)):
+        with pytest.raises(PlanError, match=r"pattern 1:4 is its own budget \(0\.75 zeros\); leave out "):
+            prune(host, criterion, NM(1, 4), budget, data=[1], repair=repair)
+    assert host.collected == []
+    if repair is None:
+        same = [prune(host, criteria.magnitude, NM(1, 2), budget).masks for budget in (0.5, None)]
+        assert all((same[0][name] == same[1][name]).all() for name in same[0])
+        with pytest.raises(
+            PlanError, match="OWL deals a sparsity out by the outliers among single weights, not to units"
+        ):
+            prune(host, criteria.magnitude, Unit("ffn"), OWL(0.5, spread=0.3))

@@ -43,7 +43,8 @@ class Threshold:
 
 @dataclass(frozen=True)
 class OWL:
-    """Layers with many outlying scores keep more (Yin et al., 2024): see `owl`. Entries of one kind are one layer.
+    """Layers with many outlying scores keep more (Yin et al., 2024): see `owl`. Entries of one kind are one layer; for
+    single weights and blocks.
 
     A score is an outlier above `multiple` times the mean of its layer; densities differ by at most 2 `spread`.
     """

@@ -16,7 +16,7 @@ from secateur.host import Host
 from secateur.layout import Axis, Layout
 from secateur.plan import Plan
 from secateur.repairing import Repair, layer_of, repair_weights
-from secateur.select import NM, Pattern, Unit, resolve_axes, select_units, select_weights
+from secateur.select import NM, Pattern, Unit, check_budget, resolve_axes, select_units, select_weights
 from secateur.stats import OF_AXIS, OF_WEIGHT, Stats
 
 Criterion = Callable[..., Array]
@@ -56,6 +56,7 @@ def prune(
         raise PlanError("prune needs a pattern, and a criterion or a repair")
     if repair is not None and isinstance(pattern, Unit):
         raise PlanError(f"repair prunes single weights, N:M groups or blocks, not {pattern}")
+    check_budget(pattern, budget)
     needs = needs_of(criterion) if criterion is not None else []
     check_weights(host)
     axes = resolve_axes(layout, pattern) if isinstance(pattern, Unit) else []
@@ -73,8 +74,7 @@ def prune(
     multiples: dict[str, list[str]] = {}
     if axes:
         assert criterion is not None
-        if budget is None:
-            raise PlanError(f"pattern {pattern} needs a sparsity or a threshold")
+        assert budget is not None
         scores = {axis.name: unit_scores(host, criterion, axis, stats) for axis in axes}
         costs = {axis.name: unit_parameters(layout, axis.name) for axis in axes}
         plan = Plan(keep=select_units(layout, scores, costs, budget))

@@ -95,7 +95,7 @@ class Recipe(BaseModel):
     text_column: str = "text"
     samples: int = Field(128, ge=1)
     context: int = Field(512, ge=2)
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     memory: int | None = None
     reconstruct: Reconstruction | None = None
     distil: Distillation | None = None
@@ -154,7 +154,7 @@ def read_bytes(text: str) -> int:
     unit = text.strip()[len(number) :].strip().upper()
     try:
         value = int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise PlanError(f"memory {text!r} is not understood; write 4GiB, 800MiB or 4GB") from None
     if value <= 0:
         raise PlanError(f"memory {text!r} is nothing; write 4GiB, 800MiB or 4GB")

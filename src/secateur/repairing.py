@@ -81,8 +81,6 @@ def _sparsities(
     """The sparsity of each weight; None for N:M."""
     if isinstance(pattern, NM):
         return dict.fromkeys(names)
-    if budget is None:
-        raise PlanError(f"pattern {pattern} needs a sparsity")
     if isinstance(budget, Uniform):
         return dict.fromkeys(names, budget.sparsity)
     scores = {}

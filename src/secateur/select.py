@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import device
 
 from secateur.arrays import Array, namespace
-from secateur.budget import Budget, Entries, Threshold, allocate
+from secateur.budget import OWL, Budget, Entries, Threshold, Uniform, allocate
 from secateur.errors import PlanError
 from secateur.layout import Axis, Layout, aligned
 
@@ -86,6 +86,21 @@ def parse_pattern(text: str) -> Pattern:
     if not text or any(c in text for c in ":+*/ "):
         raise PlanError(f"pattern {text!r} is not understood; use element, 2:4, 4x1, or kinds such as head,ffn")
     return Unit(*(word for word in text.split(",") if word))
+
+
+def check_budget(pattern: Pattern, budget: Budget | None) -> None:
+    """PlanError when a budget is missing, or is one that the pattern cannot follow."""
+    if isinstance(pattern, NM):
+        share = 1 - pattern.keep / pattern.of
+        if budget is not None and not (isinstance(budget, Uniform) and abs(budget.sparsity - share) < 1e-9):
+            raise PlanError(f"pattern {pattern} is its own budget ({share:g} zeros); leave out {budget}")
+    elif budget is None:
+        raise PlanError(f"pattern {pattern} needs a sparsity or a threshold")
+    elif isinstance(pattern, Unit) and isinstance(budget, OWL):
+        raise PlanError(
+            f"OWL deals a sparsity out by the outliers among single weights, not to units such as {pattern}; "
+            "use Uniform, Global or PerKind"
+        )
 
 
 # -- units ------------------------------------------------------------------------------------------------------------
@@ -165,10 +180,10 @@ def select_weights(
     scores: parameter -> signed contributions in its shape; in_dims: which of its dimensions are contracted.
     An N:M pattern is its own budget; the others need one. PlanError when sizes are not multiples of the pattern.
     """
+    check_budget(pattern, budget)
     if isinstance(pattern, NM):
         return {name: _by_rows(name, s, in_dims[name], pattern) for name, s in scores.items()}
-    if budget is None:
-        raise PlanError(f"pattern {pattern} needs a sparsity or a threshold")
+    assert budget is not None
     blocks = {name: _block_scores(name, s, in_dims[name], pattern) for name, s in scores.items()}
     kinds = kinds or {}
     entries = {name: Entries(b.reshape(-1), kinds.get(name, "")) for name, b in blocks.items()}

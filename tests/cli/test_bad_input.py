@@ -79,6 +79,33 @@ def test_texts_longer_than_the_model(prune, tmp_path):
     assert "a text has 40 tokens, the model 32 positions; pass --max-length 32" in prune("--max-length", 40, rows=rows)
 
 
+def test_positions_that_begin_after_a_padding_index(encoder):
+    import transformers
+
+    from secateur.data import Rows
+    from secateur.errors import DataError
+    from secateur.torch.text import encode, text_positions
+
+    sizes = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes |= {"intermediate_size": 8, "max_position_embeddings": 34, "pad_token_id": 1}
+    roberta = transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**sizes)).eval()
+    bert = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
+    assert (text_positions(roberta), text_positions(bert)) == (32, 34)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
+    with pytest.raises(DataError, match="a text has 33 tokens, the model 32 positions; pass --max-length 32"):
+        encode(roberta, tokenizer, Rows(["film " * 40]), 33)
+    (feature,) = encode(roberta, tokenizer, Rows(["film " * 40]), 32)
+    roberta(input_ids=torch.tensor([feature["input_ids"]]))
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32)])
+def test_seeds_outside_their_range(prune, refused, encoder, data, place, seed):
+    assert "Invalid value for '--seed'" in prune("--seed", seed, "--fine-tune", "0.1")
+    assert "Invalid value for '--seed'" in refused(
+        "train", encoder, "--data", data, "--output", place / "o", "--seed", seed
+    )
+
+
 def test_splits(prune, data, tmp_path):
     import datasets
 
@@ -205,15 +232,16 @@ def test_options_that_contradict_each_other(prune):
     assert "how much?" in prune(sparsity=None)
     assert "pattern 2:4 says itself how much goes" in prune("--pattern", "2:4")
     assert "nothing to sweep" in prune("--pattern", "2:4", "--sweep", "0.5", sparsity=None)
-    assert "leave out --sparsity" in prune("--sweep", "0.5")
-    assert "leave out --fine-tune" in prune("--sweep", "0.5", "--fine-tune", "1", sparsity=None)
+    for option in ("--sparsity", "--fine-tune", "--threshold"):
+        sentence = prune("--sweep", "0.5", option, "0.5", sparsity=None)
+        assert f"{option} has no meaning in a --sweep, which lists the values to try and does not train" in sentence
     assert "not a list of numbers" in prune("--sweep", "0.5;0.7", sparsity=None)
     assert "--sweep is empty" in prune("--sweep", "", sparsity=None)
     assert "scores units, not weights" in prune("--criterion", "attention_mass")
     assert "not a multiple of 5" in prune("--pattern", "2:5", sparsity=None)
     assert "no stock checkpoint can hold" in prune("--uniform", "--pattern", "L0.ffn")
-    for option in ("--distil", "--reconstruct"):
-        assert f"{option} has no meaning in a run without --calibration" in prune(option)
+    assert "--reconstruct has no meaning in a run without --calibration" in prune("--reconstruct")
+    assert "--distil does nothing without --fine-tune; add that, or leave it out" in prune("--distil")
 
 
 def test_epochs_that_are_no_number(prune):

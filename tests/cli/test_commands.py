@@ -159,6 +159,25 @@ def test_prune_and_fine_tune(result, classifier, data, place, pattern):
         np.testing.assert_array_equal((model.get_parameter(name) == 0).numpy(), ~mask)
 
 
+def test_distil_learns_from_the_dense_model(result, classifier, data, place, monkeypatch):
+    from secateur.torch import train
+
+    asked = []
+    real = train.distillation_loss
+
+    def watched(model, teacher, inputs):
+        asked.append(teacher.get_parameter("bert.encoder.layer.0.output.dense.weight").count_nonzero().item())
+        return real(model, teacher, inputs)
+
+    monkeypatch.setattr(train, "distillation_loss", watched)
+    arguments = ["--data", data, "--sparsity", "0.5", "--max-length", 16, "--fine-tune", "0.5"]
+    alone = result("prune", classifier, *arguments, "--output", place / "alone")
+    assert not asked
+    taught = result("prune", classifier, *arguments, "--distil", "--output", place / "taught")
+    assert set(asked) == {32 * 64}
+    assert taught["tuned"]["loss"] != alone["tuned"]["loss"]
+
+
 def test_sweep(result, classifier, data, place):
     arguments = ["--data", data, "--sweep", "0.3,0.9", "--output", place / "out", "--max-length", 16]
     points = result("prune", classifier, *arguments)

@@ -75,6 +75,8 @@ def test_a_recipe_says_the_same_as_options(call, llm, text, place):
         ("pattern: [\n", "line 2: "),
         ("- 1\n", "is no recipe: it holds list"),
         ("pattern: 2:4\nmemory: much\n", "memory 'much' is not understood; write 4GiB"),
+        ("pattern: 2:4\nmemory: inf B\n", "memory 'inf B' is not understood; write 4GiB"),
+        ("pattern: 2:4\nseed: -1\n", "line 2: 'seed': input should be greater than or equal to 0 (got -1)"),
     ],
 )
 def test_what_is_wrong_with_a_recipe(refused, place, tmp_path, lines, message):
@@ -91,11 +93,17 @@ def test_bad_text_and_options(refused, llm, text, place, tmp_path):
     assert "no text at" in prune(*OPTIONS, source=tmp_path / "absent.txt")
     assert "windows of 128 tokens exceed the 64 positions" in prune("--pattern", "2:4", "--context", 128)
     assert "one block of this model needs about" in prune(*OPTIONS, "--memory", "1MiB")
-    assert "--fine-tune has no meaning in pruning block by block" in prune(*OPTIONS, "--fine-tune", 1)
+    for option in ("--fine-tune", "--budget", "--learning-rate", "--layout-file", "--split", "--eval-split"):
+        assert f"{option} has no meaning in pruning block by block" in prune(*OPTIONS, option, 1)
+    for option in ("--max-length", "--batch-size", "--sweep-by", "--label-column", "--calibration-samples"):
+        assert f"{option} has no meaning in pruning block by block" in prune(*OPTIONS, option, 8)
+    assert "--trust-remote-code has no meaning in pruning" in prune(*OPTIONS, "--trust-remote-code")
     assert "model.layers.0.self_attn.q_proj.weight: the weight has 32 inputs, not a multiple of 5" in prune(
         "--criterion", "wanda", "--pattern", "2:5", "--context", 16
     )
-    assert "pass --text FILE" in refused("eval", llm, "--task", "perplexity")
+    words = ["eval", llm, "--task", "perplexity"]
+    assert "pass --text FILE" in refused(*words)
+    assert "--max-length has no meaning in --task perplexity" in refused(*words, "--text", text, "--max-length", 8)
 
 
 def test_a_tokenizer_that_does_not_fit(refused, tmp_path, text, place):

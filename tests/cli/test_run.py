@@ -82,6 +82,22 @@ def test_a_decoder_goes_on(result, call, decoder):
     assert call("run", decoder, "the film", "--no-measure", "--new-tokens", "5").out.startswith("the film")
 
 
+def test_texts_that_do_not_fit_the_model(refused, pruned, decoder):
+    long = "film " * 60
+    sentence = refused("run", pruned, "a film", long, "--no-measure")
+    assert sentence == "a text has 62 tokens, the model 32 positions; pass --max-length 32"
+    for model in (pruned, decoder):
+        config = transformers.AutoConfig.from_pretrained(model)
+        config.max_position_embeddings = 32
+        config.save_pretrained(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        tokenizer._tokenizer.post_processor = None
+        tokenizer.save_pretrained(model)
+        assert "row 0 gives no token: ''; remove it" in refused("run", model, "", "--no-measure")
+    sentence = refused("run", decoder, "the film", "--new-tokens", 40, "--no-measure")
+    assert "a text of 2 tokens and 40 new ones exceed the 32 positions of the model" in sentence
+
+
 def test_what_cannot_be_run_is_said(refused, encoder, pruned, tmp_path):
     assert "no text" in refused("run", pruned)
     assert "not both" in refused("run", pruned, "a", "--data", tmp_path / "texts.csv")

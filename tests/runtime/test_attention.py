@@ -87,8 +87,8 @@ def test_a_compiled_encoder(monkeypatch, tmp_path):
         assert len(count) == 2
         fast(input_ids=ids[:, :5])  # too short to be worth it
         assert len(count) == 2
-        runtime.save(fast, tmp_path)
-        again = runtime.load(tmp_path)
+        runtime.save(fast, tmp_path / "fast")
+        again = runtime.load(tmp_path / "fast")
         torch.testing.assert_close(again(input_ids=ids, attention_mask=mask)[0], expected, rtol=1e-4, atol=1e-5)
     assert len(count) == 4
 

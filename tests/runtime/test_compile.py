@@ -9,6 +9,7 @@ transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
 
 from secateur import runtime  # noqa: E402
+from secateur.errors import ModelError  # noqa: E402
 from secateur.runtime import choose as choosing  # noqa: E402
 from secateur.runtime import swap  # noqa: E402
 from secateur.runtime.linear import ByTokens, SparseLinear  # noqa: E402
@@ -189,8 +190,8 @@ def test_errors_say_what_to_do():
 
 def test_save_and_load_round_trip(model, tmp_path):
     fast = runtime.compile(model, measure=False)
-    runtime.save(fast, tmp_path)
-    again = runtime.load(tmp_path)
+    runtime.save(fast, tmp_path / "fast")
+    again = runtime.load(tmp_path / "fast")
     assert type(again) is type(model)
     packed = next(m.packed for m in again.modules() if isinstance(m, SparseLinear))
     assert packed.untyped_storage().nbytes() >= packed.numel()
@@ -201,34 +202,34 @@ def test_save_and_load_round_trip(model, tmp_path):
 def test_load_into_a_given_skeleton(tmp_path):
     model = prune(nn.Sequential(nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3)))
     fast = runtime.compile(model, measure=False)
-    runtime.save(fast, tmp_path)
+    runtime.save(fast, tmp_path / "fast")
     with torch.device("meta"):
         skeleton = nn.Sequential(nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3))
     x = torch.randn(5, 40)
     with torch.inference_mode():
-        assert torch.equal(runtime.load(tmp_path, skeleton)(x), fast(x))
+        assert torch.equal(runtime.load(tmp_path / "fast", skeleton)(x), fast(x))
     with pytest.raises(ValueError, match=r"does not fit|but .* in the file|no layer"):
-        runtime.load(tmp_path, nn.Sequential(nn.Linear(41, 40), nn.Tanh(), nn.Linear(40, 3)))
+        runtime.load(tmp_path / "fast", nn.Sequential(nn.Linear(41, 40), nn.Tanh(), nn.Linear(40, 3)))
     with pytest.raises(ValueError, match="pass a skeleton"):
-        runtime.load(tmp_path)
+        runtime.load(tmp_path / "fast")
 
 
 def test_damaged_file_is_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    runtime.save(runtime.compile(prune(nn.Sequential(nn.Linear(40, 40))), measure=False), tmp_path)
-    tensors = load_file(tmp_path / "runtime.safetensors")
+    runtime.save(runtime.compile(prune(nn.Sequential(nn.Linear(40, 40))), measure=False), tmp_path / "fast")
+    tensors = load_file(tmp_path / "fast" / "runtime.safetensors")
     tensors["0.packed"][128:160] = 255
-    save_file(tensors, tmp_path / "runtime.safetensors")
+    save_file(tensors, tmp_path / "fast" / "runtime.safetensors")
     with pytest.raises(ValueError, match=r"layer '0': .*damaged"):
-        runtime.load(tmp_path, nn.Sequential(nn.Linear(40, 40)))
+        runtime.load(tmp_path / "fast", nn.Sequential(nn.Linear(40, 40)))
 
 
 def test_nothing_to_save_or_load(tmp_path):
     with pytest.raises(ValueError, match="no packed layer"):
         runtime.save(nn.Linear(2, 2), tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"holds no runtime\.json"):
-        runtime.load(tmp_path)
+    with pytest.raises(ModelError, match=r"holds no runtime\.json"):
+        runtime.load(tmp_path / "fast")
 
 
 def in_blocks(layer, block, density=0.2):
@@ -244,8 +245,8 @@ def test_blocks_are_found_and_kept_through_save_and_load(block, value, tmp_path)
     fast = runtime.compile(nn.Sequential(layer), measure=False, value=value)
     info = fast[0].extra_repr()
     assert f"block {value}" in info
-    runtime.save(fast, tmp_path)
-    again = runtime.load(tmp_path, nn.Sequential(nn.Linear(96, 61)))
+    runtime.save(fast, tmp_path / "fast")
+    again = runtime.load(tmp_path / "fast", nn.Sequential(nn.Linear(96, 61)))
     with torch.inference_mode():
         for tokens in (1, 5, 30):
             x = torch.randn(tokens, 96)
@@ -286,8 +287,8 @@ def test_activations_are_fused_where_the_graph_allows(tmp_path):
     assert not isinstance(model.bert.encoder.layer[0].intermediate.intermediate_act_fn, nn.Identity)
     with torch.inference_mode():
         assert torch.allclose(fast(**batch).logits, model(**batch).logits, atol=1e-5)
-        runtime.save(fast, tmp_path)
-        assert torch.equal(runtime.load(tmp_path)(**batch).logits, fast(**batch).logits)
+        runtime.save(fast, tmp_path / "fast")
+        assert torch.equal(runtime.load(tmp_path / "fast")(**batch).logits, fast(**batch).logits)
 
 
 def test_an_activation_that_others_need_is_not_fused():
@@ -323,8 +324,10 @@ def test_a_layer_takes_the_form_for_the_call(monkeypatch, tmp_path):
     used = []
     for number, form in enumerate(fast[0].layers):
         form.register_forward_hook(lambda *_, number=number: used.append(number))
-    runtime.save(fast, tmp_path)
-    again = runtime.load(tmp_path, prune(nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5)), seed=3))
+    runtime.save(fast, tmp_path / "fast")
+    again = runtime.load(
+        tmp_path / "fast", prune(nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5)), seed=3)
+    )
     with torch.inference_mode():
         for shape in ((1, 40), (2, 5, 40), (11, 40), (0, 40)):
             x = torch.randn(shape)

@@ -1,5 +1,7 @@
 """Opening: folders, names, and models that torch.nn.utils.prune has pruned."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -100,3 +102,28 @@ def test_folders_and_names(tmp_path):
 def test_a_module_needs_an_example():
     with pytest.raises(ModelError, match="a Linear needs an example batch"):
         secateur.open(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("config", [{}, {"transformers_weights": "adapter_model.bin"}])
+def test_pickled_weights_of_a_hub_id_stay_closed(tmp_path, monkeypatch, config):
+    from huggingface_hub import constants
+
+    from secateur.torch.open import load_model
+
+    model, cache = tiny.bert(num_hidden_layers=1), tmp_path / "models--org--pick"
+    snapshot = cache / "snapshots" / "abc"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    model.config.save_pretrained(snapshot)
+    if config:
+        data = json.loads((snapshot / "config.json").read_text())
+        (snapshot / "config.json").write_text(json.dumps({**data, **config}))
+    for name in ("pytorch_model.bin", "adapter_model.bin"):
+        torch.save(model.state_dict(), snapshot / name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("a pickle was opened"))
+    with pytest.raises(ModelError, match=r"org/pick holds pickled weights \(.*\), which can run code when opened"):
+        load_model("org/pick", cache_dir=tmp_path)
+    model.save_pretrained(snapshot)
+    if not config:
+        assert torch.equal(tiny.logits(load_model("org/pick", cache_dir=tmp_path)), tiny.logits(model))

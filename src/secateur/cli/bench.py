@@ -20,6 +20,7 @@ EXAMPLES = (
 
 
 def command(
+    context_: typer.Context,
     models: Annotated[
         list[str] | None, typer.Argument(help="Model folders, artefacts, or .keras files; the first is dense.")
     ] = None,
@@ -47,17 +48,22 @@ def command(
     json: common.JsonOption = False,
 ) -> None:
     """Time models in turn, each in a process of its own: median and quartiles, start-up, memory, bytes."""
+    from secateur.cli import kinds
     from secateur.errors import SecateurError
     from secateur.files import check_output
+    from secateur.opening import is_keras_file
 
+    some_keras = any(map(is_keras_file, models or ()))
+    kind = "results" if results is not None else "keras" if some_keras else "kit" if export_kit is not None else "time"
+    kinds.refuse(context_, kind)
     for path in (plot, export_kit):
         if path is not None:
             check_output(path, overwrite)
     batches, lengths = numbers(batch, "--batch"), numbers(length, "--length")
     chosen = None if runtime is None else [name.strip() for name in runtime.split(",") if name.strip()]
     if results is not None:
-        if models or export_kit is not None:
-            raise SecateurError("--results shows what was measured elsewhere; leave out models and --export-kit")
+        if models:
+            raise SecateurError("--results shows what was measured elsewhere; leave out models")
         from secateur.deploy.kit import read_results
 
         show(read_results(results), plot, json)
@@ -65,12 +71,9 @@ def command(
     if not models:
         raise SecateurError("which models? pass folders, the dense one first, or --results of a kit")
 
-    from secateur.opening import is_keras_file
-
-    if any(map(is_keras_file, models)):
+    if some_keras:
         from secateur.cli import keras
 
-        keras.refuse({"--int8": int8, "--export-kit": export_kit, "--task": task})
         sizes = {"batch": batches, "length": lengths, "threads": threads, "turns": turns}
         show(keras.bench(models, chosen, say=common.note, **sizes), plot, json)
         return

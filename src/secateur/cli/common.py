@@ -48,7 +48,9 @@ LabelColumnOption = Annotated[str, typer.Option(help="Column with the labels.", 
 SplitOption = Annotated[str | None, typer.Option(help="Split of a datasets folder.", rich_help_panel=DATA_PANEL)]
 LengthOption = Annotated[int, typer.Option(help="Longest text in tokens.", min=2, rich_help_panel=DATA_PANEL)]
 BatchOption = Annotated[int, typer.Option(help="Examples in a batch.", min=1, rich_help_panel=DATA_PANEL)]
-SeedOption = Annotated[int, typer.Option(help="Seed of splits and training.", rich_help_panel=DATA_PANEL)]
+SeedOption = Annotated[
+    int, typer.Option(help="Seed of splits and training.", min=0, max=2**32 - 1, rich_help_panel=DATA_PANEL)
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: torch's.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
 OverwriteOption = Annotated[

@@ -20,6 +20,7 @@ LANGUAGE = "Language models"
 
 
 def command(
+    context_: typer.Context,
     model: common.ModelArgument,
     data: common.DataOption = None,
     text_column: common.TextColumnOption = "text",
@@ -53,6 +54,10 @@ def command(
 
     The data of a `.keras` classifier is an .npz of x and y.
     """
+    from secateur.cli import kinds
+    from secateur.opening import is_keras_file
+
+    kinds.refuse(context_, PERPLEXITY if task == PERPLEXITY else "keras" if is_keras_file(model) else "labels")
     options = {"trust_remote_code": True} if trust_remote_code else {}
     if task == PERPLEXITY:
         from secateur.cli import language
@@ -61,12 +66,9 @@ def command(
         common.set_threads(threads)
         language.evaluate(model, text, text_column, context, against, samples, None, options, json)
         return
-    from secateur.opening import is_keras_file
-
     if is_keras_file(model):
         from secateur.cli import keras
 
-        keras.refuse({"--task": task, "--split": split, "--trust-remote-code": trust_remote_code})
         show(model, keras.evaluate(model, data, against, batch_size, threads), json)
         return
     rows = common.read_data(data, text_column, label_column, split)

@@ -19,6 +19,7 @@ EXAMPLES = (
 
 
 def command(
+    context_: typer.Context,
     model: common.ModelArgument,
     to: Annotated[
         str, typer.Option(help="onnx, openvino, executorch or litert; of a .keras file also savedmodel or tflite.")
@@ -57,15 +58,15 @@ def command(
 
     The data of a `.keras` file is an .npz of x and y.
     """
+    from secateur.cli import kinds
     from secateur.files import check_output
     from secateur.opening import is_keras_file
 
+    kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
     check_output(output, overwrite)
     if is_keras_file(model):
         from secateur.cli import keras
 
-        given = {"--generate": generate, "--int8": int8, "--task": task, "--split": split, "--threads": threads}
-        keras.refuse({**given, "--trust-remote-code": trust_remote_code})
         limits = {"batch": batch, "length": length, "tolerance": tolerance}
         made = keras.export(model, to, output, data, samples, sparse=sparse, overwrite=overwrite, **limits)
         show(made, "Keras", json, data is None)

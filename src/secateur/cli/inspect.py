@@ -15,6 +15,7 @@ EXAMPLES = (
 
 
 def command(
+    context_: typer.Context,
     model: common.ModelArgument,
     layout: Annotated[
         bool, typer.Option("--layout", help="Print the whole layout as text, to read or to edit.")
@@ -25,13 +26,14 @@ def command(
     json: common.JsonOption = False,
 ) -> None:
     """Show axes, sizes, parameters, multiply-accumulates, and what is frozen and why."""
+    from secateur.cli import kinds
     from secateur.cost import macs, parameters, unit_parameters
     from secateur.opening import is_keras_file
 
+    kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
     if is_keras_file(model):
         from secateur.cli import keras
 
-        keras.refuse({"--task": task, "--trust-remote-code": trust_remote_code})
         host, shapes = keras.inspect(model, layout_file)
         if layout:
             typer.echo(str(host.layout))

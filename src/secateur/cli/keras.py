@@ -8,15 +8,6 @@ from secateur.cli import common
 from secateur.opening import is_keras_file, keras_module
 
 
-def refuse(options: dict[str, Any]) -> None:
-    """PlanError for options that only text classifiers of transformers have."""
-    from secateur.errors import PlanError
-
-    for name, value in options.items():
-        if value:
-            raise PlanError(f"{name} is not there for Keras models; leave it out")
-
-
 def open_host(model: str, example: Any = None, layout: Any = None) -> Any:
     """The Host of a `.keras` file."""
     keras = keras_module("secateur.keras")

@@ -4,13 +4,14 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from secateur.cli import common
+from secateur.cli.kinds import given
 
 if TYPE_CHECKING:
     from secateur.recipe import Recipe
@@ -18,35 +19,19 @@ if TYPE_CHECKING:
 
 
 FROM_RECIPE = ("task", "criterion", "pattern", "sparsity", "calibration", "text_column", "samples", "context", "seed")
+"""Options that a recipe has under the same name."""
 
 
 def recipe_of(context: typer.Context) -> "Recipe":
     """The recipe of --recipe with what was given on the command line on top, or that of the command line alone."""
     from secateur.recipe import make_recipe, read_recipe
 
-    refuse_given(context, ("data", "threshold", "sweep", "fine_tune", "gradual", "uniform", "eval_data"))
     file = context.params["recipe"]
-    names = [n for n in FROM_RECIPE if _given(context, n)]
+    names = [n for n in FROM_RECIPE if given(context, n)]
     names += [n for n in ("model", "output", "memory") if context.params[n] is not None]
     values = {name: context.params[name] for name in names}
     values |= {name: True for name in ("reconstruct", "distil") if context.params[name]}
     return make_recipe(**values) if file is None else read_recipe(file, **values)
-
-
-def _given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def refuse_given(context: typer.Context, names: Sequence[str]) -> None:
-    """PlanError when an option was given that has no meaning in this kind of run."""
-    from secateur.errors import PlanError
-
-    for name in names:
-        if _given(context, name):
-            language = context.params["calibration"] or context.params["recipe"]
-            kind = "pruning block by block" if language else "a run without --calibration or --recipe"
-            raise PlanError(f"--{name.replace('_', '-')} has no meaning in {kind}; leave it out")
 
 
 def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) -> None:
@@ -124,8 +109,9 @@ def calibration(recipe: "Recipe", folder: Path) -> Any:
     sources = [(str(path), read_documents(path, recipe.text_column)) for path in recipe.calibration]
     check_folder(folder)
     config = AutoConfig.from_pretrained(folder)
-    check_context(config, recipe.context)
-    vocabulary = config.get_text_config().vocab_size
+    text = config.get_text_config()
+    vocabulary = text.vocab_size
+    check_context(getattr(text, "max_position_embeddings", None), recipe.context)
     windows = sample_windows(load_tokenizer(folder), sources, vocabulary, recipe.samples, recipe.context, recipe.seed)
     if len(windows) < recipe.samples:
         common.note(f"the text gives {len(windows)} windows of {recipe.context} tokens, not {recipe.samples}")
@@ -270,12 +256,12 @@ def evaluate(
 
     from secateur.torch.open import load_model
     from secateur.torch.perplexity import evaluate_text
-    from secateur.torch.text import load_tokenizer
+    from secateur.torch.text import load_tokenizer, text_positions
     from secateur.torch.windows import check_context, cut, tokens_of
 
     tokenizer = load_tokenizer(model)
     network: Any = load_model(model, task=task, **options)
-    check_context(network.config, context)
+    check_context(text_positions(network), context)
     most = None if samples is None else samples * context
     tokens = tokens_of(tokenizer, documents, network.get_input_embeddings().weight.shape[0], most)
     windows = cut(tokens, context, str(text), samples)

@@ -27,7 +27,6 @@ EXAMPLES = (
 CHOICE = "What to prune"
 TUNING = "Fine-tuning"
 LANGUAGE = "Language models, block by block"
-"""Options that a recipe has under the same name."""
 
 
 def command(
@@ -80,7 +79,12 @@ def command(
     fine_tune: Annotated[float, typer.Option(help="Epochs after pruning.", min=0.0, rich_help_panel=TUNING)] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TUNING)] = 1e-4,
     distil: Annotated[
-        bool, typer.Option("--distil", help="Learn from the dense model (too).", rich_help_panel=TUNING)
+        bool,
+        typer.Option(
+            "--distil",
+            help="Learn from the dense model (too); with --fine-tune or --calibration.",
+            rich_help_panel=TUNING,
+        ),
     ] = False,
     gradual: Annotated[
         bool,
@@ -130,30 +134,33 @@ def command(
     the reloaded model is equal. A language model is written shard by shard: a run that was stopped goes on when the
     same command is given again.
     """
-    from secateur.cli import language
+    from secateur.cli import kinds, language
 
     if calibration or recipe is not None:
+        kinds.refuse(context_, "language")
         language.prune(language.recipe_of(context_), overwrite, threads, json)
         return
 
-    from secateur.errors import PlanError
+    from secateur.errors import DataError, PlanError
     from secateur.files import check_output, new_folder
     from secateur.opening import is_keras_file
     from secateur.select import parse_pattern
 
     if model is None or output is None:
         raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
-    language.refuse_given(context_, ("samples", "context", "memory", "reconstruct", "distil"))
+    kinds.refuse(context_, kind_of(model, sweep, sweep_by))
     check_output(output, overwrite)
     score = find_criterion(criterion)
     shape = parse_pattern(pattern)
     values = [make_budget(value, sweep_by, budget) for value in read_list(sweep)] if sweep is not None else None
     share = None if sweep is not None else make_choice(pattern, sparsity, threshold, budget)
-    check_options(pattern, sweep, sparsity, threshold, fine_tune, eval_data, split, eval_split)
+    if values is not None and share_in_pattern(pattern):
+        raise PlanError(f"pattern {pattern} says itself how much goes, so there is nothing to sweep")
+    if eval_split is not None and eval_data is None and eval_split == split:
+        raise DataError(f"--split and --eval-split are both {split!r}; report on rows that were not trained on")
     if is_keras_file(model):
         from secateur.cli import keras
 
-        keras.refuse({"--sweep": sweep, "--distil": distil, "--uniform": uniform, "--task": task, "--split": split})
         tuning = {"epochs": fine_tune, "learning_rate": learning_rate, "seed": seed, "gradual": gradual}
         tuning["batch_size"] = batch_size
         keras_outcome = keras.prune(
@@ -208,11 +215,10 @@ def find_criterion(name: str) -> Any:
 def make_choice(pattern: str, sparsity: float | None, threshold: float | None, budget: str) -> "Budget | None":
     """The budget that --sparsity, --threshold and --budget ask for; None for N:M."""
     from secateur.errors import PlanError
-    from secateur.select import NM, parse_pattern
 
     if sparsity is not None and threshold is not None:
         raise PlanError("--sparsity and --threshold exclude each other; pass one")
-    if isinstance(parse_pattern(pattern), NM):
+    if share_in_pattern(pattern):
         if sparsity is not None or threshold is not None:
             raise PlanError(f"pattern {pattern} says itself how much goes; leave out --sparsity and --threshold")
         return None
@@ -240,29 +246,22 @@ def make_budget(value: float, by: str, budget: str) -> "Budget":
     return makers[budget](check_sparsity(value))
 
 
-def check_options(
-    pattern: str,
-    sweep: str | None,
-    sparsity: float | None,
-    threshold: float | None,
-    fine_tune: float,
-    eval_data: Path | None,
-    split: str | None,
-    eval_split: str | None,
-) -> None:
-    """PlanError or DataError for options that contradict each other."""
-    from secateur.errors import DataError, PlanError
+def kind_of(model: str, sweep: str | None, sweep_by: str) -> str:
+    """The kind of run, as `secateur.cli.kinds` calls it, of all that is not pruned block by block."""
+    from secateur.opening import is_keras_file
+
+    if is_keras_file(model):
+        return "keras"
+    if sweep is None:
+        return "classifier"
+    return "thresholds" if sweep_by == "threshold" else "sweep"
+
+
+def share_in_pattern(pattern: str) -> bool:
+    """Whether a pattern says itself how much goes."""
     from secateur.select import NM, parse_pattern
 
-    if sweep is not None:
-        if sparsity is not None or threshold is not None:
-            raise PlanError("--sweep lists the values to try; leave out --sparsity and --threshold")
-        if isinstance(parse_pattern(pattern), NM):
-            raise PlanError(f"pattern {pattern} says itself how much goes, so there is nothing to sweep")
-        if fine_tune:
-            raise PlanError("--sweep scores without training; leave out --fine-tune")
-    if eval_split is not None and eval_data is None and eval_split == split:
-        raise DataError(f"--split and --eval-split are both {split!r}; report on rows that were not trained on")
+    return isinstance(parse_pattern(pattern), NM)
 
 
 def read_list(text: str) -> list[float]:

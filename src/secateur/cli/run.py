@@ -16,6 +16,7 @@ VALUES_HELP = "How kept weights are stored: float32, bfloat16, float16 or int8 (
 
 
 def command(
+    context_: typer.Context,
     model: common.ModelArgument,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; or pass --data.", metavar="[TEXT]...")] = None,
     data: common.DataOption = None,
@@ -43,6 +44,7 @@ def command(
     from dataclasses import asdict
 
     from secateur import runtime
+    from secateur.cli import kinds
     from secateur.runtime.answer import classify, continue_texts, generates
     from secateur.runtime.packed import VALUES
     from secateur.runtime.store import MANIFEST
@@ -54,20 +56,21 @@ def command(
     common.quiet_libraries()
     common.set_threads(threads)
     tokenizer = load_tokenizer(model)
-    if (Path(model) / MANIFEST).exists():
-        fast = runtime.load(model)
+    compiled = (Path(model) / MANIFEST).exists()
+    dense = runtime.load(model) if compiled else load_model(model, task=task)
+    kinds.refuse(context_, f"{'compiled-' if compiled else ''}{'continue' if generates(dense) else 'answer'}")
+    if compiled:
+        fast = dense
         summary = "The folder was saved compiled: its layers run as they were packed."
     else:
-        dense = load_model(model, task=task)
         whole = batch_size * min(max_length, 128)
         tokens = (1, min(max_length, 128)) if generates(dense) else whole
         fast = runtime.compile(dense, tokens=tokens, value=value, measure=measure)
         summary = fast.secateur_report.summary()
-    limit = min(max_length, tokenizer.model_max_length)
     if generates(fast):
-        answers = continue_texts(fast, tokenizer, lines, limit, new_tokens)
+        answers = continue_texts(fast, tokenizer, lines, max_length, new_tokens)
     else:
-        answers = classify(fast, tokenizer, lines, limit, batch_size)
+        answers = classify(fast, tokenizer, lines, max_length, batch_size)
     if json:
         answered = [{k: v for k, v in asdict(answer).items() if v is not None} for answer in answers]
         common.print_json({"model": model, "summary": summary, "answers": answered})

@@ -16,6 +16,7 @@ from torch import nn
 from secateur.deploy import device
 from secateur.deploy.target import DeployError, Port, Target
 from secateur.torch.example import BATCH, LENGTH, TARGET_LENGTH, example_for
+from secateur.torch.text import text_positions
 from secateur.torch.vocabulary import TABLE
 
 SYMBOLS = {"batch": BATCH, "length": LENGTH, "target": TARGET_LENGTH}
@@ -113,9 +114,8 @@ def fitted(target: Target, model: nn.Module, ports: list[Port], batch: int | Non
 def positions_of(model: nn.Module) -> int | None:
     """How many tokens the model has positions for, where its config says so."""
     config = getattr(model, "config", None)
-    if config is None:
-        return None
-    found = [getattr(config, name, None) for name in ("max_target_positions", "max_position_embeddings", "n_positions")]
+    others = [getattr(config, name, None) for name in ("max_target_positions", "n_positions")]
+    found = [text_positions(model), *others]
     return min((int(n) for n in found if isinstance(n, int) and n > 0), default=None)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from secateur.deploy import device, signature
 from secateur.deploy.exporting import beside, check_model, zero_share
 from secateur.files import write_json
+from secateur.plan import MASKS_NAME
 from secateur.torch.open import load_model
 
 
@@ -36,7 +37,7 @@ def write(model: nn.Module, source: Path, runtime: str, folder: Path, **options:
         },
         "parameters": count,
         "zeros": zeros,
-        "bytes": sum(file.stat().st_size for file in source.glob("*.safetensors") if file.name != "plan.safetensors"),
+        "bytes": sum(file.stat().st_size for file in source.glob("*.safetensors") if file.name != MASKS_NAME),
         "int8": False,
     }
     folder.mkdir()

@@ -163,8 +163,13 @@ def run(
 ) -> Outcome:
     """Do the whole job on a copy; `host` itself stays dense.
 
-    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model says something else.
+    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model says something else, DataError
+    for a number of epochs above 1 that is not whole.
     """
+    if not (0 <= tuning.epochs <= 1 or float(tuning.epochs).is_integer()):
+        raise DataError(
+            f"{tuning.epochs} epochs cannot be trained on a Keras model; pass whole epochs, or less than one"
+        )
     size = tuning.batch_size
     dense = logits(host.model, test, size)
     host.loss = host.loss or _loss_for(host.model, test)
@@ -223,7 +228,7 @@ def _tune(
     loss = _loss_for(small.model, train)
     small.model.compile(keras.optimizers.AdamW(tuning.learning_rate, weight_decay=0.01), loss)
     part = train if tuning.epochs >= 1 else train.take(slice(max(1, round(len(train) * tuning.epochs))))
-    epochs = max(1, round(tuning.epochs))
+    epochs = max(1, int(tuning.epochs))
     steps = epochs * -(-len(part) // tuning.batch_size)
     options = {"epochs": epochs, "batch_size": tuning.batch_size, "verbose": 0}
     if not tuning.gradual:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import DataError, ModelError
+from secateur.errors import ModelError
+from secateur.torch.text import token_ids
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def classify(model: nn.Module, tokenizer: Any, texts: list[str], max_length: int
     """The most probable class of each text, in order.
 
     Raises:
+        DataError: for a text that gives no token, or more than the model has positions.
         ModelError: when the model gives no (texts, classes) logits.
     """
     config: Any = model.config
@@ -40,7 +42,7 @@ def classify(model: nn.Module, tokenizer: Any, texts: list[str], max_length: int
     answers = []
     for i in range(0, len(texts), batch_size):
         part = texts[i : i + batch_size]
-        batch = tokenizer(part, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+        batch = tokenizer.pad(token_ids(model, tokenizer, part, max_length), return_tensors="pt")
         start = time.perf_counter()
         with torch.inference_mode():
             logits = getattr(model(**batch), "logits", None)
@@ -62,21 +64,21 @@ def continue_texts(model: Any, tokenizer: Any, texts: list[str], max_length: int
     """The greedy continuation of each text, one text at a time.
 
     Raises:
-        DataError: for a text that gives no token.
+        DataError: for a text that gives no token, or more, with the new ones, than the model has positions.
     """
     answers = []
+    apart = getattr(model.config, "is_encoder_decoder", False)
     for text in texts:
-        batch = tokenizer([text], truncation=True, max_length=max_length, return_tensors="pt")
+        encoded = token_ids(model, tokenizer, [text], max_length, 0 if apart else new_tokens)
+        batch = tokenizer.pad(encoded, return_tensors="pt")
         batch.pop("token_type_ids", None)
         length = batch["input_ids"].shape[1]
-        if not length:
-            raise DataError(f"{text!r} gives no token; pass a text to go on with")
         start = time.perf_counter()
         with torch.inference_mode():
             ids = model.generate(
                 **batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
             )
         ms = (time.perf_counter() - start) * 1e3
-        skip = 0 if getattr(model.config, "is_encoder_decoder", False) else length
+        skip = 0 if apart else length
         answers.append(Answer(text, ms, generated=tokenizer.decode(ids[0, skip:], skip_special_tokens=True)))
     return answers

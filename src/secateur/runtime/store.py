@@ -1,43 +1,48 @@
 """Saves a compiled model with its packed weights and maps it back into memory: no dense copy is made at load.
 
-A folder holds `runtime.safetensors` (every tensor; packed weights as they lie in memory), `runtime.json`
-(which modules
-are packed) and, for Hugging Face models, their `config.json`, from which the skeleton is built.
+A folder holds `runtime.safetensors` (every tensor; packed weights as they lie in memory), `runtime.json` (which modules
+are packed, and what was removed from the stock model) and, for Hugging Face models, their `config.json`, from which the
+skeleton is built.
 """
 
 from __future__ import annotations
 
-import json
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from secateur.errors import ModelError
+from secateur.files import new_folder, write_json
 from secateur.runtime.attention import use_attention
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import load_native
 from secateur.runtime.packed import unpack, validate
 from secateur.runtime.swap import put_module, share_copy
+from secateur.torch import changes as C
+from secateur.torch.hub import read_json
+from secateur.torch.mend import is_size
+from secateur.torch.resize import changes_of, remember
 
 WEIGHTS, MANIFEST = "runtime.safetensors", "runtime.json"
 FORMAT_VERSION = 2
+PARTS = {"class": str, "packed": dict, "identities": list, "aliases": dict}
+"""What every manifest holds."""
 
 
-def save(model: nn.Module, folder: str | Path) -> None:
-    """Write a compiled model to `folder` (made if missing).
+def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> None:
+    """Write a compiled model to `folder`, whole or not at all.
 
     Raises:
-        ValueError: when the model has no packed layer, so that there is nothing this format would help.
+        SecateurError: when the model has no packed layer, so that there is nothing this format would help; when the
+            folder exists (unless `overwrite`) or cannot be written.
     """
-    from safetensors.torch import save_file
-
     packed = {name: module.activation for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     if not packed:
-        raise ValueError("the model has no packed layer: compile it with secateur.runtime.compile first")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+        raise ModelError("the model has no packed layer: compile it with secateur.runtime.compile first")
     tensors: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[Any, str] = {}
@@ -48,9 +53,6 @@ def save(model: nn.Module, folder: str | Path) -> None:
         else:
             first[place] = name
             tensors[name] = tensor.detach().contiguous()
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "save_pretrained"):
-        config.save_pretrained(folder)
     manifest = {
         "version": FORMAT_VERSION,
         "class": type(model).__name__,
@@ -59,9 +61,14 @@ def save(model: nn.Module, folder: str | Path) -> None:
         # Activations that were fused into a packed layer: the skeleton has them still.
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
         "aliases": aliases,
+        "changes": changes_of(model).to_json(),
     }
-    save_file(tensors, folder / WEIGHTS)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    config = getattr(model, "config", None)
+    with new_folder(Path(folder), overwrite) as temporary:
+        if config is not None and hasattr(config, "save_pretrained"):
+            config.save_pretrained(temporary)
+        save_file(tensors, temporary / WEIGHTS)
+        write_json(temporary / MANIFEST, manifest)
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -71,28 +78,25 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     Args:
         folder: where `save` wrote to.
-        model: a skeleton of the same architecture (weights are ignored; it may lie on the meta device).
-            Not needed for
-            Hugging Face models.
+        model: a skeleton of the same architecture and sizes (weights are ignored; it may lie on the meta device).
+            Not needed for Hugging Face models, those with removed units included.
 
     Raises:
-        FileNotFoundError: when the folder holds no saved runtime model.
-        ValueError: when the file is damaged, or does not fit the skeleton.
+        ModelError: when the folder holds no saved runtime model, is damaged, or does not fit the skeleton.
     """
-    from safetensors import safe_open
-
     folder = Path(folder)
     if not (folder / MANIFEST).exists() or not (folder / WEIGHTS).exists():
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST} and {WEIGHTS}: write them with secateur.runtime.save")
-    manifest = json.loads((folder / MANIFEST).read_text())
-    if manifest.get("version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{folder / MANIFEST} has version {manifest.get('version')}, this secateur reads {FORMAT_VERSION}"
-        )
+        raise ModelError(f"{folder} holds no {MANIFEST} and {WEIGHTS}: write them with secateur.runtime.save")
+    manifest = _read_manifest(folder / MANIFEST)
     model = _skeleton(folder, manifest) if model is None else share_copy(model)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(f"{folder / WEIGHTS} is damaged or cut short ({error}); save or copy it again") from None
     for name, source in manifest["aliases"].items():
+        if source not in tensors:
+            raise ModelError(f"{folder / WEIGHTS} lacks {source}; save or copy the model again")
         tensors[name] = tensors[source]
     for name, tokens in manifest.get("by_tokens", {}).items():
         model = _put_forms(model, name, tokens)
@@ -103,17 +107,26 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{folder} does not fit the model: {error}") from error
+        raise ModelError(f"{folder} does not fit the model: {error}") from error
     if missing or unexpected:
-        raise ValueError(
-            f"{folder} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; pass the "
-            f"skeleton "
+        raise ModelError(
+            f"{folder} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; pass the skeleton "
             "that was saved"
         )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     use_attention(model)
     return model.eval()
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
+    if manifest.get("version") != FORMAT_VERSION:
+        raise ModelError(f"{path} has version {manifest.get('version')}, this secateur reads {FORMAT_VERSION}")
+    wrong = next((name for name, kind in PARTS.items() if not isinstance(manifest.get(name), kind)), None)
+    if wrong is not None:
+        raise ModelError(f"{path} is damaged: {wrong!r} is {manifest.get(wrong)!r}; save or copy it again")
+    return manifest
 
 
 def _put_forms(model: nn.Module, name: str, tokens: list[int]) -> nn.Module:
@@ -129,20 +142,20 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name)
     except AttributeError as error:
-        raise ValueError(f"the model has no layer {name!r}; pass the skeleton that was saved") from error
+        raise ModelError(f"the model has no layer {name!r}; pass the skeleton that was saved") from error
 
 
 def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
     prefix = f"{name}." if name else ""
     packed = tensors.get(f"{prefix}packed")
     if packed is None:
-        raise ValueError(f"the file lacks the packed weight of layer {name!r}; save the model again")
+        raise ModelError(f"the file lacks the packed weight of layer {name!r}; save the model again")
     if packed.data_ptr() % 8:
         packed = packed.clone()
     try:
         validate(packed.numpy())
     except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from error
+        raise ModelError(f"layer {name!r}: {error}") from error
     bias = tensors.get(f"{prefix}bias")
     if load_native() is not None or activation != "none":
         tensors[f"{prefix}packed"] = packed
@@ -160,36 +173,30 @@ def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str,
         getattr(old, "in_features", getattr(old, "nx", None)),
     )
     if isinstance(layer, SparseLinear) and rows_cols != (layer.out_features, layer.in_features):
-        raise ValueError(
+        raise ModelError(
             f"layer {name!r} is {rows_cols} in the model but {(layer.out_features, layer.in_features)} in the file"
         )
     put_module(model, name, layer)
     return model
 
 
-def _skeleton(folder: Path, manifest: dict) -> nn.Module:
-    """An empty Hugging Face model of the saved class: parameters on meta, buffers computed as usual."""
+def _skeleton(folder: Path, manifest: dict[str, Any]) -> nn.Module:
+    """An empty Hugging Face model of the saved class and sizes: parameters on meta, buffers computed as usual."""
     import transformers
+
+    from secateur.torch.quantizer import start_config
+    from secateur.torch.skeleton import parameters_on_meta
 
     cls = getattr(transformers, manifest["class"], None)
     if cls is None or not (folder / "config.json").exists():
-        raise ValueError(f"{manifest['class']} cannot be built from {folder}: pass a skeleton, load(folder, model=...)")
-    config = transformers.AutoConfig.from_pretrained(folder)
-    with _parameters_on_meta():
-        return cls(config)
-
-
-@contextmanager
-def _parameters_on_meta():
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    nn.Module.register_parameter = on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
+        raise ModelError(f"{manifest['class']} cannot be built from {folder}: pass a skeleton, load(folder, model=...)")
+    changes = C.Changes.from_json(manifest.get("changes") or {})
+    read_json(folder / "config.json")
+    config = start_config(transformers.AutoConfig.from_pretrained(folder), changes)
+    with parameters_on_meta():
+        model = cls(config)
+    C.apply(model, changes, is_size)
+    C.take_buffers(model, changes)
+    C.set_configs(model, changes)
+    remember(model, changes)
+    return model

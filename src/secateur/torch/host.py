@@ -19,6 +19,7 @@ from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
 from secateur.torch.batches import evaluating, run, to_device
 from secateur.torch.bypass import bypassed
+from secateur.torch.changes import named_tensors
 from secateur.torch.collect import Loss, collect
 from secateur.torch.contract import Contract, contract_of
 from secateur.torch.hold import hold
@@ -53,7 +54,7 @@ class TorchHost:
         self.changes = changes
         self._by_hand = layout is not None
         self.layout = layout if layout is not None else derive(model, example)
-        self.layout.check({name: tuple(p.shape) for name, p in self._tensors().items()})
+        self.layout.check({name: tuple(p.shape) for name, p in named_tensors(self.model).items()})
         weights = {name: self.read(name) for name in self.layout.linears}
         found = earlier_zeros({name: weight for name, weight in weights.items() if not weight.is_meta})
         self.plan = plan.merge(found) if plan is not None and found is not None else plan or found
@@ -62,13 +63,6 @@ class TorchHost:
     def untraced(cls, model: nn.Module) -> "TorchHost":
         """A host that only runs the model: outputs, reading and writing work, nothing can be pruned."""
         return cls(model, None, layout=Layout({}, {}))
-
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers by every name they have."""
-        return {
-            **dict(self.model.named_parameters(remove_duplicate=False)),
-            **dict(self.model.named_buffers(remove_duplicate=False)),
-        }
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the layout names."""
@@ -79,7 +73,7 @@ class TorchHost:
 
     def read(self, param: str) -> torch.Tensor:
         """The parameter or buffer, detached."""
-        tensors = self._tensors()
+        tensors = named_tensors(self.model)
         if param not in tensors:
             raise ModelError(f"the model has no parameter {param!r}")
         return tensors[param].detach()

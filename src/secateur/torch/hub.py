@@ -21,14 +21,17 @@ from secateur.plan import Plan
 from secateur.torch import changes as C
 from secateur.torch import packed as P
 from secateur.torch.changes import Changes
+from secateur.torch.headers import INDEX, WEIGHTS, read_entries
 from secateur.torch.mend import is_size
 from secateur.torch.resize import changes_of, check_attachable, remember
 from secateur.torch.vocabulary import save_tokenizer
 
 MANIFEST = "secateur.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 FORMAT = 1
+PICKLED = (
+    "{source} holds pickled weights ({file}), which can run code when opened; convert them to safetensors where you "
+    "trust them, for example with save_pretrained"
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> 
     from secateur.torch import quantizer
 
     quantizer.register()
-    names = _read_json(folder / CONFIG).get("architectures")
+    names = read_json(folder / CONFIG).get("architectures")
     if not isinstance(names, list) or not names or not hasattr(transformers, str(names[0])):
         raise ModelError(f"{folder / CONFIG} names no class of transformers (architectures: {names!r})")
     return getattr(transformers, names[0]).from_pretrained(folder, **options)
@@ -120,16 +123,14 @@ CONFIG = "config.json"
 
 def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     """The weight files of a model folder; ModelError says in a sentence why it is none, or why it is refused."""
-    from secateur.torch.headers import read_header
-
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; give one that holds {description} and {WEIGHTS}")
     if not (folder / description).is_file():
         raise ModelError(f"{folder} is no saved model: it has no {description}")
-    _read_json(folder / description)
+    read_json(folder / description)
     if (folder / INDEX).is_file():
-        weights = _read_json(folder / INDEX).get("weight_map")
+        weights = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weights, dict) or not weights:
             raise ModelError(f"{folder / INDEX} lists no weights; save or copy the model again")
         files = [folder / str(name) for name in dict.fromkeys(weights.values())]
@@ -142,17 +143,15 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     if absent:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
         if pickled:
-            raise ModelError(
-                f"{folder} holds pickled weights ({pickled[0].name}), which can run code when opened; convert them to "
-                "safetensors where you trust them, for example with save_pretrained"
-            )
+            raise ModelError(PICKLED.format(source=folder, file=pickled[0].name))
         raise ModelError(f"{folder} is no saved model: {absent.name} is missing")
     for file in files:
-        read_header(file)
+        read_entries(file)
     return files
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; ModelError when it holds none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -192,7 +191,7 @@ def _save_hugging_face(
     written.save_pretrained(folder)
     if config is None or packed:
         # transformers skips methods that it does not know, with a warning; this makes it stop with a sentence.
-        data = _read_json(folder / CONFIG)
+        data = read_json(folder / CONFIG)
         write_json(folder / CONFIG, {**data, "transformers_weights": quantizer.NOTE})
     return packed
 
@@ -217,7 +216,7 @@ def _save_plain(model: nn.Module, folder: Path, changes: Changes, pack: bool) ->
 
 
 def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
-    data = _read_json(folder / MANIFEST)
+    data = read_json(folder / MANIFEST)
     if data.get("format") != FORMAT:
         raise ModelError(f"{folder / MANIFEST} has format {data.get('format')!r}; this version reads {FORMAT}")
     changes, tied = Changes.from_json(data.get("changes") or {}), data.get("tied") or {}

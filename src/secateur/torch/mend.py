@@ -21,6 +21,7 @@ from torch import nn
 from secateur.dims import Dim, extent, names
 from secateur.errors import ModelError
 from secateur.layout import Layout
+from secateur.torch.changes import named_tensors
 
 LEAF = {
     "in_features": 1,
@@ -129,10 +130,7 @@ def _refuse_attention(path: str, params: list[str], layout: Layout, new_sizes: M
 
 def _all_names(model: nn.Module, layout: Layout) -> dict[str, tuple[Dim, ...]]:
     """The dimensions of each parameter under every name that it has in the model."""
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    tensors = named_tensors(model)
     by_id = {id(tensors[name]): dims for name, dims in layout.params.items() if name in tensors}
     found = {name: by_id[id(tensor)] for name, tensor in tensors.items() if id(tensor) in by_id}
     found.update({alias: layout.params[name] for alias, name in layout.tied.items() if alias in tensors})

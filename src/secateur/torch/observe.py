@@ -28,6 +28,7 @@ EXPLAINED = {*KNOWN, *BY_WEIGHTS, "position_bias", "sliding_window", "cache_posi
 mask too. Flags (True, False) change none either.
 """
 
+
 @contextlib.contextmanager
 def observe_attention(
     model: nn.Module, layout: Layout, needs: set[str], tally: Tally, token_mask: TokenMask

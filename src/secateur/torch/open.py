@@ -14,8 +14,9 @@ from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.collect import Loss
 from secateur.torch.example import example_for
+from secateur.torch.headers import WEIGHTS
 from secateur.torch.host import TorchHost
-from secateur.torch.hub import check_folder
+from secateur.torch.hub import PICKLED, check_folder
 from secateur.torch.resize import changes_of
 
 
@@ -48,7 +49,9 @@ def open_folder(
 
 
 def load_model(source: str | Path, *, task: str | None = None, **options: Any) -> nn.Module:
-    """Load a Hugging Face model; ModelError with one sentence when the folder is no model or is damaged."""
+    """Load a Hugging Face model; ModelError with one sentence when the folder is no model, is damaged, or when only
+    pickled weights are there, on the hub or in its cache too.
+    """
     import transformers
 
     local = _is_folder(source)
@@ -59,10 +62,15 @@ def load_model(source: str | Path, *, task: str | None = None, **options: Any) -
     try:
         config = transformers.AutoConfig.from_pretrained(source, **_config_options(options))
         factory = find_class(transformers, config, task)
-        model = factory.from_pretrained(source, **options)
+        named = str(getattr(config, "transformers_weights", None) or "")
+        if named.endswith(".bin"):
+            raise ModelError(PICKLED.format(source=source, file=named))
+        model = factory.from_pretrained(source, **{**options, "use_safetensors": True})
     except SecateurError:
         raise
     except Exception as error:  # a damaged folder breaks transformers in many ways
+        if not local and isinstance(error, OSError) and "use_safetensors" in str(error):
+            raise ModelError(PICKLED.format(source=source, file=f"no {WEIGHTS}")) from error
         if not local and isinstance(error, OSError):
             raise ModelError(
                 f"{source} is no folder, and no model of that name could be loaded from the hub or its cache; pass a "

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from secateur.errors import ModelError
+from secateur.torch.headers import INDEX
 
 BITS = ":secateur_bits"
 VALUES = ":secateur_values"
@@ -92,7 +93,7 @@ def unpack_state(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[i
 
 def pack_folder(folder: Path) -> bool:
     """Rewrite the safetensors files of a checkpoint, shards and index included; whether anything was packed."""
-    index_path = folder / "model.safetensors.index.json"
+    index_path = folder / INDEX
     moved: dict[str, list[str]] = {}
     saved_bytes = 0
     for path in sorted(folder.glob("model*.safetensors")):

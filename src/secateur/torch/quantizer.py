@@ -18,7 +18,7 @@ from secateur.errors import ModelError
 from secateur.torch import changes as C
 from secateur.torch import packed
 from secateur.torch.changes import Changes
-from secateur.torch.headers import read_header
+from secateur.torch.headers import read_entries
 from secateur.torch.mend import is_size
 
 METHOD = "secateur"
@@ -69,13 +69,7 @@ class SecateurQuantizer(HfQuantizer):
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Give the config the numbers that build the stock skeleton, before the model is built."""
-        vars(config).pop("transformers_weights", None)
-        for path, values in self._changes().base.items():
-            place = config
-            for name in path.split(".") if path else ():
-                place = getattr(place, name, None)
-            C.set_config(place, values, path)
-        return config
+        return start_config(config, self._changes())
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         strict = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
@@ -126,6 +120,17 @@ class SecateurQuantizer(HfQuantizer):
         return Changes.from_json(self.quantization_config.changes)
 
 
+def start_config(config: Any, changes: Changes) -> Any:
+    """A config as it was read, given the numbers that build the stock skeleton; in place."""
+    vars(config).pop("transformers_weights", None)
+    for path, values in changes.base.items():
+        place = config
+        for name in path.split(".") if path else ():
+            place = getattr(place, name, None)
+        C.set_config(place, values, path)
+    return config
+
+
 def _unpacks(conversion: Any) -> bool:
     return any(isinstance(op, Unpack) for op in getattr(conversion, "operations", ()))
 
@@ -144,7 +149,7 @@ def check_files(model: Any, files: Any, shapes: Mapping[str, tuple[int, ...]]) -
     for path in files or ():
         if not str(path).endswith(".safetensors"):
             raise ModelError(f"{path} is no safetensors file; secateur never opens pickled weights")
-        for name, (shape, dtype) in read_header(path).items():
+        for name, entry in read_entries(path).items():
             plain = name.removesuffix(packed.BITS)
             expected = next(
                 (shapes[n] for n in (plain, prefix + plain, plain.removeprefix(prefix)) if n in shapes), None
@@ -152,9 +157,10 @@ def check_files(model: Any, files: Any, shapes: Mapping[str, tuple[int, ...]]) -
             if expected is None:
                 continue
             count = int(torch.Size(expected).numel())
-            fits = shape == (-(-count // 8),) and dtype == "U8" if name != plain else shape == expected
+            bits = entry.shape == (-(-count // 8),) and entry.dtype == "U8"
+            fits = bits if name != plain else entry.shape == expected
             if not fits:
-                raise ModelError(f"{path} holds {name} as {shape}, but its manifest says {plain} is {expected}")
+                raise ModelError(f"{path} holds {name} as {entry.shape}, but its manifest says {plain} is {expected}")
 
 
 def register() -> None:

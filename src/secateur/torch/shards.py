@@ -9,7 +9,6 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +16,11 @@ import numpy as np
 import torch
 
 from secateur.errors import ModelError
-from secateur.torch.hub import INDEX, check_folder
+from secateur.torch.headers import INDEX, TYPES, Entry, read_entries
+from secateur.torch.hub import check_folder
 
-TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""The types of safetensors files that torch computes with."""
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 _CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where the bytes of one tensor lie, and what they are."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def bytes(self) -> int:
-        """Size in bytes."""
-        return self.end - self.begin
 
 
 def entries_of(folder: Path) -> dict[str, Entry]:
@@ -69,25 +40,6 @@ def entries_of(folder: Path) -> dict[str, Entry]:
         for name, file_name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
             if name not in found or found[name].file.name != file_name:
                 raise ModelError(f"{index} says that {file_name} holds {name}, which it does not; copy the model again")
-    return found
-
-
-def read_entries(file: Path) -> dict[str, Entry]:
-    """The tensors of one safetensors file; ModelError when header and length do not fit."""
-    size = file.stat().st_size
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header: dict[str, Any] = json.loads(stream.read(min(length, size)))
-    except (struct.error, ValueError) as error:
-        raise ModelError(f"{file} is damaged or cut short ({error}); save or copy it again") from None
-    header.pop("__metadata__", None)
-    found = {}
-    for name, about in header.items():
-        begin, end = (8 + length + offset for offset in about["data_offsets"])
-        if end > size:
-            raise ModelError(f"{file} is cut short: {name} ends at byte {end} of {size}; copy it again")
-        found[name] = Entry(file, about["dtype"], tuple(about["shape"]), begin, end)
     return found
 
 

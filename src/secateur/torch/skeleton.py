@@ -48,7 +48,7 @@ class Skeleton:
         self.sources, self._merged = self._map_names()
 
     def _build(self) -> Any:
-        with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+        with torch.random.fork_rng(devices=[]), parameters_on_meta():
             return _from_config(self.factory, self.config)
 
     def layout(self) -> Layout:
@@ -195,7 +195,7 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
 
 
 @contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
+def parameters_on_meta() -> Iterator[None]:
     """Modules that are built here get parameters on the meta device; buffers keep their numbers."""
     register = nn.Module.register_parameter
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from secateur.errors import ModelError
-from secateur.torch.shards import read_entries, read_tensor, write_shard
+from secateur.torch.headers import read_entries
+from secateur.torch.shards import read_tensor, write_shard
 
 
 class States:

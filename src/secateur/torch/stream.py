@@ -26,12 +26,13 @@ from secateur.torch.batches import evaluating
 from secateur.torch.blocks import counted, left_out
 from secateur.torch.blockwise import Done, Run
 from secateur.torch.calls import chains
+from secateur.torch.headers import TYPES, read_entries
 from secateur.torch.hub import INDEX
 from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose, give_back
 from secateur.torch.precision import computing_in, fast_bfloat16
 from secateur.torch.retrain import check_memory, distil
-from secateur.torch.shards import file_hash, read_entries, read_tensor, write_shard
+from secateur.torch.shards import file_hash, read_tensor, write_shard
 from secateur.torch.skeleton import COMPUTE, Skeleton
 from secateur.torch.states import States
 from secateur.torch.trace import trace
@@ -263,8 +264,6 @@ def _distil_folder(work: Workspace, skeleton: Skeleton, windows: Any, recipe: Re
 
 
 def _stored(skeleton: Skeleton, name: str) -> torch.dtype:
-    from secateur.torch.shards import TYPES
-
     source = skeleton.source(name)
     if source is None:
         raise PlanError(f"{name} is made of several tensors of the files, so it cannot be pruned block by block")

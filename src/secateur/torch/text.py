@@ -37,30 +37,72 @@ def load_tokenizer(source: Any, **options: Any) -> Any:
     return tokenizer
 
 
+def text_positions(model: nn.Module) -> int | None:
+    """How many tokens a text may have, where the config says so.
+
+    RoBERTa and its kin count positions from the padding index of their table on, so that the rows before are lost.
+    """
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    positions = getattr(text, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    ids = _input_embeddings(model)
+    skipped = [
+        table.padding_idx + 1
+        for table in model.modules()
+        if table is not ids and getattr(table, "padding_idx", None) is not None
+        if (weight := getattr(table, "weight", None)) is not None and weight.shape[0] == positions
+    ]
+    return positions - max(skipped, default=0)
+
+
+def _input_embeddings(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def token_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int, new_tokens: int = 0) -> Any:
+    """What the tokenizer makes of texts, cut to `max_length`; the model must have positions for them and `new_tokens`.
+
+    Raises DataError: a text of more tokens than positions, a text of none, a token that the model does not know.
+    """
+    encoded = tokenizer(list(texts), truncation=True, max_length=min(max_length, tokenizer.model_max_length))
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    positions = text_positions(model)
+    if positions is not None and max(lengths) > positions:
+        raise DataError(
+            f"a text has {max(lengths)} tokens, the model {positions} positions; pass --max-length {positions}"
+        )
+    if positions is not None and max(lengths) + new_tokens > positions:
+        raise DataError(
+            f"a text of {max(lengths)} tokens and {new_tokens} new ones exceed the {positions} positions of the model; "
+            "ask for fewer new tokens, or pass a smaller --max-length"
+        )
+    if min(lengths) == 0:
+        number = lengths.index(0)
+        raise DataError(f"row {number} gives no token: {texts[number]!r}; remove it")
+    largest = max(max(ids) for ids in encoded["input_ids"])
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    if largest >= vocabulary:
+        raise DataError(
+            f"the tokenizer gives token {largest}, the model knows {vocabulary}; they do not belong together"
+        )
+    return encoded
+
+
 def encode(model: nn.Module, tokenizer: Any, rows: Rows, max_length: int) -> list[dict[str, Any]]:
     """One feature mapping per row, `labels` included where the rows have them.
 
-    Raises DataError when labels do not fit the head of the model.
+    Raises DataError when labels do not fit the head of the model, or texts do not fit the model (see `token_ids`).
     """
     labels = None
     if rows.labels is not None:
         config: Any = model.config
         labels = label_ids(rows, config.label2id, config.num_labels)
-    encoded = tokenizer(rows.texts, truncation=True, max_length=min(max_length, tokenizer.model_max_length))
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and max(lengths) > positions:
-        raise DataError(
-            f"a text has {max(lengths)} tokens, the model {positions} positions; pass --max-length {positions}"
-        )
-    if min(lengths) == 0:
-        raise DataError(f"row {lengths.index(0)} gives no token: {rows.texts[lengths.index(0)]!r}; remove it")
-    too_large = max((max(ids, default=0) for ids in encoded["input_ids"]), default=0)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if too_large >= vocabulary:
-        raise DataError(
-            f"the tokenizer gives token {too_large}, the model knows {vocabulary}; they do not belong together"
-        )
+    encoded = token_ids(model, tokenizer, rows.texts, max_length)
     features = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
     if labels is not None:
         for feature, label in zip(features, labels, strict=True):

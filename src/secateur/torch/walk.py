@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
 from secateur.torch.atoms import Dim, Factor, expand, fresh, give_role, leaves, mark, root, size
+from secateur.torch.changes import named_tensors
 from secateur.torch.rules import RULES, product
 from secateur.torch.values import UNKNOWN_EXTENT, Call, Record, Value, words
 
@@ -55,7 +56,7 @@ class Walk:
         self._owner: dict[int, str] = {}
         self._alias: dict[fx.Node, list[fx.Node]] = {}
         self._keys = 0
-        self._tensors = _named_tensors(model)
+        self._tensors = named_tensors(model)
         self._modules = dict(model.named_modules())
         self._numbers: dict[str, frozenset[float]] = {}
         self._graph(program.graph_module, self._inputs(program))
@@ -345,13 +346,6 @@ def _module(node: fx.Node) -> str:
     """Path of the innermost module that ran a node."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return re.sub(r"@\d+", "", str(stack[-1][0])) if stack else ""
-
-
-def _named_tensors(model: nn.Module) -> Mapping[str, torch.Tensor]:
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _extent(value: Any) -> int:

@@ -62,9 +62,8 @@ def sample_windows(
     return windows[torch.as_tensor(np.random.default_rng(seed).permutation(len(windows)))]
 
 
-def check_context(config: Any, context: int) -> None:
+def check_context(positions: int | None, context: int) -> None:
     """DataError when a model has fewer positions than a window has tokens."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and context > positions:
         raise DataError(f"windows of {context} tokens exceed the {positions} positions of the model; pass --context")
 

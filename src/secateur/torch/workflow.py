@@ -1,7 +1,5 @@
 """The main job on a text classifier: prune, verify, fine-tune, shrink, save, reload, and measure what came of it."""
 
-import json
-import struct
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -20,11 +18,12 @@ from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import ModelError, PlanError
 from secateur.evaluate import Score, score
 from secateur.files import new_folder
-from secateur.plan import Plan, resized_masks
+from secateur.plan import MASKS_NAME, Plan, resized_masks
 from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
 from secateur.schedule import cubic
 from secateur.select import NM, Pattern, Unit
 from secateur.torch.callback import Gradual
+from secateur.torch.headers import read_entries
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
 from secateur.torch.packed import plain_name
@@ -265,15 +264,8 @@ def tensor_bytes(folder: Path, names: Sequence[str]) -> int:
     """Bytes that named parameters take in the safetensors files of a folder, packed parts included."""
     total, wanted = 0, set(names)
     for path in sorted(Path(folder).glob("*.safetensors")):
-        if path.name == "plan.safetensors":
-            continue
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        for key, entry in header.items():
-            if plain_name(key) in wanted:
-                begin, end = entry["data_offsets"]
-                total += end - begin
+        if path.name != MASKS_NAME:
+            total += sum(entry.bytes for key, entry in read_entries(path).items() if plain_name(key) in wanted)
     return total
 
 

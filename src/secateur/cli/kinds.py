@@ -1,0 +1,121 @@
+"""Which options belong to which kinds of run of a command, as tables: an option that would do nothing is refused.
+
+Every option of a command with kinds stands in its table; a test holds the two together.
+"""
+
+import typer
+
+KINDS = {
+    "classifier": "a run without --calibration or --recipe",
+    "sweep": "a --sweep, which lists the values to try and does not train",
+    "thresholds": "a --sweep of thresholds, which lists the values to try and does not train",
+    "language": "pruning block by block",
+    "labels": "a run without --task perplexity",
+    "perplexity": "--task perplexity",
+    "torch": "a run on a PyTorch model",
+    "keras": "a run on a .keras file",
+    "results": "showing --results of a kit",
+    "kit": "writing an --export-kit",
+    "time": "timing models here",
+    "answer": "running a classifier",
+    "continue": "running a decoder",
+    "compiled-answer": "running a compiled classifier, which stays as it was packed",
+    "compiled-continue": "running a compiled decoder, which stays as it was packed",
+}
+"""Words for each kind of run."""
+
+_SWEEPS = "sweep thresholds"
+_TEXTS = f"classifier {_SWEEPS}"
+_RUNS = "answer continue compiled-answer compiled-continue"
+
+TABLES: dict[str, dict[str, str]] = {
+    "prune": {
+        f"{_TEXTS} keras language": "model output criterion pattern seed threads overwrite json",
+        f"{_TEXTS} keras": "data eval_data calibration_samples batch_size",
+        f"{_TEXTS} language": "text_column task",
+        _TEXTS: "label_column split eval_split max_length layout_file trust_remote_code sweep sweep_by",
+        "classifier keras language": "sparsity",
+        "classifier sweep keras": "budget",
+        "classifier keras": "threshold fine_tune learning_rate gradual",
+        "classifier language": "distil",
+        "classifier": "uniform",
+        "language": "recipe calibration samples context memory reconstruct",
+    },
+    "eval": {
+        "labels perplexity keras": "model against threads json",
+        "labels perplexity": "text_column task trust_remote_code",
+        "labels keras": "data batch_size",
+        "labels": "label_column split max_length",
+        "perplexity": "text context samples",
+    },
+    "export": {
+        "torch keras": "model to output data samples batch length sparse tolerance overwrite json",
+        "torch": "text_column split generate int8 tokens value task threads trust_remote_code",
+    },
+    "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code"},
+    "bench": {
+        "time kit keras results": "models overwrite json",
+        "time keras results": "plot",
+        "time kit keras": "runtime batch length turns threads",
+        "time kit": "int8 task",
+        "kit": "export_kit",
+        "results": "results",
+    },
+    "run": {
+        _RUNS: "model texts data text_column split max_length threads json",
+        "answer compiled-answer": "batch_size",
+        "continue compiled-continue": "new_tokens",
+        "answer continue": "value measure task",
+    },
+}
+"""For each command: the options that each set of kinds has, by the names of the command's parameters."""
+
+NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "prune": {
+        "budget": ("sparsity", "sweep"),
+        "sweep_by": ("sweep",),
+        "learning_rate": ("fine_tune",),
+        "distil": ("fine_tune",),
+        "gradual": ("fine_tune",),
+    },
+    "export": {
+        "tokens": ("sparse",),
+        "value": ("sparse",),
+        "text_column": ("data",),
+        "split": ("data",),
+        "samples": ("data",),
+    },
+    "run": {"text_column": ("data",), "split": ("data",)},
+}
+"""Options that do nothing unless one of others is there, in the kinds of run that have those."""
+
+
+def options_of(command: str, kind: str) -> set[str]:
+    """The parameters that belong to a kind of run."""
+    return {name for kinds, names in TABLES[command].items() if kind in kinds.split() for name in names.split()}
+
+
+def refuse(context: typer.Context, kind: str) -> None:
+    """PlanError for an option of the command line that would do nothing in this kind of run."""
+    from secateur.errors import PlanError
+
+    command = context.command
+    flags = {p.name: p.opts[0] for p in command.params}
+    defaults = {p.name: p.default for p in command.params}
+    known = options_of(str(command.name), kind)
+    needs = NEEDS.get(str(command.name), {})
+    for name in filter(None, flags):
+        if not given(context, name):
+            continue
+        if name not in known:
+            raise PlanError(f"{flags[name]} has no meaning in {KINDS[kind]}; leave it out")
+        others = [other for other in needs.get(name, ()) if other in known]
+        if others and all(context.params[other] == defaults[other] for other in others):
+            wanted = " or ".join(flags[other] for other in others)
+            raise PlanError(f"{flags[name]} does nothing without {wanted}; add that, or leave it out")
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
