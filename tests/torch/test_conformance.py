@@ -46,6 +46,10 @@ class TorchConformance(Conformance):
     def loss(self, host, batch):
         return host.model(**batch).loss
 
+    def items(self, batch):
+        """How many items the loss is the mean over."""
+        return len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0])
+
     def train(self, host, batches):
         host.model.train()
         optimizer = torch.optim.AdamW(host.model.parameters(), lr=1e-2, weight_decay=0.1)
@@ -72,12 +76,12 @@ class TorchConformance(Conformance):
         seen = []
         path = down.rpartition(".")[0]
         handle = host.model.get_submodule(path).register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-        total = examples = 0.0
+        total = everything = 0.0
         for batch in batches:
             seen.clear()
             loss = self.loss(host, batch)
-            size = len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0])
-            total, examples = total + loss * size, examples + size
+            items = self.items(batch)
+            total, everything = total + loss * items, everything + items
             x, mask = seen[0].detach(), self.mask(batch)
             for i in range(x.shape[0]):
                 for j in range(x.shape[1]):
@@ -85,7 +89,7 @@ class TorchConformance(Conformance):
                         squares, absolute, count = squares + x[i, j] ** 2, absolute + x[i, j].abs(), count + 1
                         gram = gram + torch.outer(x[i, j], x[i, j])
         handle.remove()
-        grad = torch.autograd.grad(total / examples, host.parameters()[down])[0]
+        grad = torch.autograd.grad(total / everything, host.parameters()[down])[0]
         return {
             "act_sq": {down: (squares / count).numpy()},
             "gram": {down: (gram / count).numpy()},
@@ -118,6 +122,9 @@ class TestLlama(TorchConformance):
         labels = torch.randint(3, tiny.VOCAB, (size, self.length), generator=generator)
         labels[:, 0] = labels[0, :3] = -100  # what a padding position would predict
         return labels
+
+    def items(self, batch):
+        return int((batch["labels"] != -100).sum())
 
     def padded(self, batch):
         return {**super().padded(batch), "labels": nn.functional.pad(batch["labels"], (3, 0), value=-100)}
