@@ -7,6 +7,7 @@ from torch.nn.utils import prune as torch_prune
 
 import secateur
 from secateur import Element, Plan, criteria
+from secateur.cost import parameters, unit_parameters
 from secateur.errors import ModelError
 from secateur.torch import hub
 from tests.torch import tiny
@@ -100,3 +101,16 @@ def test_folders_and_names(tmp_path):
 def test_a_module_needs_an_example():
     with pytest.raises(ModelError, match="a Linear needs an example batch"):
         secateur.open(torch.nn.Linear(2, 2))
+
+
+def test_buffers_are_no_parameters():
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    host = secateur.open(net.eval(), example=(torch.rand(4, 8),))
+    (axis,) = [a.name for a in host.layout.axes.values() if a.size == 16]
+    assert host.layout.buffers == {"1.running_mean", "1.running_var"}
+    assert parameters(host.layout).total == sum(p.numel() for p in net.parameters()) == 210
+    assert unit_parameters(host.layout, axis) == 8 + 1 + 2 + 2
+    host.resize(Plan(keep={axis: np.arange(4)}))
+    assert parameters(host.layout).total == sum(p.numel() for p in net.parameters()) == 54
+    llama = tiny.llama(num_hidden_layers=1)
+    assert parameters(secateur.open(llama).layout).total == sum(p.numel() for p in llama.parameters())
