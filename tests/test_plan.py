@@ -97,3 +97,10 @@ def test_a_plan_that_was_never_checked_is_not_saved(tmp_path):
     assert not any(tmp_path.iterdir())
     plan.check(LAYOUT).save(tmp_path)
     assert Plan.load(tmp_path).sizes == {"ffn": 4}
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"plan"'])
+def test_a_plan_file_that_is_no_object(text, tmp_path):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(PlanError, match="is damaged: it holds a"):
+        Plan.load(tmp_path)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from secateur import criteria, repair
+from secateur import criteria, pruning, repair
 from secateur.budget import OWL, Global, Threshold
 from secateur.cost import macs, parameters, unit_parameters
 from secateur.errors import DataError, ModelError, PlanError
@@ -123,3 +123,24 @@ def test_a_budget_that_a_pattern_cannot_follow(repair):
             PlanError, match="OWL deals a sparsity out by the outliers among single weights, not to units"
         ):
             prune(host, criteria.magnitude, Unit("ffn"), OWL(0.5, spread=0.3))
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_half_precision_scores_as_the_same_numbers_in_float32(kind):
+    torch = pytest.importorskip("torch")
+    host, single = FakeHost(), FakeHost()
+    host.arrays = {name: torch.tensor(a * 1e-3).to(getattr(torch, kind)) for name, a in host.arrays.items()}
+    single.arrays = {name: a.float() for name, a in host.arrays.items()}
+    ffn = host.layout.axis("L0.ffn")
+    for criterion in (criteria.magnitude, criteria.brain_damage):
+        stats = Stats()
+        if criterion is criteria.brain_damage:
+            sums = {name: torch.ones(a.shape) for name, a in single.arrays.items()}
+            stats = Stats({"grad_sq": sums}, {"grad_sq": dict.fromkeys(sums, 1)})
+        scores = pruning.unit_scores(host, criterion, ffn, stats)
+        np.testing.assert_array_equal(scores, pruning.unit_scores(single, criterion, ffn, stats))
+        assert len(np.unique(scores)) == ffn.size
+        name = "layers.0.up.weight"
+        np.testing.assert_array_equal(
+            pruning.weight_scores(host, criterion, name, stats), pruning.weight_scores(single, criterion, name, stats)
+        )

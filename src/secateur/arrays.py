@@ -24,6 +24,13 @@ def to_numpy(array: Array) -> np.ndarray:
     return np.asarray(array)
 
 
+def single(array: Array) -> Array:
+    """The array in float32 where it is float16 or bfloat16, in which sums lose small terms and squares underflow."""
+    narrow = array.dtype.itemsize == 2 and "float" in str(array.dtype)
+    xp = namespace(array)
+    return xp.astype(array, xp.float32) if narrow else array
+
+
 def all_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite."""
     xp = namespace(array)

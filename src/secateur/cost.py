@@ -17,19 +17,22 @@ from secateur.plan import Plan
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many parameters the tensors of a model hold, and how many of them are not zero."""
+    """How many parameters a model holds (buffers left out), and how many of them are not zero."""
 
     total: int
     nonzero: int
 
 
 def parameters(layout: Layout, plan: Plan | None = None) -> Parameters:
-    """Count by the plan: `total` after removal of whole units, `nonzero` after element masks too."""
+    """Count by the plan: `total` after removal of whole units, `nonzero` after element masks too.
+
+    Zeros that a model came with count where they are in the plan, as `host.plan` has them.
+    """
     plan = plan or Plan()
     total = nonzero = 0
     for param in layout.params:
         shape = layout.kept_shape(param, plan.keep)
-        if shape is None:
+        if shape is None or param in layout.buffers:
             continue
         count = int(np.prod(shape, dtype=np.int64))
         total += count
@@ -64,6 +67,8 @@ def unit_parameters(layout: Layout, axis: str) -> float:
     """Parameters that one unit of the axis holds, on average."""
     total = 0.0
     for param in layout.members(axis):
+        if param in layout.buffers:
+            continue
         shape = layout.shape(param)
         if layout.member_of(param, axis) is not None:
             total += float(np.prod(shape, dtype=np.int64))

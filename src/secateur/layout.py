@@ -85,6 +85,8 @@ class Layout:
     products: tuple[Product, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     """Second name of a shared parameter -> the name under which it stands in `params`."""
+    buffers: frozenset[str] = field(default=frozenset(), compare=False)
+    """Which of `params` are buffers, which nobody trains or counts. The host knows; the text form does not say it."""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -252,7 +254,7 @@ class Layout:
             if axis.parts:
                 size = int(np.prod([axes[part].size for part in axis.parts], dtype=np.int64))
                 axes[name] = replace(axis, size=size)
-        return Layout(axes, self.params, self.linears, self.products, self.tied)
+        return replace(self, axes=axes)
 
     # -- checks ---------------------------------------------------------------------------------------------------
 

@@ -123,6 +123,8 @@ class Plan:
             raise PlanError(f"{folder} holds no {JSON_NAME}") from None
         except ValueError as error:
             raise PlanError(f"{path} is damaged: {error}") from None
+        if not isinstance(data, dict):
+            raise PlanError(f"{path} is damaged: it holds a {type(data).__name__}, not an object")
         if data.get("format") != FORMAT:
             raise PlanError(f"{path} has format {data.get('format')!r}; this version reads {FORMAT}")
         try:
@@ -161,6 +163,16 @@ def _renumbered(layout: Layout, plan: Plan, param: str) -> str:
     for path, old, new in sorted(changes, key=lambda change: -len(change[0])):
         param = f"{path}.{new}{param[len(f'{path}.{old}') :]}"
     return param
+
+
+def to_be_written(written: Mapping[str, np.ndarray | None], name: str, plan: Plan) -> bool:
+    """Whether a host has pruned a parameter that has not got the plan's weights yet. written: see `note_written`."""
+    return name in written and name in plan.weights and written[name] is not plan.weights[name]
+
+
+def note_written(written: dict[str, np.ndarray | None], name: str, plan: Plan) -> None:
+    """Note which weights a host has given a parameter that it pruned: an array of a plan, or None for its own."""
+    written[name] = plan.weights.get(name, written.get(name))
 
 
 def _steps(provenance: Mapping[str, Any]) -> list[Any]:

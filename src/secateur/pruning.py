@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from secateur._version import __version__
-from secateur.arrays import Array, all_finite, to_numpy
+from secateur.arrays import Array, all_finite, single, to_numpy
 from secateur.budget import OWL, Budget, Uniform
 from secateur.cost import unit_parameters
 from secateur.errors import DataError, ModelError, PlanError
@@ -191,8 +191,9 @@ def weight_scores(host: Host, criterion: Criterion, param: str, stats: Stats) ->
 
 
 def _weight_argument(host: Host, param: str, need: str, stats: Stats) -> Array:
+    """What a criterion is given of one parameter, in float32 or better."""
     if need == "weight":
-        return host.read(param)
+        return single(host.read(param))
     value = stats.mean(need, param)
     if not all_finite(value):
         raise DataError(f"{need} of {param} is NaN or infinite on this data; check the labels and the learning state")
@@ -200,7 +201,7 @@ def _weight_argument(host: Host, param: str, need: str, stats: Stats) -> Array:
         inputs = host.layout.linears[param].contracted
         shape = [n if d in inputs else 1 for d, n in enumerate(host.layout.shape(param))]
         value = value.reshape(shape)
-    return value
+    return single(value)
 
 
 def unit_scores(host: Host, criterion: Criterion, axis: Axis, stats: Stats) -> np.ndarray:

@@ -284,9 +284,11 @@ class Odd(nn.Module):
 
 @pytest.mark.parametrize("name", EACH)
 def test_an_operation_that_lacks_is_named(name, tmp_path):
-    said = refused(tmp_path, Odd(), name, example={"x": torch.randn(2, 4)}, **sizes(name, length=False))
+    model = Odd().train()
+    said = refused(tmp_path, model, name, example={"x": torch.randn(2, 4)}, **sizes(name, length=False))
     assert "bessel_j1, which Odd uses; choose another target" in said
     assert said.startswith(f"{name} has no ")
+    assert all(module.training for module in model.modules())
 
 
 def test_refusals_name_the_operation():

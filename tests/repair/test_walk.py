@@ -130,6 +130,28 @@ def test_apply_hold_resize_save_and_load(tmp_path):
         np.testing.assert_array_equal(again.weights[name], array)
 
 
+def test_weights_that_are_mended_replace_those_that_were_only_masked():
+    host = secateur.open(tiny.llama(num_hidden_layers=1))
+    data, name = batches(host.model), "model.layers.0.mlp.up_proj.weight"
+    first = secateur.prune(host, criteria.magnitude, NM(2, 4))
+    mended = secateur.prune(host, criteria.magnitude, NM(2, 4), data=data, repair=repair.least_squares)
+    np.testing.assert_array_equal(first.masks[name], mended.masks[name])
+    host.apply(first)
+    other = host.copy()
+    host.apply(mended)
+    np.testing.assert_array_equal(to_numpy(host.read(name)), mended.weights[name])
+    host.read(name).mul_(2)  # a training, which no plan undoes
+    for undo in (host.apply, host.resize, host.apply):
+        undo(mended)
+        host.apply(first)
+        np.testing.assert_array_equal(to_numpy(host.read(name)), 2 * mended.weights[name])
+    with other.hold(mended):
+        np.testing.assert_array_equal(to_numpy(other.read(name)), mended.weights[name])
+        other.read(name).mul_(2)
+    other.resize(mended)
+    np.testing.assert_array_equal(to_numpy(other.read(name)), 2 * mended.weights[name])
+
+
 @pytest.mark.parametrize("budget", [0.6, secateur.Global(0.6), secateur.OWL(0.6), secateur.PerKind(0.6)], ids=repr)
 def test_budgets(budget):
     host = FakeHost()

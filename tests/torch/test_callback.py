@@ -6,7 +6,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 import secateur
-from secateur import Element, Hold, Unit, criteria
+from secateur import Element, Hold, Unit, criteria, schedule
 from secateur.plan import resized_masks
 from tests.torch import tiny
 
@@ -76,3 +76,32 @@ def test_masks_follow_renumbered_layers():
     host.resize(plan)
     assert len(small.masks) == 12
     zeros_are_exactly(host, small.check(host.layout))
+
+
+def test_an_exception_in_training_leaves_nothing_held():
+    from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
+    from transformers import TrainerCallback
+
+    from secateur.torch.callback import Gradual
+    from secateur.torch.train import fine_tune
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            assert len(hooks) == before + 1
+            raise KeyError
+
+    before = len(hooks)
+    host = secateur.open(tiny.bert(num_hidden_layers=1))
+    gradual = Gradual(
+        host, lambda s: secateur.prune(host, criteria.magnitude, Element(), s), schedule.constant(0.5), every=1
+    )
+    with pytest.raises(KeyError):
+        fine_tune(host, rows(8), Padding(), callbacks=[gradual, Stop()], progress=False, batch_size=4)
+    assert len(hooks) == before
+
+
+class Padding:
+    """As much of a tokenizer as rows of equal length need."""
+
+    def pad(self, features, **options):
+        return {key: torch.stack([torch.as_tensor(f[key]) for f in features]) for key in features[0]}

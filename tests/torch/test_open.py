@@ -9,6 +9,7 @@ from torch.nn.utils import prune as torch_prune
 
 import secateur
 from secateur import Element, Plan, criteria
+from secateur.cost import parameters, unit_parameters
 from secateur.errors import ModelError
 from secateur.torch import hub
 from tests.torch import tiny
@@ -127,3 +128,16 @@ def test_pickled_weights_of_a_hub_id_stay_closed(tmp_path, monkeypatch, config):
     model.save_pretrained(snapshot)
     if not config:
         assert torch.equal(tiny.logits(load_model("org/pick", cache_dir=tmp_path)), tiny.logits(model))
+
+
+def test_buffers_are_no_parameters():
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    host = secateur.open(net.eval(), example=(torch.rand(4, 8),))
+    (axis,) = [a.name for a in host.layout.axes.values() if a.size == 16]
+    assert host.layout.buffers == {"1.running_mean", "1.running_var"}
+    assert parameters(host.layout).total == sum(p.numel() for p in net.parameters()) == 210
+    assert unit_parameters(host.layout, axis) == 8 + 1 + 2 + 2
+    host.resize(Plan(keep={axis: np.arange(4)}))
+    assert parameters(host.layout).total == sum(p.numel() for p in net.parameters()) == 54
+    llama = tiny.llama(num_hidden_layers=1)
+    assert parameters(secateur.open(llama).layout).total == sum(p.numel() for p in llama.parameters())

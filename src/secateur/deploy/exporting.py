@@ -22,6 +22,7 @@ from secateur.deploy.target import DeployError, Graph, Target, Written, find, wr
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
 from secateur.runtime.packed import VALUES
+from secateur.torch.batches import evaluating
 from secateur.torch.open import load_model
 from secateur.torch.text import has_tokenizer, load_tokenizer
 from secateur.torch.vocabulary import save_tokenizer
@@ -50,7 +51,8 @@ def export(
 ) -> Artefact:
     """Write a model for a runtime, run it there, and compare.
 
-    source: a module, or a folder or hub id (its tokenizer or image processor then travels along; float32).
+    source: a module (exported in evaluation mode, and left in its own), or a folder or hub id (its tokenizer or image
+    processor then travels along; float32).
     to: onnx, openvino, executorch or litert.
     data: rows of text or batches of tensors to compare on; made up when left out.
     example: a batch of inputs where the model's own description does not give them.
@@ -74,15 +76,16 @@ def export(
         model = load_model(source, **options)
         tokenizer = tokenizer or beside(source)
     else:
-        model = source.eval()
+        model = source
     check_model(model, output)
-    inputs = dict(example) if example is not None else signature.inputs_of(model, tokenizer, folder)
-    ports = signature.fitted(target, model, signature.ports_of(model, inputs), batch, length)
+    with evaluating(model):
+        inputs = dict(example) if example is not None else signature.inputs_of(model, tokenizer, folder)
+        ports = signature.fitted(target, model, signature.ports_of(model, inputs), batch, length)
     rounded = int8 or (sparse and value != "float32")
     tolerance = tolerance if tolerance is not None else parity.INT8_TOLERANCE if rounded else TOLERANCE
     if not tolerance >= 0:
         raise DeployError(f"tolerance {tolerance} is no number from 0 upwards")
-    with new_folder(output, overwrite) as place:
+    with evaluating(model), new_folder(output, overwrite) as place:
         with writing(target.name, model), on_disk(place, model):
             if generate:
                 graphs = generation.graphs_of(model, inputs)

@@ -22,7 +22,7 @@ from secateur.keras.layout import Description
 from secateur.keras.naming import variables
 from secateur.keras.rebuild import duplicate, rebuild
 from secateur.layout import Layout
-from secateur.plan import Plan, resized_masks
+from secateur.plan import Plan, note_written, resized_masks, to_be_written
 from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
 
@@ -56,6 +56,7 @@ class KerasHost:
             layout = self._described.layout
         self.layout = layout
         self.layout.check({name: tuple(v.shape) for name, v in variables(model).items()})
+        self._written: dict[str, np.ndarray | None] = {}
         self.plan = earlier_zeros({name: self.read(name) for name in self.layout.linears})
         """What had already been pruned when the model was opened (its zeros), or None. `hold` holds it too, and
         `resize` cuts it to size; set it to None to let these weights grow again.
@@ -116,14 +117,19 @@ class KerasHost:
     def apply(self, plan: Plan) -> None:
         """Write the plan's zeros, and the weights that repair has changed, into the model; nothing changes shape.
 
-        A weight that has the plan's zeros already keeps its values, so that training after `apply` is not undone.
+        What was trained since is not undone: a weight whose zeros are in place already keeps its values, unless this
+        host put them there without the plan's weights, or with others.
         """
-        self._prune(self.masks(plan), plan)
+        masks = self.masks(plan)
+        self._prune(masks, plan)
+        for name in masks:
+            note_written(self._written, name, plan)
 
     def _prune(self, masks: Mapping[str, np.ndarray], plan: Plan) -> None:
         found = variables(self.model)
         for name, mask in masks.items():
-            if name in plan.weights and self.read(name)[~mask].any():
+            new = self.read(name)[~mask].any() or to_be_written(self._written, name, plan)
+            if name in plan.weights and new:
                 self.write(name, plan.weights[name])
             clear(found[name], mask)
 
@@ -132,7 +138,7 @@ class KerasHost:
         """Zeros of the plan, and of what had been pruned before, stay zero in `fit`; see `secateur.keras.hold`."""
         plan = plan if self.plan is None else plan.merge(self.plan)
         masks, found = self.masks(plan), variables(self.model)
-        self._prune(masks, plan)
+        self.apply(plan)
         before = held({name: found[name] for name in masks})
         hold(self.model, found, {name: mask & before.get(name, mask) for name, mask in masks.items()})
         try:
@@ -149,6 +155,7 @@ class KerasHost:
         other.loss = self.loss if self.loss is not None else _compiled_loss(self.model)
         other.model = duplicate(self.model, self._known("copied"), self.layout)
         other._described = _describe(other.model, self.example)
+        other._written = dict(self._written)
         return other
 
     def resize(self, plan: Plan) -> None:
@@ -161,6 +168,7 @@ class KerasHost:
             self.loss = _compiled_loss(self.model)
         if self.plan is not None:
             self.plan = resized_masks(self.layout, replace(self.plan, keep=plan.keep))
+        self._written = {}
         self.model = rebuild(self.model, self._known("resized"), self.layout, plan.keep)
         self._described = _describe(self.model, self.example)
         self.layout = self._described.layout

@@ -11,7 +11,19 @@ from secateur.plan import Plan
 from secateur.schedule import Schedule
 
 
-class Hold(TrainerCallback):
+class Holding(TrainerCallback):
+    """Something that holds zeros while a Trainer trains."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._stack = contextlib.ExitStack()
+
+    def close(self) -> None:
+        """Stop holding, if it still does."""
+        self._stack.close()
+
+
+class Hold(Holding):
     """`Trainer(..., callbacks=[Hold(host, plan)])`: what the plan removes is zero throughout the training.
 
     The trainer must train `host.model`. Accumulation, schedulers, clipping and weight decay are all fine. A training
@@ -19,21 +31,17 @@ class Hold(TrainerCallback):
     """
 
     def __init__(self, host: Host, plan: Plan) -> None:
-        self._host, self._plan = host, plan
-        self._stack = contextlib.ExitStack()
+        super().__init__(host)
+        self._plan = plan
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start holding."""
-        self._stack.close()
+        self.close()
         self._stack.enter_context(self._host.hold(self._plan))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop holding; the zeros are in place."""
         self.close()
-
-    def close(self) -> None:
-        """Stop holding, if it still does."""
-        self._stack.close()
 
 
 class Bar(ProgressCallback):
@@ -43,16 +51,17 @@ class Bar(ProgressCallback):
         """Say nothing."""
 
 
-class Gradual(TrainerCallback):
+class Gradual(Holding):
     """Prunes while it trains: every few steps the plan is decided anew at the sparsity of the schedule, and held.
 
     decide: sparsity -> Plan, such as `lambda s: prune(host, magnitude, Element(), Global(s))`. `plan` is the last one.
-    Zeros of an earlier plan may come back only if they are kept by a later one; their weights start from zero.
+    Zeros of an earlier decision may come back only if they are kept by a later one; their weights start from zero.
+    After a training that ends in an exception, call `close`.
     """
 
     def __init__(self, host: Host, decide: Callable[[float], Plan], schedule: Schedule, every: int = 10) -> None:
-        self._host, self._decide, self._schedule, self._every = host, decide, schedule, every
-        self._stack = contextlib.ExitStack()
+        super().__init__(host)
+        self._decide, self._schedule, self._every = decide, schedule, every
         self._sparsity = -1.0
         self.plan = Plan()
 
@@ -64,7 +73,12 @@ class Gradual(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End at the sparsity that the schedule gives for the last step."""
         self._move(self._schedule(state.global_step))
-        self._stack.close()
+        self.close()
+
+    def close(self) -> None:
+        """Stop holding, if it still does; a training that follows decides anew."""
+        super().close()
+        self._sparsity = -1.0
 
     def _move(self, sparsity: float) -> None:
         if sparsity == self._sparsity:

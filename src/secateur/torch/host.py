@@ -14,7 +14,7 @@ from torch import nn
 from secateur.arrays import to_numpy
 from secateur.errors import ModelError
 from secateur.layout import Layout
-from secateur.plan import Plan, resized_masks
+from secateur.plan import Plan, note_written, resized_masks, to_be_written
 from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
 from secateur.torch.batches import evaluating, run, to_device
@@ -53,9 +53,10 @@ class TorchHost:
         """
         self.changes = changes
         self._by_hand = layout is not None
-        self.layout = layout if layout is not None else derive(model, example)
+        self.layout = self._marked(layout if layout is not None else derive(model, example))
         self.layout.check({name: tuple(p.shape) for name, p in named_tensors(self.model).items()})
         weights = {name: self.read(name) for name in self.layout.linears}
+        self._written: dict[str, np.ndarray | None] = {}
         found = earlier_zeros({name: weight for name, weight in weights.items() if not weight.is_meta})
         self.plan = plan.merge(found) if plan is not None and found is not None else plan or found
 
@@ -63,6 +64,11 @@ class TorchHost:
     def untraced(cls, model: nn.Module) -> "TorchHost":
         """A host that only runs the model: outputs, reading and writing work, nothing can be pruned."""
         return cls(model, None, layout=Layout({}, {}))
+
+    def _marked(self, layout: Layout) -> Layout:
+        """The layout, in which buffers are said to be such."""
+        buffers = dict(self.model.named_buffers(remove_duplicate=False))
+        return replace(layout, buffers=frozenset(layout.params) & frozenset(buffers))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that the layout names."""
@@ -128,18 +134,20 @@ class TorchHost:
     def apply(self, plan: Plan) -> None:
         """Write the plan's zeros, and the weights that repair has changed, into the model; nothing changes shape.
 
-        A weight that has the plan's zeros already keeps its values, so that training after `apply` is not undone.
+        What was trained since is not undone: a weight whose zeros are in place already keeps its values, unless this
+        host put them there without the plan's weights, or with others.
         """
         plan = plan.check(self.layout)
         for name in self.layout.params:
             mask = plan.mask(self.layout, name)
             if mask is not None:
                 self._prune(name, mask, plan)
+                note_written(self._written, name, plan)
 
     def _prune(self, name: str, mask: np.ndarray, plan: Plan) -> None:
         target = self.read(name)
         gone = ~torch.from_numpy(mask).to(target.device)
-        if name in plan.weights and bool(target[gone].any()):
+        if name in plan.weights and (bool(target[gone].any()) or to_be_written(self._written, name, plan)):
             self.write(name, plan.weights[name])
         target.masked_fill_(gone, 0)
 
@@ -160,6 +168,7 @@ class TorchHost:
         """A deep copy of the model with the same layout."""
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
+        other._written = dict(self._written)
         return other
 
     def resize(self, plan: Plan) -> None:
@@ -173,8 +182,10 @@ class TorchHost:
         changes = resize(self.model, self.layout, plan.keep)
         self.changes = changes if self.changes is None else self.changes.merge(changes)
         self.example = contract.after(self.example)
-        self.layout = self.layout.resized(plan.keep) if self._by_hand else derive(self.model, self.example)
-        self.plan = earlier
+        self.layout = self._marked(
+            self.layout.resized(plan.keep) if self._by_hand else derive(self.model, self.example)
+        )
+        self.plan, self._written = earlier, {}
 
     def contract(self, plan: Plan) -> Contract:
         """What the outputs of the masked and the shrunk model owe each other."""

@@ -11,7 +11,7 @@ from torch import nn
 from secateur.data import Rows
 from secateur.errors import DataError
 from secateur.plan import Plan
-from secateur.torch.callback import Bar, Hold
+from secateur.torch.callback import Bar, Hold, Holding
 from secateur.torch.distil import distillation_loss
 from secateur.torch.host import TorchHost
 
@@ -74,8 +74,9 @@ def fine_tune(
         try:
             loss = trainer.train().training_loss
         finally:
-            if keeper is not None:
-                keeper.close()
+            for callback in (keeper, *callbacks):
+                if isinstance(callback, Holding):
+                    callback.close()
             _forget_gradients(host.model)
     if not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in host.model.parameters()):
         raise DataError(
