@@ -9,10 +9,14 @@ import pytest
 
 import secateur
 
-CORE = (
-    "arrays budget check cost criteria data dims errors evaluate files host "
-    "layout opening plan programs pruning repair schedule select stats"
-)
+HOME = Path(secateur.__file__).parent
+CORE = [
+    ".".join(file.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__")
+    for place in ("*.py", "criteria/*.py", "repair/*.py")
+    for file in sorted(HOME.glob(place))
+    if file.parent != HOME or not file.name.startswith("_")
+]
+"""Every module that belongs to no framework, runtime or command."""
 
 
 def test_the_core_lives_without_frameworks():
@@ -22,7 +26,7 @@ frameworks = ("torch", "transformers", "tensorflow", "keras")
 for name in frameworks:
     sys.modules[name] = None
 import secateur
-for name in {CORE.split()!r}:
+for name in {CORE!r}:
     importlib.import_module("secateur." + name)
 layout = secateur.Layout.from_text("axes\\n  ffn 4 ffn\\nparameters\\n  w : ffn 2 < x 1")
 assert layout.shape("w") == (4, 2)
@@ -30,6 +34,14 @@ assert not [name for name in sys.modules if name.startswith("secateur.torch")]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_module_of_the_core_stands_in_the_house():
+    assert {"recipe", "repairing", "repair.sparsegpt", "criteria.ria"} <= set(CORE)
+    page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
+    rows = "\n".join(line for line in page.splitlines() if line.startswith("|"))
+    listed = {word.strip("/") for word in re.findall(r"`([^`]+)`", rows)}
+    assert [name for name in CORE if "." not in name and name not in listed] == []
 
 
 @pytest.mark.parametrize(("room", "blocked"), [("torch", "keras tensorflow"), ("keras", "torch transformers")])

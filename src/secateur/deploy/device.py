@@ -1,5 +1,7 @@
 """Runs and times exported artefacts with nothing but numpy and their runtime, so that it can be copied to any device.
 
+It is one file, however long, because it travels in export kits and imports nothing of secateur.
+
 An artefact is a folder with `artefact.json`, which says what the program takes and gives. As a script, beside a
 `kit.json` that `secateur bench --export-kit` wrote:
 
