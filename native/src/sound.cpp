@@ -35,21 +35,26 @@ bool tiled_is_sound(const uint8_t* blob) {
     seen.assign(row_block, false);
     for (uint32_t c = 0; c < block.class_count; c++) {
       const TiledClass cls = section<TiledClass>(blob, 1)[block.class_begin + c];
-      const uint64_t groups = (static_cast<uint64_t>(cls.count) + 3) / 4;
       if (cls.count > cols || cls.rows > rows || row + cls.rows + kRowSlack > row_slots) return false;
+      if (cls.together != 1 && cls.together != 2) return false;
+      if (cls.rows % cls.together || cls.shared % 4 || cls.shared > (cls.together == 2 ? cls.count : 0)) return false;
       for (uint32_t r = 0; r < cls.rows; r++, row++) {
         const uint64_t offset = section<uint32_t>(blob, 2)[row];
         if (offset % stride || offset / stride >= rows || seen[offset / stride]) return false;
         seen[offset / stride] = true;
       }
       visited += cls.rows;
-      const uint64_t end = at + groups * cls.rows * group_bytes(h.value);
-      if (at > stream || end > stream) return false;
-      for (; at < end; at += group_bytes(h.value)) {
-        uint16_t offsets[4];
-        std::memcpy(offsets, section<uint8_t>(blob, 3) + at + group_bytes(h.value) - 8, 8);
-        for (uint16_t o : offsets)
-          if (o % stride || o / stride >= cols) return false;
+      const uint64_t bytes = group_bytes(h.value), shared = shared_bytes(h.value);
+      const uint64_t own = (cls.count - cls.shared + 3) / 4 * cls.together;  // groups
+      if (at > stream || class_bytes(cls, bytes, shared) > stream - at) return false;
+      for (uint32_t r = 0; r < cls.rows; r += cls.together) {
+        for (uint64_t g = 0; g < own + cls.shared / 4; g++) {
+          at += g < own ? bytes : shared;
+          uint16_t offsets[4];
+          std::memcpy(offsets, section<uint8_t>(blob, 3) + at - sizeof offsets, sizeof offsets);
+          for (uint16_t o : offsets)
+            if (o % stride || o / stride >= cols) return false;
+        }
       }
     }
     if (b % chunks == 0 && visited != rows) return false;

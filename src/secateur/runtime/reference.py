@@ -75,21 +75,29 @@ def _unpack_tiled(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
     chunks = math.ceil(info.cols / info.chunk)
     n_blocks = math.ceil(info.rows / info.row_block) * chunks
     blocks = _section(packed, 0, "<u8")[: 3 * n_blocks].reshape(n_blocks, 3)
-    classes, rows = _section(packed, 1, "<u4").reshape(-1, 2), _section(packed, 2, "<u4")
+    classes, rows = _section(packed, 1, "<u4"), _section(packed, 2, "<u4")
+    classes = classes[: classes.size // 3 * 3].reshape(-1, 3)
     stream = _section(packed, 3, "u1")
     stride, group = info.tile * 4, 24 if info.value == "float32" else 16
     for b in range(n_blocks):
         at, begin, row = int(blocks[b, 0]), int(blocks[b, 1]) & 0xFFFFFFFF, int(blocks[b, 2]) & 0xFFFFFFFF
-        for count, n in classes[begin : begin + (int(blocks[b, 1]) >> 32)].tolist():
-            groups, rest = -(-count // 4), count % 4
-            raw = stream[at : at + n * groups * group].reshape(n, groups, group)
-            keep = np.ones(groups * 4, bool)
-            if rest:
-                keep[rest:4] = False
-            values = _values(raw[:, :, : group - 8], info.value).reshape(n, -1)[:, keep]
-            offsets = np.ascontiguousarray(raw[:, :, group - 8 :]).view("<u2").reshape(n, -1)[:, keep]
-            r = b // chunks * info.row_block + rows[row : row + n].astype(np.int64) // stride
-            weight[r[:, None], b % chunks * info.chunk + offsets.astype(np.int64) // stride] = values
+        for count, kinds, n in classes[begin : begin + (int(blocks[b, 1]) >> 32)].tolist():
+            shared, together = kinds & 0xFFFF, kinds >> 16
+            own, wide = -(-(count - shared) // 4) * together, 2 * group - 8
+            size = own * group + shared // 4 * wide
+            raw = stream[at : at + n // together * size].reshape(n // together, size)
+            alone = raw[:, : own * group].reshape(-1, own // together, together, group).transpose(0, 2, 1, 3)
+            common = raw[:, own * group :].reshape(-1, shared // 4, wide)
+            keep = np.ones(own // together * 4, bool)
+            if count % 4:
+                keep[count % 4 : 4] = False
+            r = b // chunks * info.row_block + rows[row : row + n].reshape(-1, together).astype(np.int64) // stride
+            for i in range(together):
+                for groups, v, kept in ((alone[:, i], 0, keep), (common, i * (group - 8), np.ones(shared, bool))):
+                    values = _values(groups[:, :, v : v + group - 8], info.value).reshape(len(raw), -1)
+                    offsets = np.ascontiguousarray(groups[:, :, -8:]).view("<u2").reshape(len(raw), -1)
+                    columns = b % chunks * info.chunk + offsets[:, kept].astype(np.int64) // stride
+                    weight[r[:, i, None], columns] = values[:, kept]
             at, row = at + raw.size, row + n
     return weight
 
