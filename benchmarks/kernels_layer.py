@@ -26,7 +26,7 @@ import torch
 from secateur.runtime.choose import candidates, machine_key
 from secateur.runtime.native import isa
 from secateur.runtime.ops import sparse_linear
-from secateur.runtime.packed import pack
+from secateur.runtime.packed import pack, row_block_for
 
 Run = Callable[[], object]
 
@@ -93,7 +93,8 @@ def measure(tokens: int, cols: int, rows: int, density: float, threads: int, sec
     dense = torch.from_numpy(weight)
     trials = {}
     for tile, chunk in candidates(isa(), tokens):
-        packed = torch.from_numpy(pack(weight, tile=tile, chunk=chunk))
+        row_block = row_block_for(rows, tile, tokens, threads)
+        packed = torch.from_numpy(pack(weight, tile=tile, chunk=chunk, row_block=row_block))
         trials[f"{tile}/{chunk}"] = lambda p=packed: sparse_linear(x, p, None, rows, 0)
     tuning = medians_us(trials, 0.03 * len(trials))
     best = min(tuning, key=tuning.__getitem__)

@@ -44,24 +44,29 @@ struct TiledBlock {  // one (row block, chunk)
 };
 static_assert(sizeof(TiledBlock) == 24, "part of the file format");
 
-// `rows` consecutive rows with `count` nonzeros each, alone or in pairs. A pair is stored as: groups of the first
-// row's own nonzeros and of the second's in turn, where the incomplete one comes first, then shared / 4 shared groups.
-struct TiledClass {
+struct TiledClass {  // `rows` consecutive rows with `count` nonzeros each
+  uint32_t count, rows;
+};
+
+// `rows` consecutive rows of the tiled format with `count` nonzeros each, alone or in pairs. A row alone is stored as
+// its groups, the incomplete one first; a pair as groups of the first row's own nonzeros and of the second's in turn,
+// the incomplete ones first, then shared / 4 shared groups.
+struct TiledRun {
   uint32_t count;
   uint16_t shared, together;  // shared: of `count`, a multiple of four; together: rows that go together, 1 or 2
   uint32_t rows;              // a multiple of `together`
 };
-static_assert(sizeof(TiledClass) == 12, "part of the file format");
+static_assert(sizeof(TiledRun) == 12, "part of the file format");
 
-constexpr uint32_t kTiledLayout = 2;  // Header::p[3]; 1 knew no pairs and stood as 0
+constexpr uint32_t kTiledLayout = 2;  // Header::p[3]; 0 in files from before rows went in pairs
 
 // Bytes of a group of four nonzeros: values, then four u16 offsets.
 constexpr int group_bytes(uint32_t value) { return value == SCT_F32 ? 24 : 16; }
 // Of a group that two rows share.
 constexpr int shared_bytes(uint32_t value) { return value == SCT_F32 ? 40 : 24; }
 
-// Of the stream of a class.
-inline uint64_t class_bytes(const TiledClass& c, uint64_t group, uint64_t shared_group) {
+// Of the stream of a run.
+inline uint64_t run_bytes(const TiledRun& c, uint64_t group, uint64_t shared_group) {
   return c.rows * ((uint64_t{c.count} - c.shared + 3) / 4 * group) + c.rows / 2 * (c.shared / 4u * shared_group);
 }
 

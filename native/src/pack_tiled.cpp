@@ -14,13 +14,14 @@ namespace {
 
 struct Tiled {
   std::vector<TiledBlock> blocks;
-  std::vector<TiledClass> classes;
+  std::vector<TiledRun> runs;
   std::vector<uint32_t> rows;
   std::vector<uint8_t> stream;
   uint64_t nonzeros = 0;
 };
 
 constexpr size_t kPairedAtATime = 256;  // rows that are compared with each other
+constexpr uint32_t kWorthSharing = 8;   // two rows go together where they share one column in so many
 
 // Where a block's weights lie.
 struct Part {
@@ -96,19 +97,19 @@ void append_pair(const Part& part, const int32_t (&rows)[2], uint32_t shared, st
   }
 }
 
-void add_class(uint32_t count, uint32_t shared, int together, Tiled& out) {
-  const TiledClass next{count, static_cast<uint16_t>(shared), static_cast<uint16_t>(together), 0};
-  if (out.classes.size() > out.blocks.back().class_begin) {
-    const TiledClass& last = out.classes.back();
+void add_run(uint32_t count, uint32_t shared, int together, Tiled& out) {
+  const TiledRun next{count, static_cast<uint16_t>(shared), static_cast<uint16_t>(together), 0};
+  if (out.runs.size() > out.blocks.back().class_begin) {
+    const TiledRun& last = out.runs.back();
     if (last.count == next.count && last.shared == next.shared && last.together == next.together) return;
   }
-  out.classes.push_back(next);
+  out.runs.push_back(next);
 }
 
 void add_row(int32_t row, const Part& part, Tiled& out) {
   out.rows.push_back(static_cast<uint32_t>(row) * part.stride);
-  out.classes.back().rows++;
-  out.nonzeros += out.classes.back().count;
+  out.runs.back().rows++;
+  out.nonzeros += out.runs.back().count;
 }
 
 // Rows with `count` nonzeros each: pairs by falling number of shared columns, then who is left alone.
@@ -122,7 +123,8 @@ void append_equal(const Part& part, const int32_t* rows, int32_t n, uint32_t cou
   for (const RowPair& p : pair_rows(bits, n, words)) {
     const int32_t two[2] = {rows[p.first], rows[p.second]};
     const uint32_t shared = p.both / 4 * 4;
-    add_class(count, shared, 2, out);
+    if (shared * kWorthSharing < count) break;
+    add_run(count, shared, 2, out);
     append_pair(part, two, shared, out.stream);
     for (int32_t row : two) add_row(row, part, out);
     paired[p.first] = paired[p.second] = true;
@@ -130,7 +132,7 @@ void append_equal(const Part& part, const int32_t* rows, int32_t n, uint32_t cou
   for (int32_t i = 0; i < n; i++) {
     if (paired[i]) continue;
     const Columns columns = columns_of(part, rows[i]);
-    add_class(count, 0, 1, out);
+    add_run(count, 0, 1, out);
     append_rows(part, &rows[i], &columns, 1, out.stream);
     add_row(rows[i], part, out);
   }
@@ -145,7 +147,7 @@ void append_block(const Part& part, bool first_chunk, Tiled& out) {
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return count[a] < count[b]; });
 
-  out.blocks.push_back({out.stream.size(), static_cast<uint32_t>(out.classes.size()), 0,
+  out.blocks.push_back({out.stream.size(), static_cast<uint32_t>(out.runs.size()), 0,
                         static_cast<uint32_t>(out.rows.size()), 0});
   for (size_t i = 0; i < order.size();) {
     size_t j = i;
@@ -155,7 +157,7 @@ void append_block(const Part& part, bool first_chunk, Tiled& out) {
       append_equal(part, &order[i], static_cast<int32_t>(j - i), count[order[i]], out);
     i = j;
   }
-  out.blocks.back().class_count = static_cast<uint32_t>(out.classes.size()) - out.blocks.back().class_begin;
+  out.blocks.back().class_count = static_cast<uint32_t>(out.runs.size()) - out.blocks.back().class_begin;
 }
 
 }  // namespace
@@ -188,7 +190,7 @@ extern "C" int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, i
     h.p[2] = static_cast<uint32_t>(row_block);
     h.p[3] = kTiledLayout;
     writer.add(t.blocks);
-    writer.add(t.classes);
+    writer.add(t.runs);
     writer.add(t.rows, kRowSlack * sizeof(uint32_t));
     writer.add(t.stream);
     return writer.finish(allocate, context);

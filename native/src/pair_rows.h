@@ -12,25 +12,24 @@ struct RowPair {
 };
 
 // Pairs up n rows, given the bits of their columns (n, words): the pair with the most in common first. One row
-// stays alone where n is odd. The time grows with n * n.
+// stays alone where n is odd. Time and memory grow with n * n.
 inline std::vector<RowPair> pair_rows(const std::vector<uint64_t>& bits, int32_t n, int64_t words) {
-  std::vector<RowPair> all;
-  all.reserve(static_cast<size_t>(n) * (n - 1) / 2);
+  std::vector<std::vector<RowPair>> by_both(words * 64 + 1);
   for (int32_t i = 0; i < n; i++)
     for (int32_t j = i + 1; j < n; j++) {
       uint32_t both = 0;
       for (int64_t k = 0; k < words; k++)
         both += static_cast<uint32_t>(__builtin_popcountll(bits[i * words + k] & bits[j * words + k]));
-      all.push_back({i, j, both});
+      by_both[both].push_back({i, j, both});
     }
-  std::stable_sort(all.begin(), all.end(), [](const RowPair& a, const RowPair& b) { return a.both > b.both; });
   std::vector<bool> taken(n);
   std::vector<RowPair> pairs;
-  for (const RowPair& p : all) {
-    if (taken[p.first] || taken[p.second]) continue;
-    taken[p.first] = taken[p.second] = true;
-    pairs.push_back(p);
-  }
+  for (auto equal = by_both.rbegin(); equal != by_both.rend(); ++equal)
+    for (const RowPair& p : *equal) {
+      if (taken[p.first] || taken[p.second]) continue;
+      taken[p.first] = taken[p.second] = true;
+      pairs.push_back(p);
+    }
   return pairs;
 }
 

@@ -2,7 +2,8 @@
 //
 // For each nonzero the loop multiplies one broadcast weight into NV vectors of tokens, which it loads from
 // the chunk of activations in L1 at an offset that the packer multiplied out. Rows of equal count run under
-// one loop bound, so that the branch predictor has nothing to guess.
+// one loop bound, so that the branch predictor has nothing to guess. The loop is bound by loads from L1: two rows go
+// through the chunk together and load the columns that both keep once.
 
 namespace {
 
@@ -132,10 +133,6 @@ __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row
   constexpr int NS = pair_sets(NV);
   for (int r = 0; r < nrows; r += 2) {
     float* out[2] = {reinterpret_cast<float*>(y + row[r]), reinterpret_cast<float*>(y + row[r + 1])};
-    for (int line = 0; line < NV * Simd::W * 4; line += 64) {
-      Simd::prefetch(y + row[r + kRowsAhead + 1] + line);
-      Simd::prefetch(y + row[r + kRowsAhead + 2] + line);
-    }
     Simd::V acc[NS][2][NV];
     SECATEUR_UNROLL
     for (int i = 0; i < 2; i++) {
@@ -171,11 +168,11 @@ __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row
 }
 
 template <class Group, int NV, int REST>
-void tiled_class(const secateur::TiledClass& cls, const uint8_t* p, const uint32_t* row, const char* x, char* y,
+void tiled_run(const secateur::TiledRun& run, const uint8_t* p, const uint32_t* row, const char* x, char* y,
                  const float* bias, uint32_t stride, bool first) {
-  const int n = static_cast<int>(cls.rows), own = static_cast<int>((cls.count - cls.shared) / 4);
-  if (cls.together == 2)
-    tiled_pairs<Group, NV, REST>(p, row, n, own, cls.shared / 4, x, y, bias, stride, first);
+  const int n = static_cast<int>(run.rows), own = static_cast<int>((run.count - run.shared) / 4);
+  if (run.together == 2)
+    tiled_pairs<Group, NV, REST>(p, row, n, own, run.shared / 4, x, y, bias, stride, first);
   else
     tiled_rows<Group, NV, REST>(p, row, n, own, x, y, bias, stride, first);
 }
@@ -183,27 +180,27 @@ void tiled_class(const secateur::TiledClass& cls, const uint8_t* p, const uint32
 template <class Group, int NV>
 void tiled_block(const uint8_t* blob, const secateur::TiledBlock& block, const float* packed, float* y,
                  const float* bias, uint32_t stride, bool first) {
-  const auto* cls = secateur::section<secateur::TiledClass>(blob, 1) + block.class_begin;
+  const auto* run = secateur::section<secateur::TiledRun>(blob, 1) + block.class_begin;
   const uint32_t* row = secateur::section<uint32_t>(blob, 2) + block.row_begin;
   const uint8_t* p = secateur::section<uint8_t>(blob, 3) + block.stream;
   const char* x = reinterpret_cast<const char*>(packed);
   char* out = reinterpret_cast<char*>(y);
   for (uint32_t c = 0; c < block.class_count; c++) {
-    switch (cls[c].count % 4) {
+    switch (run[c].count % 4) {
       case 0:
-        tiled_class<Group, NV, 0>(cls[c], p, row, x, out, bias, stride, first);
+        tiled_run<Group, NV, 0>(run[c], p, row, x, out, bias, stride, first);
         break;
       case 1:
-        tiled_class<Group, NV, 1>(cls[c], p, row, x, out, bias, stride, first);
+        tiled_run<Group, NV, 1>(run[c], p, row, x, out, bias, stride, first);
         break;
       case 2:
-        tiled_class<Group, NV, 2>(cls[c], p, row, x, out, bias, stride, first);
+        tiled_run<Group, NV, 2>(run[c], p, row, x, out, bias, stride, first);
         break;
       default:
-        tiled_class<Group, NV, 3>(cls[c], p, row, x, out, bias, stride, first);
+        tiled_run<Group, NV, 3>(run[c], p, row, x, out, bias, stride, first);
     }
-    p += secateur::class_bytes(cls[c], Group::kBytes, Group::kSharedBytes);
-    row += cls[c].rows;
+    p += secateur::run_bytes(run[c], Group::kBytes, Group::kSharedBytes);
+    row += run[c].rows;
   }
 }
 
