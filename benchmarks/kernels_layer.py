@@ -32,17 +32,19 @@ from secateur.runtime.packed import pack, row_block_for
 
 Run = Callable[[], object]
 LEAST = 5
-"""Samples of each side."""
+"""Samples of each side of a pair."""
 DENSE = ("torch", "onnxruntime", "OpenVINO")
 
 
-def medians_us(runs: dict[str, Run], seconds: float) -> dict[str, float]:
-    """Median time of each run in microseconds, taken in turns for about `seconds` in all."""
+def medians_us(runs: dict[str, Run], seconds: float, least: int = 7, warm: int = 2) -> dict[str, float]:
+    """Median time of each run in microseconds, taken in turns for about `seconds` in all and `least` times at least,
+    after `warm` runs that do not count."""
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
-        run()
+        for _ in range(warm):
+            run()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(samples.values()))) < LEAST:
+    while time.perf_counter() < end or len(next(iter(samples.values()))) < least:
         for name, run in runs.items():
             start = time.perf_counter()
             run()
@@ -100,14 +102,14 @@ def measure(tokens: int, cols: int, rows: int, density: float, threads: int, sec
         row_block = row_block_for(rows, tile, tokens, threads)
         packed = torch.from_numpy(pack(weight, tile=tile, chunk=chunk, row_block=row_block))
         trials[f"{tile}/{chunk}"] = lambda p=packed: sparse_linear(x, p, None, rows, 0)
-    tuning = medians_us(trials, 0.03 * len(trials))
+    tuning = medians_us(trials, 0.03 * len(trials), LEAST, 1)
     best = min(tuning, key=tuning.__getitem__)
     ours = {"secateur": trials[best]}
     others: dict[str, Run] = {"torch": lambda: torch.nn.functional.linear(x, dense)}
     others |= onnx_runs(weight, x.numpy(), threads)
     assert torch.allclose(trials[best](), torch.nn.functional.linear(x, dense), atol=1e-3)
-    pairs = {name: medians_us(ours | {name: run}, seconds / 5) for name, run in others.items()}
-    together = medians_us(ours | others, seconds / 5)
+    pairs = {name: medians_us(ours | {name: run}, seconds / 5, LEAST, 1) for name, run in others.items()}
+    together = medians_us(ours | others, seconds / 5, LEAST, 1)
     ratios = {name: pair[name] / pair["secateur"] for name, pair in pairs.items()}
     hardest = min((name for name in DENSE if name in ratios), key=ratios.__getitem__)
     return {
