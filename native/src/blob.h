@@ -3,8 +3,9 @@
 // tiled   For many tokens. Activations are packed [tile][cols][tile tokens]; per (row block, column chunk)
 // the rows
 //         are sorted by their number of nonzeros, and nonzeros come in groups of four: values, then u16
-//         offsets into the chunk of packed activations (column * tile * 4 bytes). Sections: blocks, classes,
-//         rows, stream.
+//         offsets into the chunk of packed activations (column * tile * 4 bytes). Two rows of equal number may
+//         go together: then columns that both keep stand in shared groups (four values of either row, then the
+//         offsets), in columns' order like the rows' own. Sections: blocks, classes, rows, stream.
 // block   For any number of tokens, where `block` rows of a column are kept or gone together. Order: row
 //         block, column chunk, group of `block` rows, column. Sections: starts (index of the first block of
 //         each (row block, chunk, group), and the total), u16 columns within the chunk, values (`block` a
@@ -47,8 +48,27 @@ struct TiledClass {  // `rows` consecutive rows with `count` nonzeros each
   uint32_t count, rows;
 };
 
+// `rows` consecutive rows of the tiled format with `count` nonzeros each, alone or in pairs. A row alone is stored as
+// its groups, the incomplete one first; a pair as groups of the first row's own nonzeros and of the second's in turn,
+// the incomplete ones first, then shared / 4 shared groups.
+struct TiledRun {
+  uint32_t count;
+  uint16_t shared, together;  // shared: of `count`, a multiple of four; together: rows that go together, 1 or 2
+  uint32_t rows;              // a multiple of `together`
+};
+static_assert(sizeof(TiledRun) == 12, "part of the file format");
+
+constexpr uint32_t kTiledLayout = 2;  // Header::p[3]; 0 in files from before rows went in pairs
+
 // Bytes of a group of four nonzeros: values, then four u16 offsets.
 constexpr int group_bytes(uint32_t value) { return value == SCT_F32 ? 24 : 16; }
+// Of a group that two rows share.
+constexpr int shared_bytes(uint32_t value) { return value == SCT_F32 ? 40 : 24; }
+
+// Of the stream of a run.
+inline uint64_t run_bytes(const TiledRun& c, uint64_t group, uint64_t shared_group) {
+  return c.rows * ((uint64_t{c.count} - c.shared + 3) / 4 * group) + c.rows / 2 * (c.shared / 4u * shared_group);
+}
 
 constexpr int value_bytes(uint32_t value) { return value == SCT_F32 ? 4 : value == SCT_I8 ? 1 : 2; }
 

@@ -16,6 +16,7 @@ int check_header(const uint8_t* blob, int64_t bytes) {
   if (std::memcmp(h.magic, kMagic, sizeof kMagic) || h.bytes != static_cast<uint64_t>(bytes))
     return SCT_BAD_BLOB;
   if (!format_is_known(h)) return SCT_BAD_BLOB;
+  if (h.format == SCT_TILED && h.p[3] != kTiledLayout) return SCT_OTHER_LAYOUT;
   if (h.rows < 1 || h.cols < 1 || h.rows > INT32_MAX || h.cols > INT32_MAX) return SCT_BAD_BLOB;
   return SCT_OK;
 }
@@ -38,6 +39,8 @@ extern "C" const char* sct_error_text(int status) {
              "SECATEUR_ISA)";
     case SCT_MISALIGNED:
       return "a packed weight must start at a multiple of 8 bytes; copy it to fresh memory";
+    case SCT_OTHER_LAYOUT:
+      return "this packed weight was written by another version of secateur; pack the weight again";
     default:
       return "unknown error";
   }

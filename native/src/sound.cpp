@@ -22,7 +22,7 @@ bool tiled_is_sound(const uint8_t* blob) {
   if (tile < 16 || tile > kMaxTile || tile % 16 || !chunk || !row_block) return false;
   if ((chunk - 1) * stride > UINT16_MAX || row_block * stride > UINT32_MAX) return false;
   const uint64_t chunks = (h.cols + chunk - 1) / chunk, blocks = (h.rows + row_block - 1) / row_block;
-  const uint64_t classes = (h.section[2] - h.section[1]) / sizeof(TiledClass);
+  const uint64_t runs = (h.section[2] - h.section[1]) / sizeof(TiledRun);
   const uint64_t row_slots = (h.section[3] - h.section[2]) / 4, stream = h.section[4] - h.section[3];
   if ((h.section[1] - h.section[0]) / sizeof(TiledBlock) < blocks * chunks) return false;
   std::vector<bool> seen(row_block);
@@ -30,26 +30,31 @@ bool tiled_is_sound(const uint8_t* blob) {
     const TiledBlock& block = section<TiledBlock>(blob, 0)[b];
     const uint64_t rows = std::min<uint64_t>(row_block, h.rows - b / chunks * row_block);
     const uint64_t cols = std::min<uint64_t>(chunk, h.cols - b % chunks * chunk);
-    if (block.class_begin > classes || block.class_count > classes - block.class_begin) return false;
+    if (block.class_begin > runs || block.class_count > runs - block.class_begin) return false;
     uint64_t row = block.row_begin, at = block.stream, visited = 0;
     seen.assign(row_block, false);
     for (uint32_t c = 0; c < block.class_count; c++) {
-      const TiledClass cls = section<TiledClass>(blob, 1)[block.class_begin + c];
-      const uint64_t groups = (static_cast<uint64_t>(cls.count) + 3) / 4;
-      if (cls.count > cols || cls.rows > rows || row + cls.rows + kRowSlack > row_slots) return false;
-      for (uint32_t r = 0; r < cls.rows; r++, row++) {
+      const TiledRun run = section<TiledRun>(blob, 1)[block.class_begin + c];
+      if (run.count > cols || run.rows > rows || row + run.rows + kRowSlack > row_slots) return false;
+      if (run.together != 1 && run.together != 2) return false;
+      if (run.rows % run.together || run.shared % 4 || run.shared > (run.together == 2 ? run.count : 0)) return false;
+      for (uint32_t r = 0; r < run.rows; r++, row++) {
         const uint64_t offset = section<uint32_t>(blob, 2)[row];
         if (offset % stride || offset / stride >= rows || seen[offset / stride]) return false;
         seen[offset / stride] = true;
       }
-      visited += cls.rows;
-      const uint64_t end = at + groups * cls.rows * group_bytes(h.value);
-      if (at > stream || end > stream) return false;
-      for (; at < end; at += group_bytes(h.value)) {
-        uint16_t offsets[4];
-        std::memcpy(offsets, section<uint8_t>(blob, 3) + at + group_bytes(h.value) - 8, 8);
-        for (uint16_t o : offsets)
-          if (o % stride || o / stride >= cols) return false;
+      visited += run.rows;
+      const uint64_t bytes = group_bytes(h.value), shared = shared_bytes(h.value);
+      const uint64_t own = (run.count - run.shared + 3) / 4 * run.together;  // groups
+      if (at > stream || run_bytes(run, bytes, shared) > stream - at) return false;
+      for (uint32_t r = 0; r < run.rows; r += run.together) {
+        for (uint64_t g = 0; g < own + run.shared / 4; g++) {
+          at += g < own ? bytes : shared;
+          uint16_t offsets[4];
+          std::memcpy(offsets, section<uint8_t>(blob, 3) + at - sizeof offsets, sizeof offsets);
+          for (uint16_t o : offsets)
+            if (o % stride || o / stride >= cols) return false;
+        }
       }
     }
     if (b % chunks == 0 && visited != rows) return false;

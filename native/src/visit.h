@@ -31,16 +31,27 @@ void visit_tiled(const uint8_t* blob, F f) {
     const uint8_t* p = section<uint8_t>(blob, 3) + block.stream;
     const uint32_t* row = section<uint32_t>(blob, 2) + block.row_begin;
     for (uint32_t c = 0; c < block.class_count; c++) {
-      const TiledClass cls = section<TiledClass>(blob, 1)[block.class_begin + c];
-      for (uint32_t r = 0; r < cls.rows; r++, row++) {
-        for (uint32_t i = 0, rest = cls.count % 4; i < cls.count; p += bytes) {
-          const uint32_t in_group = i == 0 && rest ? rest : 4;
-          for (uint32_t j = 0; j < in_group; j++, i++) {
+      const TiledRun run = section<TiledRun>(blob, 1)[block.class_begin + c];
+      const uint32_t together = run.together == 2 ? 2 : 1;
+      for (uint32_t r = 0; r < run.rows; r += together, row += together) {
+        // `n` of four nonzeros at p, whose offsets are at `offsets`, of row `of`.
+        auto four = [&](const uint8_t* offsets, uint32_t of, uint32_t n) {
+          for (uint32_t j = 0; j < n; j++) {
             uint16_t at;
-            std::memcpy(&at, p + bytes - 8 + 2 * j, 2);
-            f(b / chunks * row_block + *row / stride, b % chunks * chunk + at / stride,
-              stored_value(p, j, h.value));
+            std::memcpy(&at, offsets + 2 * j, 2);
+            f(b / chunks * row_block + row[of] / stride, b % chunks * chunk + at / stride, stored_value(p, j, h.value));
           }
+        };
+        const uint32_t own = run.count - run.shared;
+        for (uint32_t i = 0; i < own;) {
+          const uint32_t n = i == 0 && own % 4 ? own % 4 : 4;
+          for (uint32_t of = 0; of < together; of++, p += bytes) four(p + bytes - 8, of, n);
+          i += n;
+        }
+        for (uint32_t i = 0; i < run.shared; i += 4, p += bytes) {
+          four(p + 2 * (bytes - 8), 0, 4);
+          p += bytes - 8;
+          four(p + bytes - 8, 1, 4);
         }
       }
     }

@@ -140,11 +140,16 @@ void check_damage(int isa, const Blob& good) {
 
 void check_damage(int isa) {
   const auto w = random_floats(30 * 40, 5, 0.4);
-  Blob tiled, block, mask;
+  // Every second row keeps the columns of the row before it, so that rows go in pairs.
+  auto twins = random_floats(30 * 40, 5, 0.4);
+  for (int i = 0; i < 30 * 40; i++)
+    if (i / 40 % 2) twins[i] = twins[i - 40] * 2;
+  Blob tiled, pairs, block, mask;
   CHECK(sct_pack_tiled(w.data(), 30, 40, 40, SCT_BF16, 16, 16, 8, allocate, &tiled) == SCT_OK);
   CHECK(sct_pack_block(w.data(), 30, 40, 40, SCT_I8, 8, 16, 8, allocate, &block) == SCT_OK);
   CHECK(sct_pack_bitmask(w.data(), 30, 40, 40, SCT_I8, allocate, &mask) == SCT_OK);
-  for (const Blob& good : {tiled, block, mask}) check_damage(isa, good);
+  CHECK(sct_pack_tiled(twins.data(), 30, 40, 40, SCT_F32, 16, 40, 15, allocate, &pairs) == SCT_OK);
+  for (const Blob& good : {tiled, pairs, block, mask}) check_damage(isa, good);
 }
 
 void check_errors() {
@@ -166,6 +171,9 @@ void check_errors() {
   CHECK(sct_pack_tiled(w.data(), 3, 4, 4, SCT_F32, 16, 4, 3, allocate, &blob) == SCT_OK);
   CHECK(sct_validate(bytes_of(blob) + 1, size_of(blob) - 1) == SCT_MISALIGNED);
   CHECK(sct_validate(bytes_of(blob), 64) == SCT_BAD_BLOB);
+  Blob other = blob;
+  reinterpret_cast<uint8_t*>(other.data())[52] ^= 1;  // Header::p[3]
+  CHECK(sct_validate(bytes_of(other), size_of(other)) == SCT_OTHER_LAYOUT);
   float x[4] = {}, y[3];
   CHECK(sct_linear(bytes_of(blob), size_of(blob), x, 1, 3, nullptr, 0, y, 3, 1, 0) == SCT_BAD_ARGUMENT);
   CHECK(sct_linear(bytes_of(blob), size_of(blob), x, 1, 4, nullptr, 9, y, 3, 1, 0) == SCT_BAD_ARGUMENT);

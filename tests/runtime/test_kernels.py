@@ -209,6 +209,42 @@ def test_unpack_gives_the_weight_back_in_both_implementations(shape, density):
     assert info.nonzeros == np.count_nonzero(weight)
 
 
+@pytest.mark.parametrize("name", ISAS)
+@pytest.mark.parametrize("value", ["float32", "bfloat16"])
+def test_rows_that_share_columns(name, value):
+    # Twins share all, cousins all but a few, strangers nothing; an odd one out.
+    rng = np.random.default_rng(2)
+    keep = np.zeros((23, 90), bool)
+    keep[:8] = rng.random(90) < 0.6
+    for row in range(8, 16):
+        keep[row, rng.choice(60, 25, replace=False)] = True
+    keep[16:22:2, :45] = keep[17:22:2, 45:] = True
+    keep[22, 3] = True
+    weight = rng.standard_normal(keep.shape, dtype=np.float32) * keep
+    blob = P.pack(weight, tile=32, chunk=90, row_block=23, value=value)
+    P.validate(blob)
+    stored = P.unpack(blob)
+    assert np.array_equal(stored != 0, keep)
+    assert np.array_equal(reference.unpack(blob), stored)
+    for tokens in (1, 20, 70):
+        x = rng.standard_normal((tokens, 90), dtype=np.float32)
+        assert close(P.linear(blob, x, isa=name), dense(stored, x), stored, x)
+        x[0, 50] = np.inf
+        with np.errstate(invalid="ignore"):
+            expected = dense(stored, x)
+        assert np.array_equal(np.isnan(P.linear(blob, x, isa=name)), np.isnan(expected))
+
+
+def test_a_tiled_weight_of_another_layout_is_refused():
+    blob = P.pack(sparse(20, 30, 0.5))
+    blob[52] = 0  # p[3] of the header
+    for read in (P.describe, P.validate, P.unpack, reference.unpack):
+        with pytest.raises(ValueError, match="written by another version of secateur; pack the weight again"):
+            read(blob)
+    with pytest.raises(ValueError, match="written by another version"):
+        P.linear(blob, np.zeros((1, 30), np.float32))
+
+
 def test_bfloat16_rounds_to_nearest_even():
     weight = np.array([[1.0, 1.00390625, 1.01171875, -3.1415927]], np.float32)
     expected = [[1.0, 1.0, 1.015625, -3.140625]]

@@ -20,7 +20,8 @@ enum sct_status {
   SCT_BAD_BLOB = 2,        /* not a packed weight, or a damaged one */
   SCT_NO_MEMORY = 3,       /* memory could not be had */
   SCT_UNSUPPORTED_ISA = 4, /* this CPU or this build lacks the instruction set that was asked for */
-  SCT_MISALIGNED = 5       /* a packed weight must start at a multiple of 8 bytes */
+  SCT_MISALIGNED = 5,      /* a packed weight must start at a multiple of 8 bytes */
+  SCT_OTHER_LAYOUT = 6     /* a packed weight in a layout that this version does not read */
 };
 
 enum sct_isa {
@@ -40,7 +41,7 @@ enum sct_norm { SCT_NO_NORM = 0, SCT_LAYER_NORM = 1, SCT_RMS_NORM = 2 };
 
 enum sct_activation { SCT_NONE = 0, SCT_RELU = 1, SCT_GELU = 2, SCT_GELU_TANH = 3, SCT_SILU = 4 };
 
-/* What a blob says about itself; p is {tile, chunk, row_block, 0} for the tiled format, {block, chunk,
+/* What a blob says about itself; p is {tile, chunk, row_block, layout} for the tiled format, {block, chunk,
  * row_block, 0} for the block format, zeros for the bitmask format. */
 typedef struct {
   int64_t rows, cols, nonzeros, bytes;

@@ -45,6 +45,7 @@ struct Simd {
     return {_mm256_insertf128_ps(_mm256_castps128_ps256(f), f, 1)};
   }
 
+  static constexpr int WIDE = 0;  // no larger transpose
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     transpose_8x8(src, lds, dst, ldd);
   }

@@ -29,29 +29,53 @@ struct Simd {
   static bool any_nan(V a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
-  // Scalar broadcasts: zmm shuffles would take the port of every second FMA.
-  struct QuadF32 {
-    const float* p;
-    template <int I>
-    V lane() const {
-      return _mm512_set1_ps(p[I]);
-    }
-  };
-  struct QuadBf16 {
+  // One 16-byte broadcast and in-lane permutes: on Zen 4 4 to 9% faster than four scalar broadcasts, because the loop
+  // is bound by loads.
+  struct Quad {
     V v;
     template <int I>
     V lane() const {
       return _mm512_permute_ps(v, I * 0x55);
     }
   };
-  static QuadF32 quad_f32(const uint8_t* p) { return {reinterpret_cast<const float*>(p)}; }
-  static QuadBf16 quad_bf16(const uint8_t* p) {
+  static Quad quad_f32(const uint8_t* p) {
+    return {_mm512_broadcast_f32x4(_mm_loadu_ps(reinterpret_cast<const float*>(p)))};
+  }
+  static Quad quad_bf16(const uint8_t* p) {
     __m128i h = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
     return {_mm512_broadcast_f32x4(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), h)))};
   }
 
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     transpose_8x8(src, lds, dst, ldd);
+  }
+
+  // 16 x 16: reads and writes whole cache lines, once each, whatever the strides. Returns sum + 0 * src.
+  static constexpr int WIDE = 16;
+  static V transpose_wide(const float* src, int64_t lds, float* dst, int64_t ldd, V sum) {
+    V q[16];  // q[4 a + c], lane l: column 4 l + c of rows 4 a .. 4 a + 3
+    for (int a = 0; a < 4; a++) {
+      V r[4];
+      for (int i = 0; i < 4; i++) {
+        r[i] = load(src + (4 * a + i) * lds);
+        sum = fma(r[i], zero(), sum);
+      }
+      const V lo = _mm512_unpacklo_ps(r[0], r[1]), hi = _mm512_unpackhi_ps(r[0], r[1]);
+      const V lo2 = _mm512_unpacklo_ps(r[2], r[3]), hi2 = _mm512_unpackhi_ps(r[2], r[3]);
+      q[4 * a] = _mm512_shuffle_ps(lo, lo2, 0x44);
+      q[4 * a + 1] = _mm512_shuffle_ps(lo, lo2, 0xEE);
+      q[4 * a + 2] = _mm512_shuffle_ps(hi, hi2, 0x44);
+      q[4 * a + 3] = _mm512_shuffle_ps(hi, hi2, 0xEE);
+    }
+    for (int c = 0; c < 4; c++) {
+      const V a = _mm512_shuffle_f32x4(q[c], q[4 + c], 0x88), b = _mm512_shuffle_f32x4(q[c], q[4 + c], 0xDD);
+      const V d = _mm512_shuffle_f32x4(q[8 + c], q[12 + c], 0x88), e = _mm512_shuffle_f32x4(q[8 + c], q[12 + c], 0xDD);
+      store(dst + c * ldd, _mm512_shuffle_f32x4(a, d, 0x88));
+      store(dst + (4 + c) * ldd, _mm512_shuffle_f32x4(b, e, 0x88));
+      store(dst + (8 + c) * ldd, _mm512_shuffle_f32x4(a, d, 0xDD));
+      store(dst + (12 + c) * ldd, _mm512_shuffle_f32x4(b, e, 0xDD));
+    }
+    return sum;
   }
 };
 

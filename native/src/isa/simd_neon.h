@@ -45,6 +45,7 @@ struct Simd {
     return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
   }
 
+  static constexpr int WIDE = 0;  // no larger transpose
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     float32x4x2_t ab = vtrnq_f32(vld1q_f32(src), vld1q_f32(src + lds));
     float32x4x2_t cd = vtrnq_f32(vld1q_f32(src + 2 * lds), vld1q_f32(src + 3 * lds));

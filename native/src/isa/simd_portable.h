@@ -94,6 +94,7 @@ struct Simd {
   static QuadBf16 quad_bf16(const uint8_t* p) { return {reinterpret_cast<const uint16_t*>(p)}; }
 
   // dst[j][i] = src[i][j] for a TB x TB square.
+  static constexpr int WIDE = 0;  // no larger transpose
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     for (int i = 0; i < TB; i++)
       for (int j = 0; j < TB; j++) dst[j * ldd + i] = src[i * lds + j];

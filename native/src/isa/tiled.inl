@@ -2,21 +2,25 @@
 //
 // For each nonzero the loop multiplies one broadcast weight into NV vectors of tokens, which it loads from
 // the chunk of activations in L1 at an offset that the packer multiplied out. Rows of equal count run under
-// one loop bound, so that the branch predictor has nothing to guess.
+// one loop bound, so that the branch predictor has nothing to guess. The loop is bound by loads from L1: two rows go
+// through the chunk together and load the columns that both keep once.
 
 namespace {
 
 struct F32Group {
-  static constexpr int kBytes = 24, kOffsets = 16;
+  static constexpr int kBytes = 24, kOffsets = 16, kSharedBytes = 40;
   static auto quad(const uint8_t* p) { return Simd::quad_f32(p); }
 };
 struct Bf16Group {
-  static constexpr int kBytes = 16, kOffsets = 8;
+  static constexpr int kBytes = 16, kOffsets = 8, kSharedBytes = 24;
   static auto quad(const uint8_t* p) { return Simd::quad_bf16(p); }
 };
 
 // Sets of accumulators: two FMAs a cycle with a latency of four need at least eight independent chains.
 constexpr int accumulator_sets(int nv) { return nv == 1 ? 8 : nv <= 3 ? 4 : nv <= 6 ? 2 : 1; }
+
+// A pass of two rows needs 2 * NV accumulators, and some registers beside them.
+constexpr int kMostVectors = Simd::REGISTERS >= 32 ? 8 : 4;
 
 constexpr int kRowsAhead = 3;  // sorted rows defeat the hardware prefetcher
 
@@ -79,31 +83,124 @@ __attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row,
   }
 }
 
+constexpr int pair_sets(int nv) { return nv == 1 ? 4 : nv == 2 ? 2 : 1; }
+
+template <int I, int NV, class Quad>
+inline __attribute__((always_inline)) void shared_step(Simd::V (&acc)[2][NV], const char* x, const Quad& first,
+                                                       const Quad& second) {
+  const Simd::V a = first.template lane<I>(), b = second.template lane<I>();
+  for (int v = 0; v < NV; v++) {
+    const Simd::V at = Simd::load(reinterpret_cast<const float*>(x) + v * Simd::W);
+    acc[0][v] = Simd::fma(a, at, acc[0][v]);
+    acc[1][v] = Simd::fma(b, at, acc[1][v]);
+  }
+}
+
+template <int I, int NV, class Quad>
+inline __attribute__((always_inline)) void own_step(Simd::V (&acc)[2][NV], const char* x, const char* x2,
+                                                    const Quad& first, const Quad& second) {
+  step<I>(acc[0], x, first);
+  step<I>(acc[1], x2, second);
+}
+
+template <class Group, int NV, int NS, int COUNT>
+inline __attribute__((always_inline)) void own_group(Simd::V (&acc)[NS][2][NV], const char* x, const uint8_t* p) {
+  uint64_t at, at2;
+  memcpy(&at, p + Group::kOffsets, 8);
+  memcpy(&at2, p + Group::kBytes + Group::kOffsets, 8);
+  const auto a = Group::quad(p), b = Group::quad(p + Group::kBytes);
+  own_step<0>(acc[0], x + (at & 0xffff), x + (at2 & 0xffff), a, b);
+  if (COUNT > 1) own_step<1>(acc[1 % NS], x + (at >> 16 & 0xffff), x + (at2 >> 16 & 0xffff), a, b);
+  if (COUNT > 2) own_step<2>(acc[2 % NS], x + (at >> 32 & 0xffff), x + (at2 >> 32 & 0xffff), a, b);
+  if (COUNT > 3) own_step<3>(acc[3 % NS], x + (at >> 48), x + (at2 >> 48), a, b);
+}
+
+template <class Group, int NV, int NS>
+inline __attribute__((always_inline)) void shared_group(Simd::V (&acc)[NS][2][NV], const char* x, const uint8_t* p) {
+  uint64_t at;
+  memcpy(&at, p + 2 * Group::kOffsets, 8);
+  const auto a = Group::quad(p), b = Group::quad(p + Group::kOffsets);
+  shared_step<0>(acc[0], x + (at & 0xffff), a, b);
+  shared_step<1>(acc[1 % NS], x + (at >> 16 & 0xffff), a, b);
+  shared_step<2>(acc[2 % NS], x + (at >> 32 & 0xffff), a, b);
+  shared_step<3>(acc[3 % NS], x + (at >> 48), a, b);
+}
+
+// Pairs of rows with 4 * own + REST nonzeros of their own each, and 4 * shared in common.
+template <class Group, int NV, int REST>
+__attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row, int nrows, int own, int shared,
+                                           const char* x, char* y, const float* bias, uint32_t stride, bool first) {
+  constexpr int NS = pair_sets(NV);
+  for (int r = 0; r < nrows; r += 2) {
+    float* out[2] = {reinterpret_cast<float*>(y + row[r]), reinterpret_cast<float*>(y + row[r + 1])};
+    Simd::V acc[NS][2][NV];
+    SECATEUR_UNROLL
+    for (int i = 0; i < 2; i++) {
+      if (first) {
+        const Simd::V b = bias ? Simd::set1(bias[row[r + i] / stride]) : Simd::zero();
+        for (int v = 0; v < NV; v++) acc[0][i][v] = b;
+      } else {
+        for (int v = 0; v < NV; v++) acc[0][i][v] = Simd::load(out[i] + v * Simd::W);
+      }
+    }
+    for (int s = 1; s < NS; s++)
+      for (int i = 0; i < 2; i++)
+        for (int v = 0; v < NV; v++) acc[s][i][v] = Simd::zero();
+    if (REST) {
+      own_group<Group, NV, NS, REST>(acc, x, p);
+      p += 2 * Group::kBytes;
+    }
+    for (int g = own; g > 0; g--) {
+      own_group<Group, NV, NS, 4>(acc, x, p);
+      p += 2 * Group::kBytes;
+    }
+    for (int g = shared; g > 0; g--) {
+      shared_group<Group, NV, NS>(acc, x, p);
+      p += Group::kSharedBytes;
+    }
+    SECATEUR_UNROLL
+    for (int i = 0; i < 2; i++) {
+      for (int s = 1; s < NS; s++)
+        for (int v = 0; v < NV; v++) acc[0][i][v] = Simd::add(acc[0][i][v], acc[s][i][v]);
+      for (int v = 0; v < NV; v++) Simd::store(out[i] + v * Simd::W, acc[0][i][v]);
+    }
+  }
+}
+
+template <class Group, int NV, int REST>
+void tiled_run(const secateur::TiledRun& run, const uint8_t* p, const uint32_t* row, const char* x, char* y,
+                 const float* bias, uint32_t stride, bool first) {
+  const int n = static_cast<int>(run.rows), own = static_cast<int>((run.count - run.shared) / 4);
+  if (run.together == 2)
+    tiled_pairs<Group, NV, REST>(p, row, n, own, run.shared / 4, x, y, bias, stride, first);
+  else
+    tiled_rows<Group, NV, REST>(p, row, n, own, x, y, bias, stride, first);
+}
+
 template <class Group, int NV>
 void tiled_block(const uint8_t* blob, const secateur::TiledBlock& block, const float* packed, float* y,
                  const float* bias, uint32_t stride, bool first) {
-  const auto* cls = secateur::section<secateur::TiledClass>(blob, 1) + block.class_begin;
+  const auto* run = secateur::section<secateur::TiledRun>(blob, 1) + block.class_begin;
   const uint32_t* row = secateur::section<uint32_t>(blob, 2) + block.row_begin;
   const uint8_t* p = secateur::section<uint8_t>(blob, 3) + block.stream;
   const char* x = reinterpret_cast<const char*>(packed);
   char* out = reinterpret_cast<char*>(y);
   for (uint32_t c = 0; c < block.class_count; c++) {
-    const int groups = static_cast<int>(cls[c].count / 4), n = static_cast<int>(cls[c].rows);
-    switch (cls[c].count % 4) {
+    switch (run[c].count % 4) {
       case 0:
-        tiled_rows<Group, NV, 0>(p, row, n, groups, x, out, bias, stride, first);
+        tiled_run<Group, NV, 0>(run[c], p, row, x, out, bias, stride, first);
         break;
       case 1:
-        tiled_rows<Group, NV, 1>(p, row, n, groups, x, out, bias, stride, first);
+        tiled_run<Group, NV, 1>(run[c], p, row, x, out, bias, stride, first);
         break;
       case 2:
-        tiled_rows<Group, NV, 2>(p, row, n, groups, x, out, bias, stride, first);
+        tiled_run<Group, NV, 2>(run[c], p, row, x, out, bias, stride, first);
         break;
       default:
-        tiled_rows<Group, NV, 3>(p, row, n, groups, x, out, bias, stride, first);
+        tiled_run<Group, NV, 3>(run[c], p, row, x, out, bias, stride, first);
     }
-    p += static_cast<int64_t>(n) * ((cls[c].count + 3) / 4) * Group::kBytes;
-    row += n;
+    p += secateur::run_bytes(run[c], Group::kBytes, Group::kSharedBytes);
+    row += run[c].rows;
   }
 }
 
@@ -115,10 +212,9 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
   const int64_t chunks = secateur::ceil_div(h.cols, chunk);
   const auto* blocks = secateur::section<secateur::TiledBlock>(blob, 0) + row_block * chunks;
   int left = (tokens + Simd::W - 1) / Simd::W;
-  // A short last tile computes only the vectors it needs; a tile wider than eight vectors takes several
-  // passes.
+  // A short last tile computes only the vectors it needs; a wide one takes several passes.
   for (int done = 0; left > 0;) {
-    const int nv = left >= 8 ? 8 : left >= 6 ? 6 : left >= 4 ? 4 : left;
+    const int nv = left >= 8 && kMostVectors >= 8 ? 8 : left >= 6 && kMostVectors >= 6 ? 6 : left >= 4 ? 4 : left;
     const float* x = packed + done * Simd::W;
     float* out = y + done * Simd::W;
     for (int64_t c = 0; c < chunks; c++) {
@@ -138,10 +234,10 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
           tiled_block<Group, 4>(blob, blocks[c], xc, out, bias, stride, first);
           break;
         case 6:
-          tiled_block<Group, 6>(blob, blocks[c], xc, out, bias, stride, first);
+          tiled_block<Group, kMostVectors < 6 ? kMostVectors : 6>(blob, blocks[c], xc, out, bias, stride, first);
           break;
         default:
-          tiled_block<Group, 8>(blob, blocks[c], xc, out, bias, stride, first);
+          tiled_block<Group, kMostVectors>(blob, blocks[c], xc, out, bias, stride, first);
       }
     }
     done += nv;

@@ -22,9 +22,9 @@ import torch
 
 from secateur.runtime.native import isa
 from secateur.runtime.ops import sparse_linear
-from secateur.runtime.packed import BLOCKS, VALUES_OF, pack, tiled_defaults
+from secateur.runtime.packed import BLOCKS, VALUES_OF, pack, row_block_for, tiled_defaults
 
-CACHE_VERSION = 2
+CACHE_VERSION = 4
 WORTH = 0.95  # sparse must take less than this share of the dense time
 SECONDS_A_CANDIDATE = 0.02
 FEW_TOKENS = 16
@@ -52,9 +52,9 @@ class Choice:
 def candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
     """(tile, chunk) pairs worth measuring: a tile of activations of about the L1 cache's size."""
     if isa_name == "avx512":
-        pairs = [(128, 64), (64, 128), (64, 192), (32, 256), (16, 384)]
+        pairs = [(64, 96), (64, 128), (48, 256), (32, 192), (32, 384), (16, 384)]
     elif isa_name == "avx2":
-        pairs = [(64, 96), (64, 128), (32, 128), (32, 192), (16, 384)]
+        pairs = [(32, 128), (32, 192), (32, 384), (16, 384)]
     else:
         pairs = [(32, 128), (16, 256)]
     useful = max(16, 2 ** (max(tokens, 1) - 1).bit_length())
@@ -98,8 +98,16 @@ def unmeasured(weight: np.ndarray, tokens: int, value: str) -> Choice:
         return Choice(None, possible=False)
     if found[0]["format"] == "tiled":
         tile, chunk = tiled_defaults(isa(), np.count_nonzero(weight) / weight.size)
-        return Choice({"format": "tiled", "tile": tile, "chunk": chunk, "value": value})
+        packing = {"format": "tiled", "tile": tile, "chunk": chunk, "value": value}
+        return Choice(shared_out(packing, weight.shape[0], tokens))
     return Choice(found[0])
+
+
+def shared_out(packing: dict[str, Any], rows: int, tokens: int) -> dict[str, Any]:
+    """The packing with row blocks for torch's number of threads, where its format leaves them to be chosen."""
+    if packing["format"] != "tiled":
+        return packing
+    return packing | {"row_block": row_block_for(rows, packing["tile"], tokens, torch.get_num_threads())}
 
 
 def choose(
@@ -108,7 +116,7 @@ def choose(
     """Measure dense against each packing for one weight (rows, cols), `tokens` tokens and torch's thread count."""
     density = np.count_nonzero(weight) / weight.size
     block = block_of(weight)
-    found = packings(tokens, block, value)
+    found = [shared_out(packing, weight.shape[0], tokens) for packing in packings(tokens, block, value)]
     if not found:
         return Choice(None, possible=False)
     parts = (*weight.shape, density_step(density), block, value, tokens, torch.get_num_threads(), bias is not None)

@@ -48,17 +48,21 @@ def tiled_defaults(isa: str, density: float) -> tuple[int, int]:
     """(tile, chunk) that did best on the machines tried: tokens side by side, columns that share the L1
     cache."""
     if isa == "avx512":
-        return (128, 64) if density > 0.3 else (64, 128)
+        return (
+            (64, 96) if density > 0.3 else (64, 128) if density > 0.15 else (48, 256) if density > 0.07 else (32, 384)
+        )
     if isa == "avx2":
-        return (64, 96) if density > 0.3 else (64, 128) if density > 0.07 else (32, 256)
+        return (32, 128) if density > 0.3 else (32, 192)
     return (32, 128)
 
 
-def row_block_for(rows: int, tile: int) -> int:
-    """Rows whose accumulators fit the L2 cache, in blocks of equal size and at least two of them for two
-    threads."""
-    most = max(64, min(512, 65536 // tile))
-    blocks = max(2 if rows >= 256 else 1, -(-rows // most))
+def row_block_for(rows: int, tile: int, tokens: int = 1, threads: int = 2) -> int:
+    """Rows whose accumulators fit the L2 cache, in blocks of equal size: as few as leave `threads` enough to share out
+    at `tokens` tokens, because runs of equal rows are longer in large blocks."""
+    most = max(64, min(1024, 65536 // tile))
+    tiles = -(-tokens // tile)
+    shares = 1 if threads == 1 else -(-2 * threads // tiles)
+    blocks = max(min(shares, rows // 128), -(-rows // most), 1)
     return -(-rows // blocks)
 
 

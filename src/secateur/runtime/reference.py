@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"SECPACK1"
 HEADER_BYTES = 128
+TILED_LAYOUT = 2
 
 
 def describe(packed: np.ndarray) -> PackedInfo:
@@ -32,6 +33,8 @@ def describe(packed: np.ndarray) -> PackedInfo:
     name = FORMATS[format_code - 1] if known and 1 <= format_code <= len(FORMATS) else ""
     if not name or value >= len(VALUES) or VALUES[value] not in VALUES_OF[name]:
         raise ValueError("this is not a packed weight, or it is damaged; pack the weight again")
+    if name == "tiled" and p[3] != TILED_LAYOUT:
+        raise ValueError("this packed weight was written by another version of secateur; pack the weight again")
     first = "block" if name == "block" else "tile"
     return PackedInfo(name, VALUES[value], rows, cols, nonzeros, chunk=p[1], row_block=p[2], **{first: p[0]})
 
@@ -75,22 +78,34 @@ def _unpack_tiled(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
     chunks = math.ceil(info.cols / info.chunk)
     n_blocks = math.ceil(info.rows / info.row_block) * chunks
     blocks = _section(packed, 0, "<u8")[: 3 * n_blocks].reshape(n_blocks, 3)
-    classes, rows = _section(packed, 1, "<u4").reshape(-1, 2), _section(packed, 2, "<u4")
+    runs, rows = _section(packed, 1, "<u4"), _section(packed, 2, "<u4")
+    runs = runs[: runs.size // 3 * 3].reshape(-1, 3)
     stream = _section(packed, 3, "u1")
     stride, group = info.tile * 4, 24 if info.value == "float32" else 16
+    wide = 2 * group - 8  # bytes of a group that two rows share
     for b in range(n_blocks):
         at, begin, row = int(blocks[b, 0]), int(blocks[b, 1]) & 0xFFFFFFFF, int(blocks[b, 2]) & 0xFFFFFFFF
-        for count, n in classes[begin : begin + (int(blocks[b, 1]) >> 32)].tolist():
-            groups, rest = -(-count // 4), count % 4
-            raw = stream[at : at + n * groups * group].reshape(n, groups, group)
+        for count, kinds, n in runs[begin : begin + (int(blocks[b, 1]) >> 32)].tolist():
+            shared, together = kinds & 0xFFFF, 2 if kinds >> 16 == 2 else 1
+            n, groups, rest = n // together, -(-(count - shared) // 4), count % 4
+            size = groups * together * group + shared // 4 * wide
+            raw = stream[at : at + n * size].reshape(n, size)
+            own = raw[:, : groups * together * group].reshape(n, groups, together, group)
+            common = raw[:, groups * together * group :].reshape(n, shared // 4, wide)
             keep = np.ones(groups * 4, bool)
             if rest:
                 keep[rest:4] = False
-            values = _values(raw[:, :, : group - 8], info.value).reshape(n, -1)[:, keep]
-            offsets = np.ascontiguousarray(raw[:, :, group - 8 :]).view("<u2").reshape(n, -1)[:, keep]
-            r = b // chunks * info.row_block + rows[row : row + n].astype(np.int64) // stride
-            weight[r[:, None], b % chunks * info.chunk + offsets.astype(np.int64) // stride] = values
-            at, row = at + raw.size, row + n
+            for i in range(together):
+                r = (
+                    b // chunks * info.row_block
+                    + rows[row + i : row + n * together : together].astype(np.int64) // stride
+                )
+                first = i * (group - 8)  # of the values in a shared group
+                for part, v, kept in ((own[:, :, i], 0, keep), (common, first, np.ones(shared, bool))):
+                    values = _values(part[:, :, v : v + group - 8], info.value).reshape(n, kept.size)[:, kept]
+                    offsets = np.ascontiguousarray(part[:, :, -8:]).view("<u2").reshape(n, kept.size)[:, kept]
+                    weight[r[:, None], b % chunks * info.chunk + offsets.astype(np.int64) // stride] = values
+            at, row = at + raw.size, row + n * together
     return weight
 
 
