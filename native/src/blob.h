@@ -11,6 +11,10 @@
 //         column; rows past the end are zero), float32 scales a row (int8 only).
 // bitmask For few tokens, any pattern. Sections: starts (u64 index of each row's first value, and the total),
 //         masks (one bit a column, rows padded to 64 columns), values, float32 scales a row (int8 only).
+// quad    For many tokens, int8, where four columns of a row (from a multiple of four on) are kept or gone together.
+//         As tiled, a quad in place of a weight: groups are four quads of int8, then four u16 offsets (quad * tile *
+//         4 bytes); rows without quads do not appear. Sections: blocks, classes, rows, stream, float32 scales a row,
+//         int32 sums of a row's weights.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -55,6 +59,8 @@ constexpr int value_bytes(uint32_t value) { return value == SCT_F32 ? 4 : value 
 constexpr int kValueSlack = 64;      // bytes past the values, so that whole vectors may be loaded
 constexpr int kBitmaskColumns = 64;  // columns of a bitmask row are padded to a multiple of this
 constexpr int kMaxBlockChunk = 65536;
+constexpr int kQuadGroup = 24;            // bytes of four quads and their offsets
+constexpr int kMaxQuadColumns = 65536;    // sums of uint8 times int8 stay below 2^31
 
 template <class T>
 const T* section(const uint8_t* blob, int i) {

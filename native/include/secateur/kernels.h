@@ -31,7 +31,7 @@ enum sct_isa {
   SCT_ISA_AVX512 = 4
 };
 
-enum sct_format { SCT_TILED = 1, SCT_BLOCK = 2, SCT_BITMASK = 3 };
+enum sct_format { SCT_TILED = 1, SCT_BLOCK = 2, SCT_BITMASK = 3, SCT_QUAD = 4 };
 
 /* SCT_I8 is symmetric with one float32 scale a row. */
 enum sct_value { SCT_F32 = 0, SCT_BF16 = 1, SCT_F16 = 2, SCT_I8 = 3 };
@@ -40,7 +40,7 @@ enum sct_norm { SCT_NO_NORM = 0, SCT_LAYER_NORM = 1, SCT_RMS_NORM = 2 };
 
 enum sct_activation { SCT_NONE = 0, SCT_RELU = 1, SCT_GELU = 2, SCT_GELU_TANH = 3, SCT_SILU = 4 };
 
-/* What a blob says about itself; p is {tile, chunk, row_block, 0} for the tiled format, {block, chunk,
+/* What a blob says about itself; p is {tile, chunk, row_block, 0} for the tiled and quad formats, {block, chunk,
  * row_block, 0} for the block format, zeros for the bitmask format. */
 typedef struct {
   int64_t rows, cols, nonzeros, bytes;
@@ -72,6 +72,12 @@ int sct_pack_block(const float* weight, int64_t rows, int64_t cols, int64_t ld, 
 /* Any pattern of zeros for few tokens: a bit a weight, then the nonzeros; float32, bf16 or int8. */
 int sct_pack_bitmask(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value,
                      sct_allocate allocate, void* context);
+
+/* Quads (four columns of a row from a multiple of four on) kept or gone together, for many tokens, int8 with a scale a
+ * row. Activations are rounded to uint8 with a scale a token at each call (about 1% of the output); tokens with NaN or
+ * infinity are computed in float32. At most 65536 columns; tile as for tiled, chunk a multiple of 4. */
+int sct_pack_quad(const float* weight, int64_t rows, int64_t cols, int64_t ld, int32_t tile, int32_t chunk,
+                  int32_t row_block, sct_allocate allocate, void* context);
 
 /* Read the header (cheap), or walk every index of a blob of unknown origin (as long as the blob). */
 int sct_describe(const uint8_t* blob, int64_t bytes, sct_info* info);

@@ -2,6 +2,7 @@
 // other translation units: everything but the table lives in anonymous namespaces.
 #include "simd_avx512.h"
 #include "spread_avx512.h"
+#include "dot_avx512.h"
 
 #include "kernels.inl"
 

@@ -14,6 +14,8 @@ EXAMPLES = (
 )
 VALUES_HELP = "How kept weights are stored: float32, bfloat16, float16 or int8 (the last two: blocks or few tokens)."
 
+ACTIVATIONS_HELP = "int8: layers with 1x4 blocks of zeros round their inputs too (with --value int8)."
+
 
 def command(
     model: common.ModelArgument,
@@ -25,6 +27,7 @@ def command(
     batch_size: common.BatchOption = 1,
     new_tokens: Annotated[int, typer.Option(help="Tokens that a decoder adds.", min=1)] = 32,
     value: Annotated[str, typer.Option(help=VALUES_HELP)] = "float32",
+    activations: Annotated[str, typer.Option(help=ACTIVATIONS_HELP)] = "float32",
     measure: Annotated[bool, typer.Option(help="Time each layer dense and sparse and keep the faster.")] = True,
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
@@ -46,11 +49,16 @@ def command(
     from secateur.runtime.answer import classify, continue_texts, generates
     from secateur.runtime.packed import VALUES
     from secateur.runtime.store import MANIFEST
+    from secateur.runtime.swap import ACTIVATION_TYPES
     from secateur.torch.open import load_model
     from secateur.torch.text import load_tokenizer
 
     if value not in VALUES:
         raise DataError(f"--value {value} is unknown; use one of {', '.join(VALUES)}")
+    if activations not in ACTIVATION_TYPES:
+        raise DataError(f"--activations {activations} is unknown; use one of {', '.join(ACTIVATION_TYPES)}")
+    if activations == "int8" and value != "int8":
+        raise DataError("--activations int8 goes with --value int8; pass both")
     common.quiet_libraries()
     common.set_threads(threads)
     tokenizer = load_tokenizer(model)
@@ -61,7 +69,7 @@ def command(
         dense = load_model(model, task=task)
         whole = batch_size * min(max_length, 128)
         tokens = (1, min(max_length, 128)) if generates(dense) else whole
-        fast = runtime.compile(dense, tokens=tokens, value=value, measure=measure)
+        fast = runtime.compile(dense, tokens=tokens, value=value, activations=activations, measure=measure)
         summary = fast.secateur_report.summary()
     limit = min(max_length, tokenizer.model_max_length)
     if generates(fast):

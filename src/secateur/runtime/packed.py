@@ -12,10 +12,12 @@ import numpy as np
 from secateur.runtime import reference
 from secateur.runtime.native import isa_code, load_native
 
-FORMATS = ("tiled", "block", "bitmask")
+FORMATS = ("tiled", "block", "bitmask", "quad")
 VALUES = ("float32", "bfloat16", "float16", "int8")
-VALUES_OF = {"tiled": VALUES[:2], "block": VALUES, "bitmask": ("float32", "bfloat16", "int8")}
+VALUES_OF = {"tiled": VALUES[:2], "block": VALUES, "bitmask": ("float32", "bfloat16", "int8"), "quad": ("int8",)}
 """The value types that each format stores; int8 is symmetric with one scale a row."""
+ROUNDS_ACTIVATIONS = ("quad",)
+"""The formats that round activations to 8 bits on the way in."""
 BLOCKS = (4, 8)
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
@@ -37,6 +39,12 @@ class PackedInfo:
 
 BLOCK_CHUNK = 384
 """Columns whose tile of activations shares the L1 cache in the block format."""
+
+
+QUAD_CHUNK = 256
+"""The same for the quad format."""
+MAX_QUAD_COLUMNS = 65536
+"""Its sums of uint8 times int8 stay below 2^31."""
 
 
 def block_rows_for(rows: int) -> int:
@@ -79,6 +87,9 @@ def pack(
     - `block` stores blocks of `block` (4 or 8) rows of one column whole, for any number of tokens; a zero inside
       a block that is kept costs as much as a weight.
     - `bitmask` takes any pattern of zeros and is for few tokens (1 to about 8).
+    - `quad` stores four columns of a row (from a multiple of four on) whole, as int8, for many tokens; parameters as
+      for `tiled`, chunk a multiple of four, at most 65536 columns. Activations are rounded to 8 bits, each token with
+      a scale of its own.
 
     Raises:
         ValueError: for a weight of the wrong type or shape, an unknown format, impossible parameters, or a weight
@@ -109,8 +120,22 @@ def pack(
                 "row_block, chunk is at most 65536"
             )
         return native.pack_block(*start, block, chunk, row_block)
-    chunk = chunk or 128
+    chunk = chunk or (QUAD_CHUNK if format == "quad" else 128)
     row_block = row_block or row_block_for(rows, tile)
+    if format == "quad":
+        if (
+            tile % 16
+            or not 16 <= tile <= 128
+            or chunk % 4
+            or chunk < 4
+            or (chunk - 4) * tile > 65535
+            or cols > MAX_QUAD_COLUMNS
+        ):
+            raise ValueError(
+                f"tile {tile}, chunk {chunk} and {cols} columns do not fit: tile is a multiple of 16 up to 128, chunk "
+                f"one of 4 with (chunk - 4) * tile below 65536, and there are at most {MAX_QUAD_COLUMNS} columns"
+            )
+        return native.pack_quad(*start[:-1], tile, chunk, row_block)
     if tile % 16 or not 16 <= tile <= 128 or chunk < 1 or (chunk - 1) * tile * 4 > 65535:
         raise ValueError(
             f"tile {tile} and chunk {chunk} do not fit: tile is a multiple of 16 up to 128, and (chunk - 1) * tile * 4 "

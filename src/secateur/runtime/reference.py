@@ -125,11 +125,34 @@ def _unpack_bitmask(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
     return weight * _scales(packed, info)
 
 
+def _unpack_quad(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
+    weight = np.zeros((info.rows, math.ceil(info.cols / 4), 4), np.float32)
+    chunks = math.ceil(info.cols / info.chunk)
+    n_blocks = math.ceil(info.rows / info.row_block) * chunks
+    blocks = _section(packed, 0, "<u8")[: 3 * n_blocks].reshape(n_blocks, 3)
+    classes, rows = _section(packed, 1, "<u4").reshape(-1, 2), _section(packed, 2, "<u4")
+    stream, stride = _section(packed, 3, "u1"), info.tile * 4
+    for b in range(n_blocks):
+        at, begin, row = int(blocks[b, 0]), int(blocks[b, 1]) & 0xFFFFFFFF, int(blocks[b, 2]) & 0xFFFFFFFF
+        for count, n in classes[begin : begin + (int(blocks[b, 1]) >> 32)].tolist():
+            groups, rest = -(-count // 4), count % 4
+            raw = stream[at : at + n * groups * 24].reshape(n, groups, 24)
+            keep = np.ones(groups * 4, bool)
+            keep[rest if rest else 4 : 4] = False
+            values = np.ascontiguousarray(raw[:, :, :16]).view("i1").reshape(n, -1, 4)[:, keep]
+            offsets = np.ascontiguousarray(raw[:, :, 16:]).view("<u2").reshape(n, -1)[:, keep]
+            r = b // chunks * info.row_block + rows[row : row + n].astype(np.int64) // stride
+            weight[r[:, None], b % chunks * (info.chunk // 4) + offsets.astype(np.int64) // stride] = values
+            at, row = at + raw.size, row + n
+    scales = _section(packed, 4, "<f4")[: info.rows, None]
+    return np.ascontiguousarray(weight.reshape(info.rows, -1)[:, : info.cols]) * scales
+
+
 def _gelu(y: np.ndarray) -> np.ndarray:
     return 0.5 * y * (1 + np.vectorize(math.erf, otypes=[np.float64])(y / math.sqrt(2)))
 
 
-_UNPACK = {"tiled": _unpack_tiled, "block": _unpack_block, "bitmask": _unpack_bitmask}
+_UNPACK = {"tiled": _unpack_tiled, "block": _unpack_block, "bitmask": _unpack_bitmask, "quad": _unpack_quad}
 _ACTIVATE = {
     "none": lambda y: y,
     "relu": lambda y: np.maximum(y, 0),
