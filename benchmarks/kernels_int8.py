@@ -81,8 +81,8 @@ def main() -> None:
         "rounding of weights and of activations together, on both sides. 'Without allocation': into an output that",
         "exists; torch allocates one a call, and with these sides in turns its allocator gets it from the system anew.",
         "",
-        "| tokens | K -> O | kept | tile/chunk | secateur | without allocation | ORT int8 | torch | onnxruntime | OpenVINO "
-        "| times ORT int8 | times float32 | our error | ORT int8 error |",
+        "| tokens | K -> O | kept | tile/chunk | secateur | without allocation | ORT int8 | torch | onnxruntime "
+        "| OpenVINO | times ORT int8 | times float32 | our error | ORT int8 error |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     with torch.inference_mode():

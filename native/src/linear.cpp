@@ -110,7 +110,7 @@ extern "C" int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x,
             {run, pool},
             after};
   try {
-    const bool few = info.format == SCT_BITMASK || (info.format == SCT_BLOCK && tokens <= kFewTokens);
+    const bool few = info.format == SCT_BITMASK || info.format == SCT_NM || (info.format == SCT_BLOCK && tokens <= kFewTokens);
     return few ? run_rows(call) : run_tiles(call);
   } catch (const std::bad_alloc&) {
     return SCT_NO_MEMORY;

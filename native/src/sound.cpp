@@ -148,6 +148,15 @@ bool quad_is_sound(const uint8_t* blob) {
   return true;
 }
 
+// Any index is one of a group, so that only sizes count.
+bool nm_is_sound(const uint8_t* blob) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  if (!nm_is_known(h.p[0], h.p[1]) || !has_scales(h, 1)) return false;
+  const NmShape s(h);
+  const uint64_t bytes = section_bytes(h, 0);
+  return bytes >= kValueSlack && (bytes - kValueSlack) / s.bytes() >= static_cast<uint64_t>(s.row_sets);
+}
+
 }  // namespace
 
 bool format_is_known(const Header& h) {
@@ -158,6 +167,8 @@ bool format_is_known(const Header& h) {
       return h.value <= SCT_I8;
     case SCT_BITMASK:
       return h.value == SCT_F32 || h.value == SCT_BF16 || h.value == SCT_I8;
+    case SCT_NM:
+      return h.value <= SCT_I8;
     case SCT_QUAD:
       return h.value == SCT_I8;
     default:
@@ -173,6 +184,8 @@ bool is_sound(const uint8_t* blob) {
       return block_is_sound(blob);
     case SCT_BITMASK:
       return bitmask_is_sound(blob);
+    case SCT_NM:
+      return nm_is_sound(blob);
     case SCT_QUAD:
       return quad_is_sound(blob);
     default:

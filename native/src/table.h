@@ -53,6 +53,10 @@ struct KernelTable {
   void (*bitmask_rows)(const uint8_t* blob, int64_t begin, int64_t end, const float* x, int width, int tokens,
                        const float* bias, int activation, float* y, int64_t ldy);
 
+  // Rows [begin, end) of an nm weight, begin a multiple of kNmRows, times `width` tokens of pack_masked for float32.
+  void (*nm_rows)(const uint8_t* blob, int64_t begin, int64_t end, const float* x, int width, int tokens,
+                  const float* bias, int activation, float* y, int64_t ldy);
+
   // x as uint8 in quads for quad_tile: columns / 4 * tile * quad_wide floats, then 2 * tile more; whether x holds NaN
   // or infinity. See isa/quads.inl.
   int quad_wide;

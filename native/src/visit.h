@@ -111,12 +111,36 @@ void visit_quad(const uint8_t* blob, F f) {
 }
 
 template <class F>
+void visit_nm(const uint8_t* blob, F f) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  const NmShape s(h);
+  const auto* p = section<uint8_t>(blob, 0);
+  for (int64_t first = 0; first < h.rows; first += kNmRows)
+    for (int64_t g = 0; g < s.groups; g += s.period) {
+      const int64_t fields = std::min(s.period, s.groups - g) * s.keep;
+      const uint8_t* values = p + s.words * kNmRows * 4;
+      for (int64_t lane = 0; lane < std::min<int64_t>(kNmRows, h.rows - first); lane++) {
+        const float scale = h.value == SCT_I8 ? section<float>(blob, 1)[first + lane] : 1.0f;
+        for (int64_t i = 0; i < fields; i++) {
+          uint32_t word;
+          std::memcpy(&word, p + (i / s.fields * kNmRows + lane) * 4, 4);
+          const int64_t k = (g + i / s.keep) * h.p[1] + (word >> i % s.fields * s.bits & (h.p[1] - 1));
+          if (k < h.cols) f(first + lane, k, stored_value(values, i * kNmRows + lane, h.value) * scale);
+        }
+      }
+      p = values + fields * kNmRows * s.value;
+    }
+}
+
+template <class F>
 void visit(const uint8_t* blob, F f) {
   switch (reinterpret_cast<const Header*>(blob)->format) {
     case SCT_BLOCK:
       return visit_block(blob, f);
     case SCT_BITMASK:
       return visit_bitmask(blob, f);
+    case SCT_NM:
+      return visit_nm(blob, f);
     case SCT_QUAD:
       return visit_quad(blob, f);
     default:

@@ -263,6 +263,30 @@ def in_quads(layer, density=0.2):
     return layer.eval()
 
 
+def in_groups(layer, keep, of):
+    rows, cols = layer.weight.shape
+    chosen = torch.rand(rows, -(-cols // of), of, generator=torch.Generator().manual_seed(3)).argsort(-1) < keep
+    layer.weight.data.mul_(chosen.reshape(rows, -1)[:, :cols])
+    return layer.eval()
+
+
+@pytest.mark.parametrize(("keep", "of", "value"), [(2, 4, "float16"), (4, 8, "int8"), (1, 4, "float32")])
+def test_fixed_counts_are_found_for_few_tokens(keep, of, value, tmp_path):
+    model = nn.Sequential(in_groups(nn.Linear(90, 61), keep, of))
+    fast = runtime.compile(model, tokens=1, measure=False, value=value)
+    assert f"nm {value}" in fast[0].extra_repr()
+    runtime.save(fast, tmp_path)
+    again = runtime.load(tmp_path, nn.Sequential(nn.Linear(90, 61)))
+    with torch.inference_mode():
+        for tokens in (1, 3, 7, 40):
+            x = torch.randn(tokens, 90)
+            expected = nn.functional.linear(x, fast[0].dense_weight(), model[0].bias)
+            assert torch.allclose(fast(x), expected, atol=1e-5)
+            assert torch.equal(again(x), fast(x))
+    many = runtime.compile(model, tokens=128, measure=False)
+    assert "tiled float32" in many[0].extra_repr()
+
+
 def test_patterns_are_told_apart():
     def zeros(layer):
         return str(zeros_of(layer.weight.detach().numpy()))
@@ -270,6 +294,9 @@ def test_patterns_are_told_apart():
     assert zeros(in_blocks(nn.Linear(64, 64), 8)) == "8x1"
     assert zeros(in_blocks(nn.Linear(64, 64), 4)) == "4x1"
     assert zeros(in_quads(nn.Linear(66, 64))) == "0x1 1x4"
+    assert zeros(in_groups(nn.Linear(66, 64), 2, 4)) == "0x1 2:4"
+    assert zeros(in_groups(nn.Linear(66, 64), 4, 8)) == "0x1 4:8"
+    assert zeros(in_groups(nn.Linear(66, 64), 1, 4)) == "0x1 1:4"
     assert zeros(prune(nn.Linear(64, 64))) == "0x1"
     assert str(zeros_of(torch.zeros(9, 3).numpy())) == "0x1"
 

@@ -20,6 +20,7 @@
 #include "block_tile.inl"
 #include "block_rows.inl"
 #include "bitmask.inl"
+#include "nm.inl"
 #include "quads.inl"
 #include "norm.inl"
 #include "attention.inl"
@@ -37,6 +38,7 @@ const secateur::KernelTable kTable = {Simd::W,
                                       block_rows,
                                       pack_masked,
                                       bitmask_rows,
+                                      nm_rows,
                                       Dot::kWide,
                                       quad_pack,
                                       quad_tile,

@@ -3,6 +3,7 @@
 #include "simd_avx2.h"
 #include "spread_avx2.h"
 #include "dot_avx2.h"
+#include "lanes_avx2.h"
 
 #include "kernels.inl"
 

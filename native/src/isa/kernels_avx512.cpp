@@ -3,6 +3,7 @@
 #include "simd_avx512.h"
 #include "spread_avx512.h"
 #include "dot_avx512.h"
+#include "lanes_avx512.h"
 
 #include "kernels.inl"
 

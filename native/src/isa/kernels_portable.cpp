@@ -3,6 +3,7 @@
 #include "simd_portable.h"
 #include "spread_scalar.h"
 #include "dot_scalar.h"
+#include "lanes_scalar.h"
 
 #include "kernels.inl"
 

@@ -32,6 +32,8 @@ FEW_TOKENS = 16
 """Up to here weights come from memory, not from a cache, in a model of any size, and are measured so."""
 MASK_TOKENS = 8
 """Up to here the bitmask format is worth a measurement."""
+GROUP_TOKENS = 16
+"""The same for the nm format."""
 EVICT_BYTES = 64_000_000
 
 
@@ -83,6 +85,9 @@ def packings(tokens: int, zeros: Zeros, value: str, activations: str) -> list[di
     if zeros.quads and activations == "int8" and value in VALUES_OF["quad"]:
         found += [{"format": "quad", "tile": t, "chunk": c, "value": value} for t, c in quad_candidates(isa(), tokens)]
     found += [{"format": "block", "block": size, "value": value} for size in BLOCKS[::-1] if size <= zeros.block]
+    if zeros.groups is not None and tokens <= GROUP_TOKENS:
+        keep, of = zeros.groups
+        found.append({"format": "nm", "keep": keep, "of": of, "value": value})
     if value in VALUES_OF["tiled"]:
         found += [{"format": "tiled", "tile": t, "chunk": c, "value": value} for t, c in candidates(isa(), tokens)]
     if value in VALUES_OF["bitmask"] and tokens <= MASK_TOKENS:

@@ -12,13 +12,21 @@ import numpy as np
 from secateur.runtime import reference
 from secateur.runtime.native import isa_code, load_native
 
-FORMATS = ("tiled", "block", "bitmask", "quad")
+FORMATS = ("tiled", "block", "bitmask", "quad", "nm")
 VALUES = ("float32", "bfloat16", "float16", "int8")
-VALUES_OF = {"tiled": VALUES[:2], "block": VALUES, "bitmask": ("float32", "bfloat16", "int8"), "quad": ("int8",)}
+VALUES_OF = {
+    "tiled": VALUES[:2],
+    "block": VALUES,
+    "bitmask": ("float32", "bfloat16", "int8"),
+    "quad": ("int8",),
+    "nm": VALUES,
+}
 """The value types that each format stores; int8 is symmetric with one scale a row."""
 ROUNDS_ACTIVATIONS = ("quad",)
 """The formats that round activations to 8 bits on the way in."""
 BLOCKS = (4, 8)
+GROUPS = ((1, 4), (2, 4), (4, 8))
+"""(keep, of) of the nm format: at most `keep` of `of` consecutive weights of a row are nonzero."""
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 
@@ -35,6 +43,8 @@ class PackedInfo:
     chunk: int = 0
     row_block: int = 0
     block: int = 0
+    keep: int = 0
+    of: int = 0
 
 
 BLOCK_CHUNK = 384
@@ -79,6 +89,8 @@ def pack(
     chunk: int = 0,
     row_block: int = 0,
     block: int = 8,
+    keep: int = 2,
+    of: int = 4,
 ) -> np.ndarray:
     """Pack a weight (rows = outputs, cols = inputs), float32, for the kernels.
 
@@ -87,6 +99,7 @@ def pack(
     - `block` stores blocks of `block` (4 or 8) rows of one column whole, for any number of tokens; a zero inside
       a block that is kept costs as much as a weight.
     - `bitmask` takes any pattern of zeros and is for few tokens (1 to about 8).
+    - `nm` stores exactly `keep` of every `of` columns of a row (1:4, 2:4 or 4:8), for few tokens.
     - `quad` stores four columns of a row (from a multiple of four on) whole, as int8, for many tokens; parameters as
       for `tiled`, chunk a multiple of four, at most 65536 columns. Activations are rounded to 8 bits, each token with
       a scale of its own.
@@ -111,6 +124,15 @@ def pack(
     start = (weight.ctypes.data, rows, cols, cols, VALUES.index(value))
     if format == "bitmask":
         return native.pack_bitmask(*start)
+    if format == "nm":
+        if (keep, of) not in GROUPS:
+            known = ", ".join(f"{n}:{m}" for n, m in GROUPS)
+            raise ValueError(f"the nm format has no {keep}:{of}; use one of {known}")
+        if not fits_groups(weight != 0, keep, of):
+            raise ValueError(
+                f"the weight is not {keep}:{of}: some {of} consecutive weights of a row hold more nonzeros"
+            )
+        return native.pack_nm(*start, keep, of)
     if format == "block":
         chunk = chunk or BLOCK_CHUNK
         row_block = row_block or block_rows_for(rows)
@@ -226,6 +248,12 @@ def linear(
         isa_code(isa),
     )
     return y
+
+
+def fits_groups(nonzero: np.ndarray, keep: int, of: int) -> bool:
+    """Whether at most `keep` of every `of` consecutive columns of a mask (rows, cols) are set."""
+    starts = np.arange(0, nonzero.shape[1], of)
+    return bool((np.add.reduceat(nonzero, starts, axis=1, dtype=np.uint8) <= keep).all())
 
 
 def _check_range(weight: np.ndarray, value: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.runtime.packed import BLOCKS, MAX_QUAD_COLUMNS
+from secateur.runtime.packed import BLOCKS, GROUPS, MAX_QUAD_COLUMNS, fits_groups
 
 FILL = 0.75
 """A weight has blocks when this share of what its nonzero blocks hold is nonzero."""
@@ -16,19 +16,21 @@ QUAD = 4
 @dataclass(frozen=True)
 class Zeros:
     """The pattern of a weight's zeros: `block` rows (8, 4, or 0 for none) of a column are kept or gone together;
-    `quads`: so are four columns of a row."""
+    `quads`: so are four columns of a row; `groups`: (keep, of), at most so many of consecutive columns are nonzero."""
 
     block: int = 0
     quads: bool = False
+    groups: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        return f"{self.block}x1" + " 1x4" * self.quads
+        nm = "" if self.groups is None else f" {self.groups[0]}:{self.groups[1]}"
+        return f"{self.block}x1" + " 1x4" * self.quads + nm
 
 
 def zeros_of(weight: np.ndarray) -> Zeros:
     """The pattern of a weight (rows, cols)."""
     nonzero = weight != 0
-    return Zeros(block_of(nonzero), has_quads(nonzero))
+    return Zeros(block_of(nonzero), has_quads(nonzero), groups_of(nonzero))
 
 
 def block_of(nonzero: np.ndarray) -> int:
@@ -39,6 +41,19 @@ def block_of(nonzero: np.ndarray) -> int:
 def has_quads(nonzero: np.ndarray) -> bool:
     """Whether a mask (rows, cols) keeps to blocks of four columns of a row."""
     return nonzero.shape[1] <= MAX_QUAD_COLUMNS and _filled(nonzero, QUAD, 1)
+
+
+def groups_of(nonzero: np.ndarray) -> tuple[int, int] | None:
+    """The N:M that a mask (rows, cols) keeps to, without storing many zeros; None for none."""
+    kept = np.count_nonzero(nonzero)
+    return next(
+        (
+            (keep, of)
+            for keep, of in GROUPS
+            if kept >= FILL * nonzero.size * keep / of and fits_groups(nonzero, keep, of)
+        ),
+        None,
+    )
 
 
 def _filled(nonzero: np.ndarray, block: int, axis: int) -> bool:

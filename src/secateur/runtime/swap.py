@@ -105,8 +105,8 @@ def compile(
             Several numbers, such as (1, 128) for a decoder's steps and its prompt: a layer that runs best in another
             form at each holds all of them, the dense one if it is among them, and takes the one for the call at hand.
         value: how kept weights are stored. 'float32'; 'bfloat16' halves the memory at three significant digits.
-            'float16' (blocks of 4 or 8 rows only) and 'int8' (blocks, or any pattern at up to 8 tokens; one scale a
-            row) round too: check the model's quality.
+            'float16' (blocks of 4 or 8 rows, or N:M at few tokens) and 'int8' (these, or any pattern at up to 8 tokens;
+            one scale a row) round too: check the model's quality.
         activations: 'int8' allows layers whose zeros come in blocks of 1 x 4 to round their inputs to 8 bits at each
             call, a scale a token, beside int8 weights: 1 to 2% of error. Only with value 'int8'; the summary tells how
             many layers do.
