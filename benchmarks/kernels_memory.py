@@ -4,8 +4,8 @@
 
 MODEL is a folder of a text classifier or encoder; beside it a model of BERT-base's shape with random weights and masks
 is measured. A process imports everything and runs the kernels and torch once, then loads its model and answers one
-batch of 1 x 128; what is shown is the growth since then. Files are in the page cache. Anonymous memory is the process's own,
-file memory is mapped and shared with the page cache.
+batch of 1 x 128; what is shown is the growth since then. Files are in the page cache. Anonymous memory is the
+process's own, file memory is mapped and shared with the page cache.
 """
 
 from __future__ import annotations
@@ -136,9 +136,9 @@ def main() -> None:
     lines = head("Resident memory of encoders with 10% of their linear weights kept")
     lines += [
         "MB (10^6 bytes); growth since the process had imported everything and run a small model of either kind.",
-        "'Linear' is what the sparse layers take, dense or packed; 'peak' the most that was resident at any time; 'share'",
-        "what is resident after running over all dense weights, embeddings included; 'of dense' over what the dense model",
-        "has resident then. Both files are mapped: of the embeddings only the pages that were read are resident.",
+        "'Linear' is what the sparse layers take, dense or packed; 'peak' the most that was resident at any time;",
+        "'share' what is resident after running over all dense weights, embeddings included; 'of dense' over what the",
+        "dense model has resident then. Both files are mapped: of the embeddings only the pages read are resident.",
         "",
         "| model | form | all weights, dense | linear | resident: loaded | after running | anonymous | mapped "
         "| peak | share | of dense | load s |",
