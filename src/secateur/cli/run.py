@@ -47,18 +47,17 @@ def command(
 
     from secateur import runtime
     from secateur.runtime.answer import classify, continue_texts, generates
-    from secateur.runtime.packed import VALUES
+    from secateur.runtime.packed import VALUES, check_activations
     from secateur.runtime.store import MANIFEST
-    from secateur.runtime.swap import ACTIVATION_TYPES
     from secateur.torch.open import load_model
     from secateur.torch.text import load_tokenizer
 
     if value not in VALUES:
         raise DataError(f"--value {value} is unknown; use one of {', '.join(VALUES)}")
-    if activations not in ACTIVATION_TYPES:
-        raise DataError(f"--activations {activations} is unknown; use one of {', '.join(ACTIVATION_TYPES)}")
-    if activations == "int8" and value != "int8":
-        raise DataError("--activations int8 goes with --value int8; pass both")
+    try:
+        check_activations(value, activations)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     common.quiet_libraries()
     common.set_threads(threads)
     tokenizer = load_tokenizer(model)

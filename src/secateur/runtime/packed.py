@@ -24,6 +24,8 @@ VALUES_OF = {
 """The value types that each format stores; int8 is symmetric with one scale a row."""
 ROUNDS_ACTIVATIONS = ("quad",)
 """The formats that round activations to 8 bits on the way in."""
+ACTIVATION_TYPES = ("float32", "int8")
+"""What a layer may round its inputs to."""
 BLOCKS = (4, 8)
 GROUPS = ((1, 4), (2, 4), (4, 8))
 """(keep, of) of the nm format: at most `keep` of `of` consecutive weights of a row are nonzero."""
@@ -248,6 +250,14 @@ def linear(
         isa_code(isa),
     )
     return y
+
+
+def check_activations(value: str, activations: str) -> None:
+    """ValueError for a type of activations that is unknown or does not go with the type of the weights."""
+    if activations not in ACTIVATION_TYPES:
+        raise ValueError(f"activations must be one of {', '.join(map(repr, ACTIVATION_TYPES))}, not {activations!r}")
+    if activations == "int8" and value != "int8":
+        raise ValueError(f"activations='int8' goes with value='int8', not {value!r}; pass both")
 
 
 def fits_groups(nonzero: np.ndarray, keep: int, of: int) -> bool:

@@ -18,11 +18,9 @@ from secateur.runtime.choose import Choice, choose, unmeasured
 from secateur.runtime.fuse import fusable
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import isa, load_native
-from secateur.runtime.packed import ROUNDS_ACTIVATIONS, VALUES, pack
+from secateur.runtime.packed import ROUNDS_ACTIVATIONS, VALUES, check_activations, pack
 
 MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
-
-ACTIVATION_TYPES = ("float32", "int8")
 
 
 @dataclass(frozen=True)
@@ -123,10 +121,7 @@ def compile(
         raise ValueError(f"tokens must be positive, not {tokens}")
     if value not in VALUES:
         raise ValueError(f"value must be one of {', '.join(map(repr, VALUES))}, not {value!r}")
-    if activations not in ACTIVATION_TYPES:
-        raise ValueError(f"activations must be one of {', '.join(map(repr, ACTIVATION_TYPES))}, not {activations!r}")
-    if activations == "int8" and value != "int8":
-        raise ValueError(f"activations='int8' goes with value='int8', not {value!r}; pass both")
+    check_activations(value, activations)
     result = share_copy(model).eval()
     tied = _tied(result)
     reports: dict[int, list[LayerReport]] = {count: [] for count in counts}
