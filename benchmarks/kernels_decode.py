@@ -1,4 +1,4 @@
-"""One 4096 x 4096 layer at few tokens, weights beyond the caches: block and bitmask formats against torch float32.
+"""One 4096 x 4096 layer at few tokens, weights beyond the caches: block, bitmask and nm formats against torch float32.
 
 Each side rotates through copies of its weight, so that weights come from memory; random weights and masks. Run pinned:
 
@@ -18,7 +18,7 @@ from kernels_layer import Run, head, medians_us
 from secateur.runtime import isa
 from secateur.runtime.choose import candidates
 from secateur.runtime.ops import sparse_linear
-from secateur.runtime.packed import VALUES_OF, pack
+from secateur.runtime.packed import GROUPS, VALUES_OF, pack
 
 CACHES_BYTES = 130_000_000
 SIZE = 4096
@@ -55,14 +55,43 @@ def rows_of(tokens: int, density: float, seconds: float) -> list[str]:
                 "torch": rotating(dense, lambda w: torch.nn.functional.linear(x, w)),
                 "secateur": rotating(copies(packed), lambda p: sparse_linear(x, p, None, SIZE, 0)),
             }
-            took = medians_us(runs, seconds)
             pattern = f"{block}x1" if block > 1 else "any"
-            lines.append(
-                f"| {tokens} | {density:.0%} | {pattern} | {packing['format']} | {packing['value']} | "
-                f"{packed.numel() / 1e6:.1f} | {took['torch']:.0f} | {took['secateur']:.0f} | "
-                f"{packed.numel() / took['secateur'] / 1e3:.1f} | **{took['torch'] / took['secateur']:.2f}** |"
-            )
-            print(lines[-1], flush=True)
+            lines.append(line(tokens, density, pattern, packing, packed, medians_us(runs, seconds)))
+    return lines
+
+
+def line(tokens: int, density: float, pattern: str, packing: dict, packed: torch.Tensor, took: dict[str, float]) -> str:
+    """One line of the table, printed too."""
+    text = (
+        f"| {tokens} | {density:.0%} | {pattern} | {packing['format']} | {packing['value']} | "
+        f"{packed.numel() / 1e6:.1f} | {took['torch']:.0f} | {took['secateur']:.0f} | "
+        f"{packed.numel() / took['secateur'] / 1e3:.1f} | **{took['torch'] / took['secateur']:.2f}** |"
+    )
+    print(text, flush=True)
+    return text
+
+
+def group_rows(tokens: int, seconds: float) -> list[str]:
+    """The table's lines of N:M for one number of tokens: in the nm format, and in bitmask beside it."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.standard_normal((tokens, SIZE), dtype=np.float32))
+    weight = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
+    dense = [torch.from_numpy(weight.copy()) for _ in range(3)]
+    lines = []
+    for keep, of in GROUPS:
+        chosen = rng.random((SIZE, SIZE // of, of), dtype=np.float32).argsort(-1) < keep
+        kept = weight * chosen.reshape(SIZE, SIZE)
+        for value in VALUES_OF["nm"]:
+            runs: dict[str, Run] = {"torch": rotating(dense, lambda w: torch.nn.functional.linear(x, w))}
+            packings = [{"format": "nm", "value": value, "keep": keep, "of": of}]
+            packings += [{"format": "bitmask", "value": value}] * (value in VALUES_OF["bitmask"])
+            packed = [torch.from_numpy(pack(kept, **packing)) for packing in packings]
+            for packing, blob in zip(packings, packed, strict=True):
+                runs[packing["format"]] = rotating(copies(blob), lambda p: sparse_linear(x, p, None, SIZE, 0))
+            took = medians_us(runs, seconds)
+            for packing, blob in zip(packings, packed, strict=True):
+                one = {"torch": took["torch"], "secateur": took[packing["format"]]}
+                lines.append(line(tokens, keep / of, f"{keep}:{of}", packing, blob, one))
     return lines
 
 
@@ -72,6 +101,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1])
     parser.add_argument("--density", type=float, nargs="+", default=[0.5, 0.2, 0.1])
+    parser.add_argument("--groups", action="store_true", help="N:M only")
     parser.add_argument("--seconds", type=float, default=0.5, help="a line of the table")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -85,6 +115,9 @@ def main() -> None:
     ]
     with torch.inference_mode():
         for tokens in args.tokens:
+            if args.groups:
+                lines += group_rows(tokens, args.seconds)
+                continue
             for density in args.density:
                 lines += rows_of(tokens, density, args.seconds)
     if args.out:

@@ -98,6 +98,17 @@ NB_MODULE(_native, m) {
       return sct_pack_bitmask(at<float>(weight), rows, cols, ld, value, allocate, memory);
     });
   });
+  m.def("pack_nm", [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t keep, int32_t of) {
+    return packed([=](void* memory) {
+      return sct_pack_nm(at<float>(weight), rows, cols, ld, value, keep, of, allocate, memory);
+    });
+  });
+  m.def("pack_quad", [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int32_t tile, int32_t chunk,
+                        int32_t row_block) {
+    return packed([=](void* memory) {
+      return sct_pack_quad(at<float>(weight), rows, cols, ld, tile, chunk, row_block, allocate, memory);
+    });
+  });
   m.def(
       "linear",
       [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, uintptr_t bias,

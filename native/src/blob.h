@@ -12,6 +12,15 @@
 //         column; rows past the end are zero), float32 scales a row (int8 only).
 // bitmask For few tokens, any pattern. Sections: starts (u64 index of each row's first value, and the total),
 //         masks (one bit a column, rows padded to 64 columns), values, float32 scales a row (int8 only).
+// quad    For many tokens, int8, where four columns of a row (from a multiple of four on) are kept or gone together.
+//         As tiled, a quad in place of a weight: groups are four quads of int8, then four u16 offsets (quad * tile *
+//         4 bytes); rows without quads do not appear. Sections: blocks, classes, rows, stream, float32 scales a row,
+//         int32 sums of a row's weights.
+// nm      For few tokens, where at most `keep` of every `of` columns of a row (from a multiple of `of` on) are nonzero;
+//         exactly so many are stored. Sixteen rows lie side by side, rows past the end are zero. Per sixteen rows, for
+//         each period of groups that fills whole words (the last may be cut short): words [words][16] of columns within
+//         their groups, 16 of 2 bits or 10 of 3 bits from the low end; values [groups * keep][16]. Sections: all of
+//         these, float32 scales a row (int8 only).
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -75,6 +84,10 @@ constexpr int value_bytes(uint32_t value) { return value == SCT_F32 ? 4 : value 
 constexpr int kValueSlack = 64;      // bytes past the values, so that whole vectors may be loaded
 constexpr int kBitmaskColumns = 64;  // columns of a bitmask row are padded to a multiple of this
 constexpr int kMaxBlockChunk = 65536;
+constexpr int kNmRows = 16;
+constexpr int kMostKept = 4;
+constexpr int kQuadGroup = 24;            // bytes of four quads and their offsets
+constexpr int kMaxQuadColumns = 65536;    // sums of uint8 times int8 stay below 2^31
 
 template <class T>
 const T* section(const uint8_t* blob, int i) {
@@ -103,6 +116,29 @@ struct BlockShape {
 
  private:
   int64_t rows;
+};
+
+constexpr bool nm_is_known(int64_t keep, int64_t of) {
+  return (of == 4 && (keep == 1 || keep == 2)) || (of == 8 && keep == 4);
+}
+constexpr int nm_fields(int of) { return of == 4 ? 16 : 10; }                       // in a word
+constexpr int nm_words(int keep, int of) { return nm_fields(of) % keep ? 2 : 1; }  // in a period
+
+// Sizes in the nm format.
+struct NmShape {
+  int64_t keep, bits, fields, words, period, groups, value, row_sets;
+
+  explicit NmShape(const Header& h)
+      : keep(h.p[0]),
+        bits(h.p[1] == 4 ? 2 : 3),
+        fields(nm_fields(static_cast<int>(h.p[1]))),
+        words(nm_words(static_cast<int>(h.p[0]), static_cast<int>(h.p[1]))),
+        period(words * fields / keep),
+        groups(ceil_div(h.cols, h.p[1])),
+        value(value_bytes(h.value)),
+        row_sets(ceil_div(h.rows, kNmRows)) {}
+  int64_t bytes() const { return (ceil_div(groups, period) * words * 4 + groups * keep * value) * kNmRows; }  // of 16 rows
+  int64_t stream_bytes() const { return row_sets * bytes(); }
 };
 
 }  // namespace secateur

@@ -36,7 +36,8 @@ bool available(int isa) {
     case SCT_ISA_AVX512:
       return available(SCT_ISA_AVX2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2");
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2") &&
+             __builtin_cpu_supports("avx512vnni");  // every CPU with VBMI2 has it
 #endif
     default:
       return false;

@@ -40,6 +40,16 @@ float* scratch(int slot, int64_t floats) {
   return b.data.get();
 }
 
+// A token that uint8 cannot hold, in float; what comes after is left out.
+static void compute_in_float(const Call& c, int64_t t) {
+  const int64_t rows = c.h->rows, width = c.kernels->width;
+  std::vector<float> y(rows * width);
+  for (int64_t o = 0; o < rows; o++) y[o * width] = c.bias ? c.bias[o] : 0.0f;
+  const float* x = c.x + t * c.ldx;
+  visit(c.blob, [&](int64_t row, int64_t k, float v) { y[row * width] += v != 0.0f ? v * x[k] : 0.0f; });
+  c.kernels->unpack_tile(y.data(), rows, static_cast<int>(width), 1, c.activation, c.y + t * c.ldy, c.ldy);
+}
+
 // 0 * inf and 0 * NaN are NaN: output o of a token keeps its value only if the weight is nonzero at every column where the token is not finite.
 void spread_not_finite(const Call& c) {
   std::vector<int32_t> hits(c.h->rows);
@@ -48,6 +58,7 @@ void spread_not_finite(const Call& c) {
     int32_t n = 0;
     for (int64_t k = 0; k < c.h->cols; k++) n += odd[k] = !std::isfinite(c.x[t * c.ldx + k]);
     if (!n) continue;
+    if (c.h->format == SCT_QUAD) compute_in_float(c, t);
     std::fill(hits.begin(), hits.end(), 0);
     visit(c.blob, [&](int64_t row, int64_t k, float v) { hits[row] += odd[k] && v != 0.0f; });
     for (int64_t o = 0; o < c.h->rows; o++)
@@ -99,7 +110,7 @@ extern "C" int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x,
             {run, pool},
             after};
   try {
-    const bool few = info.format == SCT_BITMASK || (info.format == SCT_BLOCK && tokens <= kFewTokens);
+    const bool few = info.format == SCT_BITMASK || info.format == SCT_NM || (info.format == SCT_BLOCK && tokens <= kFewTokens);
     return few ? run_rows(call) : run_tiles(call);
   } catch (const std::bad_alloc&) {
     return SCT_NO_MEMORY;

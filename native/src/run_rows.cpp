@@ -10,7 +10,7 @@
 namespace secateur {
 namespace {
 
-constexpr int64_t kBitmaskRows = 64;   // rows of a bitmask weight that a thread takes at a time
+constexpr int64_t kBitmaskRows = 64;   // rows of a bitmask or nm weight that a thread takes at a time
 constexpr int64_t kPanelTokens = 256;  // bounds the packed copy of the activations
 
 struct RowJob {
@@ -36,7 +36,7 @@ void row_task(void* context) {
       if (block)
         c.kernels->block_rows(c.blob, i, x, width, n, bias, c.activation, sums, y, c.ldy);
       else
-        c.kernels->bitmask_rows(c.blob, row, end, x, width, n, bias, c.activation, y, c.ldy);
+        (c.h->format == SCT_NM ? c.kernels->nm_rows : c.kernels->bitmask_rows)(c.blob, row, end, x, width, n, bias, c.activation, y, c.ldy);
       t += width;
     }
   }
@@ -51,13 +51,14 @@ int run_panel(const Call& c) {
   job.columns = block ? c.h->cols : round_up(c.h->cols, kBitmaskColumns);
   float* packed = scratch(0, (c.tokens + 7) * job.columns);
   if (!packed) return SCT_NO_MEMORY;
+  const uint32_t order = c.h->format == SCT_NM ? uint32_t{SCT_F32} : c.h->value;
   bool odd = false;
   for (int64_t t = 0; t < c.tokens;) {
     const int width = pass_width(c.tokens - t), n = static_cast<int>(std::min<int64_t>(width, c.tokens - t));
     const float* x = c.x + t * c.ldx;
     float* to = packed + t * job.columns;
     odd |= block ? c.kernels->pack_columns(x, c.ldx, c.h->cols, n, width, to)
-                 : c.kernels->pack_masked(x, c.ldx, c.h->cols, n, width, c.h->value, to);
+                 : c.kernels->pack_masked(x, c.ldx, c.h->cols, n, width, order, to);
     t += width;
   }
   job.x = packed;

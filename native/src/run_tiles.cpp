@@ -25,9 +25,14 @@ struct TileJob {
 };
 
 bool is_block(const Call& c) { return c.h->format == SCT_BLOCK; }
+bool is_quad(const Call& c) { return c.h->format == SCT_QUAD; }
 
 int64_t tile_tokens(const Call& c) {
   return is_block(c) ? c.kernels->block_tile_tokens[c.h->p[0] == 8] : static_cast<int64_t>(c.h->p[0]);
+}
+
+int64_t packed_floats(const Call& c, int64_t tile) {
+  return is_quad(c) ? (ceil_div(c.h->cols, 4) * c.kernels->quad_wide + 2) * tile : tile * c.h->cols;
 }
 
 int tokens_in_tile(const Call& c, int64_t tile_index) {
@@ -38,9 +43,9 @@ int tokens_in_tile(const Call& c, int64_t tile_index) {
 void tile_task(void* context) {
   auto& job = *static_cast<TileJob*>(context);
   const Call& c = *job.call;
-  const int64_t tile = tile_tokens(c), row_block = std::min<int64_t>(c.h->p[2], round_up(c.h->rows, 8)), tile_floats = tile * c.h->cols;
+  const int64_t tile = tile_tokens(c), row_block = std::min<int64_t>(c.h->p[2], round_up(c.h->rows, 8)), tile_floats = packed_floats(c, tile);
   for (int64_t t; (t = job.next_pack.fetch_add(1)) < job.tiles;) {
-    if (c.kernels->pack_tile(c.x + t * tile * c.ldx, c.ldx, c.h->cols, tokens_in_tile(c, t),
+    if ((is_quad(c) ? c.kernels->quad_pack : c.kernels->pack_tile)(c.x + t * tile * c.ldx, c.ldx, c.h->cols, tokens_in_tile(c, t),
                              static_cast<int>(tile), job.packed + t * tile_floats))
       job.odd.store(true);
     job.packed_tiles.fetch_add(1, std::memory_order_release);
@@ -52,7 +57,7 @@ void tile_task(void* context) {
   for (int64_t i; (i = job.next.fetch_add(1)) < job.tiles * job.row_blocks;) {
     const int64_t b = i / job.tiles, t = i % job.tiles, row = b * row_block;
     const int n = tokens_in_tile(c, t);
-    (is_block(c) ? c.kernels->block_tile : c.kernels->tiled)(c.blob, b, job.packed + t * tile_floats, n, c.bias ? c.bias + row : nullptr, y);
+    (is_quad(c) ? c.kernels->quad_tile : is_block(c) ? c.kernels->block_tile : c.kernels->tiled)(c.blob, b, job.packed + t * tile_floats, n, c.bias ? c.bias + row : nullptr, y);
     c.kernels->unpack_tile(y, std::min<int64_t>(row_block, c.h->rows - row), static_cast<int>(tile), n,
                            c.activation, c.y + t * tile * c.ldy + row, c.ldy);
     // Whoever brings the last row block of a tile goes on with it. NaN has to be mended before.
@@ -67,7 +72,7 @@ int run_panel(const Call& c) {
   job.call = &c;
   job.tiles = ceil_div(c.tokens, tile_tokens(c));
   job.row_blocks = ceil_div(c.h->rows, int64_t{c.h->p[2]});
-  job.packed = scratch(0, job.tiles * tile_tokens(c) * c.h->cols);
+  job.packed = scratch(0, job.tiles * packed_floats(c, tile_tokens(c)));
   if (!job.packed) return SCT_NO_MEMORY;
   if (c.after) job.row_blocks_done.reset(new std::atomic<int64_t>[job.tiles]());
   const int useful = static_cast<int>(std::min<int64_t>(c.threads, job.tiles * job.row_blocks));
@@ -85,7 +90,7 @@ int run_panel(const Call& c) {
 
 int run_tiles(const Call& c) {
   const int64_t tile = tile_tokens(c), tokens = c.tokens;
-  const int64_t most = std::min<int64_t>(kPanelTokens, kPanelFloats / c.h->cols) / tile * tile;
+  const int64_t most = std::min<int64_t>(kPanelTokens, kPanelFloats * tile / packed_floats(c, tile)) / tile * tile;
   // One thread takes tile by tile, so that its buffers are small: after others have used the caches this saves 3 to 8%.
   const bool small = c.threads == 1 && c.h->bytes <= kCachedBytes;
   const int64_t panel = small ? tile : std::max(2 * tile, most);

@@ -1,5 +1,6 @@
 #include "sound.h"
 
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -110,6 +111,57 @@ bool bitmask_is_sound(const uint8_t* blob) {
   return start[rows] == at && section_bytes(h, 2) >= at * value_bytes(h.value) + kValueSlack;
 }
 
+// As for the tiled format, but that quads take the place of columns and a row need not appear.
+bool quad_is_sound(const uint8_t* blob) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  const uint64_t tile = h.p[0], chunk = h.p[1], row_block = h.p[2], stride = tile * 4;
+  if (tile < 16 || tile > kMaxTile || tile % 16 || chunk < 4 || chunk % 4 || !row_block) return false;
+  if (h.cols > kMaxQuadColumns || (chunk / 4 - 1) * stride > UINT16_MAX || row_block * stride > UINT32_MAX) return false;
+  const uint64_t chunks = (h.cols + chunk - 1) / chunk, blocks = (h.rows + row_block - 1) / row_block;
+  const uint64_t classes = section_bytes(h, 1) / sizeof(TiledClass), row_slots = section_bytes(h, 2) / 4;
+  const uint64_t stream = section_bytes(h, 3);
+  if (section_bytes(h, 0) / sizeof(TiledBlock) / chunks < blocks || row_slots < kRowSlack) return false;
+  if (!has_scales(h, 4) || section_bytes(h, 5) / sizeof(int32_t) < h.rows) return false;
+  for (uint64_t r = 0; r < h.rows; r++)
+    if (std::abs(int64_t{section<int32_t>(blob, 5)[r]}) > int64_t{127} * h.cols) return false;
+  std::vector<bool> seen;
+  for (uint64_t b = 0; b < blocks * chunks; b++) {
+    const TiledBlock& block = section<TiledBlock>(blob, 0)[b];
+    const uint64_t rows = std::min<uint64_t>(row_block, h.rows - b / chunks * row_block);
+    const uint64_t quads = (std::min<uint64_t>(chunk, h.cols - b % chunks * chunk) + 3) / 4;
+    if (block.class_begin > classes || block.class_count > classes - block.class_begin) return false;
+    uint64_t row = block.row_begin, at = block.stream;
+    seen.assign(rows, false);
+    for (uint32_t c = 0; c < block.class_count; c++) {
+      const TiledClass cls = section<TiledClass>(blob, 1)[block.class_begin + c];
+      if (!cls.count || cls.count > quads || cls.rows > rows || row + cls.rows + kRowSlack > row_slots) return false;
+      for (uint32_t r = 0; r < cls.rows; r++, row++) {
+        const uint64_t offset = section<uint32_t>(blob, 2)[row];
+        if (offset % stride || offset / stride >= rows || seen[offset / stride]) return false;
+        seen[offset / stride] = true;
+      }
+      const uint64_t end = at + (static_cast<uint64_t>(cls.count) + 3) / 4 * cls.rows * kQuadGroup;
+      if (at > stream || end > stream) return false;
+      for (; at < end; at += kQuadGroup) {
+        uint16_t offsets[4];
+        std::memcpy(offsets, section<uint8_t>(blob, 3) + at + 16, 8);
+        for (uint16_t o : offsets)
+          if (o % stride || o / stride >= quads) return false;
+      }
+    }
+  }
+  return true;
+}
+
+// Any index is one of a group, so that only sizes count.
+bool nm_is_sound(const uint8_t* blob) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  if (!nm_is_known(h.p[0], h.p[1]) || !has_scales(h, 1)) return false;
+  const NmShape s(h);
+  const uint64_t bytes = section_bytes(h, 0);
+  return bytes >= kValueSlack && (bytes - kValueSlack) / s.bytes() >= static_cast<uint64_t>(s.row_sets);
+}
+
 }  // namespace
 
 bool format_is_known(const Header& h) {
@@ -120,6 +172,10 @@ bool format_is_known(const Header& h) {
       return h.value <= SCT_I8;
     case SCT_BITMASK:
       return h.value == SCT_F32 || h.value == SCT_BF16 || h.value == SCT_I8;
+    case SCT_NM:
+      return h.value <= SCT_I8;
+    case SCT_QUAD:
+      return h.value == SCT_I8;
     default:
       return false;
   }
@@ -133,6 +189,10 @@ bool is_sound(const uint8_t* blob) {
       return block_is_sound(blob);
     case SCT_BITMASK:
       return bitmask_is_sound(blob);
+    case SCT_NM:
+      return nm_is_sound(blob);
+    case SCT_QUAD:
+      return quad_is_sound(blob);
     default:
       return tiled_is_sound(blob);
   }

@@ -53,6 +53,18 @@ struct KernelTable {
   void (*bitmask_rows)(const uint8_t* blob, int64_t begin, int64_t end, const float* x, int width, int tokens,
                        const float* bias, int activation, float* y, int64_t ldy);
 
+  // Rows [begin, end) of an nm weight, begin a multiple of kNmRows, times `width` tokens of pack_masked for float32.
+  void (*nm_rows)(const uint8_t* blob, int64_t begin, int64_t end, const float* x, int width, int tokens,
+                  const float* bias, int activation, float* y, int64_t ldy);
+
+  // x as uint8 in quads for quad_tile: columns / 4 * tile * quad_wide floats, then 2 * tile more; whether x holds NaN
+  // or infinity. See isa/quads.inl.
+  int quad_wide;
+  bool (*quad_pack)(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, float* out);
+
+  // One row block of a quad weight times one tile of quad_pack; y is [row block rows][tile].
+  void (*quad_tile)(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias, float* y);
+
   // y (n) + residual (n, or null), then a norm (sct_norm) with its scale and shift (n each, or null), in place.
   void (*finish)(float* y, int64_t n, const float* residual, int norm, const float* scale, const float* shift,
                  float epsilon);

@@ -94,12 +94,66 @@ void visit_bitmask(const uint8_t* blob, F f) {
 }
 
 template <class F>
+void visit_quad(const uint8_t* blob, F f) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  const int64_t stride = static_cast<int64_t>(h.p[0]) * 4, chunk = h.p[1], row_block = h.p[2];
+  const int64_t chunks = ceil_div(h.cols, chunk), n = ceil_div(h.rows, row_block) * chunks;
+  for (int64_t b = 0; b < n; b++) {
+    const TiledBlock& block = section<TiledBlock>(blob, 0)[b];
+    const uint8_t* p = section<uint8_t>(blob, 3) + block.stream;
+    const uint32_t* at = section<uint32_t>(blob, 2) + block.row_begin;
+    for (uint32_t c = 0; c < block.class_count; c++) {
+      const TiledClass cls = section<TiledClass>(blob, 1)[block.class_begin + c];
+      for (uint32_t r = 0; r < cls.rows; r++, at++) {
+        const int64_t row = b / chunks * row_block + *at / stride;
+        for (uint32_t i = 0, in_group = cls.count % 4; i < cls.count; i += in_group, in_group = 4, p += kQuadGroup) {
+          if (!in_group) in_group = 4;
+          for (uint32_t j = 0; j < in_group; j++) {
+            uint16_t offset;
+            std::memcpy(&offset, p + 16 + 2 * j, 2);
+            const int64_t column = b % chunks * chunk + offset / stride * 4;
+            for (int64_t k = 0; k < 4 && column + k < h.cols; k++)
+              f(row, column + k, stored_value(p, 4 * j + k, SCT_I8) * section<float>(blob, 4)[row]);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class F>
+void visit_nm(const uint8_t* blob, F f) {
+  const auto& h = *reinterpret_cast<const Header*>(blob);
+  const NmShape s(h);
+  const auto* p = section<uint8_t>(blob, 0);
+  for (int64_t first = 0; first < h.rows; first += kNmRows)
+    for (int64_t g = 0; g < s.groups; g += s.period) {
+      const int64_t fields = std::min(s.period, s.groups - g) * s.keep;
+      const uint8_t* values = p + s.words * kNmRows * 4;
+      for (int64_t lane = 0; lane < std::min<int64_t>(kNmRows, h.rows - first); lane++) {
+        const float scale = h.value == SCT_I8 ? section<float>(blob, 1)[first + lane] : 1.0f;
+        for (int64_t i = 0; i < fields; i++) {
+          uint32_t word;
+          std::memcpy(&word, p + (i / s.fields * kNmRows + lane) * 4, 4);
+          const int64_t k = (g + i / s.keep) * h.p[1] + (word >> i % s.fields * s.bits & (h.p[1] - 1));
+          if (k < h.cols) f(first + lane, k, stored_value(values, i * kNmRows + lane, h.value) * scale);
+        }
+      }
+      p = values + fields * kNmRows * s.value;
+    }
+}
+
+template <class F>
 void visit(const uint8_t* blob, F f) {
   switch (reinterpret_cast<const Header*>(blob)->format) {
     case SCT_BLOCK:
       return visit_block(blob, f);
     case SCT_BITMASK:
       return visit_bitmask(blob, f);
+    case SCT_NM:
+      return visit_nm(blob, f);
+    case SCT_QUAD:
+      return visit_quad(blob, f);
     default:
       return visit_tiled(blob, f);
   }

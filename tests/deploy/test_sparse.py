@@ -35,7 +35,9 @@ def pruned(model, share=0.8):
 @pytest.fixture
 def measured(monkeypatch):
     """Every sparse layer counts as faster, so that tests depend on no clock."""
-    monkeypatch.setattr(sparse, "pack_worthy", lambda w, tokens, value, measure: pack(w, tokens, value, False))
+    monkeypatch.setattr(
+        sparse, "pack_worthy", lambda w, tokens, value, activations, measure: pack(w, tokens, value, activations, False)
+    )
 
 
 pack = sparse.pack_worthy
@@ -250,6 +252,18 @@ def test_attention(measured, tmp_path, mask, where, scale, expected):
     assert found.count("Attention") == expected
     assert found.count("Softmax") == 1 - expected
     assert found.count("SparseLinear") == 4
+
+
+def test_activations_are_rounded_when_asked(measured, tmp_path):
+    torch.manual_seed(0)
+    net, x = nn.Linear(64, 64).eval(), {"input": torch.randn(40, 64)}
+    net.weight.data *= (torch.rand(64, 16) < 0.3).repeat_interleave(4, 1)
+    export(net, "onnx", tmp_path / "out", example=x, sparse=True, tokens=40, value="int8", activations="int8")
+    info = json.loads((tmp_path / "out" / "artefact.json").read_text())
+    assert info["sparse"]["activations"] == "int8"
+    assert 1e-3 < info["parity"]["relative_error"] < 0.05
+    with pytest.raises(DeployError, match="activations='int8' goes with value='int8', not 'float32'"):
+        export(net, "onnx", tmp_path / "no", example=x, sparse=True, activations="int8")
 
 
 def test_an_output_of_the_program_is_not_taken_in(measured, tmp_path):

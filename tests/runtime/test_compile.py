@@ -14,6 +14,7 @@ from secateur.runtime import choose as choosing  # noqa: E402
 from secateur.runtime import swap  # noqa: E402
 from secateur.runtime.linear import ByTokens, SparseLinear  # noqa: E402
 from secateur.runtime.native import load_native  # noqa: E402
+from secateur.runtime.patterns import zeros_of  # noqa: E402
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -256,11 +257,78 @@ def test_blocks_are_found_and_kept_through_save_and_load(block, value, tmp_path)
     assert torch.allclose(fast[0].dense_weight(), layer.weight, atol=1e-3)
 
 
-def test_block_of_tells_the_pattern():
-    assert choosing.block_of(in_blocks(nn.Linear(64, 64), 8).weight.detach().numpy()) == 8
-    assert choosing.block_of(in_blocks(nn.Linear(64, 64), 4).weight.detach().numpy()) == 4
-    assert choosing.block_of(prune(nn.Linear(64, 64)).weight.detach().numpy()) == 0
-    assert choosing.block_of(torch.zeros(9, 3).numpy()) == 0
+def in_quads(layer, density=0.2):
+    rows, cols = layer.weight.shape
+    keep = torch.rand(rows, -(-cols // 4), generator=torch.Generator().manual_seed(2)) < density
+    layer.weight.data.mul_(keep.repeat_interleave(4, 1)[:, :cols])
+    return layer.eval()
+
+
+def in_groups(layer, keep, of):
+    rows, cols = layer.weight.shape
+    chosen = torch.rand(rows, -(-cols // of), of, generator=torch.Generator().manual_seed(3)).argsort(-1) < keep
+    layer.weight.data.mul_(chosen.reshape(rows, -1)[:, :cols])
+    return layer.eval()
+
+
+@pytest.mark.parametrize(("keep", "of", "value"), [(2, 4, "float16"), (4, 8, "int8"), (1, 4, "float32")])
+def test_fixed_counts_are_found_for_few_tokens(keep, of, value, tmp_path):
+    model = nn.Sequential(in_groups(nn.Linear(90, 61), keep, of))
+    fast = runtime.compile(model, tokens=1, measure=False, value=value)
+    assert f"nm {value}" in fast[0].extra_repr()
+    runtime.save(fast, tmp_path)
+    again = runtime.load(tmp_path, nn.Sequential(nn.Linear(90, 61)))
+    with torch.inference_mode():
+        for tokens in (1, 3, 7, 40):
+            x = torch.randn(tokens, 90)
+            expected = nn.functional.linear(x, fast[0].dense_weight(), model[0].bias)
+            assert torch.allclose(fast(x), expected, atol=1e-5)
+            assert torch.equal(again(x), fast(x))
+    many = runtime.compile(model, tokens=128, measure=False)
+    assert "tiled float32" in many[0].extra_repr()
+
+
+def test_patterns_are_told_apart():
+    def zeros(layer):
+        return str(zeros_of(layer.weight.detach().numpy()))
+
+    assert zeros(in_blocks(nn.Linear(64, 64), 8)) == "8x1"
+    assert zeros(in_blocks(nn.Linear(64, 64), 4)) == "4x1"
+    assert zeros(in_quads(nn.Linear(66, 64))) == "0x1 1x4"
+    assert zeros(in_groups(nn.Linear(66, 64), 2, 4)) == "0x1 2:4"
+    assert zeros(in_groups(nn.Linear(66, 64), 4, 8)) == "0x1 4:8"
+    assert zeros(in_groups(nn.Linear(66, 64), 1, 4)) == "0x1 1:4"
+    assert zeros(prune(nn.Linear(64, 64))) == "0x1"
+    assert str(zeros_of(torch.zeros(9, 3).numpy())) == "0x1"
+
+
+def test_activations_are_rounded_only_when_asked(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(in_quads(nn.Linear(96, 61)), nn.GELU(), prune(nn.Linear(61, 5)))
+    plain = runtime.compile(model, measure=False, value="int8")
+    assert plain.secateur_report.layers[0].format == "dense"
+    assert "rounded to 8 bits" not in plain.secateur_report.summary()
+    x = torch.randn(3, 11, 96)
+    fast = runtime.compile(model, measure=False, value="int8", activations="int8", example=(x,))
+    assert "1 of 2 linear layers" in fast.secateur_report.summary()
+    assert "1 of them with activations rounded to 8 bits at each call" in fast.secateur_report.summary()
+    assert "quad int8" in fast[0].extra_repr()
+    assert fast[0].activation == "gelu"
+    with torch.inference_mode():
+        expected = model(x)
+        assert (fast(x) - expected).norm() < 0.03 * expected.norm()
+        runtime.save(fast, tmp_path)
+        skeleton = nn.Sequential(nn.Linear(96, 61), nn.GELU(), nn.Linear(61, 5))
+        assert torch.equal(runtime.load(tmp_path, skeleton)(x), fast(x))
+    with pytest.raises(ValueError, match="activations='int8' goes with value='int8', not 'float32'"):
+        runtime.compile(model, activations="int8")
+    with pytest.raises(ValueError, match="'float32', 'int8', not 'int4'"):
+        runtime.compile(model, activations="int4")
+
+
+def test_a_measured_layer_may_round_its_activations():
+    fast = runtime.compile(in_quads(nn.Linear(512, 512), 0.05), tokens=64, value="int8", activations="int8")
+    assert fast.secateur_report.layers[0].format == "quad"
 
 
 def test_value_type_without_a_format_stays_dense():
@@ -310,7 +378,7 @@ def test_an_activation_that_others_need_is_not_fused():
 
 
 def test_a_layer_takes_the_form_for_the_call(monkeypatch, tmp_path):
-    def at_few_tokens(array, bias, tokens, value, use_cache):
+    def at_few_tokens(array, bias, tokens, value, use_cache, activations):
         packing = {"format": "bitmask"} if tokens == 1 else {"format": "tiled"} if array.shape[0] == 64 else None
         return choosing.Choice(packing, 2.0, 1.0)
 

@@ -15,14 +15,17 @@ from secateur.runtime.native import load_native
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
 
-def layer():
+def layer(**packing):
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((300, 400), dtype=np.float32) * (rng.random((300, 400)) < 0.2)
-    return P.pack(weight), rng.standard_normal((70, 400), dtype=np.float32)
+    weight = rng.standard_normal((300, 400), dtype=np.float32) * (rng.random((300, 50, 8)).argsort(-1) < 2).reshape(
+        300, 400
+    )
+    return P.pack(weight, **packing), rng.standard_normal((70, 400), dtype=np.float32)
 
 
-def test_eight_threads_call_one_layer():
-    blob, x = layer()
+@pytest.mark.parametrize("packing", [{}, {"format": "quad", "value": "int8"}, {"format": "nm", "keep": 4, "of": 8}])
+def test_eight_threads_call_one_layer(packing):
+    blob, x = layer(**packing)
     expected = P.linear(blob, x)
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(lambda i: P.linear(blob, x, threads=1 + i % 3), range(200))

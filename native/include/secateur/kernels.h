@@ -32,7 +32,7 @@ enum sct_isa {
   SCT_ISA_AVX512 = 4
 };
 
-enum sct_format { SCT_TILED = 1, SCT_BLOCK = 2, SCT_BITMASK = 3 };
+enum sct_format { SCT_TILED = 1, SCT_BLOCK = 2, SCT_BITMASK = 3, SCT_QUAD = 4, SCT_NM = 5 };
 
 /* SCT_I8 is symmetric with one float32 scale a row. */
 enum sct_value { SCT_F32 = 0, SCT_BF16 = 1, SCT_F16 = 2, SCT_I8 = 3 };
@@ -41,8 +41,9 @@ enum sct_norm { SCT_NO_NORM = 0, SCT_LAYER_NORM = 1, SCT_RMS_NORM = 2 };
 
 enum sct_activation { SCT_NONE = 0, SCT_RELU = 1, SCT_GELU = 2, SCT_GELU_TANH = 3, SCT_SILU = 4 };
 
-/* What a blob says about itself; p is {tile, chunk, row_block, layout} for the tiled format, {block, chunk,
- * row_block, 0} for the block format, zeros for the bitmask format. */
+/* What a blob says about itself; p is {tile, chunk, row_block, layout} for the tiled format, {tile, chunk, row_block, 0}
+ * for the quad format, {block, chunk, row_block, 0} for the block format, {keep, of, 0, 0} for nm, zeros for the bitmask
+ * format. */
 typedef struct {
   int64_t rows, cols, nonzeros, bytes;
   int32_t format, value;
@@ -73,6 +74,17 @@ int sct_pack_block(const float* weight, int64_t rows, int64_t cols, int64_t ld, 
 /* Any pattern of zeros for few tokens: a bit a weight, then the nonzeros; float32, bf16 or int8. */
 int sct_pack_bitmask(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value,
                      sct_allocate allocate, void* context);
+
+/* N:M: at most `keep` of every `of` columns of a row; 1 or 2 of 4, or 4 of 8. For few tokens; any value type.
+ * SCT_BAD_ARGUMENT where a group has more nonzeros. */
+int sct_pack_nm(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t keep, int32_t of,
+                sct_allocate allocate, void* context);
+
+/* Quads (four columns of a row from a multiple of four on) kept or gone together, for many tokens, int8 with a scale a
+ * row. Activations are rounded to uint8 with a scale a token at each call (about 1% of the output); tokens with NaN or
+ * infinity are computed in float32. At most 65536 columns; tile as for tiled, chunk a multiple of 4. */
+int sct_pack_quad(const float* weight, int64_t rows, int64_t cols, int64_t ld, int32_t tile, int32_t chunk,
+                  int32_t row_block, sct_allocate allocate, void* context);
 
 /* Read the header (cheap), or walk every index of a blob of unknown origin (as long as the blob). */
 int sct_describe(const uint8_t* blob, int64_t bytes, sct_info* info);

@@ -20,6 +20,8 @@
 #include "block_tile.inl"
 #include "block_rows.inl"
 #include "bitmask.inl"
+#include "nm.inl"
+#include "quads.inl"
 #include "norm.inl"
 #include "attention.inl"
 #include "repair.inl"
@@ -36,6 +38,10 @@ const secateur::KernelTable kTable = {Simd::W,
                                       block_rows,
                                       pack_masked,
                                       bitmask_rows,
+                                      nm_rows,
+                                      Dot::kWide,
+                                      quad_pack,
+                                      quad_tile,
                                       finish,
                                       kQueries,
                                       attention_tile,

@@ -2,6 +2,8 @@
 // with other translation units: everything but the table lives in anonymous namespaces.
 #include "simd_avx2.h"
 #include "spread_avx2.h"
+#include "dot_avx2.h"
+#include "lanes_avx2.h"
 
 #include "kernels.inl"
 

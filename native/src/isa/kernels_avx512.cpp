@@ -2,6 +2,8 @@
 // other translation units: everything but the table lives in anonymous namespaces.
 #include "simd_avx512.h"
 #include "spread_avx512.h"
+#include "dot_avx512.h"
+#include "lanes_avx512.h"
 
 #include "kernels.inl"
 

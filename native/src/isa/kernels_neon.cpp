@@ -2,6 +2,8 @@
 // other translation units: everything but the table lives in anonymous namespaces.
 #include "simd_neon.h"
 #include "spread_scalar.h"
+#include "dot_scalar.h"
+#include "lanes_scalar.h"
 
 #include "kernels.inl"
 

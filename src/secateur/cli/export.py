@@ -45,6 +45,9 @@ def command(
     value: Annotated[
         str, typer.Option(help="--sparse: float32, bfloat16, or for blocks float16 and int8.")
     ] = "float32",
+    activations: Annotated[
+        str, typer.Option(help="--sparse: float32, or int8 for 1x4 blocks (with --value int8).")
+    ] = "float32",
     tolerance: Annotated[
         float | None, typer.Option(help="Largest relative error; default: 1e-4, or 0.25 with --int8.")
     ] = None,
@@ -93,6 +96,7 @@ def command(
         sparse=sparse,
         tokens=tokens,
         value=value,
+        activations=activations,
         tolerance=tolerance,
         overwrite=overwrite,
         task=task,

@@ -14,6 +14,8 @@ EXAMPLES = (
 )
 VALUES_HELP = "How kept weights are stored: float32, bfloat16, float16 or int8 (the last two: blocks or few tokens)."
 
+ACTIVATIONS_HELP = "int8: layers with 1x4 blocks of zeros round their inputs too (with --value int8)."
+
 
 def command(
     context_: typer.Context,
@@ -26,6 +28,7 @@ def command(
     batch_size: common.BatchOption = 1,
     new_tokens: Annotated[int, typer.Option(help="Tokens that a decoder adds.", min=1)] = 32,
     value: Annotated[str, typer.Option(help=VALUES_HELP)] = "float32",
+    activations: Annotated[str, typer.Option(help=ACTIVATIONS_HELP)] = "float32",
     measure: Annotated[bool, typer.Option(help="Time each layer dense and sparse and keep the faster.")] = True,
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
@@ -46,13 +49,17 @@ def command(
     from secateur import runtime
     from secateur.cli import kinds
     from secateur.runtime.answer import classify, continue_texts, generates
-    from secateur.runtime.packed import VALUES
+    from secateur.runtime.packed import VALUES, check_activations
     from secateur.runtime.store import MANIFEST
     from secateur.torch.open import load_model
     from secateur.torch.text import load_tokenizer
 
     if value not in VALUES:
         raise DataError(f"--value {value} is unknown; use one of {', '.join(VALUES)}")
+    try:
+        check_activations(value, activations)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     common.quiet_libraries()
     common.set_threads(threads)
     tokenizer = load_tokenizer(model)
@@ -65,7 +72,7 @@ def command(
     else:
         whole = batch_size * min(max_length, 128)
         tokens = (1, min(max_length, 128)) if generates(dense) else whole
-        fast = runtime.compile(dense, tokens=tokens, value=value, measure=measure)
+        fast = runtime.compile(dense, tokens=tokens, value=value, activations=activations, measure=measure)
         summary = fast.secateur_report.summary()
     if generates(fast):
         answers = continue_texts(fast, tokenizer, lines, max_length, new_tokens)

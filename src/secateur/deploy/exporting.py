@@ -21,7 +21,7 @@ from secateur.deploy.sparse import rewrite
 from secateur.deploy.target import DeployError, Graph, Target, Written, find, writing
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
-from secateur.runtime.packed import VALUES
+from secateur.runtime.packed import VALUES, check_activations
 from secateur.torch.batches import evaluating
 from secateur.torch.open import load_model
 from secateur.torch.text import has_tokenizer, load_tokenizer
@@ -45,6 +45,7 @@ def export(
     sparse: bool = False,
     tokens: int = 128,
     value: str = "float32",
+    activations: str = "float32",
     tolerance: float | None = None,
     overwrite: bool = False,
     **options: Any,
@@ -59,7 +60,8 @@ def export(
     batch, length: the largest that ExecuTorch takes, the only ones that LiteRT takes.
     generate: with a key-value cache, for `secateur.deploy.generate`. int8: 8-bit weights on top.
     sparse: sparse linear layers on secateur's kernels (onnx), chosen for `tokens` tokens in a call and stored as
-    `value`, both as for `secateur.runtime.compile`. Such a program needs `secateur.runtime.onnx_library`.
+    `value`, with `activations`, all as for `secateur.runtime.compile`. Such a program needs
+    `secateur.runtime.onnx_library`.
     tolerance: largest permitted relative error, by default `results.TOLERANCE` (or `parity.INT8_TOLERANCE`).
     options: for loading a folder, as `secateur.open` takes them.
 
@@ -69,7 +71,7 @@ def export(
     target, output = find(to), Path(output)
     check_output(output, overwrite)
     check_wishes(target, generate, int8, sparse)
-    check_packing(tokens, value)
+    check_packing(tokens, value, activations)
     folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
     if not isinstance(source, nn.Module):
         options.setdefault("dtype", torch.float32)
@@ -93,7 +95,9 @@ def export(
                 sizes = dict(signature.SYMBOLS)
                 graphs = {"model": Graph(model, signature.tensors(ports, sizes), ports)}
             written = target.write(graphs, place, int8)
-            packing = rewrite(written, place, tokens=tokens, value=value) if sparse else None
+            packing = None
+            if sparse:
+                packing = rewrite(written, place, tokens=tokens, value=value, activations=activations)
         travel(model, folder, tokenizer, place)
         info = describe(target, model, graphs, written, place, int8)
         if packing is not None:
@@ -115,12 +119,16 @@ def export(
     return Artefact(output, target.name, info["bytes"], info["parameters"], info["zeros"], found, made)
 
 
-def check_packing(tokens: int, value: str) -> None:
-    """DeployError for a number of tokens or a value type that cannot be."""
+def check_packing(tokens: int, value: str, activations: str) -> None:
+    """DeployError for a number of tokens or a type that cannot be."""
     if tokens < 1:
         raise DeployError(f"tokens must be positive, not {tokens}")
     if value not in VALUES:
         raise DeployError(f"value must be one of {', '.join(VALUES)}, not {value}")
+    try:
+        check_activations(value, activations)
+    except ValueError as error:
+        raise DeployError(str(error)) from error
 
 
 def check_wishes(target: Target, generate: bool, int8: bool, sparse: bool = False) -> None:

@@ -24,11 +24,17 @@ LAYER_NORM = 1
 
 
 def rewrite(
-    written: Mapping[str, Written], folder: Path, *, tokens: int, value: str, measure: bool = True
+    written: Mapping[str, Written],
+    folder: Path,
+    *,
+    tokens: int,
+    value: str,
+    activations: str = "float32",
+    measure: bool = True,
 ) -> dict[str, Any]:
     """Rewrite every graph in a folder in place; returns how many linear layers there are, and how many were packed.
 
-    tokens, value, measure: as for `secateur.runtime.compile`.
+    tokens, value, activations, measure: as for `secateur.runtime.compile`.
 
     Raises DeployError when there are no compiled kernels, or no layer that they make faster.
     """
@@ -46,7 +52,7 @@ def rewrite(
         found = linears(graph)
         layers += len(found)
         for node, weight in found:
-            blob = pack_worthy(weight, tokens, value, measure)
+            blob = pack_worthy(weight, tokens, value, activations, measure)
             if blob is not None:
                 fuse_linear(graph, node, blob)
                 packed += 1
@@ -58,7 +64,15 @@ def rewrite(
             f"none of the {layers} linear layers is sparse enough to be faster on the kernels at {tokens} tokens; "
             "prune more, or export without sparse"
         )
-    return {"tokens": tokens, "value": value, "layers": layers, "packed": packed, "attentions": attentions}
+    rounding = {"activations": activations} if activations != "float32" else {}
+    return {
+        "tokens": tokens,
+        "value": value,
+        **rounding,
+        "layers": layers,
+        "packed": packed,
+        "attentions": attentions,
+    }
 
 
 def save(model: Any, path: Path) -> None:
@@ -81,7 +95,7 @@ def save(model: Any, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def pack_worthy(weight: np.ndarray, tokens: int, value: str, measure: bool) -> np.ndarray | None:
+def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, measure: bool) -> np.ndarray | None:
     """A weight (out, in) packed, or None where it has few zeros or measured no faster."""
     from secateur.runtime.choose import choose, unmeasured
     from secateur.runtime.packed import pack
@@ -91,7 +105,10 @@ def pack_worthy(weight: np.ndarray, tokens: int, value: str, measure: bool) -> n
         return None
     if value == "int8" and not np.isfinite(weight).all():
         return None
-    choice = choose(weight, None, tokens, value) if measure else unmeasured(weight, tokens, value)
+    if measure:
+        choice = choose(weight, None, tokens, value, activations=activations)
+    else:
+        choice = unmeasured(weight, tokens, value, activations)
     return pack(weight, **choice.packing) if choice.packing is not None else None
 
 

@@ -23,16 +23,17 @@ import torch
 from secateur.runtime.native import isa
 from secateur.runtime.ops import sparse_linear
 from secateur.runtime.packed import BLOCKS, VALUES_OF, pack, row_block_for, tiled_defaults
+from secateur.runtime.patterns import Zeros, zeros_of
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 WORTH = 0.95  # sparse must take less than this share of the dense time
 SECONDS_A_CANDIDATE = 0.02
 FEW_TOKENS = 16
 """Up to here weights come from memory, not from a cache, in a model of any size, and are measured so."""
 MASK_TOKENS = 8
 """Up to here the bitmask format is worth a measurement."""
-BLOCK_FILL = 0.75
-"""A weight has blocks when this share of what its nonzero blocks hold is nonzero."""
+GROUP_TOKENS = 16
+"""The same for the nm format."""
 EVICT_BYTES = 64_000_000
 
 
@@ -62,28 +63,31 @@ def candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
     return kept or pairs[-1:]
 
 
+def quad_candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
+    """The same for the quad format."""
+    pairs = [(128, 256), (64, 512), (32, 768)] if isa_name == "avx512" else [(64, 192), (32, 384), (16, 768)]
+    useful = max(16, 2 ** (max(tokens, 1) - 1).bit_length())
+    return [(tile, chunk) for tile, chunk in pairs if tile <= useful] or [(16, 768)]
+
+
 def density_step(density: float) -> float:
     """Density rounded to a grid on which neighbours behave alike."""
     step = 0.01 if density < 0.1 else 0.05
     return round(round(density / step) * step, 2)
 
 
-def block_of(weight: np.ndarray) -> int:
-    """The largest block of rows (8 or 4) that zeros of a weight (rows, cols) keep to; 0 for none."""
-    nonzero = weight != 0
-    kept = np.count_nonzero(nonzero)
-    for block in sorted(BLOCKS, reverse=True):
-        begins = np.arange(0, weight.shape[0], block)
-        if kept and kept >= BLOCK_FILL * block * np.count_nonzero(np.add.reduceat(nonzero, begins, axis=0)):
-            return block
-    return 0
+def packings(tokens: int, zeros: Zeros, value: str, activations: str) -> list[dict[str, Any]]:
+    """The arguments of `pack` worth measuring for a pattern of zeros, most promising first.
 
-
-def packings(tokens: int, block: int, value: str) -> list[dict[str, Any]]:
-    """The arguments of `pack` worth measuring for a pattern (see `block_of`), most promising pattern first."""
-    found: list[dict[str, Any]] = [
-        {"format": "block", "block": size, "value": value} for size in BLOCKS if size <= block
-    ][::-1]
+    Formats that round activations are among them only where `activations` is 'int8'.
+    """
+    found: list[dict[str, Any]] = []
+    if zeros.quads and activations == "int8" and value in VALUES_OF["quad"]:
+        found += [{"format": "quad", "tile": t, "chunk": c, "value": value} for t, c in quad_candidates(isa(), tokens)]
+    found += [{"format": "block", "block": size, "value": value} for size in BLOCKS[::-1] if size <= zeros.block]
+    if zeros.groups is not None and tokens <= GROUP_TOKENS:
+        keep, of = zeros.groups
+        found.append({"format": "nm", "keep": keep, "of": of, "value": value})
     if value in VALUES_OF["tiled"]:
         found += [{"format": "tiled", "tile": t, "chunk": c, "value": value} for t, c in candidates(isa(), tokens)]
     if value in VALUES_OF["bitmask"] and tokens <= MASK_TOKENS:
@@ -91,9 +95,9 @@ def packings(tokens: int, block: int, value: str) -> list[dict[str, Any]]:
     return found
 
 
-def unmeasured(weight: np.ndarray, tokens: int, value: str) -> Choice:
+def unmeasured(weight: np.ndarray, tokens: int, value: str, activations: str = "float32") -> Choice:
     """The packing that did best on the machines tried."""
-    found = packings(tokens, block_of(weight), value)
+    found = packings(tokens, zeros_of(weight), value, activations)
     if not found:
         return Choice(None, possible=False)
     if found[0]["format"] == "tiled":
@@ -111,16 +115,21 @@ def shared_out(packing: dict[str, Any], rows: int, tokens: int) -> dict[str, Any
 
 
 def choose(
-    weight: np.ndarray, bias: torch.Tensor | None, tokens: int, value: str = "float32", use_cache: bool = True
+    weight: np.ndarray,
+    bias: torch.Tensor | None,
+    tokens: int,
+    value: str = "float32",
+    use_cache: bool = True,
+    activations: str = "float32",
 ) -> Choice:
     """Measure dense against each packing for one weight (rows, cols), `tokens` tokens and torch's thread count."""
     density = np.count_nonzero(weight) / weight.size
-    block = block_of(weight)
-    found = [shared_out(packing, weight.shape[0], tokens) for packing in packings(tokens, block, value)]
+    zeros = zeros_of(weight)
+    found = [shared_out(packing, weight.shape[0], tokens) for packing in packings(tokens, zeros, value, activations)]
     if not found:
         return Choice(None, possible=False)
-    parts = (*weight.shape, density_step(density), block, value, tokens, torch.get_num_threads(), bias is not None)
-    key = "/".join(str(part) for part in parts)
+    parts = (*weight.shape, density_step(density), zeros, value, activations, tokens, torch.get_num_threads())
+    key = "/".join(str(part) for part in (*parts, bias is not None))
     known = _load() if use_cache else {}
     if key in known:
         return Choice(**known[key])

@@ -12,11 +12,23 @@ import numpy as np
 from secateur.runtime import reference
 from secateur.runtime.native import isa_code, load_native
 
-FORMATS = ("tiled", "block", "bitmask")
+FORMATS = ("tiled", "block", "bitmask", "quad", "nm")
 VALUES = ("float32", "bfloat16", "float16", "int8")
-VALUES_OF = {"tiled": VALUES[:2], "block": VALUES, "bitmask": ("float32", "bfloat16", "int8")}
+VALUES_OF = {
+    "tiled": VALUES[:2],
+    "block": VALUES,
+    "bitmask": ("float32", "bfloat16", "int8"),
+    "quad": ("int8",),
+    "nm": VALUES,
+}
 """The value types that each format stores; int8 is symmetric with one scale a row."""
+ROUNDS_ACTIVATIONS = ("quad",)
+"""The formats that round activations to 8 bits on the way in."""
+ACTIVATION_TYPES = ("float32", "int8")
+"""What a layer may round its inputs to."""
 BLOCKS = (4, 8)
+GROUPS = ((1, 4), (2, 4), (4, 8))
+"""(keep, of) of the nm format: at most `keep` of `of` consecutive weights of a row are nonzero."""
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 
@@ -33,10 +45,18 @@ class PackedInfo:
     chunk: int = 0
     row_block: int = 0
     block: int = 0
+    keep: int = 0
+    of: int = 0
 
 
 BLOCK_CHUNK = 384
 """Columns whose tile of activations shares the L1 cache in the block format."""
+
+
+QUAD_CHUNK = 256
+"""The same for the quad format."""
+MAX_QUAD_COLUMNS = 65536
+"""Its sums of uint8 times int8 stay below 2^31."""
 
 
 def block_rows_for(rows: int) -> int:
@@ -75,6 +95,8 @@ def pack(
     chunk: int = 0,
     row_block: int = 0,
     block: int = 8,
+    keep: int = 2,
+    of: int = 4,
 ) -> np.ndarray:
     """Pack a weight (rows = outputs, cols = inputs), float32, for the kernels.
 
@@ -83,6 +105,10 @@ def pack(
     - `block` stores blocks of `block` (4 or 8) rows of one column whole, for any number of tokens; a zero inside
       a block that is kept costs as much as a weight.
     - `bitmask` takes any pattern of zeros and is for few tokens (1 to about 8).
+    - `nm` stores exactly `keep` of every `of` columns of a row (1:4, 2:4 or 4:8), for few tokens.
+    - `quad` stores four columns of a row (from a multiple of four on) whole, as int8, for many tokens; parameters as
+      for `tiled`, chunk a multiple of four, at most 65536 columns. Activations are rounded to 8 bits, each token with
+      a scale of its own.
 
     Raises:
         ValueError: for a weight of the wrong type or shape, an unknown format, impossible parameters, or a weight
@@ -104,6 +130,15 @@ def pack(
     start = (weight.ctypes.data, rows, cols, cols, VALUES.index(value))
     if format == "bitmask":
         return native.pack_bitmask(*start)
+    if format == "nm":
+        if (keep, of) not in GROUPS:
+            known = ", ".join(f"{n}:{m}" for n, m in GROUPS)
+            raise ValueError(f"the nm format has no {keep}:{of}; use one of {known}")
+        if not fits_groups(weight != 0, keep, of):
+            raise ValueError(
+                f"the weight is not {keep}:{of}: some {of} consecutive weights of a row hold more nonzeros"
+            )
+        return native.pack_nm(*start, keep, of)
     if format == "block":
         chunk = chunk or BLOCK_CHUNK
         row_block = row_block or block_rows_for(rows)
@@ -113,8 +148,22 @@ def pack(
                 "row_block, chunk is at most 65536"
             )
         return native.pack_block(*start, block, chunk, row_block)
-    chunk = chunk or 128
+    chunk = chunk or (QUAD_CHUNK if format == "quad" else 128)
     row_block = row_block or row_block_for(rows, tile)
+    if format == "quad":
+        if (
+            tile % 16
+            or not 16 <= tile <= 128
+            or chunk % 4
+            or chunk < 4
+            or (chunk - 4) * tile > 65535
+            or cols > MAX_QUAD_COLUMNS
+        ):
+            raise ValueError(
+                f"tile {tile}, chunk {chunk} and {cols} columns do not fit: tile is a multiple of 16 up to 128, chunk "
+                f"one of 4 with (chunk - 4) * tile below 65536, and there are at most {MAX_QUAD_COLUMNS} columns"
+            )
+        return native.pack_quad(*start[:-1], tile, chunk, row_block)
     if tile % 16 or not 16 <= tile <= 128 or chunk < 1 or (chunk - 1) * tile * 4 > 65535:
         raise ValueError(
             f"tile {tile} and chunk {chunk} do not fit: tile is a multiple of 16 up to 128, and (chunk - 1) * tile * 4 "
@@ -205,6 +254,20 @@ def linear(
         isa_code(isa),
     )
     return y
+
+
+def check_activations(value: str, activations: str) -> None:
+    """ValueError for a type of activations that is unknown or does not go with the type of the weights."""
+    if activations not in ACTIVATION_TYPES:
+        raise ValueError(f"activations must be one of {', '.join(map(repr, ACTIVATION_TYPES))}, not {activations!r}")
+    if activations == "int8" and value != "int8":
+        raise ValueError(f"activations='int8' goes with value='int8', not {value!r}; pass both")
+
+
+def fits_groups(nonzero: np.ndarray, keep: int, of: int) -> bool:
+    """Whether at most `keep` of every `of` consecutive columns of a mask (rows, cols) are set."""
+    starts = np.arange(0, nonzero.shape[1], of)
+    return bool((np.add.reduceat(nonzero, starts, axis=1, dtype=np.uint8) <= keep).all())
 
 
 def _check_range(weight: np.ndarray, value: str) -> None:

@@ -20,7 +20,7 @@ TILED_LAYOUT = 2
 
 def describe(packed: np.ndarray) -> PackedInfo:
     """Read and check the header; see `secateur.runtime.packed.describe`."""
-    from secateur.runtime.packed import FORMATS, VALUES, VALUES_OF, PackedInfo
+    from secateur.runtime.packed import FORMATS, GROUPS, VALUES, VALUES_OF, PackedInfo
 
     if packed.dtype != np.uint8 or packed.ndim != 1 or packed.size < HEADER_BYTES:
         raise ValueError(f"a packed weight is a flat uint8 array of at least {HEADER_BYTES} bytes, not "
@@ -35,6 +35,10 @@ def describe(packed: np.ndarray) -> PackedInfo:
         raise ValueError("this is not a packed weight, or it is damaged; pack the weight again")
     if name == "tiled" and p[3] != TILED_LAYOUT:
         raise ValueError("this packed weight was written by another version of secateur; pack the weight again")
+    if name == "nm":
+        if (p[0], p[1]) not in GROUPS:
+            raise ValueError("this is not a packed weight, or it is damaged; pack the weight again")
+        return PackedInfo(name, VALUES[value], rows, cols, nonzeros, keep=p[0], of=p[1])
     first = "block" if name == "block" else "tile"
     return PackedInfo(name, VALUES[value], rows, cols, nonzeros, chunk=p[1], row_block=p[2], **{first: p[0]})
 
@@ -140,11 +144,62 @@ def _unpack_bitmask(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
     return weight * _scales(packed, info)
 
 
+def _unpack_quad(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
+    weight = np.zeros((info.rows, math.ceil(info.cols / 4), 4), np.float32)
+    chunks = math.ceil(info.cols / info.chunk)
+    n_blocks = math.ceil(info.rows / info.row_block) * chunks
+    blocks = _section(packed, 0, "<u8")[: 3 * n_blocks].reshape(n_blocks, 3)
+    classes, rows = _section(packed, 1, "<u4").reshape(-1, 2), _section(packed, 2, "<u4")
+    stream, stride = _section(packed, 3, "u1"), info.tile * 4
+    for b in range(n_blocks):
+        at, begin, row = int(blocks[b, 0]), int(blocks[b, 1]) & 0xFFFFFFFF, int(blocks[b, 2]) & 0xFFFFFFFF
+        for count, n in classes[begin : begin + (int(blocks[b, 1]) >> 32)].tolist():
+            groups, rest = -(-count // 4), count % 4
+            raw = stream[at : at + n * groups * 24].reshape(n, groups, 24)
+            keep = np.ones(groups * 4, bool)
+            keep[rest if rest else 4 : 4] = False
+            values = np.ascontiguousarray(raw[:, :, :16]).view("i1").reshape(n, -1, 4)[:, keep]
+            offsets = np.ascontiguousarray(raw[:, :, 16:]).view("<u2").reshape(n, -1)[:, keep]
+            r = b // chunks * info.row_block + rows[row : row + n].astype(np.int64) // stride
+            weight[r[:, None], b % chunks * (info.chunk // 4) + offsets.astype(np.int64) // stride] = values
+            at, row = at + raw.size, row + n
+    scales = _section(packed, 4, "<f4")[: info.rows, None]
+    return np.ascontiguousarray(weight.reshape(info.rows, -1)[:, : info.cols]) * scales
+
+
+def _unpack_nm(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
+    bits, fields = (2, 16) if info.of == 4 else (3, 10)
+    words = 2 if fields % info.keep else 1
+    period, groups = words * fields // info.keep, math.ceil(info.cols / info.of)
+    size = _values(np.zeros(8, np.uint8), info.value).size
+    weight = np.zeros((math.ceil(info.rows / 16), 16, groups, info.of), np.float32)
+    stream, at = _section(packed, 0, "u1"), 0
+    for sixteen in weight:
+        for g in range(0, groups, period):
+            n = min(period, groups - g) * info.keep
+            word = stream[at : at + words * 64].view("<u4").reshape(words, 1, 16)
+            at += words * 64
+            column = word >> (np.arange(fields, dtype=np.uint32) * bits)[:, None] & (info.of - 1)
+            column = column.reshape(-1, 16)[:n]
+            values = _values(stream[at : at + n * 128 // size], info.value).reshape(n, 16)
+            at += n * 128 // size
+            group = g + np.arange(n)[:, None] // info.keep
+            sixteen[np.arange(16), group, column] = values
+    scales = _section(packed, 1, "<f4")[: info.rows, None] if info.value == "int8" else np.float32(1)
+    return np.ascontiguousarray(weight.reshape(-1, groups * info.of)[: info.rows, : info.cols]) * scales
+
+
 def _gelu(y: np.ndarray) -> np.ndarray:
     return 0.5 * y * (1 + np.vectorize(math.erf, otypes=[np.float64])(y / math.sqrt(2)))
 
 
-_UNPACK = {"tiled": _unpack_tiled, "block": _unpack_block, "bitmask": _unpack_bitmask}
+_UNPACK = {
+    "tiled": _unpack_tiled,
+    "block": _unpack_block,
+    "bitmask": _unpack_bitmask,
+    "quad": _unpack_quad,
+    "nm": _unpack_nm,
+}
 _ACTIVATE = {
     "none": lambda y: y,
     "relu": lambda y: np.maximum(y, 0),

@@ -18,7 +18,7 @@ from secateur.runtime.choose import Choice, choose, unmeasured
 from secateur.runtime.fuse import fusable
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import isa, load_native
-from secateur.runtime.packed import VALUES, pack
+from secateur.runtime.packed import ROUNDS_ACTIVATIONS, VALUES, check_activations, pack
 
 MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
 
@@ -37,6 +37,7 @@ class LayerReport:
     sparse_us: float = 0.0
     dense_bytes: int = 0
     packed_bytes: int = 0
+    rounds_activations: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,11 @@ class Report:
             if taken
             else "not timed, "
         )
+        rounded = sum(layer.rounds_activations for layer in sparse)
         text = (
             f"{len(sparse)} of {len(self.layers)} linear layers ({kept:.0%} of their weights kept) run on the "
             f"{self.isa} kernels, {speed}at {size:.2f} of the dense size"
-        )
+        ) + (f", {rounded} of them with activations rounded to 8 bits at each call" if rounded else "")
         return text + (f"; dense stay {why}." if why else ".")
 
 
@@ -83,6 +85,7 @@ def compile(
     *,
     tokens: int | Sequence[int] = 128,
     value: str = "float32",
+    activations: str = "float32",
     measure: bool = True,
     cache: bool = True,
     example: Mapping[str, Any] | tuple[Any, ...] | None = None,
@@ -100,14 +103,17 @@ def compile(
             Several numbers, such as (1, 128) for a decoder's steps and its prompt: a layer that runs best in another
             form at each holds all of them, the dense one if it is among them, and takes the one for the call at hand.
         value: how kept weights are stored. 'float32'; 'bfloat16' halves the memory at three significant digits.
-            'float16' (blocks of 4 or 8 rows only) and 'int8' (blocks, or any pattern at up to 8 tokens; one scale a
-            row) round too: check the model's quality.
+            'float16' (blocks of 4 or 8 rows, or N:M at few tokens) and 'int8' (these, or any pattern at up to 8 tokens;
+            one scale a row) round too: check the model's quality.
+        activations: 'int8' allows layers whose zeros come in blocks of 1 x 4 to round their inputs to 8 bits at each
+            call, a scale a token, beside int8 weights: 1 to 2% of error. Only with value 'int8'; the summary tells how
+            many layers do.
         measure: time each kind of layer dense and sparse and keep the faster; False packs every sparse layer.
         example: a batch as for `secateur.open`; with it, activations are fused into the packed layers before them.
         cache: keep measurements in the user's cache folder (see `secateur.runtime.choose`).
 
     Raises:
-        ValueError: when `tokens` is not positive, or `value` is unknown.
+        ValueError: when `tokens` is not positive, or `value` or `activations` is unknown or they do not go together.
         ModelError: when the model cannot be traced on `example`.
     """
     counts = sorted({tokens} if isinstance(tokens, int) else set(tokens))
@@ -115,6 +121,7 @@ def compile(
         raise ValueError(f"tokens must be positive, not {tokens}")
     if value not in VALUES:
         raise ValueError(f"value must be one of {', '.join(map(repr, VALUES))}, not {value!r}")
+    check_activations(value, activations)
     result = share_copy(model).eval()
     tied = _tied(result)
     reports: dict[int, list[LayerReport]] = {count: [] for count in counts}
@@ -125,15 +132,15 @@ def compile(
             continue
         forms: list[nn.Module] = []
         for count in counts:
-            report, packed = _convert(name, module, weight, tied, count, value, measure, cache)
+            report, packed = _convert(name, module, weight, tied, count, value, activations, measure, cache)
             reports[count].append(report)
             forms.append(module if packed is None else packed)
         if any(form is not module for form in forms):
             changed[name] = forms
-    activations = fusable(model, example) if changed and example is not None else {}
+    fused = fusable(model, example) if changed and example is not None else {}
     for name, forms in changed.items():
-        if name in activations and all(isinstance(form, SparseLinear) for form in forms):
-            path, activation = activations[name]
+        if name in fused and all(isinstance(form, SparseLinear) for form in forms):
+            path, activation = fused[name]
             for form in forms:
                 form.activate(activation)
             put_module(result, path, nn.Identity())
@@ -201,6 +208,7 @@ def _convert(
     tied: set[int],
     tokens: int,
     value: str,
+    activations: str,
     measure: bool,
     use_cache: bool,
 ) -> tuple[LayerReport, SparseLinear | None]:
@@ -225,7 +233,10 @@ def _convert(
     bias = None if module.bias is None else module.bias.detach()
     if value == "int8" and not np.isfinite(array).all():
         return dense("because int8 holds no NaN or infinity", density)
-    choice = choose(array, bias, tokens, value, use_cache) if measure else unmeasured(array, tokens, value)
+    if measure:
+        choice = choose(array, bias, tokens, value, use_cache, activations)
+    else:
+        choice = unmeasured(array, tokens, value, activations)
     if not choice.possible:
         return dense(f"because no format stores {value} for their pattern and {tokens} tokens", density)
     if choice.packing is None:
@@ -241,5 +252,6 @@ def _convert(
         choice.sparse_us,
         array.nbytes,
         packed.numel(),
+        choice.packing["format"] in ROUNDS_ACTIVATIONS,
     )
     return report, SparseLinear(packed, bias)

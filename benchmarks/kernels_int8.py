@@ -1,0 +1,100 @@
+"""One layer with 1 x 4 blocks of zeros in int8, activations rounded at each call, against onnxruntime's dynamic int8.
+
+Both sides, and float32 in torch, onnxruntime and OpenVINO, run in turns in one process; errors are relative to a
+float64 product. Run pinned:
+
+    taskset -c 0 python benchmarks/kernels_int8.py --threads 1 --out benchmarks/results/DATE-kernels-int8.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from kernels_layer import Run, head, medians_us, onnx_runs
+
+from secateur.runtime.choose import quad_candidates
+from secateur.runtime.native import isa, load_native
+from secateur.runtime.ops import sparse_linear
+from secateur.runtime.packed import pack
+
+DENSE = ("torch", "onnxruntime", "OpenVINO")
+
+
+def alone(blob: np.ndarray, x: torch.Tensor, y: torch.Tensor, threads: int) -> Run:
+    """The kernel into an output that exists."""
+    native, (rows, cols) = load_native(), (y.shape[1], x.shape[1])
+    assert native is not None
+    place, size = blob.ctypes.data, blob.nbytes
+    return lambda: native.linear(place, size, x.data_ptr(), len(x), cols, 0, 0, y.data_ptr(), rows, threads, 0)
+
+
+def measure(tokens: int, cols: int, rows: int, density: float, threads: int, seconds: float) -> str:
+    """One line of the table."""
+    rng = np.random.default_rng(0)
+    kept = np.repeat(rng.random((rows, cols // 4)) < density, 4, axis=1)
+    weight = rng.standard_normal((rows, cols), dtype=np.float32) * kept
+    x = torch.from_numpy(rng.standard_normal((tokens, cols), dtype=np.float32))
+    dense, exact = torch.from_numpy(weight), x.numpy().astype(np.float64) @ weight.T.astype(np.float64)
+    trials: dict[str, Callable[[], torch.Tensor]] = {}
+    blobs: dict[str, np.ndarray] = {}
+    for tile, chunk in quad_candidates(isa(), tokens):
+        blob = blobs[f"{tile}/{chunk}"] = pack(weight, format="quad", value="int8", tile=tile, chunk=chunk)
+        trials[f"{tile}/{chunk}"] = partial(sparse_linear, x, torch.from_numpy(blob), None, rows, 0)
+    tuning = medians_us(dict(trials), 0.03 * len(trials))
+    best = min(tuning, key=tuning.__getitem__)
+    runs: dict[str, Run] = {"secateur": trials[best], "torch": lambda: torch.nn.functional.linear(x, dense)}
+    runs["alone"] = alone(blobs[best], x, torch.empty(tokens, rows), threads)
+    runs |= onnx_runs(weight, x.numpy(), threads)
+    took = medians_us(runs, seconds)
+
+    def error(y: np.ndarray) -> str:
+        return f"{np.linalg.norm(y - exact) / np.linalg.norm(exact):.2%}"
+
+    ours, theirs = took["secateur"], took["onnxruntime int8"]
+    return (
+        f"| {tokens} | {cols} -> {rows} | {density:.0%} | {best} | {ours:.0f} | {took['alone']:.0f} | {theirs:.0f} | "
+        + " | ".join(f"{took[name]:.0f}" if name in took else "-" for name in DENSE)
+        + f" | **{theirs / ours:.2f}** | {min(took[name] for name in DENSE if name in took) / ours:.2f} | "
+        f"{error(trials[best]().numpy())} | {error(np.asarray(runs['onnxruntime int8']())[0])} |"
+    )
+
+
+def main() -> None:
+    """Run the grid and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 512])
+    parser.add_argument("--shapes", nargs="+", default=["384x384", "768x768", "768x3072", "3072x768"])
+    parser.add_argument("--density", type=float, nargs="+", default=[0.5, 0.2, 0.1])
+    parser.add_argument("--seconds", type=float, default=0.5, help="a line of the table")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    lines = head(f"One int8 layer, 1 x 4 blocks, {args.threads} thread(s), kernels: {isa()}")
+    lines += [
+        "Times in microseconds. Errors: against a float64 product of the same weight, norm over norm, normal inputs;",
+        "rounding of weights and of activations together, on both sides. 'Without allocation': into an output that",
+        "exists; torch allocates one a call, and with these sides in turns its allocator gets it from the system anew.",
+        "",
+        "| tokens | K -> O | kept | tile/chunk | secateur | without allocation | ORT int8 | torch | onnxruntime "
+        "| OpenVINO | times ORT int8 | times float32 | our error | ORT int8 error |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    with torch.inference_mode():
+        for tokens in args.tokens:
+            for shape in args.shapes:
+                for density in args.density:
+                    cols, rows = map(int, shape.split("x"))
+                    lines.append(measure(tokens, cols, rows, density, args.threads, args.seconds))
+                    print(lines[-1], flush=True)
+    if args.out:
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
