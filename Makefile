@@ -33,7 +33,8 @@ lint: $(STAMP)
 bench: $(STAMP)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-wheel: $(STAMP)
+wheel:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean:

@@ -102,4 +102,5 @@ def test_what_cannot_be_run_is_said(refused, encoder, pruned, tmp_path):
     assert "no text" in refused("run", pruned)
     assert "not both" in refused("run", pruned, "a", "--data", tmp_path / "texts.csv")
     assert "--value int3" in refused("run", pruned, "a", "--value", "int3")
+    assert "goes with value='int8'" in refused("run", pruned, "a", "--activations", "int8")
     assert "neither classifies nor generates" in refused("run", encoder, "the film", "--no-measure")

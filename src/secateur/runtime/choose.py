@@ -65,7 +65,7 @@ def candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
 
 def quad_candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
     """The same for the quad format."""
-    pairs = [(128, 256), (64, 512), (32, 768)] if isa_name == "avx512" else [(64, 192), (32, 384), (16, 768)]
+    pairs = [(128, 256), (64, 512), (32, 768)] if isa_name == "avx512" else [(16, 768), (32, 384), (64, 192)]
     useful = max(16, 2 ** (max(tokens, 1) - 1).bit_length())
     return [(tile, chunk) for tile, chunk in pairs if tile <= useful] or [(16, 768)]
 
