@@ -82,7 +82,7 @@ def prepare(model: Path | None, work: Path) -> dict[str, int]:
                 module.weight.data *= torch.rand_like(module.weight) < KEPT
     pruned.save_pretrained(work / "dense")
     fast = runtime.compile(pruned, tokens=LENGTH, measure=False)
-    runtime.save(fast, work / "packed")
+    runtime.save(fast, work / "packed", overwrite=True)
     layers = [layer for layer in fast.secateur_report.layers if layer.format != "dense"]
     return {
         "all": sum(p.numel() * 4 for p in pruned.parameters()),

@@ -69,7 +69,7 @@ def memory(work: Path) -> list[str]:
         model = load_model(work / f"pruned-{sparsity}")
         dense_s = time.perf_counter() - start
         fast = runtime.compile(model, tokens=LENGTH, measure=False)
-        runtime.save(fast, work / f"packed-{sparsity}")
+        runtime.save(fast, work / f"packed-{sparsity}", overwrite=True)
         start = time.perf_counter()
         runtime.load(work / f"packed-{sparsity}")
         packed_s = time.perf_counter() - start

@@ -276,8 +276,8 @@ def test_fixed_counts_are_found_for_few_tokens(keep, of, value, tmp_path):
     model = nn.Sequential(in_groups(nn.Linear(90, 61), keep, of))
     fast = runtime.compile(model, tokens=1, measure=False, value=value)
     assert f"nm {value}" in fast[0].extra_repr()
-    runtime.save(fast, tmp_path)
-    again = runtime.load(tmp_path, nn.Sequential(nn.Linear(90, 61)))
+    runtime.save(fast, tmp_path / "fast")
+    again = runtime.load(tmp_path / "fast", nn.Sequential(nn.Linear(90, 61)))
     with torch.inference_mode():
         for tokens in (1, 3, 7, 40):
             x = torch.randn(tokens, 90)
@@ -317,9 +317,9 @@ def test_activations_are_rounded_only_when_asked(tmp_path):
     with torch.inference_mode():
         expected = model(x)
         assert (fast(x) - expected).norm() < 0.03 * expected.norm()
-        runtime.save(fast, tmp_path)
+        runtime.save(fast, tmp_path / "fast")
         skeleton = nn.Sequential(nn.Linear(96, 61), nn.GELU(), nn.Linear(61, 5))
-        assert torch.equal(runtime.load(tmp_path, skeleton)(x), fast(x))
+        assert torch.equal(runtime.load(tmp_path / "fast", skeleton)(x), fast(x))
     with pytest.raises(ValueError, match="activations='int8' goes with value='int8', not 'float32'"):
         runtime.compile(model, activations="int8")
     with pytest.raises(ValueError, match="'float32', 'int8', not 'int4'"):
