@@ -52,6 +52,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "distil": {"passes": 0.75, "rate": 3e-4},
     },
     "owl": {"criterion": "sparsegpt", "owl": True},
+    "owl-wide": {"criterion": "sparsegpt", "owl": {"spread": 0.15}},
     "sparsegpt-original": {"criterion": "sparsegpt"},
     "wanda-original": {"criterion": "wanda"},
     "llm-compressor": {"criterion": "sparsegpt"},
