@@ -50,7 +50,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "export": {
         "torch keras": "model to output data samples batch length sparse tolerance overwrite json",
-        "torch": "text_column split generate int8 tokens value task threads trust_remote_code",
+        "torch": "text_column split generate int8 tokens value activations task threads trust_remote_code",
     },
     "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code"},
     "bench": {
@@ -65,7 +65,7 @@ TABLES: dict[str, dict[str, str]] = {
         _RUNS: "model texts data text_column split max_length threads json",
         "answer compiled-answer": "batch_size",
         "continue compiled-continue": "new_tokens",
-        "answer continue": "value measure task",
+        "answer continue": "value activations measure task",
     },
 }
 """For each command: the options that each set of kinds has, by the names of the command's parameters."""
@@ -81,6 +81,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "export": {
         "tokens": ("sparse",),
         "value": ("sparse",),
+        "activations": ("sparse",),
         "text_column": ("data",),
         "split": ("data",),
         "samples": ("data",),
