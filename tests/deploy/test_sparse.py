@@ -15,6 +15,7 @@ import secateur  # noqa: E402
 from secateur.deploy import device, export, sparse, target  # noqa: E402
 from secateur.deploy.target import DeployError, Written  # noqa: E402
 from secateur.runtime.native import load_native  # noqa: E402
+from secateur.runtime.packed import describe
 
 from ..torch import tiny  # noqa: E402
 
@@ -315,3 +316,14 @@ def test_a_kit_carries_the_library_and_bench_says_nothing_of_zeros(tmp_path):
     slow, fast = (Timing("m", "onnx", 1, 1, zeros=0.5, sparse=s) for s in (False, True))
     assert len(words([slow])) == 1
     assert words([fast]) == []
+
+
+def test_an_exported_layer_can_be_shared_among_threads():
+    threads, weight = torch.get_num_threads(), np.random.default_rng(0).standard_normal((512, 64)).astype("float32")
+    weight[np.abs(weight) < 1.5] = 0
+    torch.set_num_threads(1)
+    try:
+        packed = sparse.pack_worthy(weight, 128, "float32", "float32", measure=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert describe(packed).row_block <= 512 // sparse.SHARED_BY

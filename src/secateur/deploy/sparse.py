@@ -15,6 +15,8 @@ from secateur.deploy.onnx_attention import fuse_attention
 from secateur.deploy.onnx_graph import Graph, attributes
 from secateur.deploy.target import DeployError, Written
 
+SHARED_BY = 4
+"""Threads among which an exported layer can be shared out: how many there will be is not known when it is packed."""
 ALIGN = 4096
 """Of tensors in the file beside a program, so that they can be mapped into memory where they lie."""
 EMBED = 1024
@@ -97,7 +99,7 @@ def save(model: Any, path: Path) -> None:
 
 def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, measure: bool) -> np.ndarray | None:
     """A weight (out, in) packed, or None where it has few zeros or measured no faster."""
-    from secateur.runtime.choose import choose, unmeasured
+    from secateur.runtime.choose import choose, shared_out, unmeasured
     from secateur.runtime.packed import pack
     from secateur.runtime.swap import MIN_ZEROS
 
@@ -109,7 +111,9 @@ def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, m
         choice = choose(weight, None, tokens, value, activations=activations)
     else:
         choice = unmeasured(weight, tokens, value, activations)
-    return pack(weight, **choice.packing) if choice.packing is not None else None
+    if choice.packing is None:
+        return None
+    return pack(weight, **shared_out(choice.packing, weight.shape[0], tokens, SHARED_BY))
 
 
 def linears(graph: Graph) -> list[tuple[Any, np.ndarray]]:

@@ -107,11 +107,11 @@ def unmeasured(weight: np.ndarray, tokens: int, value: str, activations: str = "
     return Choice(found[0])
 
 
-def shared_out(packing: dict[str, Any], rows: int, tokens: int) -> dict[str, Any]:
-    """The packing with row blocks for torch's number of threads, where its format leaves them to be chosen."""
+def shared_out(packing: dict[str, Any], rows: int, tokens: int, threads: int = 0) -> dict[str, Any]:
+    """The packing with row blocks for a number of threads (0: torch's), where its format leaves them to be chosen."""
     if packing["format"] != "tiled":
         return packing
-    return packing | {"row_block": row_block_for(rows, packing["tile"], tokens, torch.get_num_threads())}
+    return packing | {"row_block": row_block_for(rows, packing["tile"], tokens, threads or torch.get_num_threads())}
 
 
 def choose(
