@@ -22,7 +22,9 @@ from secateur.stats import OF_AXIS, OF_WEIGHT, Stats
 Criterion = Callable[..., Array]
 
 NOTICEABLE = 0.01
-"""A linear weight of which this share is exactly zero was pruned: training leaves none, float16 one in a million."""
+"""A linear weight of which this share is exactly zero was pruned: training leaves none, float16 one in a million.
+Weights dequantised from few bits can pass it, too; whoever wants those to move sets `host.plan = None`.
+"""
 
 
 def prune(
