@@ -36,9 +36,7 @@ def main() -> None:
     oneshot(
         model=model,
         dataset=Dataset.from_list(rows),
-        recipe=[
-            SparseGPTModifier(sparsity=args.sparsity, mask_structure=structure, targets=["Linear"], ignore=["lm_head"])
-        ],
+        recipe=[SparseGPTModifier(sparsity=args.sparsity, mask_structure=structure, ignore=["re:.*lm_head"])],
         max_seq_length=windows.shape[1],
         num_calibration_samples=len(windows),
         shuffle_calibration_samples=False,
