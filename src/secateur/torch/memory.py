@@ -12,7 +12,9 @@ from secateur.layout import Layout
 TOKENS = 2048
 """Tokens that go through a block at once where memory allows."""
 WORKSPACE = 150 * 2**20
-"""What the mathematical libraries keep for themselves, in bytes, as seen with SparseGPT at widths of 2816 and 5632."""
+"""What the mathematical libraries keep for themselves, in bytes: what the estimate lacked for SparseGPT at a width of
+2816, where it was measured, rounded up.
+"""
 
 
 @dataclass(frozen=True)
