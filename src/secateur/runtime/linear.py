@@ -43,7 +43,7 @@ class SparseLinear(nn.Module):
         Raises:
             ValueError: for an unknown one.
         """
-        self._activation_code = ACTIVATIONS.index(activation)
+        self.activation_code = ACTIVATIONS.index(activation)
         self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,13 +52,17 @@ class SparseLinear(nn.Module):
         Raises:
             RuntimeError: when a gradient would be needed: packed layers cannot be trained.
         """
+        self.refuse_gradients(x)
+        return sparse_linear(x, self.packed, self.bias, self.out_features, self.activation_code)
+
+    @staticmethod
+    def refuse_gradients(x: torch.Tensor) -> None:
+        """RuntimeError when the gradient of x would be needed."""
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
-                "a packed layer has no backward: run under torch.inference_mode() or torch.no_grad(), or "
-                "train the "
+                "a packed layer has no backward: run under torch.inference_mode() or torch.no_grad(), or train the "
                 "uncompiled model"
             )
-        return sparse_linear(x, self.packed, self.bias, self.out_features, self._activation_code)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -111,8 +115,12 @@ class ByTokens(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., in_features), float32."""
+        return self.form(x)(x)
+
+    def form(self, x: torch.Tensor) -> nn.Module:
+        """The form that is best for x (..., in_features)."""
         count = math.prod(x.shape[:-1])
-        return self.layers[sum(count > limit for limit in self._limits)](x)
+        return self.layers[sum(count > limit for limit in self._limits)]
 
     @property
     def weight(self) -> torch.Tensor:

@@ -1,19 +1,26 @@
-"""The kernels as torch operators, `secateur::sparse_linear` and `secateur::attention`, opaque to torch.compile and
-torch.export.
+"""The kernels as torch operators, `secateur::sparse_linear` (alone, or with a residual and a norm after it) and
+`secateur::attention`, opaque to torch.compile and torch.export.
 
 Inference only: the operators have no backward.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from secateur.runtime.native import load_native, share_openmp
-from secateur.runtime.packed import ACTIVATIONS
+from secateur.runtime.packed import ACTIVATIONS, NORMS
 
-_library = torch.library.Library("secateur", "FRAGMENT")
-_library.define(
+fragment = torch.library.Library("secateur", "FRAGMENT")
+fragment.define(
     "sparse_linear(Tensor x, Tensor packed, Tensor? bias, int out_features, int activation) -> Tensor",
+    tags=(torch.Tag.needs_fixed_stride_order,),
+)
+fragment.define(
+    "sparse_linear_after(Tensor x, Tensor packed, Tensor? bias, int out_features, int activation, Tensor? residual, "
+    "int norm, Tensor? scale, Tensor? shift, float epsilon) -> Tensor",
     tags=(torch.Tag.needs_fixed_stride_order,),
 )
 
@@ -21,42 +28,104 @@ _library.define(
 def _sparse_linear(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, out_features: int, activation: int
 ) -> torch.Tensor:
-    if x.dtype != torch.float32:
-        raise TypeError(f"sparse_linear takes float32 activations, not {x.dtype}; cast them or leave the layer dense")
     native = load_native()
     if native is None:
+        _check_type(x)
         return _without_kernels(x, packed, bias, activation)
-    cols = x.shape[-1]
-    if x.dim() != 2:
-        x2 = x.reshape(-1, cols)
-    else:
-        x2 = x
-    if x2.stride(1) != 1 or x2.stride(0) < cols:
-        x2 = x2.contiguous()
-    y = x2.new_empty((*x.shape[:-1], out_features))
-    tokens = x2.shape[0]
-    # The header of `packed` is checked inside; what it says must fit what the tensors can hold.
-    _, _, rows, packed_cols, *_ = native.describe(packed.data_ptr(), packed.numel())
-    if packed_cols != cols or rows != out_features:
-        raise ValueError(
-            f"the packed weight is ({rows}, {packed_cols}), but the input has {cols} features and "
-            f"{out_features} "
-            "outputs were asked for"
-        )
-    native.linear(
-        packed.data_ptr(),
-        packed.numel(),
-        x2.data_ptr(),
-        tokens,
-        x2.stride(0) if tokens > 1 else cols,
-        0 if bias is None else bias.data_ptr(),
-        activation,
-        y.data_ptr(),
-        out_features,
-        torch.get_num_threads(),
-        0,
+    rows = _matrix(x)
+    y, start, end = _job(native, x, rows, packed, bias, out_features, activation)
+    native.linear(*start, *end)
+    return y
+
+
+def _sparse_linear_after(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_features: int,
+    activation: int,
+    residual: torch.Tensor | None,
+    norm: int,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    epsilon: float,
+) -> torch.Tensor:
+    """norm(activation(x w^T + bias) + residual): residual has the shape of the output, scale and shift are
+    (out_features,); norm is one of `NORMS` by number."""
+    if residual is not None:
+        _check_type(residual)
+        if residual.shape != (*x.shape[:-1], out_features):
+            raise ValueError(f"the residual is {tuple(residual.shape)}, but the output {(*x.shape[:-1], out_features)}")
+    for vector in (scale, shift):
+        if vector is not None and (vector.shape != (out_features,) or vector.dtype != torch.float32):
+            raise ValueError(
+                f"scale and shift of the norm are float32 ({out_features},), not {vector.dtype} {tuple(vector.shape)}"
+            )
+    native = load_native()
+    if native is None:
+        _check_type(x)
+        y = _without_kernels(x, packed, bias, activation)
+        return _norm_without_kernels(y if residual is None else y + residual, norm, scale, shift, epsilon)
+    rows = _matrix(x)
+    y, start, end = _job(native, x, rows, packed, bias, out_features, activation)
+    residual = None if residual is None else _matrix(residual)
+    scale, shift = (None if vector is None else vector.contiguous() for vector in (scale, shift))
+    native.linear_after(
+        *start,
+        0 if residual is None else residual.data_ptr(),
+        0 if residual is None else max(residual.stride(0), out_features),
+        norm,
+        0 if scale is None else scale.data_ptr(),
+        0 if shift is None else shift.data_ptr(),
+        epsilon,
+        *end,
     )
     return y
+
+
+def _check_type(x: torch.Tensor) -> None:
+    if x.dtype != torch.float32:
+        raise TypeError(f"sparse_linear takes float32 activations, not {x.dtype}; cast them or leave the layer dense")
+
+
+def _matrix(x: torch.Tensor) -> torch.Tensor:
+    """x (..., features) as (tokens, features) with the features of a token side by side."""
+    features = x.shape[-1]
+    x = x if x.dim() == 2 else x.reshape(-1, features)
+    return x if x.stride(1) == 1 and x.stride(0) >= features else x.contiguous()
+
+
+def _job(
+    native: Any,
+    x: torch.Tensor,
+    rows: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    out_features: int,
+    activation: int,
+) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]:
+    """An output to be computed of x, whose matrix is `rows`, and the first and last arguments of the native functions
+    that do it. They hold addresses: `rows` must live until these have run."""
+    _check_type(x)
+    tokens, cols = rows.shape
+    # The header of `packed` is checked inside; what it says must fit what the tensors can hold.
+    _, _, packed_rows, packed_cols, *_ = native.describe(packed.data_ptr(), packed.numel())
+    if packed_cols != cols or packed_rows != out_features:
+        raise ValueError(
+            f"the packed weight is ({packed_rows}, {packed_cols}), but the input has {cols} features and "
+            f"{out_features} outputs were asked for"
+        )
+    y = x.new_empty((*x.shape[:-1], out_features))
+    start = (
+        packed.data_ptr(),
+        packed.numel(),
+        rows.data_ptr(),
+        tokens,
+        rows.stride(0) if tokens > 1 else cols,
+        0 if bias is None else bias.data_ptr(),
+        activation,
+    )
+    return y, start, (y.data_ptr(), out_features, torch.get_num_threads(), 0)
 
 
 def _without_kernels(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, activation: int) -> torch.Tensor:
@@ -71,13 +140,24 @@ def _without_kernels(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor |
     return getattr(torch.nn.functional, name)(y)
 
 
+def _norm_without_kernels(
+    y: torch.Tensor, norm: int, scale: torch.Tensor | None, shift: torch.Tensor | None, epsilon: float
+) -> torch.Tensor:
+    name = NORMS[norm]
+    if name == "none":
+        return y
+    if name == "layer_norm":
+        return torch.nn.functional.layer_norm(y, y.shape[-1:], scale, shift, epsilon)
+    return torch.nn.functional.rms_norm(y, y.shape[-1:], scale, epsilon)
+
+
 def _fake(
-    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, out_features: int, activation: int
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, out_features: int, *after: Any
 ) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-_library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> Tensor")
+fragment.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> Tensor")
 
 
 def _attention(
@@ -141,12 +221,15 @@ def _fake_attention(
     return q.new_empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3]))
 
 
-_library.impl("attention", _attention, "CPU")
-torch.library.register_fake("secateur::attention", _fake_attention, lib=_library)
-_library.impl("sparse_linear", _sparse_linear, "CPU")
-torch.library.register_fake("secateur::sparse_linear", _fake, lib=_library)
+fragment.impl("attention", _attention, "CPU")
+torch.library.register_fake("secateur::attention", _fake_attention, lib=fragment)
+fragment.impl("sparse_linear", _sparse_linear, "CPU")
+torch.library.register_fake("secateur::sparse_linear", _fake, lib=fragment)
+fragment.impl("sparse_linear_after", _sparse_linear_after, "CPU")
+torch.library.register_fake("secateur::sparse_linear_after", _fake, lib=fragment)
 if load_native() is not None:
     share_openmp()
 
 attention = torch.ops.secateur.attention.default
 sparse_linear = torch.ops.secateur.sparse_linear.default
+sparse_linear_after = torch.ops.secateur.sparse_linear_after.default

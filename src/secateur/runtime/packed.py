@@ -30,6 +30,8 @@ BLOCKS = (4, 8)
 GROUPS = ((1, 4), (2, 4), (4, 8))
 """(keep, of) of the nm format: at most `keep` of `of` consecutive weights of a row are nonzero."""
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+NORMS = ("none", "layer_norm", "rms_norm")
+"""By their numbers in native/include/secateur/kernels.h, as the activations are."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from torch import nn
 
 from secateur.runtime.attention import use_attention
 from secateur.runtime.choose import Choice, choose, unmeasured
-from secateur.runtime.fuse import fusable
+from secateur.runtime.fuse import Fusions, fusions
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import isa, load_native
+from secateur.runtime.onecall import use_one_call
 from secateur.runtime.packed import ROUNDS_ACTIVATIONS, VALUES, check_activations, pack
+from secateur.runtime.shared import parts
 
 MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
 
@@ -42,19 +44,22 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What `compile` did, layer by layer, for calls of `tokens` tokens; `also` is the same for other sizes of call."""
+    """What `compile` did, layer by layer, for calls of `tokens` tokens; `also` is the same for other sizes of call,
+    `fused` how often what was fused into the layers."""
 
     layers: tuple[LayerReport, ...]
     isa: str
     tokens: int
     threads: int
     also: tuple[Report, ...] = ()
+    fused: Mapping[str, int] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One sentence for each size of call: how many layers were sped up, by how much as measured, and why the others
         were not."""
         more = [f" At {other.tokens} tokens: {other._sentence()}" for other in self.also]
-        return self._sentence() + "".join(more)
+        fused = ", ".join(f"{count} {what}" for what, count in self.fused.items() if count)
+        return self._sentence() + "".join(more) + (f" Fused: {fused}." if fused else "")
 
     def _sentence(self) -> str:
         sparse = [layer for layer in self.layers if layer.format != "dense"]
@@ -109,7 +114,8 @@ def compile(
             call, a scale a token, beside int8 weights: 1 to 2% of error. Only with value 'int8'; the summary tells how
             many layers do.
         measure: time each kind of layer dense and sparse and keep the faster; False packs every sparse layer.
-        example: a batch as for `secateur.open`; with it, activations are fused into the packed layers before them.
+        example: a batch as for `secateur.open`; with it, activations, residuals and norms are fused into the
+            packed layers before them, and layers that read the same tensor are computed in one call.
         cache: keep measurements in the user's cache folder (see `secateur.runtime.choose`).
 
     Raises:
@@ -137,26 +143,92 @@ def compile(
             forms.append(module if packed is None else packed)
         if any(form is not module for form in forms):
             changed[name] = forms
-    fused = fusable(model, example) if changed and example is not None else {}
+    found = fusions(model, example) if changed and example is not None else Fusions()
+    fused = {
+        "activations": _fuse_activations(result, changed, found),
+        "groups of layers that read one tensor": 0,
+    }
+    for names in found.groups:
+        options = (value, activations, measure, cache)
+        shared = _shared(result, {n: changed[n] for n in names if n in changed}, reports, options)
+        changed |= shared
+        fused["groups of layers that read one tensor"] += bool(shared)
     for name, forms in changed.items():
-        if name in fused and all(isinstance(form, SparseLinear) for form in forms):
-            path, activation = fused[name]
-            for form in forms:
-                form.activate(activation)
-            put_module(result, path, nn.Identity())
         replacement = _joined(forms, counts)
         if not name:
             result = replacement.eval()
         else:
             put_module(result, name, replacement)
+    fused["residuals and norms"] = _fuse_calls(result, changed, found)
     if changed:
         use_attention(result)
     first, *others = (Report(tuple(reports[count]), isa(), count, torch.get_num_threads()) for count in counts)
-    outcome = replace(first, also=tuple(others))
+    outcome = replace(first, also=tuple(others), fused=fused)
     result.secateur_report = outcome
     if not hasattr(type(result), "summary"):
         result.summary = outcome.summary
     return result
+
+
+def _fuse_activations(model: nn.Module, changed: Mapping[str, list[nn.Module]], found: Fusions) -> int:
+    """Give packed layers the activations after them; how many."""
+    done = 0
+    for name, (path, activation) in found.activations.items():
+        forms = changed.get(name, [])
+        if forms and all(isinstance(form, SparseLinear) for form in forms):
+            for form in forms:
+                form.activate(activation)
+            put_module(model, path, nn.Identity())
+            done += 1
+    return done
+
+
+def _fuse_calls(model: nn.Module, changed: Mapping[str, list[nn.Module]], found: Fusions) -> int:
+    """Let modules that are a packed layer, a sum and a norm run as one call; how many."""
+    done = 0
+    for path, one in found.calls.items():
+        name = f"{path}.{one.linear}"
+        if name not in changed:
+            continue
+        activation = found.activations.get(name)
+        if activation is None or isinstance(model.get_submodule(activation[0]), nn.Identity):
+            use_one_call(model.get_submodule(path), one)
+            done += 1
+    return done
+
+
+def _shared(
+    model: nn.Module,
+    layers: Mapping[str, list[nn.Module]],
+    reports: Mapping[int, Sequence[LayerReport]],
+    options: tuple[str, str, bool, bool],
+) -> dict[str, list[nn.Module]]:
+    """The forms of layers that read the same tensor as parts of one packed weight; none where that is not faster, or
+    would take another format."""
+    value, activations, measure, cache = options
+    modules = [model.get_submodule(name) for name in layers]
+    if len(modules) < 2 or not all(isinstance(form, SparseLinear) for forms in layers.values() for form in forms):
+        return {}
+    weights = [w.detach().numpy() for w in map(linear_weight, modules) if w is not None]
+    weight, sizes = np.concatenate(weights), [len(w) for w in weights]
+    given = [module.bias for module in modules]
+    bias = None
+    if any(b is not None for b in given):
+        bias = torch.cat([torch.zeros(n) if b is None else b.detach() for n, b in zip(sizes, given, strict=True)])
+    forms: dict[str, list[nn.Module]] = {name: [] for name in layers}
+    for count, report in reports.items():
+        single = [layer for layer in report if layer.name in layers]
+        if measure:
+            choice = choose(weight, bias, count, value, cache, activations)
+        else:
+            choice = unmeasured(weight, count, value, activations)
+        slower = choice.sparse_us > sum(layer.sparse_us for layer in single)
+        if choice.packing is None or slower or {layer.format for layer in single} != {choice.packing["format"]}:
+            return {}
+        whole = parts(torch.from_numpy(pack(weight, **choice.packing)), bias, sizes)
+        for name, part in zip(layers, whole, strict=True):
+            forms[name].append(part)
+    return forms
 
 
 def _joined(forms: Sequence[nn.Module], counts: Sequence[int]) -> nn.Module:
