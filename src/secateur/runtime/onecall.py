@@ -53,7 +53,7 @@ class _InOneCall:
             or not _fit(layer, x, residual, one.residual is not None)
             or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, residual, scale, shift)))
             or self.training  # type: ignore[attr-defined]
-            or _watched(self)  # type: ignore[arg-type]
+            or _watched(self)
         ):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         return sparse_linear_after(

@@ -20,7 +20,9 @@ from secateur.runtime.ops import fragment, sparse_linear
 class _Waiting(threading.local):
     """What the last group computed in this thread, for the layers (their first columns) that have not been called."""
 
-    read: tuple[torch.Tensor, int | None, torch.Tensor, torch.Tensor | None] | None = None
+    read: torch.Tensor | None = None
+    version: int | None = None
+    weights = (0, 0)
     output: torch.Tensor | None = None
     starts: frozenset[int] = frozenset()
 
@@ -36,18 +38,18 @@ def _all_columns(
 ) -> torch.Tensor:
     """The outputs of all layers of a group for x, computed or found waiting."""
     version = None if x.is_inference() else x._version  # inference tensors count no versions
-    read = _waiting.read
-    if read is not None and start in _waiting.starts and _waiting.output is not None:
-        same = read[0] is x and read[1] == version and read[2].data_ptr() == packed.data_ptr() and read[3] is bias
-        if same:
-            output = _waiting.output
-            _waiting.starts -= {start}
-            if not _waiting.starts:
-                _waiting.forget()
-            return output
+    weights = (packed.data_ptr(), 0 if bias is None else bias.data_ptr())
+    output = _waiting.output
+    same = _waiting.read is x and (_waiting.version, _waiting.weights) == (version, weights)
+    if same and output is not None and start in _waiting.starts:
+        _waiting.starts -= {start}
+        if not _waiting.starts:
+            _waiting.forget()
+        return output
     _waiting.forget()
     output = sparse_linear(x, packed, bias, rows, 0)
-    _waiting.read, _waiting.output, _waiting.starts = (x, version, packed, bias), output, frozenset(starts) - {start}
+    _waiting.read, _waiting.version, _waiting.weights = x, version, weights
+    _waiting.output, _waiting.starts = output, frozenset(starts) - {start}
     return output
 
 
