@@ -1,0 +1,508 @@
+"""What the traced graph lets packed layers take in: residuals and norms, and layers that read the same tensor."""
+
+import gc
+import json
+import threading
+import weakref
+from collections import Counter
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from torch import nn  # noqa: E402
+
+from secateur import runtime  # noqa: E402
+from secateur.errors import ModelError  # noqa: E402
+from secateur.runtime import attention, onecall, ops, shared, store, swap  # noqa: E402
+from secateur.runtime import choose as choosing  # noqa: E402
+from secateur.runtime.linear import ByTokens  # noqa: E402
+from secateur.runtime.native import load_native  # noqa: E402
+from secateur.runtime.shared import PartLinear  # noqa: E402
+
+pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
+
+CALLS, GROUPS = "residuals and norms", "groups of layers that read one tensor"
+
+
+def prune(model, density=0.2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.weight.data.mul_(torch.rand(module.weight.shape, generator=generator) < density)
+        if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.5, 0.5)
+    return model.eval()
+
+
+def ids(batch=2, length=9):
+    return {"input_ids": torch.randint(0, 99, (batch, length), generator=torch.Generator().manual_seed(1))}
+
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}
+
+
+def bert():
+    config = transformers.BertConfig(**SIZES, intermediate_size=128)
+    return transformers.BertForMaskedLM(config), ids(), Counter({CALLS: 5, GROUPS: 2, "activations": 3})
+
+
+def distilbert():
+    config = transformers.DistilBertConfig(dim=64, n_layers=2, n_heads=4, hidden_dim=128, vocab_size=99)
+    model = transformers.DistilBertForSequenceClassification(config)
+    return model, ids(), Counter({GROUPS: 2, "activations": 2})
+
+
+def vit():
+    config = transformers.ViTConfig(**SIZES, intermediate_size=128, image_size=16, patch_size=4)
+    model = transformers.ViTForImageClassification(config)
+    return model, {"pixel_values": torch.randn(2, 3, 16, 16)}, Counter({GROUPS: 2, "activations": 2})
+
+
+def llama():
+    config = transformers.LlamaConfig(**SIZES, intermediate_size=96, num_key_value_heads=2)
+    return transformers.LlamaForCausalLM(config), ids(), Counter({GROUPS: 2, "activations": 2})
+
+
+@pytest.fixture(params=[bert, distilbert, vit, llama], ids=lambda make: make.__name__)
+def case(request):
+    torch.manual_seed(0)
+    model, batch, fused = request.param()
+    return prune(model), batch, fused
+
+
+@pytest.fixture
+def native(monkeypatch):
+    """How often each function of the kernels is called."""
+    calls, real = Counter(), load_native()
+
+    class Counting:
+        def __getattr__(self, name):
+            calls[name] += 1
+            return getattr(real, name)
+
+    monkeypatch.setattr(ops, "load_native", lambda: Counting())
+    return calls
+
+
+def always_sparse(gain=lambda rows: 1.0):
+    def choose(array, bias, tokens, value, use_cache, activations):
+        tiled = choosing.unmeasured(array, tokens, value, activations).packing
+        packing = {"format": "bitmask"} if tokens == 1 else tiled
+        return choosing.Choice(packing, 2.0 * array.shape[0], array.shape[0] / gain(array.shape[0]))
+
+    return choose
+
+
+def compare(fast, model, batch):
+    with torch.inference_mode():
+        got, expected = fast(**batch).logits, model(**batch).logits
+    assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+    return got
+
+
+@pytest.mark.parametrize(("tokens", "measure"), [(18, False), (18, True), ((1, 18), True)])
+def test_fused_models_equal_the_pruned_ones(case, tokens, measure, native, monkeypatch):
+    model, batch, fused = case
+    monkeypatch.setattr(swap, "choose", always_sparse())
+    plain = runtime.compile(model, tokens=tokens, measure=measure)
+    native.clear()
+    compare(plain, model, batch)
+    before = Counter(native)
+    fast = runtime.compile(model, tokens=tokens, measure=measure, example=batch)
+    assert +Counter(fast.secateur_report.fused) == fused
+    native.clear()
+    compare(fast, model, batch)
+    assert native["linear_after"] == fused[CALLS]
+    assert native["linear"] == before["linear"] - fused[CALLS] - 2 * fused[GROUPS]
+    small = {name: value[:1] for name, value in batch.items()}
+    compare(fast, model, small)
+    text = fast.summary()
+    assert f"{fused[GROUPS]} groups of layers that read one tensor" in text.partition(" Fused: ")[2]
+    assert "Fused" not in plain.summary()
+
+
+@pytest.mark.parametrize(
+    ("make", "backend"),
+    [(bert, "eager"), *(pytest.param(c, "aot_eager", marks=pytest.mark.slow) for c in (bert, llama))],
+)
+def test_torch_compile_shares_calls_as_well(make, backend, native):
+    torch.manual_seed(0)
+    model, batch, fused = make()
+    fast = runtime.compile(prune(model), measure=False, example=batch)
+    compare(fast, model, batch)
+    once = Counter(native)
+    torch.compiler.reset()
+    compiled = torch.compile(fast, backend=backend, fullgraph=True)
+    compare(compiled, model, batch)
+    native.clear()
+    compare(compiled, model, batch)
+    assert native["linear"] == once["linear"]
+    assert native["linear_after"] == fused[CALLS]
+
+
+@pytest.mark.parametrize("tokens", [18, (1, 18)])
+def test_saved_and_loaded(case, tokens, native, tmp_path, monkeypatch):
+    model, batch, fused = case
+    monkeypatch.setattr(swap, "choose", always_sparse())
+    fast = runtime.compile(model, tokens=tokens, example=batch)
+    runtime.save(fast, tmp_path / "fast")
+    packed = [name for name, m in fast.named_modules() if isinstance(m, PartLinear)]
+    forms = 1 if tokens == 18 else 2
+    assert len(packed) == 3 * forms * fused[GROUPS]
+    manifest = json.loads((tmp_path / "fast" / "runtime.json").read_text())
+    shared_weights = [name for name in manifest["aliases"] if name.endswith(".packed")]
+    assert len(shared_weights) == 2 * forms * fused[GROUPS]
+    again = runtime.load(tmp_path / "fast")
+    native.clear()
+    expected = compare(fast, model, batch)
+    calls = Counter(native)
+    native.clear()
+    assert torch.equal(compare(again, model, batch), expected)
+    assert native == calls
+
+
+def test_without_kernels_a_saved_model_runs(case, tmp_path, monkeypatch):
+    model, batch, _ = case
+    runtime.save(runtime.compile(model, measure=False, example=batch), tmp_path / "fast")
+    for module in (store, ops, attention):
+        monkeypatch.setattr(module, "load_native", lambda: None)
+    compare(runtime.load(tmp_path / "fast"), model, batch)
+
+
+def test_a_decoder_generates_the_same(monkeypatch):
+    monkeypatch.setattr(swap, "choose", always_sparse())
+    torch.manual_seed(0)
+    model, batch, _ = llama()
+    fast = runtime.compile(prune(model), tokens=(1, 18), example=batch)
+    assert [form.sizes for form in fast.model.layers[1].self_attn.k_proj.layers] == [(64, 32, 32)] * 2
+    kwargs = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(fast.generate(**batch, **kwargs), model.generate(**batch, **kwargs))
+
+
+def test_groups_are_made_only_where_they_are_faster(monkeypatch):
+    torch.manual_seed(0)
+    model, batch, _ = bert()
+    monkeypatch.setattr(swap, "choose", always_sparse(lambda rows: 0.9 if rows == 192 else 1.0))
+    fast = runtime.compile(prune(model), tokens=18, example=batch)
+    assert fast.secateur_report.fused[GROUPS] == 0
+    assert fast.secateur_report.fused[CALLS] == 5
+
+
+class Output(nn.Module):
+    """norm(dropout(linear(x)) + residual), with names that nobody else uses."""
+
+    def __init__(self, norm=nn.LayerNorm, width=40):
+        super().__init__()
+        self.mix, self.scale = nn.Linear(24, width), norm(width)
+        self.lose = nn.Dropout(0.5)
+
+    def forward(self, residual, x):
+        return self.scale(residual + self.lose(self.mix(x)))
+
+
+class Holder(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, residual):
+        return self.inner(residual, x=x)
+
+
+def fused(inner, **options):
+    torch.manual_seed(0)
+    model = prune(Holder(inner))
+    example = (torch.randn(2, 5, 24), torch.randn(2, 5, 40))
+    return model, runtime.compile(model, measure=False, example=example, **options), example
+
+
+def is_one_call(fast):
+    return list(onecall.one_calls(fast)) == ["inner"]
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, lambda n: nn.LayerNorm(n, elementwise_affine=False)])
+def test_nan_and_layouts_reach_the_output(norm, native):
+    model, fast, (x, residual) = fused(Output(norm))
+    assert is_one_call(fast)
+    odd = x.clone()
+    odd[0, 1, 3], odd[1, 2, 0] = float("nan"), float("inf")
+    lost = residual.clone()
+    lost[1, 1, 1] = float("nan")
+    wide = torch.randn(2, 5, 80)[..., ::2]
+    with torch.inference_mode():
+        for args in ((x, residual), (odd, residual), (x, lost), (x, wide), (x[:0], residual[:0])):
+            native.clear()
+            got, expected = fast(*args), model(*args)
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+            assert native["linear_after"] == 1
+        assert fast(odd, residual)[0, 1].isnan().all()
+        assert not fast(odd, residual)[0, 0].isnan().any()
+
+
+def test_calls_that_the_kernels_do_not_know_run_as_before(native):
+    model, fast, (x, residual) = fused(Output())
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x, residual[:1]), model(x, residual[:1]), rtol=1e-5, atol=1e-5)
+        with pytest.raises(TypeError, match="missing 1 required positional argument"):
+            fast.inner(residual)
+        fast.inner.lose.p = 1.0
+        torch.testing.assert_close(fast.train()(x, residual), model.inner.scale(residual), rtol=1e-5, atol=1e-5)
+        assert native["linear_after"] == 0
+    fast.eval()
+    assert fast(x, residual).requires_grad  # through the weights of the norm
+    with pytest.raises(RuntimeError, match="no backward"):
+        fast(x.requires_grad_(), residual)
+
+
+def test_hooks_prevent_fusion(native):
+    seen = []
+    inner = Output()
+    inner.scale.register_forward_hook(lambda *_: seen.append("before"))
+    _, fast, example = fused(inner)
+    assert not is_one_call(fast)
+    with torch.inference_mode():
+        seen.clear()
+        fast(*example)
+        assert seen == ["before"]
+        _, fast, example = fused(Output())
+        assert is_one_call(fast)
+        fast.inner.lose.register_forward_hook(lambda *_: seen.append("late"))
+        fast(*example)
+        assert seen == ["before", "late"]
+    assert native["linear_after"] == 0
+
+
+def test_other_modules_are_left_alone():
+    class Twice(Output):
+        def forward(self, residual, x):
+            return super().forward(residual, x) * 2
+
+    class Inner(Output):
+        def forward(self, residual, x):
+            return self.scale(self.lose(self.mix(x)) + residual.sum(-1, keepdim=True))
+
+    class Pair(Output):
+        def forward(self, residual, x):
+            hidden = self.mix(x)
+            return self.scale(hidden + residual), hidden
+
+    class Scaled(Output):
+        def forward(self, residual, x):
+            return self.scale(torch.add(self.mix(x), residual, alpha=2))
+
+    class Stored(Output):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("stored", torch.randn(2, 5, 40))
+
+        def forward(self, residual, x):
+            return self.scale(self.mix(x) + self.stored)
+
+    class Repeated(Holder):
+        def forward(self, x, residual):
+            return self.inner(self.inner(residual, x=x), x=x)
+
+    for cls in (Twice, Inner, Pair, Scaled, Stored):
+        model, fast, example = fused(cls())
+        assert not onecall.one_calls(fast), cls
+        with torch.inference_mode():
+            for got, expected in zip(fast(*example), model(*example), strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    model = prune(Repeated(Output()))
+    example = (torch.randn(2, 5, 24), torch.randn(2, 5, 40))
+    assert not onecall.one_calls(runtime.compile(model, measure=False, example=example))
+    shared_norm = nn.Sequential(nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24)), nn.Sequential(nn.Linear(24, 24)))
+    shared_norm[1].append(shared_norm[0][1])
+    fast = runtime.compile(prune(shared_norm), measure=False, example=(torch.randn(3, 24),))
+    assert not onecall.one_calls(fast)
+
+
+def test_a_norm_alone_and_a_residual_of_the_input(native):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix, self.act, self.scale = nn.Linear(24, 24), nn.GELU(), nn.LayerNorm(24)
+
+        def forward(self, x):
+            return self.scale(self.act(self.mix(x)) + x)
+
+    torch.manual_seed(0)
+    model = prune(nn.Sequential(nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24)), Block(), nn.Linear(24, 5)))
+    x = torch.randn(3, 7, 24)
+    fast = runtime.compile(model, measure=False, example=(x,))
+    assert list(onecall.one_calls(fast)) == ["0", "1"]
+    with torch.inference_mode():
+        native.clear()
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
+    assert native["linear_after"] == 2
+
+
+def test_an_activation_that_stays_is_not_lost(monkeypatch):
+    def at_few_tokens(array, bias, tokens, value, use_cache, activations):
+        return choosing.Choice({"format": "bitmask"} if tokens == 1 else None, 2.0, 1.0)
+
+    monkeypatch.setattr(swap, "choose", at_few_tokens)
+    torch.manual_seed(0)
+    model = prune(nn.Sequential(nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.LayerNorm(24)), nn.Linear(24, 24)))
+    fast = runtime.compile(model, tokens=(1, 100), example=(torch.randn(3, 24),))
+    assert isinstance(fast[0][0], ByTokens)
+    assert isinstance(fast[0][1], nn.ReLU)
+    plain = runtime.compile(
+        prune(Holder(Output())), tokens=(1, 100), example=(torch.randn(2, 5, 24), torch.randn(2, 5, 40))
+    )
+    assert is_one_call(plain)
+    with torch.inference_mode():
+        for tokens in (1, 90):
+            x, residual = torch.randn(tokens, 24), torch.randn(tokens, 40)
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
+            expected = plain.inner.scale(plain.inner.mix(x) + residual)
+            torch.testing.assert_close(plain(x, residual), expected, rtol=1e-5, atol=1e-5)
+
+
+class Three(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(24, 16), nn.Linear(24, 8, bias=False), nn.Linear(24, 32)
+
+    def forward(self, x):
+        return self.a(x), self.b(x), self.c(x)
+
+
+def three(cls=Three):
+    torch.manual_seed(0)
+    model = prune(cls())
+    return model, runtime.compile(model, measure=False, example=(torch.randn(7, 24),))
+
+
+def test_parts_alone_in_any_order_and_after_a_change(native):
+    model, fast = three()
+    assert fast.secateur_report.fused[GROUPS] == 1
+    torch.testing.assert_close(fast.c.dense_weight(), model.c.weight.detach())
+    x, other = torch.randn(7, 24), torch.randn(4, 5, 24)
+    with torch.no_grad():
+        native.clear()
+        for layer, plain, value, calls in (
+            (fast.b, model.b, x, 1),
+            (fast.c, model.c, x, 1),
+            (fast.c, model.c, x, 2),
+            (fast.a, model.a, other, 3),
+            (fast.b, model.b, x, 4),
+        ):
+            torch.testing.assert_close(layer(value), plain(value), rtol=1e-5, atol=1e-5)
+            assert native["linear"] == calls
+        fast.a(x)
+        x.mul_(2)  # in place: what waits for the others is out of date
+        torch.testing.assert_close(fast.b(x), model.b(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(RuntimeError, match="no backward"):
+        fast.a(x.requires_grad_())
+
+
+def test_nothing_is_kept_alive():
+    _, fast = three()
+    with torch.inference_mode():
+        x = torch.randn(7, 24)
+        kept = weakref.ref(x)
+        fast.a(x)
+        assert shared._waiting.read is x
+        fast.b(x)
+        fast.c(x)
+        assert shared._waiting.read is None
+        assert shared._waiting.output is None
+        del x
+        gc.collect()
+    assert kept() is None
+
+
+def test_two_threads_do_not_see_each_other():
+    model, fast = three()
+    x = [torch.randn(7, 24, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    same = torch.randn(7, 24)
+    with torch.inference_mode():
+        expected = [[plain(value) for plain in (model.a, model.b, model.c)] for value in (*x, same)]
+    barrier, wrong = threading.Barrier(2), []
+
+    def work(number):
+        with torch.inference_mode():
+            for _ in range(20):
+                for value, right in ((x[number], expected[number]), (same, expected[2])):
+                    for layer, one in zip((fast.a, fast.b, fast.c), right, strict=True):
+                        barrier.wait(timeout=30)
+                        if not torch.allclose(layer(value), one, rtol=1e-5, atol=1e-5):
+                            wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_layers_that_must_not_share_a_call():
+    class Changed(Three):
+        def forward(self, x):
+            a = self.a(x)
+            x = x.clone()
+            b = self.b(x)
+            x.add_(1)
+            return a, b, self.c(x)
+
+    class Merged(Three):
+        def forward(self, x):
+            return self.a(x).view(-1), self.b(x).view(-1), self.c(x).view(7, 4, 8).view(-1)
+
+    class Hooked(Three):
+        def __init__(self):
+            super().__init__()
+            for layer in (self.a, self.b):
+                layer.register_forward_hook(lambda *_: None)
+
+    for cls in (Changed, Merged, Hooked):
+        model, fast = three(cls)
+        assert fast.secateur_report.fused[GROUPS] == 0
+        x = torch.randn(7, 24)
+        with torch.inference_mode():
+            for got, expected in zip(fast(x), model(x), strict=True):
+                torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_operators_pass_torch_checks_and_run_without_kernels(monkeypatch):
+    _, fast, (x, residual) = fused(Output())
+    layer, norm = fast.inner.mix, fast.inner.scale
+    call = (x, layer.packed, layer.bias, 40, 2, residual, 1, norm.weight.detach(), norm.bias.detach(), 1e-3)
+    part = three()[1].c
+    columns = (x, part.packed, part.bias, 56, [0, 16, 24], 24, 56)
+    for operator, args in ((ops.sparse_linear_after, call), (shared.sparse_linear_part, columns)):
+        torch.library.opcheck(operator, args, test_utils=["test_schema", "test_faketensor"])
+    rms = (*call[:6], 2, *call[7:8], None, 1e-3)
+    bare = (*call[:5], None, 0, None, None, 0.0)
+    got = [ops.sparse_linear_after(*args) for args in (call, rms, bare)]
+    monkeypatch.setattr(ops, "load_native", lambda: None)
+    for args, each in zip((call, rms, bare), got, strict=True):
+        torch.testing.assert_close(ops.sparse_linear_after(*args), each, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"the residual is \(1, 5, 40\), but the output \(2, 5, 40\)"):
+        ops.sparse_linear_after(*call[:5], residual[:1], *call[6:])
+    with pytest.raises(ValueError, match=r"float32 \(40,\), not torch.float32 \(39,\)"):
+        ops.sparse_linear_after(*call[:7], norm.weight.detach()[1:], *call[8:])
+
+
+def test_damaged_fusions_are_a_sentence(tmp_path):
+    torch.manual_seed(0)
+    model, batch, _ = bert()
+    runtime.save(runtime.compile(prune(model), measure=False, example=batch), tmp_path / "fast")
+    path = tmp_path / "fast" / "runtime.json"
+    manifest = json.loads(path.read_text())
+    one = next(iter(manifest["one_calls"]))
+    part = next(iter(manifest["parts"]))
+    for change, match in (
+        ({"one_calls": {one: {**manifest["one_calls"][one], "norm": "batch"}}}, "unknown norm 'batch'"),
+        ({"one_calls": {one: {**manifest["one_calls"][one], "linear": "gone"}}}, "has no 'gone'"),
+        ({"one_calls": {one: 3}}, "is damaged"),
+        ({"parts": {**manifest["parts"], part: [[64, 64], 0]}}, "is none of a packed weight of 192 rows"),
+        ({"parts": {**manifest["parts"], part: "ab"}}, "layer"),
+    ):
+        path.write_text(json.dumps({**manifest, **change}))
+        with pytest.raises(ModelError, match=match):
+            runtime.load(tmp_path / "fast")
