@@ -1,7 +1,9 @@
 """What the traced graph lets packed layers take in: residuals and norms, and layers that read the same tensor."""
 
+import copy
 import gc
 import json
+import pickle
 import threading
 import weakref
 from collections import Counter
@@ -239,6 +241,17 @@ def test_nan_and_layouts_reach_the_output(norm, native):
             assert native["linear_after"] == 1
         assert fast(odd, residual)[0, 1].isnan().all()
         assert not fast(odd, residual)[0, 0].isnan().any()
+
+
+def test_copies_run_as_one_call(native):
+    layer = nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24))  # a class that pickle finds
+    fast = runtime.compile(prune(nn.Sequential(layer, nn.Tanh())), measure=False, example=(torch.randn(3, 24),))
+    x = torch.randn(3, 24)
+    with torch.inference_mode():
+        for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), swap.share_copy(fast)):
+            native.clear()
+            assert torch.equal(again(x), fast(x))
+            assert native["linear_after"] == 2
 
 
 def test_calls_that_the_kernels_do_not_know_run_as_before(native):

@@ -56,12 +56,15 @@ def fusions(model: nn.Module, example: Mapping[str, Any] | tuple[Any, ...]) -> F
 
 @contextlib.contextmanager
 def _recorded(model: nn.Module) -> Iterator[dict[str, dict[str, Any]]]:
-    """The arguments, by name, of each module's last call; '' stands for one that gave no tensor."""
+    """The arguments, by name, of each module's last call: none where they have no names, or where it gave no tensor."""
     inputs: dict[str, dict[str, Any]] = {}
 
     def record(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            names = list(inspect.signature(module.forward).parameters)
+            try:
+                names = list(inspect.signature(module.forward).parameters)
+            except (TypeError, ValueError):
+                names = []
             known = isinstance(output, torch.Tensor) and len(args) <= len(names) and {*kwargs} <= {*names}
             inputs[path] = {**dict(zip(names, args, strict=False)), **kwargs} if known else {}
 

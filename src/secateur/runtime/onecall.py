@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import torch
@@ -69,6 +69,19 @@ class _InOneCall:
             one.epsilon,
         )
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (type(self).__mro__[2],), self.__dict__
+
+
+@cache
+def _in_one_call(plain: Any) -> Any:
+    return type(f"OneCall{plain.__name__}", (_InOneCall, plain), {})
+
+
+def _blank(plain: type) -> Any:
+    """For copy and pickle, which find no class that was made here by its name."""
+    return object.__new__(_in_one_call(plain))
+
 
 def use_one_call(module: nn.Module, one: OneCall) -> None:
     """Let a module run as one call from now on, wherever it can: not in training, with hooks on its children, in other
@@ -84,7 +97,7 @@ def use_one_call(module: nn.Module, one: OneCall) -> None:
             _inner(module, path)
         except AttributeError:
             raise ValueError(f"{type(module).__name__} has no {path!r}") from None
-    module.__class__ = type(f"OneCall{type(module).__name__}", (_InOneCall, type(module)), {})
+    module.__class__ = _in_one_call(type(module))
     module.one_call = one
 
 
