@@ -1,11 +1,11 @@
-"""Finds what the kernels can compute along with a linear layer, in the traced graph of a model: an activation, a
-residual and a norm after it, and other layers that read the same tensor."""
+"""Finds what the kernels can compute along with a linear layer, in the traced graph of a model: an activation,
+or a residual and a norm after it."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,6 @@ from secateur.runtime.onecall import OneCall
 aten = torch.ops.aten
 _ACTIVATIONS = {aten.relu.default: "relu", aten.gelu.default: "gelu", aten.silu.default: "silu"}
 _NORMS = {aten.layer_norm.default: "layer_norm", aten.rms_norm.default: "rms_norm"}
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,10 @@ class Fusions:
 
     `activations`: linear layer -> (module of the activation, its name); the module runs once and holds no other
     operation, so that an nn.Identity can take its place. `calls`: module -> how it becomes one call of the kernels.
-    `groups`: linear layers of one parent that read the same tensor, in the order of their calls.
     """
 
     activations: dict[str, tuple[str, str]] = field(default_factory=dict)
     calls: dict[str, OneCall] = field(default_factory=dict)
-    groups: tuple[tuple[str, ...], ...] = ()
 
 
 def fusions(model: nn.Module, example: Mapping[str, Any] | tuple[Any, ...]) -> Fusions:
@@ -50,8 +47,7 @@ def fusions(model: nn.Module, example: Mapping[str, Any] | tuple[Any, ...]) -> F
     graph = _Graph(model, program, inputs, watched)
     activations = dict(filter(None, map(graph.activation, graph.linears)))
     calls = dict(filter(None, (graph.one_call(node, activations) for node in graph.linears)))
-    taken = {*activations, *(f"{path}.{call.linear}" for path, call in calls.items())}
-    return Fusions(activations, calls, tuple(graph.groups(taken)))
+    return Fusions(activations, calls)
 
 
 @contextlib.contextmanager
@@ -184,20 +180,6 @@ class _Graph:
             return (None if others else x), (None if residual is None else x)
         return (x, others[0]) if len(others) == 1 else (None, None)
 
-    def groups(self, taken: Collection[str]) -> Iterator[tuple[str, ...]]:
-        """Layers that read the same tensor under one parent, and whose outputs may be slices of a larger tensor."""
-        readers: dict[Any, list[torch.fx.Node]] = defaultdict(list)
-        for node in self.linears:
-            path = self.path(node)
-            if path not in taken and self.is_free(path) and _may_be_sliced(node):
-                readers[node.args[0], path.rpartition(".")[0]].append(node)
-        place = {node: number for number, node in enumerate(self.operations)}
-        for nodes in readers.values():
-            between = self.operations[place[nodes[0]] : place[nodes[-1]]]
-            writes = any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in between)
-            if len(nodes) > 1 and not writes:
-                yield tuple(map(self.path, nodes))
-
 
 def _stack(node: torch.fx.Node) -> list[str]:
     """Paths of the modules that a node was traced in, the innermost last."""
@@ -220,14 +202,3 @@ def _arguments(node: torch.fx.Node) -> dict[str, Any]:
     names = [(argument.name, argument.default_value) for argument in node.target._schema.arguments]
     given = {name: value for (name, _), value in zip(names, node.args, strict=False)}
     return {**dict(names), **given, **node.kwargs}
-
-
-def _may_be_sliced(linear: torch.fx.Node) -> bool:
-    """Whether all that reads a layer's output takes rows that are not side by side: a view may split their last
-    dimension."""
-    rows = linear.meta["val"].shape[:-1]
-    views = [user for user in linear.users if user.target in _VIEWS]
-    return all(
-        view.meta["val"].shape[: len(rows)] == rows and not any(user.target in _VIEWS for user in view.users)
-        for view in views
-    )

@@ -52,17 +52,13 @@ class SparseLinear(nn.Module):
         Raises:
             RuntimeError: when a gradient would be needed: packed layers cannot be trained.
         """
-        self.refuse_gradients(x)
-        return sparse_linear(x, self.packed, self.bias, self.out_features, self.activation_code)
-
-    @staticmethod
-    def refuse_gradients(x: torch.Tensor) -> None:
-        """RuntimeError when the gradient of x would be needed."""
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
-                "a packed layer has no backward: run under torch.inference_mode() or torch.no_grad(), or train the "
+                "a packed layer has no backward: run under torch.inference_mode() or torch.no_grad(), or "
+                "train the "
                 "uncompiled model"
             )
+        return sparse_linear(x, self.packed, self.bias, self.out_features, self.activation_code)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -70,7 +70,8 @@ class _InOneCall:
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _blank, (type(self).__mro__[2],), self.__dict__
+        plain: Any = type(self).__mro__[2]
+        return _blank, (plain,), self.__dict__
 
 
 @cache
@@ -78,7 +79,7 @@ def _in_one_call(plain: Any) -> Any:
     return type(f"OneCall{plain.__name__}", (_InOneCall, plain), {})
 
 
-def _blank(plain: type) -> Any:
+def _blank(plain: Any) -> Any:
     """For copy and pickle, which find no class that was made here by its name."""
     return object.__new__(_in_one_call(plain))
 
@@ -97,7 +98,8 @@ def use_one_call(module: nn.Module, one: OneCall) -> None:
             _inner(module, path)
         except AttributeError:
             raise ValueError(f"{type(module).__name__} has no {path!r}") from None
-    module.__class__ = _in_one_call(type(module))
+    plain: Any = type(module)
+    module.__class__ = _in_one_call(plain)
     module.one_call = one
 
 

@@ -13,12 +13,12 @@ import torch
 from secateur.runtime.native import load_native, share_openmp
 from secateur.runtime.packed import ACTIVATIONS, NORMS
 
-fragment = torch.library.Library("secateur", "FRAGMENT")
-fragment.define(
+_library = torch.library.Library("secateur", "FRAGMENT")
+_library.define(
     "sparse_linear(Tensor x, Tensor packed, Tensor? bias, int out_features, int activation) -> Tensor",
     tags=(torch.Tag.needs_fixed_stride_order,),
 )
-fragment.define(
+_library.define(
     "sparse_linear_after(Tensor x, Tensor packed, Tensor? bias, int out_features, int activation, Tensor? residual, "
     "int norm, Tensor? scale, Tensor? shift, float epsilon) -> Tensor",
     tags=(torch.Tag.needs_fixed_stride_order,),
@@ -157,7 +157,7 @@ def _fake(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-fragment.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> Tensor")
+_library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> Tensor")
 
 
 def _attention(
@@ -221,12 +221,12 @@ def _fake_attention(
     return q.new_empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3]))
 
 
-fragment.impl("attention", _attention, "CPU")
-torch.library.register_fake("secateur::attention", _fake_attention, lib=fragment)
-fragment.impl("sparse_linear", _sparse_linear, "CPU")
-torch.library.register_fake("secateur::sparse_linear", _fake, lib=fragment)
-fragment.impl("sparse_linear_after", _sparse_linear_after, "CPU")
-torch.library.register_fake("secateur::sparse_linear_after", _fake, lib=fragment)
+_library.impl("attention", _attention, "CPU")
+torch.library.register_fake("secateur::attention", _fake_attention, lib=_library)
+_library.impl("sparse_linear", _sparse_linear, "CPU")
+torch.library.register_fake("secateur::sparse_linear", _fake, lib=_library)
+_library.impl("sparse_linear_after", _sparse_linear_after, "CPU")
+torch.library.register_fake("secateur::sparse_linear_after", _fake, lib=_library)
 if load_native() is not None:
     share_openmp()
 

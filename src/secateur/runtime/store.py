@@ -22,8 +22,7 @@ from secateur.runtime.attention import use_attention
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import load_native
 from secateur.runtime.onecall import OneCall, one_calls, use_one_call
-from secateur.runtime.packed import validate
-from secateur.runtime.shared import PartLinear
+from secateur.runtime.packed import unpack, validate
 from secateur.runtime.swap import put_module, share_copy
 from secateur.torch import changes as C
 from secateur.torch.hub import read_json
@@ -62,7 +61,6 @@ def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> No
         "packed": packed,
         "by_tokens": {name: m.tokens for name, m in model.named_modules() if isinstance(m, ByTokens)},
         "one_calls": {name: asdict(one) for name, one in one_calls(model).items()},
-        "parts": {name: [m.sizes, m.part] for name, m in model.named_modules() if isinstance(m, PartLinear)},
         # Activations that were fused into a packed layer: the skeleton has them still.
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
         "aliases": aliases,
@@ -99,7 +97,6 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ModelError(f"{folder / WEIGHTS} is damaged or cut short ({error}); save or copy it again") from None
-    tensors = {name: t.clone() if t.dtype == torch.uint8 and t.data_ptr() % 8 else t for name, t in tensors.items()}
     for name, source in manifest["aliases"].items():
         if source not in tensors:
             raise ModelError(f"{folder / WEIGHTS} lacks {source}; save or copy the model again")
@@ -107,7 +104,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     for name, tokens in manifest.get("by_tokens", {}).items():
         model = _put_forms(model, name, tokens)
     for name, activation in manifest["packed"].items():
-        model = _put_packed(model, name, activation, manifest.get("parts", {}).get(name), tensors)
+        model = _put_packed(model, name, activation, tensors)
     for name in manifest["identities"]:
         put_module(model, name, nn.Identity())
     for name, one in manifest.get("one_calls", {}).items():
@@ -156,24 +153,23 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
         raise ModelError(f"the model has no layer {name!r}; pass the skeleton that was saved") from error
 
 
-def _put_packed(
-    model: nn.Module, name: str, activation: str, part: list[Any] | None, tensors: dict[str, torch.Tensor]
-) -> nn.Module:
+def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
     prefix = f"{name}." if name else ""
     packed = tensors.get(f"{prefix}packed")
     if packed is None:
         raise ModelError(f"the file lacks the packed weight of layer {name!r}; save the model again")
-    bias = tensors.get(f"{prefix}bias")
-    layer: nn.Module
+    if packed.data_ptr() % 8:
+        packed = packed.clone()
     try:
         validate(packed.numpy())
-        layer = SparseLinear(packed, bias, activation) if part is None else PartLinear(packed, bias, *part)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ModelError(f"layer {name!r}: {error}") from error
-    if load_native() is None and activation == "none":
-        weight = layer.dense_weight()
-        if isinstance(layer, PartLinear) and bias is not None:
-            tensors[f"{prefix}bias"] = bias[layer.start : layer.stop]
+    bias = tensors.get(f"{prefix}bias")
+    if load_native() is not None or activation != "none":
+        tensors[f"{prefix}packed"] = packed
+        layer: nn.Module = SparseLinear(packed, bias, activation)
+    else:
+        weight = torch.from_numpy(unpack(packed.numpy()))
         tensors[f"{prefix}weight"] = weight
         del tensors[f"{prefix}packed"]
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")

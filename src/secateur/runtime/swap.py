@@ -20,7 +20,6 @@ from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import isa, load_native
 from secateur.runtime.onecall import use_one_call
 from secateur.runtime.packed import ROUNDS_ACTIVATIONS, VALUES, check_activations, pack
-from secateur.runtime.shared import parts
 
 MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
 
@@ -115,7 +114,7 @@ def compile(
             many layers do.
         measure: time each kind of layer dense and sparse and keep the faster; False packs every sparse layer.
         example: a batch as for `secateur.open`; with it, activations, residuals and norms are fused into the
-            packed layers before them, and layers that read the same tensor are computed in one call.
+            packed layers before them.
         cache: keep measurements in the user's cache folder (see `secateur.runtime.choose`).
 
     Raises:
@@ -144,15 +143,7 @@ def compile(
         if any(form is not module for form in forms):
             changed[name] = forms
     found = fusions(model, example) if changed and example is not None else Fusions()
-    fused = {
-        "activations": _fuse_activations(result, changed, found),
-        "groups of layers that read one tensor": 0,
-    }
-    for names in found.groups:
-        options = (value, activations, measure, cache)
-        shared = _shared(result, {n: changed[n] for n in names if n in changed}, reports, options)
-        changed |= shared
-        fused["groups of layers that read one tensor"] += bool(shared)
+    fused = {"activations": _fuse_activations(result, changed, found)}
     for name, forms in changed.items():
         replacement = _joined(forms, counts)
         if not name:
@@ -195,40 +186,6 @@ def _fuse_calls(model: nn.Module, changed: Mapping[str, list[nn.Module]], found:
             use_one_call(model.get_submodule(path), one)
             done += 1
     return done
-
-
-def _shared(
-    model: nn.Module,
-    layers: Mapping[str, list[nn.Module]],
-    reports: Mapping[int, Sequence[LayerReport]],
-    options: tuple[str, str, bool, bool],
-) -> dict[str, list[nn.Module]]:
-    """The forms of layers that read the same tensor as parts of one packed weight; none where that is not faster, or
-    would take another format."""
-    value, activations, measure, cache = options
-    modules = [model.get_submodule(name) for name in layers]
-    if len(modules) < 2 or not all(isinstance(form, SparseLinear) for forms in layers.values() for form in forms):
-        return {}
-    weights = [w.detach().numpy() for w in map(linear_weight, modules) if w is not None]
-    weight, sizes = np.concatenate(weights), [len(w) for w in weights]
-    given = [module.bias for module in modules]
-    bias = None
-    if any(b is not None for b in given):
-        bias = torch.cat([torch.zeros(n) if b is None else b.detach() for n, b in zip(sizes, given, strict=True)])
-    forms: dict[str, list[nn.Module]] = {name: [] for name in layers}
-    for count, report in reports.items():
-        single = [layer for layer in report if layer.name in layers]
-        if measure:
-            choice = choose(weight, bias, count, value, cache, activations)
-        else:
-            choice = unmeasured(weight, count, value, activations)
-        slower = choice.sparse_us > sum(layer.sparse_us for layer in single)
-        if choice.packing is None or slower or {layer.format for layer in single} != {choice.packing["format"]}:
-            return {}
-        whole = parts(torch.from_numpy(pack(weight, **choice.packing)), bias, sizes)
-        for name, part in zip(layers, whole, strict=True):
-            forms[name].append(part)
-    return forms
 
 
 def _joined(forms: Sequence[nn.Module], counts: Sequence[int]) -> nn.Module:
