@@ -1,5 +1,5 @@
-"""Decoding of a language model pruned in blocks of 8 x 1: tokens per second on secateur's kernels, in torch and in ONNX
-Runtime, against the dense model in torch and in ONNX Runtime in float32 and int8, with the perplexity of each beside.
+"""Decoding of a language model pruned in blocks of 8 x 1 or N:M: tokens per second on secateur's kernels, in torch and
+in ONNX Runtime, against the dense model in torch and in ONNX Runtime in float32 and int8, with the perplexity of each.
 
 Each side decodes by its own cached loop (transformers' generate, secateur.deploy.generator), greedily, after the same
 prompt, in turns and in one process. Programs and scores take long and are kept under .cache/kernels_llm; then the table
@@ -50,9 +50,10 @@ Decode = Callable[[np.ndarray, int], np.ndarray]
 
 
 def windows(folder: Path, text: Path) -> np.ndarray:
-    """(windows, context) token ids of the text."""
-    ids = tokens_of(load_tokenizer(folder), read_documents(text), 1 << 30, CONTEXT * WINDOWS)
-    return cut(ids, CONTEXT, str(text), WINDOWS).numpy()
+    """(windows, context) token ids of the text, without those that end a document, where generation would stop."""
+    tokenizer, need = load_tokenizer(folder), CONTEXT * WINDOWS
+    ids = tokens_of(tokenizer, read_documents(text), 1 << 30, 2 * need)
+    return cut([i for i in ids if i != tokenizer.eos_token_id], CONTEXT, str(text), WINDOWS).numpy()
 
 
 def names(dense: Path, pruned: list[Path]) -> dict[str, tuple[Path, str]]:
@@ -290,7 +291,7 @@ def main() -> None:
         return
     opened = {name: open_side(*side, args.threads) for name, side in sides.items()}
     rates = tokens_per_second(opened, tokens[:1, :PROMPT], args.turns)
-    lines = head(f"Decoding one token at a time, blocks of 8 x 1, {args.threads} thread(s), kernels: {runtime.isa()}")
+    lines = head(f"Decoding one token at a time, {args.threads} thread(s), kernels: {runtime.isa()}")
     lines += [
         f"Tokens per second: medians of {args.turns} turns of {NEW_TOKENS} tokens after a prompt of {PROMPT}, whose "
         "time is taken off; ratios are medians of those of the same turn. Perplexity: of what runs, weights rounded as "
