@@ -177,14 +177,16 @@ def score(folder: Path, program: str, tokens: np.ndarray, threads: int) -> dict[
 
 def make_scores(sides: dict[str, tuple[Path, str]], tokens: np.ndarray, threads: int) -> dict[str, Any]:
     """Scores of all sides and of each pruned model in torch as it is; what was scored before is read."""
-    path = CACHE / "scores.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    place = CACHE / "scores"
+    place.mkdir(exist_ok=True)
     twins = {f"{folder.name}, torch float32": (folder, "torch") for folder, _ in sides.values()}
+    found = {}
     for name, (folder, program) in {**twins, **sides}.items():
-        if name not in found:
-            found[name] = score(folder, program, tokens, threads)
-            write_json(path, found)
-            print(f"{name}: {found[name]['perplexity']:.1f}", flush=True)
+        path = place / f"{name}.json"
+        if not path.exists():
+            write_json(path, score(folder, program, tokens, threads))
+        found[name] = json.loads(path.read_text())
+        print(f"{name}: {found[name]['perplexity']:.1f}", flush=True)
     return found
 
 
