@@ -88,6 +88,4 @@ def __dir__() -> list[str]:
 def _teach_transformers(_: Any) -> None:
     """Let `from_pretrained` open what secateur saved, from the moment that transformers can load models."""
     if importlib.util.find_spec("torch") is not None:
-        from secateur.torch import quantizer
-
-        quantizer.register()
+        importlib.import_module("secateur.torch.quantizer")  # which registers itself, also when it is what imports this

@@ -276,8 +276,6 @@ def test_refusals(tmp_path):
     with pytest.raises(DeployError, match="none of the 1 linear layers is sparse enough"):
         written(tmp_path, [("MatMul", ["x", "w"], ["y"], {})], {"w": np.ones((32, 16))})
     net, x = nn.Linear(16, 16).eval(), {"input": torch.randn(2, 16)}
-    with pytest.raises(DeployError, match="sparse and int8 do not go together"):
-        export(net, "onnx", tmp_path / "out", example=x, sparse=True, int8=True)
     with pytest.raises(DeployError, match="tokens must be positive, not 0"):
         export(net, "onnx", tmp_path / "out", example=x, sparse=True, tokens=0)
     with pytest.raises(DeployError, match="value must be one of float32, .*, not half"):

@@ -283,6 +283,17 @@ print({name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdli
     assert ast.literal_eval(done.stdout) == {"secateur", "wrapt"}  # not even numpy: names load on first use
 
 
+@pytest.mark.slow
+def test_the_plug_in_registers_whoever_is_imported_first():
+    code = """
+from secateur.torch import quantizer
+from transformers.quantizers import auto
+print(quantizer.METHOD in auto.AUTO_QUANTIZER_MAPPING)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
 # -- what must not load ---------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,10 @@ def command(
     generate: Annotated[
         bool, typer.Option("--generate", help="With a key-value cache, for generation (onnx, openvino).")
     ] = False,
-    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino).")] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="8-bit weights on top (onnx, openvino); with --sparse: of what is not packed."),
+    ] = False,
     sparse: Annotated[
         bool,
         typer.Option("--sparse", help="Sparse layers on secateur's kernels (onnx); .keras: LiteRT's sparse weights."),
@@ -119,7 +122,9 @@ def show(made: "Artefact", framework: str, json: bool, made_up: bool) -> None:
         row.append("-" if made.parity.agreement is None else common.percent(made.parity.agreement))
     if made.generation is not None:
         columns += ["tokens", "relative error"]
-        row += [f"{made.generation['tokens']} equal", f"{made.generation['relative_error']:.1e}"]
+        agreement = made.generation["agreement"]
+        same = "equal" if made.generation["equal"] else f"{common.percent(agreement)} equal"
+        row += [f"{made.generation['tokens']} {same}", f"{made.generation['relative_error']:.1e}"]
     common.print_table(f"Exported to {made.folder}, against {framework}", columns, [row])
     if made_up:
         typer.echo("compared on made-up inputs; pass --data to compare on yours")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.deploy.benching import bench
     from secateur.deploy.exporting import export
-    from secateur.deploy.generation import generate
+    from secateur.deploy.generation import generate, generator
     from secateur.deploy.kit import read_results, write_kit
     from secateur.deploy.table import latency_table
 
@@ -20,11 +20,12 @@ _HOME = {
     "bench": "benching",
     "export": "exporting",
     "generate": "generation",
+    "generator": "generation",
     "latency_table": "table",
     "read_results": "kit",
     "write_kit": "kit",
 }
-__all__ = ["bench", "export", "generate", "latency_table", "read_results", "write_kit"]
+__all__ = ["bench", "export", "generate", "generator", "latency_table", "read_results", "write_kit"]
 
 
 def __getattr__(name: str) -> Any:

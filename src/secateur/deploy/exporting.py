@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from secateur.data import Rows
-from secateur.deploy import device, generation, parity, signature
+from secateur.deploy import device, generation, onnx_int8, parity, signature
 from secateur.deploy.results import TOLERANCE, Artefact
 from secateur.deploy.sparse import rewrite
 from secateur.deploy.target import DeployError, Graph, Target, Written, find, writing
@@ -58,7 +58,8 @@ def export(
     data: rows of text or batches of tensors to compare on; made up when left out.
     example: a batch of inputs where the model's own description does not give them.
     batch, length: the largest that ExecuTorch takes, the only ones that LiteRT takes.
-    generate: with a key-value cache, for `secateur.deploy.generate`. int8: 8-bit weights on top.
+    generate: with a key-value cache, for `secateur.deploy.generate`. int8: 8-bit weights on top; with `sparse` of the
+    layers that are not packed.
     sparse: sparse linear layers on secateur's kernels (onnx), chosen for `tokens` tokens in a call and stored as
     `value`, with `activations`, all as for `secateur.runtime.compile`. Such a program needs
     `secateur.runtime.onnx_library`.
@@ -94,10 +95,13 @@ def export(
             else:
                 sizes = dict(signature.SYMBOLS)
                 graphs = {"model": Graph(model, signature.tensors(ports, sizes), ports)}
-            written = target.write(graphs, place, int8)
+            written = target.write(graphs, place, int8 and not sparse)
             packing = None
             if sparse:
                 packing = rewrite(written, place, tokens=tokens, value=value, activations=activations)
+                if int8:
+                    for program in written.values():
+                        onnx_int8.quantise(place / program.files[0])
         travel(model, folder, tokenizer, place)
         info = describe(target, model, graphs, written, place, int8)
         if packing is not None:
@@ -109,7 +113,7 @@ def export(
         write_json(place / device.MANIFEST, info)
         found = made = None
         if generate:
-            made = generation.compare(model, place, prompt(model, tokenizer, data, inputs), tolerance)
+            made = generation.compare(model, place, prompt(model, tokenizer, data, inputs), tolerance, rounded)
             info["generation"]["parity"] = made
         else:
             batches = list(parity.batches(model, tokenizer, data, target, ports, length))
@@ -139,8 +143,6 @@ def check_wishes(target: Target, generate: bool, int8: bool, sparse: bool = Fals
         raise DeployError(f"{target.name} gets no 8-bit weights here; use onnx or openvino")
     if sparse and not target.sparse:
         raise DeployError(f"{target.name} takes none of secateur's kernels; use onnx")
-    if sparse and int8:
-        raise DeployError("sparse and int8 do not go together: int8 weights are multiplied dense; choose one")
 
 
 def check_model(model: nn.Module, output: Path) -> None:

@@ -5,20 +5,23 @@ from pathlib import Path
 from typing import Any
 
 from secateur.deploy import transformers
+from secateur.deploy.onnx_int8 import quantise
 from secateur.deploy.target import Graph, Target, Written
 
 
 def write(graphs: Mapping[str, Graph], folder: Path, int8: bool = False) -> dict[str, Written]:
     """Write each graph by transformers' exporter, optimised; `int8` quantises weights, and activations as they come."""
     from torch.export import Dim
-    from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
-
-    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True)) if int8 else None
+    from transformers.exporters import OnnxConfig, OnnxExporter
 
     def settings(shapes: Any) -> OnnxConfig:
-        return OnnxConfig(dynamic=True, dynamic_shapes=shapes, quantizer=quantizer)
+        return OnnxConfig(dynamic=True, dynamic_shapes=shapes)
 
-    return transformers.write(OnnxExporter(), settings, graphs, folder, lambda port, i: Dim.AUTO)
+    written = transformers.write(OnnxExporter(), settings, graphs, folder, lambda port, i: Dim.AUTO)
+    if int8:
+        for program in written.values():
+            quantise(folder / program.files[0])
+    return written
 
 
 TARGET = Target(

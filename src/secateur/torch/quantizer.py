@@ -169,3 +169,6 @@ def register() -> None:
         auto.register_quantizer(METHOD)(SecateurQuantizer)
     if METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
         auto.register_quantization_config(METHOD)(SecateurConfig)
+
+
+register()
