@@ -46,6 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "alps": {"criterion": "alps"},
     "sparsegpt+blocks": {"criterion": "sparsegpt", "reconstruct": {"passes": 2.0, "rate": 0.01, "windows": 1}},
     "sparsegpt+answers": {"criterion": "sparsegpt", "distil": {}},
+    "alps+answers": {"criterion": "alps", "distil": {}},
     "sparsegpt+both": {
         "criterion": "sparsegpt",
         "reconstruct": {"passes": 1.0, "rate": 0.01, "windows": 1},
@@ -57,7 +58,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "wanda-original": {"criterion": "wanda"},
     "llm-compressor": {"criterion": "sparsegpt"},
 }
-BEST = ("sparsegpt+blocks", "sparsegpt+both", "sparsegpt+answers")
+BEST = ("sparsegpt+blocks", "sparsegpt+both", "sparsegpt+answers", "alps+answers")
 MAIN = ("50%", "2:4", "70%")
 ORDER = [
     *(f"{m}:{p}:0" for m in ("sparsegpt", *BEST) for p in MAIN),
