@@ -1,5 +1,6 @@
 // The kernels as a custom-operator library of ONNX Runtime: operators of domain "secateur". A session's own threads do
 // the work.
+#include "chain.h"
 #include "operators.h"
 
 #include <exception>
@@ -60,13 +61,15 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   if (!api) return ort::CreateStatus::call(base->GetApi(1), 1, "secateur's operators need ONNX Runtime 1.17 or newer");
   return guarded(api, [&] {
     const Runtime runtime{api};
-    static const OrtCustomOp linear = described<SparseLinear>(), attention = described<Attention>();
+    static const OrtCustomOp linear = described<SparseLinear>(), attention = described<Attention>(),
+                             chain = described<SparseChain>();
     // Sessions keep pointers into the domain, so that one is made for the process and never released.
     static OrtCustomOpDomain* const domain = [&] {
       OrtCustomOpDomain* made = nullptr;
       runtime.check(ort::CreateCustomOpDomain::call(api, "secateur", &made));
       runtime.check(ort::CustomOpDomain_Add::call(api, made, &linear));
       runtime.check(ort::CustomOpDomain_Add::call(api, made, &attention));
+      runtime.check(ort::CustomOpDomain_Add::call(api, made, &chain));
       return made;
     }();
     runtime.check(ort::AddCustomOpDomain::call(api, options, domain));

@@ -76,8 +76,23 @@ void Threads::run(void* threads, void (*task)(void*), void* context, int count) 
   task(context);
 }
 
+Constant::Constant(const Runtime& runtime, const OrtKernelInfo* info, size_t input, size_t align, const char* name) {
+  int constant = 0;
+  const OrtValue* value = nullptr;
+  runtime.check(ort::KernelInfoGetConstantInput_tensor::call(runtime.api, info, input, &constant, &value));
+  if (!constant || !value) runtime.fail(ort::kInvalidGraph, std::string(name) + " must be an initializer");
+  for (int64_t n : runtime.shape(value)) bytes *= n;
+  data = runtime.data<uint8_t>(value);
+  if (reinterpret_cast<uintptr_t>(data) % align == 0) return;
+  copy.reset(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))));
+  if (!copy) throw std::bad_alloc();
+  std::memcpy(copy.get(), data, static_cast<size_t>(bytes));
+  data = copy.get();
+}
+
 SparseLinear::SparseLinear(const Runtime& r, const OrtKernelInfo* info)
     : runtime(r),
+      packed_(r, info, 1, 8, "the packed weight of SparseLinear"),
       activation_(static_cast<int>(r.whole(info, "activation", SCT_NONE))),
       norm_(static_cast<int>(r.whole(info, "norm", SCT_NO_NORM))),
       epsilon_(r.real(info, "epsilon", 1e-5f)) {
@@ -85,21 +100,9 @@ SparseLinear::SparseLinear(const Runtime& r, const OrtKernelInfo* info)
     runtime.fail(ort::kInvalidGraph, "SparseLinear knows no activation " + std::to_string(activation_));
   if (norm_ < SCT_NO_NORM || norm_ > SCT_RMS_NORM)
     runtime.fail(ort::kInvalidGraph, "SparseLinear knows no norm " + std::to_string(norm_));
-  int constant = 0;
-  const OrtValue* value = nullptr;
-  runtime.check(ort::KernelInfoGetConstantInput_tensor::call(runtime.api, info, 1, &constant, &value));
-  if (!constant || !value) runtime.fail(ort::kInvalidGraph, "the packed weight of SparseLinear must be an initializer");
-  for (int64_t n : runtime.shape(value)) bytes_ *= n;
-  packed_ = runtime.data<uint8_t>(value);
-  if (reinterpret_cast<uintptr_t>(packed_) % 8) {
-    copy_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, static_cast<size_t>((bytes_ + 63) / 64 * 64))));
-    if (!copy_) throw std::bad_alloc();
-    std::memcpy(copy_.get(), packed_, static_cast<size_t>(bytes_));
-    packed_ = copy_.get();
-  }
   // Model files come from anywhere: no kernel may read or write outside.
-  int status = sct_validate(packed_, bytes_);
-  if (status == SCT_OK) status = sct_describe(packed_, bytes_, &info_);
+  int status = sct_validate(packed_.data, packed_.bytes);
+  if (status == SCT_OK) status = sct_describe(packed_.data, packed_.bytes, &info_);
   if (status != SCT_OK) runtime.fail(ort::kInvalidGraph, std::string("SparseLinear: ") + sct_error_text(status));
 }
 
@@ -128,22 +131,13 @@ void SparseLinear::compute(OrtKernelContext* context) const {
   if (!tokens) return;
   Threads threads{&runtime, context};
   const int status =
-      sct_linear_on(packed_, bytes_, runtime.data<float>(x), tokens, info_.cols, bias, activation_,
+      sct_linear_on(packed_.data, packed_.bytes, runtime.data<float>(x), tokens, info_.cols, bias, activation_,
                     residual || norm_ ? &after : nullptr, runtime.data<float>(out), info_.rows, Threads::most(),
                     SCT_ISA_AUTO, Threads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("SparseLinear: ") + sct_error_text(status));
 }
 
-Attention::Attention(const Runtime& r, const OrtKernelInfo* info)
-    : runtime(r),
-      heads_(r.whole(info, "heads", 0)),
-      kv_heads_(r.whole(info, "kv_heads", heads_)),
-      scale_(r.real(info, "scale", 1.0f)) {
-  if (heads_ < 1 || kv_heads_ < 1 || heads_ % kv_heads_)
-    runtime.fail(ort::kInvalidGraph, "Attention needs heads, a multiple of kv_heads");
-}
-
-void Attention::strides(const OrtValue* mask, const int64_t (&sizes)[4], int64_t (&to)[3]) const {
+void mask_strides(const Runtime& runtime, const OrtValue* mask, const int64_t (&sizes)[4], int64_t (&to)[3]) {
   if (!mask) return;
   const std::vector<int64_t> shape = runtime.shape(mask);
   bool fits = shape.size() == 4 && shape[3] == sizes[3];
@@ -153,7 +147,16 @@ void Attention::strides(const OrtValue* mask, const int64_t (&sizes)[4], int64_t
     to[i] = shape[i] == 1 ? 0 : step;
     step *= shape[i];
   }
-  if (!fits) runtime.fail(ort::kInvalidArgument, "the mask of Attention has four dimensions: batch, heads, queries, keys");
+  if (!fits) runtime.fail(ort::kInvalidArgument, "a mask of attention has four dimensions: batch, heads, queries, keys");
+}
+
+Attention::Attention(const Runtime& r, const OrtKernelInfo* info)
+    : runtime(r),
+      heads_(r.whole(info, "heads", 0)),
+      kv_heads_(r.whole(info, "kv_heads", heads_)),
+      scale_(r.real(info, "scale", 1.0f)) {
+  if (heads_ < 1 || kv_heads_ < 1 || heads_ % kv_heads_)
+    runtime.fail(ort::kInvalidGraph, "Attention needs heads, a multiple of kv_heads");
 }
 
 void Attention::compute(OrtKernelContext* context) const {
@@ -167,8 +170,8 @@ void Attention::compute(OrtKernelContext* context) const {
   job.batch = shape[0], job.heads = heads_, job.kv_heads = kv_heads_;
   job.queries = shape[1], job.keys = keys[1], job.width = shape[2] / heads_, job.scale = scale_;
   const int64_t sizes[] = {job.batch, heads_, job.queries, job.keys};
-  strides(mask, sizes, job.mask_stride);
-  strides(keep, sizes, job.keep_stride);
+  mask_strides(runtime, mask, sizes, job.mask_stride);
+  mask_strides(runtime, keep, sizes, job.keep_stride);
   OrtValue* out = runtime.output(context, shape);
   if (!job.batch || !job.queries) return;
   job.q = runtime.data<float>(q), job.k = runtime.data<float>(k), job.v = runtime.data<float>(v);

@@ -49,6 +49,25 @@ struct Threads {
   static void run(void* threads, void (*task)(void*), void* context, int count);
 };
 
+// Memory of a kernel's own.
+struct Free {
+  void operator()(uint8_t* p) const { std::free(p); }
+};
+using Owned = std::unique_ptr<uint8_t, Free>;
+
+// The bytes of an input that is a constant, at a multiple of `align`: where the session keeps them, or copied.
+struct Constant {
+  const uint8_t* data = nullptr;
+  int64_t bytes = 1;
+  Owned copy;
+
+  Constant(const Runtime& runtime, const OrtKernelInfo* info, size_t input, size_t align, const char* name);
+};
+
+// Floats between the batches, heads and queries of a mask (batch, heads, queries, keys), 0 where it has size 1. Left as
+// they are where there is no mask.
+void mask_strides(const Runtime& runtime, const OrtValue* mask, const int64_t (&sizes)[4], int64_t (&to)[3]);
+
 // y = norm(activation(x w^T + bias) + residual)
 //
 //   inputs      x (..., in), packed (bytes) uint8, a constant, as sct_pack_* writes it; and where there are: bias (out),
@@ -65,15 +84,10 @@ class SparseLinear {
   const Runtime runtime;
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
   const float* vector(const OrtKernelContext* context, size_t input, const char* name) const;
 
-  const uint8_t* packed_;
-  std::unique_ptr<uint8_t, Free> copy_;  // where the session's own memory is not aligned
+  const Constant packed_;
   sct_info info_{};
-  int64_t bytes_ = 1;
   int activation_, norm_;
   float epsilon_;
 };
@@ -96,8 +110,6 @@ class Attention {
   const Runtime runtime;
 
  private:
-  void strides(const OrtValue* mask, const int64_t (&sizes)[4], int64_t (&to)[3]) const;
-
   int64_t heads_, kv_heads_;
   float scale_;
 };

@@ -32,7 +32,7 @@ namespace ort {
 
 constexpr uint32_t kVersion = 17;
 constexpr int kInvalidArgument = 2, kInvalidGraph = 10;  // OrtErrorCode
-constexpr int kFloat = 1, kUint8 = 2, kBool = 9;         // ONNXTensorElementDataType
+constexpr int kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9;         // ONNXTensorElementDataType
 constexpr int kRequired = 0, kOptional = 1;              // OrtCustomOpInputOutputCharacteristic
 
 // A function of the table: its place, and its type.

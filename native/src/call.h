@@ -38,7 +38,7 @@ void spread_not_finite(const Call& call);
 void finish_tokens(const Call& call, int64_t begin, int64_t end);
 
 // A buffer of the calling thread that grows and is reused by its next call; null when memory is out. Buffers
-// of different `slot`s (0 or 1) are independent.
+// of different `slot`s (0, 1 or 2) are independent.
 float* scratch(int slot, int64_t floats);
 
 }  // namespace secateur

@@ -27,7 +27,7 @@ float* scratch(int slot, int64_t floats) {
     std::unique_ptr<float, Free> data;
     int64_t floats = 0;
   };
-  static thread_local Buffer buffers[2];
+  static thread_local Buffer buffers[3];
   Buffer& b = buffers[slot];
   if (b.floats < floats) {
     b.floats = 0;

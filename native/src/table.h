@@ -69,10 +69,22 @@ struct KernelTable {
   void (*finish)(float* y, int64_t n, const float* residual, int norm, const float* scale, const float* shift,
                  float epsilon);
 
+  // The same on tiles: out[n][tile] = norm(y + residual), out may be y. Whether something was NaN or infinite.
+  bool (*norm_tile)(const float* y, const float* residual, int64_t n, int tile, int tokens, int norm,
+                    const float* scale, const float* shift, float epsilon, float* out);
+
+  // Applies an activation to y[rows][tile] in place. Whether a result is NaN or infinite.
+  bool (*activate_tile)(float* y, int64_t rows, int tile, int tokens, int activation);
+
   // `n` queries of one head from `query` on, at most attention_queries; scratch of attention_scratch(width) floats.
   int attention_queries;
   void (*attention_tile)(const sct_attention_job& job, int64_t batch, int64_t head, int64_t query, int n,
                          float* scratch);
+
+  // The same where q, k, v and out are tiles of `per` tokens each, [width][tile]: strides from batch to batch, head to
+  // head and tile to tile. The queries lie in one tile. Whether an output is NaN or infinite.
+  bool (*attention_packed)(const sct_attention_job& job, int64_t tile, int64_t per, int64_t batch, int64_t head,
+                           int64_t query, int n, float* scratch);
   int64_t (*attention_scratch)(int64_t width);
 
   RepairTable<float> repair_f32;

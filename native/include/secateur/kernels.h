@@ -135,6 +135,46 @@ typedef struct {
 } sct_attention_job;
 int sct_attention(const sct_attention_job* job, int threads, int isa, sct_run_function run, void* pool);
 
+/* A chain of layers over `batch` sequences of `tokens` tokens each, computed without leaving the tiled layout. Value 0 is
+ * x; step i writes value i + 1, of rows numbers a token; the last step writes y. `from` are the values that a step
+ * reads, -1 where there is none:
+ *
+ *   SCT_LINEAR_STEP     activation(w from[0] + bias)
+ *   SCT_NORM_STEP       norm(from[0] + from[1])
+ *   SCT_ATTENTION_STEP  softmax(factor q k^T + mask) v with q, k and v in the rows of from[0 .. 2] from `first` on
+ *
+ * Weights are of the tiled format, all with one tile. */
+enum sct_step_kind { SCT_LINEAR_STEP = 0, SCT_NORM_STEP = 1, SCT_ATTENTION_STEP = 2 };
+typedef struct {
+  int kind;
+  int64_t from[3], first[3];
+  const uint8_t* blob;
+  int64_t bytes;
+  const float* bias;
+  int activation, norm;
+  const float *scale, *shift;
+  float epsilon;
+  int64_t heads, kv_heads, width;
+  float factor;
+} sct_step;
+
+/* x (batch, tokens, width) and y are contiguous; mask and keep as for attention. */
+typedef struct {
+  const float* x;
+  float* y;
+  int64_t batch, tokens, width;
+  const sct_step* steps;
+  int64_t count;
+  const float* mask;
+  int64_t mask_stride[3];
+  const uint8_t* keep;
+  int64_t keep_stride[3];
+} sct_chain_job;
+
+/* Numbers a token in y; negative where steps do not fit together. */
+int64_t sct_chain_rows(const sct_step* steps, int64_t count, int64_t width);
+int sct_chain(const sct_chain_job* job, int threads, int isa, sct_run_function run, void* pool);
+
 /* Inner loops of one-shot pruning, row by row on at most `threads` threads, in place. `wide` chooses float
  * (0) or double (1) for every void pointer. Matrices are contiguous but where a leading dimension is given.
  *

@@ -79,18 +79,54 @@ void add_mask(const sct_attention_job& j, int64_t batch, int64_t head, int64_t q
   }
 }
 
-// `scratch` holds attention_scratch(width) floats.
-void attention_tile(const sct_attention_job& j, int64_t batch, int64_t head, int64_t query, int n, float* scratch) {
+// Keys and values token by token, as sct_attention_job has them.
+struct TokenKeys {
+  const float *k, *v;
+  int64_t k_step, v_step;
+
+  void score(int64_t first, int64_t count, int64_t d, const float* q, float* scores) const {
+    product(k + first * k_step, count, k_step, 1, d, q, scores, false);
+  }
+  void gather(int64_t first, int64_t count, int64_t d, const float* scores, float* out, bool add) const {
+    product(v + first * v_step, d, 1, v_step, count, scores, out, add);
+  }
+};
+
+// Keys and values in tiles [width][tile] that lie `step` floats apart, `per` tokens in each.
+struct TileKeys {
+  const float *k, *v;
+  int64_t tile, per, step;
+
+  // f(offset into k and v, keys, keys before) for each tile's part of the keys [first, first + count).
+  template <class F>
+  void each(int64_t first, int64_t count, F f) const {
+    for (int64_t done = 0; done < count;) {
+      const int64_t u = (first + done) / per, lane = (first + done) % per;
+      const int64_t n = std::min(count - done, per - lane);
+      f(u * step + lane, n, done);
+      done += n;
+    }
+  }
+  void score(int64_t first, int64_t count, int64_t d, const float* q, float* scores) const {
+    each(first, count, [&](int64_t at, int64_t n, int64_t before) {
+      product(k + at, n, 1, tile, d, q, scores + before * kQueries, false);
+    });
+  }
+  void gather(int64_t first, int64_t count, int64_t d, const float* scores, float* out, bool add) const {
+    each(first, count, [&](int64_t at, int64_t n, int64_t before) {
+      product(v + at, d, tile, 1, n, scores + before * kQueries, out, add || before);
+    });
+  }
+};
+
+// `scratch` holds attention_scratch(width) floats, of which the first are the scaled queries [width][kQueries]; the
+// outputs come behind them, in the same shape.
+template <class Keys>
+void attend(const sct_attention_job& j, const Keys& keys, int64_t batch, int64_t head, int64_t query, int n,
+            float* scratch) {
   constexpr int N = kQueryVectors;
-  const int64_t d = j.width, kv = head / (j.heads / j.kv_heads);
+  const int64_t d = j.width;
   float *q = scratch, *out = q + d * kQueries, *scores = out + d * kQueries;
-  const float* from = j.q + batch * j.q_stride[0] + head * j.q_stride[1] + query * j.q_stride[2];
-  if (n < kQueries) std::fill(q, q + d * kQueries, 0.0f);
-  pack_tile(from, j.q_stride[2], d, n, kQueries, q);
-  const Simd::V factor = Simd::set1(j.scale);
-  for (int64_t i = 0; i < d * kQueries; i += Simd::W) Simd::store(q + i, Simd::mul(Simd::load(q + i), factor));
-  const float* keys = j.k + batch * j.k_stride[0] + kv * j.k_stride[1];
-  const float* values = j.v + batch * j.v_stride[0] + kv * j.v_stride[1];
   Simd::V most[N], sum[N];
   for (int v = 0; v < N; v++) {
     most[v] = Simd::set1(-std::numeric_limits<float>::infinity());
@@ -98,7 +134,7 @@ void attention_tile(const sct_attention_job& j, int64_t batch, int64_t head, int
   }
   for (int64_t first = 0; first < j.keys; first += kKeyBlock) {
     const int64_t count = std::min(kKeyBlock, j.keys - first);
-    product(keys + first * j.k_stride[2], count, j.k_stride[2], 1, d, q, scores, false);
+    keys.score(first, count, d, q, scores);
     add_mask(j, batch, head, query, n, first, count, scores);
     for (int v = 0; v < N; v++) {
       float* s = scores + v * Simd::W;
@@ -122,7 +158,7 @@ void attention_tile(const sct_attention_job& j, int64_t batch, int64_t head, int
       }
       sum[v] = total;
     }
-    product(values + first * j.v_stride[2], d, 1, j.v_stride[2], count, scores, out, first > 0);
+    keys.gather(first, count, d, scores, out, first > 0);
   }
   // A query whose keys are all masked gives zeros.
   float share[kQueries], top[kQueries];
@@ -137,8 +173,46 @@ void attention_tile(const sct_attention_job& j, int64_t batch, int64_t head, int
       float* o = out + i * kQueries + v * Simd::W;
       Simd::store(o, Simd::mul(Simd::load(o), Simd::load(share + v * Simd::W)));
     }
-  unpack_tile(out, d, kQueries, n, SCT_NONE,
+}
+
+void attention_tile(const sct_attention_job& j, int64_t batch, int64_t head, int64_t query, int n, float* scratch) {
+  const int64_t d = j.width, kv = head / (j.heads / j.kv_heads);
+  const float* from = j.q + batch * j.q_stride[0] + head * j.q_stride[1] + query * j.q_stride[2];
+  if (n < kQueries) std::fill(scratch, scratch + d * kQueries, 0.0f);
+  pack_tile(from, j.q_stride[2], d, n, kQueries, scratch);
+  const Simd::V factor = Simd::set1(j.scale);
+  for (int64_t i = 0; i < d * kQueries; i += Simd::W)
+    Simd::store(scratch + i, Simd::mul(Simd::load(scratch + i), factor));
+  attend(j, TokenKeys{j.k + batch * j.k_stride[0] + kv * j.k_stride[1],
+                      j.v + batch * j.v_stride[0] + kv * j.v_stride[1], j.k_stride[2], j.v_stride[2]},
+         batch, head, query, n, scratch);
+  unpack_tile(scratch + d * kQueries, d, kQueries, n, SCT_NONE,
               j.out + batch * j.out_stride[0] + head * j.out_stride[1] + query * j.out_stride[2], j.out_stride[2]);
+}
+
+// The same for queries from `query` on that lie side by side in one tile; strides of q, k and v: between batches, heads
+// and tiles. Queries past the last up to a whole vector are computed too. Whether an output is NaN or infinite.
+bool attention_packed(const sct_attention_job& j, int64_t tile, int64_t per, int64_t batch, int64_t head, int64_t query,
+                      int n, float* scratch) {
+  const int64_t d = j.width, kv = head / (j.heads / j.kv_heads), lane = query % per;
+  const float* q = j.q + batch * j.q_stride[0] + head * j.q_stride[1] + query / per * j.q_stride[2] + lane;
+  float* out = j.out + batch * j.out_stride[0] + head * j.out_stride[1] + query / per * j.out_stride[2] + lane;
+  const Simd::V factor = Simd::set1(j.scale);
+  for (int64_t i = 0; i < d; i++)
+    for (int v = 0; v < kQueries; v += Simd::W)
+      Simd::store(scratch + i * kQueries + v,
+                  v < n ? Simd::mul(Simd::load(q + i * tile + v), factor) : Simd::zero());
+  attend(j, TileKeys{j.k + batch * j.k_stride[0] + kv * j.k_stride[1],
+                     j.v + batch * j.v_stride[0] + kv * j.v_stride[1], tile, per, j.k_stride[2]},
+         batch, head, query, n, scratch);
+  Simd::V odd = Simd::zero();
+  for (int64_t i = 0; i < d; i++)
+    for (int v = 0; v < n; v += Simd::W) {
+      const Simd::V o = Simd::load(scratch + (d + i) * kQueries + v);
+      odd = Simd::fma(o, Simd::zero(), odd);
+      Simd::store(out + i * tile + v, o);
+    }
+  return Simd::any_nan(odd);
 }
 
 int64_t attention_scratch(int64_t width) { return (2 * width + kKeyBlock) * kQueries; }

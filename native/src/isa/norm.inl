@@ -50,4 +50,66 @@ void finish(float* y, int64_t n, const float* residual, int norm, const float* s
   }
 }
 
+// The same over y[n][tile], N vectors of tokens at a time. Whether a sum is NaN or infinite.
+template <int N>
+bool norm_band(const float* y, const float* residual, int64_t n, int tile, int norm, const float* scale,
+               const float* shift, float epsilon, float* out) {
+  Simd::V sum[N], square[N], odd = Simd::zero();
+  for (int v = 0; v < N; v++) sum[v] = square[v] = Simd::zero();
+  for (int64_t i = 0; i < n; i++)
+    for (int v = 0; v < N; v++) {
+      const int64_t at = i * tile + v * Simd::W;
+      Simd::V a = Simd::load(y + at);
+      if (residual) a = Simd::add(a, Simd::load(residual + at));
+      if (residual || y != out) Simd::store(out + at, a);
+      sum[v] = Simd::add(sum[v], a);
+    }
+  const Simd::V share = Simd::set1(1.0f / static_cast<float>(n));
+  for (int v = 0; v < N; v++) odd = Simd::fma(sum[v], Simd::zero(), odd);
+  if (norm == SCT_NO_NORM) return Simd::any_nan(odd);
+  for (int v = 0; v < N; v++) sum[v] = norm == SCT_LAYER_NORM ? Simd::mul(sum[v], share) : Simd::zero();
+  for (int64_t i = 0; i < n; i++)
+    for (int v = 0; v < N; v++) {
+      const Simd::V d = Simd::sub(Simd::load(out + i * tile + v * Simd::W), sum[v]);
+      square[v] = Simd::fma(d, d, square[v]);
+    }
+  for (int v = 0; v < N; v++) {
+    odd = Simd::fma(square[v], Simd::zero(), odd);
+    square[v] = Simd::div(Simd::set1(1.0f), Simd::sqrt(Simd::fma(square[v], share, Simd::set1(epsilon))));
+  }
+  for (int64_t i = 0; i < n; i++) {
+    const Simd::V a = Simd::set1(scale ? scale[i] : 1.0f), b = Simd::set1(shift ? shift[i] : 0.0f);
+    for (int v = 0; v < N; v++) {
+      float* to = out + i * tile + v * Simd::W;
+      Simd::store(to, Simd::fma(Simd::mul(Simd::sub(Simd::load(to), sum[v]), square[v]), a, b));
+    }
+  }
+  return Simd::any_nan(odd);
+}
+
+bool norm_tile(const float* y, const float* residual, int64_t n, int tile, int tokens, int norm, const float* scale,
+               const float* shift, float epsilon, float* out) {
+  bool odd = false;
+  int t = 0;
+  auto band = [&](auto function, int vectors) {
+    for (; t + (vectors - 1) * Simd::W < tokens; t += vectors * Simd::W)
+      odd |= function(y + t, residual ? residual + t : nullptr, n, tile, norm, scale, shift, epsilon, out + t);
+  };
+  band(norm_band<4>, 4);
+  band(norm_band<1>, 1);
+  return odd;
+}
+
+// Applies an activation to y[rows][tile] in place. Whether a result is NaN or infinite.
+bool activate_tile(float* y, int64_t rows, int tile, int tokens, int activation) {
+  Simd::V odd = Simd::zero();
+  for (int64_t r = 0; r < rows; r++)
+    for (int t = 0; t < tokens; t += Simd::W) {
+      const Simd::V a = activate_v(Simd::load(y + r * tile + t), activation);
+      Simd::store(y + r * tile + t, a);
+      odd = Simd::fma(a, Simd::zero(), odd);
+    }
+  return Simd::any_nan(odd);
+}
+
 }  // namespace

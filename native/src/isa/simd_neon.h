@@ -21,6 +21,7 @@ struct Simd {
   static V sub(V a, V b) { return vsubq_f32(a, b); }
   static V mul(V a, V b) { return vmulq_f32(a, b); }
   static V div(V a, V b) { return vdivq_f32(a, b); }
+  static V sqrt(V a) { return vsqrtq_f32(a); }
   static V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
   // Unlike fmax these return NaN where either operand is NaN.
   static V max(V a, V b) { return vmaxq_f32(a, b); }

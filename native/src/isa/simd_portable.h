@@ -46,6 +46,10 @@ struct Simd {
     for (int i = 0; i < W; i++) a.f[i] /= b.f[i];
     return a;
   }
+  static V sqrt(V a) {
+    for (float& f : a.f) f = std::sqrt(f);
+    return a;
+  }
   static V fma(V a, V b, V c) {
     for (int i = 0; i < W; i++) c.f[i] += a.f[i] * b.f[i];
     return c;

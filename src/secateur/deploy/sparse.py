@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from secateur.deploy.onnx_attention import fuse_attention
+from secateur.deploy.onnx_chain import fuse_chains
 from secateur.deploy.onnx_graph import Graph, attributes
 from secateur.deploy.target import DeployError, Written
 
@@ -47,7 +48,7 @@ def rewrite(
     if load_native() is None:
         raise DeployError("sparse programs are packed by the compiled kernels; install a C++17 compiler and reinstall")
     onnx_library()
-    layers = packed = attentions = 0
+    layers = packed = attentions = chains = 0
     for program in written.values():
         path = folder / program.files[0]
         graph = Graph(onnx.load(path))
@@ -59,6 +60,7 @@ def rewrite(
                 fuse_linear(graph, node, blob)
                 packed += 1
         attentions += fuse_attention(graph)
+        chains += fuse_chains(graph)
         graph.finish()
         save(graph.model, path)
     if not packed:
@@ -74,6 +76,7 @@ def rewrite(
         "layers": layers,
         "packed": packed,
         "attentions": attentions,
+        "chains": chains,
     }
 
 

@@ -1,0 +1,84 @@
+#include "chain.h"
+
+#include <algorithm>
+
+namespace secateur_onnx {
+
+SparseChain::SparseChain(const Runtime& r, const OrtKernelInfo* info)
+    : runtime(r), packed_(r, info, 1, 64, "what SparseChain has packed") {
+  int constant[2] = {};
+  const OrtValue* table[2] = {};
+  for (size_t i : {0, 1}) {
+    runtime.check(ort::KernelInfoGetConstantInput_tensor::call(runtime.api, info, i + 2, &constant[i], &table[i]));
+    if (!constant[i] || !table[i]) runtime.fail(ort::kInvalidGraph, "the steps of SparseChain must be initializers");
+  }
+  const std::vector<int64_t> shape = runtime.shape(table[0]);
+  if (shape.size() != 2 || shape[0] < 1 || shape[1] != kStepFields || runtime.shape(table[1]) != std::vector{shape[0]})
+    runtime.fail(ort::kInvalidGraph, "the steps of SparseChain have " + std::to_string(kStepFields) + " fields each");
+  const auto* f = runtime.data<int64_t>(table[0]);
+  const auto* number = runtime.data<float>(table[1]);
+  for (int64_t i = 0; i < shape[0]; i++, f += kStepFields) {
+    sct_step s{};
+    s.kind = static_cast<int>(f[0]);
+    std::copy(f + 1, f + 4, s.from);
+    std::copy(f + 4, f + 7, s.first);
+    s.activation = static_cast<int>(f[12]), s.norm = static_cast<int>(f[13]);
+    s.heads = f[14], s.kv_heads = f[15], s.width = f[16];
+    if (s.kind == SCT_ATTENTION_STEP && !heads_) heads_ = s.heads;
+    if (s.kind == SCT_ATTENTION_STEP && (s.heads != heads_ || std::max(s.kv_heads, s.width) > INT32_MAX))
+      runtime.fail(ort::kInvalidGraph, "every attention of SparseChain has the same heads");
+    s.epsilon = s.factor = number[i];
+    if (s.kind == SCT_LINEAR_STEP) {
+      s.blob = part(f[7], f[8]), s.bytes = f[8];
+      // Model files come from anywhere: no kernel may read or write outside.
+      const int status = sct_validate(s.blob, s.bytes);
+      if (status != SCT_OK) runtime.fail(ort::kInvalidGraph, std::string("SparseChain: ") + sct_error_text(status));
+    }
+    steps_.push_back(s);
+  }
+  // What vectors must hold is known when the steps fit together, which depends on the width of x alone.
+  sct_info first{};
+  for (const sct_step& s : steps_)
+    if (s.kind == SCT_LINEAR_STEP && s.from[0] == 0) sct_describe(s.blob, s.bytes, &first);
+  f = runtime.data<int64_t>(table[0]);
+  for (int64_t i = 0; i < shape[0]; i++, f += kStepFields) {
+    const int64_t rows = first.cols < 1 ? -1 : sct_chain_rows(steps_.data(), i + 1, first.cols);
+    if (rows < 1) continue;
+    steps_[i].bias = vector(f[9], rows), steps_[i].scale = vector(f[10], rows), steps_[i].shift = vector(f[11], rows);
+  }
+  width_ = first.cols;
+  rows_ = first.cols < 1 ? -1 : sct_chain_rows(steps_.data(), shape[0], first.cols);
+  if (rows_ < 1) runtime.fail(ort::kInvalidGraph, "the steps of SparseChain do not fit together");
+}
+
+const uint8_t* SparseChain::part(int64_t offset, int64_t bytes) const {
+  if (offset < 0 || offset % 64 || bytes < 0 || bytes > packed_.bytes || offset > packed_.bytes - bytes)
+    runtime.fail(ort::kInvalidGraph, "SparseChain points outside of what it has packed");
+  return packed_.data + offset;
+}
+
+const float* SparseChain::vector(int64_t offset, int64_t numbers) const {
+  return offset < 0 ? nullptr : reinterpret_cast<const float*>(part(offset, numbers * 4));
+}
+
+void SparseChain::compute(OrtKernelContext* context) const {
+  const OrtValue *x = runtime.input(context, 0), *mask = runtime.input(context, 4), *keep = runtime.input(context, 5);
+  std::vector<int64_t> shape = runtime.shape(x);
+  if (shape.size() != 3 || shape[2] != width_)
+    runtime.fail(ort::kInvalidArgument, "SparseChain takes (batch, tokens, " + std::to_string(width_) + ")");
+  sct_chain_job job{};
+  job.x = runtime.data<float>(x);
+  job.batch = shape[0], job.tokens = shape[1], job.width = width_;
+  job.steps = steps_.data(), job.count = static_cast<int64_t>(steps_.size());
+  job.mask = runtime.data<float>(mask), job.keep = runtime.data<uint8_t>(keep);
+  const int64_t sizes[] = {job.batch, heads_, job.tokens, job.tokens};
+  mask_strides(runtime, mask, sizes, job.mask_stride);
+  mask_strides(runtime, keep, sizes, job.keep_stride);
+  shape[2] = rows_;
+  job.y = runtime.data<float>(runtime.output(context, shape));
+  Threads threads{&runtime, context};
+  const int status = sct_chain(&job, Threads::most(), SCT_ISA_AUTO, Threads::run, &threads);
+  if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("SparseChain: ") + sct_error_text(status));
+}
+
+}  // namespace secateur_onnx

@@ -1,0 +1,36 @@
+// The operator for a chain of sparse layers.
+#pragma once
+#include "operators.h"
+
+namespace secateur_onnx {
+
+// Linear layers, norms and attention of an encoder in one call (sct_chain)
+//
+//   inputs  x (batch, tokens, in); packed (bytes) uint8, a constant, in which weights, biases, scales and shifts lie at
+//           multiples of 64; steps (count, kStepFields) int64 and numbers (count) float, constants, one row a step; and
+//           where there are: mask and keep, as for Attention, the same for all
+//   output  (batch, tokens, rows of the last step)
+class SparseChain {
+ public:
+  static constexpr const char* kName = "SparseChain";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kUint8, ort::kInt64, ort::kFloat, ort::kFloat, ort::kBool};
+  static constexpr size_t kRequired = 4;
+  // kind; from[3]; first[3]; the weight's offset and bytes; offsets of bias, scale and shift, -1 without; activation;
+  // norm; heads; kv_heads; width. The number is a norm's epsilon or what attention multiplies scores by.
+  static constexpr int64_t kStepFields = 17;
+
+  SparseChain(const Runtime& runtime, const OrtKernelInfo* info);
+  void compute(OrtKernelContext* context) const;
+  const Runtime runtime;
+
+ private:
+  const uint8_t* part(int64_t offset, int64_t bytes) const;
+  const float* vector(int64_t offset, int64_t numbers) const;
+
+  const Constant packed_;
+  std::vector<sct_step> steps_;
+  int64_t heads_ = 0;
+  int64_t width_, rows_;  // numbers a token in x, and in y
+};
+
+}  // namespace secateur_onnx

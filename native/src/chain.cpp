@@ -1,0 +1,272 @@
+// Runs a chain of layers: whole sequences side by side while there are enough of them, then what is left together, phase
+// by phase. See chain.h.
+#include "chain.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <new>
+
+#include "blob.h"
+#include "call.h"
+#include "pool.h"
+#include "table.h"
+
+namespace secateur {
+namespace {
+
+constexpr int64_t kLeastTokens = 32;  // in a tile, when tokens are cut finer than the tile so that all threads get some
+
+struct Chain {
+  const sct_chain_job* job;
+  const ChainPlan* plan;
+  const KernelTable* kernels;
+  int64_t per, tiles;  // tokens in a tile, tiles in a sequence
+  std::atomic<bool> odd{false};
+
+  int tokens_in(int64_t tile) const { return static_cast<int>(std::min(per, job->tokens - tile * per)); }
+  int64_t queries_in(int64_t tile) const { return ceil_div(tokens_in(tile), kernels->attention_queries); }
+  int64_t sequence_floats() const { return tiles * plan->shared_rows * plan->tile; }
+  int64_t own_floats() const {
+    return plan->own_rows * plan->tile + (plan->widest_head ? kernels->attention_scratch(plan->widest_head) : 0);
+  }
+};
+
+// Where the values of one tile of a sequence lie.
+struct Place {
+  const Chain& chain;
+  float *shared, *own;
+
+  float* operator()(int64_t value) const {
+    const ChainValue& v = chain.plan->values[value];
+    return (v.shared ? shared : own) + v.offset * chain.plan->tile;
+  }
+};
+
+void linear(const Chain& chain, const sct_step& s, const Place& at, int64_t from, int64_t to, int tokens, bool& odd) {
+  const auto& h = *reinterpret_cast<const Header*>(s.blob);
+  const int64_t tile = chain.plan->tile, row_block = h.p[2];
+  for (int64_t row = 0; row < h.rows; row += row_block) {
+    float* y = at(to) + row * tile;
+    chain.kernels->tiled(s.blob, row / row_block, at(from), tokens, s.bias ? s.bias + row : nullptr, y);
+    if (s.activation != SCT_NONE || chain.plan->values[to].checked)
+      odd |= chain.kernels->activate_tile(y, std::min<int64_t>(row_block, h.rows - row), static_cast<int>(tile), tokens,
+                                          s.activation);
+  }
+}
+
+// Takes one tile through a phase.
+void run_tile(Chain& chain, const ChainPhase& phase, int64_t sequence, int64_t tile, float* shared, float* own) {
+  const sct_chain_job& job = *chain.job;
+  const int tokens = chain.tokens_in(tile), lanes = static_cast<int>(chain.plan->tile);
+  const int64_t first = sequence * job.tokens + tile * chain.per;
+  const Place at{chain, shared + tile * chain.plan->shared_rows * lanes, own};
+  bool odd = false;
+  if (&phase == &chain.plan->phases.front())
+    odd |= chain.kernels->pack_tile(job.x + first * job.width, job.width, job.width, tokens, lanes, at(0));
+  for (int64_t i = phase.begin; i < phase.end; i++) {
+    const sct_step& s = job.steps[i];
+    if (s.kind == SCT_LINEAR_STEP)
+      linear(chain, s, at, s.from[0], i + 1, tokens, odd);
+    else
+      odd |= chain.kernels->norm_tile(at(s.from[0]), s.from[1] < 0 ? nullptr : at(s.from[1]),
+                                      chain.plan->values[i + 1].rows, lanes, tokens, s.norm, s.scale, s.shift, s.epsilon,
+                                      at(i + 1));
+  }
+  if (&phase == &chain.plan->phases.back()) {
+    const int64_t rows = chain.plan->values.back().rows;
+    chain.kernels->unpack_tile(at(job.count), rows, lanes, tokens, SCT_NONE, job.y + first * rows, rows);
+  }
+  if (odd) chain.odd.store(true);
+}
+
+// Some queries of one head.
+void run_head(Chain& chain, const sct_step& s, int64_t step, int64_t sequence, int64_t head, int64_t query, float* shared,
+              float* own) {
+  const sct_chain_job& job = *chain.job;
+  const ChainPlan& plan = *chain.plan;
+  sct_attention_job a{};
+  a.heads = s.heads, a.kv_heads = s.kv_heads, a.width = s.width, a.keys = job.tokens, a.scale = s.factor;
+  const Place at{chain, shared, own};
+  a.q = at(s.from[0]) + s.first[0] * plan.tile;
+  a.k = at(s.from[1]) + s.first[1] * plan.tile;
+  a.v = at(s.from[2]) + s.first[2] * plan.tile;
+  a.out = at(step + 1);
+  for (auto* stride : {a.q_stride, a.k_stride, a.v_stride, a.out_stride}) {
+    stride[1] = s.width * plan.tile;
+    stride[2] = plan.shared_rows * plan.tile;
+  }
+  a.mask = job.mask, a.keep = job.keep;
+  std::copy(job.mask_stride, job.mask_stride + 3, a.mask_stride);
+  std::copy(job.keep_stride, job.keep_stride + 3, a.keep_stride);
+  const int64_t left = chain.tokens_in(query / chain.per) - query % chain.per;
+  const int n = static_cast<int>(std::min<int64_t>(chain.kernels->attention_queries, left));
+  if (chain.kernels->attention_packed(a, plan.tile, chain.per, sequence, head, query, n, own + plan.own_rows * plan.tile))
+    chain.odd.store(true);
+}
+
+// Units of work in a phase of one sequence, and doing one of them.
+int64_t units(const Chain& chain, const ChainPhase& phase) {
+  if (!phase.attention) return chain.tiles;
+  int64_t queries = 0;
+  for (int64_t t = 0; t < chain.tiles; t++) queries += chain.queries_in(t);
+  return queries * chain.job->steps[phase.begin].heads;
+}
+
+void run_unit(Chain& chain, const ChainPhase& phase, int64_t sequence, int64_t unit, float* shared, float* own) {
+  if (!phase.attention) return run_tile(chain, phase, sequence, unit, shared, own);
+  const sct_step& s = chain.job->steps[phase.begin];
+  int64_t part = unit / s.heads, tile = 0;
+  while (part >= chain.queries_in(tile)) part -= chain.queries_in(tile++);
+  run_head(chain, s, phase.begin, sequence, unit % s.heads, tile * chain.per + part * chain.kernels->attention_queries,
+           shared, own);
+}
+
+// Sequences that threads take one by one.
+struct Alone {
+  Chain* chain;
+  int64_t sequences;
+  std::atomic<int64_t> next{0};
+};
+
+void alone_task(void* context) {
+  auto& job = *static_cast<Alone*>(context);
+  Chain& chain = *job.chain;
+  float *shared = scratch(0, chain.sequence_floats()), *own = scratch(1, chain.own_floats());
+  if (!shared || !own) return;  // the other threads do the work
+  for (int64_t s; (s = job.next.fetch_add(1)) < job.sequences;)
+    for (const ChainPhase& phase : chain.plan->phases)
+      for (int64_t u = 0, n = units(chain, phase); u < n; u++) run_unit(chain, phase, s, u, shared, own);
+}
+
+// Sequences that threads go through together. Units are claimed in order, and a phase begins when the one before is
+// done: what a thread waits for has always been claimed by another that is at work.
+struct Together {
+  Chain* chain;
+  int64_t first, sequences;
+  float* shared;
+  std::unique_ptr<std::atomic<int64_t>[]> done;  // of each phase
+  std::atomic<int64_t> next{0};
+};
+
+void together_task(void* context) {
+  auto& job = *static_cast<Together*>(context);
+  Chain& chain = *job.chain;
+  float* own = scratch(1, chain.own_floats());
+  if (!own) return;  // the other threads do the work
+  const auto& phases = chain.plan->phases;
+  size_t p = 0;
+  int64_t begin = 0, in_phase = units(chain, phases[0]), before = 0;
+  for (;;) {
+    const int64_t i = job.next.fetch_add(1);
+    for (; i >= begin + in_phase * job.sequences; in_phase = units(chain, phases[p])) {
+      begin += before = in_phase * job.sequences;
+      if (++p == phases.size()) return;
+    }
+    if (p)
+      for (unsigned spins = 0; job.done[p - 1].load(std::memory_order_acquire) < before;) relax(spins);
+    const int64_t s = (i - begin) / in_phase;
+    run_unit(chain, phases[p], job.first + s, (i - begin) % in_phase, job.shared + s * chain.sequence_floats(), own);
+    job.done[p].fetch_add(1, std::memory_order_release);
+  }
+}
+
+int run_chain(Chain& chain, int threads, const Threads& on) {
+  const int64_t batch = chain.job->batch;
+  Alone alone{&chain, batch / threads * threads};
+  if (alone.sequences) run_parallel(threads, alone_task, &alone, on);
+  if (alone.next.load() < alone.sequences) return SCT_NO_MEMORY;
+  if (alone.sequences == batch) return SCT_OK;
+  const size_t phases = chain.plan->phases.size();
+  Together together{&chain, alone.sequences, batch - alone.sequences, nullptr,
+                    std::unique_ptr<std::atomic<int64_t>[]>(new std::atomic<int64_t>[phases]())};
+  together.shared = scratch(0, together.sequences * chain.sequence_floats());
+  if (!together.shared) return SCT_NO_MEMORY;
+  run_parallel(threads, together_task, &together, on);
+  return together.done[phases - 1].load() < chain.tiles * together.sequences ? SCT_NO_MEMORY : SCT_OK;
+}
+
+// Step by step on values (batch, tokens, rows): where NaN has to spread as in a dense product.
+int run_steps(const sct_chain_job& job, const ChainPlan& plan, int threads, int isa, const Threads& on) {
+  const int64_t tokens = job.batch * job.tokens;
+  std::vector<int64_t> before(job.count + 1);
+  for (int64_t v = 1; v < job.count; v++) before[v + 1] = before[v] + plan.values[v].rows;
+  float* memory = scratch(2, before[job.count] * tokens);
+  if (!memory) return SCT_NO_MEMORY;
+  auto at = [&](int64_t v) {
+    return v == 0 ? const_cast<float*>(job.x) : v == job.count ? job.y : memory + before[v] * tokens;
+  };
+  for (int64_t i = 0; i < job.count; i++) {
+    const sct_step& s = job.steps[i];
+    const int64_t rows = plan.values[i + 1].rows;
+    float* y = at(i + 1);
+    int status = SCT_OK;
+    if (s.kind == SCT_LINEAR_STEP) {
+      const int64_t cols = plan.values[s.from[0]].rows;
+      status = sct_linear_on(s.blob, s.bytes, at(s.from[0]), tokens, cols, s.bias, s.activation, nullptr, y, rows, threads,
+                             isa, on.run, on.pool);
+    } else if (s.kind == SCT_NORM_STEP) {
+      std::copy(at(s.from[0]), at(s.from[0]) + tokens * rows, y);
+      for (int64_t t = 0; t < tokens; t++)
+        kernel_table(isa).finish(y + t * rows, rows, s.from[1] < 0 ? nullptr : at(s.from[1]) + t * rows, s.norm, s.scale,
+                                 s.shift, s.epsilon);
+    } else {
+      sct_attention_job a{};
+      a.batch = job.batch, a.queries = a.keys = job.tokens;
+      a.heads = s.heads, a.kv_heads = s.kv_heads, a.width = s.width, a.scale = s.factor, a.out = y;
+      const float** heads[] = {&a.q, &a.k, &a.v};
+      int64_t* strides[] = {a.q_stride, a.k_stride, a.v_stride, a.out_stride};
+      for (int j = 0; j < 4; j++) {
+        const int64_t wide = j < 3 ? plan.values[s.from[j]].rows : rows;
+        if (j < 3) *heads[j] = at(s.from[j]) + s.first[j];
+        strides[j][0] = job.tokens * wide, strides[j][1] = s.width, strides[j][2] = wide;
+      }
+      a.mask = job.mask, a.keep = job.keep;
+      std::copy(job.mask_stride, job.mask_stride + 3, a.mask_stride);
+      std::copy(job.keep_stride, job.keep_stride + 3, a.keep_stride);
+      status = sct_attention(&a, threads, isa, on.run, on.pool);
+    }
+    if (status != SCT_OK) return status;
+  }
+  return SCT_OK;
+}
+
+// Tokens that go into a tile: as many as fit, or fewer where that gives every thread as much to do.
+void cut(Chain& chain, int threads) {
+  const int64_t tokens = chain.job->tokens;
+  chain.tiles = ceil_div(tokens, chain.plan->tile);
+  const int64_t left = chain.job->batch % threads;
+  if (left && left * chain.tiles % threads) {
+    const int64_t finer = round_up(chain.tiles, threads);
+    if (tokens / finer >= kLeastTokens) chain.tiles = finer;
+  }
+  chain.per = round_up(ceil_div(tokens, chain.tiles), chain.kernels->width);
+  chain.tiles = ceil_div(tokens, chain.per);
+}
+
+}  // namespace
+}  // namespace secateur
+
+extern "C" int sct_chain(const sct_chain_job* job, int threads, int isa, sct_run_function run, void* pool) {
+  using namespace secateur;
+  if (!job || !job->steps || job->count < 1 || job->width < 1 || job->batch < 0 || job->tokens < 0 || threads < 1)
+    return SCT_BAD_ARGUMENT;
+  const int resolved = sct_resolve_isa(isa);
+  if (resolved < 0) return SCT_UNSUPPORTED_ISA;
+  try {
+    const ChainPlan plan = plan_chain(job->steps, job->count, job->width);
+    if (plan.values.empty()) return SCT_BAD_ARGUMENT;
+    if (!job->batch || !job->tokens) return SCT_OK;
+    if (!job->x || !job->y) return SCT_BAD_ARGUMENT;
+    Chain chain{job, &plan, &kernel_table(resolved), 0, 0};
+    cut(chain, threads);
+    // With many threads and few tiles, layers that are shared out row by row are faster.
+    if (job->batch >= threads || 2 * job->batch * chain.tiles > threads) {
+      const int status = run_chain(chain, threads, {run, pool});
+      if (status != SCT_OK || !chain.odd.load()) return status;
+    }
+    return run_steps(*job, plan, threads, resolved, {run, pool});
+  } catch (const std::bad_alloc&) {
+    return SCT_NO_MEMORY;
+  }
+}

@@ -1,0 +1,113 @@
+#include <algorithm>
+
+#include "chain.h"
+
+namespace secateur {
+namespace {
+
+// Rows of the value that a step writes; negative where it does not fit to what it reads.
+int64_t rows_of(const sct_step& s, int64_t step, const std::vector<ChainValue>& values, int64_t& tile) {
+  const int reads = s.kind == SCT_LINEAR_STEP ? 1 : s.kind == SCT_NORM_STEP ? 2 : 3;
+  for (int i = 0; i < 3; i++) {
+    const bool optional = i >= reads || (s.kind == SCT_NORM_STEP && i == 1);
+    if (s.from[i] > (i < reads ? step : -1) || s.from[i] < (optional ? -1 : 0)) return -1;
+  }
+  const int64_t rows = values[s.from[0]].rows;
+  switch (s.kind) {
+    case SCT_LINEAR_STEP: {
+      sct_info info;
+      if (sct_describe(s.blob, s.bytes, &info) != SCT_OK || info.format != SCT_TILED || info.cols != rows) return -1;
+      if (tile && info.p[0] != tile) return -1;
+      tile = info.p[0];
+      return s.activation < SCT_NONE || s.activation > SCT_SILU ? -1 : info.rows;
+    }
+    case SCT_NORM_STEP:
+      if (s.norm < SCT_NO_NORM || s.norm > SCT_RMS_NORM) return -1;
+      return s.from[1] >= 0 && values[s.from[1]].rows != rows ? -1 : rows;
+    case SCT_ATTENTION_STEP:
+      if (s.width < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads) return -1;
+      for (int i = 0; i < 3; i++) {
+        const int64_t wide = (i ? s.kv_heads : s.heads) * s.width;
+        if (s.first[i] < 0 || wide > values[s.from[i]].rows || s.first[i] > values[s.from[i]].rows - wide) return -1;
+      }
+      return s.heads * s.width;
+    default:
+      return -1;
+  }
+}
+
+int phase_of(const std::vector<ChainPhase>& phases, int64_t step) {
+  int p = 0;
+  while (step >= phases[p].end) p++;
+  return p;
+}
+
+void note_reads(const sct_step* steps, int64_t count, ChainPlan& plan) {
+  auto written_in = [&](int64_t value) { return value ? phase_of(plan.phases, value - 1) : 0; };
+  for (int64_t i = 0; i < count; i++) {
+    const int phase = phase_of(plan.phases, i);
+    for (int64_t from : steps[i].from) {
+      if (from < 0) continue;
+      ChainValue& v = plan.values[from];
+      v.last = i;
+      v.shared |= written_in(from) != phase;
+      v.checked |= steps[i].kind == SCT_LINEAR_STEP;
+    }
+    plan.values[i + 1].shared |= steps[i].kind == SCT_ATTENTION_STEP;
+  }
+}
+
+// Gives every value a place that nobody reads any more when it is written. What is shared may be written as soon as the
+// phase of its last reader is over; within a phase a thread's own steps run one after the other.
+int64_t place(bool shared, ChainPlan& plan) {
+  struct Slot {
+    int64_t offset, rows, last;
+  };
+  std::vector<Slot> slots;
+  int64_t end = 0;
+  for (int64_t i = 0; i < static_cast<int64_t>(plan.values.size()); i++) {
+    ChainValue& v = plan.values[i];
+    if (v.shared != shared) continue;
+    Slot* best = nullptr;
+    for (Slot& s : slots)
+      if (s.last < i - 1 && s.rows >= v.rows && (!best || s.rows < best->rows)) best = &s;
+    if (!best) {
+      slots.push_back({end, v.rows, 0});
+      best = &slots.back();
+      end += v.rows;
+    }
+    v.offset = best->offset;
+    best->last = v.last < 0 ? static_cast<int64_t>(plan.values.size()) : v.last;
+  }
+  return end;
+}
+
+}  // namespace
+
+ChainPlan plan_chain(const sct_step* steps, int64_t count, int64_t width) {
+  ChainPlan plan;
+  plan.values.resize(count + 1);
+  plan.values[0].rows = width;
+  plan.phases.push_back({0, 0, false});
+  for (int64_t i = 0; i < count; i++) {
+    if ((plan.values[i + 1].rows = rows_of(steps[i], i, plan.values, plan.tile)) < 1) return {};
+    const bool attention = steps[i].kind == SCT_ATTENTION_STEP;
+    if (attention) plan.widest_head = std::max(plan.widest_head, steps[i].width);
+    if (attention || plan.phases.back().attention) plan.phases.push_back({i, i, attention});
+    plan.phases.back().end = i + 1;
+  }
+  if (!plan.tile) return {};
+  if (plan.phases.back().attention) plan.phases.push_back({count, count, false});
+  note_reads(steps, count, plan);
+  plan.shared_rows = place(true, plan);
+  plan.own_rows = place(false, plan);
+  return plan;
+}
+
+}  // namespace secateur
+
+extern "C" int64_t sct_chain_rows(const sct_step* steps, int64_t count, int64_t width) {
+  if (!steps || count < 1 || width < 1) return -1;
+  const secateur::ChainPlan plan = secateur::plan_chain(steps, count, width);
+  return plan.values.empty() ? -1 : plan.values.back().rows;
+}

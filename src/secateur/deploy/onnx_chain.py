@@ -1,0 +1,228 @@
+"""Finds chains of sparse linear layers, norms and attention in a rewritten ONNX graph, and puts one `secateur::SparseChain`
+in the place of each, which computes a whole encoder without leaving the kernels' own layout.
+
+A chain reads one value (batch, tokens, width) and gives one; only masks come in besides.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from secateur.deploy.onnx_graph import DOMAIN, Graph, attributes
+from secateur.runtime.native import isa
+from secateur.runtime.packed import describe, pack, row_block_for, tiled_defaults, unpack
+
+ALIGN = 64
+"""Of what is packed, as native/onnx/chain.h has it."""
+LINEAR, NORM, ATTENTION = range(3)
+"""Kinds of steps, by their numbers in native/include/secateur/kernels.h."""
+NONE = -1
+
+
+@dataclass
+class Step:
+    """One step of a chain, as native/onnx/chain.h has it; a linear one with its weight (out, in)."""
+
+    kind: int
+    reads: list[int]
+    first: tuple[int, int, int] = (0, 0, 0)
+    weight: np.ndarray | None = None
+    value: str = "float32"
+    bias: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    activation: int = 0
+    norm: int = 0
+    number: float = 0.0
+    heads: tuple[int, int, int] = (0, 0, 0)
+
+
+@dataclass
+class Chain:
+    """Nodes that follow one another."""
+
+    source: str
+    nodes: list[Any] = field(default_factory=list)
+    values: set[str] = field(default_factory=set)
+    masks: tuple[str, str] | None = None
+    heads: int = 0
+
+
+def fuse_chains(graph: Graph) -> int:
+    """Replace every chain that is found; returns how many."""
+    found = 0
+    left = [node for node in graph.nodes if _kind(graph, node)]
+    while left:
+        chain = _grown(graph, left)
+        if len([node for node in chain.nodes if node.op_type == "SparseLinear"]) > 1:
+            _replace(graph, chain)
+            found += 1
+        taken = {id(node) for node in chain.nodes} | {id(left[0])}
+        left = [node for node in left if id(node) not in taken]
+    return found
+
+
+def _kind(graph: Graph, node: Any) -> str:
+    """The operator's name if a chain could hold the node, or ''."""
+    if node.domain != DOMAIN:
+        return ""
+    if node.op_type == "SparseLinear" and describe(_constant(graph, node.input[1])).format != "tiled":
+        return ""
+    return node.op_type if node.op_type in ("SparseLinear", "Attention") else ""
+
+
+def _constant(graph: Graph, name: str) -> Any:
+    import onnx
+
+    return onnx.numpy_helper.to_array(graph.constants[name])
+
+
+def _input(node: Any, i: int) -> str:
+    return node.input[i] if i < len(node.input) else ""
+
+
+def _grown(graph: Graph, nodes: list[Any]) -> Chain:
+    """The longest chain that begins with the first of some nodes and has one end; perhaps without nodes."""
+    source = nodes[0].input[0]
+    chain = Chain(source, values={source})
+    shape = graph.shape(source)
+    if shape is None or len(shape) != 3 or nodes[0].op_type != "SparseLinear":
+        return chain
+    for node in nodes:
+        if not _joins(node, chain):
+            continue
+        chain.nodes.append(node)
+        chain.values.add(node.output[0])
+        if node.op_type == "Attention":
+            chain.masks = (_input(node, 3), _input(node, 4))
+            chain.heads = attributes(node)["heads"]
+    while chain.nodes and _exits(graph, chain.nodes) != {chain.nodes[-1].output[0]}:
+        chain.nodes.pop()
+    return chain
+
+
+def _joins(node: Any, chain: Chain) -> bool:
+    if node.op_type == "SparseLinear":
+        residual = _input(node, 3)
+        return node.input[0] in chain.values and (not residual or residual in chain.values)
+    masks = (_input(node, 3), _input(node, 4))
+    if any(name not in chain.values for name in node.input[:3]) or any(name in chain.values for name in masks):
+        return False
+    return chain.masks in (None, masks) and chain.heads in (0, attributes(node)["heads"])
+
+
+def _exits(graph: Graph, nodes: list[Any]) -> set[str]:
+    """Values of nodes that others see."""
+    inside = {id(node) for node in nodes}
+    names = [node.output[0] for node in nodes]
+    return {
+        name for name in names if name in graph.kept or any(id(reader) not in inside for reader in graph.readers[name])
+    }
+
+
+def _replace(graph: Graph, chain: Chain) -> None:
+    steps = _merged(_steps(graph, chain))
+    output = chain.nodes[-1].output[0]
+    packed, table, numbers = _written(steps)
+    constants = {"packed": packed, "steps": table, "numbers": numbers}
+    names = [graph.add_constant(array, f"{output}.{kind}") for kind, array in constants.items()]
+    graph.replace(chain.nodes, "SparseChain", [chain.source, *names, *(chain.masks or ())], output)
+
+
+def _steps(graph: Graph, chain: Chain) -> list[Step]:
+    """The steps of a chain in order; step i writes value i + 1, and value 0 is what the chain reads."""
+    value_of = {chain.source: 0}
+    steps: list[Step] = []
+
+    def floats(node: Any, i: int) -> np.ndarray | None:
+        return _constant(graph, node.input[i]) if _input(node, i) else None
+
+    for node in chain.nodes:
+        has = attributes(node)
+        if node.op_type == "Attention":
+            reads = [value_of[name] for name in node.input[:3]]
+            width = graph.shape(node.input[0])
+            assert width is not None and isinstance(width[2], int)
+            heads = (has["heads"], has.get("kv_heads", has["heads"]), width[2] // has["heads"])
+            steps.append(Step(ATTENTION, reads, number=has.get("scale", 1.0), heads=heads))
+        else:
+            blob = _constant(graph, node.input[1])
+            linear = Step(LINEAR, [value_of[node.input[0]]], weight=unpack(blob), value=describe(blob).value)
+            linear.bias, linear.activation = floats(node, 2), has.get("activation", 0)
+            steps.append(linear)
+            residual, norm = _input(node, 3), has.get("norm", 0)
+            if residual or norm:
+                reads = [len(steps), value_of[residual] if residual else NONE]
+                after = Step(NORM, reads, scale=floats(node, 4), shift=floats(node, 5), norm=norm)
+                after.number = has.get("epsilon", 1e-5)
+                steps.append(after)
+        value_of[node.output[0]] = len(steps)
+    return steps
+
+
+def _merged(steps: list[Step]) -> list[Step]:
+    """Linear layers that one attention alone reads, and which read the same value, as one layer."""
+    moved: dict[int, tuple[int, int]] = {}  # value: the value that holds it now, by its old number, and its first row
+    gone: set[int] = set()
+    for step in steps:
+        parts = [steps[value - 1] for value in step.reads if value > 0]
+        if step.kind != ATTENTION or len(parts) != 3 or len(set(step.reads)) != 3:
+            continue
+        readers = sum(value in step.reads for other in steps for value in other.reads)
+        alike = {(part.kind, tuple(part.reads), part.activation, part.value) for part in parts}
+        if readers != 3 or len(alike) != 1 or parts[0].kind != LINEAR or parts[0].activation:
+            continue
+        weights = [part.weight for part in parts if part.weight is not None]
+        rows = [len(weight) for weight in weights]
+        last = max(step.reads)
+        into = steps[last - 1]
+        if any(part.bias is not None for part in parts):
+            zeros = [np.zeros(n, np.float32) for n in rows]
+            into.bias = np.concatenate([z if p.bias is None else p.bias for p, z in zip(parts, zeros, strict=True)])
+        into.weight = np.concatenate(weights)
+        for i, value in enumerate(step.reads):
+            moved[value] = last, sum(rows[:i])
+            if value != last:
+                gone.add(value)
+    number = {0: 0, NONE: NONE}
+    kept: list[Step] = []
+    for value, step in enumerate(steps, start=1):
+        if value in gone:
+            continue
+        if step.kind == ATTENTION:
+            a, b, c = (moved.get(old, (old, 0))[1] for old in step.reads)
+            step.first = a, b, c
+        step.reads = [number[moved.get(old, (old, 0))[0]] for old in step.reads]
+        kept.append(step)
+        number[value] = len(kept)
+    return kept
+
+
+def _written(steps: list[Step]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is packed, the table of steps and their numbers."""
+    weights = [step.weight for step in steps if step.weight is not None]
+    density = sum(np.count_nonzero(weight) for weight in weights) / sum(weight.size for weight in weights)
+    tile, chunk = tiled_defaults(isa(), density)
+    parts: list[np.ndarray] = []
+
+    def add(array: np.ndarray | None) -> int:
+        if array is None:
+            return NONE
+        at = sum(len(part) for part in parts)
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        parts.append(np.concatenate([data, np.zeros(-len(data) % ALIGN, np.uint8)]))
+        return at
+
+    rows, numbers = [], []
+    for step in steps:
+        blob = None
+        if step.weight is not None:
+            block = row_block_for(len(step.weight), tile, threads=1)
+            blob = pack(step.weight, format="tiled", value=step.value, tile=tile, chunk=chunk, row_block=block)
+        reads = [*step.reads, NONE, NONE][:3]
+        size = len(blob) if blob is not None else 0
+        places = [add(blob), size, add(step.bias), add(step.scale), add(step.shift)]
+        rows.append([step.kind, *reads, *step.first, *places, step.activation, step.norm, *step.heads])
+        numbers.append(step.number)
+    return np.concatenate(parts), np.array(rows, np.int64), np.array(numbers, np.float32)
