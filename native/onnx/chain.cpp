@@ -5,7 +5,7 @@
 namespace secateur_onnx {
 
 SparseChain::SparseChain(const Runtime& r, const OrtKernelInfo* info)
-    : runtime(r), packed_(r, info, 1, 64, "what SparseChain has packed") {
+    : runtime(r), packed_(r, info, 1, 64, "what SparseChain has packed"), width_(r.whole(info, "width", 0)) {
   int constant[2] = {};
   const OrtValue* table[2] = {};
   for (size_t i : {0, 1}) {
@@ -36,19 +36,13 @@ SparseChain::SparseChain(const Runtime& r, const OrtKernelInfo* info)
     }
     steps_.push_back(s);
   }
-  // What vectors must hold is known when the steps fit together, which depends on the width of x alone.
-  sct_info first{};
-  for (const sct_step& s : steps_)
-    if (s.kind == SCT_LINEAR_STEP && s.from[0] == 0) sct_describe(s.blob, s.bytes, &first);
   f = runtime.data<int64_t>(table[0]);
   for (int64_t i = 0; i < shape[0]; i++, f += kStepFields) {
-    const int64_t rows = first.cols < 1 ? -1 : sct_chain_rows(steps_.data(), i + 1, first.cols);
-    if (rows < 1) continue;
-    steps_[i].bias = vector(f[9], rows), steps_[i].scale = vector(f[10], rows), steps_[i].shift = vector(f[11], rows);
+    rows_ = sct_chain_rows(steps_.data(), i + 1, width_);
+    if (rows_ < 1) runtime.fail(ort::kInvalidGraph, "the steps of SparseChain do not fit together");
+    steps_[i].bias = vector(f[9], rows_), steps_[i].scale = vector(f[10], rows_);
+    steps_[i].shift = vector(f[11], rows_);
   }
-  width_ = first.cols;
-  rows_ = first.cols < 1 ? -1 : sct_chain_rows(steps_.data(), shape[0], first.cols);
-  if (rows_ < 1) runtime.fail(ort::kInvalidGraph, "the steps of SparseChain do not fit together");
 }
 
 const uint8_t* SparseChain::part(int64_t offset, int64_t bytes) const {

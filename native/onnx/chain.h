@@ -6,10 +6,11 @@ namespace secateur_onnx {
 
 // Linear layers, norms and attention of an encoder in one call (sct_chain)
 //
-//   inputs  x (batch, tokens, in); packed (bytes) uint8, a constant, in which weights, biases, scales and shifts lie at
-//           multiples of 64; steps (count, kStepFields) int64 and numbers (count) float, constants, one row a step; and
-//           where there are: mask and keep, as for Attention, the same for all
-//   output  (batch, tokens, rows of the last step)
+//   inputs      x (batch, tokens, in); packed (bytes) uint8, a constant, in which weights, biases, scales and shifts lie at
+//               multiples of 64; steps (count, kStepFields) int64 and numbers (count) float, constants, one row a step; and
+//               where there are: mask and keep, as for Attention, the same for all
+//   attributes  width: in
+//   output      (batch, tokens, rows of the last step)
 class SparseChain {
  public:
   static constexpr const char* kName = "SparseChain";
@@ -30,7 +31,8 @@ class SparseChain {
   const Constant packed_;
   std::vector<sct_step> steps_;
   int64_t heads_ = 0;
-  int64_t width_, rows_;  // numbers a token in x, and in y
+  const int64_t width_;  // numbers a token in x
+  int64_t rows_ = 0;     // and in y
 };
 
 }  // namespace secateur_onnx

@@ -255,7 +255,7 @@ extern "C" int sct_chain(const sct_chain_job* job, int threads, int isa, sct_run
   if (resolved < 0) return SCT_UNSUPPORTED_ISA;
   try {
     const ChainPlan plan = plan_chain(job->steps, job->count, job->width);
-    if (plan.values.empty()) return SCT_BAD_ARGUMENT;
+    if (plan.values.empty() || !plan.tile) return SCT_BAD_ARGUMENT;
     if (!job->batch || !job->tokens) return SCT_OK;
     if (!job->x || !job->y) return SCT_BAD_ARGUMENT;
     Chain chain{job, &plan, &kernel_table(resolved), 0, 0};

@@ -96,7 +96,6 @@ ChainPlan plan_chain(const sct_step* steps, int64_t count, int64_t width) {
     if (attention || plan.phases.back().attention) plan.phases.push_back({i, i, attention});
     plan.phases.back().end = i + 1;
   }
-  if (!plan.tile) return {};
   if (plan.phases.back().attention) plan.phases.push_back({count, count, false});
   note_reads(steps, count, plan);
   plan.shared_rows = place(true, plan);

@@ -1,6 +1,7 @@
 // Unit tests of the C interface, without a framework: each instruction set of this machine against a
 // double-precision product, damaged blobs, NaN, threads. Meant to be built with sanitizers as well, and for
 // other architectures.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -375,6 +376,8 @@ void check_attention(int isa, int queries, int keys, int width, bool masked, int
   for (int b = 0; b < batch * queries; b++) CHECK(out[size_t{1} * b * q_token + heads * width] == 9.0f);
 }
 
+#include "chain.inl"
+
 }  // namespace
 
 int main() {
@@ -415,8 +418,14 @@ int main() {
     for (int queries : {1, 16, 37})
       for (int keys : {1, 40, 300}) check_attention(isa, queries, keys, 24, queries != 16, 2);
     check_attention(isa, 33, 70, 13, true, 3);
+    for (bool norms_first : {false, true})
+      for (int tile : {16, 48, 64})
+        for (int tokens : {1, 16, 37, 130}) check_chain(isa, 3, tokens, tile, norms_first, tokens != 37, false, 2);
+    for (int threads : {1, 3, 8}) check_chain(isa, 1, 140, 64, false, true, false, threads);
+    for (int threads : {1, 2, 64}) check_chain(isa, 2, 70, 32, true, true, threads == 2, threads);
   }
   check_errors();
+  check_chain_errors();
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

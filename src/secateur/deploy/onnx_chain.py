@@ -1,5 +1,5 @@
-"""Finds chains of sparse linear layers, norms and attention in a rewritten ONNX graph, and puts one `secateur::SparseChain`
-in the place of each, which computes a whole encoder without leaving the kernels' own layout.
+"""Finds chains of sparse linear layers, norms and attention in a rewritten ONNX graph, and puts one
+`secateur::SparseChain` in the place of each, which computes a whole encoder without leaving the kernels' own layout.
 
 A chain reads one value (batch, tokens, width) and gives one; only masks come in besides.
 """
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.onnx_graph import DOMAIN, Graph, attributes
+from secateur.deploy.onnx_graph import DOMAIN, LAYER_NORM, Graph, attributes, is_plain
 from secateur.runtime.native import isa
-from secateur.runtime.packed import describe, pack, row_block_for, tiled_defaults, unpack
+from secateur.runtime.packed import chain_defaults, describe, pack, row_block_for, unpack
 
 ALIGN = 64
 """Of what is packed, as native/onnx/chain.h has it."""
@@ -55,16 +55,21 @@ def fuse_chains(graph: Graph) -> int:
     left = [node for node in graph.nodes if _kind(graph, node)]
     while left:
         chain = _grown(graph, left)
+        taken = {id(left[0])}
         if len([node for node in chain.nodes if node.op_type == "SparseLinear"]) > 1:
             _replace(graph, chain)
+            taken |= {id(node) for node in chain.nodes}
             found += 1
-        taken = {id(node) for node in chain.nodes} | {id(left[0])}
         left = [node for node in left if id(node) not in taken]
     return found
 
 
 def _kind(graph: Graph, node: Any) -> str:
     """The operator's name if a chain could hold the node, or ''."""
+    if node.op_type == "LayerNormalization" and node.domain in ("", "ai.onnx"):
+        scale = graph.shape(node.input[1])
+        fits = scale is not None and len(scale) == 1 and isinstance(scale[0], int) and is_plain(graph, node, scale[0])
+        return node.op_type if fits else ""
     if node.domain != DOMAIN:
         return ""
     if node.op_type == "SparseLinear" and describe(_constant(graph, node.input[1])).format != "tiled":
@@ -87,7 +92,7 @@ def _grown(graph: Graph, nodes: list[Any]) -> Chain:
     source = nodes[0].input[0]
     chain = Chain(source, values={source})
     shape = graph.shape(source)
-    if shape is None or len(shape) != 3 or nodes[0].op_type != "SparseLinear":
+    if shape is None or len(shape) != 3 or not isinstance(shape[2], int) or nodes[0].op_type == "Attention":
         return chain
     for node in nodes:
         if not _joins(node, chain):
@@ -103,8 +108,8 @@ def _grown(graph: Graph, nodes: list[Any]) -> Chain:
 
 
 def _joins(node: Any, chain: Chain) -> bool:
-    if node.op_type == "SparseLinear":
-        residual = _input(node, 3)
+    if node.op_type != "Attention":
+        residual = _input(node, 3) if node.op_type == "SparseLinear" else ""
         return node.input[0] in chain.values and (not residual or residual in chain.values)
     masks = (_input(node, 3), _input(node, 4))
     if any(name not in chain.values for name in node.input[:3]) or any(name in chain.values for name in masks):
@@ -127,7 +132,8 @@ def _replace(graph: Graph, chain: Chain) -> None:
     packed, table, numbers = _written(steps)
     constants = {"packed": packed, "steps": table, "numbers": numbers}
     names = [graph.add_constant(array, f"{output}.{kind}") for kind, array in constants.items()]
-    graph.replace(chain.nodes, "SparseChain", [chain.source, *names, *(chain.masks or ())], output)
+    width = (graph.shape(chain.source) or [])[2]
+    graph.replace(chain.nodes, "SparseChain", [chain.source, *names, *(chain.masks or ())], output, width=width)
 
 
 def _steps(graph: Graph, chain: Chain) -> list[Step]:
@@ -143,9 +149,11 @@ def _steps(graph: Graph, chain: Chain) -> list[Step]:
         if node.op_type == "Attention":
             reads = [value_of[name] for name in node.input[:3]]
             width = graph.shape(node.input[0])
-            assert width is not None and isinstance(width[2], int)
-            heads = (has["heads"], has.get("kv_heads", has["heads"]), width[2] // has["heads"])
+            assert width is not None
+            heads = (has["heads"], has.get("kv_heads", has["heads"]), int(width[2]) // has["heads"])
             steps.append(Step(ATTENTION, reads, number=has.get("scale", 1.0), heads=heads))
+        elif node.op_type == "LayerNormalization":
+            steps.append(_norm(value_of[node.input[0]], NONE, floats(node, 1), floats(node, 2), LAYER_NORM, has))
         else:
             blob = _constant(graph, node.input[1])
             linear = Step(LINEAR, [value_of[node.input[0]]], weight=unpack(blob), value=describe(blob).value)
@@ -153,12 +161,16 @@ def _steps(graph: Graph, chain: Chain) -> list[Step]:
             steps.append(linear)
             residual, norm = _input(node, 3), has.get("norm", 0)
             if residual or norm:
-                reads = [len(steps), value_of[residual] if residual else NONE]
-                after = Step(NORM, reads, scale=floats(node, 4), shift=floats(node, 5), norm=norm)
-                after.number = has.get("epsilon", 1e-5)
-                steps.append(after)
+                beside = value_of[residual] if residual else NONE
+                steps.append(_norm(len(steps), beside, floats(node, 4), floats(node, 5), norm, has))
         value_of[node.output[0]] = len(steps)
     return steps
+
+
+def _norm(
+    value: int, beside: int, scale: np.ndarray | None, shift: np.ndarray | None, norm: int, has: dict[str, Any]
+) -> Step:
+    return Step(NORM, [value, beside], scale=scale, shift=shift, norm=norm, number=has.get("epsilon", 1e-5))
 
 
 def _merged(steps: list[Step]) -> list[Step]:
@@ -203,7 +215,7 @@ def _written(steps: list[Step]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What is packed, the table of steps and their numbers."""
     weights = [step.weight for step in steps if step.weight is not None]
     density = sum(np.count_nonzero(weight) for weight in weights) / sum(weight.size for weight in weights)
-    tile, chunk = tiled_defaults(isa(), density)
+    tile, chunk = chain_defaults(isa(), density)
     parts: list[np.ndarray] = []
 
     def add(array: np.ndarray | None) -> int:

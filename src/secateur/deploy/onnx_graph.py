@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 DOMAIN = "secateur"
+LAYER_NORM = 1
+"""Number of LayerNorm among the norms of native/include/secateur/kernels.h."""
 
 
 class Graph:
@@ -108,6 +110,18 @@ class Graph:
             del field[:]
             field.extend(values)
         self.model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def is_plain(graph: Graph, norm: Any, rows: int) -> bool:
+    """Whether a LayerNormalization runs over the last dimension alone, with constants, and gives only its result."""
+    axis = attributes(norm).get("axis", -1)
+    shape = graph.shape(norm.input[0])
+    if axis != -1 and (shape is None or axis != len(shape) - 1):
+        return False
+    shift = norm.input[2] if len(norm.input) > 2 else ""
+    if not graph.floats(norm.input[1], rows) or (shift and not graph.floats(shift, rows)):
+        return False
+    return not any(name and (graph.readers[name] or name in graph.kept) for name in norm.output[1:])
 
 
 def attributes(node: Any) -> dict[str, Any]:

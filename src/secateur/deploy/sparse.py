@@ -13,7 +13,7 @@ import numpy as np
 
 from secateur.deploy.onnx_attention import fuse_attention
 from secateur.deploy.onnx_chain import fuse_chains
-from secateur.deploy.onnx_graph import Graph, attributes
+from secateur.deploy.onnx_graph import LAYER_NORM, Graph, attributes, is_plain
 from secateur.deploy.target import DeployError, Written
 
 SHARED_BY = 4
@@ -22,8 +22,6 @@ ALIGN = 4096
 """Of tensors in the file beside a program, so that they can be mapped into memory where they lie."""
 EMBED = 1024
 """Bytes up to which a tensor stays in the program itself."""
-LAYER_NORM = 1
-"""Number of LayerNorm among the norms of native/include/secateur/kernels.h."""
 
 
 def rewrite(
@@ -187,18 +185,6 @@ def same_shape(graph: Graph, a: str, b: str) -> bool:
     """Whether two values surely have the same shape, and neither is a constant."""
     shape = graph.shape(a)
     return shape is not None and shape == graph.shape(b) and b not in graph.constants
-
-
-def is_plain(graph: Graph, norm: Any, rows: int) -> bool:
-    """Whether a LayerNormalization runs over the last dimension alone, with constants, and gives only its result."""
-    axis = attributes(norm).get("axis", -1)
-    shape = graph.shape(norm.input[0])
-    if axis != -1 and (shape is None or axis != len(shape) - 1):
-        return False
-    shift = norm.input[2] if len(norm.input) > 2 else ""
-    if not graph.floats(norm.input[1], rows) or (shift and not graph.floats(shift, rows)):
-        return False
-    return not any(name and (graph.readers[name] or name in graph.kept) for name in norm.output[1:])
 
 
 def fuse_activation(graph: Graph, name: str, taken: list[Any]) -> tuple[str, str]:

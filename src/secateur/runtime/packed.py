@@ -78,6 +78,11 @@ def tiled_defaults(isa: str, density: float) -> tuple[int, int]:
     return (32, 128)
 
 
+def chain_defaults(isa: str, density: float) -> tuple[int, int]:
+    """The same for a chain of layers, whose activations stay in one layout: wide tiles at any density."""
+    return tiled_defaults(isa, max(density, 0.2))
+
+
 def row_block_for(rows: int, tile: int, tokens: int = 1, threads: int = 2) -> int:
     """Rows whose accumulators fit the L2 cache, in blocks of equal size: as few as leave `threads` enough to share out
     at `tokens` tokens, because runs of equal rows are longer in large blocks."""
