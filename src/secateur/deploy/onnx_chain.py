@@ -52,6 +52,7 @@ class Chain:
 def fuse_chains(graph: Graph) -> int:
     """Replace every chain that is found; returns how many."""
     found = 0
+    graph.tidy()  # what nobody reads must not count as a reader
     left = [node for node in graph.nodes if _kind(graph, node)]
     while left:
         chain = _grown(graph, left)

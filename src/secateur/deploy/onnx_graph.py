@@ -88,22 +88,29 @@ class Graph:
         self.changed = True
         self._index()
 
-    def finish(self) -> None:
-        """Write what was replaced into the model, without what nobody reads any more."""
-        import onnx
-
-        if not self.changed:
-            return
+    def tidy(self) -> set[str]:
+        """Drop nodes that nobody reads any more; returns the names of all values that are read."""
         alive, used = [], set(self.kept)
         for node in reversed(self.nodes):
             if used.isdisjoint(node.output):
                 continue
             alive.append(node)
             used |= set(node.input) | _inner_names(node)
+        self.nodes = alive[::-1]
+        self._index()
+        return used
+
+    def finish(self) -> None:
+        """Write what was replaced into the model, without what nobody reads any more."""
+        import onnx
+
+        if not self.changed:
+            return
+        used = self.tidy()
         graph = self.model.graph
-        made = {name for node in alive for name in node.output} | {port.name for port in graph.input}
+        made = {name for node in self.nodes for name in node.output} | {port.name for port in graph.input}
         for field, values in (
-            (graph.node, alive[::-1]),
+            (graph.node, self.nodes),
             (graph.initializer, [tensor for name, tensor in self.constants.items() if name in used]),
             (graph.value_info, [info for info in graph.value_info if info.name in made]),
         ):
