@@ -55,6 +55,13 @@ const float* SparseChain::vector(int64_t offset, int64_t numbers) const {
   return offset < 0 ? nullptr : reinterpret_cast<const float*>(part(offset, numbers * 4));
 }
 
+int SparseChain::threads(Threads& of_session) const {
+  constexpr int kLooks = 4;  // the first may find threads asleep, or the machine busy
+  if (threads_.load() < Threads::most() && looks_.load() < kLooks && looks_.fetch_add(1) < kLooks)
+    threads_.store(std::max(threads_.load(), of_session.seen()));
+  return threads_.load();
+}
+
 void SparseChain::compute(OrtKernelContext* context) const {
   const OrtValue *x = runtime.input(context, 0), *mask = runtime.input(context, 4), *keep = runtime.input(context, 5);
   std::vector<int64_t> shape = runtime.shape(x);
@@ -71,7 +78,7 @@ void SparseChain::compute(OrtKernelContext* context) const {
   shape[2] = rows_;
   job.y = runtime.data<float>(runtime.output(context, shape));
   Threads threads{&runtime, context};
-  const int status = sct_chain(&job, Threads::most(), SCT_ISA_AUTO, Threads::run, &threads);
+  const int status = sct_chain(&job, this->threads(threads), SCT_ISA_AUTO, Threads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("SparseChain: ") + sct_error_text(status));
 }
 

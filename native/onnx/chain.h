@@ -1,5 +1,7 @@
 // The operator for a chain of sparse layers.
 #pragma once
+#include <atomic>
+
 #include "operators.h"
 
 namespace secateur_onnx {
@@ -27,12 +29,15 @@ class SparseChain {
  private:
   const uint8_t* part(int64_t offset, int64_t bytes) const;
   const float* vector(int64_t offset, int64_t numbers) const;
+  int threads(Threads& of_session) const;
 
   const Constant packed_;
   std::vector<sct_step> steps_;
   int64_t heads_ = 0;
   const int64_t width_;  // numbers a token in x
   int64_t rows_ = 0;     // and in y
+  // How tokens are cut depends on the threads of the session, which the interface does not tell.
+  mutable std::atomic<int> threads_{1}, looks_{0};
 };
 
 }  // namespace secateur_onnx

@@ -1,6 +1,8 @@
 #include "operators.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <new>
 #include <thread>
@@ -58,6 +60,26 @@ OrtValue* Runtime::output(OrtKernelContext* context, const std::vector<int64_t>&
 int Threads::most() {
   static const int found = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   return found;
+}
+
+int Threads::seen() {
+  struct Count {
+    int most;
+    std::chrono::steady_clock::time_point end;
+    std::atomic<int> now{0}, highest{0};
+  } count{most(), std::chrono::steady_clock::now() + std::chrono::microseconds(200)};
+  run(
+      this,
+      [](void* context) {
+        auto& c = *static_cast<Count*>(context);
+        const int now = ++c.now;
+        for (int before = c.highest; now > before && !c.highest.compare_exchange_weak(before, now);) {
+        }
+        while (c.highest < c.most && std::chrono::steady_clock::now() < c.end) std::this_thread::yield();
+        --c.now;
+      },
+      &count, most());
+  return count.highest;
 }
 
 void Threads::run(void* threads, void (*task)(void*), void* context, int count) {
