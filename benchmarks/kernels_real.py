@@ -1,4 +1,4 @@
-"""A real classifier (MiniLM) pruned by magnitude, on every runtime: dense in torch, ONNX Runtime and OpenVINO, dense
+"""A text classifier (MiniLM) pruned by magnitude, on every runtime: dense in torch, ONNX Runtime and OpenVINO, dense
 int8 in ONNX Runtime, and on secateur's kernels in torch and in ONNX Runtime. One process each, pinned, in turns.
 
     python benchmarks/kernels_real.py MODEL --work FOLDER --prepare          # prunes and exports; once
@@ -84,9 +84,11 @@ def memory(work: Path) -> list[str]:
 
 def table(files: list[Path], work: Path) -> list[str]:
     """Markdown of measured rows."""
-    lines = head("A MiniLM classifier pruned by magnitude, on every runtime")
+    config = json.loads((work / f"pruned-{SPARSITIES[0]}" / "config.json").read_text())
+    layers, width = config["num_hidden_layers"], config["hidden_size"]
+    lines = head(f"A text classifier of {layers} layers of {width}, pruned by magnitude, on every runtime")
     lines += [
-        "6 layers of 384, no fine-tuning; weights and masks are the model's own. 'dense' is the fastest of torch, ONNX",
+        "No fine-tuning; weights and masks are those of the model given. 'dense' is the fastest of torch, ONNX",
         "Runtime and OpenVINO in float32 in the same run; ratios above one are faster. Start-up runs from the first",
         "line of the process to the first answer; secateur-torch packs (and measures, unless it is known) in it.",
     ]
