@@ -56,9 +56,11 @@ const float* SparseChain::vector(int64_t offset, int64_t numbers) const {
 }
 
 int SparseChain::threads(Threads& of_session) const {
-  constexpr int kLooks = 4;  // the first may find threads asleep, or the machine busy
-  if (threads_.load() < Threads::most() && looks_.load() < kLooks && looks_.fetch_add(1) < kLooks)
-    threads_.store(std::max(threads_.load(), of_session.seen()));
+  if (threads_.load() >= Threads::most()) return threads_.load();
+  // A look may find threads asleep or the machine busy: the first is long, and others follow ever more rarely.
+  const uint64_t call = calls_.fetch_add(1);
+  if (call < 4 || (call & (call - 1)) == 0)
+    threads_.store(std::max(threads_.load(), of_session.seen(call ? 200 : 5000)));
   return threads_.load();
 }
 

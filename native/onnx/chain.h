@@ -37,7 +37,8 @@ class SparseChain {
   const int64_t width_;  // numbers a token in x
   int64_t rows_ = 0;     // and in y
   // How tokens are cut depends on the threads of the session, which the interface does not tell.
-  mutable std::atomic<int> threads_{1}, looks_{0};
+  mutable std::atomic<int> threads_{1};
+  mutable std::atomic<uint64_t> calls_{0};
 };
 
 }  // namespace secateur_onnx

@@ -62,12 +62,12 @@ int Threads::most() {
   return found;
 }
 
-int Threads::seen() {
+int Threads::seen(int most_microseconds) {
   struct Count {
     int most;
     std::chrono::steady_clock::time_point end;
     std::atomic<int> now{0}, highest{0};
-  } count{most(), std::chrono::steady_clock::now() + std::chrono::microseconds(200)};
+  } count{most(), std::chrono::steady_clock::now() + std::chrono::microseconds(most_microseconds)};
   run(
       this,
       [](void* context) {

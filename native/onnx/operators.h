@@ -46,9 +46,8 @@ struct Threads {
   const OrtKernelContext* context;
 
   static int most();  // that the machine has
-  // Threads that are at work at once when all are called: what the session has, or fewer on a busy machine. Takes up to
-  // a fifth of a millisecond.
-  int seen();
+  // Threads that are at work at once when all are called: what the session has, or fewer on a busy machine.
+  int seen(int most_microseconds);
   static void run(void* threads, void (*task)(void*), void* context, int count);
 };
 

@@ -22,6 +22,7 @@ import json  # noqa: E402
 import os  # noqa: E402
 import platform  # noqa: E402
 import re  # noqa: E402
+import signal  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
@@ -311,7 +312,9 @@ def peak_bytes() -> int:
 
 
 class Worker:
-    """A process that holds one artefact ready to be timed."""
+    """A process that holds one artefact ready to be timed; it is stopped until it is asked, as the threads of some
+    runtimes go on spinning after a run.
+    """
 
     def __init__(self, folder: Path | str, batch: int, length: int, threads: int) -> None:
         environment = {**os.environ, **dict.fromkeys(POOLS, str(threads))}
@@ -328,6 +331,7 @@ class Worker:
         )
         self.peak_bytes = 0
         self.startup_s = self._answer()["startup_s"]
+        self._send("SIGSTOP")
 
     def time(self, runs: int) -> list[float]:
         """Seconds of so many runs."""
@@ -347,9 +351,16 @@ class Worker:
 
     def _ask(self, runs: int) -> dict[str, Any]:
         assert self._process.stdin is not None
+        self._send("SIGCONT")
         self._process.stdin.write(json.dumps({"runs": runs}) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        answer = self._answer()
+        self._send("SIGSTOP")
+        return answer
+
+    def _send(self, name: str) -> None:
+        if hasattr(signal, name):  # not on Windows
+            self._process.send_signal(getattr(signal, name))
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
