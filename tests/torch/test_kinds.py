@@ -18,18 +18,10 @@ from secateur.torch.host import TorchHost
 from secateur.torch.hub import save
 from secateur.torch.norms import centred_norms, norms_over
 from secateur.torch.trace import trace
-from tests.torch.exact import difference, randomize
-from tests.torch.models import make
+from tests.torch.exact import difference
+from tests.torch.models import host_of
 
 NEOX_ROPE = {"rope_type": "default", "rope_theta": 10000}
-
-
-def host_of(name, **config):
-    model, example = make(name)
-    if config:
-        torch.manual_seed(0)
-        model = type(model)(type(model.config)(**{**model.config.to_diff_dict(), **config})).eval()
-    return TorchHost(randomize(model), example)
 
 
 def checked(host, keep, tolerance=1e-5):
@@ -127,7 +119,8 @@ def test_fewer_experts_than_every_token_needs_are_refused():
 
 def test_experts_without_a_router_cannot_be_masked():
     host = host_of("mixtral")
-    host.layout.params.pop("model.layers.0.mlp.gate.weight")
+    params = {name: dims for name, dims in host.layout.params.items() if name != "model.layers.0.mlp.gate.weight"}
+    host.layout = dataclasses.replace(host.layout, params=params)
     masked = host.masked(Plan({"L0.expert": np.array([1, 2])}))
     with pytest.raises(ModelError, match=r"no router weight has one row for each of L0.expert"), masked:
         pass
