@@ -53,7 +53,7 @@ def attend(
 
 
 def _fits(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether the kernels know all that is asked; of the arguments in `KNOWN`, what is looked at here is all there is."""
+    """Whether the kernels know all that is asked; what is in `KNOWN` changes nothing beyond what is looked at here."""
     if any(value is not None and name not in KNOWN for name, value in kwargs.items()):
         return False
     if kwargs.get("dropout") or kwargs.get("output_attentions"):
