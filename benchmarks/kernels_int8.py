@@ -8,21 +8,17 @@ float64 product. Run pinned:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
-from kernels_layer import Run, head, medians_us, onnx_runs
+from kernels_layer import DENSE, Run, fastest, grid, head, medians_us, onnx_runs, options
 
 from secateur.runtime.choose import quad_candidates
 from secateur.runtime.native import isa, load_native
 from secateur.runtime.ops import sparse_linear
 from secateur.runtime.packed import pack
-
-DENSE = ("torch", "onnxruntime", "OpenVINO")
 
 
 def alone(blob: np.ndarray, x: torch.Tensor, y: torch.Tensor, threads: int) -> Run:
@@ -45,8 +41,7 @@ def measure(tokens: int, cols: int, rows: int, density: float, threads: int, sec
     for tile, chunk in quad_candidates(isa(), tokens):
         blob = blobs[f"{tile}/{chunk}"] = pack(weight, format="quad", value="int8", tile=tile, chunk=chunk)
         trials[f"{tile}/{chunk}"] = partial(sparse_linear, x, torch.from_numpy(blob), None, rows, 0)
-    tuning = medians_us(dict(trials), 0.03 * len(trials))
-    best = min(tuning, key=tuning.__getitem__)
+    best = fastest(dict(trials))
     runs: dict[str, Run] = {"secateur": trials[best], "torch": lambda: torch.nn.functional.linear(x, dense)}
     runs["alone"] = alone(blobs[best], x, torch.empty(tokens, rows), threads)
     runs |= onnx_runs(weight, x.numpy(), threads)
@@ -66,15 +61,7 @@ def measure(tokens: int, cols: int, rows: int, density: float, threads: int, sec
 
 def main() -> None:
     """Run the grid and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--shapes", nargs="+", default=["384x384", "768x768", "768x3072", "3072x768"])
-    parser.add_argument("--density", type=float, nargs="+", default=[0.5, 0.2, 0.1])
-    parser.add_argument("--seconds", type=float, default=0.5, help="a line of the table")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    args = options(__doc__, ["384x384", "768x768", "768x3072", "3072x768"], [0.5, 0.2, 0.1], 0.5)
     lines = head(f"One int8 layer, 1 x 4 blocks, {args.threads} thread(s), kernels: {isa()}")
     lines += [
         "Times in microseconds. Errors: against a float64 product of the same weight, norm over norm, normal inputs;",
@@ -86,12 +73,9 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     with torch.inference_mode():
-        for tokens in args.tokens:
-            for shape in args.shapes:
-                for density in args.density:
-                    cols, rows = map(int, shape.split("x"))
-                    lines.append(measure(tokens, cols, rows, density, args.threads, args.seconds))
-                    print(lines[-1], flush=True)
+        for cell in grid(args):
+            lines.append(measure(*cell, args.threads, args.seconds))
+            print(lines[-1], flush=True)
     if args.out:
         args.out.write_text("\n".join(lines) + "\n")
 

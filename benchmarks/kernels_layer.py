@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import os
 import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def medians_us(runs: dict[str, Run], seconds: float, least: int = 7, warm: int =
             run()
             samples[name].append((time.perf_counter() - start) * 1e6)
     return {name: float(np.median(took)) for name, took in samples.items()}
+
+
+def fastest(trials: dict[str, Run]) -> str:
+    """The name of the fastest of several packings of one layer, by a short measurement."""
+    tuning = medians_us(trials, 0.03 * len(trials), LEAST, 1)
+    return min(tuning, key=tuning.__getitem__)
 
 
 def onnx_runs(weight: np.ndarray, x: np.ndarray, threads: int) -> dict[str, Run]:
@@ -102,8 +109,7 @@ def measure(tokens: int, cols: int, rows: int, density: float, threads: int, sec
         row_block = row_block_for(rows, tile, tokens, threads)
         packed = torch.from_numpy(pack(weight, tile=tile, chunk=chunk, row_block=row_block))
         trials[f"{tile}/{chunk}"] = lambda p=packed: sparse_linear(x, p, None, rows, 0)
-    tuning = medians_us(trials, 0.03 * len(trials), LEAST, 1)
-    best = min(tuning, key=tuning.__getitem__)
+    best = fastest(trials)
     ours = {"secateur": trials[best]}
     others: dict[str, Run] = {"torch": lambda: torch.nn.functional.linear(x, dense)}
     others |= onnx_runs(weight, x.numpy(), threads)
@@ -147,17 +153,30 @@ def head(title: str) -> list[str]:
     ]
 
 
-def main() -> None:
-    """Run the grid and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def options(description: str | None, shapes: list[str], density: list[float], seconds: float) -> argparse.Namespace:
+    """What the command line says of a table over tokens, shapes and densities; torch gets its threads."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 512])
-    parser.add_argument("--shapes", nargs="+", default=["768x768", "768x3072", "3072x768"], help="inputs x outputs")
-    parser.add_argument("--density", type=float, nargs="+", default=[0.5, 0.3, 0.2, 0.1, 0.05])
-    parser.add_argument("--seconds", type=float, default=0.8, help="a line of the table")
+    parser.add_argument("--shapes", nargs="+", default=shapes, help="inputs x outputs")
+    parser.add_argument("--density", type=float, nargs="+", default=density)
+    parser.add_argument("--seconds", type=float, default=seconds, help="a line of the table")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    return args
+
+
+def grid(args: argparse.Namespace) -> Iterator[tuple[int, int, int, float]]:
+    """Tokens, inputs, outputs and density of each line."""
+    for tokens, shape, density in itertools.product(args.tokens, args.shapes, args.density):
+        cols, rows = map(int, shape.split("x"))
+        yield tokens, cols, rows, density
+
+
+def main() -> None:
+    """Run the grid and write the table."""
+    args = options(__doc__, ["768x768", "768x3072", "3072x768"], [0.5, 0.3, 0.2, 0.1, 0.05], 0.8)
     lines = head(f"One float32 layer, unstructured zeros, {args.threads} thread(s), kernels: {isa()}")
     lines += [
         "Times in microseconds; GF/s of useful work. Ratio: the fastest dense float32 side over secateur, each in turn "
@@ -168,22 +187,17 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     with torch.inference_mode():
-        for tokens in args.tokens:
-            for shape in args.shapes:
-                cols, rows = map(int, shape.split("x"))
-                for density in args.density:
-                    r = measure(tokens, cols, rows, density, args.threads, args.seconds)
-                    cell = {
-                        n: f"{r['others'][n]:.0f}" if n in r["others"] else "-" for n in (*DENSE, "onnxruntime int8")
-                    }
-                    useful = 2e-3 * tokens * cols * rows * density / r["secateur"]
-                    int8 = f"{r['int8 ratio']:.2f}" if r["int8 ratio"] else "-"
-                    lines.append(
-                        f"| {tokens} | {cols} -> {rows} | {density:.0%} | {r['packing']} | {r['secateur']:.0f} "
-                        f"| {useful:.1f} | {cell['torch']} | {cell['onnxruntime']} | {cell['OpenVINO']} "
-                        f"| **{r['ratio']:.2f}** | {r['ratio of all']:.2f} | {cell['onnxruntime int8']} | {int8} |"
-                    )
-                    print(lines[-1], flush=True)
+        for tokens, cols, rows, density in grid(args):
+            r = measure(tokens, cols, rows, density, args.threads, args.seconds)
+            cell = {n: f"{r['others'][n]:.0f}" if n in r["others"] else "-" for n in (*DENSE, "onnxruntime int8")}
+            useful = 2e-3 * tokens * cols * rows * density / r["secateur"]
+            int8 = f"{r['int8 ratio']:.2f}" if r["int8 ratio"] else "-"
+            lines.append(
+                f"| {tokens} | {cols} -> {rows} | {density:.0%} | {r['packing']} | {r['secateur']:.0f} "
+                f"| {useful:.1f} | {cell['torch']} | {cell['onnxruntime']} | {cell['OpenVINO']} "
+                f"| **{r['ratio']:.2f}** | {r['ratio of all']:.2f} | {cell['onnxruntime int8']} | {int8} |"
+            )
+            print(lines[-1], flush=True)
     if args.out:
         args.out.write_text("\n".join(lines) + "\n")
 

@@ -174,7 +174,7 @@ def prune_row(key: str, windows: torch.Tensor, output: Path) -> dict[str, Any]:
     before = float(spent.read_text()) if spent.is_file() else 0.0
 
     def say(done: Any) -> None:
-        print(done.path, f"{done.error:.4f}", done.tuned, f"{done.seconds:.1f}", flush=True)
+        print(done.path, done.error and round(done.error, 4), done.tuned, f"{done.seconds:.1f}", flush=True)
         spent.write_text(str(before + time.process_time()))
 
     with original(key.partition(":")[0]):

@@ -13,6 +13,10 @@ from secateur.select import NM, Unit, parse_pattern
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+NEEDS_NO_DATA = ("magnitude",)
+"""Methods that look at weights only."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML without numbers to the base of 60, for which `2:4` would be 124."""
 
@@ -132,6 +136,16 @@ class Recipe(BaseModel):
         if self.owl and isinstance(pattern, NM):
             raise ValueError(f"pattern {self.pattern} takes the same from every block; leave out owl")
         return self
+
+    @property
+    def walks(self) -> bool:
+        """Whether calibration text has to run through the blocks while they are pruned."""
+        return self.criterion not in NEEDS_NO_DATA or self.reconstruct is not None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether any stage reads calibration text."""
+        return self.walks or self.owl is not None or self.distil is not None
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, but for model and text."""

@@ -4,7 +4,11 @@ import torch
 import transformers as tf
 from torch import nn
 
+from secateur.torch.host import TorchHost
+from tests.torch.exact import randomize
+
 VOCAB = 60
+HOSTS: dict[str, TorchHost] = {}
 
 
 def _ids(length=7):
@@ -251,3 +255,15 @@ def make(name):
     torch.manual_seed(0)
     model, example = FAMILIES[name]()
     return model.eval(), example
+
+
+def host_of(name, **config):
+    """A host of its own with random weights, of a model that is traced once in a run; config: numbers to be changed."""
+    key = f"{name} {config}"
+    if key not in HOSTS:
+        model, example = make(name)
+        if config:
+            torch.manual_seed(0)
+            model = type(model)(type(model.config)(**{**model.config.to_diff_dict(), **config})).eval()
+        HOSTS[key] = TorchHost(randomize(model), example)
+    return HOSTS[key].copy()

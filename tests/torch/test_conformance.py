@@ -6,8 +6,11 @@ from torch import nn
 
 import secateur
 from secateur.torch import hub
+from secateur.torch.host import TorchHost
 from tests.conformance import Conformance
 from tests.torch import tiny
+
+HOSTS: dict[type, TorchHost] = {}
 
 
 class TorchConformance(Conformance):
@@ -17,7 +20,10 @@ class TorchConformance(Conformance):
     pad_side = "right"
 
     def make(self):
-        return secateur.open(self.model(), self.example(), **self.options())
+        """A host of its own for each test; the model is traced once."""
+        if type(self) not in HOSTS:
+            HOSTS[type(self)] = secateur.open(self.model(), self.example(), **self.options())
+        return HOSTS[type(self)].copy()
 
     def example(self):
         return None
@@ -61,7 +67,7 @@ class TorchConformance(Conformance):
         host.model.eval()
 
     def load(self, folder, host):
-        return secateur.torch.host.TorchHost.untraced(hub.load(folder))
+        return TorchHost.untraced(hub.load(folder))
 
     def shapes(self, host):
         return {name: tuple(p.shape) for name, p in host.model.named_parameters(remove_duplicate=False)}

@@ -18,18 +18,10 @@ from secateur.torch.host import TorchHost
 from secateur.torch.hub import save
 from secateur.torch.norms import centred_norms, norms_over
 from secateur.torch.trace import trace
-from tests.torch.exact import difference, randomize
-from tests.torch.models import make
+from tests.torch.exact import difference
+from tests.torch.models import host_of
 
 NEOX_ROPE = {"rope_type": "default", "rope_theta": 10000}
-
-
-def host_of(name, **config):
-    model, example = make(name)
-    if config:
-        torch.manual_seed(0)
-        model = type(model)(type(model.config)(**{**model.config.to_diff_dict(), **config})).eval()
-    return TorchHost(randomize(model), example)
 
 
 def checked(host, keep, tolerance=1e-5):
@@ -49,10 +41,17 @@ def checked(host, keep, tolerance=1e-5):
 
 # -- layers -------------------------------------------------------------------------------------------------------
 
-LAYERED = ["bert", "llama", "gpt2", "vit", "whisper", "phi3", "gemma2", "falcon", "qwen3", "mixtral", "dinov2", "clip"]
+
+def slow(*names):
+    """Families that are built like one of the fast tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", [*LAYERED, "torch_encoder"])
+LAYERED = ["bert", "llama", "gpt2", "vit", "torch_encoder"]
+MORE_LAYERED = ["whisper", "phi3", "gemma2", "falcon", "qwen3", "mixtral", "dinov2", "clip"]
+
+
+@pytest.mark.parametrize("name", [*LAYERED, *slow(*MORE_LAYERED)])
 def test_a_removed_layer_equals_a_bypassed_one(name):
     host = host_of(name)
     axes = host.layout.of_kind("layer")
@@ -63,7 +62,7 @@ def test_a_removed_layer_equals_a_bypassed_one(name):
             assert len(small.model.get_submodule(axis.path)) == 1
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "whisper"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", *slow("phi3", "whisper")])
 def test_generation_after_layers_and_heads_go_uses_its_cache(name):
     host = host_of(name, **({"num_hidden_layers": 3} if name != "whisper" else {"decoder_layers": 3}))
     axis = next(a for a in host.layout.of_kind("layer") if a.size == 3)
@@ -127,7 +126,8 @@ def test_fewer_experts_than_every_token_needs_are_refused():
 
 def test_experts_without_a_router_cannot_be_masked():
     host = host_of("mixtral")
-    host.layout.params.pop("model.layers.0.mlp.gate.weight")
+    params = {name: dims for name, dims in host.layout.params.items() if name != "model.layers.0.mlp.gate.weight"}
+    host.layout = dataclasses.replace(host.layout, params=params)
     masked = host.masked(Plan({"L0.expert": np.array([1, 2])}))
     with pytest.raises(ModelError, match=r"no router weight has one row for each of L0.expert"), masked:
         pass
@@ -136,7 +136,7 @@ def test_experts_without_a_router_cannot_be_masked():
 # -- hidden width -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", *slow("phi3", "mixtral")])
 def test_hidden_width_is_exact_under_rms_norms(name):
     host = host_of(name, rms_norm_eps=1e-3)  # as large as it takes to see that the epsilon is mended too
     assert norms_over(host.model, host.layout, "hidden")
@@ -146,7 +146,7 @@ def test_hidden_width_is_exact_under_rms_norms(name):
     assert small.model.config.hidden_size == 16
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "gpt_neox"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", *slow("vit", "gpt_neox")])
 def test_hidden_width_under_layer_norms_is_inexact_and_says_so(name):
     host = host_of(name)
     size = host.layout.axis("hidden").size

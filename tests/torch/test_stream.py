@@ -1,5 +1,6 @@
 """Pruning block by block: the same bits from a folder, from memory, and from a plain loop over the whole model."""
 
+import copy
 import json
 import os
 import random
@@ -269,6 +270,34 @@ def test_magnitude_needs_no_text_and_others_do(tmp_path):
     assert same(model, tmp_path / "out")
     with pytest.raises(PlanError, match="wanda needs calibration text"):
         prune_folder(tmp_path / "in", tmp_path / "other", None, recipe(criterion="wanda"))
+
+
+def test_no_block_runs_where_only_weights_are_looked_at(tmp_path, monkeypatch):
+    """The windows of a recipe are for the stages that read them: here distillation, and the survey of OWL."""
+    model = write_model(tmp_path / "in")
+    dense, wanted = copy.deepcopy(model), copy.deepcopy(model)
+    prune_loaded(wanted, None, recipe(criterion="magnitude"))
+    prune_folder(tmp_path / "in", tmp_path / "before", None, recipe(criterion="magnitude"))  # traced by now
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a block was run")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(model.model.layers[0]), "forward", refuse)
+        report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(criterion="magnitude"))
+        again = prune_loaded(model, windows(), recipe(criterion="magnitude"))
+        with pytest.raises(AssertionError, match="a block was run"):
+            prune_loaded(copy.deepcopy(dense), windows(), recipe(criterion="magnitude", reconstruct=True))
+    assert same(model, tmp_path / "out")
+    assert same(wanted, tmp_path / "out")
+    assert {layer["error"] for layer in report.layers} == {block["error"] for block in again.blocks} == {None}
+    assert report.zeros * 2 == report.weights
+    tuned = prune_loaded(copy.deepcopy(dense), windows(), recipe(criterion="magnitude", distil={"passes": 2}))
+    assert tuned.distilled[1] < tuned.distilled[0]
+    assert tuned.zeros == report.zeros
+    spread = recipe(criterion="magnitude", pattern="element", sparsity=0.5, owl=True)
+    shares = {b["path"]: sum(x["zeros"] for x in b["layers"]) for b in prune_loaded(dense, windows(), spread).blocks}
+    assert len(set(shares.values())) > 1
 
 
 # -- interrupted runs -----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from secateur.torch import hub
 from secateur.torch.host import TorchHost
 from secateur.torch.vocabulary import TABLE, closed, shrink
 from tests.torch.exact import randomize
-from tests.torch.models import make
+from tests.torch.models import host_of, make
 
 BPE = {t: i for i, t in enumerate(["<s>", "</s>", "a", "b", "c", "d", "ab", "cd", "abcd", "bc", "aa"])}
 
@@ -46,11 +46,10 @@ def test_byte_pairs_keep_what_they_are_merged_from():
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "whisper"])
 def test_logits_of_kept_tokens_are_equal(name):
-    model, example = make(name)
-    host = TorchHost(randomize(model), example)
+    host = host_of(name)
     (axis,) = host.layout.of_kind("vocab")
     kept = np.array([*range(3), *range(7, 60, 2)])
-    verdict = verify(host, Plan({axis.name: kept}), [example])
+    verdict = verify(host, Plan({axis.name: kept}), [host.example])
     assert verdict.difference <= 1e-5
     host.resize(Plan({axis.name: kept}))
     assert host.model.config.vocab_size == len(kept)

@@ -96,7 +96,7 @@ def _source(model: str, output: Path) -> Iterator[Path]:
 
 
 def calibration(recipe: "Recipe", folder: Path) -> Any:
-    """Calibration windows (count, context), or None when the recipe names no text."""
+    """Calibration windows (count, context), or None when the recipe names no text or no stage of it reads any."""
     from transformers import AutoConfig
 
     from secateur.documents import read_documents
@@ -105,6 +105,9 @@ def calibration(recipe: "Recipe", folder: Path) -> Any:
     from secateur.torch.windows import check_context, sample_windows
 
     if not recipe.calibration:
+        return None
+    if not recipe.reads_text:
+        common.note(f"{recipe.criterion} looks at weights only: the calibration text is not read, no error is measured")
         return None
     sources = [(str(path), read_documents(path, recipe.text_column)) for path in recipe.calibration]
     check_folder(folder)
@@ -168,11 +171,13 @@ class _Progress:
         if self.console.is_terminal:
             if self.task is None:
                 self.task = self.bar.add_task("pruning", total=done.total, error="")
-            self.bar.update(self.task, completed=done.number, error=f"{done.error:.4f}{tuned}", description=done.path)
+            self.bar.update(
+                self.task, completed=done.number, error=f"{_number(done.error)}{tuned}", description=done.path
+            )
             return
         left = self.spent / self.here * (done.total - done.number)
         common.note(
-            f"block {done.number}/{done.total} {done.path}: error {done.error:.4f}{tuned}, {done.seconds:.1f} s, "
+            f"block {done.number}/{done.total} {done.path}: error {_number(done.error)}{tuned}, {done.seconds:.1f} s, "
             f"{int(left // 60)}:{int(left % 60):02d} left"
         )
 
@@ -184,6 +189,15 @@ class _Progress:
             self.bar.update(self.task, completed=step, error=f"{loss:.4f}", description="distilling")
         elif step == steps or step % max(1, steps // 10) == 0:
             common.note(f"distilling, step {step}/{steps}: loss {loss:.4f}")
+
+
+def _number(error: float | None) -> str:
+    """An error as text; a dash where none was measured."""
+    return "-" if error is None else f"{error:.4f}"
+
+
+def _mean_and_worst(errors: list[float]) -> tuple[str, str]:
+    return (_number(sum(errors) / len(errors)), _number(max(errors))) if errors else (_number(None), _number(None))
 
 
 def show(report: "Report", recipe: "Recipe", json: bool) -> None:
@@ -214,8 +228,7 @@ def show(report: "Report", recipe: "Recipe", json: bool) -> None:
                 kind,
                 str(len(layers)),
                 common.percent(sum(x["zeros"] for x in layers) / sum(x["weights"] for x in layers)),
-                f"{sum(x['error'] for x in layers) / len(layers):.4f}",
-                f"{max(x['error'] for x in layers):.4f}",
+                *_mean_and_worst([x["error"] for x in layers if x["error"] is not None]),
             )
             for kind, layers in kinds.items()
         ],

@@ -5,6 +5,7 @@ PyTorch there.
 import contextlib
 import importlib.metadata
 import importlib.util
+import logging
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from secateur.torch.text import has_tokenizer, load_tokenizer
 from secateur.torch.vocabulary import save_tokenizer
 
 VERSIONS = ("torch", "transformers")
+logger = logging.getLogger(__name__)
 
 
 def export(
@@ -183,7 +185,8 @@ def beside(source: Path | str) -> Any:
         return load_tokenizer(source) if has_tokenizer(source) else None
     try:
         return load_tokenizer(source)
-    except ModelError:  # models of images and audio have none, and nobody knows before asking
+    except ModelError as error:  # models of images and audio have none, and nobody knows before asking
+        logger.info("%s is exported without a tokenizer (%s)", source, error)
         return None
 
 

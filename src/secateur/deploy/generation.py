@@ -5,7 +5,9 @@ What `generate` feeds is recorded by transformers' `decompose_for_generation`; a
 tokens at once, so that it is its own prefill on an empty cache.
 """
 
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ def generator(folder: Path | str, *, threads: int = 1) -> Callable[..., np.ndarr
     if not rule:
         raise DeployError(f"{folder} was exported without a cache; export it again for generation (--generate)")
     run = {name: target.load(folder, name, threads) for name in info["graphs"]}
-    ports = info["graphs"]["decode"]["inputs"]
+    begin = _from_encoder if "encoder" in run else functools.partial(_from_prompt, info["graphs"]["decode"]["inputs"])
 
     def loop(
         inputs: Mapping[str, Any],
@@ -107,39 +109,68 @@ def generator(folder: Path | str, *, threads: int = 1) -> Callable[..., np.ndarr
         *,
         on_logits: Callable[[np.ndarray], None] | None = None,
     ) -> np.ndarray:
-        given = {name: np.asarray(value) for name, value in inputs.items()}
-        batch = len(next(iter(given.values())))
-        if "encoder" in run:
-            state = next(iter(run["encoder"](given).values()))
-            given["encoder_outputs.last_hidden_state"] = state
-            tokens = np.full((batch, 1), rule["start"], np.int64)
-            past, step = {}, "prefill"
-        else:
-            tokens, past, step = given.pop("input_ids").astype(np.int64), caches(ports, batch), "decode"
-            given.setdefault("attention_mask", np.ones_like(tokens))
-        new, ended = tokens, np.zeros(batch, bool)
+        state = begin(run, rule, {name: np.asarray(value) for name, value in inputs.items()})
+        ended = np.zeros(len(state.tokens), bool)
         for _ in range(max_new_tokens):
-            feed = {**given, **past, "decoder_input_ids": new, "input_ids": new}
-            if "encoder" not in run:
-                positions = np.clip(given["attention_mask"].cumsum(-1) - 1, 0, None)
-                feed["position_ids"] = positions[:, -new.shape[1] :].astype(np.int64)
-            out = run[step](feed)
+            out = run[state.step](state.feed())
             scores = out["logits"][:, -1]
             if on_logits is not None:
                 on_logits(scores)
             new = np.where(ended, rule["pad"], scores.argmax(-1))[:, None].astype(np.int64)
-            tokens = np.concatenate([tokens, new], 1)
+            state.take(new, out)
             ended |= np.isin(new[:, 0], rule["end"])
             if ended.all():
                 break
-            past = {PAST + k.removeprefix(PRESENT): v for k, v in out.items() if "past_key_values" in k}
-            step = "decode"
-            if "encoder" not in run:
-                ones = np.ones((batch, 1), given["attention_mask"].dtype)
-                given["attention_mask"] = np.concatenate([given["attention_mask"], ones], 1)
-        return tokens
+        return state.tokens
 
     return loop
+
+
+@dataclass
+class _State:
+    """Where a generation stands: `given` goes into every step, `new` are the tokens that no graph has read yet.
+
+    prompted: whether the prompt was the decoder's own, which then counts positions and masks what is padding.
+    """
+
+    given: dict[str, np.ndarray]
+    tokens: np.ndarray
+    new: np.ndarray
+    past: dict[str, np.ndarray]
+    step: str
+    prompted: bool
+
+    def feed(self) -> dict[str, np.ndarray]:
+        """What the graph of the next step may read."""
+        feed = {**self.given, **self.past, "decoder_input_ids": self.new, "input_ids": self.new}
+        if self.prompted:
+            positions = np.clip(self.given["attention_mask"].cumsum(-1) - 1, 0, None)
+            feed["position_ids"] = positions[:, -self.new.shape[1] :].astype(np.int64)
+        return feed
+
+    def take(self, new: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        """One more token (batch, 1) for each row, and the cache that the step gave."""
+        self.new, self.tokens = new, np.concatenate([self.tokens, new], 1)
+        self.past = {PAST + k.removeprefix(PRESENT): v for k, v in out.items() if "past_key_values" in k}
+        self.step = "decode"
+        if self.prompted:
+            mask = self.given["attention_mask"]
+            self.given["attention_mask"] = np.concatenate([mask, np.ones((len(new), 1), mask.dtype)], 1)
+
+
+def _from_encoder(run: Mapping[str, Any], rule: Mapping[str, Any], given: dict[str, np.ndarray]) -> _State:
+    batch = len(next(iter(given.values())))
+    given["encoder_outputs.last_hidden_state"] = next(iter(run["encoder"](given).values()))
+    tokens = np.full((batch, 1), rule["start"], np.int64)
+    return _State(given, tokens, tokens, {}, "prefill", False)
+
+
+def _from_prompt(
+    ports: list[dict[str, Any]], run: Mapping[str, Any], rule: Mapping[str, Any], given: dict[str, np.ndarray]
+) -> _State:
+    tokens = given.pop("input_ids").astype(np.int64)
+    given.setdefault("attention_mask", np.ones_like(tokens))
+    return _State(given, tokens, tokens, caches(ports, len(tokens)), "decode", True)
 
 
 def rule_of(model: Any) -> dict[str, Any]:

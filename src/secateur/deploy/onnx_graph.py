@@ -1,5 +1,5 @@
-"""An ONNX graph with its edges at hand, for the rewriting of `sparse`: who makes a value, who reads it, what shape it
-has, and how nodes are replaced.
+"""An ONNX graph with its edges at hand, for the rewriting of `sparse` and `onnx_int8`: who makes a value, who reads it,
+what shape it has, and how nodes are replaced.
 """
 
 from collections import defaultdict
@@ -81,10 +81,18 @@ class Graph:
         while inputs and not inputs[-1]:
             inputs.pop()
         name = taken[0].name or output
-        node = onnx.helper.make_node(operator, inputs, [output], name=name, domain=DOMAIN, **attributes)
+        self.exchange(
+            taken, [onnx.helper.make_node(operator, inputs, [output], name=name, domain=DOMAIN, **attributes)]
+        )
+
+    def exchange(self, taken: list[Any], nodes: list[Any]) -> None:
+        """Put nodes in the place of others, where the last of these stands. A value that changes its type or shape must
+        get another name: what is noted of values that are still made is kept.
+        """
         gone = {id(n) for n in taken}
         last = max(i for i, n in enumerate(self.nodes) if id(n) in gone)
-        self.nodes = [node if i == last else n for i, n in enumerate(self.nodes) if i == last or id(n) not in gone]
+        before, after = ([n for n in part if id(n) not in gone] for part in (self.nodes[:last], self.nodes[last:]))
+        self.nodes = [*before, *nodes, *after]
         self.changed = True
         self._index()
 
@@ -101,7 +109,9 @@ class Graph:
         return used
 
     def finish(self) -> None:
-        """Write what was replaced into the model, without what nobody reads any more."""
+        """Write what was replaced into the model, without what nobody reads any more, and without what is noted of
+        constants, which state their types and shapes themselves.
+        """
         import onnx
 
         if not self.changed:
@@ -109,6 +119,7 @@ class Graph:
         used = self.tidy()
         graph = self.model.graph
         made = {name for node in self.nodes for name in node.output} | {port.name for port in graph.input}
+        ours = any(node.domain == DOMAIN for node in self.nodes)
         for field, values in (
             (graph.node, self.nodes),
             (graph.initializer, [tensor for name, tensor in self.constants.items() if name in used]),
@@ -116,7 +127,8 @@ class Graph:
         ):
             del field[:]
             field.extend(values)
-        self.model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+        if ours and all(entry.domain != DOMAIN for entry in self.model.opset_import):
+            self.model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
 def is_plain(graph: Graph, norm: Any, rows: int) -> bool:

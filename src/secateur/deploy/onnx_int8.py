@@ -27,12 +27,10 @@ def quantise(path: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
     model = onnx.load(path)
-    done = [node for name in tied(Graph(model)) for node in split(model, name)]
-    # quantize_dynamic infers shapes anew and trips over those noted of constants that it has transposed
-    constants = {tensor.name for tensor in model.graph.initializer}
-    noted = [info for info in model.graph.value_info if info.name not in constants]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(noted)
+    graph = Graph(model)
+    done = [node for name in tied(graph) for node in split(graph, name)]
+    graph.changed = True  # the tool infers shapes anew and trips over those noted of constants, which `finish` drops
+    graph.finish()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
         save(model, before)
@@ -66,54 +64,52 @@ def _turns(graph: Graph, node: Any) -> bool:
     return out not in graph.kept and all(p.op_type == "MatMul" and p.input[0] != out for p in products)
 
 
-def split(model: Any, name: str) -> list[str]:
-    """Put a tied weight's 8-bit integers and its scales of the rows in its place, in a program as it is in memory;
-    returns the names of the nodes that look up what is rounded already.
+def split(graph: Graph, name: str) -> list[str]:
+    """Put a tied weight's 8-bit integers and its scales of the rows in its place; returns the names of the nodes that
+    look up what is rounded already.
     """
     import onnx
 
-    graph, node = model.graph, onnx.helper.make_node
-    (tensor,) = [t for t in graph.initializer if t.name == name]
-    weight = onnx.numpy_helper.to_array(tensor)
+    node = onnx.helper.make_node
+    weight = onnx.numpy_helper.to_array(graph.constants[name])
     scale = np.abs(weight).max(1) / LEVELS
     scale[scale == 0] = 1
-    whole, scales, last = f"{name}.int8", f"{name}.scale", f"{name}.last"
-    arrays = {whole: np.rint(weight / scale[:, None]).astype(np.int8), scales: scale, last: np.array([-1])}
-    graph.initializer.remove(tensor)
-    graph.initializer.extend(onnx.numpy_helper.from_array(array, key) for key, array in arrays.items())
-    turned: set[str] = set()
+    whole = graph.add_constant(np.rint(weight / scale[:, None]).astype(np.int8), f"{name}.int8")
+    scales = graph.add_constant(scale, f"{name}.scale")
+    last = graph.add_constant(np.array([-1]), f"{name}.last")
     lookups: list[str] = []
-    nodes: list[Any] = []
-    for one in graph.node:
+    for one in graph.readers[name]:
         out = one.output[0]
-        if one.op_type == "Gather" and one.input[0] == name:
+        if one.op_type == "Gather":
             words, names = one.input[1], [f"{out}.lookup", f"{out}.scale_lookup"]
             lookups += names
-            nodes += [
-                node("Gather", [whole, words], [f"{out}.int8"], names[0], axis=0),
-                node("Cast", [f"{out}.int8"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
-                node("Gather", [scales, words], [f"{out}.scale"], names[1], axis=0),
-                node("Unsqueeze", [f"{out}.scale", last], [f"{out}.scale_last"]),
-                node("Mul", [f"{out}.float", f"{out}.scale_last"], [out]),
-            ]
-        elif one.op_type == "Transpose" and one.input[0] == name:
-            turned.add(out)
-            nodes.append(node("Transpose", [whole], [out], perm=[1, 0]))
-        elif one.op_type == "MatMul" and one.input[1] in turned:
-            # in the order in which ONNX Runtime finds it and makes one product of it
-            given = [f"{out}.x.{part}" for part in ("int8", "scale", "zero")]
-            nodes += [
-                node("DynamicQuantizeLinear", [one.input[0]], given),
-                node("MatMulInteger", [given[0], one.input[1], given[2]], [f"{out}.int32"]),
-                node("Cast", [f"{out}.int32"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
-                node("Mul", [given[1], scales], [f"{out}.scales"]),
-                node("Mul", [f"{out}.float", f"{out}.scales"], [out]),
-            ]
-        else:
-            nodes.append(one)
-    del graph.node[:]
-    graph.node.extend(nodes)
-    noted = [info for info in graph.value_info if info.name != name and info.name not in turned]
-    del graph.value_info[:]
-    graph.value_info.extend(noted)
+            graph.exchange(
+                [one],
+                [
+                    node("Gather", [whole, words], [f"{out}.int8"], names[0], axis=0),
+                    node("Cast", [f"{out}.int8"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
+                    node("Gather", [scales, words], [f"{out}.scale"], names[1], axis=0),
+                    node("Unsqueeze", [f"{out}.scale", last], [f"{out}.scale_last"]),
+                    node("Mul", [f"{out}.float", f"{out}.scale_last"], [out]),
+                ],
+            )
+            continue
+        for product in graph.readers[out]:
+            graph.exchange([product], _as_integers(product, f"{out}.int8", scales))
+        graph.exchange([one], [node("Transpose", [whole], [f"{out}.int8"], perm=[1, 0])])
     return lookups
+
+
+def _as_integers(product: Any, weight: str, scales: str) -> list[Any]:
+    """A product with a weight of 8-bit integers, in the order in which ONNX Runtime finds it and makes one of it."""
+    import onnx
+
+    node, out = onnx.helper.make_node, product.output[0]
+    given = [f"{out}.x.{part}" for part in ("int8", "scale", "zero")]
+    return [
+        node("DynamicQuantizeLinear", [product.input[0]], given),
+        node("MatMulInteger", [given[0], weight, given[2]], [f"{out}.int32"]),
+        node("Cast", [f"{out}.int32"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
+        node("Mul", [given[1], scales], [f"{out}.scales"]),
+        node("Mul", [f"{out}.float", f"{out}.scales"], [out]),
+    ]

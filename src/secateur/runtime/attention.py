@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from secateur.runtime.native import load_native
+from secateur.torch.observe import KNOWN
 
 NAME = "secateur"
 FEW_QUERIES = 8
@@ -51,11 +52,8 @@ def attend(
     return attention(query, key, value, attention_mask, query.shape[3] ** -0.5 if scale is None else scale), None
 
 
-KNOWN = {"scaling", "dropout", "is_causal", "position_ids", "output_attentions", "use_cache", "position_embeddings"}
-"""Arguments that change nothing here beyond what `_fits` looks at; with any other that is given, torch attends."""
-
-
 def _fits(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether the kernels know all that is asked; what is in `KNOWN` changes nothing beyond what is looked at here."""
     if any(value is not None and name not in KNOWN for name, value in kwargs.items()):
         return False
     if kwargs.get("dropout") or kwargs.get("output_attentions"):

@@ -21,12 +21,12 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Pruned:
-    """One weight after pruning. error: |W x - W' x|^2 over |W x|^2 on the calibration tokens (0 without any)."""
+    """One weight after pruning. error: |W x - W' x|^2 over |W x|^2 on the calibration tokens; None without any."""
 
     name: str
     weights: int
     zeros: int
-    error: float
+    error: float | None
     notes: tuple[str, ...] = ()
 
 
@@ -92,7 +92,7 @@ def prune_weights(
             except TypeError as wrong:
                 raise PlanError(f"the options {dict(options)} do not fit {method.__name__}: {wrong}") from None
         new = new.to(stored(name)).to(held.dtype)
-        error = 0.0
+        error = None
         if gram is not None:
             whole = _loss(weight, gram)
             error = max(_loss(weight - new, gram), 0.0) / whole if whole > 0 else 0.0

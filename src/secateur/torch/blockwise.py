@@ -21,15 +21,15 @@ from secateur.torch.states import States
 
 @dataclass(frozen=True)
 class Done:
-    """A block that is finished. error: mean over its weights of the relative error of their outputs. tuned: relative
-    error of the block's output before and after reconstruction, where that was asked for.
+    """A block that is finished. error: mean over its weights of the relative error of their outputs, None where no
+    text is read. tuned: relative error of the block's output before and after reconstruction, where that was asked for.
     """
 
     path: str
     number: int
     total: int
     seconds: float
-    error: float
+    error: float | None
     layers: tuple[Pruned, ...]
     tuned: tuple[float, float] | None = None
 
@@ -37,6 +37,7 @@ class Done:
 class Run:
     """The walk through the blocks of one model. For each block: `next_block`, `prune`, `advance`, `close`.
 
+    batches: what runs through the blocks, none where nothing that is done to them looks at it (`Recipe.walks`).
     low_precision: whether blocks are tuned with products in bfloat16, where the recipe leaves it open.
     """
 
@@ -118,7 +119,8 @@ class Run:
         )
         del grams
         tuned = self._reconstruct(block, weights, stored) if self.recipe.reconstruct else None
-        error = sum(layer.error for layer in layers) / max(len(layers), 1)
+        errors = [layer.error for layer in layers if layer.error is not None]
+        error = sum(errors) / max(len(errors), 1) if self.batches else None
         number = len(self.finished) + 1
         return Done(path, number, self.total, time.perf_counter() - start, error, tuple(layers), tuned)
 

@@ -53,7 +53,7 @@ class TorchHost:
         """
         self.changes = changes
         self._by_hand = layout is not None
-        self.layout = self._marked(layout if layout is not None else derive(model, example))
+        self._layout = None if layout is None else self._marked(layout)
         self.layout.check({name: tuple(p.shape) for name, p in named_tensors(self.model).items()})
         weights = {name: self.read(name) for name in self.layout.linears}
         self._written: dict[str, np.ndarray | None] = {}
@@ -64,6 +64,17 @@ class TorchHost:
     def untraced(cls, model: nn.Module) -> "TorchHost":
         """A host that only runs the model: outputs, reading and writing work, nothing can be pruned."""
         return cls(model, None, layout=Layout({}, {}))
+
+    @property
+    def layout(self) -> Layout:
+        """The axes of the model as it now is; after a removal they are traced when they are first asked for."""
+        if self._layout is None:
+            self._layout = self._marked(derive(self.model, self.example))
+        return self._layout
+
+    @layout.setter
+    def layout(self, layout: Layout) -> None:
+        self._layout = layout
 
     def _marked(self, layout: Layout) -> Layout:
         """The layout, in which buffers are said to be such."""
@@ -172,7 +183,7 @@ class TorchHost:
         return other
 
     def resize(self, plan: Plan) -> None:
-        """Remove units for real. The layout is traced again, so names of layers follow their new numbers."""
+        """Remove units for real. The layout becomes another, in which names of layers follow their new numbers."""
         plan = plan.check(self.layout)
         self.apply(Plan(masks=plan.masks, weights=plan.weights))
         if not plan.keep:
@@ -182,9 +193,7 @@ class TorchHost:
         changes = resize(self.model, self.layout, plan.keep)
         self.changes = changes if self.changes is None else self.changes.merge(changes)
         self.example = contract.after(self.example)
-        self.layout = self._marked(
-            self.layout.resized(plan.keep) if self._by_hand else derive(self.model, self.example)
-        )
+        self._layout = self._marked(self.layout.resized(plan.keep)) if self._by_hand else None
         self.plan, self._written = earlier, {}
 
     def contract(self, plan: Plan) -> Contract:

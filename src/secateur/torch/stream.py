@@ -39,8 +39,6 @@ from secateur.torch.trace import trace
 from secateur.torch.windows import batches_of, windows_hash
 
 RECORD = "pruned.json"
-NEEDS_NO_DATA = ("magnitude",)
-"""Methods that look at weights only."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,8 @@ def prune_loaded(
 ) -> Report:
     """Prune a Hugging Face model in memory, block by block, in place. It computes in float32, whatever it is stored as.
 
-    windows: token ids (windows, context) to calibrate on; None for methods that look at weights only. progress: told of
-    each block; tuning: of each step of distillation.
+    windows: token ids (windows, context) to calibrate on; None where the recipe reads no text (`Recipe.reads_text`).
+    progress: told of each block; tuning: of each step of distillation.
     Raises PlanError for a pattern that does not fit, ModelError for a model without a chain of layers, or in float64.
     """
     from secateur.torch.example import example_for
@@ -95,8 +93,8 @@ def prune_loaded(
     layout = trace(model, example_for(model))
     paths = [p for c in chains(layout).values() for p in c]
     choice = _chosen(layout, model, paths, 0, windows, recipe)
-    batches = _batches(model, windows, recipe, choice.batch)
-    run = Run(model, layout, batches, recipe, States(None), fast_bfloat16())
+    batches = _batches(model, windows, choice.batch)
+    run = Run(model, layout, batches if recipe.walks else [], recipe, States(None), fast_bfloat16())
     records = []
     dtypes = {name: p.dtype for name, p in model.named_parameters()}
     with evaluating(model), _no_gradients(model), computing_in(model, COMPUTE):
@@ -166,8 +164,8 @@ def prune_folder(
         else:
             torch.set_num_threads(settings["threads"])
         states = States(work.folder / "states" if settings["on_disk"] else None)
-        batches = _batches(model, windows, recipe, settings["batch"])
-        run = Run(model, layout, batches, recipe, states, settings["bfloat16"])
+        batches = _batches(model, windows, settings["batch"])
+        run = Run(model, layout, batches if recipe.walks else [], recipe, states, settings["bfloat16"])
         with skeleton.filled_on_demand(paths), torch.no_grad(), _old_objects_frozen():
             if recipe.owl:
                 if "sparsity" not in settings:
@@ -373,12 +371,14 @@ def _chosen(
     layout: Layout, model: Any, paths: Sequence[str], outside: int, windows: torch.Tensor | None, recipe: Recipe
 ) -> Choice:
     count, context = (0, 1) if windows is None else windows.shape
-    if windows is None and (recipe.criterion not in NEEDS_NO_DATA or recipe.reconstruct or recipe.distil or recipe.owl):
+    if windows is None and recipe.reads_text:
         raise PlanError(f"{recipe.criterion} needs calibration text; pass --calibration FILE")
     if recipe.distil:
         trained = [name for path in paths for name in counted(layout, model, path)]
         vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
         check_memory(model, trained, recipe.distil.windows * context, vocabulary, recipe.memory)
+    if not (recipe.walks or recipe.owl):
+        count, context = 0, 1
     tuned = recipe.reconstruct is not None
     found = choose(layout, paths, outside, count, context, recipe.memory, dense=tuned, tuned=tuned)
     if recipe.reconstruct:
@@ -395,5 +395,5 @@ def _outside(skeleton: Skeleton, paths: Sequence[str]) -> int:
     return 4 * max(sizes, default=0)
 
 
-def _batches(model: Any, windows: torch.Tensor | None, recipe: Recipe, size: int) -> list[dict[str, Any]]:
+def _batches(model: Any, windows: torch.Tensor | None, size: int) -> list[dict[str, Any]]:
     return [] if windows is None else batches_of(model, windows, size)
