@@ -70,12 +70,23 @@ class Allocation(BaseModel):
     spread: float = Field(0.08, gt=0, lt=0.5)
 
 
+class Sensitivity(BaseModel):
+    """Each weight matrix loses as much as the loss of the model bears: see `secateur.torch.sensitivity`. spread: how
+    far the sparsity of a matrix may lie from the stated one. windows: how many of the calibration windows are looked at.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    windows: int = Field(8, ge=1)
+    spread: float = Field(0.15, gt=0, lt=0.5)
+
+
 class Recipe(BaseModel):
     """One-shot pruning of a language model, block by block.
 
     criterion: a method of `secateur.repair`; options: its keyword arguments.
     pattern, sparsity: as everywhere; N:M says itself how much goes.
-    owl: spread the sparsity over the blocks by their outliers.
+    owl: spread the sparsity over the blocks by their outliers. sensitivity: over the matrices, by what the loss bears.
     calibration: text files; windows are drawn from all of them in turn. samples: windows; context: tokens in each.
     memory: the most that a run may take, such as 4GiB; reconstruct: tune every block on the dense model's output;
     distil: tune the whole model, once it is pruned, on the dense model's answers.
@@ -91,6 +102,7 @@ class Recipe(BaseModel):
     pattern: str = "element"
     sparsity: float | None = Field(None, ge=0, lt=1)
     owl: Allocation | None = None
+    sensitivity: Sensitivity | None = None
     calibration: list[Path] = Field(default_factory=list)
     text_column: str = "text"
     samples: int = Field(128, ge=1)
@@ -110,7 +122,7 @@ class Recipe(BaseModel):
     def _bytes(cls, value: Any) -> Any:
         return read_bytes(value) if isinstance(value, str) else value
 
-    @field_validator("reconstruct", "distil", "owl", mode="before")
+    @field_validator("reconstruct", "distil", "owl", "sensitivity", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
@@ -131,6 +143,10 @@ class Recipe(BaseModel):
             raise ValueError(f"pattern {self.pattern} {says} sparsity")
         if self.owl and isinstance(pattern, NM):
             raise ValueError(f"pattern {self.pattern} takes the same from every block; leave out owl")
+        if self.sensitivity and isinstance(pattern, NM):
+            raise ValueError(f"pattern {self.pattern} takes the same from every block; leave out sensitivity")
+        if self.sensitivity and self.owl:
+            raise ValueError("owl and sensitivity both deal out the sparsity; leave out one")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -214,6 +230,7 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     message = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
         parts: dict[str, type[BaseModel]] = {"reconstruct": Reconstruction, "distil": Distillation, "owl": Allocation}
+        parts["sensitivity"] = Sensitivity
         known = parts.get(str(place[0]), Recipe) if len(place) > 1 else Recipe
         return place, f"{place[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
     name = f"{place[-1]!r}: " if place else ""
