@@ -72,7 +72,7 @@ class Allocation(BaseModel):
 
 class Sensitivity(BaseModel):
     """Each weight matrix loses as much as the loss of the model bears: see `secateur.torch.sensitivity`. spread: how
-    far the sparsity of a matrix may lie from the stated one. windows: how many of the calibration windows are looked at.
+    far the sparsity of a matrix may lie from the stated one. windows: how many calibration windows are looked at.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -9,6 +9,8 @@ import torch
 from secateur.budget import least_loss
 from secateur.errors import PlanError
 from secateur.recipe import make_recipe
+from secateur.torch import stream
+from secateur.torch.sensitivity import by_sensitivity
 from secateur.torch.stream import prune_folder, prune_loaded
 from tests.torch import tiny
 from tests.torch.language import windows, write_model
@@ -34,16 +36,29 @@ def test_least_loss_against_every_choice():
 
 
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
-def test_folder_and_memory_agree_to_the_last_zero(make, tmp_path):
+def test_folder_and_memory_agree_to_the_last_zero(make, tmp_path, monkeypatch):
     model = write_model(tmp_path / "in", make)
     recipe = make_recipe(criterion="sparsegpt", sparsity=0.6, sensitivity=True, samples=6, context=16)
+    found = []
+
+    def stop(done):
+        raise KeyboardInterrupt
+
+    def allocate(*args):
+        found.append(by_sensitivity(*args))
+        return found[-1]
+
+    monkeypatch.setattr(stream, "by_sensitivity", allocate)
+    with pytest.raises(KeyboardInterrupt):
+        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe, stop)
     report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe)
+    assert report.resumed == len(found) == 1
     prune_loaded(model, windows(), recipe)
     again = type(model).from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
     assert report.zeros == round(0.6 * report.weights)
-    found = [layer["zeros"] / layer["weights"] for layer in report.layers]
-    assert 0.44 < min(found) < 0.59 < 0.61 < max(found) < 0.76
+    shares = [layer["zeros"] / layer["weights"] for layer in report.layers]
+    assert 0.44 < min(shares) < 0.59 < 0.61 < max(shares) < 0.76
 
 
 def test_what_cannot_be(tmp_path):
