@@ -61,12 +61,12 @@ def by_sensitivity(model: Any, layout: Layout, windows: torch.Tensor, recipe: Re
     return exact(shared, recipe.sparsity)
 
 
-def check_room(model: nn.Module, windows: torch.Tensor | None, limit: int | None) -> None:
+def check_room(model: Any, windows: torch.Tensor | None, limit: int | None) -> None:
     """PlanError when the dense model, the trial and its gradients would not fit into `limit` bytes, or into what the
     system has where that is None.
     """
     count = sum(p.numel() for p in model.parameters())
-    vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)  # type: ignore[operator, union-attr]
+    vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
     need = 4 * (3 * count + (0 if windows is None else windows.shape[1]) * 4 * vocabulary)
     room = available() if limit is None else limit
     if room is not None and need > room:
@@ -86,7 +86,7 @@ def _curve(weight: torch.Tensor, squares: torch.Tensor, turned: bool, shares: np
 def _trial(model: Any, layout: Layout, batches: list[dict[str, Any]], recipe: Recipe) -> Any:
     """A copy that SparseGPT has pruned by the same share everywhere."""
     trial = copy.deepcopy(model)
-    plain = {"criterion": "sparsegpt", "options": {}, "reconstruct": None, "distil": None}
+    plain: dict[str, Any] = {"criterion": "sparsegpt", "options": {}, "reconstruct": None, "distil": None}
     run = Run(trial, layout, batches, recipe.model_copy(update=plain), States(None))
     with torch.no_grad():
         while len(run.finished) < run.total:
