@@ -54,6 +54,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "owl": {"criterion": "sparsegpt", "owl": True},
     "owl-wide": {"criterion": "sparsegpt", "owl": {"spread": 0.15}},
+    "allocated": {"criterion": "sparsegpt", "sensitivity": True},
+    "alps-allocated": {"criterion": "alps", "sensitivity": True},
     "sparsegpt-original": {"criterion": "sparsegpt"},
     "wanda-original": {"criterion": "wanda"},
     "llm-compressor": {"criterion": "sparsegpt"},

@@ -127,6 +127,30 @@ def owl(shares: np.ndarray, sparsity: float, spread: float = 0.08, sizes: np.nda
     return found
 
 
+def least_loss(
+    errors: np.ndarray, shares: np.ndarray, sizes: np.ndarray, weights: np.ndarray, sparsity: float
+) -> np.ndarray:
+    """Sparsity of each tensor, shape (tensors,), that makes sum_i weights_i errors_i(share_i) least while the mean by
+    size is `sparsity`.
+
+    errors (tensors, steps): error of each tensor at each of the rising `shares` (steps,), convex, linear between them.
+    sizes, weights (tensors,): number of weights; what an error costs. The cheapest steps a weight are taken first.
+    Raises PlanError when the shares do not reach on both sides of `sparsity`.
+    """
+    if not shares[0] <= check_sparsity(sparsity) <= shares[-1]:
+        raise PlanError(f"sparsity {sparsity} lies outside the shares {shares[0]:.3g} to {shares[-1]:.3g} on offer")
+    size = np.asarray(sizes, dtype=np.float64)
+    steps = size[:, None] * np.diff(shares)[None, :]
+    cost = np.maximum.accumulate(weights[:, None] * np.diff(errors, axis=1) / steps, axis=1)
+    order = np.argsort(cost, axis=None, kind="stable")
+    taken = steps.reshape(-1)[order]
+    left = size.sum() * sparsity - size.sum() * shares[0]
+    taken = np.clip(left - (np.cumsum(taken) - taken), 0, taken)
+    found = np.zeros(steps.size)
+    found[order] = taken
+    return shares[0] + found.reshape(steps.shape).sum(1) / size
+
+
 def _by_outliers(entries: Mapping[str, Entries], budget: OWL) -> dict[str, int]:
     layers = list(dict.fromkeys(e.kind for e in entries.values()))
     pooled = [np.concatenate([e.scores for e in entries.values() if e.kind == layer]) for layer in layers]

@@ -74,12 +74,23 @@ class Allocation(BaseModel):
     spread: float = Field(0.08, gt=0, lt=0.5)
 
 
+class Sensitivity(BaseModel):
+    """Each weight matrix loses as much as the loss of the model bears: see `secateur.torch.sensitivity`. spread: how
+    far the sparsity of a matrix may lie from the stated one. windows: how many calibration windows are looked at.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    windows: int = Field(8, ge=1)
+    spread: float = Field(0.15, gt=0, lt=0.5)
+
+
 class Recipe(BaseModel):
     """One-shot pruning of a language model, block by block.
 
     criterion: a method of `secateur.repair`; options: its keyword arguments.
     pattern, sparsity: as everywhere; N:M says itself how much goes.
-    owl: spread the sparsity over the blocks by their outliers.
+    owl: spread the sparsity over the blocks by their outliers. sensitivity: over the matrices, by what the loss bears.
     calibration: text files; windows are drawn from all of them in turn. samples: windows; context: tokens in each.
     memory: the most that a run may take, such as 4GiB; reconstruct: tune every block on the dense model's output;
     distil: tune the whole model, once it is pruned, on the dense model's answers.
@@ -95,6 +106,7 @@ class Recipe(BaseModel):
     pattern: str = "element"
     sparsity: float | None = Field(None, ge=0, lt=1)
     owl: Allocation | None = None
+    sensitivity: Sensitivity | None = None
     calibration: list[Path] = Field(default_factory=list)
     text_column: str = "text"
     samples: int = Field(128, ge=1)
@@ -114,7 +126,7 @@ class Recipe(BaseModel):
     def _bytes(cls, value: Any) -> Any:
         return read_bytes(value) if isinstance(value, str) else value
 
-    @field_validator("reconstruct", "distil", "owl", mode="before")
+    @field_validator("reconstruct", "distil", "owl", "sensitivity", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
@@ -133,8 +145,11 @@ class Recipe(BaseModel):
         if isinstance(pattern, NM) == (self.sparsity is not None):
             says = "says itself how much goes; leave out" if isinstance(pattern, NM) else "needs"
             raise ValueError(f"pattern {self.pattern} {says} sparsity")
-        if self.owl and isinstance(pattern, NM):
-            raise ValueError(f"pattern {self.pattern} takes the same from every block; leave out owl")
+        dealt = [name for name in ("owl", "sensitivity") if getattr(self, name)]
+        if dealt and isinstance(pattern, NM):
+            raise ValueError(f"pattern {self.pattern} takes the same from every block; leave out {dealt[0]}")
+        if len(dealt) > 1:
+            raise ValueError("owl and sensitivity both deal out the sparsity; leave out one")
         return self
 
     @property
@@ -145,7 +160,7 @@ class Recipe(BaseModel):
     @property
     def reads_text(self) -> bool:
         """Whether any stage reads calibration text."""
-        return self.walks or self.owl is not None or self.distil is not None
+        return self.walks or any(part is not None for part in (self.owl, self.sensitivity, self.distil))
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, but for model and text."""
@@ -227,7 +242,12 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     place = tuple(part for part in found["loc"] if isinstance(part, str | int))
     message = found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
-        parts: dict[str, type[BaseModel]] = {"reconstruct": Reconstruction, "distil": Distillation, "owl": Allocation}
+        parts: dict[str, type[BaseModel]] = {
+            "reconstruct": Reconstruction,
+            "distil": Distillation,
+            "owl": Allocation,
+            "sensitivity": Sensitivity,
+        }
         known = parts.get(str(place[0]), Recipe) if len(place) > 1 else Recipe
         return place, f"{place[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
     name = f"{place[-1]!r}: " if place else ""

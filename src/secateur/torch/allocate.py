@@ -38,7 +38,7 @@ def by_outliers(
         run.close(path)
         release(path)
     found = owl(np.array(shares), sparsity, options.spread, np.array(sizes))
-    return _exact({path: (weights[path], share) for path, share in zip(weights, found, strict=True)}, sparsity)
+    return exact({path: (weights[path], share) for path, share in zip(weights, found, strict=True)}, sparsity)
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def _scores(run: Run, path: str, modules: Mapping[str, nn.Module]) -> dict[str, 
     return found
 
 
-def _exact(blocks: Mapping[str, tuple[Mapping[str, int], float]], sparsity: float) -> dict[str, float]:
+def exact(blocks: Mapping[str, tuple[Mapping[str, int], float]], sparsity: float) -> dict[str, float]:
     """Sparsity of each weight of given size such that the zeros of all add up to the stated number."""
     sizes = {name: size for weights, _ in blocks.values() for name, size in weights.items()}
     zeros = {name: round(size * share) for weights, share in blocks.values() for name, size in weights.items()}

@@ -87,7 +87,7 @@ def _accumulate(model: Any, dense: Any, batch: Mapping[str, Any], hidden: float,
     loss, ends, gradients = 0.0, [], []
     logits = getattr(output, "logits", None)
     if logits is not None and logits.dim() == 3:
-        loss, gradient = _divergence(logits, wanted.logits)
+        loss, gradient = divergence(logits, wanted.logits)
         ends.append(logits)
         gradients.append(gradient)
     elif error is None:
@@ -101,7 +101,7 @@ def _accumulate(model: Any, dense: Any, batch: Mapping[str, Any], hidden: float,
 
 
 @torch.no_grad()
-def _divergence(logits: torch.Tensor, dense: torch.Tensor) -> tuple[float, torch.Tensor]:
+def divergence(logits: torch.Tensor, dense: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Mean KL(dense || model) over positions, and its gradient: (softmax - dense softmax) / positions."""
     mine, theirs = logits.reshape(-1, logits.shape[-1]), dense.reshape(-1, dense.shape[-1])
     gradient = torch.empty_like(mine)

@@ -32,6 +32,7 @@ from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose, give_back
 from secateur.torch.precision import computing_in, fast_bfloat16
 from secateur.torch.retrain import check_memory, distil
+from secateur.torch.sensitivity import by_sensitivity, check_room
 from secateur.torch.shards import file_hash, read_tensor, write_shard
 from secateur.torch.skeleton import COMPUTE, Skeleton
 from secateur.torch.states import States
@@ -101,6 +102,9 @@ def prune_loaded(
         dense = copy.deepcopy(model) if recipe.distil else None
         if recipe.owl:
             run.shares = _allocated(Run(model, layout, batches, recipe, States(None)), _nothing, _nothing)
+        if recipe.sensitivity:
+            assert windows is not None
+            run.shares = by_sensitivity(model, layout, windows, recipe)
         while len(run.finished) < run.total:
             path = run.next_block()
             done = run.prune(path, dtypes.__getitem__)
@@ -174,6 +178,12 @@ def prune_folder(
                     settings["sparsity"] = _allocated(walk, skeleton.load, skeleton.release)
                     work.commit()
                 run.shares = settings["sparsity"]
+            if recipe.sensitivity:
+                if "sparsity" not in settings:
+                    assert windows is not None
+                    settings["sparsity"] = _by_sensitivity(skeleton, layout, windows, recipe)
+                    work.commit()
+                run.shares = settings["sparsity"]
             resumed = _catch_up(run, work, skeleton)
             if began:
                 began(Choice(settings["batch"], settings["on_disk"], settings["expected"]), resumed)
@@ -230,6 +240,14 @@ def _allocated(walk: Run, load: Callable[[str], None], release: Callable[[str], 
     assert walk.recipe.owl is not None
     assert walk.recipe.sparsity is not None
     return by_outliers(walk, walk.recipe.owl, walk.recipe.sparsity, load, release)
+
+
+def _by_sensitivity(skeleton: Skeleton, layout: Layout, windows: torch.Tensor, recipe: Recipe) -> dict[str, float]:
+    from secateur.torch.open import load_model
+
+    model = load_model(skeleton.folder, task=recipe.task, dtype=COMPUTE).requires_grad_(False)
+    with evaluating(model):
+        return by_sensitivity(model, layout, windows, recipe)
 
 
 def _distil_folder(work: Workspace, skeleton: Skeleton, windows: Any, recipe: Recipe, tuning: Tuning | None) -> None:
@@ -373,6 +391,8 @@ def _chosen(
     count, context = (0, 1) if windows is None else windows.shape
     if windows is None and recipe.reads_text:
         raise PlanError(f"{recipe.criterion} needs calibration text; pass --calibration FILE")
+    if recipe.sensitivity:
+        check_room(model, windows, recipe.memory)
     if recipe.distil:
         trained = [name for path in paths for name in counted(layout, model, path)]
         vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)

@@ -1,0 +1,166 @@
+"""How much each weight matrix loses, from how much the loss of the model minds an error in its output.
+
+The error e_i(s) of a matrix is that of its lowest share s of Wanda scores (Sun et al., 2024), sum of w^2 E[x^2]. What
+it costs is the mean of two estimates: half the mean squared gradient of the loss at its output in the dense model, with
+labels drawn from the model's own answers (the Fisher information), and what KL(dense || pruned) gains on the way from
+a trial, pruned by SparseGPT with the same share everywhere, to the dense matrix. The first is steady but sees each
+matrix alone, the second sees all errors together but is noisy. See `secateur.budget.least_loss` for the sum.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.budget import least_loss
+from secateur.errors import ModelError, PlanError
+from secateur.layout import Layout
+from secateur.recipe import Recipe
+from secateur.torch.allocate import exact
+from secateur.torch.blocks import counted
+from secateur.torch.blockwise import Run
+from secateur.torch.calls import chains
+from secateur.torch.grams import input_of
+from secateur.torch.memory import available
+from secateur.torch.retrain import divergence
+from secateur.torch.states import States
+from secateur.torch.windows import batches_of
+
+STEPS = 60
+"""Steps of the curves of errors, between the least and the greatest share."""
+
+
+def by_sensitivity(model: Any, layout: Layout, windows: torch.Tensor, recipe: Recipe) -> dict[str, float]:
+    """Sparsity of each counted weight; together they lose round(sparsity * number of weights) weights.
+
+    model: dense, in float32, in evaluation, without gradients; it is left as it was. Raises ModelError for a model
+    without next-token logits.
+    """
+    assert recipe.sensitivity is not None
+    assert recipe.sparsity is not None
+    batches = batches_of(model, windows[: recipe.sensitivity.windows], 1)
+    modules = {n: m for c in chains(layout).values() for p in c for n, m in counted(layout, model, p).items()}
+    fisher, squares = _fisher(model, modules, batches, recipe.seed)
+    trial = _trial(model, layout, batches, recipe)
+    gains = _gains(model, trial, list(modules), batches)
+    del trial
+    low, high = max(recipe.sparsity - recipe.sensitivity.spread, 0.0), recipe.sparsity + recipe.sensitivity.spread
+    shares = np.unique(np.append(np.linspace(low, min(high, 0.99), STEPS + 1), recipe.sparsity))
+    now = int(np.flatnonzero(shares == recipe.sparsity)[0])
+    errors, costs = [], []
+    for name, module in modules.items():
+        curve = _curve(module.weight.detach(), squares[name], layout.linears[name].in_dim == 0, shares)
+        errors.append(curve)
+        costs.append(0.25 * fisher[name] + 0.25 * max(gains[name], 0.0) / max(float(curve[now]), 1e-30))
+    sizes = {name: module.weight.numel() for name, module in modules.items()}
+    found = least_loss(np.array(errors), shares, np.array(list(sizes.values())), np.array(costs), recipe.sparsity)
+    shared = {name: ({name: sizes[name]}, float(s)) for name, s in zip(sizes, found, strict=True)}
+    return exact(shared, recipe.sparsity)
+
+
+def check_room(model: Any, windows: torch.Tensor | None, limit: int | None) -> None:
+    """PlanError when the dense model, the trial and its gradients would not fit into `limit` bytes, or into what the
+    system has where that is None.
+    """
+    count = sum(p.numel() for p in model.parameters())
+    vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
+    need = 4 * (3 * count + (0 if windows is None else windows.shape[1]) * 4 * vocabulary)
+    room = available() if limit is None else limit
+    if room is not None and need > room:
+        raise PlanError(
+            f"sensitivity holds the dense model, a pruned one and its gradients, about {need / 2**30:.1f} GiB, more "
+            f"than {room / 2**30:.1f} GiB; allow more, or use owl, which goes block by block"
+        )
+
+
+def _curve(weight: torch.Tensor, squares: torch.Tensor, turned: bool, shares: np.ndarray) -> np.ndarray:
+    """Error (steps,) of the lowest shares of the squared Wanda scores."""
+    scores = (weight.T if turned else weight).square() * squares
+    sums = np.concatenate([[0.0], np.cumsum(np.sort(scores.reshape(-1).numpy()), dtype=np.float64)])
+    return np.interp(shares * (len(sums) - 1), np.arange(len(sums)), sums)
+
+
+def _trial(model: Any, layout: Layout, batches: list[dict[str, Any]], recipe: Recipe) -> Any:
+    """A copy that SparseGPT has pruned by the same share everywhere."""
+    trial = copy.deepcopy(model)
+    plain: dict[str, Any] = {"criterion": "sparsegpt", "options": {}, "reconstruct": None, "distil": None}
+    run = Run(trial, layout, batches, recipe.model_copy(update=plain), States(None))
+    with torch.no_grad():
+        while len(run.finished) < run.total:
+            path = run.next_block()
+            run.prune(path, lambda name: torch.float32)
+            if len(run.finished) + 1 < run.total:
+                run.advance("pruned", trial.get_submodule(path))
+            run.close(path)
+    return trial
+
+
+def _fisher(
+    model: Any, modules: Mapping[str, nn.Module], batches: list[dict[str, Any]], seed: int
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Mean squared gradient at the output of each weight, and mean squares of what it reads (in,)."""
+    generator = torch.Generator().manual_seed(seed)
+    fisher = dict.fromkeys(modules, 0.0)
+    squares = {name: torch.zeros(()) for name in modules}
+    handles = []
+
+    def watch(name: str) -> Any:
+        def look(module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+            x = input_of(module, args, kwargs).detach()
+            squares[name] = squares[name] + x.reshape(-1, x.shape[-1]).square().mean(0) / len(batches)
+
+            def add(gradient: torch.Tensor) -> None:
+                tokens = gradient.numel() // gradient.shape[-1]
+                fisher[name] += float(gradient.square().sum(dtype=torch.float64)) / (
+                    tokens * gradient.shape[-1] * len(batches)
+                )
+
+            output.register_hook(add)
+
+        return look
+
+    try:
+        for name, module in modules.items():
+            module.weight.requires_grad_(True)
+            handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
+        for batch in batches:
+            with torch.enable_grad():
+                logits = _logits(model, batch)
+                odds = logits.detach().log_softmax(-1).exp()
+                labels = torch.multinomial(odds, 1, generator=generator)[:, 0]
+                nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+            for module in modules.values():
+                module.weight.grad = None
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in modules.values():
+            module.weight.requires_grad_(False)
+    return fisher, squares
+
+
+def _gains(model: Any, trial: Any, names: list[str], batches: list[dict[str, Any]]) -> dict[str, float]:
+    """By how much KL(dense || trial) falls, to first order, when a weight of the trial goes all the way back."""
+    held = {name: trial.get_parameter(name).requires_grad_(True) for name in names}
+    for batch in batches:
+        with torch.no_grad():
+            wanted = _logits(model, batch)
+        with torch.enable_grad():
+            logits = _logits(trial, batch)
+        _, gradient = divergence(logits, wanted)
+        logits.backward(gradient / len(batches))
+    gains = {}
+    for name, parameter in held.items():
+        way = model.get_parameter(name) - parameter.detach()
+        gains[name] = 0.0 if parameter.grad is None else -float((parameter.grad * way).sum(dtype=torch.float64))
+    return gains
+
+
+def _logits(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    logits = getattr(model(**batch), "logits", None)
+    if logits is None or logits.dim() != 3:
+        raise ModelError("sensitivity needs a model that gives logits for every token; use owl for this one")
+    return logits.reshape(-1, logits.shape[-1]).float()
