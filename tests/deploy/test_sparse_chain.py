@@ -1,6 +1,9 @@
 """Whole encoders as one operator of ONNX Runtime: what becomes a chain, that it gives the same, and what is refused."""
 
 import json
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ ort = pytest.importorskip("onnxruntime")
 from secateur.deploy import export  # noqa: E402
 from secateur.deploy.onnx_chain import fuse_chains  # noqa: E402
 from secateur.deploy.onnx_graph import Graph  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
+from secateur.runtime.native import load_native, onnx_library  # noqa: E402
 from secateur.runtime.packed import pack  # noqa: E402
 
 from ..runtime.test_onnx_library import session  # noqa: E402
@@ -21,6 +24,7 @@ from .test_sparse import measured, pruned  # noqa: E402, F401
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 FLOAT = onnx.TensorProto.FLOAT
+NATIVE = Path(__file__).parents[2] / "native"
 
 
 def packed(name, rows, cols, density=0.3, **kwargs):
@@ -170,3 +174,33 @@ def test_damaged_steps_are_refused(field, value, message):
     steps.CopyFrom(onnx.numpy_helper.from_array(table, steps.name))
     with pytest.raises(Exception, match=message):
         session(model.SerializeToString())
+
+
+@pytest.mark.slow
+def test_an_application_in_cpp(tmp_path):
+    """The same program and library without Python, on the runtime that the Python package brings along."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    runtimes = sorted(Path(ort.__file__).parent.glob("capi/libonnxruntime.so*"))
+    if compiler is None or not runtimes or not NATIVE.is_dir():
+        pytest.skip("needs a compiler, the sources and ONNX Runtime as a library of its own")
+    nodes = [node for node in layer() if node.op_type != "Attention"]
+    nodes.insert(3, ours("Attention", ["q1", "k1", "v1"], "a", heads=4, scale=0.3))
+    _, after, found = both(program(nodes, [*WEIGHTS, BIAS, SCALE]))
+    assert found == ["SparseChain"]
+    (tmp_path / "model.onnx").write_bytes(after)
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        str(NATIVE / "tests" / "run_onnx.cpp"),
+        "-o",
+        str(tmp_path / "run"),
+        "-ldl",
+    ]
+    subprocess.run([*command, "-I", str(NATIVE / "include")], check=True)
+    run = [tmp_path / "run", runtimes[-1], onnx_library(), tmp_path / "model.onnx", "2", "70", "32"]
+    done = subprocess.run([str(part) for part in run], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    x = (np.arange(2 * 70 * 32) % 16 / 8).astype(np.float32).reshape(2, 70, 32)
+    (expected,) = session(after, 2).run(None, {"x": x})
+    np.testing.assert_allclose(np.array(done.stdout.split(), float), expected.reshape(-1), rtol=1e-6, atol=1e-6)
