@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +126,27 @@ def test_workers_take_turns_and_report(tmp_path):
         assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
         assert row["startup_s"] > 0
         assert row["peak_bytes"] > 1e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_stopped_worker_ends_with_who_started_it(tmp_path):
+    write(tmp_path / "a")
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(device.__file__).parent)!r})
+import device
+worker = device.Worker({str(tmp_path / "a")!r}, 1, 2, 1)
+print(worker._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    status = Path("/proc") / done.stdout.strip() / "status"
+    for _ in range(200):
+        # What nobody has waited for yet is a zombie.
+        if not status.exists() or "State:\tZ" in status.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"the worker is still there: {status.read_text()[:200]}")
 
 
 def test_the_script_needs_no_secateur(tmp_path):
