@@ -20,7 +20,7 @@ static int run(const char* library, const char* model, int64_t batch, int64_t to
   options.SetIntraOpNumThreads(1);
   options.RegisterCustomOpsLibrary(library);
   Ort::Session session(env, model, options);
-  std::printf("ONNX Runtime %s\n", Ort::GetVersionString().c_str());
+  std::printf("ONNX Runtime %s\n", OrtGetApiBase()->GetVersionString());
 
   const Ort::AllocatorWithDefaultOptions allocator;
   std::vector<std::string> names;
