@@ -80,13 +80,22 @@ void run_tile(Chain& chain, const ChainPhase& phase, int64_t sequence, int64_t t
   if (odd) chain.odd.store(true);
 }
 
+// What an attention is but for where its values lie.
+sct_attention_job attention_of(const sct_chain_job& job, const sct_step& s) {
+  sct_attention_job a{};
+  a.heads = s.heads, a.kv_heads = s.kv_heads, a.width = s.width, a.keys = job.tokens, a.scale = s.factor;
+  a.mask = job.mask, a.keep = job.keep;
+  std::copy(job.mask_stride, job.mask_stride + 3, a.mask_stride);
+  std::copy(job.keep_stride, job.keep_stride + 3, a.keep_stride);
+  return a;
+}
+
 // Some queries of one head.
 void run_head(Chain& chain, const sct_step& s, int64_t step, int64_t sequence, int64_t head, int64_t query, float* shared,
               float* own) {
   const sct_chain_job& job = *chain.job;
   const ChainPlan& plan = *chain.plan;
-  sct_attention_job a{};
-  a.heads = s.heads, a.kv_heads = s.kv_heads, a.width = s.width, a.keys = job.tokens, a.scale = s.factor;
+  sct_attention_job a = attention_of(job, s);
   const Place at{chain, shared, own};
   a.q = at(s.from[0]) + s.first[0] * plan.tile;
   a.k = at(s.from[1]) + s.first[1] * plan.tile;
@@ -96,9 +105,6 @@ void run_head(Chain& chain, const sct_step& s, int64_t step, int64_t sequence, i
     stride[1] = s.width * plan.tile;
     stride[2] = plan.shared_rows * plan.tile;
   }
-  a.mask = job.mask, a.keep = job.keep;
-  std::copy(job.mask_stride, job.mask_stride + 3, a.mask_stride);
-  std::copy(job.keep_stride, job.keep_stride + 3, a.keep_stride);
   const int64_t left = chain.tokens_in(query / chain.per) - query % chain.per;
   const int n = static_cast<int>(std::min<int64_t>(chain.kernels->attention_queries, left));
   if (chain.kernels->attention_packed(a, plan.tile, chain.per, sequence, head, query, n, own + plan.own_rows * plan.tile))
@@ -211,9 +217,8 @@ int run_steps(const sct_chain_job& job, const ChainPlan& plan, int threads, int 
         kernel_table(isa).finish(y + t * rows, rows, s.from[1] < 0 ? nullptr : at(s.from[1]) + t * rows, s.norm, s.scale,
                                  s.shift, s.epsilon);
     } else {
-      sct_attention_job a{};
-      a.batch = job.batch, a.queries = a.keys = job.tokens;
-      a.heads = s.heads, a.kv_heads = s.kv_heads, a.width = s.width, a.scale = s.factor, a.out = y;
+      sct_attention_job a = attention_of(job, s);
+      a.batch = job.batch, a.queries = job.tokens, a.out = y;
       const float** heads[] = {&a.q, &a.k, &a.v};
       int64_t* strides[] = {a.q_stride, a.k_stride, a.v_stride, a.out_stride};
       for (int j = 0; j < 4; j++) {
@@ -221,9 +226,6 @@ int run_steps(const sct_chain_job& job, const ChainPlan& plan, int threads, int 
         if (j < 3) *heads[j] = at(s.from[j]) + s.first[j];
         strides[j][0] = job.tokens * wide, strides[j][1] = s.width, strides[j][2] = wide;
       }
-      a.mask = job.mask, a.keep = job.keep;
-      std::copy(job.mask_stride, job.mask_stride + 3, a.mask_stride);
-      std::copy(job.keep_stride, job.keep_stride + 3, a.keep_stride);
       status = sct_attention(&a, threads, isa, on.run, on.pool);
     }
     if (status != SCT_OK) return status;

@@ -171,17 +171,14 @@ def prune_folder(
         batches = _batches(model, windows, settings["batch"])
         run = Run(model, layout, batches if recipe.walks else [], recipe, states, settings["bfloat16"])
         with skeleton.filled_on_demand(paths), torch.no_grad(), _old_objects_frozen():
-            if recipe.owl:
+            if recipe.owl or recipe.sensitivity:
                 if "sparsity" not in settings:
-                    place = work.folder / "survey" if settings["on_disk"] else None
-                    walk = Run(model, layout, batches, recipe, States(place))
-                    settings["sparsity"] = _allocated(walk, skeleton.load, skeleton.release)
-                    work.commit()
-                run.shares = settings["sparsity"]
-            if recipe.sensitivity:
-                if "sparsity" not in settings:
-                    assert windows is not None
-                    settings["sparsity"] = _by_sensitivity(skeleton, layout, windows, recipe)
+                    if recipe.owl:
+                        place = work.folder / "survey" if settings["on_disk"] else None
+                        walk = Run(model, layout, batches, recipe, States(place))
+                        settings["sparsity"] = _allocated(walk, skeleton.load, skeleton.release)
+                    else:
+                        settings["sparsity"] = _by_sensitivity(skeleton, layout, windows, recipe)
                     work.commit()
                 run.shares = settings["sparsity"]
             resumed = _catch_up(run, work, skeleton)
@@ -242,9 +239,12 @@ def _allocated(walk: Run, load: Callable[[str], None], release: Callable[[str], 
     return by_outliers(walk, walk.recipe.owl, walk.recipe.sparsity, load, release)
 
 
-def _by_sensitivity(skeleton: Skeleton, layout: Layout, windows: torch.Tensor, recipe: Recipe) -> dict[str, float]:
+def _by_sensitivity(
+    skeleton: Skeleton, layout: Layout, windows: torch.Tensor | None, recipe: Recipe
+) -> dict[str, float]:
     from secateur.torch.open import load_model
 
+    assert windows is not None
     model = load_model(skeleton.folder, task=recipe.task, dtype=COMPUTE).requires_grad_(False)
     with evaluating(model):
         return by_sensitivity(model, layout, windows, recipe)
