@@ -22,6 +22,7 @@ struct Tiled {
 
 constexpr size_t kPairedAtATime = 256;  // rows that are compared with each other
 constexpr uint32_t kWorthSharing = 8;   // two rows go together where they share one column in so many
+constexpr uint32_t kWorthFilling = 24;  // rows of so many nonzeros get zeros up to whole groups: fewer counts, longer runs
 
 // Where a block's weights lie.
 struct Part {
@@ -34,6 +35,18 @@ struct Part {
 };
 
 using Columns = std::vector<int32_t>;
+
+// How many weights are stored of a row with `n` nonzeros.
+uint32_t stored(uint32_t n, int32_t cols) {
+  const uint32_t whole = (n + 3) / 4 * 4;
+  return n >= kWorthFilling && whole <= static_cast<uint32_t>(cols) ? whole : n;
+}
+
+// Fills up with columns that are not kept, whose weight is zero.
+void fill(const float* row, size_t count, Columns& columns) {
+  for (int32_t k = 0; columns.size() < count; k++)
+    if (row[k] == 0.0f) columns.push_back(k);
+}
 
 void append_values(const Part& part, int32_t row, const int32_t* columns, size_t n, std::vector<uint8_t>& stream) {
   const size_t at = stream.size(), size = part.value == SCT_F32 ? 4 : 2;
@@ -70,15 +83,17 @@ void append_rows(const Part& part, const int32_t* rows, const Columns* columns, 
   }
 }
 
-Columns columns_of(const Part& part, int32_t row) {
+Columns columns_of(const Part& part, int32_t row, uint32_t count) {
   Columns columns;
   for (int32_t k = 0; k < part.cols; k++)
     if (part.row(row)[k] != 0.0f) columns.push_back(k);
+  fill(part.row(row), count, columns);
   return columns;
 }
 
-// Two rows with the first `shared` of the columns that both keep in shared groups.
-void append_pair(const Part& part, const int32_t (&rows)[2], uint32_t shared, std::vector<uint8_t>& stream) {
+// Two rows of `count` weights each, with the first `shared` of the columns that both keep in shared groups.
+void append_pair(const Part& part, const int32_t (&rows)[2], uint32_t count, uint32_t shared,
+                 std::vector<uint8_t>& stream) {
   Columns both, own[2];
   for (int32_t k = 0; k < part.cols; k++) {
     const bool a = part.row(rows[0])[k] != 0.0f, b = part.row(rows[1])[k] != 0.0f;
@@ -89,6 +104,7 @@ void append_pair(const Part& part, const int32_t (&rows)[2], uint32_t shared, st
     if (a) own[0].push_back(k);
     if (b) own[1].push_back(k);
   }
+  for (int r = 0; r < 2; r++) fill(part.row(rows[r]), count - shared, own[r]);
   append_rows(part, rows, own, 2, stream);
   for (size_t i = 0; i < both.size(); i += 4) {
     append_values(part, rows[0], &both[i], 4, stream);
@@ -109,10 +125,9 @@ void add_run(uint32_t count, uint32_t shared, int together, Tiled& out) {
 void add_row(int32_t row, const Part& part, Tiled& out) {
   out.rows.push_back(static_cast<uint32_t>(row) * part.stride);
   out.runs.back().rows++;
-  out.nonzeros += out.runs.back().count;
 }
 
-// Rows with `count` nonzeros each: pairs by falling number of shared columns, then who is left alone.
+// Rows with `count` stored weights each: pairs by falling number of shared columns, then who is left alone.
 void append_equal(const Part& part, const int32_t* rows, int32_t n, uint32_t count, Tiled& out) {
   const int64_t words = ceil_div(part.cols, 64);
   std::vector<uint64_t> bits(n * words);
@@ -125,13 +140,13 @@ void append_equal(const Part& part, const int32_t* rows, int32_t n, uint32_t cou
     const uint32_t shared = p.both / 4 * 4;
     if (shared * kWorthSharing < count) break;
     add_run(count, shared, 2, out);
-    append_pair(part, two, shared, out.stream);
+    append_pair(part, two, count, shared, out.stream);
     for (int32_t row : two) add_row(row, part, out);
     paired[p.first] = paired[p.second] = true;
   }
   for (int32_t i = 0; i < n; i++) {
     if (paired[i]) continue;
-    const Columns columns = columns_of(part, rows[i]);
+    const Columns columns = columns_of(part, rows[i], count);
     add_run(count, 0, 1, out);
     append_rows(part, &rows[i], &columns, 1, out.stream);
     add_row(rows[i], part, out);
@@ -141,9 +156,11 @@ void append_equal(const Part& part, const int32_t* rows, int32_t n, uint32_t cou
 void append_block(const Part& part, bool first_chunk, Tiled& out) {
   std::vector<uint32_t> count(part.rows);
   std::vector<int32_t> order(part.rows);
-  for (int32_t r = 0; r < part.rows; r++)
-    count[r] = static_cast<uint32_t>(
-        std::count_if(part.row(r), part.row(r) + part.cols, [](float v) { return v != 0.0f; }));
+  for (int32_t r = 0; r < part.rows; r++) {
+    const auto n = std::count_if(part.row(r), part.row(r) + part.cols, [](float v) { return v != 0.0f; });
+    out.nonzeros += static_cast<uint64_t>(n);
+    count[r] = stored(static_cast<uint32_t>(n), part.cols);
+  }
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return count[a] < count[b]; });
 

@@ -8,11 +8,17 @@ namespace {
 
 struct Simd {
   using V = __m256;
-  static constexpr int W = 8, TB = 8, REGISTERS = 16;
+  static constexpr int W = 8, TB = 8, REGISTERS = 16, MOST_VECTORS = 6;
 
   static V zero() { return _mm256_setzero_ps(); }
   static V set1(float a) { return _mm256_set1_ps(a); }
   static V load(const float* p) { return _mm256_loadu_ps(p); }
+  // Kept in a register: GCC would load it anew for each product that reads it.
+  static V load_once(const float* p) {
+    V a = load(p);
+    __asm__("" : "+x"(a));
+    return a;
+  }
   static void store(float* p, V a) { _mm256_storeu_ps(p, a); }
   static V add(V a, V b) { return _mm256_add_ps(a, b); }
   static V sub(V a, V b) { return _mm256_sub_ps(a, b); }
@@ -46,9 +52,17 @@ struct Simd {
     return {_mm256_insertf128_ps(_mm256_castps128_ps256(f), f, 1)};
   }
 
-  static constexpr int WIDE = 0;  // no larger transpose
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
-    transpose_8x8(src, lds, dst, ldd);
+    transpose_8x8(src, lds, dst, ldd, zero());
+  }
+
+  // 16 x 16 in quarters, so that cache lines are read and written whole while they are at hand. Returns sum + 0 * src.
+  static constexpr int WIDE = 16;
+  static constexpr bool WIDE_BACK = false;  // out of tiles, rows that lie 4 KiB apart drive each other out
+  static V transpose_wide(const float* src, int64_t lds, float* dst, int64_t ldd, V sum) {
+    for (int r = 0; r < 16; r += 8)
+      for (int c = 0; c < 16; c += 8) sum = transpose_8x8(src + r * lds + c, lds, dst + c * ldd + r, ldd, sum);
+    return sum;
   }
 };
 

@@ -8,11 +8,17 @@ namespace {
 
 struct Simd {
   using V = __m512;
-  static constexpr int W = 16, TB = 8, REGISTERS = 32;
+  static constexpr int W = 16, TB = 8, REGISTERS = 32, MOST_VECTORS = 8;
 
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(float a) { return _mm512_set1_ps(a); }
   static V load(const float* p) { return _mm512_loadu_ps(p); }
+  // Kept in a register: GCC might load it anew for each product that reads it.
+  static V load_once(const float* p) {
+    V a = load(p);
+    __asm__("" : "+v"(a));
+    return a;
+  }
   static void store(float* p, V a) { _mm512_storeu_ps(p, a); }
   static V add(V a, V b) { return _mm512_add_ps(a, b); }
   static V sub(V a, V b) { return _mm512_sub_ps(a, b); }
@@ -48,11 +54,12 @@ struct Simd {
   }
 
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
-    transpose_8x8(src, lds, dst, ldd);
+    transpose_8x8(src, lds, dst, ldd, _mm256_setzero_ps());
   }
 
   // 16 x 16: reads and writes whole cache lines, once each, whatever the strides. Returns sum + 0 * src.
   static constexpr int WIDE = 16;
+  static constexpr bool WIDE_BACK = true;
   static V transpose_wide(const float* src, int64_t lds, float* dst, int64_t ldd, V sum) {
     V q[16];  // q[4 a + c], lane l: column 4 l + c of rows 4 a .. 4 a + 3
     for (int a = 0; a < 4; a++) {

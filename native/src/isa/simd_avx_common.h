@@ -9,14 +9,16 @@
 
 namespace {
 
-// dst[j][i] = src[i][j]. Inserting the lower four rows on load leaves two shuffles a result vector.
-inline void transpose_8x8(const float* src, int64_t lds, float* dst, int64_t ldd) {
+// dst[j][i] = src[i][j]; returns sum + 0 * src. Inserting the lower four rows on load leaves two shuffles a result vector.
+inline __attribute__((always_inline)) __m256 transpose_8x8(const float* src, int64_t lds, float* dst, int64_t ldd,
+                                                           __m256 sum) {
   for (int h = 0; h < 2; h++) {
     auto two_rows = [&](int i) {
       return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(src + i * lds + 4 * h)),
                                   _mm_loadu_ps(src + (i + 4) * lds + 4 * h), 1);
     };
     __m256 a = two_rows(0), b = two_rows(1), c = two_rows(2), d = two_rows(3);
+    for (__m256 rows : {a, b, c, d}) sum = _mm256_fmadd_ps(rows, _mm256_setzero_ps(), sum);
     __m256 ab_lo = _mm256_unpacklo_ps(a, b), ab_hi = _mm256_unpackhi_ps(a, b);
     __m256 cd_lo = _mm256_unpacklo_ps(c, d), cd_hi = _mm256_unpackhi_ps(c, d);
     float* out = dst + 4 * h * ldd;
@@ -25,6 +27,7 @@ inline void transpose_8x8(const float* src, int64_t lds, float* dst, int64_t ldd
     _mm256_storeu_ps(out + 2 * ldd, _mm256_shuffle_ps(ab_hi, cd_hi, 0x44));
     _mm256_storeu_ps(out + 3 * ldd, _mm256_shuffle_ps(ab_hi, cd_hi, 0xEE));
   }
+  return sum;
 }
 
 // N rows of a block beside each other in one register; int8 is not scaled here.

@@ -11,11 +11,12 @@ namespace {
 
 struct Simd {
   using V = float32x4_t;
-  static constexpr int W = 4, TB = 4, REGISTERS = 32;
+  static constexpr int W = 4, TB = 4, REGISTERS = 32, MOST_VECTORS = 8;
 
   static V zero() { return vdupq_n_f32(0.0f); }
   static V set1(float a) { return vdupq_n_f32(a); }
   static V load(const float* p) { return vld1q_f32(p); }
+  static V load_once(const float* p) { return load(p); }
   static void store(float* p, V a) { vst1q_f32(p, a); }
   static V add(V a, V b) { return vaddq_f32(a, b); }
   static V sub(V a, V b) { return vsubq_f32(a, b); }
@@ -47,6 +48,7 @@ struct Simd {
   }
 
   static constexpr int WIDE = 0;  // no larger transpose
+  static constexpr bool WIDE_BACK = false;
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     float32x4x2_t ab = vtrnq_f32(vld1q_f32(src), vld1q_f32(src + lds));
     float32x4x2_t cd = vtrnq_f32(vld1q_f32(src + 2 * lds), vld1q_f32(src + 3 * lds));
@@ -68,6 +70,7 @@ struct Rows<4> {
   static V add(V a, V b) { return vaddq_f32(a, b); }
   static V mul(V a, V b) { return vmulq_f32(a, b); }
   static V load(const float* p) { return vld1q_f32(p); }
+  static V load_once(const float* p) { return load(p); }
   static void store(float* p, V a) { vst1q_f32(p, a); }
   static V fma_broadcast(V w, const float* x, V acc) { return vfmaq_n_f32(acc, w, *x); }
   template <int VALUE>

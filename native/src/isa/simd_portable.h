@@ -13,7 +13,7 @@ namespace {
 struct Simd {
   static constexpr int W = 8;   // floats in a vector
   static constexpr int TB = 8;  // side of a transposed square
-  static constexpr int REGISTERS = 16;
+  static constexpr int REGISTERS = 16, MOST_VECTORS = 4;
   struct V {
     float f[W];
   };
@@ -29,6 +29,7 @@ struct Simd {
     std::memcpy(r.f, p, sizeof r.f);
     return r;
   }
+  static V load_once(const float* p) { return load(p); }
   static void store(float* p, V a) { std::memcpy(p, a.f, sizeof a.f); }
   static V add(V a, V b) {
     for (int i = 0; i < W; i++) a.f[i] += b.f[i];
@@ -99,6 +100,7 @@ struct Simd {
 
   // dst[j][i] = src[i][j] for a TB x TB square.
   static constexpr int WIDE = 0;  // no larger transpose
+  static constexpr bool WIDE_BACK = false;
   static void transpose(const float* src, int64_t lds, float* dst, int64_t ldd) {
     for (int i = 0; i < TB; i++)
       for (int j = 0; j < TB; j++) dst[j * ldd + i] = src[i * lds + j];
@@ -125,6 +127,7 @@ struct Rows {
     std::memcpy(r.f, p, sizeof r.f);
     return r;
   }
+  static V load_once(const float* p) { return load(p); }
   static void store(float* p, V a) { std::memcpy(p, a.f, sizeof a.f); }
   static V fma_broadcast(V w, const float* x, V acc) {
     for (int i = 0; i < N; i++) acc.f[i] += w.f[i] * *x;

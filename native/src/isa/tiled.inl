@@ -7,20 +7,37 @@
 
 namespace {
 
+// Weights that are broadcast from memory one by one.
+struct OneByOne {
+  const uint8_t* p;
+  template <int I>
+  Simd::V lane() const {
+    return Simd::set1(reinterpret_cast<const float*>(p)[I]);
+  }
+};
+
 struct F32Group {
   static constexpr int kBytes = 24, kOffsets = 16, kSharedBytes = 40;
   static auto quad(const uint8_t* p) { return Simd::quad_f32(p); }
+  // Of a shared group, which loads little beside: two quads would take two registers.
+  static auto shared(const uint8_t* p) {
+    if constexpr (Simd::REGISTERS < 32)
+      return OneByOne{p};
+    else
+      return Simd::quad_f32(p);
+  }
 };
 struct Bf16Group {
   static constexpr int kBytes = 16, kOffsets = 8, kSharedBytes = 24;
   static auto quad(const uint8_t* p) { return Simd::quad_bf16(p); }
+  static auto shared(const uint8_t* p) { return Simd::quad_bf16(p); }
 };
 
 // Sets of accumulators: two FMAs a cycle with a latency of four need at least eight independent chains.
 constexpr int accumulator_sets(int nv) { return nv == 1 ? 8 : nv <= 3 ? 4 : nv <= 6 ? 2 : 1; }
 
 // A pass of two rows needs 2 * NV accumulators, and some registers beside them.
-constexpr int kMostVectors = Simd::REGISTERS >= 32 ? 8 : 4;
+constexpr int kMostVectors = Simd::MOST_VECTORS;
 
 constexpr int kRowsAhead = 3;  // sorted rows defeat the hardware prefetcher
 
@@ -90,7 +107,7 @@ inline __attribute__((always_inline)) void shared_step(Simd::V (&acc)[2][NV], co
                                                        const Quad& second) {
   const Simd::V a = first.template lane<I>(), b = second.template lane<I>();
   for (int v = 0; v < NV; v++) {
-    const Simd::V at = Simd::load(reinterpret_cast<const float*>(x) + v * Simd::W);
+    const Simd::V at = Simd::load_once(reinterpret_cast<const float*>(x) + v * Simd::W);
     acc[0][v] = Simd::fma(a, at, acc[0][v]);
     acc[1][v] = Simd::fma(b, at, acc[1][v]);
   }
@@ -119,7 +136,7 @@ template <class Group, int NV, int NS>
 inline __attribute__((always_inline)) void shared_group(Simd::V (&acc)[NS][2][NV], const char* x, const uint8_t* p) {
   uint64_t at;
   memcpy(&at, p + 2 * Group::kOffsets, 8);
-  const auto a = Group::quad(p), b = Group::quad(p + Group::kOffsets);
+  const auto a = Group::shared(p), b = Group::shared(p + Group::kOffsets);
   shared_step<0>(acc[0], x + (at & 0xffff), a, b);
   shared_step<1>(acc[1 % NS], x + (at >> 16 & 0xffff), a, b);
   shared_step<2>(acc[2 % NS], x + (at >> 32 & 0xffff), a, b);
@@ -234,7 +251,7 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
           tiled_block<Group, 4>(blob, blocks[c], xc, out, bias, stride, first);
           break;
         case 6:
-          tiled_block<Group, kMostVectors < 6 ? kMostVectors : 6>(blob, blocks[c], xc, out, bias, stride, first);
+          tiled_block<Group, std::min(kMostVectors, 6)>(blob, blocks[c], xc, out, bias, stride, first);
           break;
         default:
           tiled_block<Group, kMostVectors>(blob, blocks[c], xc, out, bias, stride, first);

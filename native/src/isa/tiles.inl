@@ -56,7 +56,7 @@ bool pack_tile(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
 template <class S>
 int unpack_bands(const float* y, int64_t rows, int tile, int tokens, float* out, int64_t ldy) {
   int t = 0;
-  if constexpr (S::WIDE > 0) {
+  if constexpr (S::WIDE_BACK) {
     for (; t + S::WIDE <= tokens; t += S::WIDE) {
       int64_t r = 0;
       for (; r + S::WIDE <= rows; r += S::WIDE)

@@ -55,7 +55,7 @@ def candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
     if isa_name == "avx512":
         pairs = [(64, 96), (64, 128), (48, 256), (32, 192), (32, 384), (16, 384)]
     elif isa_name == "avx2":
-        pairs = [(32, 128), (32, 192), (32, 384), (16, 384)]
+        pairs = [(48, 128), (32, 128), (32, 192), (32, 384), (16, 384)]
     else:
         pairs = [(32, 128), (16, 256)]
     useful = max(16, 2 ** (max(tokens, 1) - 1).bit_length())
