@@ -1,22 +1,23 @@
 // Block-sparse weight times a tile of packed activations (format "block", many tokens). Included once per
 // instruction set.
 //
-// The R rows of a block share each load of activations: R * NV accumulators, NV loads, R broadcast weights.
+// The rows of a block share each load of activations: rows * NV accumulators, NV loads, and a broadcast weight a row.
+// Where registers are few, a block of eight rows goes in two halves.
 
 namespace {
 
-constexpr int block_vectors(int block) { return Simd::REGISTERS / 2 / block; }
+constexpr int rows_at_once(int block) { return Simd::REGISTERS >= 32 ? block : 4; }
+constexpr int block_vectors(int block) { return Simd::REGISTERS / 2 / rows_at_once(block); }
 
 constexpr int kExpand = 256;  // blocks whose weights are turned into float32 at a time
 
-// n blocks of float32 weights [n][R] into y [R][tile]; x is the chunk's packed activations.
+// The first rows of n blocks of float32 weights [n][R] into y [R][tile]; x is the chunk's packed activations.
 template <int R, int NV>
-__attribute__((noinline)) void block_columns(const uint16_t* column, const float* w, int64_t n, const float* x,
-                                             float* y) {
-  constexpr int kTile = block_vectors(R) * Simd::W;
-  Simd::V acc[R][NV];
+__attribute__((noinline)) void block_part(const uint16_t* column, const float* w, int64_t n, const float* x, float* y) {
+  constexpr int kTile = block_vectors(R) * Simd::W, kRows = rows_at_once(R);
+  Simd::V acc[kRows][NV];
   SECATEUR_UNROLL
-  for (int r = 0; r < R; r++)
+  for (int r = 0; r < kRows; r++)
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) acc[r][v] = Simd::load(y + r * kTile + v * Simd::W);
   for (int64_t i = 0; i < n; i++, w += R) {
@@ -25,16 +26,22 @@ __attribute__((noinline)) void block_columns(const uint16_t* column, const float
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) xs[v] = Simd::load(at + v * Simd::W);
     SECATEUR_UNROLL
-    for (int r = 0; r < R; r++) {
+    for (int r = 0; r < kRows; r++) {
       const Simd::V wr = Simd::set1(w[r]);
       SECATEUR_UNROLL
       for (int v = 0; v < NV; v++) acc[r][v] = Simd::fma(wr, xs[v], acc[r][v]);
     }
   }
   SECATEUR_UNROLL
-  for (int r = 0; r < R; r++)
+  for (int r = 0; r < kRows; r++)
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, acc[r][v]);
+}
+
+template <int R, int NV>
+void block_columns(const uint16_t* column, const float* w, int64_t n, const float* x, float* y) {
+  for (int r = 0; r < R; r += rows_at_once(R))
+    block_part<R, NV>(column, w + r, n, x, y + r * block_vectors(R) * Simd::W);
 }
 
 template <int R, int VALUE>
