@@ -5,7 +5,7 @@ to one stream, with nothing from outside but a mask of attention. It goes by the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ class Form:
 @dataclass(frozen=True)
 class Block:
     """A block that is a chain. `steps` read value 0, `source`, and give `exit`; weights and the like are paths of tensors
-    in the model. `heads` is 0 where nothing attends.
+    in the model. `heads` is 0 where nothing attends; `folds` are weights (paths) whose outputs are multiplied by a
+    parameter (path), which the steps leave to them.
     """
 
     path: str
@@ -60,7 +61,7 @@ class Block:
     exit: Node
     mask: Node | None
     heads: int
-    width: int
+    folds: dict[str, str]
 
 
 class NoChainError(Exception):
@@ -95,17 +96,20 @@ class _Heads:
     value: int
     heads: int
     width: int
-    turned: bool
+    factor: float
+    turned: bool = False
 
 
 class _Reading:
     """Goes through the operations of one block and writes its steps. `values` are nodes (batch, tokens, rows) by the
-    number of their value, `split` those seen as heads."""
+    number of their value, `factors` those that are a value multiplied by a number, `split` those seen as heads."""
 
     def __init__(self, traced: Traced, path: str, nodes: list[Node]):
         self.traced, self.path, self.nodes = traced, path, nodes
         self.steps: list[Step] = []
         self.split: dict[Node, _Heads] = {}
+        self.factors: dict[Node, tuple[int, float]] = {}
+        self.folds: dict[str, str] = {}
         self.heads = 0
         masks, streams = self._from_outside()
         if len(masks) > 1 or len(streams) != 1:
@@ -139,10 +143,7 @@ class _Reading:
         for node in self.nodes:
             self._read(node)
         end = self._exit()
-        width = self.source.meta["val"].shape[-1]
-        return Block(
-            self.path, self._form(module), self.steps, self.source, end, self.mask, self.heads, width
-        )
+        return Block(self.path, self._form(module), self.steps, self.source, end, self.mask, self.heads, self.folds)
 
     def _read(self, node: Node) -> None:
         kind = _READERS.get(node.target)
@@ -178,13 +179,36 @@ class _Reading:
         own = weight.removesuffix("weight")
         return self._write(node, Step(LINEAR, [x], weight=f"{own}packed", bias=f"{own}bias" if bias else None))
 
+    def _linear_before(self, node: Any) -> Step | None:
+        """The linear step that alone makes a value which one operation reads, without an activation or a factor yet."""
+        value = self._value(node)
+        step = self.steps[value - 1] if value and len(node.users) == 1 else None
+        plain = step is not None and step.kind == LINEAR and not step.activation and step.weight not in self.folds
+        return step if plain else None
+
+    def _scaled(self, node: Node, has: dict[str, Any]) -> bool:
+        """A linear layer's output times a number, before heads are made of it, or times a parameter."""
+        for before, by in ((has["self"], has["other"]), (has["other"], has["self"])):
+            step = self._linear_before(before)
+            if step is None:
+                continue
+            if isinstance(by, int | float):
+                self.factors[node] = self.values[before], float(by)
+                return True
+            scale = self._part(by, before.meta["val"].shape[-1])
+            if scale is not None:
+                self.folds[step.weight] = scale
+                self.values[node] = self.values[before]
+                return True
+        return False
+
     def _activation(self, node: Node, has: dict[str, Any]) -> bool:
         (before,) = node.all_input_nodes
-        value = self._value(before)
-        if not value or len(before.users) != 1 or self.steps[value - 1].kind != LINEAR or self.steps[value - 1].activation:
+        step = self._linear_before(before)
+        if step is None:
             return False
-        self.steps[value - 1].activation = ACTIVATIONS.index(activation_of(node))
-        self.values[node] = value
+        step.activation = ACTIVATIONS.index(activation_of(node))
+        self.values[node] = self.values[before]
         return True
 
     def _add(self, node: Node, has: dict[str, Any]) -> bool:
@@ -219,7 +243,7 @@ class _Reading:
         return self._alike(node, before)
 
     def _alike(self, node: Node, before: Node) -> bool:
-        for known in (self.values, self.split):
+        for known in (self.values, self.factors, self.split):
             if before in known:
                 known[node] = known[before]  # type: ignore[index]
                 return True
@@ -230,12 +254,12 @@ class _Reading:
         old, new = tuple(before.meta["val"].shape), tuple(node.meta["val"].shape)
         if old == new:
             return self._alike(node, before)
-        value = self._value(before)
+        value, factor = self.factors.get(before, (self._value(before), 1.0))
         if value is not None and len(new) == 4 and old[:2] == new[:2]:
-            self.split[node] = _Heads(value, new[2], new[3], False)
+            self.split[node] = _Heads(value, new[2], new[3], factor)
             return True
         heads = self.split.get(before)
-        if heads is None or heads.turned or new != (*old[:2], old[2] * old[3]):
+        if heads is None or heads.turned or heads.factor != 1 or new != (*old[:2], old[2] * old[3]):
             return False
         self.values[node] = heads.value
         return True
@@ -246,7 +270,7 @@ class _Reading:
         turns = order == [1, 2] or [axis % 4 for axis in has.get("dims") or ()] == [0, 2, 1, 3]
         if heads is None or not turns:
             return False
-        self.split[node] = _Heads(heads.value, heads.heads, heads.width, not heads.turned)
+        self.split[node] = replace(heads, turned=not heads.turned)
         return True
 
     def _attention(self, node: Node, has: dict[str, Any]) -> bool:
@@ -255,13 +279,13 @@ class _Reading:
             return False
         if has["dropout_p"] or has["is_causal"] or q.width != k.width or (k.heads, k.width) != (v.heads, v.width):
             return False
-        if q.heads % k.heads or self.heads not in (0, q.heads) or (has["attn_mask"] is None) != (self.mask is None):
+        if v.factor != 1 or q.heads % k.heads or self.heads not in (0, q.heads) or (has["attn_mask"] is None) != (self.mask is None):
             return False
         self.heads = q.heads
-        scale = q.width**-0.5 if has["scale"] is None else float(has["scale"])
+        scale = (q.width**-0.5 if has["scale"] is None else float(has["scale"])) * q.factor * k.factor
         heads = (q.heads, k.heads, q.width)
         self.steps.append(Step(ATTENTION, [q.value, k.value, v.value], number=scale, heads=heads))
-        self.split[node] = _Heads(len(self.steps), q.heads, q.width, True)
+        self.split[node] = _Heads(len(self.steps), q.heads, q.width, 1.0, True)
         return True
 
     def _exit(self) -> Node:
@@ -277,9 +301,7 @@ class _Reading:
             raise NoChainError("is called in a way that cannot be told")
         tensors = {name: value for name, value in call.given.items() if isinstance(value, torch.Tensor)}
         rest = {name: value for name, value in call.given.items() if name not in tensors}
-        strange = [name for name, value in rest.items() if value is not None and not isinstance(value, CONSTANTS)]
-        if strange:
-            raise NoChainError(f"is called with {strange[0]}, a {type(rest[strange[0]]).__name__}")
+        refuse_strange(rest)
         masks = [name for name, value in tensors.items() if any(value is mask for mask in self.traced.masks)]
         if (self.mask is None) != (not masks) or len(masks) > 1:
             raise NoChainError("makes its mask of attention itself")
@@ -290,6 +312,13 @@ class _Reading:
         others = tuple(name for name in tensors if name not in (*masks, *streams))
         mask = masks[0] if masks else ""
         return Form(positional(module), streams[0], mask, others, rest, _given(call.output))
+
+
+def refuse_strange(constants: Mapping[str, Any]) -> None:
+    """NoChainError for arguments that are no plain constants."""
+    for name, value in constants.items():
+        if value is not None and not isinstance(value, CONSTANTS):
+            raise NoChainError(f"is called with {name}, a {type(value).__name__}")
 
 
 def _given(output: Any) -> int:
@@ -314,6 +343,8 @@ def _is_stream(node: Node) -> bool:
 _READERS: Mapping[Any, Callable[[_Reading, Node, dict[str, Any]], bool]] = {
     aten.linear.default: _Reading._linear,
     aten.add.Tensor: _Reading._add,
+    aten.mul.Tensor: _Reading._scaled,
+    aten.mul.Scalar: _Reading._scaled,
     aten.dropout.default: _Reading._same,
     aten.transpose.int: _Reading._turned,
     aten.permute.default: _Reading._turned,
