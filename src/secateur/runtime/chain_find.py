@@ -230,7 +230,13 @@ class _Reading:
         norm = Step(NORM, [value, NONE], scale=paths[0], shift=paths[1], number=epsilon_of(node))
         norm.norm = NORM_NAMES.index(NORMS[node.target])
         before = self.steps[value - 1] if value else None
-        if value == len(self.steps) and before and before.kind == NORM and not before.norm and len(has["input"].users) == 1:
+        if (
+            value == len(self.steps)
+            and before
+            and before.kind == NORM
+            and not before.norm
+            and len(has["input"].users) == 1
+        ):
             norm.reads = before.reads
             self.steps.pop()
         return self._write(node, norm)
@@ -279,7 +285,12 @@ class _Reading:
             return False
         if has["dropout_p"] or has["is_causal"] or q.width != k.width or (k.heads, k.width) != (v.heads, v.width):
             return False
-        if v.factor != 1 or q.heads % k.heads or self.heads not in (0, q.heads) or (has["attn_mask"] is None) != (self.mask is None):
+        if (
+            v.factor != 1
+            or q.heads % k.heads
+            or self.heads not in (0, q.heads)
+            or (has["attn_mask"] is None) != (self.mask is None)
+        ):
             return False
         self.heads = q.heads
         scale = (q.width**-0.5 if has["scale"] is None else float(has["scale"])) * q.factor * k.factor
@@ -297,8 +308,8 @@ class _Reading:
 
     def _form(self, module: nn.Module) -> Form:
         call = self.traced.calls.get(self.path)
-        if call is None:
-            raise NoChainError("is called in a way that cannot be told")
+        if call is None or call.times > 1:
+            raise NoChainError("is called more than once" if call else "is called in a way that cannot be told")
         tensors = {name: value for name, value in call.given.items() if isinstance(value, torch.Tensor)}
         rest = {name: value for name, value in call.given.items() if name not in tensors}
         refuse_strange(rest)

@@ -39,6 +39,18 @@ class Plan:
     without_mask: bool
     shown: int
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """A plan from what `dataclasses.asdict` made of it.
+
+        Raises:
+            TypeError, KeyError, AttributeError: when it is none.
+        """
+        form = {name: tuple(v) if isinstance(v, list) else v for name, v in data["form"].items()}
+        tuples = ("first", "heads")
+        steps = tuple(Step(**{**step, **{name: tuple(step[name]) for name in tuples}}) for step in data["steps"])
+        return cls(**{**data, "blocks": tuple(data["blocks"]), "form": Form(**form), "steps": steps})
+
 
 class Chain:
     """A plan on the modules of a holder.
@@ -61,7 +73,9 @@ class Chain:
         steps, numbers = table(plan.steps, place)
         self.steps, self.numbers = torch.from_numpy(steps), torch.from_numpy(numbers)
         form = plan.form
-        optional = {name for name, value in form.constants.items() if value is None or (value is False and name in KNOWN)}
+        optional = {
+            name for name, value in form.constants.items() if value is None or (value is False and name in KNOWN)
+        }
         self.needed = {form.x, *form.tensors, *form.constants} - optional
 
     def tensors(self) -> list[torch.Tensor]:
@@ -104,7 +118,12 @@ class Chain:
         if mask.dtype not in (torch.float32, torch.bool) or mask.device.type != "cpu" or mask.requires_grad:
             return False
         batch, heads, queries, keys = mask.shape
-        return batch in (1, x.shape[0]) and heads in (1, self.plan.heads) and queries in (1, x.shape[1]) and keys == x.shape[1]
+        return (
+            batch in (1, x.shape[0])
+            and heads in (1, self.plan.heads)
+            and queries in (1, x.shape[1])
+            and keys == x.shape[1]
+        )
 
     def untouched(self) -> bool:
         """Whether no module in the blocks was exchanged, trains, or is watched; asked at each call."""
@@ -251,25 +270,17 @@ def use_chains(holder: nn.Module, plans: Sequence[Plan]) -> None:
     """Let blocks run as chains from now on, wherever they can.
 
     Raises:
-        AttributeError: when the holder does not hold what a plan names.
+        AttributeError, ValueError: when the holder does not hold what a plan names, or steps do not fit together.
     """
     chains = [Chain(holder, plan) for plan in plans]
+    for chain in chains:
+        chain.call(torch.zeros(1, 0, chain.plan.width), None, chain.tensors())
     for number, chain in enumerate(chains):
         for place, block in enumerate(chain.blocks):
             block.__class__ = _swapped(_Link, type(block))
             block.chain_place = (number, place)  # type: ignore[assignment]
     holder.__class__ = _swapped(_Holder, type(holder))
     holder.chains = chains  # type: ignore[assignment]
-
-
-def undo_chains(holder: nn.Module) -> None:
-    """Put back what `use_chains` has changed."""
-    for chain in holder.chains:  # type: ignore[union-attr]
-        for block in chain.blocks:
-            block.__class__ = type(block).__bases__[1]
-            del block.chain_place
-    holder.__class__ = type(holder).__bases__[1]
-    del holder.chains
 
 
 def chains_of(model: nn.Module) -> dict[str, list[Plan]]:

@@ -193,14 +193,14 @@ def _tried(
             length = min(tokens, x.shape[1])
             made_up = torch.randn(max(1, tokens // length), length, x.shape[2])
             mask = None if plan.without_mask else _trial_mask(made_up, trial.dtype)  # type: ignore[union-attr]
-            one_by_one, at_once = interleaved(
-                [lambda: layers(made_up, mask), lambda: chain.call(made_up, mask, parts)]
-            )
+            one_by_one, at_once = interleaved([lambda: layers(made_up, mask), lambda: chain.call(made_up, mask, parts)])
             if at_once > one_by_one:
                 raise NoChainError("measured no faster as a chain")
     for path, tensor in new.items():
         _put(model, path, tensor)
-    outcome.packed |= {path.removesuffix(".packed"): tensor.nbytes for path, tensor in new.items() if path.endswith(".packed")}
+    outcome.packed |= {
+        path.removesuffix(".packed"): tensor.nbytes for path, tensor in new.items() if path.endswith(".packed")
+    }
     return plan
 
 
@@ -233,7 +233,9 @@ def _trial_mask(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask (batch, 1, 1, tokens) that hides some tokens at the end of each text but the last."""
     seen = torch.ones(x.shape[0], 1, 1, x.shape[1], dtype=torch.bool)
     seen[: max(1, len(seen) - 1), ..., x.shape[1] - x.shape[1] // 3 :] = False
-    return seen if dtype == torch.bool else torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    return (
+        seen if dtype == torch.bool else torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    )
 
 
 def _sees_all(chain: Chain, layers: _Layers, x: torch.Tensor, parts: list[torch.Tensor]) -> bool:
@@ -255,7 +257,12 @@ def _joined(run: Sequence[Block], holder: str) -> Iterator[Step]:
         for step in block.steps:
             parts = {
                 name: None if path is None else _inside(holder, path)
-                for name, path in (("weight", step.weight), ("bias", step.bias), ("scale", step.scale), ("shift", step.shift))
+                for name, path in (
+                    ("weight", step.weight),
+                    ("bias", step.bias),
+                    ("scale", step.scale),
+                    ("shift", step.shift),
+                )
             }
             yield replace(step, reads=[value if value == NONE else value + before for value in step.reads], **parts)
         before += len(block.steps)

@@ -12,6 +12,7 @@ import torch
 
 from secateur.runtime.native import load_native, share_openmp
 from secateur.runtime.packed import ACTIVATIONS, NORMS
+from secateur.runtime.steps import FIELDS
 
 _library = torch.library.Library("secateur", "FRAGMENT")
 _library.define(
@@ -253,8 +254,11 @@ def _sparse_chain(
     if native is None:
         raise RuntimeError("a chain needs the compiled kernels; run its layers one by one")
     _check_type(x)
-    if x.dim() != 3 or steps.dtype != torch.int64 or numbers.dtype != torch.float32 or len(steps) != len(numbers):
-        raise ValueError(f"a chain takes (batch, tokens, width) and a table, not {tuple(x.shape)}")
+    whole = steps.dtype == torch.int64 and numbers.dtype == torch.float32 and steps.shape == (*numbers.shape, FIELDS)
+    if x.dim() != 3 or not whole:
+        raise ValueError(
+            f"a chain takes (batch, tokens, width) and a table of steps, not {tuple(x.shape)} and {tuple(steps.shape)}"
+        )
     if any(not part.is_contiguous() or part.dtype not in (torch.uint8, torch.float32) for part in parts):
         raise TypeError("the parts of a chain are packed weights and contiguous float32 vectors")
     batch, tokens, width = x.shape
@@ -283,7 +287,9 @@ def _sparse_chain(
     return y
 
 
-def _fake_chain(x: torch.Tensor, mask: Any, parts: Any, steps: Any, numbers: Any, heads: int, rows: int) -> torch.Tensor:
+def _fake_chain(
+    x: torch.Tensor, mask: Any, parts: Any, steps: Any, numbers: Any, heads: int, rows: int
+) -> torch.Tensor:
     return x.new_empty((x.shape[0], x.shape[1], rows))
 
 

@@ -19,6 +19,8 @@ LINEAR, NORM, ATTENTION = range(3)
 """Kinds of steps, by their numbers in native/include/secateur/kernels.h."""
 NONE = -1
 """The number of a value or part that is not there."""
+FIELDS = 17
+"""Of a row of the table."""
 
 
 @dataclass

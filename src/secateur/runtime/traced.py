@@ -20,10 +20,11 @@ NORMS = {aten.layer_norm.default: "layer_norm", aten.rms_norm.default: "rms_norm
 
 @dataclass(frozen=True)
 class Call:
-    """A module's last call in the trace: its arguments by name, and what it gave."""
+    """A module's last call in the trace: its arguments by name, what it gave, and how many calls there were."""
 
     given: dict[str, Any]
     output: Any
+    times: int
 
 
 @dataclass
@@ -84,7 +85,9 @@ def _watching(model: nn.Module) -> Iterator[_Seen]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             names = positional(module)
             known = len(args) <= len(names) and not {*kwargs} & {*names[: len(args)]}
-            seen.calls[path] = Call({**dict(zip(names, args, strict=False)), **kwargs}, output) if known else None
+            before = seen.calls.get(path)
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            seen.calls[path] = Call(given, output, 1 + (before.times if before else 0)) if known else None
 
         return hook
 
