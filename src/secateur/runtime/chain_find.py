@@ -1,5 +1,6 @@
-"""Finds blocks of a traced model that are chains: linear layers, activations, sums, norms and attention from one stream
-to one stream, with nothing from outside but a mask of attention. It goes by the graph, never by what classes are called.
+"""Finds blocks of a traced model that are chains: linear layers, activations, sums, norms and attention from one
+stream to one stream, with nothing from outside but a mask of attention. It goes by the graph, never by what classes are
+called.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import Node
 
 from secateur.runtime.packed import ACTIVATIONS
 from secateur.runtime.packed import NORMS as NORM_NAMES
 from secateur.runtime.steps import ATTENTION, LINEAR, NONE, NORM, Step
 from secateur.runtime.traced import NORMS, Traced, activation_of, arguments, aten, epsilon_of, positional, stack
 
-Node = torch.fx.Node
 CONSTANTS = (bool, int, float, str)
 _COPIES = (
     aten.contiguous.default,
@@ -34,9 +35,9 @@ _CHECKS = (aten._assert_tensor_metadata.default,)
 @dataclass(frozen=True)
 class Form:
     """How a block is called, and what it gives: `names` are the arguments by position, `x` the one that is the stream,
-    `mask` the one that is the mask of attention ('' for none), `tensors` others that are tensors and make no difference,
-    `constants` what the rest was. `given` is the length of the tuple that it returns, with the stream first and nothing
-    after it, or 0 for the stream itself.
+    `mask` the one that is the mask of attention ('' for none), `tensors` others that are tensors and make no
+    difference, `constants` what the rest was. `given` is the length of the tuple that it returns, with the stream first
+    and nothing after it, or 0 for the stream itself.
     """
 
     names: tuple[str, ...]
@@ -49,9 +50,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Block:
-    """A block that is a chain. `steps` read value 0, `source`, and give `exit`; weights and the like are paths of tensors
-    in the model. `heads` is 0 where nothing attends; `folds` are weights (paths) whose outputs are multiplied by a
-    parameter (path), which the steps leave to them.
+    """A block that is a chain. `steps` read value 0, `source`, and give `exit`; weights and the like are paths of
+    tensors in the model. `heads` is 0 where nothing attends; `folds` are weights (paths) whose outputs are multiplied
+    by a parameter (path), which the steps leave to them.
     """
 
     path: str
@@ -69,8 +70,8 @@ class NoChainError(Exception):
 
 
 def blocks(traced: Traced) -> tuple[list[Block], dict[str, str]]:
-    """The blocks of module lists that are chains, outermost ones only, in the order of the model; and why others with at
-    least two linear layers are none.
+    """The blocks of module lists that are chains, outermost ones only, in the order of the model; and why others with
+    at least two linear layers are none.
     """
     found: list[Block] = []
     refused: dict[str, str] = {}
@@ -123,7 +124,9 @@ class _Reading:
 
     def _from_outside(self) -> tuple[set[Node], set[Node]]:
         """Masks of attention, and whatever else is computed outside and read inside."""
-        inside, masks, others = {*self.nodes}, set(), set()
+        inside = {*self.nodes}
+        masks: set[Node] = set()
+        others: set[Node] = set()
         for node in self.nodes:
             mask = node.args[3] if _attends(node) and len(node.args) > 3 else node.kwargs.get("attn_mask")
             for value in node.all_input_nodes:
@@ -249,9 +252,10 @@ class _Reading:
         return self._alike(node, before)
 
     def _alike(self, node: Node, before: Node) -> bool:
-        for known in (self.values, self.factors, self.split):
+        every: list[dict[Node, Any]] = [self.values, self.factors, self.split]
+        for known in every:
             if before in known:
-                known[node] = known[before]  # type: ignore[index]
+                known[node] = known[before]
                 return True
         return False
 

@@ -46,7 +46,7 @@ class Plan:
         Raises:
             TypeError, KeyError, AttributeError: when it is none.
         """
-        form = {name: tuple(v) if isinstance(v, list) else v for name, v in data["form"].items()}
+        form: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data["form"].items()}
         tuples = ("first", "heads")
         steps = tuple(Step(**{**step, **{name: tuple(step[name]) for name in tuples}}) for step in data["steps"])
         return cls(**{**data, "blocks": tuple(data["blocks"]), "form": Form(**form), "steps": steps})
@@ -228,7 +228,7 @@ class _Holder(_Swapped):
         opened.runs = runs
         try:
             output = plain(self, *args, **kwargs)
-            right = all([run.is_right(output) for run in runs])
+            right = all(run.is_right(output) for run in runs)
         except _Strayed:
             right = False
         finally:
@@ -277,10 +277,12 @@ def use_chains(holder: nn.Module, plans: Sequence[Plan]) -> None:
         chain.call(torch.zeros(1, 0, chain.plan.width), None, chain.tensors())
     for number, chain in enumerate(chains):
         for place, block in enumerate(chain.blocks):
-            block.__class__ = _swapped(_Link, type(block))
-            block.chain_place = (number, place)  # type: ignore[assignment]
-    holder.__class__ = _swapped(_Holder, type(holder))
-    holder.chains = chains  # type: ignore[assignment]
+            plain: Any = type(block)
+            block.__class__ = _swapped(_Link, plain)
+            block.chain_place = (number, place)
+    plain = type(holder)
+    holder.__class__ = _swapped(_Holder, plain)
+    holder.chains = chains
 
 
 def chains_of(model: nn.Module) -> dict[str, list[Plan]]:

@@ -1,5 +1,5 @@
-"""Puts chains into a compiled model: what was found in the trace is repacked for one tile, compared with the layers that it
-stands for, timed against them on request, and kept where it is right and faster.
+"""Puts chains into a compiled model: what was found in the trace is packed anew for one tile, compared with the layers
+that it stands for, timed against them on request, and kept where it is right and faster.
 """
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ class Outcome:
 
 @dataclass
 class _Seen:
-    """What a run of blocks was called with on the example, by name, and how often what it gave stands in what its holder
-    gave."""
+    """What a run of blocks was called with on the example, by name, and how often what it gave stands in what its
+    holder gave."""
 
     given: dict[str, Any] = field(default_factory=dict)
     output: Any = None
@@ -178,24 +179,12 @@ def _tried(
     parts = chain.tensors()
     for path, tensor in old.items():
         _put(model, path, tensor)
-    layers = _Layers(chain, seen.given)
+    trial = _Trial(chain, parts, seen.given)
+    dtype = None if run[0].mask is None else run[0].mask.meta["val"].dtype
     with torch.inference_mode():
-        trial = None if run[0].mask is None else _trial_mask(x, run[0].mask.meta["val"].dtype)
-        try:
-            expected = layers(x, trial)
-        except EXPECTED as error:
-            raise NoChainError(f"failed with another mask ({in_a_line(error)})") from error
-        if not _equal(chain.call(x, trial, parts), expected):
-            raise NoChainError("gives another result as a chain")
-        if trial is not None:
-            plan = replace(plan, without_mask=_sees_all(chain, layers, x, parts))
-        if measure:
-            length = min(tokens, x.shape[1])
-            made_up = torch.randn(max(1, tokens // length), length, x.shape[2])
-            mask = None if plan.without_mask else _trial_mask(made_up, trial.dtype)  # type: ignore[union-attr]
-            one_by_one, at_once = interleaved([lambda: layers(made_up, mask), lambda: chain.call(made_up, mask, parts)])
-            if at_once > one_by_one:
-                raise NoChainError("measured no faster as a chain")
+        plan = replace(plan, without_mask=trial.agrees(x, dtype))
+        if measure and not trial.is_faster(x, tokens, None if plan.without_mask else dtype):
+            raise NoChainError("measured no faster as a chain")
     for path, tensor in new.items():
         _put(model, path, tensor)
     outcome.packed |= {
@@ -214,36 +203,58 @@ def _called(form: Form, given: Mapping[str, Any]) -> Form:
     return replace(form, constants=rest)
 
 
-class _Layers:
-    """The blocks of a chain, one after the other, called as on the example."""
+class _Trial:
+    """A chain with the parts that are packed for it, against its blocks one by one, called as on the example."""
 
-    def __init__(self, chain: Chain, given: dict[str, Any]):
-        self.blocks, self.form, self.given = chain.blocks, chain.plan.form, given
+    def __init__(self, chain: Chain, parts: list[torch.Tensor], given: dict[str, Any]):
+        self.chain, self.parts, self.given = chain, parts, given
 
-    def __call__(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def at_once(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The output of the last block for the input of the first."""
-        masks = {self.form.mask: mask} if self.form.mask else {}
-        for block in self.blocks:
-            output = block(**{**self.given, self.form.x: x, **masks})
+        return self.chain.call(x, mask, self.parts)
+
+    def one_by_one(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """The same, block by block."""
+        form = self.chain.plan.form
+        masks = {form.mask: mask} if form.mask else {}
+        for block in self.chain.blocks:
+            output = block(**{**self.given, form.x: x, **masks})
             x = output[0] if isinstance(output, tuple) else output
         return x
 
+    def agrees(self, x: torch.Tensor, mask: torch.dtype | None) -> bool:
+        """Whether the blocks take a call without a mask for one that sees all tokens.
 
-def _trial_mask(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        Raises:
+            NoChainError: when the two differ on x and a mask of that type (None: blocks without one).
+        """
+        made_up = None if mask is None else _mask(x, mask)
+        try:
+            expected = self.one_by_one(x, made_up)
+        except EXPECTED as error:
+            raise NoChainError(f"fails with another mask ({in_a_line(error)})") from error
+        if not _equal(self.at_once(x, made_up), expected):
+            raise NoChainError("gives another result as a chain")
+        try:
+            return mask is None or _equal(self.at_once(x, None), self.one_by_one(x, None))
+        except EXPECTED:
+            return False
+
+    def is_faster(self, x: torch.Tensor, tokens: int, mask: torch.dtype | None) -> bool:
+        """Whether the chain takes less time for about so many tokens, in texts as long as those of x."""
+        length = min(tokens, x.shape[1])
+        made_up = torch.randn(max(1, tokens // length), length, x.shape[2])
+        seen = None if mask is None else _mask(made_up, mask)
+        one_by_one, at_once = interleaved([partial(f, made_up, seen) for f in (self.one_by_one, self.at_once)])
+        return at_once < one_by_one
+
+
+def _mask(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask (batch, 1, 1, tokens) that hides some tokens at the end of each text but the last."""
     seen = torch.ones(x.shape[0], 1, 1, x.shape[1], dtype=torch.bool)
     seen[: max(1, len(seen) - 1), ..., x.shape[1] - x.shape[1] // 3 :] = False
-    return (
-        seen if dtype == torch.bool else torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-    )
-
-
-def _sees_all(chain: Chain, layers: _Layers, x: torch.Tensor, parts: list[torch.Tensor]) -> bool:
-    """Whether the blocks take a call without a mask for one that sees all tokens."""
-    try:
-        return _equal(chain.call(x, None, parts), layers(x, None))
-    except EXPECTED:
-        return False
+    added = torch.zeros_like(seen, dtype=dtype)
+    return seen if dtype == torch.bool else added.masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def _equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -255,14 +266,9 @@ def _joined(run: Sequence[Block], holder: str) -> Iterator[Step]:
     before = 0
     for block in run:
         for step in block.steps:
-            parts = {
-                name: None if path is None else _inside(holder, path)
-                for name, path in (
-                    ("weight", step.weight),
-                    ("bias", step.bias),
-                    ("scale", step.scale),
-                    ("shift", step.shift),
-                )
+            parts: dict[str, Any] = {
+                name: None if getattr(step, name) is None else _inside(holder, getattr(step, name))
+                for name in ("weight", "bias", "scale", "shift")
             }
             yield replace(step, reads=[value if value == NONE else value + before for value in step.reads], **parts)
         before += len(block.steps)

@@ -246,9 +246,9 @@ def _sparse_chain(
     heads: int,
     rows: int,
 ) -> torch.Tensor:
-    """A chain of layers over x (batch, tokens, width), float32; gives (batch, tokens, rows). `steps` (count, fields) and
-    `numbers` are a table of `secateur.runtime.steps`, with numbers of `parts` for places; parts are packed weights and
-    float32 vectors. `heads` are those of every attention, and mask is as for `attention`.
+    """A chain of layers over x (batch, tokens, width), float32; gives (batch, tokens, rows). `steps` (count, fields)
+    and `numbers` are a table of `secateur.runtime.steps`, with numbers of `parts` for places; parts are packed weights
+    and float32 vectors. `heads` are those of every attention, and mask is as for `attention`.
     """
     native = load_native()
     if native is None:

@@ -57,8 +57,8 @@ def pack_together(weights: Sequence[np.ndarray], values: Sequence[str]) -> list[
 
 
 def table(steps: Sequence[Step], place: Callable[[Any], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the steps (count, fields) and their numbers (count); `place` gives the place and the bytes of a weight,
-    bias, scale or shift, in this order for each step.
+    """The rows of the steps (count, fields) and their numbers (count); `place` gives the place and the bytes of a
+    weight, bias, scale or shift, in this order for each step.
     """
     rows = []
     for step in steps:
