@@ -52,11 +52,30 @@ def dinov2():
     return model
 
 
-def bart():
+def deit():
+    return transformers.DeiTModel(transformers.DeiTConfig(**SIZES, **IMAGES))
+
+
+def siglip():
+    return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SIZES, **IMAGES))
+
+
+def whisper():
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    return transformers.WhisperModel(
+        transformers.WhisperConfig(**both_sides(), **ids, vocab_size=50, max_source_positions=20)
+    )
+
+
+def both_sides():
+    """The sizes of an encoder-decoder."""
     names = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim")
-    sizes = dict(zip(names, SIZES.values(), strict=True))
-    decoder = {name.replace("encoder", "decoder"): size for name, size in sizes.items() if name != "d_model"}
-    return transformers.BartModel(transformers.BartConfig(**sizes, **decoder, vocab_size=50))
+    sizes = dict(zip(names, (32, 2, 4, 48), strict=True))
+    return {**sizes, **{name.replace("encoder", "decoder"): size for name, size in sizes.items()}}
+
+
+def bart():
+    return transformers.BartModel(transformers.BartConfig(**both_sides(), vocab_size=50))
 
 
 class Block(nn.Module):
@@ -165,7 +184,9 @@ def chained(calls, fast, model, batch):
     return calls["chain"] - before
 
 
-@pytest.mark.parametrize("make", [bert, vit, distilbert, roberta, dinov2, bart], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [bert, vit, distilbert, roberta, dinov2, deit, siglip, bart, whisper], ids=lambda make: make.__name__
+)
 def test_encoders_run_as_one_call(make, calls):
     model, fast, example = compiled(make)
     assert fast.secateur_report.blocks == 2

@@ -80,7 +80,10 @@ class Chain:
 
     def tensors(self) -> list[torch.Tensor]:
         """The parts of the steps as they are now."""
-        return [getattr(module, name) for module, name in self.parts]
+        if torch.compiler.is_compiling():
+            return [getattr(module, name) for module, name in self.parts]
+        # Attributes of modules take their time: a tenth of a millisecond for six blocks.
+        return [(m._buffers if name in m._buffers else m._parameters)[name] for m, name in self.parts]  # type: ignore[misc]
 
     def call(self, x: torch.Tensor, mask: torch.Tensor | None, parts: list[torch.Tensor]) -> torch.Tensor:
         """The output of the last block for the input of the first."""
