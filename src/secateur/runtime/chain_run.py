@@ -83,7 +83,7 @@ class Chain:
         if torch.compiler.is_compiling():
             return [getattr(module, name) for module, name in self.parts]
         # Attributes of modules take their time: a tenth of a millisecond for six blocks.
-        return [(m._buffers if name in m._buffers else m._parameters)[name] for m, name in self.parts]  # type: ignore[misc]
+        return [(m._buffers if name in m._buffers else m._parameters)[name] for m, name in self.parts]
 
     def call(self, x: torch.Tensor, mask: torch.Tensor | None, parts: list[torch.Tensor]) -> torch.Tensor:
         """The output of the last block for the input of the first."""

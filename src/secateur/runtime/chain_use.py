@@ -146,7 +146,7 @@ def _observed(
         handles.append(model.get_submodule(_holder(traced, run[0].path)).register_forward_hook(close(one)))
     try:
         if runs:
-            with torch.inference_mode():
+            with torch.no_grad():
                 example = copy.copy(example)
                 model(**example) if isinstance(example, Mapping) else model(*example)
     finally:
@@ -181,7 +181,7 @@ def _tried(
         _put(model, path, tensor)
     trial = _Trial(chain, parts, seen.given)
     dtype = None if run[0].mask is None else run[0].mask.meta["val"].dtype
-    with torch.inference_mode():
+    with torch.no_grad():
         plan = replace(plan, without_mask=trial.agrees(x, dtype))
         if measure and not trial.is_faster(x, tokens, None if plan.without_mask else dtype):
             raise NoChainError("measured no faster as a chain")
