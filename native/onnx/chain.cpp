@@ -1,8 +1,11 @@
 #include "chain.h"
 
-#include <algorithm>
+#include "secateur/steps.h"
 
 namespace secateur_onnx {
+
+using secateur::kStepFields;
+using secateur::read_steps;
 
 SparseChain::SparseChain(const Runtime& r, const OrtKernelInfo* info)
     : runtime(r), packed_(r, info, 1, 64, "what SparseChain has packed"), width_(r.whole(info, "width", 0)) {
@@ -15,33 +18,21 @@ SparseChain::SparseChain(const Runtime& r, const OrtKernelInfo* info)
   const std::vector<int64_t> shape = runtime.shape(table[0]);
   if (shape.size() != 2 || shape[0] < 1 || shape[1] != kStepFields || runtime.shape(table[1]) != std::vector{shape[0]})
     runtime.fail(ort::kInvalidGraph, "the steps of SparseChain have " + std::to_string(kStepFields) + " fields each");
-  const auto* f = runtime.data<int64_t>(table[0]);
-  const auto* number = runtime.data<float>(table[1]);
-  for (int64_t i = 0; i < shape[0]; i++, f += kStepFields) {
-    sct_step s{};
-    s.kind = static_cast<int>(f[0]);
-    std::copy(f + 1, f + 4, s.from);
-    std::copy(f + 4, f + 7, s.first);
-    s.activation = static_cast<int>(f[12]), s.norm = static_cast<int>(f[13]);
-    s.heads = f[14], s.kv_heads = f[15], s.width = f[16];
+  auto weight = [&](int64_t offset, int64_t bytes) {
+    const uint8_t* blob = part(offset, bytes);
+    // Model files come from anywhere: no kernel may read or write outside.
+    const int status = sct_validate(blob, bytes);
+    if (status != SCT_OK) runtime.fail(ort::kInvalidGraph, std::string("SparseChain: ") + sct_error_text(status));
+    return blob;
+  };
+  auto numbers = [&](int64_t offset, int64_t count) { return vector(offset, count); };
+  steps_ = read_steps(runtime.data<int64_t>(table[0]), runtime.data<float>(table[1]), shape[0], width_, weight, numbers);
+  rows_ = sct_chain_rows(steps_.data(), static_cast<int64_t>(steps_.size()), width_);
+  if (rows_ < 1) runtime.fail(ort::kInvalidGraph, "the steps of SparseChain do not fit together");
+  for (const sct_step& s : steps_) {
     if (s.kind == SCT_ATTENTION_STEP && !heads_) heads_ = s.heads;
-    if (s.kind == SCT_ATTENTION_STEP && (s.heads != heads_ || std::max(s.kv_heads, s.width) > INT32_MAX))
+    if (s.kind == SCT_ATTENTION_STEP && s.heads != heads_)
       runtime.fail(ort::kInvalidGraph, "every attention of SparseChain has the same heads");
-    s.epsilon = s.factor = number[i];
-    if (s.kind == SCT_LINEAR_STEP) {
-      s.blob = part(f[7], f[8]), s.bytes = f[8];
-      // Model files come from anywhere: no kernel may read or write outside.
-      const int status = sct_validate(s.blob, s.bytes);
-      if (status != SCT_OK) runtime.fail(ort::kInvalidGraph, std::string("SparseChain: ") + sct_error_text(status));
-    }
-    steps_.push_back(s);
-  }
-  f = runtime.data<int64_t>(table[0]);
-  for (int64_t i = 0; i < shape[0]; i++, f += kStepFields) {
-    rows_ = sct_chain_rows(steps_.data(), i + 1, width_);
-    if (rows_ < 1) runtime.fail(ort::kInvalidGraph, "the steps of SparseChain do not fit together");
-    steps_[i].bias = vector(f[9], rows_), steps_[i].scale = vector(f[10], rows_);
-    steps_[i].shift = vector(f[11], rows_);
   }
 }
 

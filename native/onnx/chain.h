@@ -9,8 +9,9 @@ namespace secateur_onnx {
 // Linear layers, norms and attention of an encoder in one call (sct_chain)
 //
 //   inputs      x (batch, tokens, in); packed (bytes) uint8, a constant, in which weights, biases, scales and shifts lie at
-//               multiples of 64; steps (count, kStepFields) int64 and numbers (count) float, constants, one row a step; and
-//               where there are: mask and keep, as for Attention, the same for all
+//               multiples of 64; steps (count, kStepFields) int64 and numbers (count) float, constants, as in
+//               secateur/steps.h, with offsets into packed for places; and where there are: mask and keep, as for
+//               Attention, the same for all
 //   attributes  width: in
 //   output      (batch, tokens, rows of the last step)
 class SparseChain {
@@ -18,9 +19,6 @@ class SparseChain {
   static constexpr const char* kName = "SparseChain";
   static constexpr int kInputs[] = {ort::kFloat, ort::kUint8, ort::kInt64, ort::kFloat, ort::kFloat, ort::kBool};
   static constexpr size_t kRequired = 4;
-  // kind; from[3]; first[3]; the weight's offset and bytes; offsets of bias, scale and shift, -1 without; activation;
-  // norm; heads; kv_heads; width. The number is a norm's epsilon or what attention multiplies scores by.
-  static constexpr int64_t kStepFields = 17;
 
   SparseChain(const Runtime& runtime, const OrtKernelInfo* info);
   void compute(OrtKernelContext* context) const;

@@ -3,13 +3,17 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
 #include <tuple>
+#include <vector>
 
 #include "secateur/kernels.h"
+#include "secateur/steps.h"
 
 namespace nb = nanobind;
 
@@ -57,6 +61,28 @@ Blob packed(Pack pack) {
 using Strides = std::tuple<int64_t, int64_t, int64_t>;  // from batch to batch, head to head, token to token
 
 void fill(int64_t (&to)[3], const Strides& from) { std::tie(to[0], to[1], to[2]) = from; }
+
+// The steps of a table whose places are numbers of parts, which lie at `address` and take `bytes` each; all attention
+// has so many heads, and the last step gives so many rows.
+std::vector<sct_step> steps_of(const int64_t* table, const float* numbers, int64_t count, int64_t width,
+                               const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes, int64_t heads,
+                               int64_t rows) {
+  const auto parts = static_cast<int64_t>(std::min(address.size(), bytes.size()));
+  auto part = [&](int64_t place, int64_t least) {
+    if (place < 0 || place >= parts || least < 0 || bytes[place] < least)
+      throw std::invalid_argument("a step of the chain names a part that is not there, or too small");
+    return address[place];
+  };
+  auto weight = [&](int64_t place, int64_t size) { return at<uint8_t>(part(place, size)); };
+  auto vector = [&](int64_t place, int64_t n) { return place == -1 ? nullptr : at<float>(part(place, n * 4)); };
+  std::vector<sct_step> steps = secateur::read_steps(table, numbers, count, width, weight, vector);
+  for (const sct_step& s : steps)
+    if (s.kind == SCT_ATTENTION_STEP && s.heads != heads)
+      throw std::invalid_argument("every attention of a chain has the same heads");
+  if (sct_chain_rows(steps.data(), static_cast<int64_t>(steps.size()), width) != rows)
+    throw std::invalid_argument("the steps of the chain do not fit together, or to its input and output");
+  return steps;
+}
 
 nb::tuple describe(uintptr_t blob, int64_t bytes) {
   sct_info i;
@@ -142,6 +168,22 @@ NB_MODULE(_native, m) {
         fill(job.out_stride, out_stride), fill(job.mask_stride, mask_stride), fill(job.keep_stride, keep_stride);
         nb::gil_scoped_release release;
         check(sct_attention(&job, threads, isa, nullptr, nullptr));
+      });
+  m.def(
+      "chain",
+      [](uintptr_t x, uintptr_t y, int64_t batch, int64_t tokens, int64_t width, int64_t rows, uintptr_t table,
+         uintptr_t numbers, int64_t count, const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes,
+         int64_t heads, uintptr_t mask, uintptr_t keep, Strides mask_stride, int threads, int isa) {
+        const std::vector<sct_step> steps =
+            steps_of(at<int64_t>(table), at<float>(numbers), count, width, address, bytes, heads, rows);
+        sct_chain_job job{};
+        job.x = at<float>(x), job.y = at<float>(y);
+        job.batch = batch, job.tokens = tokens, job.width = width;
+        job.steps = steps.data(), job.count = count;
+        job.mask = at<float>(mask), job.keep = at<uint8_t>(keep);
+        fill(job.mask_stride, mask_stride), fill(job.keep_stride, mask_stride);
+        nb::gil_scoped_release release;
+        check(sct_chain(&job, threads, isa, nullptr, nullptr));
       });
   m.def(
       "repair_sweep",

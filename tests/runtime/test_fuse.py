@@ -16,12 +16,19 @@ from secateur import runtime  # noqa: E402
 from secateur.errors import ModelError  # noqa: E402
 from secateur.runtime import attention, onecall, ops, store, swap  # noqa: E402
 from secateur.runtime import choose as choosing  # noqa: E402
+from secateur.runtime.chain_use import Outcome  # noqa: E402
 from secateur.runtime.linear import ByTokens  # noqa: E402
 from secateur.runtime.native import load_native  # noqa: E402
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
 CALLS = "residuals and norms"
+
+
+@pytest.fixture(autouse=True)
+def layer_by_layer(monkeypatch):
+    """No blocks as one call, which would hide what is fused into their layers."""
+    monkeypatch.setattr(swap, "chain_blocks", lambda *args: Outcome())
 
 
 def prune(model, density=0.2, seed=0):

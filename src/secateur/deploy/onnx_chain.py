@@ -10,32 +10,11 @@ from typing import Any
 import numpy as np
 
 from secateur.deploy.onnx_graph import DOMAIN, LAYER_NORM, Graph, attributes, is_plain
-from secateur.runtime.native import isa
-from secateur.runtime.packed import chain_defaults, describe, pack, row_block_for, unpack
+from secateur.runtime.packed import describe, unpack
+from secateur.runtime.steps import ATTENTION, LINEAR, NONE, NORM, Step, pack_together, table
 
 ALIGN = 64
 """Of what is packed, as native/onnx/chain.h has it."""
-LINEAR, NORM, ATTENTION = range(3)
-"""Kinds of steps, by their numbers in native/include/secateur/kernels.h."""
-NONE = -1
-
-
-@dataclass
-class Step:
-    """One step of a chain, as native/onnx/chain.h has it; a linear one with its weight (out, in)."""
-
-    kind: int
-    reads: list[int]
-    first: tuple[int, int, int] = (0, 0, 0)
-    weight: np.ndarray | None = None
-    value: str = "float32"
-    bias: np.ndarray | None = None
-    scale: np.ndarray | None = None
-    shift: np.ndarray | None = None
-    activation: int = 0
-    norm: int = 0
-    number: float = 0.0
-    heads: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass
@@ -214,28 +193,16 @@ def _merged(steps: list[Step]) -> list[Step]:
 
 def _written(steps: list[Step]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What is packed, the table of steps and their numbers."""
-    weights = [step.weight for step in steps if step.weight is not None]
-    density = sum(np.count_nonzero(weight) for weight in weights) / sum(weight.size for weight in weights)
-    tile, chunk = chain_defaults(isa(), density)
+    linear = [step for step in steps if step.weight is not None]
+    for step, blob in zip(linear, pack_together([s.weight for s in linear], [s.value for s in linear]), strict=True):
+        step.weight = blob
     parts: list[np.ndarray] = []
 
-    def add(array: np.ndarray | None) -> int:
-        if array is None:
-            return NONE
+    def add(array: np.ndarray) -> tuple[int, int]:
         at = sum(len(part) for part in parts)
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         parts.append(np.concatenate([data, np.zeros(-len(data) % ALIGN, np.uint8)]))
-        return at
+        return at, len(data)
 
-    rows, numbers = [], []
-    for step in steps:
-        blob = None
-        if step.weight is not None:
-            block = row_block_for(len(step.weight), tile, threads=1)
-            blob = pack(step.weight, format="tiled", value=step.value, tile=tile, chunk=chunk, row_block=block)
-        reads = [*step.reads, NONE, NONE][:3]
-        size = len(blob) if blob is not None else 0
-        places = [add(blob), size, add(step.bias), add(step.scale), add(step.shift)]
-        rows.append([step.kind, *reads, *step.first, *places, step.activation, step.norm, *step.heads])
-        numbers.append(step.number)
-    return np.concatenate(parts), np.array(rows, np.int64), np.array(numbers, np.float32)
+    rows, numbers = table(steps, add)
+    return np.concatenate(parts), rows, numbers

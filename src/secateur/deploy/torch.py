@@ -53,7 +53,7 @@ def load(folder: Path, graph: Mapping[str, Any], threads: int) -> device.Program
 
 def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int) -> device.Program:
     """The model with its sparse layers on secateur's kernels, chosen by measurement at the first input's size, with
-    activations fused.
+    what follows them fused and blocks of an encoder as one call.
     """
     from secateur import runtime
 

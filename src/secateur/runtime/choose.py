@@ -151,13 +151,13 @@ def _measure(
     runs = [partial(sparse_linear, x, torch.from_numpy(pack(weight, **packing)), bias, rows, 0) for packing in found]
     with torch.inference_mode():
         cold = np.zeros(EVICT_BYTES // 8) if tokens <= FEW_TOKENS and found else None
-        dense_us, *sparse = _interleaved([lambda: torch.nn.functional.linear(x, dense, bias), *runs], cold)
+        dense_us, *sparse = interleaved([lambda: torch.nn.functional.linear(x, dense, bias), *runs], cold)
     if not sparse or min(sparse) > WORTH * dense_us:
         return Choice(None, dense_us, min(sparse, default=dense_us))
     return Choice(found[int(np.argmin(sparse))], dense_us, min(sparse))
 
 
-def _interleaved(functions: list[Callable[[], object]], cold: np.ndarray | None = None) -> list[float]:
+def interleaved(functions: list[Callable[[], object]], cold: np.ndarray | None = None) -> list[float]:
     """The median time of each function in microseconds, taken in turns so that load hits all alike.
 
     With `cold`, an array larger than the caches, each run starts with the weights out of them.

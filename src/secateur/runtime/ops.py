@@ -1,5 +1,5 @@
-"""The kernels as torch operators, `secateur::sparse_linear` (alone, or with a residual and a norm after it) and
-`secateur::attention`, opaque to torch.compile and torch.export.
+"""The kernels as torch operators, `secateur::sparse_linear` (alone, or with a residual and a norm after it),
+`secateur::attention` and `secateur::sparse_chain`, opaque to torch.compile and torch.export.
 
 Inference only: the operators have no backward.
 """
@@ -12,6 +12,7 @@ import torch
 
 from secateur.runtime.native import load_native, share_openmp
 from secateur.runtime.packed import ACTIVATIONS, NORMS
+from secateur.runtime.steps import FIELDS
 
 _library = torch.library.Library("secateur", "FRAGMENT")
 _library.define(
@@ -178,17 +179,7 @@ def _attention(
         raise ValueError(f"attention of {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} does not fit")
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
     out = q.new_empty((batch, queries, heads, width))
-    added = kept = 0
-    mask_stride = (0, 0, 0)
-    if mask is not None:
-        if mask.dtype not in (torch.float32, torch.bool):
-            raise TypeError(f"the mask is float32 or bool, not {mask.dtype}")
-        mask = mask.expand(batch, heads, queries, keys)
-        if mask.stride(3) != 1:
-            mask = mask[:1, :1].contiguous() if mask.stride()[:2] == (0, 0) else mask.contiguous()
-            mask = mask.expand(batch, heads, queries, keys)
-        mask_stride = mask.stride()[:3]
-        added, kept = (0, mask.data_ptr()) if mask.dtype == torch.bool else (mask.data_ptr(), 0)
+    mask, added, kept, mask_stride = _mask(mask, (batch, heads, queries, keys))
     native.attention(
         q.data_ptr(),
         k.data_ptr(),
@@ -215,12 +206,95 @@ def _attention(
     return out
 
 
+def _mask(
+    mask: torch.Tensor | None, sizes: tuple[int, int, int, int]
+) -> tuple[torch.Tensor | None, int, int, tuple[int, ...]]:
+    """A mask of attention (batch, heads, queries, keys) with the keys of a query side by side; its address where it is
+    added and where it says what is seen, of which one is 0; and its strides but the last. The mask must live until the
+    kernels have run.
+    """
+    if mask is None:
+        return None, 0, 0, (0, 0, 0)
+    if mask.dtype not in (torch.float32, torch.bool):
+        raise TypeError(f"the mask is float32 or bool, not {mask.dtype}")
+    mask = mask.expand(sizes)
+    if mask.stride(3) != 1:
+        mask = mask[:1, :1].contiguous() if mask.stride()[:2] == (0, 0) else mask.contiguous()
+        mask = mask.expand(sizes)
+    added, kept = (0, mask.data_ptr()) if mask.dtype == torch.bool else (mask.data_ptr(), 0)
+    return mask, added, kept, mask.stride()[:3]
+
+
 def _fake_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
     return q.new_empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3]))
 
 
+_library.define(
+    "sparse_chain(Tensor x, Tensor? mask, Tensor[] parts, Tensor steps, Tensor numbers, int heads, int rows) -> Tensor",
+    tags=(torch.Tag.needs_fixed_stride_order,),
+)
+
+
+def _sparse_chain(
+    x: torch.Tensor,
+    mask: torch.Tensor | None,
+    parts: list[torch.Tensor],
+    steps: torch.Tensor,
+    numbers: torch.Tensor,
+    heads: int,
+    rows: int,
+) -> torch.Tensor:
+    """A chain of layers over x (batch, tokens, width), float32; gives (batch, tokens, rows). `steps` (count, fields)
+    and `numbers` are a table of `secateur.runtime.steps`, with numbers of `parts` for places; parts are packed weights
+    and float32 vectors. `heads` are those of every attention, and mask is as for `attention`.
+    """
+    native = load_native()
+    if native is None:
+        raise RuntimeError("a chain needs the compiled kernels; run its layers one by one")
+    _check_type(x)
+    whole = steps.dtype == torch.int64 and numbers.dtype == torch.float32 and steps.shape == (*numbers.shape, FIELDS)
+    if x.dim() != 3 or not whole:
+        raise ValueError(
+            f"a chain takes (batch, tokens, width) and a table of steps, not {tuple(x.shape)} and {tuple(steps.shape)}"
+        )
+    if any(not part.is_contiguous() or part.dtype not in (torch.uint8, torch.float32) for part in parts):
+        raise TypeError("the parts of a chain are packed weights and contiguous float32 vectors")
+    batch, tokens, width = x.shape
+    x, steps, numbers = x.contiguous(), steps.contiguous(), numbers.contiguous()
+    mask, added, kept, stride = _mask(mask, (batch, heads, tokens, tokens))
+    y = x.new_empty((batch, tokens, rows))
+    native.chain(
+        x.data_ptr(),
+        y.data_ptr(),
+        batch,
+        tokens,
+        width,
+        rows,
+        steps.data_ptr(),
+        numbers.data_ptr(),
+        len(steps),
+        [part.data_ptr() for part in parts],
+        [part.nbytes for part in parts],
+        heads,
+        added,
+        kept,
+        stride,
+        torch.get_num_threads(),
+        0,
+    )
+    return y
+
+
+def _fake_chain(
+    x: torch.Tensor, mask: Any, parts: Any, steps: Any, numbers: Any, heads: int, rows: int
+) -> torch.Tensor:
+    return x.new_empty((x.shape[0], x.shape[1], rows))
+
+
+_library.impl("sparse_chain", _sparse_chain, "CPU")
+torch.library.register_fake("secateur::sparse_chain", _fake_chain, lib=_library)
 _library.impl("attention", _attention, "CPU")
 torch.library.register_fake("secateur::attention", _fake_attention, lib=_library)
 _library.impl("sparse_linear", _sparse_linear, "CPU")
@@ -231,5 +305,6 @@ if load_native() is not None:
     share_openmp()
 
 attention = torch.ops.secateur.attention.default
+sparse_chain = torch.ops.secateur.sparse_chain.default
 sparse_linear = torch.ops.secateur.sparse_linear.default
 sparse_linear_after = torch.ops.secateur.sparse_linear_after.default

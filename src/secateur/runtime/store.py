@@ -19,6 +19,7 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
 from secateur.runtime.attention import use_attention
+from secateur.runtime.chain_run import Plan, chains_of, use_chains
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import load_native
 from secateur.runtime.onecall import OneCall, one_calls, use_one_call
@@ -61,6 +62,7 @@ def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> No
         "packed": packed,
         "by_tokens": {name: m.tokens for name, m in model.named_modules() if isinstance(m, ByTokens)},
         "one_calls": {name: asdict(one) for name, one in one_calls(model).items()},
+        "chains": {name: [asdict(plan) for plan in plans] for name, plans in chains_of(model).items()},
         # Activations that were fused into a packed layer: the skeleton has them still.
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
         "aliases": aliases,
@@ -124,7 +126,13 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     use_attention(model)
-    return model.eval()
+    model.eval()
+    for name, plans in manifest.get("chains", {}).items() if load_native() is not None else ():
+        try:
+            use_chains(_layer(model, name), [Plan.from_json(plan) for plan in plans])
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ModelError(f"{folder / MANIFEST} is damaged: the chains of {name!r} do not fit ({error})") from None
+    return model
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

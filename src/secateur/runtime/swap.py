@@ -14,12 +14,14 @@ import torch
 from torch import nn
 
 from secateur.runtime.attention import use_attention
+from secateur.runtime.chain_use import Outcome, chain_blocks
 from secateur.runtime.choose import Choice, choose, unmeasured
 from secateur.runtime.fuse import Fusions, fusions
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import isa, load_native
 from secateur.runtime.onecall import use_one_call
 from secateur.runtime.packed import ROUNDS_ACTIVATIONS, VALUES, check_activations, pack
+from secateur.runtime.traced import Traced
 
 MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
 
@@ -44,7 +46,8 @@ class LayerReport:
 @dataclass(frozen=True)
 class Report:
     """What `compile` did, layer by layer, for calls of `tokens` tokens; `also` is the same for other sizes of call,
-    `fused` how often what was fused into the layers."""
+    `fused` how often what was fused into the layers, `blocks` how many blocks run as one call, and `apart` why others
+    do not."""
 
     layers: tuple[LayerReport, ...]
     isa: str
@@ -52,13 +55,20 @@ class Report:
     threads: int
     also: tuple[Report, ...] = ()
     fused: Mapping[str, int] = field(default_factory=dict)
+    blocks: int = 0
+    apart: str = ""
 
     def summary(self) -> str:
         """One sentence for each size of call: how many layers were sped up, by how much as measured, and why the others
         were not."""
         more = [f" At {other.tokens} tokens: {other._sentence()}" for other in self.also]
         fused = ", ".join(f"{count} {what}" for what, count in self.fused.items() if count)
-        return self._sentence() + "".join(more) + (f" Fused: {fused}." if fused else "")
+        parts = [self._sentence(), *more, f" Fused: {fused}." if fused else ""]
+        if self.blocks:
+            parts.append(f" {self.blocks} blocks run as one call.")
+        elif self.apart:
+            parts.append(f" No blocks run as one call: {self.apart}.")
+        return "".join(parts)
 
     def _sentence(self) -> str:
         sparse = [layer for layer in self.layers if layer.format != "dense"]
@@ -114,7 +124,7 @@ def compile(
             many layers do.
         measure: time each kind of layer dense and sparse and keep the faster; False packs every sparse layer.
         example: a batch as for `secateur.open`; with it, activations, residuals and norms are fused into the
-            packed layers before them.
+            packed layers before them, and blocks of an encoder run as one call where they can.
         cache: keep measurements in the user's cache folder (see `secateur.runtime.choose`).
 
     Raises:
@@ -142,23 +152,35 @@ def compile(
             forms.append(module if packed is None else packed)
         if any(form is not module for form in forms):
             changed[name] = forms
-    found = fusions(model, example) if changed and example is not None else Fusions()
+    traced = Traced(result, example) if changed and example is not None else None
+    found = Fusions() if traced is None else fusions(traced)
     fused = {"activations": _fuse_activations(result, changed, found)}
     for name, forms in changed.items():
         replacement = _joined(forms, counts)
         if not name:
-            result = replacement.eval()
+            result = replacement
         else:
             put_module(result, name, replacement)
     fused["residuals and norms"] = _fuse_calls(result, changed, found)
     if changed:
         use_attention(result)
-    first, *others = (Report(tuple(reports[count]), isa(), count, torch.get_num_threads()) for count in counts)
-    outcome = replace(first, also=tuple(others), fused=fused)
+    result.eval()  # what was put in as well
+    chains = Outcome()
+    if traced is not None and example is not None and load_native() is not None:
+        chains = chain_blocks(result, traced, example, counts[-1], measure)
+    first, *others = (
+        Report(_repacked(reports[count], chains.packed), isa(), count, torch.get_num_threads()) for count in counts
+    )
+    outcome = replace(first, also=tuple(others), fused=fused, blocks=chains.blocks, apart=chains.apart)
     result.secateur_report = outcome
     if not hasattr(type(result), "summary"):
         result.summary = outcome.summary
     return result
+
+
+def _repacked(layers: Sequence[LayerReport], sizes: Mapping[str, int]) -> tuple[LayerReport, ...]:
+    """The reports with the sizes of what was packed anew."""
+    return tuple(replace(layer, packed_bytes=sizes.get(layer.name, layer.packed_bytes)) for layer in layers)
 
 
 def _fuse_activations(model: nn.Module, changed: Mapping[str, list[nn.Module]], found: Fusions) -> int:
