@@ -238,7 +238,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(call, llm, text, place, m
     monkeypatch.setattr(shards.os, "fsync", full)
     done = call(*command)
     assert done.code == 2
-    assert "stopped after 1 blocks: no space left on device" in " ".join(done.err.split())
+    assert "stopped after 1 of 3 blocks: no space left on device" in " ".join(done.err.split())
     assert "make room or mend the cause" in " ".join(done.err.split())
     monkeypatch.setattr(shards.os, "fsync", real)
     assert call(*command).code == 0

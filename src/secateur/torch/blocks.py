@@ -89,8 +89,6 @@ def prune_weights(
                 new = method(weight, given, pattern, sparsity(name), **options)
             except PlanError as wrong:
                 raise PlanError(f"{name}: {wrong}") from None
-            except TypeError as wrong:
-                raise PlanError(f"the options {dict(options)} do not fit {method.__name__}: {wrong}") from None
         new = new.to(stored(name)).to(held.dtype)
         error = None
         if gram is not None:
