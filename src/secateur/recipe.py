@@ -168,8 +168,8 @@ class Recipe(BaseModel):
     def _stated_once(cls, value: float | None, info: ValidationInfo) -> float | None:
         fixed = _fixed(info)
         if fixed is not None and fixed == (value is not None):
-            says = "says itself how much goes; leave out" if fixed else "needs"
-            raise ValueError(f"pattern {info.data['pattern']} {says} sparsity")
+            says = "says itself how much goes; leave out sparsity" if fixed else "needs a sparsity, such as 0.5"
+            raise ValueError(f"pattern {info.data['pattern']} {says}")
         return value
 
     @field_validator("owl", "sensitivity")

@@ -218,7 +218,7 @@ def test_ctrl_c_says_how_to_go_on(call, llm, text, place, monkeypatch):
     monkeypatch.setattr(stream, "write_shard", real)
     again = call(*command)
     assert again.code == 0
-    assert "1 blocks were done before" in again.err
+    assert "1 block was done before" in again.err
     assert [p.name for p in place.iterdir()] == ["out"]
 
 

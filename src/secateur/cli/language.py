@@ -66,11 +66,14 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
                 )
         except KeyboardInterrupt:
             raise SecateurError(
-                f"interrupted after {progress.where}; run the same command again to go on{_kept(recipe.output)}"
+                f"interrupted {progress.where}; run the same command again to go on{_kept(recipe.output)}"
             ) from None
+        except SecateurError as error:
+            kept = _kept(recipe.output) if progress.done else ""
+            raise type(error)(f"{error}{f'{kept}; delete that to start over' if kept else ''}") from None
         except OSError as error:
             raise SecateurError(
-                f"stopped after {progress.where}: {(error.strerror or str(error)).lower()}"
+                f"stopped {progress.where}: {(error.strerror or str(error)).lower()}"
                 f"{f' ({error.filename})' if error.filename else ''}; make room or mend the cause, then run the same "
                 f"command again to go on{_kept(recipe.output)}"
             ) from None
@@ -100,10 +103,9 @@ def _source(model: str, output: Path) -> Iterator[Path]:
 
 def calibration(recipe: "Recipe", folder: Path) -> Any:
     """Calibration windows (count, context), or None when the recipe names no text or no stage of it reads any."""
-    from transformers import AutoConfig
-
     from secateur.documents import read_documents
     from secateur.torch.hub import check_folder
+    from secateur.torch.open import read_config
     from secateur.torch.text import load_tokenizer
     from secateur.torch.windows import check_context, sample_windows
 
@@ -114,8 +116,7 @@ def calibration(recipe: "Recipe", folder: Path) -> Any:
         return None
     sources = [(str(path), read_documents(path, recipe.text_column)) for path in recipe.calibration]
     check_folder(folder)
-    config = AutoConfig.from_pretrained(folder)
-    text = config.get_text_config()
+    text = read_config(folder).get_text_config()
     vocabulary = text.vocab_size
     check_context(getattr(text, "max_position_embeddings", None), recipe.context)
     windows = sample_windows(load_tokenizer(folder), sources, vocabulary, recipe.samples, recipe.context, recipe.seed)
@@ -158,7 +159,9 @@ class _Progress:
     @property
     def where(self) -> str:
         """How far the run has come."""
-        return f"{self.done} of {self.total or '?'} blocks"
+        if not self.done:
+            return "before the first block was done"
+        return f"after {self.done} of {self.total} blocks" if self.total else f"after {self.done} blocks"
 
     def began(self, choice: Any, resumed: int) -> None:
         """Say what was chosen, and where the run starts."""
@@ -166,7 +169,7 @@ class _Progress:
         where = "on disk" if choice.on_disk else "in memory"
         self._say(
             f"states {where}, {choice.batch} windows at a time, about {choice.expected / 2**30:.1f} GiB in all"
-            + (f"; {resumed} blocks were done before" if resumed else "")
+            + (f"; {resumed} {'block was' if resumed == 1 else 'blocks were'} done before" if resumed else "")
         )
 
     def survey(self, step: int, steps: int) -> None:
@@ -178,7 +181,7 @@ class _Progress:
         self.done, self.total = done.number, done.total
         self.here += 1
         self.spent += done.seconds
-        tuned = f", tuned {done.tuned[0]:.4f} -> {done.tuned[1]:.4f}" if done.tuned else ""
+        tuned = f", tuned {_number(done.tuned[0])} -> {_number(done.tuned[1])}" if done.tuned else ""
         for layer in done.layers:
             for text in layer.notes:
                 self._say(f"{layer.name}: {text}")
@@ -218,7 +221,7 @@ class _Progress:
 
 def _number(error: float | None) -> str:
     """An error as text; a dash where none was measured."""
-    return "-" if error is None else f"{error:.4f}"
+    return "-" if error is None else f"{error:.3g}"
 
 
 def _mean_and_worst(errors: list[float]) -> tuple[str, str]:
@@ -237,6 +240,7 @@ def show(report: "Report", recipe: "Recipe", json: bool) -> None:
                 "resumed": report.resumed,
                 "distilled": report.distilled,
                 "left_out": list(report.left_out),
+                "unused": list(report.unused),
                 "blocks": list(report.blocks),
             }
         )
@@ -265,6 +269,10 @@ def show(report: "Report", recipe: "Recipe", json: bool) -> None:
     if report.distilled:
         first, last = report.distilled
         typer.echo(f"distilled: loss {first:.4f} in the first pass, {last:.4f} in the last; errors are those before it")
+    if report.unused:
+        typer.echo(
+            f"copied as they were: {len(report.unused)} tensors that the model does not use, such as {report.unused[0]}"
+        )
     if report.left_out:
         typer.echo(
             f"left as they were: {len(report.left_out)} stacked weights of the layers, such as {report.left_out[0]}"

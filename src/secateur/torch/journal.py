@@ -156,7 +156,7 @@ def _read(path: Path) -> Journal | None:
         if data.pop("format") != FORMAT:
             raise ValueError("another version of secateur wrote it")
         return Journal(**data)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} cannot be read ({error}); delete {path.parent} to start over") from None

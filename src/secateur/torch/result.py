@@ -22,7 +22,8 @@ RECORD = "pruned.json"
 @dataclass(frozen=True)
 class Report:
     """What a run did. left_out: linear weights of the layers that it does not prune. distilled: mean loss of the first
-    and the last pass of distillation, where that was asked for; the errors of the layers are those before it.
+    and the last pass of distillation, where that was asked for; the errors of the layers are those before it. unused:
+    tensors of the files that the model does not use, copied as they were.
     """
 
     folder: str | None
@@ -30,6 +31,7 @@ class Report:
     left_out: tuple[str, ...]
     resumed: int = 0
     distilled: tuple[float, float] | None = None
+    unused: tuple[str, ...] = ()
 
     @property
     def layers(self) -> list[dict[str, Any]]:
@@ -72,6 +74,7 @@ def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[
         tuple(left_out(layout, skeleton.model, paths)),
         resumed,
         (work.journal.distilled[0], work.journal.distilled[1]) if work.journal.distilled else None,
+        tuple(skeleton.unused),
     )
     if not work.journal.finished:
         _write_rest(work, skeleton, paths)
@@ -82,6 +85,7 @@ def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[
                 "secateur": __version__,
                 "counted": {"tensors": len(report.layers), "weights": report.weights, "zeros": report.zeros},
                 "left_out": list(report.left_out),
+                "unused": list(report.unused),
                 "distilled": work.journal.distilled,
                 "blocks": list(report.blocks),
             },

@@ -26,17 +26,18 @@ class Skeleton:
     """A Hugging Face folder as a model on the meta device, with real buffers.
 
     entries: the tensors of the files. sources: parameter or buffer -> the names in the files that make it.
+    unused: names in the files that make none.
     """
 
     def __init__(self, folder: Path, task: str | None = None) -> None:
         import transformers
         from transformers.conversion_mapping import get_model_conversion_mapping
 
-        from secateur.torch.open import find_class
+        from secateur.torch.open import find_class, read_config
 
         self.folder = folder
         self.entries = entries_of(folder)
-        self.config = transformers.AutoConfig.from_pretrained(folder)
+        self.config = read_config(folder)
         if getattr(self.config, "quantization_config", None) is not None:
             raise ModelError(
                 f"the config of {folder} has a quantization_config: its weights are packed or quantised; save the "
@@ -47,6 +48,8 @@ class Skeleton:
         self.conversions = get_model_conversion_mapping(self.model)
         self._aliases = _aliases(self.model)
         self.sources, self._merged = self._map_names()
+        known = self.model.state_dict().keys() | self._aliases.keys()
+        self.unused = [name for target, names in self.sources.items() if target not in known for name in names]
 
     def _build(self) -> Any:
         with torch.random.fork_rng(devices=[]), parameters_on_meta():

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from secateur._version import __version__
-from secateur.errors import ModelError, PlanError
+from secateur.errors import ModelError, PlanError, SecateurError
 from secateur.layout import Layout
 from secateur.recipe import Recipe
 from secateur.torch.allocate import by_outliers
@@ -121,6 +121,8 @@ def prune_folder(
 
     Raises SecateurError when `output` exists or belongs to a run with other settings; ModelError for damaged folders.
     """
+    if Path(source).resolve() == Path(output).resolve():
+        raise SecateurError(f"{output} is the model itself, which is read to the end; choose another output")
     skeleton = Skeleton(Path(source), recipe.task)
     layout = skeleton.layout()
     paths = [p for c in chains(layout).values() for p in c]
