@@ -88,7 +88,7 @@ def try_stages(name: str, model: Path, text: Path, kills: int, place: Path) -> d
                 row["kills"] += 1
                 row["writing"] += writing
         code = process.wait()
-        found = re.search(r"(\d+) blocks? (?:was|were) done before", log.read_text())
+        found = re.search(r"(\d+) blocks? done before", log.read_text())
         row["starts"].append(int(found[1]) if found else 0)
         print(name, row["kills"], code, row["starts"][-1], flush=True)
         if code == 0:

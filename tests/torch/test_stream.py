@@ -476,10 +476,52 @@ def test_truncated_and_lying_folders(tmp_path):
     data = json.loads(index.read_text())
     name = next(iter(data["weight_map"]))
     other = next(f for f in data["weight_map"].values() if f != data["weight_map"][name])
-    index.write_text(json.dumps({**data, "weight_map": {**data["weight_map"], name: other}}))
-    with pytest.raises(ModelError, match=f"says that {other} holds {name}, which it does not"):
+    shard.rename(tmp_path / "outside.safetensors")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    for file, message in (
+        (other, f"says that {other} holds {name}, which it does not"),
+        ("../outside.safetensors", "points outside its folder, to"),
+        ("../link.safetensors", "points outside its folder, to"),
+    ):
+        index.write_text(json.dumps({**data, "weight_map": {**data["weight_map"], name: file}}))
+        shard.unlink(missing_ok=True)
+        shard.write_bytes(whole)
+        with pytest.raises(ModelError, match=message):
+            prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    assert not [p.name for p in tmp_path.iterdir() if "out" in p.name and p.name != "outside.safetensors"]
+
+
+def test_shards_that_are_links_are_read(tmp_path):
+    """A snapshot in the cache of the hub is a folder of links."""
+    model = write_model(tmp_path / "in")
+    (tmp_path / "blobs").mkdir()
+    for shard in list((tmp_path / "in").glob("*.safetensors")):
+        shard.rename(tmp_path / "blobs" / shard.name)
+        shard.symlink_to(tmp_path / "blobs" / shard.name)
+    prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    prune_loaded(model, windows(), recipe())
+    assert same(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda value: value.to(torch.int8), "as I8; convert the model to float32 or bfloat16"),
+        (lambda value: value.to(torch.float8_e4m3fn), "as F8_E4M3; convert"),
+        (lambda value: value[:3], r"up_proj.weight has shape \(3, 32\) in .*, where the config says"),
+        (lambda value: value * float("nan"), "model.layers.1.mlp.up_proj.weight holds NaN or infinity; mend the model"),
+    ],
+)
+def test_damaged_weights_are_named(damage, message, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    write_model(tmp_path / "in", shard="1GB")
+    file, name = tmp_path / "in" / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    state = load_file(file)
+    save_file({**state, name: damage(state[name]).contiguous()}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert (tmp_path / ".out.partial").exists() == ("NaN" in message)  # all else is found before the first block
 
 
 def test_a_missing_weight_is_named(tmp_path):
@@ -509,6 +551,22 @@ def test_memory_that_is_too_small_or_puts_states_on_disk(tmp_path):
     assert chosen(4 * 2**30).on_disk
     with pytest.raises(PlanError, match=r"one block of this model needs about .* GiB"):
         chosen(2**20)
+
+
+def test_memory_of_what_takes_gradients_of_the_whole_model():
+    from secateur.torch.memory import whole_model
+
+    model = tiny.llama().to("meta")
+    names = [n for n, _ in model.named_parameters() if n.endswith("_proj.weight")]
+
+    def need(tokens, beside, limit=2**40):
+        return whole_model(model, names, tokens, beside, limit, "it holds everything", "less")
+
+    trained = sum(model.get_parameter(name).numel() for name in names)
+    assert 0 <= need(10, 3) - need(10, 1) - 4 * 2 * trained < 2**24  # the process may grow a little
+    assert need(10**7, 1) > need(10**6, 1)
+    with pytest.raises(PlanError, match=r"it holds everything, about \d.* GiB, more than 0.1 GiB; .* or use less"):
+        need(10, 1, 10**8)
 
 
 def test_text_that_is_too_short_or_does_not_fit():

@@ -138,7 +138,7 @@ class _Progress:
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn("{task.fields[found]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
+            TimeRemainingColumn(),
             TextColumn("left"),
         )
         self.bar = Progress(*columns, console=self.console, transient=True)
@@ -161,15 +161,16 @@ class _Progress:
         """How far the run has come."""
         if not self.done:
             return "before the first block was done"
-        return f"after {self.done} of {self.total} blocks" if self.total else f"after {self.done} blocks"
+        return f"after {self.done} of {self.total} blocks" if self.total else f"after {_counted(self.done, 'block')}"
 
     def began(self, choice: Any, resumed: int) -> None:
         """Say what was chosen, and where the run starts."""
         self.done = resumed
         where = "on disk" if choice.on_disk else "in memory"
+        windows = _counted(choice.batch, "window")
         self._say(
-            f"states {where}, {choice.batch} windows at a time, about {choice.expected / 2**30:.1f} GiB in all"
-            + (f"; {resumed} {'block was' if resumed == 1 else 'blocks were'} done before" if resumed else "")
+            f"states {where}, {windows} at a time, about {choice.expected / 2**30:.1f} GiB in all"
+            + (f"; {_counted(resumed, 'block')} done before" if resumed else "")
         )
 
     def survey(self, step: int, steps: int) -> None:
@@ -219,9 +220,15 @@ class _Progress:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def _number(error: float | None) -> str:
     """An error as text; a dash where none was measured."""
-    return "-" if error is None else f"{error:.3g}"
+    if error is None:
+        return "-"
+    return f"{error:.4f}" if error >= 1e-3 or error == 0 else f"{error:.1e}"
 
 
 def _mean_and_worst(errors: list[float]) -> tuple[str, str]:
