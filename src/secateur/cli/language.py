@@ -278,12 +278,12 @@ def show(report: "Report", recipe: "Recipe", json: bool) -> None:
         typer.echo(f"distilled: loss {first:.4f} in the first pass, {last:.4f} in the last; errors are those before it")
     if report.unused:
         typer.echo(
-            f"copied as they were: {len(report.unused)} tensors that the model does not use, such as {report.unused[0]}"
+            f"copied as they were: {_counted(len(report.unused), 'tensor')} that the model does not use, such as "
+            f"{report.unused[0]}"
         )
     if report.left_out:
-        typer.echo(
-            f"left as they were: {len(report.left_out)} stacked weights of the layers, such as {report.left_out[0]}"
-        )
+        stacked = _counted(len(report.left_out), "stacked weight")
+        typer.echo(f"left as they were: {stacked} of the layers, such as {report.left_out[0]}")
 
 
 def evaluate(
