@@ -16,6 +16,8 @@ def check_output(path: Path, overwrite: bool) -> None:
     """Raise SecateurError when `path` exists (unless `overwrite`), should never be replaced, or cannot be written."""
     if path.exists() and not overwrite:
         raise SecateurError(f"{path} exists; choose another output or pass --overwrite")
+    if path.is_symlink() and not path.exists():
+        raise SecateurError(f"{path} is a link to {os.readlink(path)}, which does not exist; choose another output")
     if path.is_dir() and (precious := _precious(path)):
         raise SecateurError(f"{path} will not be replaced, for {precious}; choose another output")
     parent = _nearest_parent(path)

@@ -1,13 +1,15 @@
 """Recipes: what to do with a language model, as data that is checked; in YAML, an error names its line."""
 
+import functools
+import inspect
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
-from secateur.errors import PlanError, SecateurError
+from secateur.errors import PlanError
 from secateur.select import NM, Unit, parse_pattern
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -85,10 +87,20 @@ class Sensitivity(BaseModel):
     spread: float = Field(0.15, gt=0, lt=0.5)
 
 
+STAGES: dict[str, type[BaseModel]] = {
+    "owl": Allocation,
+    "sensitivity": Sensitivity,
+    "reconstruct": Reconstruction,
+    "distil": Distillation,
+}
+"""What a recipe may ask for beside pruning, all of which reads calibration text; `true` takes the defaults."""
+
+
 class Recipe(BaseModel):
     """One-shot pruning of a language model, block by block.
 
-    criterion: a method of `secateur.repair`; options: its keyword arguments.
+    criterion: a method of `secateur.repair`, or several such as `wanda+swaps`, of which each begins with what the one
+    before it kept; options: keyword arguments of the last.
     pattern, sparsity: as everywhere; N:M says itself how much goes.
     owl: spread the sparsity over the blocks by their outliers. sensitivity: over the matrices, by what the loss bears.
     calibration: text files; windows are drawn from all of them in turn. samples: windows; context: tokens in each.
@@ -104,7 +116,7 @@ class Recipe(BaseModel):
     criterion: str = "sparsegpt"
     options: dict[str, Any] = Field(default_factory=dict)
     pattern: str = "element"
-    sparsity: float | None = Field(None, ge=0, lt=1)
+    sparsity: float | None = Field(None, ge=0, lt=1, validate_default=True)
     owl: Allocation | None = None
     sensitivity: Sensitivity | None = None
     calibration: list[Path] = Field(default_factory=list)
@@ -126,7 +138,7 @@ class Recipe(BaseModel):
     def _bytes(cls, value: Any) -> Any:
         return read_bytes(value) if isinstance(value, str) else value
 
-    @field_validator("reconstruct", "distil", "owl", "sensitivity", mode="before")
+    @field_validator(*STAGES, mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
         return {True: {}, False: None}[value] if isinstance(value, bool) else value
@@ -137,20 +149,37 @@ class Recipe(BaseModel):
         find_method(value)
         return value
 
-    @model_validator(mode="after")
-    def _whole(self) -> "Recipe":
-        pattern = parse_pattern(self.pattern)
-        if isinstance(pattern, Unit):
-            raise ValueError(f"pattern {self.pattern} removes units; use element, 2:4 or a block such as 4x1")
-        if isinstance(pattern, NM) == (self.sparsity is not None):
-            says = "says itself how much goes; leave out" if isinstance(pattern, NM) else "needs"
-            raise ValueError(f"pattern {self.pattern} {says} sparsity")
-        dealt = [name for name in ("owl", "sensitivity") if getattr(self, name)]
-        if dealt and isinstance(pattern, NM):
-            raise ValueError(f"pattern {self.pattern} takes the same from every block; leave out {dealt[0]}")
-        if len(dealt) > 1:
+    @field_validator("options")
+    @classmethod
+    def _taken(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "criterion" in info.data:
+            check_options(info.data["criterion"], value)
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _of_weights(cls, value: str) -> str:
+        if isinstance(parse_pattern(value), Unit):
+            raise ValueError(f"pattern {value} removes units; use element, 2:4 or a block such as 4x1")
+        return value
+
+    @field_validator("sparsity")
+    @classmethod
+    def _stated_once(cls, value: float | None, info: ValidationInfo) -> float | None:
+        fixed = _fixed(info)
+        if fixed is not None and fixed == (value is not None):
+            says = "says itself how much goes; leave out sparsity" if fixed else "needs a sparsity, such as 0.5"
+            raise ValueError(f"pattern {info.data['pattern']} {says}")
+        return value
+
+    @field_validator("owl", "sensitivity")
+    @classmethod
+    def _dealt_once(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and _fixed(info):
+            raise ValueError(f"pattern {info.data['pattern']} takes the same everywhere; leave out {info.field_name}")
+        if value is not None and info.data.get("owl"):
             raise ValueError("owl and sensitivity both deal out the sparsity; leave out one")
-        return self
+        return value
 
     @property
     def walks(self) -> bool:
@@ -158,23 +187,68 @@ class Recipe(BaseModel):
         return self.criterion not in NEEDS_NO_DATA or self.reconstruct is not None
 
     @property
-    def reads_text(self) -> bool:
-        """Whether any stage reads calibration text."""
-        return self.walks or any(part is not None for part in (self.owl, self.sensitivity, self.distil))
+    def readers(self) -> list[str]:
+        """What of the recipe reads calibration text."""
+        stages = [name for name in STAGES if getattr(self, name) is not None]
+        return stages if self.criterion in NEEDS_NO_DATA else [self.criterion, *stages]
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, but for model and text."""
         return self.model_dump(mode="json", exclude={"model", "output", "memory", "calibration", "text_column", "task"})
 
 
-def find_method(name: str) -> Any:
-    """The method of that name in `secateur.repair`."""
+def _fixed(info: ValidationInfo) -> bool | None:
+    """Whether the pattern says itself how much goes; None where it is wrong."""
+    return isinstance(parse_pattern(info.data["pattern"]), NM) if "pattern" in info.data else None
+
+
+def find_method(criterion: str) -> Any:
+    """The method of `secateur.repair` that a criterion names; of several, as in `ria+swaps`, the last, which starts
+    with those before it.
+    """
     from secateur import repair
 
     known = sorted(n for n in repair.__all__ if n not in ("Gram", "by_criterion", "layer_loss", "prepare"))
-    if name not in known:
-        raise PlanError(f"no method {name!r} prunes block by block; there is {', '.join(known)}")
-    return getattr(repair, name)
+    method: Any = None
+    for name in criterion.split("+"):
+        if name not in known:
+            raise PlanError(f"no method {name!r} prunes block by block; there is {', '.join(known)}")
+        found = getattr(repair, name)
+        if method is not None:
+            if "start" not in inspect.signature(found).parameters:
+                raise PlanError(
+                    f"{name} chooses by itself what stays, so nothing comes before it in {criterion}; alps, "
+                    "least_squares and swaps go on from another method"
+                )
+            found = functools.partial(found, start=method)
+        method = found
+    return method
+
+
+def check_options(criterion: str, options: dict[str, Any]) -> None:
+    """PlanError unless the last method of a criterion has options of these names and types."""
+    name = criterion.rpartition("+")[2]
+    found = inspect.signature(find_method(name)).parameters.values()
+    known = {p.name: p.annotation for p in found if p.kind is p.KEYWORD_ONLY and p.name not in ("start", "fast")}
+    for option, value in options.items():
+        if option not in known:
+            raise PlanError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+        try:
+            TypeAdapter(known[option]).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise PlanError(f"option {option} of {name}: {_lowered(message)} (got {value!r})") from None
+
+
+def read_option(text: str) -> tuple[str, Any]:
+    """`damp=0.05` as a name and a value; PlanError for anything else."""
+    name, mark, value = text.partition("=")
+    if not mark or not name.strip() or not value.strip():
+        raise PlanError(f"option {text!r} is not understood; write NAME=VALUE, such as damp=0.05")
+    try:
+        return name.strip(), yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise PlanError(f"option {text!r} has no value; write NAME=VALUE, such as damp=0.05") from None
 
 
 def read_bytes(text: str) -> int:
@@ -195,14 +269,14 @@ def make_recipe(**values: Any) -> Recipe:
     try:
         return Recipe(**values)
     except ValidationError as error:
-        place, sentence = _first(error)
-        raise PlanError(f"{'.'.join(map(str, place))}: {sentence}" if place else sentence) from None
+        raise PlanError(_first(error)[1]) from None
 
 
 def read_recipe(path: Path, **values: Any) -> Recipe:
     """A recipe from a YAML file; `values` win over what it says. PlanError names the line of what is wrong.
 
-    Paths in the file are relative to the folder of the file.
+    Paths in the file are relative to the folder of the file. A stage that `values` only switch on (True) is as the file
+    describes it.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -217,19 +291,21 @@ def read_recipe(path: Path, **values: Any) -> Recipe:
         raise PlanError(f"{path}, line {line}: {error.problem}") from None
     if not isinstance(data, dict):
         raise PlanError(f"{path} is no recipe: it holds {type(data).__name__}, not a list of names and values")
+    given = {name: value for name, value in values.items() if not (value is True and data.get(name))}
     try:
-        Recipe(**data)
+        Recipe(**{**data, **given})
     except ValidationError as error:
         place, sentence = _first(error)
-        raise PlanError(f"{path}, line {_line(node, place)}: {sentence}") from None
-    except (SecateurError, TypeError) as error:
+        where = "" if place and place[0] in given else f"{path}, line {_line(node, place)}: "
+        raise PlanError(f"{where}{sentence}") from None
+    except TypeError as error:
         raise PlanError(f"{path}: {error}") from None
     for name in ("calibration", "output"):
         if name in data:
             data[name] = _beside(path, data[name])
     if isinstance(data.get("model"), str) and (path.parent / data["model"]).exists():
         data["model"] = str(path.parent / data["model"])
-    return make_recipe(**{**data, **values})
+    return make_recipe(**{**data, **given})
 
 
 def _beside(path: Path, value: Any) -> Any:
@@ -240,18 +316,16 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     """Where the first error is, and what is wrong in a sentence."""
     found = error.errors()[0]
     place = tuple(part for part in found["loc"] if isinstance(part, str | int))
-    message = found["msg"].removeprefix("Value error, ")
+    if found["type"] == "value_error":
+        return place, found["msg"].removeprefix("Value error, ")
     if found["type"] == "extra_forbidden":
-        parts: dict[str, type[BaseModel]] = {
-            "reconstruct": Reconstruction,
-            "distil": Distillation,
-            "owl": Allocation,
-            "sensitivity": Sensitivity,
-        }
-        known = parts.get(str(place[0]), Recipe) if len(place) > 1 else Recipe
+        known = STAGES.get(str(place[0]), Recipe) if len(place) > 1 else Recipe
         return place, f"{place[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
-    name = f"{place[-1]!r}: " if place else ""
-    return place, f"{name}{message[:1].lower()}{message[1:]} (got {found['input']!r})" if place else message
+    return place, f"{place[-1]!r}: {_lowered(found['msg'])} (got {found['input']!r})"
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
 
 
 def _line(node: Any, place: tuple[Any, ...]) -> int:

@@ -3,6 +3,7 @@
 import errno
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from secateur.errors import PlanError
 from tests.torch.language import write_model, write_text
 
 ROOT = Path(__file__).parents[2]
@@ -64,17 +66,55 @@ def test_a_recipe_says_the_same_as_options(call, llm, text, place):
         assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes(), name
 
 
+def test_what_the_command_line_says_of_method_and_sparsity(call, llm, text, place):
+    words = ["--criterion", "ria+swaps", "--option", "damp=0.1", "--option", "passes=1", "--sparsity", 0.5]
+    words += ["--sensitivity", "--samples", 6, "--context", 16, "--output", place / "out"]
+    done = call("prune", llm, "--calibration", text, *words)
+    assert done.code == 0, done.err
+    assert "dealing out the sparsity, step 15/15" in done.err
+    assert "13,824 of 27,648 weights are zero" in done.out
+    record = json.loads((place / "out" / "pruned.json").read_text())
+    assert record["recipe"]["options"] == {"damp": 0.1, "passes": 1}
+    assert record["recipe"]["sensitivity"]["windows"] == 8
+    zeros = {layer["zeros"] / layer["weights"] for block in record["blocks"] for layer in block["layers"]}
+    assert len(zeros) > 3
+    for word in ("damp", "=1", "damp=", "damp=[1"):
+        done = call("prune", llm, "--calibration", text, "--option", word, "--output", place / "other")
+        assert done.code == 2
+        assert f"option '{word}'" in done.err
+
+
+def test_the_command_line_wins_over_a_recipe(tmp_path):
+    from secateur.recipe import read_recipe
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("criterion: wanda\ndistil:\n  passes: 3\n")
+    found = read_recipe(recipe, sparsity=0.5, distil=True, owl=True)
+    assert found.sparsity == 0.5
+    assert found.distil.passes == 3  # switched on, as the file describes it
+    assert found.owl.spread == 0.08
+    with pytest.raises(PlanError, match="^pattern 2:4 says itself how much goes") as caught:
+        read_recipe(recipe, pattern="2:4", sparsity=0.5)
+    assert "line" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         ("pattern: 2:4\nsamplez: 3\n", "line 2: 'samplez' is no entry of a recipe; there is model"),
         ("pattern: 2:4\nsamples: many\n", "line 2: 'samples': input should be a valid integer"),
         ("pattern: 2:4\nreconstruct:\n  passes: 1\n  rate: 7\n", "line 4: 'rate': input should be less than 1"),
-        ("pattern: 2:4\n\ncriterion: luck\n", "no method 'luck' prunes block by block; there is alps"),
-        ("pattern: 2:4\nsparsity: 0.5\n", "pattern 2:4 says itself how much goes; leave out sparsity"),
+        ("pattern: 2:4\n\ncriterion: luck\n", "line 3: no method 'luck' prunes block by block; there is alps"),
+        ("pattern: 2:4\nsparsity: 0.5\n", "line 2: pattern 2:4 says itself how much goes; leave out sparsity"),
         ("pattern: [\n", "line 2: "),
         ("- 1\n", "is no recipe: it holds list"),
-        ("pattern: 2:4\nmemory: much\n", "memory 'much' is not understood; write 4GiB"),
+        ("pattern: 2:4\nmemory: much\n", "line 2: memory 'much' is not understood; write 4GiB"),
+        ("samples: 3\npattern: head\n", "line 2: pattern head removes units; use element, 2:4 or a block"),
+        ("samples: 3\n", "line 1: pattern element needs a sparsity, such as 0.5"),
+        ("pattern: 2:4\nowl: true\n", "line 2: pattern 2:4 takes the same everywhere; leave out owl"),
+        ("sparsity: 0.5\nsensitivity: true\nowl: true\n", "line 2: owl and sensitivity both deal out"),
+        ("pattern: 2:4\noptions:\n  dump: 1\n", "line 2: sparsegpt has no option 'dump'; it has damp, columns"),
+        ("pattern: 2:4\ncriterion: ria+wanda\n", "line 2: wanda chooses by itself what stays, so nothing comes before"),
         ("pattern: 2:4\nmemory: inf B\n", "memory 'inf B' is not understood; write 4GiB"),
         ("pattern: 2:4\nseed: -1\n", "line 2: 'seed': input should be greater than or equal to 0 (got -1)"),
     ],
@@ -111,6 +151,33 @@ def test_a_tokenizer_that_does_not_fit(refused, tmp_path, text, place):
     sentence = refused("prune", tmp_path / "small", "--calibration", text, *OPTIONS, "--output", place / "out")
     assert "the tokenizer gives token" in sentence
     assert "the model knows 20; they do not belong together" in sentence
+
+
+def test_folders_and_outputs_that_cannot_be(refused, llm, text, place, tmp_path):
+    def prune(model, output=place / "out"):
+        return refused("prune", model, "--calibration", text, *OPTIONS, "--output", output, "--overwrite")
+
+    model = shutil.copytree(llm, tmp_path / "model")
+    assert "is the model itself, which is read to the end; choose another output" in prune(model, model)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert "is a link to" in prune(model, tmp_path / "link")
+    assert "is not a folder" in prune(model, text / "out")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "model_type": "nonsense"}))
+    assert "the config of" in prune(model)
+    (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 24}))
+    assert "where the config says (24, 32); copy the model again" in prune(model)
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    assert "lacks model.layers.3.self_attn.q_proj.weight" in prune(model)
+
+
+def test_tensors_that_the_model_does_not_use_are_named(call, llm, text, place, tmp_path):
+    model = shutil.copytree(llm, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    done = call("prune", model, "--calibration", text, *OPTIONS, "--output", place / "out")
+    assert done.code == 0, done.err
+    assert "copied as they were: 9 tensors that the model does not use, such as model.layers.2." in done.out
 
 
 def write_gguf(path):
@@ -157,6 +224,7 @@ def test_a_gguf_file_is_pruned(call, text, place, tmp_path):
     from transformers import AutoModelForCausalLM
 
     write_gguf(tmp_path / "tiny.gguf")
+    (place / ".out.gguf.killed" / "model").mkdir(parents=True)
     done = call("prune", tmp_path / "tiny.gguf", "--calibration", text, *OPTIONS, "--output", place / "out")
     assert done.code == 0, done.err
     assert "tiny.gguf is read whole and dequantised" in done.err
@@ -218,7 +286,7 @@ def test_ctrl_c_says_how_to_go_on(call, llm, text, place, monkeypatch):
     monkeypatch.setattr(stream, "write_shard", real)
     again = call(*command)
     assert again.code == 0
-    assert "1 blocks were done before" in again.err
+    assert "1 block done before" in again.err
     assert [p.name for p in place.iterdir()] == ["out"]
 
 
@@ -238,7 +306,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(call, llm, text, place, m
     monkeypatch.setattr(shards.os, "fsync", full)
     done = call(*command)
     assert done.code == 2
-    assert "stopped after 1 blocks: no space left on device" in " ".join(done.err.split())
+    assert "stopped after 1 of 3 blocks: no space left on device" in " ".join(done.err.split())
     assert "make room or mend the cause" in " ".join(done.err.split())
     monkeypatch.setattr(shards.os, "fsync", real)
     assert call(*command).code == 0

@@ -195,6 +195,13 @@ def test_bad_input(method):
         method(weight, gram, Unit("head"), 0.5)
 
 
+def test_a_penalty_that_would_not_rise_is_refused():
+    weight, gram = np.ones((4, 8), dtype=np.float32), np.eye(8, dtype=np.float32)
+    for options in ({"rho": 0.0}, {"growth": 0.5}):
+        with pytest.raises(PlanError, match="the penalty begins above 0 and does not shrink, unlike rho"):
+            repair.alps(weight, gram, Element(), 0.5, **options)
+
+
 def test_bad_starts():
     weight, gram = layer(out=4, inputs=8)
     for method in (repair.least_squares, repair.swaps, repair.alps):

@@ -4,6 +4,7 @@ import random
 
 import torch
 
+from secateur.recipe import make_recipe
 from tests.torch import tiny
 
 WORDS = [f"w{i}" for i in range(tiny.VOCAB - 4)]
@@ -41,3 +42,30 @@ def windows(count=6, context=16, seed=0):
 def files(folder):
     """Every file under a folder and its bytes."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def recipe(**values):
+    """SparseGPT 2:4 on windows like those above."""
+    return make_recipe(**{"criterion": "sparsegpt", "pattern": "2:4", "samples": 6, "context": 16, **values})
+
+
+def same(model, folder):
+    """Whether a folder loads to the weights of a model, to the last bit."""
+    again = type(model).from_pretrained(folder).state_dict()
+    return again.keys() == model.state_dict().keys() and all(
+        torch.equal(value, again[name]) for name, value in model.state_dict().items()
+    )
+
+
+class Stop(Exception):
+    """What stops a run in a test."""
+
+
+def stopped_after(number):
+    """A progress that raises Stop when so many blocks are done."""
+
+    def progress(done):
+        if done.number == number:
+            raise Stop
+
+    return progress

@@ -61,6 +61,28 @@ def test_folder_and_memory_agree_to_the_last_zero(make, tmp_path, monkeypatch):
     assert 0.44 < min(shares) < 0.59 < 0.61 < max(shares) < 0.76
 
 
+def test_what_was_found_is_kept_before_the_first_block(tmp_path, monkeypatch):
+    write_model(tmp_path / "in")
+    recipe = make_recipe(criterion="alps", sparsity=0.6, sensitivity=True, reconstruct=True, distil=True, samples=6)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    found = []
+    allocate = stream.by_sensitivity
+    monkeypatch.setattr(stream, "by_sensitivity", lambda *a: found.append(allocate(*a)) or found[-1])
+    with monkeypatch.context() as patched:
+        patched.setattr(stream, "_one_block", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe)
+    told = []
+    report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe, survey=lambda *step: told.append(step))
+    assert len(found) == 1
+    assert not told
+    assert report.zeros == round(0.6 * report.weights)
+    assert report.distilled is not None
+
+
 def test_what_cannot_be(tmp_path):
     with pytest.raises(PlanError, match="leave out sensitivity"):
         make_recipe(pattern="2:4", sensitivity=True)

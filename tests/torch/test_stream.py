@@ -3,54 +3,22 @@
 import copy
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 import transformers
 
 import secateur
-from secateur.errors import DataError, ModelError, PlanError, SecateurError
-from secateur.recipe import make_recipe
+from secateur.errors import DataError, ModelError, PlanError
 from secateur.repair import prepare, sparsegpt
 from secateur.select import NM
-from secateur.torch import journal, retrain, skeleton, stream
+from secateur.torch import journal, retrain, stream
 from secateur.torch.stream import prune_folder, prune_loaded
-from secateur.torch.trace import trace as real_trace
 from tests.torch import tiny
-from tests.torch.language import files, windows, write_model
+from tests.torch.language import Stop, files, recipe, same, stopped_after, windows, write_model
 
-LAYOUTS = {}
 FAMILIES = {"llama": (tiny.llama, 21), "gpt2": (tiny.gpt2, 12), "bert": (tiny.bert, 18), "t5": (tiny.t5, 38)}
-
-
-@pytest.fixture(autouse=True)
-def traced_once(monkeypatch):
-    """Tracing takes longer than pruning these models, so models of one config share a layout."""
-
-    def trace(model, example):
-        key = (type(model), model.config.to_json_string(use_diff=False))
-        if key not in LAYOUTS:
-            LAYOUTS[key] = real_trace(model, example)
-        return LAYOUTS[key]
-
-    monkeypatch.setattr(stream, "trace", trace)
-    monkeypatch.setattr(skeleton, "trace", trace)
-
-
-def recipe(**values):
-    return make_recipe(**{"criterion": "sparsegpt", "pattern": "2:4", "samples": 6, "context": 16, **values})
-
-
-def same(model, folder):
-    again = type(model).from_pretrained(folder).state_dict()
-    return again.keys() == model.state_dict().keys() and all(
-        torch.equal(value, again[name]) for name, value in model.state_dict().items()
-    )
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 
 @pytest.mark.parametrize(("family", "tuned"), [*((family, False) for family in FAMILIES), ("t5", True)])
@@ -80,9 +48,18 @@ def test_options_of_the_method_count_and_are_checked(tmp_path):
         prune_loaded(model, windows(), recipe(options={"damp": damp}))
         states.append(model.state_dict())
     assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
-    for options, message in ({"damp": "x"}, "damp 'x' is no number from 0 upwards"), ({"dampp": 1}, "do not fit"):
+    for criterion, options, message in (
+        ("sparsegpt", {"damp": "x"}, "option damp of sparsegpt: input should be a valid number"),
+        ("sparsegpt", {"dampp": 1}, "sparsegpt has no option 'dampp'; it has damp, columns"),
+        ("wanda", {"damp": 1}, "wanda has no option 'damp'; it has none"),
+        ("wanda+swaps", {"start": 1}, "swaps has no option 'start'; it has damp, passes, tolerance"),
+        ("swaps+wanda", {}, r"wanda chooses by itself what stays, so nothing comes before it in swaps\+wanda; alps"),
+        ("swaps+", {}, "no method '' prunes block by block"),
+    ):
         with pytest.raises(PlanError, match=message):
-            prune_loaded(model, windows(), recipe(options=options))
+            recipe(criterion=criterion, options=options)
+    with pytest.raises(PlanError, match="damp -1.0 is no number from 0 upwards"):
+        prune_loaded(model, windows(), recipe(options={"damp": -1.0}))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -166,13 +143,13 @@ def test_distillation_that_is_stopped_ends_with_the_same_files(tmp_path, monkeyp
 
 def test_distillation_that_cannot_be(tmp_path, monkeypatch):
     write_model(tmp_path / "in")
-    with pytest.raises(PlanError, match=r"distillation holds .* more than 0.0 GiB; .* use reconstruction"):
+    with pytest.raises(PlanError, match=r"distillation holds .* more than 0.0 GiB; .* use reconstruct, which"):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(distil=True, memory=10**5))
     losses = iter([3.0, float("nan")])
     monkeypatch.setattr(retrain, "_accumulate", lambda *a: next(losses))
     with pytest.raises(DataError, match="distillation diverged at step 2; lower its rate"):
         prune_loaded(tiny.llama(), windows(), recipe(distil=True))
-    with pytest.raises(PlanError, match="magnitude needs calibration text"):
+    with pytest.raises(PlanError, match="distil needs calibration text"):
         prune_folder(tmp_path / "in", tmp_path / "other", None, recipe(criterion="magnitude", distil=True))
 
 
@@ -203,8 +180,24 @@ def test_owl_spreads_the_sparsity_in_both_paths(on_disk, tmp_path, monkeypatch):
         name: int((~mask).sum()) for name, mask in plan.masks.items()
     }
     assert len({layer["zeros"] for layer in report.layers if layer["name"].endswith("up_proj.weight")}) == 3
-    with pytest.raises(PlanError, match="pattern 2:4 takes the same from every block; leave out owl"):
+    with pytest.raises(PlanError, match="pattern 2:4 takes the same everywhere; leave out owl"):
         recipe(owl=True)
+
+
+def test_a_method_goes_on_from_another(tmp_path):
+    """ria+swaps is swaps that starts with ria: same counts in each row, a lower error; options go to the last."""
+    errors, before = {}, None
+    for criterion in ("ria", "ria+swaps", "ria+swaps+least_squares"):
+        model = write_model(tmp_path / criterion)
+        values = {"criterion": criterion, "pattern": "element", "sparsity": 0.5}
+        report = prune_loaded(model, windows(), recipe(**values, options={"damp": 0.1} if "+" in criterion else {}))
+        assert report.zeros * 2 == report.weights
+        first = report.blocks[0]["layers"][0]
+        errors[criterion] = first["error"]
+        rows = (model.get_parameter(first["name"]) == 0).sum(1)
+        assert criterion == "ria" or torch.equal(rows, before)
+        before = rows
+    assert errors["ria+swaps+least_squares"] <= errors["ria+swaps"] * 1.001 < errors["ria"]
 
 
 def test_a_plain_loop_over_the_whole_model_gives_the_same_bits(tmp_path):
@@ -300,131 +293,6 @@ def test_no_block_runs_where_only_weights_are_looked_at(tmp_path, monkeypatch):
     assert len(set(shares.values())) > 1
 
 
-# -- interrupted runs -----------------------------------------------------------------------------------------------
-
-
-class Stop(Exception):
-    pass
-
-
-def stopped_after(number):
-    def progress(done):
-        if done.number == number:
-            raise Stop
-
-    return progress
-
-
-@pytest.mark.parametrize(
-    ("family", "tuned", "on_disk"), [("llama", False, False), ("llama", True, True), ("t5", True, False)]
-)
-def test_a_stopped_run_goes_on_to_the_same_files(family, tuned, on_disk, tmp_path, monkeypatch):
-    write_model(tmp_path / "in", FAMILIES[family][0])
-    prune_folder(tmp_path / "in", tmp_path / "whole", windows(), recipe(reconstruct=tuned))
-    choose = stream.choose
-    monkeypatch.setattr(
-        stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, on_disk, choose(*a, **k).expected)
-    )
-    with pytest.raises(Stop):
-        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(reconstruct=tuned), stopped_after(2))
-    assert not (tmp_path / "out").exists()
-    assert (tmp_path / ".out.partial" / "states").exists() == on_disk
-    ran = []
-    real = stream.Run.advance
-    monkeypatch.setattr(stream.Run, "advance", lambda run, *a: ran.append(len(run.finished)) or real(run, *a))
-    report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(reconstruct=tuned))
-    assert report.resumed == 2
-    assert (0 in ran) != on_disk  # states on disk are taken up, others are made again
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
-
-
-def test_damaged_states_are_made_again(tmp_path, monkeypatch):
-    write_model(tmp_path / "in")
-    prune_folder(tmp_path / "in", tmp_path / "whole", windows(), recipe())
-    choose = stream.choose
-    monkeypatch.setattr(stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, True, 0))
-    with pytest.raises(Stop):
-        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(), stopped_after(2))
-    state = next((tmp_path / ".out.partial" / "states").iterdir())
-    state.write_bytes(state.read_bytes()[:-4] + b"abcd")
-    assert prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe()).resumed == 2
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-
-
-def test_another_recipe_model_or_text_is_refused(tmp_path):
-    write_model(tmp_path / "in")
-
-    def run(ids=None, **values):
-        prune_folder(tmp_path / "in", tmp_path / "out", windows() if ids is None else ids, recipe(**values))
-
-    with pytest.raises(Stop):
-        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(), stopped_after(1))
-    with pytest.raises(SecateurError, match=r"started with recipe pattern 2:4, now it is 4:8; .*delete that folder"):
-        run(pattern="4:8")
-    with pytest.raises(SecateurError, match="started with calibration tokens"):
-        run(windows(seed=1))
-    write_model(tmp_path / "in", intermediate_size=52)
-    with pytest.raises(SecateurError, match="started with model model-0000"):
-        run()
-
-
-def test_a_finished_output_is_not_overwritten(tmp_path):
-    write_model(tmp_path / "in")
-    prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
-    with pytest.raises(SecateurError, match="exists; choose another output"):
-        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(pattern="4:8"))
-    prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(pattern="4:8"), overwrite=True)
-    assert json.loads((tmp_path / "out" / "pruned.json").read_text())["recipe"]["pattern"] == "4:8"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
-
-
-RUN = """
-import sys, torch
-torch.set_num_threads(1)
-from tests.torch.test_stream import recipe, windows
-from secateur.torch import journal, retrain, skeleton, stream
-from pathlib import Path
-choose = stream.choose
-disk = sys.argv[2] == "disk"
-stream.choose = lambda *a, **k: stream.Choice(choose(*a, **k).batch, disk, 0)
-here = Path(sys.argv[1])
-print("ready", flush=True)
-stream.prune_folder(here / "in", here / "out", windows(48, 48), recipe(reconstruct=True, distil={"passes": 1}))
-"""
-
-
-def kill_until_done(folder, kills, kept, seed):
-    """Start the run again and again, killing it at random moments; returns how many kills hit a run."""
-    rng = random.Random(seed)
-    hit = 0
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    environment = {**os.environ, "PYTHONPATH": f"{root}/src:{root}", "OMP_NUM_THREADS": "1"}
-    while True:
-        command = [sys.executable, "-c", RUN, str(folder), kept]
-        process = subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        if hit < kills:
-            time.sleep(rng.uniform(0.5, 5.0))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                hit += 1
-        if process.wait() == 0:
-            return hit
-        assert process.returncode == -signal.SIGKILL
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kills", "kept"), [(10, "disk"), (10, "memory")])
-def test_killed_runs_end_with_the_same_files(kills, kept, tmp_path):
-    write_model(tmp_path / "in", num_hidden_layers=8)
-    prune_folder(tmp_path / "in", tmp_path / "whole", windows(48, 48), recipe(reconstruct=True, distil={"passes": 1}))
-    assert kill_until_done(tmp_path, kills, kept, seed=1) > 0
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
-
-
 # -- bad input ------------------------------------------------------------------------------------------------------
 
 
@@ -440,10 +308,52 @@ def test_truncated_and_lying_folders(tmp_path):
     data = json.loads(index.read_text())
     name = next(iter(data["weight_map"]))
     other = next(f for f in data["weight_map"].values() if f != data["weight_map"][name])
-    index.write_text(json.dumps({**data, "weight_map": {**data["weight_map"], name: other}}))
-    with pytest.raises(ModelError, match=f"says that {other} holds {name}, which it does not"):
+    shard.rename(tmp_path / "outside.safetensors")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    for file, message in (
+        (other, f"says that {other} holds {name}, which it does not"),
+        ("../outside.safetensors", "points outside its folder, to"),
+        ("../link.safetensors", "points outside its folder, to"),
+    ):
+        index.write_text(json.dumps({**data, "weight_map": {**data["weight_map"], name: file}}))
+        shard.unlink(missing_ok=True)
+        shard.write_bytes(whole)
+        with pytest.raises(ModelError, match=message):
+            prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    assert not [p.name for p in tmp_path.iterdir() if "out" in p.name and p.name != "outside.safetensors"]
+
+
+def test_shards_that_are_links_are_read(tmp_path):
+    """A snapshot in the cache of the hub is a folder of links."""
+    model = write_model(tmp_path / "in")
+    (tmp_path / "blobs").mkdir()
+    for shard in list((tmp_path / "in").glob("*.safetensors")):
+        shard.rename(tmp_path / "blobs" / shard.name)
+        shard.symlink_to(tmp_path / "blobs" / shard.name)
+    prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
+    prune_loaded(model, windows(), recipe())
+    assert same(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda value: value.to(torch.int8), "as I8; convert the model to float32 or bfloat16"),
+        (lambda value: value.to(torch.float8_e4m3fn), "as F8_E4M3; convert"),
+        (lambda value: value[:3], r"up_proj.weight has shape \(3, 32\) in .*, where the config says"),
+        (lambda value: value * float("nan"), "model.layers.1.mlp.up_proj.weight holds NaN or infinity; mend the model"),
+    ],
+)
+def test_damaged_weights_are_named(damage, message, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    write_model(tmp_path / "in", shard="1GB")
+    file, name = tmp_path / "in" / "model.safetensors", "model.layers.1.mlp.up_proj.weight"
+    state = load_file(file)
+    save_file({**state, name: damage(state[name]).contiguous()}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    assert (tmp_path / ".out.partial").exists() == ("NaN" in message)  # all else is found before the first block
 
 
 def test_a_missing_weight_is_named(tmp_path):
@@ -473,6 +383,22 @@ def test_memory_that_is_too_small_or_puts_states_on_disk(tmp_path):
     assert chosen(4 * 2**30).on_disk
     with pytest.raises(PlanError, match=r"one block of this model needs about .* GiB"):
         chosen(2**20)
+
+
+def test_memory_of_what_takes_gradients_of_the_whole_model():
+    from secateur.torch.memory import whole_model
+
+    model = tiny.llama().to("meta")
+    names = [n for n, _ in model.named_parameters() if n.endswith("_proj.weight")]
+
+    def need(tokens, beside, limit=2**40):
+        return whole_model(model, names, tokens, beside, limit, "it holds everything", "less")
+
+    trained = sum(model.get_parameter(name).numel() for name in names)
+    assert 0 <= need(10, 3) - need(10, 1) - 4 * 2 * trained < 2**24  # the process may grow a little
+    assert need(10**7, 1) > need(10**6, 1)
+    with pytest.raises(PlanError, match=r"it holds everything, about \d.* GiB, more than 0.1 GiB; .* or use less"):
+        need(10, 1, 10**8)
 
 
 def test_text_that_is_too_short_or_does_not_fit():

@@ -39,7 +39,7 @@ TABLES: dict[str, dict[str, str]] = {
         "classifier keras": "threshold fine_tune learning_rate gradual",
         "classifier language": "distil",
         "classifier": "uniform",
-        "language": "recipe calibration samples context memory reconstruct",
+        "language": "recipe calibration samples context memory reconstruct owl sensitivity option",
     },
     "eval": {
         "labels perplexity keras": "model against threads json",

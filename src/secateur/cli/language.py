@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,13 +22,15 @@ FROM_RECIPE = ("task", "criterion", "pattern", "sparsity", "calibration", "text_
 
 def recipe_of(context: typer.Context) -> "Recipe":
     """The recipe of --recipe with what was given on the command line on top, or that of the command line alone."""
-    from secateur.recipe import make_recipe, read_recipe
+    from secateur.recipe import STAGES, make_recipe, read_option, read_recipe
 
     file = context.params["recipe"]
     names = [n for n in FROM_RECIPE if given(context, n)]
     names += [n for n in ("model", "output", "memory") if context.params[n] is not None]
     values = {name: context.params[name] for name in names}
-    values |= {name: True for name in ("reconstruct", "distil") if context.params[name]}
+    values |= {name: True for name in STAGES if context.params[name]}
+    if context.params["option"]:
+        values["options"] = dict(read_option(text) for text in context.params["option"])
     return make_recipe(**values) if file is None else read_recipe(file, **values)
 
 
@@ -42,11 +42,12 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
         missing = "a model: pass MODEL" if recipe.model is None else "an output: pass --output FOLDER"
         raise PlanError(f"the recipe lacks {missing}, or write it into the recipe")
 
-    from secateur.torch.journal import partial_folder
+    from secateur.torch.journal import earlier
     from secateur.torch.stream import prune_folder
 
     common.quiet_libraries()
     common.set_threads(threads)
+    earlier(recipe.output, overwrite)
     progress = _Progress()
     with _source(recipe.model, recipe.output) as folder:
         windows = calibration(recipe, folder)
@@ -60,59 +61,62 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
                     progress.step,
                     overwrite=overwrite,
                     began=progress.began,
+                    survey=progress.survey,
                     tuning=progress.tuning,
                 )
         except KeyboardInterrupt:
             raise SecateurError(
-                f"interrupted after {progress.done} of {progress.total or '?'} blocks; run the same command again to "
-                f"go on (what is done lies in {partial_folder(recipe.output.absolute())})"
+                f"interrupted {progress.where}; run the same command again to go on{_kept(recipe.output)}"
             ) from None
+        except SecateurError as error:
+            kept = _kept(recipe.output) if progress.done else ""
+            raise type(error)(f"{error}{f'{kept}; delete that to start over' if kept else ''}") from None
         except OSError as error:
             raise SecateurError(
-                f"stopped after {progress.done} blocks: {(error.strerror or str(error)).lower()}"
+                f"stopped {progress.where}: {(error.strerror or str(error)).lower()}"
                 f"{f' ({error.filename})' if error.filename else ''}; make room or mend the cause, then run the same "
-                f"command again to go on from {partial_folder(recipe.output.absolute())}"
+                f"command again to go on{_kept(recipe.output)}"
             ) from None
     show(report, recipe, json)
+
+
+def _kept(output: Path) -> str:
+    from secateur.torch.journal import partial_folder
+
+    place = partial_folder(output.absolute())
+    return f" (what is done lies in {place})" if place.exists() else ""
 
 
 @contextlib.contextmanager
 def _source(model: str, output: Path) -> Iterator[Path]:
     """The folder of a model: a folder, a hub id that is fetched, or a GGUF file that is converted for a while."""
-    from secateur.torch.convert import convert_gguf, fetch
+    from secateur.torch.convert import dequantised, fetch
 
     path = Path(model)
     if path.suffix.lower() == ".gguf":
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{output.name}.gguf.", dir=output.absolute().parent))
-        try:
-            common.note(f"{path.name} is read whole and dequantised; --memory does not bound that part")
-            convert_gguf(path, place / "model")
-            yield place / "model"
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+        common.note(f"{path.name} is read whole and dequantised; --memory does not bound that part")
+        with dequantised(path, output) as folder:
+            yield folder
     else:
         yield path if path.is_dir() else fetch(model)
 
 
 def calibration(recipe: "Recipe", folder: Path) -> Any:
     """Calibration windows (count, context), or None when the recipe names no text or no stage of it reads any."""
-    from transformers import AutoConfig
-
     from secateur.documents import read_documents
     from secateur.torch.hub import check_folder
+    from secateur.torch.open import read_config
     from secateur.torch.text import load_tokenizer
     from secateur.torch.windows import check_context, sample_windows
 
     if not recipe.calibration:
         return None
-    if not recipe.reads_text:
+    if not recipe.readers:
         common.note(f"{recipe.criterion} looks at weights only: the calibration text is not read, no error is measured")
         return None
     sources = [(str(path), read_documents(path, recipe.text_column)) for path in recipe.calibration]
     check_folder(folder)
-    config = AutoConfig.from_pretrained(folder)
-    text = config.get_text_config()
+    text = read_config(folder).get_text_config()
     vocabulary = text.vocab_size
     check_context(getattr(text, "max_position_embeddings", None), recipe.context)
     windows = sample_windows(load_tokenizer(folder), sources, vocabulary, recipe.samples, recipe.context, recipe.seed)
@@ -131,13 +135,15 @@ class _Progress:
         self.console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("error {task.fields[error]}"),
+            TextColumn("{task.fields[found]}"),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
         self.bar = Progress(*columns, console=self.console, transient=True)
         self.task: Any = None
+        self.stage = ""
         self.done = self.total = 0
         self.here = 0
         self.spent = 0.0
@@ -150,50 +156,79 @@ class _Progress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 
+    @property
+    def where(self) -> str:
+        """How far the run has come."""
+        if not self.done:
+            return "before the first block was done"
+        return f"after {self.done} of {self.total} blocks" if self.total else f"after {_counted(self.done, 'block')}"
+
     def began(self, choice: Any, resumed: int) -> None:
         """Say what was chosen, and where the run starts."""
         self.done = resumed
         where = "on disk" if choice.on_disk else "in memory"
-        common.note(
-            f"states {where}, {choice.batch} windows at a time, about {choice.expected / 2**30:.1f} GiB in all"
-            + (f"; {resumed} blocks were done before" if resumed else "")
+        windows = _counted(choice.batch, "window")
+        self._say(
+            f"states {where}, {windows} at a time, about {choice.expected / 2**30:.1f} GiB in all"
+            + (f"; {_counted(resumed, 'block')} done before" if resumed else "")
         )
+
+    def survey(self, step: int, steps: int) -> None:
+        """One more step of what deals out the sparsity."""
+        self._steps("dealing out the sparsity", step, steps, "")
 
     def step(self, done: "Done") -> None:
         """One more block."""
         self.done, self.total = done.number, done.total
         self.here += 1
         self.spent += done.seconds
-        tuned = f", tuned {done.tuned[0]:.4f} -> {done.tuned[1]:.4f}" if done.tuned else ""
+        tuned = f", tuned {_number(done.tuned[0])} -> {_number(done.tuned[1])}" if done.tuned else ""
         for layer in done.layers:
             for text in layer.notes:
-                common.note(f"{layer.name}: {text}")
+                self._say(f"{layer.name}: {text}")
+        found = f"error {_number(done.error)}{tuned}"
         if self.console.is_terminal:
-            if self.task is None:
-                self.task = self.bar.add_task("pruning", total=done.total, error="")
-            self.bar.update(
-                self.task, completed=done.number, error=f"{_number(done.error)}{tuned}", description=done.path
-            )
+            self._show(done.path, "blocks", done.number, done.total, found)
             return
         left = self.spent / self.here * (done.total - done.number)
-        common.note(
-            f"block {done.number}/{done.total} {done.path}: error {_number(done.error)}{tuned}, {done.seconds:.1f} s, "
+        self._say(
+            f"block {done.number}/{done.total} {done.path}: {found}, {done.seconds:.1f} s, "
             f"{int(left // 60)}:{int(left % 60):02d} left"
         )
 
     def tuning(self, step: int, steps: int, loss: float) -> None:
         """One more step of distillation."""
+        self._steps("distilling", step, steps, f"loss {loss:.4f}")
+
+    def _steps(self, stage: str, step: int, steps: int, found: str) -> None:
+        """A step of a stage that does not go by blocks."""
         if self.console.is_terminal:
-            if step == 1:
-                self.task = self.bar.add_task("distilling", total=steps, error="")
-            self.bar.update(self.task, completed=step, error=f"{loss:.4f}", description="distilling")
+            self._show(stage, stage, step, steps, found)
         elif step == steps or step % max(1, steps // 10) == 0:
-            common.note(f"distilling, step {step}/{steps}: loss {loss:.4f}")
+            self._say(f"{stage}, step {step}/{steps}{f': {found}' if found else ''}")
+
+    def _show(self, text: str, stage: str, step: int, steps: int, found: str) -> None:
+        """The bar of a stage, in place of that of the stage before."""
+        if stage != self.stage:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.stage, self.task = stage, self.bar.add_task(text, total=steps, completed=step - 1, found="")
+        self.bar.update(self.task, completed=step, found=found, description=text)
+
+    def _say(self, text: str) -> None:
+        """A line for the person who waits, above the bar."""
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _number(error: float | None) -> str:
     """An error as text; a dash where none was measured."""
-    return "-" if error is None else f"{error:.4f}"
+    if error is None:
+        return "-"
+    return f"{error:.4f}" if error >= 1e-3 or error == 0 else f"{error:.1e}"
 
 
 def _mean_and_worst(errors: list[float]) -> tuple[str, str]:
@@ -212,6 +247,7 @@ def show(report: "Report", recipe: "Recipe", json: bool) -> None:
                 "resumed": report.resumed,
                 "distilled": report.distilled,
                 "left_out": list(report.left_out),
+                "unused": list(report.unused),
                 "blocks": list(report.blocks),
             }
         )
@@ -240,10 +276,14 @@ def show(report: "Report", recipe: "Recipe", json: bool) -> None:
     if report.distilled:
         first, last = report.distilled
         typer.echo(f"distilled: loss {first:.4f} in the first pass, {last:.4f} in the last; errors are those before it")
-    if report.left_out:
+    if report.unused:
         typer.echo(
-            f"left as they were: {len(report.left_out)} stacked weights of the layers, such as {report.left_out[0]}"
+            f"copied as they were: {_counted(len(report.unused), 'tensor')} that the model does not use, such as "
+            f"{report.unused[0]}"
         )
+    if report.left_out:
+        stacked = _counted(len(report.left_out), "stacked weight")
+        typer.echo(f"left as they were: {stacked} of the layers, such as {report.left_out[0]}")
 
 
 def evaluate(

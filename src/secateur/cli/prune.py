@@ -22,7 +22,8 @@ EXAMPLES = (
     "--fine-tune 1 --output ./sparse   |   secateur prune ./classifier --data reviews.csv --criterion taylor "
     "--pattern head,ffn --sparsity 0.5 --fine-tune 2 --output ./small   |   secateur prune ./classifier "
     "--data reviews.csv --sweep 0.3,0.5,0.7,0.8,0.9 --output ./sweep   |   secateur prune ./llm --criterion sparsegpt "
-    "--pattern 2:4 --calibration text.txt --samples 128 --context 512 --memory 4GiB --output ./sparse-llm"
+    "--pattern 2:4 --calibration text.txt --samples 128 --context 512 --memory 4GiB --output ./sparse-llm   |   "
+    "secateur prune ./llm --sparsity 0.7 --sensitivity --distil --calibration text.txt --output ./sparser-llm"
 )
 CHOICE = "What to prune"
 TUNING = "Fine-tuning"
@@ -55,7 +56,9 @@ def command(
     criterion: Annotated[
         str,
         typer.Option(
-            help="A function of secateur.criteria; of secateur.repair with --calibration.", rich_help_panel=CHOICE
+            help="A function of secateur.criteria; with --calibration one of secateur.repair (default there: "
+            "sparsegpt), or several: ria+swaps goes on from what ria keeps.",
+            rich_help_panel=CHOICE,
         ),
     ] = "magnitude",
     pattern: Annotated[
@@ -110,6 +113,22 @@ def command(
         bool,
         typer.Option("--reconstruct", help="Tune each block on the dense model's output.", rich_help_panel=LANGUAGE),
     ] = False,
+    owl: Annotated[
+        bool,
+        typer.Option("--owl", help="Blocks with many outliers keep more (OWL).", rich_help_panel=LANGUAGE),
+    ] = False,
+    sensitivity: Annotated[
+        bool,
+        typer.Option(
+            "--sensitivity",
+            help="Each matrix loses what the loss bears; holds the whole model.",
+            rich_help_panel=LANGUAGE,
+        ),
+    ] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of --criterion, such as damp=0.05; may be repeated.", rich_help_panel=LANGUAGE),
+    ] = None,
     max_length: common.LengthOption = 128,
     batch_size: common.BatchOption = 32,
     seed: common.SeedOption = 0,
@@ -208,7 +227,10 @@ def find_criterion(name: str) -> Any:
 
     known = [n for n in criteria.__all__ if n != "threshold"]
     if name not in known:
-        raise PlanError(f"no criterion {name!r}; there is {', '.join(known)}")
+        raise PlanError(
+            f"no criterion {name!r}; there is {', '.join(known)}, and for language models, with --calibration FILE, "
+            "the methods of secateur.repair"
+        )
     return getattr(criteria, name)
 
 

@@ -9,6 +9,7 @@ dozen steps do; each step solves with a Cholesky factor, so no eigenvectors are 
 from array_api_compat import device
 
 from secateur.arrays import Array, namespace
+from secateur.errors import PlanError
 from secateur.repair.forms import fast_form
 from secateur.repair.gram import Gram
 from secateur.repair.least_squares import refit
@@ -41,6 +42,8 @@ def alps(
     most that are taken. tolerance: of the least squares fit at the end.
     Counts over the matrix: element and block patterns have round(sparsity * number of weights or blocks) zeros.
     """
+    if not (rho > 0 and growth >= 1):
+        raise PlanError(f"the penalty begins above 0 and does not shrink, unlike rho {rho} and growth {growth}")
     problem = pose(weight, gram, pattern, sparsity, damp)
     mask, values = start_mask(problem, start, fast)
     values, mask = choose_by_splitting(problem, values, mask, rho, growth, steps, fast)

@@ -19,11 +19,16 @@ from secateur.torch.grams import input_of
 
 
 def by_outliers(
-    run: Run, options: Allocation, sparsity: float, load: Callable[[str], None], release: Callable[[str], None]
+    run: Run,
+    options: Allocation,
+    sparsity: float,
+    load: Callable[[str], None],
+    release: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
     """Sparsity of each counted weight; together they lose round(sparsity * number of weights) weights.
 
-    run: a fresh walk, which is used up. load, release: fill and empty a block of the model.
+    run: a fresh walk, which is used up. load, release: fill and empty a block of the model. progress: told step, steps.
     """
     shares, sizes, weights = [], [], {}
     while len(run.finished) < run.total:
@@ -37,6 +42,8 @@ def by_outliers(
         weights[path] = {name: len(part) for name, part in scores.items()}
         run.close(path)
         release(path)
+        if progress:
+            progress(len(run.finished), run.total)
     found = owl(np.array(shares), sparsity, options.spread, np.array(sizes))
     return exact({path: (weights[path], share) for path, share in zip(weights, found, strict=True)}, sparsity)
 

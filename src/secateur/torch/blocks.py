@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import DataError, PlanError
+from secateur.errors import DataError, ModelError, PlanError
 from secateur.layout import Layout
 from secateur.pruning import default_weights
 from secateur.repair import Gram, prepare
@@ -75,6 +75,9 @@ def prune_weights(
     stored: Callable[[str], torch.dtype],
 ) -> list[Pruned]:
     """Prune each weight in place. sparsity: of a weight; stored: the type its file has, to which it is rounded."""
+    for name, module in weights.items():
+        if not torch.isfinite(module.weight).all():
+            raise ModelError(f"{name} holds NaN or infinity; mend the model before pruning it")
     prepared = {id(gram): _prepared(name, gram) for name, gram in grams.items()}
     done = []
     for name, module in weights.items():
@@ -89,8 +92,6 @@ def prune_weights(
                 new = method(weight, given, pattern, sparsity(name), **options)
             except PlanError as wrong:
                 raise PlanError(f"{name}: {wrong}") from None
-            except TypeError as wrong:
-                raise PlanError(f"the options {dict(options)} do not fit {method.__name__}: {wrong}") from None
         new = new.to(stored(name)).to(held.dtype)
         error = None
         if gram is not None:

@@ -1,12 +1,49 @@
 """Model files that are no folder yet: a GGUF file dequantised into one, a hub id fetched."""
 
+import contextlib
 import copy
+import fcntl
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from secateur.errors import ModelError
+
+
+@contextlib.contextmanager
+def dequantised(file: Path, output: Path) -> Iterator[Path]:
+    """The model of a GGUF file as a folder (see `convert_gguf`), which lies beside `output` while the context lasts.
+
+    What killed processes left there is removed; a folder that is in use is locked.
+    """
+    parent, prefix = output.absolute().parent, f".{output.name}.gguf."
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(BlockingIOError), _locked(left):
+            shutil.rmtree(left)
+    place = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    with _locked(place):
+        try:
+            convert_gguf(file, place / "model")
+            yield place / "model"
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def convert_gguf(file: Path, folder: Path) -> None:

@@ -134,7 +134,7 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
         if not isinstance(weights, dict) or not weights:
             raise ModelError(f"{folder / INDEX} lists no weights; save or copy the model again")
         files = [folder / str(name) for name in dict.fromkeys(weights.values())]
-        outside = next((f for f in files if f.resolve().parent != folder.resolve() and not f.is_symlink()), None)
+        outside = next((f for f in files if f.parent.resolve() != folder.resolve()), None)
         if outside:
             raise ModelError(f"{folder / INDEX} points outside its folder, to {outside}; it is not to be trusted")
     else:

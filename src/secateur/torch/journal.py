@@ -26,8 +26,9 @@ class Journal:
     """What is known of a run.
 
     identity: everything that decides the bits of the result. settings: choices of the run that must not change midway
-    (batch size, threads). blocks: records of the finished blocks, in order. states: see `States.record`. distilled: the
-    loss before and after distillation, once its files are whole.
+    (batch size, threads), and the sparsity of each weight where that was found by looking at the model. blocks: records
+    of the finished blocks, in order. states: see `States.record`. distilled: the loss before and after distillation,
+    once its files are whole.
     """
 
     identity: dict[str, Any]
@@ -91,10 +92,24 @@ class Workspace:
         self.folder.rmdir()
 
 
+def earlier(output: Path, overwrite: bool = False) -> Journal | None:
+    """The journal of an interrupted run towards `output`, if there is one; SecateurError where `output` is taken."""
+    folder = partial_folder(output.absolute())
+    before = _read(folder / "journal.json")
+    if before is None:
+        _sweep(folder)
+        check_output(output, overwrite)
+    elif output.exists() and not before.finished and not overwrite:
+        raise SecateurError(f"{output} exists; choose another output or pass --overwrite")
+    return before
+
+
 def _sweep(folder: Path) -> None:
     """Remove a working folder in which nothing was done: a process was killed as it began, or at its very end."""
+    with contextlib.suppress(OSError), (folder / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (folder / "lock").unlink()
     with contextlib.suppress(OSError):
-        (folder / "lock").unlink(missing_ok=True)
         folder.rmdir()
 
 
@@ -112,12 +127,7 @@ def workspace(output: Path, identity: Mapping[str, Any], overwrite: bool = False
     """
     output = Path(output).absolute()
     work = Workspace(output, Journal(dict(identity)))
-    before = _read(work.folder / "journal.json")
-    if before is None:
-        _sweep(work.folder)
-        check_output(output, overwrite)
-    elif output.exists() and not before.finished and not overwrite:
-        raise SecateurError(f"{output} exists; choose another output or pass --overwrite")
+    before = earlier(output, overwrite)
     work.folder.mkdir(parents=True, exist_ok=True)
     with (work.folder / "lock").open("w") as lock:
         try:
@@ -133,8 +143,9 @@ def workspace(output: Path, identity: Mapping[str, Any], overwrite: bool = False
             work.tidy()
         try:
             yield work
-        except BaseException:
-            if not work.journal.blocks:
+        except BaseException as error:
+            surveyed = "sparsity" in work.journal.settings and not isinstance(error, SecateurError)
+            if not (work.journal.blocks or surveyed):
                 shutil.rmtree(work.folder, ignore_errors=True)
             raise
 
@@ -145,7 +156,7 @@ def _read(path: Path) -> Journal | None:
         if data.pop("format") != FORMAT:
             raise ValueError("another version of secateur wrote it")
         return Journal(**data)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path} cannot be read ({error}); delete {path.parent} to start over") from None

@@ -14,6 +14,7 @@ from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.collect import Loss
 from secateur.torch.example import example_for
+from secateur.torch.failures import EXPECTED
 from secateur.torch.headers import WEIGHTS
 from secateur.torch.host import TorchHost
 from secateur.torch.hub import PICKLED, check_folder
@@ -78,6 +79,16 @@ def load_model(source: str | Path, *, task: str | None = None, **options: Any) -
             ) from error
         raise ModelError(f"{source} cannot be loaded: {_first_sentence(error)}") from error
     return model.eval()
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration of a model folder; ModelError when transformers cannot make one of it."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except EXPECTED as error:
+        raise ModelError(f"the config of {folder} cannot be read: {_first_sentence(error)}") from None
 
 
 def _is_folder(source: str | Path) -> bool:

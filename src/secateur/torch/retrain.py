@@ -2,7 +2,7 @@
 
 Minimises KL(dense || pruned) over next-token probabilities (Hinton et al., 2015), and where the model gives its hidden
 states their relative error too, by Adam (Kingma and Ba, 2015) with a warm-up and a cosine. No label and no other text
-is read. All of the model is held at once, with gradients and moments: see `check_memory`.
+is read. All of the model is held at once, with gradients and moments: see `secateur.torch.memory.whole_model`.
 """
 
 import math
@@ -10,12 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from secateur.errors import DataError, ModelError, PlanError
+from secateur.errors import DataError, ModelError
 from secateur.recipe import Distillation, Recipe
 from secateur.torch.bypass import first_of
-from secateur.torch.memory import available
 from secateur.torch.perplexity import chunks
 from secateur.torch.precision import products_in
 from secateur.torch.reconstruct import BETAS, masked_step, relative_error
@@ -160,20 +158,3 @@ def distil(
             parameter.copy_(parameter.to(stored(name)).to(parameter.dtype))
             layer["zeros"] = int((parameter == 0).sum())
     return found
-
-
-def check_memory(model: nn.Module, trained: Sequence[str], tokens: int, vocabulary: int, limit: int | None) -> None:
-    """PlanError when distillation would not fit into `limit` bytes, or into what the system has where that is None.
-
-    model: on any device. trained: names of its parameters that are tuned. tokens: in a step.
-    """
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    widths = sum(sum(p.shape) for name, p in model.named_parameters() if name in set(trained))
-    held = 2 * sum(sizes.values()) + 3 * sum(sizes[name] for name in trained)
-    need = 4 * (held + tokens * (4 * vocabulary + 2 * widths))
-    room = available() if limit is None else limit
-    if room is not None and need > room:
-        raise PlanError(
-            f"distillation holds the dense and the pruned model, gradients and moments, about {need / 2**30:.1f} GiB, "
-            f"more than {room / 2**30:.1f} GiB; allow more, or use reconstruction, which goes block by block"
-        )

@@ -8,7 +8,7 @@ matrix alone, the second sees all errors together but is noisy. See `secateur.bu
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from secateur.budget import least_loss
-from secateur.errors import ModelError, PlanError
+from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.recipe import Recipe
 from secateur.torch.allocate import exact
@@ -24,28 +24,42 @@ from secateur.torch.blocks import counted
 from secateur.torch.blockwise import Run
 from secateur.torch.calls import chains
 from secateur.torch.grams import input_of
-from secateur.torch.memory import available
 from secateur.torch.retrain import divergence
 from secateur.torch.states import States
 from secateur.torch.windows import batches_of
 
+Step = Callable[[], None]
+"""Called when one more step is done."""
 STEPS = 60
 """Steps of the curves of errors, between the least and the greatest share."""
 
 
-def by_sensitivity(model: Any, layout: Layout, windows: torch.Tensor, recipe: Recipe) -> dict[str, float]:
+def by_sensitivity(
+    model: Any,
+    layout: Layout,
+    windows: torch.Tensor,
+    recipe: Recipe,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, float]:
     """Sparsity of each counted weight; together they lose round(sparsity * number of weights) weights.
 
-    model: dense, in float32, in evaluation, without gradients; it is left as it was. Raises ModelError for a model
-    without next-token logits.
+    model: dense, in float32, in evaluation, without gradients; it is left as it was. progress: told step and steps, of
+    which each window and each block of the trial is one. Raises ModelError for a model without next-token logits.
     """
     assert recipe.sensitivity is not None
     assert recipe.sparsity is not None
     batches = batches_of(model, windows[: recipe.sensitivity.windows], 1)
-    modules = {n: m for c in chains(layout).values() for p in c for n, m in counted(layout, model, p).items()}
-    fisher, squares = _fisher(model, modules, batches, recipe.seed)
-    trial = _trial(model, layout, batches, recipe)
-    gains = _gains(model, trial, list(modules), batches)
+    paths = [p for c in chains(layout).values() for p in c]
+    modules = {n: m for p in paths for n, m in counted(layout, model, p).items()}
+    steps = iter(range(1, 2 * len(batches) + len(paths) + 1))
+
+    def step() -> None:
+        if progress:
+            progress(next(steps), 2 * len(batches) + len(paths))
+
+    fisher, squares = _fisher(model, modules, batches, recipe.seed, step)
+    trial = _trial(model, layout, batches, recipe, step)
+    gains = _gains(model, trial, list(modules), batches, step)
     del trial
     low, high = max(recipe.sparsity - recipe.sensitivity.spread, 0.0), recipe.sparsity + recipe.sensitivity.spread
     shares = np.unique(np.append(np.linspace(low, min(high, 0.99), STEPS + 1), recipe.sparsity))
@@ -61,21 +75,6 @@ def by_sensitivity(model: Any, layout: Layout, windows: torch.Tensor, recipe: Re
     return exact(shared, recipe.sparsity)
 
 
-def check_room(model: Any, windows: torch.Tensor | None, limit: int | None) -> None:
-    """PlanError when the dense model, the trial and its gradients would not fit into `limit` bytes, or into what the
-    system has where that is None.
-    """
-    count = sum(p.numel() for p in model.parameters())
-    vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
-    need = 4 * (3 * count + (0 if windows is None else windows.shape[1]) * 4 * vocabulary)
-    room = available() if limit is None else limit
-    if room is not None and need > room:
-        raise PlanError(
-            f"sensitivity holds the dense model, a pruned one and its gradients, about {need / 2**30:.1f} GiB, more "
-            f"than {room / 2**30:.1f} GiB; allow more, or use owl, which goes block by block"
-        )
-
-
 def _curve(weight: torch.Tensor, squares: torch.Tensor, turned: bool, shares: np.ndarray) -> np.ndarray:
     """Error (steps,) of the lowest shares of the squared Wanda scores."""
     scores = (weight.T if turned else weight).square() * squares
@@ -83,7 +82,7 @@ def _curve(weight: torch.Tensor, squares: torch.Tensor, turned: bool, shares: np
     return np.interp(shares * (len(sums) - 1), np.arange(len(sums)), sums)
 
 
-def _trial(model: Any, layout: Layout, batches: list[dict[str, Any]], recipe: Recipe) -> Any:
+def _trial(model: Any, layout: Layout, batches: list[dict[str, Any]], recipe: Recipe, step: Step) -> Any:
     """A copy that SparseGPT has pruned by the same share everywhere."""
     trial = copy.deepcopy(model)
     plain: dict[str, Any] = {"criterion": "sparsegpt", "options": {}, "reconstruct": None, "distil": None}
@@ -95,11 +94,12 @@ def _trial(model: Any, layout: Layout, batches: list[dict[str, Any]], recipe: Re
             if len(run.finished) + 1 < run.total:
                 run.advance("pruned", trial.get_submodule(path))
             run.close(path)
+            step()
     return trial
 
 
 def _fisher(
-    model: Any, modules: Mapping[str, nn.Module], batches: list[dict[str, Any]], seed: int
+    model: Any, modules: Mapping[str, nn.Module], batches: list[dict[str, Any]], seed: int, step: Step
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Mean squared gradient at the output of each weight, and mean squares of what it reads (in,)."""
     generator = torch.Generator().manual_seed(seed)
@@ -134,6 +134,8 @@ def _fisher(
                 nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
             for module in modules.values():
                 module.weight.grad = None
+            del logits, odds, labels  # before the next window makes its own
+            step()
     finally:
         for handle in handles:
             handle.remove()
@@ -142,7 +144,7 @@ def _fisher(
     return fisher, squares
 
 
-def _gains(model: Any, trial: Any, names: list[str], batches: list[dict[str, Any]]) -> dict[str, float]:
+def _gains(model: Any, trial: Any, names: list[str], batches: list[dict[str, Any]], step: Step) -> dict[str, float]:
     """By how much KL(dense || trial) falls, to first order, when a weight of the trial goes all the way back."""
     held = {name: trial.get_parameter(name).requires_grad_(True) for name in names}
     for batch in batches:
@@ -151,7 +153,9 @@ def _gains(model: Any, trial: Any, names: list[str], batches: list[dict[str, Any
         with torch.enable_grad():
             logits = _logits(trial, batch)
         _, gradient = divergence(logits, wanted)
-        logits.backward(gradient / len(batches))
+        logits.backward(gradient.div_(len(batches)))
+        del logits, wanted, gradient
+        step()
     gains = {}
     for name, parameter in held.items():
         way = model.get_parameter(name) - parameter.detach()

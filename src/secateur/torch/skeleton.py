@@ -5,7 +5,7 @@ that the class holds merged are merged, as `from_pretrained` does. Computation i
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.torch.example import example_for
+from secateur.torch.headers import TYPES
 from secateur.torch.shards import Entry, entries_of, read_tensor
 from secateur.torch.trace import trace
 
@@ -25,17 +26,18 @@ class Skeleton:
     """A Hugging Face folder as a model on the meta device, with real buffers.
 
     entries: the tensors of the files. sources: parameter or buffer -> the names in the files that make it.
+    unused: names in the files that make none.
     """
 
     def __init__(self, folder: Path, task: str | None = None) -> None:
         import transformers
         from transformers.conversion_mapping import get_model_conversion_mapping
 
-        from secateur.torch.open import find_class
+        from secateur.torch.open import find_class, read_config
 
         self.folder = folder
         self.entries = entries_of(folder)
-        self.config = transformers.AutoConfig.from_pretrained(folder)
+        self.config = read_config(folder)
         if getattr(self.config, "quantization_config", None) is not None:
             raise ModelError(
                 f"the config of {folder} has a quantization_config: its weights are packed or quantised; save the "
@@ -46,6 +48,8 @@ class Skeleton:
         self.conversions = get_model_conversion_mapping(self.model)
         self._aliases = _aliases(self.model)
         self.sources, self._merged = self._map_names()
+        known = self.model.state_dict().keys() | self._aliases.keys()
+        self.unused = [name for target, names in self.sources.items() if target not in known for name in names]
 
     def _build(self) -> Any:
         with torch.random.fork_rng(devices=[]), parameters_on_meta():
@@ -89,6 +93,33 @@ class Skeleton:
         """Names in the files of everything that lies under a module."""
         return [name for target, names in self.sources.items() if target.startswith(f"{path}.") for name in names]
 
+    def check(self, paths: Iterable[str]) -> None:
+        """ModelError unless the files hold every parameter of these modules, in its shape and as floating point.
+
+        What the class holds merged is looked at when it is read.
+        """
+        inside = tuple(f"{path}." for path in paths)
+        for name, parameter in self.model.named_parameters():
+            names = self._aliases.get(name, [name])
+            if not name.startswith(inside) or any(len(self.sources.get(n, [])) > 1 or n in self._merged for n in names):
+                continue
+            source = next((found for found in map(self.source, names) if found is not None), None)
+            if source is None:
+                raise ModelError(f"{self.folder} lacks {name}; save or copy the model again")
+            entry = self.entries[source]
+            if not (entry.dtype in TYPES and TYPES[entry.dtype].is_floating_point):
+                raise ModelError(
+                    f"{entry.file} holds {source} as {entry.dtype}; convert the model to float32 or bfloat16"
+                )
+            self._check_shape(name, entry.shape, parameter.shape)
+
+    def _check_shape(self, name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
+        if tuple(found) != tuple(wanted):
+            raise ModelError(
+                f"{name} has shape {tuple(found)} in {self.folder}, where the config says {tuple(wanted)}; copy the "
+                "model again"
+            )
+
     def load(self, path: str, replaced: Mapping[str, torch.Tensor | Entry] | None = None, deep: bool = True) -> None:
         """Fill the parameters under a module (with `deep` False: those of the module itself).
 
@@ -125,10 +156,7 @@ class Skeleton:
         path, _, leaf = name.rpartition(".")
         module = self.model.get_submodule(path)
         held = getattr(module, leaf)
-        if tuple(held.shape) != tuple(value.shape):
-            raise ModelError(
-                f"{name} has shape {tuple(value.shape)} in {self.folder}, where the config says {tuple(held.shape)}"
-            )
+        self._check_shape(name, value.shape, held.shape)
         value = value.to(COMPUTE) if value.is_floating_point() else value
         if leaf in module._buffers:
             module._buffers[leaf] = value

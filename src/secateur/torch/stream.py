@@ -7,9 +7,8 @@ killed at any moment; `prune_loaded` does the same to a model in memory, by the 
 import contextlib
 import copy
 import gc
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ import torch
 from torch import nn
 
 from secateur._version import __version__
-from secateur.errors import ModelError, PlanError
-from secateur.files import write_json
+from secateur.errors import ModelError, PlanError, SecateurError
 from secateur.layout import Layout
 from secateur.recipe import Recipe
 from secateur.torch.allocate import by_outliers
@@ -27,52 +25,23 @@ from secateur.torch.blocks import counted, left_out
 from secateur.torch.blockwise import Done, Run
 from secateur.torch.calls import chains
 from secateur.torch.headers import TYPES, read_entries
-from secateur.torch.hub import INDEX
 from secateur.torch.journal import Workspace, workspace
-from secateur.torch.memory import Choice, choose, give_back
+from secateur.torch.memory import Choice, choose, give_back, whole_model
 from secateur.torch.precision import computing_in, fast_bfloat16
-from secateur.torch.retrain import check_memory, distil
-from secateur.torch.sensitivity import by_sensitivity, check_room
+from secateur.torch.result import Report, finish, record_of, shard_name
+from secateur.torch.retrain import distil
+from secateur.torch.sensitivity import by_sensitivity
 from secateur.torch.shards import file_hash, read_tensor, write_shard
 from secateur.torch.skeleton import COMPUTE, Skeleton
 from secateur.torch.states import States
 from secateur.torch.trace import trace
 from secateur.torch.windows import batches_of, windows_hash
 
-RECORD = "pruned.json"
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run did. left_out: linear weights of the layers that it does not prune. distilled: mean loss of the first
-    and the last pass of distillation, where that was asked for; the errors of the layers are those before it.
-    """
-
-    folder: str | None
-    blocks: tuple[dict[str, Any], ...]
-    left_out: tuple[str, ...]
-    resumed: int = 0
-    distilled: tuple[float, float] | None = None
-
-    @property
-    def layers(self) -> list[dict[str, Any]]:
-        """Every pruned weight: name, weights, zeros, error, notes."""
-        return [layer for block in self.blocks for layer in block["layers"]]
-
-    @property
-    def weights(self) -> int:
-        """The denominator of the sparsity."""
-        return sum(layer["weights"] for layer in self.layers)
-
-    @property
-    def zeros(self) -> int:
-        """Weights that are zero."""
-        return sum(layer["zeros"] for layer in self.layers)
-
-
 Progress = Callable[[Done], None]
 Tuning = Callable[[int, int, float], None]
 """Told step, steps and loss."""
+Survey = Callable[[int, int], None]
+"""Told step and steps of what is looked at before the first block."""
 
 
 def prune_loaded(
@@ -85,7 +54,7 @@ def prune_loaded(
 ) -> Report:
     """Prune a Hugging Face model in memory, block by block, in place. It computes in float32, whatever it is stored as.
 
-    windows: token ids (windows, context) to calibrate on; None where the recipe reads no text (`Recipe.reads_text`).
+    windows: token ids (windows, context) to calibrate on; None where the recipe reads no text (`Recipe.readers`).
     progress: told of each block; tuning: of each step of distillation.
     Raises PlanError for a pattern that does not fit, ModelError for a model without a chain of layers, or in float64.
     """
@@ -111,7 +80,7 @@ def prune_loaded(
             if run.batches and done.number < run.total:
                 run.advance("pruned", model.get_submodule(path))
             run.close(path)
-            records.append(_record(done, ""))
+            records.append(record_of(done, ""))
             if progress:
                 progress(done)
         distilled = None
@@ -142,56 +111,84 @@ def prune_folder(
     *,
     overwrite: bool = False,
     began: Callable[[Choice, int], None] | None = None,
+    survey: Survey | None = None,
     tuning: Tuning | None = None,
 ) -> Report:
     """Prune a Hugging Face folder into another, one block in memory at a time; a killed run is taken up where it was.
 
-    windows, progress, tuning: as in `prune_loaded`. began: told the choice of memory and how many blocks
-    were done before.
+    windows, progress, tuning: as in `prune_loaded`. began: told the choice of memory and how many blocks were done
+    before. survey: told of each step of what deals out the sparsity before the first block.
 
     Raises SecateurError when `output` exists or belongs to a run with other settings; ModelError for damaged folders.
     """
+    if Path(source).resolve() == Path(output).resolve():
+        raise SecateurError(f"{output} is the model itself, which is read to the end; choose another output")
     skeleton = Skeleton(Path(source), recipe.task)
     layout = skeleton.layout()
-    model = skeleton.model
     paths = [p for c in chains(layout).values() for p in c]
+    skeleton.check(paths)
     identity = _identity(skeleton, windows, recipe)
     with workspace(Path(output), identity, overwrite) as work:
-        if work.journal.finished:
-            report = _finish(work, layout, skeleton, paths, len(work.journal.blocks))
-            return report
-        settings = work.journal.settings
-        if not work.resumed or not settings:
-            choice = _chosen(layout, model, paths, _outside(skeleton, paths), windows, recipe)
-            settings.update(asdict(choice), threads=torch.get_num_threads(), bfloat16=fast_bfloat16())
-            work.commit()
-        else:
-            torch.set_num_threads(settings["threads"])
-        states = States(work.folder / "states" if settings["on_disk"] else None)
-        batches = _batches(model, windows, settings["batch"])
-        run = Run(model, layout, batches if recipe.walks else [], recipe, states, settings["bfloat16"])
-        with skeleton.filled_on_demand(paths), torch.no_grad(), _old_objects_frozen():
-            if recipe.owl or recipe.sensitivity:
-                if "sparsity" not in settings:
-                    if recipe.owl:
-                        place = work.folder / "survey" if settings["on_disk"] else None
-                        walk = Run(model, layout, batches, recipe, States(place))
-                        settings["sparsity"] = _allocated(walk, skeleton.load, skeleton.release)
-                    else:
-                        settings["sparsity"] = _by_sensitivity(skeleton, layout, windows, recipe)
-                    work.commit()
-                run.shares = settings["sparsity"]
-            resumed = _catch_up(run, work, skeleton)
+        resumed = len(work.journal.blocks)
+        if not work.journal.finished:
+            settings = _settings(work, layout, skeleton, paths, windows, recipe)
             if began:
                 began(Choice(settings["batch"], settings["on_disk"], settings["expected"]), resumed)
-            while len(run.finished) < run.total:
-                done = _one_block(run, work, skeleton)
-                if progress:
-                    progress(done)
-        if recipe.distil and work.journal.distilled is None:
-            del states, run, batches
-            _distil_folder(work, skeleton, windows, recipe, tuning)
-        return _finish(work, layout, skeleton, paths, resumed)
+            _walk(work, layout, skeleton, paths, windows, recipe, progress, survey)
+            if recipe.distil and work.journal.distilled is None:
+                _distil_folder(work, skeleton, windows, recipe, tuning)
+        return finish(work, layout, skeleton, paths, resumed)
+
+
+def _settings(
+    work: Workspace,
+    layout: Layout,
+    skeleton: Skeleton,
+    paths: Sequence[str],
+    windows: torch.Tensor | None,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """What a run chooses at its start and keeps to when it is taken up again: see `Journal.settings`."""
+    settings = work.journal.settings
+    if settings:
+        torch.set_num_threads(settings["threads"])
+    else:
+        choice = _chosen(layout, skeleton.model, paths, _outside(skeleton, paths), windows, recipe)
+        settings.update(asdict(choice), threads=torch.get_num_threads(), bfloat16=fast_bfloat16())
+        work.commit()
+    return settings
+
+
+def _walk(
+    work: Workspace,
+    layout: Layout,
+    skeleton: Skeleton,
+    paths: list[str],
+    windows: torch.Tensor | None,
+    recipe: Recipe,
+    progress: Progress | None,
+    survey: Survey | None,
+) -> None:
+    """Deal out the sparsity where the recipe asks for that, take up what was done before, and prune what is left."""
+    settings = work.journal.settings
+    states = States(work.folder / "states" if settings["on_disk"] else None)
+    batches = _batches(skeleton.model, windows, settings["batch"])
+    run = Run(skeleton.model, layout, batches if recipe.walks else [], recipe, states, settings["bfloat16"])
+    with skeleton.filled_on_demand(paths), torch.no_grad(), _old_objects_frozen():
+        if (recipe.owl or recipe.sensitivity) and "sparsity" not in settings:
+            if recipe.owl:
+                place = work.folder / "survey" if settings["on_disk"] else None
+                walk = Run(skeleton.model, layout, batches, recipe, States(place))
+                settings["sparsity"] = _allocated(walk, skeleton.load, skeleton.release, survey)
+            else:
+                settings["sparsity"] = _by_sensitivity(skeleton, layout, windows, recipe, survey)
+            work.commit()
+        run.shares = settings.get("sparsity", {})
+        _catch_up(run, work, skeleton)
+        while len(run.finished) < run.total:
+            done = _one_block(run, work, skeleton)
+            if progress:
+                progress(done)
 
 
 @contextlib.contextmanager
@@ -214,11 +211,11 @@ def _one_block(run: Run, work: Workspace, skeleton: Skeleton) -> Done:
         source = skeleton.source(name)
         assert source is not None
         parts[source] = parameter.detach().to(_stored(skeleton, name))
-    file = f"model-{done.number:05d}-of-{run.total + 1:05d}.safetensors"
+    file = shard_name(done.number, run.total)
     digest = write_shard(work.result / file, parts, work.folder)
     if run.batches and done.number < run.total:
         run.advance("pruned", skeleton.model.get_submodule(path))
-    record = _record(done, file)
+    record = record_of(done, file)
     work.journal.blocks.append({**record, "sha256": digest, "seconds": done.seconds})
     work.journal.states = run.states.record(run.stale(path))
     work.commit()
@@ -232,22 +229,24 @@ def _nothing(path: str) -> None:
     """A model in memory has its blocks."""
 
 
-def _allocated(walk: Run, load: Callable[[str], None], release: Callable[[str], None]) -> dict[str, float]:
+def _allocated(
+    walk: Run, load: Callable[[str], None], release: Callable[[str], None], survey: Survey | None = None
+) -> dict[str, float]:
     walk.dense = False
     assert walk.recipe.owl is not None
     assert walk.recipe.sparsity is not None
-    return by_outliers(walk, walk.recipe.owl, walk.recipe.sparsity, load, release)
+    return by_outliers(walk, walk.recipe.owl, walk.recipe.sparsity, load, release, survey)
 
 
 def _by_sensitivity(
-    skeleton: Skeleton, layout: Layout, windows: torch.Tensor | None, recipe: Recipe
+    skeleton: Skeleton, layout: Layout, windows: torch.Tensor | None, recipe: Recipe, survey: Survey | None
 ) -> dict[str, float]:
     from secateur.torch.open import load_model
 
     assert windows is not None
     model = load_model(skeleton.folder, task=recipe.task, dtype=COMPUTE).requires_grad_(False)
     with evaluating(model):
-        return by_sensitivity(model, layout, windows, recipe)
+        return by_sensitivity(model, layout, windows, recipe, survey)
 
 
 def _distil_folder(work: Workspace, skeleton: Skeleton, windows: Any, recipe: Recipe, tuning: Tuning | None) -> None:
@@ -286,17 +285,7 @@ def _stored(skeleton: Skeleton, name: str) -> torch.dtype:
     return TYPES[skeleton.entries[source].dtype]
 
 
-def _record(done: Done, file: str) -> dict[str, Any]:
-    return {
-        "path": done.path,
-        "file": file,
-        "error": done.error,
-        "tuned": list(done.tuned) if done.tuned else None,
-        "layers": [{**asdict(layer), "notes": list(layer.notes)} for layer in done.layers],
-    }
-
-
-def _catch_up(run: Run, work: Workspace, skeleton: Skeleton) -> int:
+def _catch_up(run: Run, work: Workspace, skeleton: Skeleton) -> None:
     """Take up the states of an interrupted run, from disk where they are whole, else by running the finished blocks."""
     blocks = work.journal.blocks
     for block in blocks:
@@ -305,7 +294,7 @@ def _catch_up(run: Run, work: Workspace, skeleton: Skeleton) -> int:
             raise ModelError(f"{file} is not what the run wrote; delete {work.folder} to start over")
     if len(blocks) == run.total or run.states.restore(work.journal.states):
         run.finished = [block["path"] for block in blocks]
-        return len(blocks)
+        return
     for block in blocks if run.batches else ():
         if len(run.finished) + 1 == run.total:
             run.finished.append(block["path"])
@@ -321,51 +310,6 @@ def _catch_up(run: Run, work: Workspace, skeleton: Skeleton) -> int:
         run.close(path)
         skeleton.release(path)
     run.finished = [block["path"] for block in blocks]
-    return len(blocks)
-
-
-def _finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], resumed: int) -> Report:
-    """Write what belongs to no block, the index, the config and the record; then give the folder its name."""
-    blocks = work.journal.blocks
-    report = Report(
-        str(work.output),
-        tuple({k: v for k, v in block.items() if k not in ("sha256", "seconds")} for block in blocks),
-        tuple(left_out(layout, skeleton.model, paths)),
-        resumed,
-        (work.journal.distilled[0], work.journal.distilled[1]) if work.journal.distilled else None,
-    )
-    if not work.journal.finished:
-        inside = {name for path in paths for name in skeleton.names_under(path)}
-        rest = {name: entry for name, entry in skeleton.entries.items() if name not in inside}
-        file = f"model-{len(blocks) + 1:05d}-of-{len(blocks) + 1:05d}.safetensors"
-        write_shard(work.result / file, rest, work.folder)
-        index = dict.fromkeys(rest, file)
-        for block in blocks:
-            index |= dict.fromkeys(read_entries(work.result / block["file"]), block["file"])
-        size = sum(entry.bytes for entry in skeleton.entries.values())
-        write_json(work.result / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))})
-        _copy_others(skeleton.folder, work.result)
-        write_json(
-            work.result / RECORD,
-            {
-                "recipe": work.journal.identity["recipe"],
-                "secateur": __version__,
-                "counted": {"tensors": len(report.layers), "weights": report.weights, "zeros": report.zeros},
-                "left_out": list(report.left_out),
-                "distilled": work.journal.distilled,
-                "blocks": list(report.blocks),
-            },
-        )
-    work.finish()
-    return report
-
-
-def _copy_others(source: Path, folder: Path) -> None:
-    """Config, tokenizer and whatever else is no weight file."""
-    weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name != INDEX:
-            shutil.copyfile(path, folder / path.name)
 
 
 def _identity(skeleton: Skeleton, windows: torch.Tensor | None, recipe: Recipe) -> dict[str, Any]:
@@ -388,22 +332,26 @@ def _identity(skeleton: Skeleton, windows: torch.Tensor | None, recipe: Recipe) 
 def _chosen(
     layout: Layout, model: Any, paths: Sequence[str], outside: int, windows: torch.Tensor | None, recipe: Recipe
 ) -> Choice:
+    """What the run may take, all of its stages counted; PlanError when one of them does not fit, or lacks text."""
     count, context = (0, 1) if windows is None else windows.shape
-    if windows is None and recipe.reads_text:
-        raise PlanError(f"{recipe.criterion} needs calibration text; pass --calibration FILE")
+    if windows is None and recipe.readers:
+        raise PlanError(f"{recipe.readers[0]} needs calibration text; pass --calibration FILE")
+    peaks = []
+    trained = [name for path in paths for name in counted(layout, model, path)]
     if recipe.sensitivity:
-        check_room(model, windows, recipe.memory)
+        what = "sensitivity holds the dense model, a pruned one and its gradients"
+        instead = "owl, which goes block by block, or a shorter context"
+        peaks.append(whole_model(model, trained, context, 1, recipe.memory, what, instead))
     if recipe.distil:
-        trained = [name for path in paths for name in counted(layout, model, path)]
-        vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
-        check_memory(model, trained, recipe.distil.windows * context, vocabulary, recipe.memory)
+        what = "distillation holds the dense and the pruned model, gradients and moments"
+        instead = "reconstruct, which goes block by block, or a shorter context"
+        peaks.append(whole_model(model, trained, recipe.distil.windows * context, 3, recipe.memory, what, instead))
     if not (recipe.walks or recipe.owl):
         count, context = 0, 1
     tuned = recipe.reconstruct is not None
     found = choose(layout, paths, outside, count, context, recipe.memory, dense=tuned, tuned=tuned)
-    if recipe.reconstruct:
-        return Choice(min(found.batch, recipe.reconstruct.windows), found.on_disk, found.expected)
-    return found
+    batch = min(found.batch, recipe.reconstruct.windows) if recipe.reconstruct else found.batch
+    return Choice(batch, found.on_disk, max([found.expected, *peaks]))
 
 
 def _outside(skeleton: Skeleton, paths: Sequence[str]) -> int:

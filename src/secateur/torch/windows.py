@@ -65,7 +65,10 @@ def sample_windows(
 def check_context(positions: int | None, context: int) -> None:
     """DataError when a model has fewer positions than a window has tokens."""
     if positions is not None and context > positions:
-        raise DataError(f"windows of {context} tokens exceed the {positions} positions of the model; pass --context")
+        raise DataError(
+            f"windows of {context} tokens exceed the {positions} positions of the model; use a context of at most "
+            f"{positions}"
+        )
 
 
 def batches_of(model: Any, windows: torch.Tensor, size: int) -> list[dict[str, Any]]:

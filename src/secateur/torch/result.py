@@ -1,0 +1,117 @@
+"""What a streamed run leaves: the record of each block, the last files of its folder, and the report."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur._version import __version__
+from secateur.files import write_json
+from secateur.layout import Layout
+from secateur.torch.blocks import left_out
+from secateur.torch.blockwise import Done
+from secateur.torch.headers import INDEX, read_entries
+from secateur.torch.journal import Workspace
+from secateur.torch.shards import write_shard
+from secateur.torch.skeleton import Skeleton
+
+RECORD = "pruned.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did. left_out: linear weights of the layers that it does not prune. distilled: mean loss of the first
+    and the last pass of distillation, where that was asked for; the errors of the layers are those before it. unused:
+    tensors of the files that the model does not use, copied as they were.
+    """
+
+    folder: str | None
+    blocks: tuple[dict[str, Any], ...]
+    left_out: tuple[str, ...]
+    resumed: int = 0
+    distilled: tuple[float, float] | None = None
+    unused: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """Every pruned weight: name, weights, zeros, error, notes."""
+        return [layer for block in self.blocks for layer in block["layers"]]
+
+    @property
+    def weights(self) -> int:
+        """The denominator of the sparsity."""
+        return sum(layer["weights"] for layer in self.layers)
+
+    @property
+    def zeros(self) -> int:
+        """Weights that are zero."""
+        return sum(layer["zeros"] for layer in self.layers)
+
+
+def record_of(done: Done, file: str) -> dict[str, Any]:
+    """A block as JSON; file: the shard that holds it."""
+    return {
+        "path": done.path,
+        "file": file,
+        "error": done.error,
+        "tuned": list(done.tuned) if done.tuned else None,
+        "layers": [{**asdict(layer), "notes": list(layer.notes)} for layer in done.layers],
+    }
+
+
+def shard_name(number: int, total: int) -> str:
+    """The file of block `number` of `total`, from 1; one more holds what belongs to no block."""
+    return f"model-{number:05d}-of-{total + 1:05d}.safetensors"
+
+
+def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], resumed: int) -> Report:
+    """Write what belongs to no block, the index, the config and the record; then give the folder its name."""
+    blocks = work.journal.blocks
+    report = Report(
+        str(work.output),
+        tuple({k: v for k, v in block.items() if k not in ("sha256", "seconds")} for block in blocks),
+        tuple(left_out(layout, skeleton.model, paths)),
+        resumed,
+        (work.journal.distilled[0], work.journal.distilled[1]) if work.journal.distilled else None,
+        tuple(skeleton.unused),
+    )
+    if not work.journal.finished:
+        _write_rest(work, skeleton, paths)
+        write_json(
+            work.result / RECORD,
+            {
+                "recipe": work.journal.identity["recipe"],
+                "secateur": __version__,
+                "counted": {"tensors": len(report.layers), "weights": report.weights, "zeros": report.zeros},
+                "left_out": list(report.left_out),
+                "unused": list(report.unused),
+                "distilled": work.journal.distilled,
+                "blocks": list(report.blocks),
+            },
+        )
+    work.finish()
+    return report
+
+
+def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> None:
+    """The last shard, the index of all, and every file of the source that holds no weights."""
+    inside = {name for path in paths for name in skeleton.names_under(path)}
+    rest = {name: entry for name, entry in skeleton.entries.items() if name not in inside}
+    blocks = work.journal.blocks
+    file = shard_name(len(blocks) + 1, len(blocks))
+    write_shard(work.result / file, rest, work.folder)
+    index = dict.fromkeys(rest, file)
+    for block in blocks:
+        index |= dict.fromkeys(read_entries(work.result / block["file"]), block["file"])
+    size = sum(entry.bytes for entry in skeleton.entries.values())
+    write_json(work.result / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))})
+    _copy_others(skeleton.folder, work.result)
+
+
+def _copy_others(source: Path, folder: Path) -> None:
+    """Config, tokenizer and whatever else is no weight file."""
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name != INDEX:
+            shutil.copyfile(path, folder / path.name)
