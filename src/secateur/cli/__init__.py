@@ -4,6 +4,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
+from inspect import cleandoc
 from typing import Any
 
 import typer
@@ -19,8 +20,18 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Make a trained Transformer smaller and faster, and prove that it is.",
 )
+
+
+def _add(module: Any) -> None:
+    """A command with its help, in which rich would keep every line break, and its examples, a line each."""
+    paragraphs = cleandoc(module.command.__doc__).split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    examples = "\n\n".join(("Examples:", *(f"  {example}" for example in module.EXAMPLES)))
+    app.command(module.NAME, help=text, epilog=examples)(module.command)
+
+
 for module in (inspect, prune, train, evaluate, run, export, bench, demo):
-    app.command(module.NAME, epilog=module.EXAMPLES)(module.command)
+    _add(module)
 
 BAD_INPUT = 2
 """Exit code for everything that a user can mend: bad input, a folder that cannot be written, an interrupted run."""

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 NAME = "bench"
 EXAMPLES = (
-    "Examples:  secateur bench ./dense ./small --runtime torch,onnx --batch 1,8   |   secateur bench ./dense "
-    "./small --runtime onnx --export-kit ./kit   |   secateur bench --results ./kit   |   secateur bench dense.keras "
-    "small.keras"
+    "secateur bench ./dense ./small --runtime torch,onnx --batch 1,8",
+    "secateur bench ./dense ./small --runtime onnx --export-kit ./kit",
+    "secateur bench --results ./kit",
+    "secateur bench dense.keras small.keras",
 )
 
 

@@ -8,7 +8,7 @@ import typer
 from secateur.cli import common
 
 NAME = "demo"
-EXAMPLES = "Example:  secateur demo --output demo-out"
+EXAMPLES = ("secateur demo --output demo-out",)
 
 
 def command(

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 NAME = "eval"
 EXAMPLES = (
-    "Examples:  secateur eval ./pruned --data test.csv --text-column text --label-column label --against ./dense   |   "
-    "secateur eval ./sparse-llm --task perplexity --text news.txt --context 2048 --reference ./dense-llm"
+    "secateur eval ./pruned --data test.csv --text-column text --label-column label --against ./dense",
+    "secateur eval ./sparse-llm --task perplexity --text news.txt --context 2048 --reference ./dense-llm",
 )
 PERPLEXITY = "perplexity"
 LANGUAGE = "Language models"

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 NAME = "export"
 EXAMPLES = (
-    "Examples:  secateur export ./small --to onnx --data test.csv --output ./small-onnx   |   secateur export ./small "
-    "--to litert --batch 1 --length 64 --output ./small-litert   |   secateur export ./decoder --to openvino "
-    "--generate --output ./decoder-ov   |   secateur export model.keras --to litert --batch 1 --output ./small-litert"
+    "secateur export ./small --to onnx --data test.csv --output ./small-onnx",
+    "secateur export ./small --to litert --batch 1 --length 64 --output ./small-litert",
+    "secateur export ./decoder --to openvino --generate --output ./decoder-ov",
+    "secateur export model.keras --to litert --batch 1 --output ./small-litert",
 )
 
 

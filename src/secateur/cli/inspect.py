@@ -9,8 +9,9 @@ from secateur.cli import common
 
 NAME = "inspect"
 EXAMPLES = (
-    "Examples:  secateur inspect ./my-model   |   secateur inspect ./my-model --layout > my-model.layout   |   "
-    "secateur inspect model.keras"
+    "secateur inspect ./my-model",
+    "secateur inspect ./my-model --layout > my-model.layout",
+    "secateur inspect model.keras",
 )
 
 

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 NAME = "prune"
 EXAMPLES = (
-    "Examples:  secateur prune ./classifier --data reviews.csv --criterion magnitude --sparsity 0.8 "
-    "--fine-tune 1 --output ./sparse   |   secateur prune ./classifier --data reviews.csv --criterion taylor "
-    "--pattern head,ffn --sparsity 0.5 --fine-tune 2 --output ./small   |   secateur prune ./classifier "
-    "--data reviews.csv --sweep 0.3,0.5,0.7,0.8,0.9 --output ./sweep   |   secateur prune ./llm --criterion sparsegpt "
-    "--pattern 2:4 --calibration text.txt --samples 128 --context 512 --memory 4GiB --output ./sparse-llm   |   "
-    "secateur prune ./llm --sparsity 0.7 --sensitivity --distil --calibration text.txt --output ./sparser-llm"
+    "secateur prune ./classifier --data reviews.csv --criterion magnitude --sparsity 0.8 --fine-tune 1 "
+    "--output ./sparse",
+    "secateur prune ./classifier --data reviews.csv --criterion taylor --pattern head,ffn --sparsity 0.5 "
+    "--fine-tune 2 --output ./small",
+    "secateur prune ./classifier --data reviews.csv --sweep 0.3,0.5,0.7,0.8,0.9 --output ./sweep",
+    "secateur prune ./llm --criterion sparsegpt --pattern 2:4 --calibration text.txt --samples 128 --context "
+    "512 --memory 4GiB --output ./sparse-llm",
+    "secateur prune ./llm --sparsity 0.7 --sensitivity --distil --calibration text.txt --output ./sparser-llm",
 )
 CHOICE = "What to prune"
 TUNING = "Fine-tuning"

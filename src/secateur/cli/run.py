@@ -9,8 +9,9 @@ from secateur.cli import common
 
 NAME = "run"
 EXAMPLES = (
-    'Examples:  secateur run ./pruned "a fine film"  ·  secateur run ./pruned --data texts.jsonl --json  ·  '
-    'secateur run ./decoder "Once upon a time" --new-tokens 40 --value int8'
+    'secateur run ./pruned "a fine film"',
+    "secateur run ./pruned --data texts.jsonl --json",
+    'secateur run ./decoder "Once upon a time" --new-tokens 40 --value int8',
 )
 VALUES_HELP = "How kept weights are stored: float32, bfloat16, float16 or int8 (the last two: blocks or few tokens)."
 

@@ -8,7 +8,7 @@ import typer
 from secateur.cli import common
 
 NAME = "train"
-EXAMPLES = "Example:  secateur train ./encoder --data train.csv --output ./classifier --epochs 1"
+EXAMPLES = ("secateur train ./encoder --data train.csv --output ./classifier --epochs 1",)
 
 
 def command(
