@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from secateur import cli
 from secateur.cli import main
 
 COMMANDS = ("inspect", "prune", "train", "eval", "run", "demo")
@@ -20,13 +21,17 @@ def test_help(call, command):
     done = call(command, "--help")
     assert done.code == 0
     assert f"secateur {command} " in done.out
-    assert "Example" in done.out
+    assert "Examples:" in done.out
+    lines = [line.strip() for line in done.out.splitlines()]
+    first = next(module for module in cli.MODULES if module.NAME == command).EXAMPLES[0]
+    assert any(line and first.startswith(line) for line in lines), "an example begins a line"
     assert done.err == ""
 
 
 def test_help_imports_no_framework():
     code = """
 import sys
+from secateur import cli
 from secateur.cli import main
 for arguments in (["--help"], ["prune", "--help"]):
     try:

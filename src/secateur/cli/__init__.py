@@ -20,6 +20,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Make a trained Transformer smaller and faster, and prove that it is.",
 )
+MODULES: Any = (inspect, prune, train, evaluate, run, export, bench, demo)
+"""A command each, in the order of `--help`."""
 
 
 def _add(module: Any) -> None:
@@ -30,7 +32,7 @@ def _add(module: Any) -> None:
     app.command(module.NAME, help=text, epilog=examples)(module.command)
 
 
-for module in (inspect, prune, train, evaluate, run, export, bench, demo):
+for module in MODULES:
     _add(module)
 
 BAD_INPUT = 2
