@@ -23,7 +23,7 @@ def test_help(call, command):
     assert f"secateur {command} " in done.out
     assert "Examples:" in done.out
     lines = [line.strip() for line in done.out.splitlines()]
-    first = next(module for module in cli.MODULES if module.NAME == command).EXAMPLES[0]
+    first = next(module for module in cli.MODULES if command == module.NAME).EXAMPLES[0]
     assert any(line and first.startswith(line) for line in lines), "an example begins a line"
     assert done.err == ""
 
