@@ -252,6 +252,7 @@ def one_row(key: str) -> dict[str, Any]:
     """Prune and score, in this process. Seconds are processor seconds of one thread."""
     from models import smollm2_folder
 
+    from secateur.runtime import isa
     from secateur.torch.open import load_model
     from secateur.torch.perplexity import evaluate_text
     from secateur.torch.text import load_tokenizer
@@ -278,13 +279,35 @@ def one_row(key: str) -> dict[str, Any]:
     if first == key not in {first_of_two(f"{method}:{rest}") for method in METHODS if method != key.partition(":")[0]}:
         shutil.rmtree(output, ignore_errors=True)
         begun.unlink(missing_ok=True)
-    return row | {"scores": {text: {**vars(score), "collapsed": score.collapsed} for text, score in scores.items()}}
+    found = {text: {**vars(score), "collapsed": score.collapsed} for text, score in scores.items()}
+    return row | {"scores": found, "on": isa()}
 
 
 def read_rows_done() -> dict[str, Any]:
     """Rows that are finished."""
     path = CACHE / f"rows-{SAMPLES}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def mean_delta(row: dict[str, Any]) -> float:
+    """Loss that a row adds, nats a token, mean of both texts."""
+    return sum(score["delta"] for score in row["scores"].values()) / len(row["scores"])
+
+
+def means(rows: dict[str, Any]) -> list[str]:
+    """Loss added over SparseGPT's by method and pattern, mean over the seeds that both have, which are counted."""
+    parts = {key: (key.partition(":")[0], *key.partition(":")[2].rpartition(":")[::2]) for key in rows}
+    patterns = sorted({pattern for _, pattern, _ in parts.values()})
+    lines = ["| method | " + " | ".join(patterns) + " |", "|---" * (len(patterns) + 1) + "|"]
+    for name in dict.fromkeys(name for name, _, _ in parts.values()):
+        cells = []
+        for pattern in patterns:
+            seeds = [s for n, p, s in parts.values() if (n, p) == (name, pattern) and f"sparsegpt:{p}:{s}" in rows]
+            theirs = sum(mean_delta(rows[f"sparsegpt:{pattern}:{s}"]) for s in seeds)
+            mine = sum(mean_delta(rows[f"{name}:{pattern}:{s}"]) for s in seeds)
+            cells.append(f"{mine / theirs:.3f} ({len(seeds)})" if seeds else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def write_table(rows: dict[str, Any]) -> None:
@@ -298,23 +321,22 @@ def write_table(rows: dict[str, Any]) -> None:
         f"windows of film reviews; test: {TEST_WINDOWS} windows of other reviews / of Lee news; context {CONTEXT}, "
         "windows do not overlap. Sparsity counts the linear weights of the 30 layers. delta: loss minus that of the "
         "dense model, nats a token, reviews / news / mean; its interval is 95% over windows. Seconds are processor "
-        "seconds of one thread for the whole pruning run; the machine was shared, which lengthens them. Peak is that "
-        "of the process before evaluation.",
+        "seconds of one thread for the whole pruning run; the machines were shared, which lengthens them, and differ: "
+        "seconds compare within one instruction set only. Peak is that of the process before evaluation.",
         "",
         f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, 1 thread, "
         f"{datetime.now(UTC):%Y-%m-%d}. The dense model is dequantised from 4 bits.",
         "",
-        "| method | pattern | seed | zeros | perplexity | delta | mean (of SparseGPT's) | KL | flips | s | MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| method | pattern | seed | zeros | perplexity | delta | mean (of SparseGPT's) | KL | flips | s | on | MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     order = {key: i for i, key in enumerate(ORDER)}
     for key, row in sorted(rows.items(), key=lambda item: (item[0].partition(":")[2], order.get(item[0], 999))):
         name, _, rest = key.partition(":")
         pattern, _, seed = rest.rpartition(":")
         both = [row["scores"][text] for text in ("reviews", "news")]
-        mean = sum(s["delta"] for s in both) / 2
         base = rows.get(f"sparsegpt:{pattern}:{seed}")
-        ratio = f" ({mean / (sum(s['delta'] for s in base['scores'].values()) / 2):.3f})" if base else ""
+        ratio = f" ({mean_delta(row) / mean_delta(base):.3f})" if base else ""
         cells = [
             name,
             pattern,
@@ -323,10 +345,11 @@ def write_table(rows: dict[str, Any]) -> None:
             " / ".join(f"{s['perplexity']:.1f}" for s in both)
             + (" collapsed" if any(s["collapsed"] for s in both) else ""),
             " / ".join(f"{s['delta']:.3f} [{s['interval'][0]:.3f}, {s['interval'][1]:.3f}]" for s in both),
-            f"{mean:.3f}{ratio}",
+            f"{mean_delta(row):.3f}{ratio}",
             " / ".join(f"{s['kl']:.3f}" for s in both),
             " / ".join(f"{s['flips']:.3f}" for s in both),
             f"{row['seconds']:.0f}",
+            row["on"],
             f"{row['peak'] / 1e6:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -334,6 +357,10 @@ def write_table(rows: dict[str, Any]) -> None:
     lines += [
         "",
         "Dense perplexity: " + " / ".join(f"{dense[t]['dense_perplexity']:.1f}" for t in ("reviews", "news")),
+        "",
+        "Loss added, over that of SparseGPT with the same seeds (how many):",
+        "",
+        *means(rows),
         "",
     ]
     notes = dict.fromkeys(row["note"] for row in rows.values() if "note" in row)
