@@ -52,7 +52,7 @@ def test_a_tied_weight_is_stored_once_with_a_scale_a_row(tmp_path):
     assert "DequantizeLinear" not in kinds
     ids = np.array([[3, 7, 11], [0, 59, 2]])
     out = device.load_onnx(tmp_path, {"files": ["model.onnx"]}, 1)({"ids": ids})
-    step = np.abs(weight).max(1) / onnx_int8.LEVELS
+    step = np.abs(weight).max(1) / onnx_int8.levels()
     assert (np.abs(out["x"] - weight[ids]) <= 0.5001 * step[ids][..., None]).all()
     expected = weight[ids] @ weight.T
     # half a level of each rounded weight and of each rounded activation (255 levels over the whole tensor)

@@ -13,9 +13,16 @@ import numpy as np
 
 from secateur.deploy.onnx_graph import Graph, attributes
 from secateur.deploy.sparse import save
+from secateur.runtime.native import available_isas
 
-LEVELS = 127
-"""Largest whole number that a weight is rounded to."""
+LEVELS, SAFE_LEVELS = 127, 64
+
+
+def levels() -> int:
+    """Largest whole number that a weight is rounded to. On x86 processors without VNNI ONNX Runtime adds products of
+    two pairs of integers in 16 bits, which saturate from 65 on: 255 * 65 * 2 > 32767.
+    """
+    return LEVELS if {"avx512", "neon"} & {*available_isas()} else SAFE_LEVELS
 
 
 def quantise(path: Path) -> None:
@@ -34,7 +41,14 @@ def quantise(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
         save(model, before)
-        quantize_dynamic(before, after, per_channel=True, use_external_data_format=True, nodes_to_exclude=done)
+        quantize_dynamic(
+            before,
+            after,
+            per_channel=True,
+            reduce_range=levels() == SAFE_LEVELS,
+            use_external_data_format=True,
+            nodes_to_exclude=done,
+        )
         model = onnx.load(after)
     save(model, path)
 
@@ -72,7 +86,7 @@ def split(graph: Graph, name: str) -> list[str]:
 
     node = onnx.helper.make_node
     weight = onnx.numpy_helper.to_array(graph.constants[name])
-    scale = np.abs(weight).max(1) / LEVELS
+    scale = np.abs(weight).max(1) / levels()
     scale[scale == 0] = 1
     whole = graph.add_constant(np.rint(weight / scale[:, None]).astype(np.int8), f"{name}.int8")
     scales = graph.add_constant(scale, f"{name}.scale")
