@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kernels_layer import Run, head, medians_us
+from kernels_layer import head
+from turns import Run, medians_us
 
 from secateur.runtime import isa
 from secateur.runtime.choose import candidates

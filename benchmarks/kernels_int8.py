@@ -13,7 +13,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from kernels_layer import DENSE, Run, fastest, grid, head, medians_us, onnx_runs, options
+from kernels_layer import DENSE, fastest, grid, head, onnx_runs, options
+from turns import Run, medians_us
 
 from secateur.runtime.choose import quad_candidates
 from secateur.runtime.native import isa, load_native

@@ -2,7 +2,8 @@
 
 Each other side is run in turn with secateur, A B A B ...; figures are medians of the times, a ratio is one of medians
 of the same turns. Once more all sides go in turn, each of which then finds its data and code out of the caches that the
-others have filled; the ratio of these turns stands beside. Run pinned:
+others have filled; the ratio of these turns stands beside. Turns in which the machine was disturbed do not count (see
+turns.py). Run pinned:
 
     taskset -c 0 python benchmarks/kernels_layer.py --threads 1 --out benchmarks/results/DATE-kernels-layer.md
 
@@ -18,39 +19,22 @@ import os
 import platform
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from turns import Run, medians_us
 
 from secateur.runtime.choose import candidates, machine_key
 from secateur.runtime.native import isa
 from secateur.runtime.ops import sparse_linear
 from secateur.runtime.packed import pack, row_block_for
 
-Run = Callable[[], object]
 LEAST = 5
 """Samples of each side of a pair."""
 DENSE = ("torch", "onnxruntime", "OpenVINO")
-
-
-def medians_us(runs: dict[str, Run], seconds: float, least: int = 7, warm: int = 2) -> dict[str, float]:
-    """Median time of each run in microseconds, taken in turns for about `seconds` in all and `least` times at least,
-    after `warm` runs that do not count."""
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        for _ in range(warm):
-            run()
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(samples.values()))) < least:
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            samples[name].append((time.perf_counter() - start) * 1e6)
-    return {name: float(np.median(took)) for name, took in samples.items()}
 
 
 def fastest(trials: dict[str, Run]) -> str:

@@ -12,8 +12,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from kernels_layer import head, medians_us
+from kernels_layer import head
 from transformers import BertConfig, BertModel
+from turns import medians_us
 
 from secateur import runtime
 from secateur.runtime import isa

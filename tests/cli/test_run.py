@@ -57,9 +57,23 @@ def test_a_classifier_answers_as_in_torch(result, call, pruned):
     expected = logits.softmax(-1).max(-1).values.tolist()
     assert [a["probability"] for a in done["answers"]] == pytest.approx(expected, abs=1e-4)
     assert "linear layers" in done["summary"]
+    assert "blocks run as one call" in done["summary"]
     shown = call("run", pruned, *TEXTS, "--no-measure", "--max-length", "16")
     assert shown.out.splitlines()[1].endswith(TEXTS[1])
     assert done["summary"] in shown.err
+
+
+def test_a_model_that_cannot_be_traced_runs_layer_by_layer_and_says_so(result, pruned, monkeypatch):
+    from secateur.errors import ModelError
+    from secateur.runtime import swap
+
+    def fail(*args):
+        raise ModelError("no trace today")
+
+    monkeypatch.setattr(swap, "Traced", fail)
+    done = result("run", pruned, *TEXTS, "--no-measure", "--max-length", "16")
+    assert done["summary"].endswith("Nothing was fused: no trace today")
+    assert len(done["answers"]) == len(TEXTS)
 
 
 def test_a_file_gives_the_same_answers_as_arguments(result, pruned, tmp_path):

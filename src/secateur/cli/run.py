@@ -39,7 +39,7 @@ def command(
 
     One sentence on standard error says which layers were sped up, and why others were not.
     """
-    from secateur.errors import DataError
+    from secateur.errors import DataError, ModelError
 
     if bool(texts) == (data is not None):
         raise DataError("pass texts, or --data FILE, not both" if texts else "no text; pass texts, or --data FILE")
@@ -49,7 +49,7 @@ def command(
 
     from secateur import runtime
     from secateur.cli import kinds
-    from secateur.runtime.answer import classify, continue_texts, generates
+    from secateur.runtime.answer import batch_of, classify, continue_texts, generates
     from secateur.runtime.packed import VALUES, check_activations
     from secateur.runtime.store import MANIFEST
     from secateur.torch.open import load_model
@@ -73,8 +73,14 @@ def command(
     else:
         whole = batch_size * min(max_length, 128)
         tokens = (1, min(max_length, 128)) if generates(dense) else whole
-        fast = runtime.compile(dense, tokens=tokens, value=value, activations=activations, measure=measure)
-        summary = fast.secateur_report.summary()
+        options = {"tokens": tokens, "value": value, "activations": activations, "measure": measure}
+        untraced = ""
+        try:
+            fast = runtime.compile(dense, **options, example=batch_of(dense, tokenizer, lines[:batch_size], max_length))
+        except ModelError as error:
+            fast = runtime.compile(dense, **options)
+            untraced = f" Nothing was fused: {error}"
+        summary = fast.secateur_report.summary() + untraced
     if generates(fast):
         answers = continue_texts(fast, tokenizer, lines, max_length, new_tokens)
     else:

@@ -30,6 +30,15 @@ def generates(model: nn.Module) -> bool:
     return bool(can is not None and can())
 
 
+def batch_of(model: nn.Module, tokenizer: Any, texts: list[str], max_length: int) -> dict[str, torch.Tensor]:
+    """Texts as keyword arguments of the model, padded to one length.
+
+    Raises:
+        DataError: for a text that gives no token, or more than the model has positions.
+    """
+    return dict(tokenizer.pad(token_ids(model, tokenizer, texts, max_length), return_tensors="pt"))
+
+
 def classify(model: nn.Module, tokenizer: Any, texts: list[str], max_length: int, batch_size: int) -> list[Answer]:
     """The most probable class of each text, in order.
 
@@ -42,7 +51,7 @@ def classify(model: nn.Module, tokenizer: Any, texts: list[str], max_length: int
     answers = []
     for i in range(0, len(texts), batch_size):
         part = texts[i : i + batch_size]
-        batch = tokenizer.pad(token_ids(model, tokenizer, part, max_length), return_tensors="pt")
+        batch = batch_of(model, tokenizer, part, max_length)
         start = time.perf_counter()
         with torch.inference_mode():
             logits = getattr(model(**batch), "logits", None)
