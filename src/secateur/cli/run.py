@@ -46,6 +46,7 @@ def command(
     lines = list(texts) if texts else list(common.read_data(data, text_column, None, split).texts)
 
     from dataclasses import asdict
+    from functools import partial
 
     from secateur import runtime
     from secateur.cli import kinds
@@ -73,13 +74,12 @@ def command(
     else:
         whole = batch_size * min(max_length, 128)
         tokens = (1, min(max_length, 128)) if generates(dense) else whole
-        options = {"tokens": tokens, "value": value, "activations": activations, "measure": measure}
+        compile = partial(runtime.compile, dense, tokens=tokens, value=value, activations=activations, measure=measure)
         untraced = ""
         try:
-            fast = runtime.compile(dense, **options, example=batch_of(dense, tokenizer, lines[:batch_size], max_length))
+            fast = compile(example=batch_of(dense, tokenizer, lines[:batch_size], max_length))
         except ModelError as error:
-            fast = runtime.compile(dense, **options)
-            untraced = f" Nothing was fused: {error}"
+            fast, untraced = compile(), f" Nothing was fused: {error}"
         summary = fast.secateur_report.summary() + untraced
     if generates(fast):
         answers = continue_texts(fast, tokenizer, lines, max_length, new_tokens)
