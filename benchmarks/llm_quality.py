@@ -1,8 +1,9 @@
 """One-shot pruning of SmolLM2-135M: methods x patterns x calibration seeds, on text of two kinds.
 
 Calibration windows come from one half of the film reviews (both labels, shuffled with the seed), test windows from the
-other half and from Lee news. Every finished row is kept in .cache/llm_quality/rows.json, so that the run goes on where
-it stopped. Run:
+other half and from Lee news. Every finished row is kept in results/llm-quality-SAMPLES.json, by its name and the
+instruction set it ran on, so that the run goes on where it stopped, also on another machine; the Markdown is written
+anew from all of them, with what stands under "Notes" in the newest one. Run:
 
     OMP_NUM_THREADS=1 python benchmarks/llm_quality.py --rows sparsegpt:2:4:0,wanda:2:4:0 [--minutes 30]
 
@@ -35,7 +36,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-CACHE = ROOT / ".cache" / "llm_quality"
+CACHE, RESULTS = ROOT / ".cache" / "llm_quality", ROOT / "benchmarks" / "results"
 CONTEXT, TEST_WINDOWS = 512, 24
 SAMPLES = int(os.environ.get("SAMPLES", "64"))
 METHODS: dict[str, dict[str, Any]] = {
@@ -221,10 +222,8 @@ def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: P
     began = time.process_time()
     model, dense = (load_model(f).eval().requires_grad_(False) for f in (output, smollm2_folder()))
     blocks = json.loads((output / "pruned.json").read_text())["blocks"]
-    losses: list[float] = []
 
     def say(step: int, steps: int, loss: float) -> None:
-        losses.append(loss)
         print(step, f"{loss:.4f}", flush=True)
 
     distil(
@@ -244,7 +243,6 @@ def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: P
         "peak": max(peak, start["peak"]),
         "zeros": zeros,
         "weights": start["weights"],
-        "losses": losses,
     }
 
 
@@ -252,7 +250,6 @@ def one_row(key: str) -> dict[str, Any]:
     """Prune and score, in this process. Seconds are processor seconds of one thread."""
     from models import smollm2_folder
 
-    from secateur.runtime import isa
     from secateur.torch.open import load_model
     from secateur.torch.perplexity import evaluate_text
     from secateur.torch.text import load_tokenizer
@@ -280,13 +277,35 @@ def one_row(key: str) -> dict[str, Any]:
         shutil.rmtree(output, ignore_errors=True)
         begun.unlink(missing_ok=True)
     found = {text: {**vars(score), "collapsed": score.collapsed} for text, score in scores.items()}
-    return row | {"scores": found, "on": isa()}
+    return row | {"scores": found}
 
 
 def read_rows_done() -> dict[str, Any]:
-    """Rows that are finished."""
-    path = CACHE / f"rows-{SAMPLES}.json"
+    """Rows that are finished, as METHOD:PATTERN:SEED@SET."""
+    path = RESULTS / f"llm-quality-{SAMPLES}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def keep_rows(rows: dict[str, Any]) -> None:
+    """Write all rows, one a line."""
+    path = RESULTS / f"llm-quality-{SAMPLES}.json"
+    lines = [f"{json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(rows.items())]
+    path.with_suffix(".tmp").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    path.with_suffix(".tmp").replace(path)
+
+
+def row_of(rows: dict[str, Any], key: str, on: str) -> dict[str, Any] | None:
+    """A row on that instruction set, or else on another."""
+    found = [f"{key}@{on}", *(other for other in rows if other.startswith(f"{key}@"))]
+    return next((rows[name] for name in found if name in rows), None)
+
+
+def parts(name: str) -> tuple[str, str, str, str]:
+    """Method, pattern, seed and instruction set of a finished row."""
+    key, _, on = name.partition("@")
+    method, _, rest = key.partition(":")
+    pattern, _, seed = rest.rpartition(":")
+    return method, pattern, seed, on
 
 
 def mean_delta(row: dict[str, Any]) -> float:
@@ -295,19 +314,37 @@ def mean_delta(row: dict[str, Any]) -> float:
 
 
 def means(rows: dict[str, Any]) -> list[str]:
-    """Loss added over SparseGPT's by method and pattern, mean over the seeds that both have, which are counted."""
-    parts = {key: (key.partition(":")[0], *key.partition(":")[2].rpartition(":")[::2]) for key in rows}
-    patterns = sorted({pattern for _, pattern, _ in parts.values()})
+    """Loss added over SparseGPT's by method and pattern: ratio of sums over the runs, which are counted, and of
+    SparseGPT's with the same seeds and, where there are such, on the same instruction set."""
+    patterns = sorted({parts(name)[1] for name in rows})
     lines = ["| method | " + " | ".join(patterns) + " |", "|---" * (len(patterns) + 1) + "|"]
-    for name in dict.fromkeys(name for name, _, _ in parts.values()):
+    for method in dict.fromkeys(parts(name)[0] for name in sorted(rows, key=place)):
         cells = []
         for pattern in patterns:
-            seeds = [s for n, p, s in parts.values() if (n, p) == (name, pattern) and f"sparsegpt:{p}:{s}" in rows]
-            theirs = sum(mean_delta(rows[f"sparsegpt:{pattern}:{s}"]) for s in seeds)
-            mine = sum(mean_delta(rows[f"{name}:{pattern}:{s}"]) for s in seeds)
-            cells.append(f"{mine / theirs:.3f} ({len(seeds)})" if seeds else "")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            mine = [name for name in rows if parts(name)[:2] == (method, pattern)]
+            pairs = [(rows[n], row_of(rows, f"sparsegpt:{pattern}:{parts(n)[2]}", parts(n)[3])) for n in mine]
+            both = [(mean_delta(row), mean_delta(base)) for row, base in pairs if base is not None]
+            ratio = sum(row for row, _ in both) / sum(base for _, base in both) if both else 0
+            seeds = len({parts(name)[2] for name in mine})
+            counted = f"{seeds}" if seeds == len(both) else f"{seeds}, {len(both)} runs"
+            cells.append(f"{ratio:.3f} ({counted})" if both else "")
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
+
+
+def place(name: str) -> tuple[Any, ...]:
+    """Where a row stands in the table."""
+    method, pattern, seed, on = parts(name)
+    return pattern, seed, list(METHODS).index(method), on
+
+
+def notes() -> list[str]:
+    """What a person wrote under the newest table."""
+    for path in sorted(RESULTS.glob(f"*-llm-quality-{SAMPLES}.md"), reverse=True):
+        _, mark, rest = path.read_text().partition("\n## Notes\n")
+        if mark:
+            return ["## Notes", *rest.splitlines()]
+    return []
 
 
 def write_table(rows: dict[str, Any]) -> None:
@@ -322,7 +359,7 @@ def write_table(rows: dict[str, Any]) -> None:
         "windows do not overlap. Sparsity counts the linear weights of the 30 layers. delta: loss minus that of the "
         "dense model, nats a token, reviews / news / mean; its interval is 95% over windows. Seconds are processor "
         "seconds of one thread for the whole pruning run; the machines were shared, which lengthens them, and differ: "
-        "seconds compare within one instruction set only. Peak is that of the process before evaluation.",
+        "seconds compare within one instruction set (on) only. Peak is that of the process before evaluation.",
         "",
         f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, 1 thread, "
         f"{datetime.now(UTC):%Y-%m-%d}. The dense model is dequantised from 4 bits.",
@@ -330,12 +367,10 @@ def write_table(rows: dict[str, Any]) -> None:
         "| method | pattern | seed | zeros | perplexity | delta | mean (of SparseGPT's) | KL | flips | s | on | MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    order = {key: i for i, key in enumerate(ORDER)}
-    for key, row in sorted(rows.items(), key=lambda item: (item[0].partition(":")[2], order.get(item[0], 999))):
-        name, _, rest = key.partition(":")
-        pattern, _, seed = rest.rpartition(":")
+    for key, row in sorted(rows.items(), key=lambda item: place(item[0])):
+        name, pattern, seed, on = parts(key)
         both = [row["scores"][text] for text in ("reviews", "news")]
-        base = rows.get(f"sparsegpt:{pattern}:{seed}")
+        base = row_of(rows, f"sparsegpt:{pattern}:{seed}", on)
         ratio = f" ({mean_delta(row) / mean_delta(base):.3f})" if base else ""
         cells = [
             name,
@@ -349,7 +384,7 @@ def write_table(rows: dict[str, Any]) -> None:
             " / ".join(f"{s['kl']:.3f}" for s in both),
             " / ".join(f"{s['flips']:.3f}" for s in both),
             f"{row['seconds']:.0f}",
-            row["on"],
+            on,
             f"{row['peak'] / 1e6:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -358,15 +393,14 @@ def write_table(rows: dict[str, Any]) -> None:
         "",
         "Dense perplexity: " + " / ".join(f"{dense[t]['dense_perplexity']:.1f}" for t in ("reviews", "news")),
         "",
-        "Loss added, over that of SparseGPT with the same seeds (how many):",
+        "Loss added, over that of SparseGPT with the same seeds (how many seeds; runs, where more than one machine ran "
+        "one of them):",
         "",
         *means(rows),
         "",
+        *notes(),
     ]
-    notes = dict.fromkeys(row["note"] for row in rows.values() if "note" in row)
-    lines += [line for note in notes for line in (note, "")]
-    folder = ROOT / "benchmarks" / "results"
-    (folder / f"{datetime.now(UTC):%Y-%m-%d}-llm-quality-{SAMPLES}.md").write_text("\n".join(lines))
+    (RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-llm-quality-{SAMPLES}.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
 def main() -> None:
@@ -380,10 +414,12 @@ def main() -> None:
     if args.one:
         print("ROW " + json.dumps(one_row(args.one)))
         return
+    from secateur.runtime import isa
+
     end = time.monotonic() + 60 * args.minutes
     for key in args.rows.split(","):
-        rows = read_rows_done()
-        if key in rows or time.monotonic() > end:
+        name = f"{key}@{isa()}"
+        if name in read_rows_done() or time.monotonic() > end:
             continue
         log = CACHE / f"{SAMPLES}-{key.replace(':', '-')}.log"
         with log.open("w") as out:
@@ -393,11 +429,10 @@ def main() -> None:
         if done.returncode or not found:
             print(f"{key} failed, see {log}", flush=True)
             continue
-        rows = read_rows_done() | {key: json.loads(found[-1][4:])}
-        (CACHE / "rows.tmp").write_text(json.dumps(rows, indent=1))
-        os.replace(CACHE / "rows.tmp", CACHE / f"rows-{SAMPLES}.json")
+        rows = read_rows_done() | {name: json.loads(found[-1][4:])}
+        keep_rows(rows)
         write_table(rows)
-        print(key, {t: round(s["delta"], 3) for t, s in rows[key]["scores"].items()}, flush=True)
+        print(name, {t: round(s["delta"], 3) for t, s in rows[name]["scores"].items()}, flush=True)
 
 
 if __name__ == "__main__":
