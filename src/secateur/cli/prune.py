@@ -3,7 +3,7 @@
 With --calibration or --recipe the model is a language model, which `secateur.cli.language` prunes block by block.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ from secateur.cli import common
 if TYPE_CHECKING:
     from secateur.budget import Budget
     from secateur.torch.host import TorchHost
-    from secateur.torch.workflow import Data, Outcome
+    from secateur.torch.workflow import Data
 
 NAME = "prune"
 EXAMPLES = (
@@ -155,7 +155,7 @@ def command(
     the reloaded model is equal. A language model is written shard by shard: a run that was stopped goes on when the
     same command is given again.
     """
-    from secateur.cli import kinds, language
+    from secateur.cli import kinds, language, outcomes
 
     if calibration or recipe is not None:
         kinds.refuse(context_, "language")
@@ -187,7 +187,7 @@ def command(
         keras_outcome = keras.prune(
             model, output, (score, shape, share), (data, eval_data), calibration_samples, tuning, threads, overwrite
         )
-        show(keras_outcome, json)
+        outcomes.show(keras_outcome, json)
         return
     rows = common.read_data(data, text_column, label_column, split)
     held = (
@@ -205,8 +205,8 @@ def command(
 
         points = try_all(host, score, shape, values, material, common.track)
         with new_folder(output, overwrite) as folder:
-            write_sweep(points, folder, f"{criterion}, {pattern}")
-        show_sweep(points, json, output)
+            outcomes.write_sweep(points, folder, f"{criterion}, {pattern}")
+        outcomes.show_sweep(points, json, output)
         return
     outcome = run(
         output.name,
@@ -219,7 +219,7 @@ def command(
         track=common.track,
         save_options={"uniform": uniform},
     )
-    show(outcome, json)
+    outcomes.show(outcome, json)
 
 
 def find_criterion(name: str) -> Any:
@@ -325,80 +325,3 @@ def prepare(
     test = Batches(encode(host.model, tokenizer, held, max_length), tokenizer, batch_size)
     calibration = Batches(train[:calibration_samples], tokenizer, batch_size)
     return Data(train, calibration, test, tokenizer, batch_size)
-
-
-def show(outcome: "Outcome", json: bool) -> None:
-    """The result of one job."""
-    if json:
-        common.print_json(outcome.as_json())
-        return
-    scores = [("dense", outcome.dense), ("pruned", outcome.pruned)]
-    scores += [("fine-tuned", outcome.tuned)] if outcome.tuned else []
-    common.print_table(
-        f"{outcome.folder}: {outcome.dense.examples} held-out examples",
-        ["model", "accuracy", "loss", "KL to dense", "flips"],
-        [
-            (name, f"{s.accuracy:.4f}", f"{s.loss:.4f}", _or_dash(s.kl, "{:.4f}"), _or_dash(s.flips, "{:.1%}"))
-            for name, s in scores
-        ],
-    )
-    work = "unknown (the layout lists no products)"
-    if outcome.macs_ratio is not None:
-        work = f"{common.percent(outcome.macs_ratio)} of dense"
-    typer.echo(
-        f"parameters {common.millions(outcome.total)}, not zero {common.millions(outcome.nonzero)}; "
-        f"MACs {work}; {common.megabytes(outcome.bytes)} MB on disk; "
-        f"masked against shrunk {outcome.difference:.1e}; reloaded logits equal"
-    )
-    if outcome.inexact:
-        typer.echo(outcome.inexact)
-    steps = outcome.provenance.get("steps") or [outcome.provenance]
-    for multiple, names in (m for step in steps for m in (step.get("multiples") or {}).items()):
-        typer.echo(f"multiples of {multiple} units were kept of {', '.join(names)}: the model runs with no others")
-    for found in (step["found"] for step in steps if "found" in step):
-        typer.echo(f"{found['zeros']:,} zeros that the model came with stay zero ({found['tensors']} linear weights)")
-    for counted in (step["counted"] for step in steps if "weights" in step.get("counted", {})):
-        typer.echo(
-            f"the sparsity counts {counted['tensors']} linear weights of the layers ({counted['weights']:,} values)"
-        )
-        typer.echo("single zeros do not speed up dense runtimes; units (--pattern head,ffn) do")
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
-
-
-def write_sweep(points: Sequence[Any], folder: Path, title: str) -> None:
-    """sweep.json and sweep.png."""
-    from dataclasses import asdict
-
-    from secateur.files import write_json
-    from secateur.report.plots import plot_sweep
-
-    write_json(folder / "sweep.json", [asdict(point) for point in points])
-    plot_sweep(points, folder / "sweep.png", title)
-
-
-def show_sweep(points: Sequence[Any], json: bool, output: Path) -> None:
-    """The table of a sweep."""
-    from dataclasses import asdict
-
-    if json:
-        common.print_json([asdict(point) for point in points])
-        return
-    common.print_table(
-        f"{output}/sweep.png shows this; accuracy before any fine-tuning",
-        ["sparsity", "threshold", "accuracy", "against dense", "KL to dense", "flips"],
-        [
-            (
-                common.percent(p.sparsity),
-                _or_dash(p.threshold, "{:.4g}"),
-                f"{p.score.accuracy:.4f}",
-                f"{p.score.accuracy - points[0].score.accuracy:+.4f}",
-                _or_dash(p.score.kl, "{:.4f}"),
-                _or_dash(p.score.flips, "{:.1%}"),
-            )
-            for p in points
-        ],
-        left=0,
-    )

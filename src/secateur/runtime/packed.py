@@ -53,7 +53,8 @@ class PackedInfo:
 
 BLOCK_CHUNK = 384
 """Columns whose tile of activations shares the L1 cache in the block format."""
-
+BLOCK_CHUNK_INT8 = 1024
+"""The same for int8, whose blocks of one token are so quick that the ends of short runs of them would tell."""
 
 QUAD_CHUNK = 256
 """The same for the quad format."""
@@ -147,7 +148,7 @@ def pack(
             )
         return native.pack_nm(*start, keep, of)
     if format == "block":
-        chunk = chunk or BLOCK_CHUNK
+        chunk = chunk or (BLOCK_CHUNK_INT8 if value == "int8" else BLOCK_CHUNK)
         row_block = row_block or block_rows_for(rows)
         if block not in BLOCKS or not 1 <= chunk <= 65536 or row_block % block:
             raise ValueError(
