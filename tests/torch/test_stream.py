@@ -12,7 +12,7 @@ import secateur
 from secateur.errors import DataError, ModelError, PlanError
 from secateur.repair import prepare, sparsegpt
 from secateur.select import NM
-from secateur.torch import journal, retrain, stream
+from secateur.torch import journal, stream
 from secateur.torch.stream import prune_folder, prune_loaded
 from tests.torch import tiny
 from tests.torch.language import Stop, files, recipe, same, stopped_after, windows, write_model
@@ -139,18 +139,6 @@ def test_distillation_that_is_stopped_ends_with_the_same_files(tmp_path, monkeyp
             assert prune_folder(tmp_path / "in", tmp_path / "out", windows(), tuned).resumed == 3
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
-
-
-def test_distillation_that_cannot_be(tmp_path, monkeypatch):
-    write_model(tmp_path / "in")
-    with pytest.raises(PlanError, match=r"distillation holds .* more than 0.0 GiB; .* use reconstruct, which"):
-        prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(distil=True, memory=10**5))
-    losses = iter([3.0, float("nan")])
-    monkeypatch.setattr(retrain, "_accumulate", lambda *a: next(losses))
-    with pytest.raises(DataError, match="distillation diverged at step 2; lower its rate"):
-        prune_loaded(tiny.llama(), windows(), recipe(distil=True))
-    with pytest.raises(PlanError, match="distil needs calibration text"):
-        prune_folder(tmp_path / "in", tmp_path / "other", None, recipe(criterion="magnitude", distil=True))
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

@@ -80,22 +80,31 @@ def choose(
 
 
 def whole_model(
-    model: Any, trained: Sequence[str], tokens: int, beside: int, limit: int | None, what: str, instead: str
+    model: Any,
+    trained: Sequence[str],
+    tokens: int,
+    beside: int,
+    limit: int | None,
+    what: str,
+    instead: str,
+    kept: int = 0,
 ) -> int:
     """The peak in bytes of what takes gradients of a whole model, as estimated; PlanError when it would not fit into
     `limit`, or into what the system has where that is None.
 
     It holds the dense model and the pruned one in float32, `beside` more values for each trained weight (gradient,
-    moments), and what the layers and the logits of `tokens` tokens keep for the backward pass. model: on any device.
+    moments), what the layers and the logits of `tokens` tokens keep for the backward pass, and the dense model's last
+    states for `kept` tokens. model: on any device.
     what, instead: words for the sentence. The factors of the last term were fitted to peaks on SmolLM2-135M.
     """
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     widths = sum(sum(p.shape) for name, p in model.named_parameters() if name in set(trained))
-    vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
+    config = model.config.get_text_config()
+    vocabulary, hidden = getattr(config, "vocab_size", 0), getattr(config, "hidden_size", 0)
     held = 2 * sum(sizes.values()) + beside * sum(sizes[name] for name in trained)
     now = resident()
     loaded = sum(p.nbytes for p in model.parameters() if not p.is_meta)
-    need = max(now - loaded, 0) + WORKSPACE + 4 * held + tokens * (16 * vocabulary + 5 * widths)
+    need = max(now - loaded, 0) + WORKSPACE + 4 * held + tokens * (16 * vocabulary + 5 * widths) + 4 * kept * hidden
     free = available()
     room = limit if limit is not None else None if free is None else free + now
     if room is not None and need > room:

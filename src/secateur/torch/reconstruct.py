@@ -39,10 +39,10 @@ def reconstruct(
     shrink along a cosine. low_precision: products in bfloat16. The error is `relative_error` over some of the batches.
     """
     steps = max(1, round(passes * batches))
-    masks, groups = [], []
+    gone, groups = [], []
     for parameter in parameters.values():
-        masks.append(parameter.detach() != 0)
-        kept = max(int(masks[-1].sum()), 1)
+        gone.append(parameter.detach() == 0)
+        kept = max(parameter.numel() - int(gone[-1].sum()), 1)
         size = float((parameter.detach().square().sum() / kept).sqrt())
         parameter.requires_grad_(True)
         groups.append({"params": [parameter], "lr": rate * size, "whole": rate * size})
@@ -60,7 +60,7 @@ def reconstruct(
                 relative_error(output, target(index)).backward()
             for group in optimizer.param_groups:
                 group["lr"] = group["whole"] * 0.5 * (1 + math.cos(math.pi * step / steps))
-            masked_step(optimizer, parameters.values(), masks)
+            masked_step(optimizer, parameters.values(), gone)
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
@@ -70,13 +70,12 @@ def reconstruct(
 
 @torch.no_grad()
 def masked_step(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], masks: Iterable[torch.Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], gone: Iterable[torch.Tensor]
 ) -> None:
-    """One step in which what is pruned has no gradient and stays zero."""
-    pairs = list(zip(parameters, masks, strict=True))
-    for parameter, mask in pairs:
+    """One step in which what is `gone` has no gradient and stays zero."""
+    for parameter, zeros in zip(parameters, gone, strict=True):
         if parameter.grad is not None:
-            parameter.grad.mul_(mask)
+            parameter.grad.masked_fill_(zeros, 0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -6,7 +6,9 @@ is read. All of the model is held at once, with gradients and moments: see `seca
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,23 +44,23 @@ def retrain(
     steps = max(1, round(options.passes * len(batches)))
     held = dict(model.named_parameters())
     parameters = [held[name] for name in names]
-    masks = [p.detach() != 0 for p in parameters]
+    gone = [p.detach() == 0 for p in parameters]
     model.requires_grad_(False)
     optimizer = torch.optim.Adam(parameters, lr=options.rate, betas=BETAS, fused=True)
-    generator = torch.Generator().manual_seed(seed)
-    order: list[int] = []
+    order = order_of(len(batches), steps, seed)
+    again = set() if options.hidden else {index for index, times in Counter(order).items() if times > 1}
+    teacher = _Teacher(dense, again)
     losses = []
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        for step in range(steps):
-            order = order or torch.randperm(len(batches), generator=generator).tolist()
-            losses.append(_accumulate(model, dense, batches[order.pop()], options.hidden, low_precision))
+        for step, index in enumerate(order):
+            losses.append(_accumulate(model, teacher, index, batches[index], options.hidden, low_precision))
             if not math.isfinite(losses[-1]):
                 raise DataError(f"distillation diverged at step {step + 1}; lower its rate ({options.rate})")
             for group in optimizer.param_groups:
                 group["lr"] = options.rate * share_of(step, steps, options.warmup)
-            masked_step(optimizer, parameters, masks)
+            masked_step(optimizer, parameters, gone)
             if progress:
                 progress(step + 1, steps, losses[-1])
     finally:
@@ -69,16 +71,58 @@ def retrain(
     return sum(losses[:part]) / part, sum(losses[-part:]) / part
 
 
+def order_of(batches: int, steps: int, seed: int) -> list[int]:
+    """The batch of each step: all of them in random order, then in another."""
+    generator = torch.Generator().manual_seed(seed)
+    order: list[int] = []
+    while len(order) < steps:
+        order += torch.randperm(batches, generator=generator).tolist()[::-1]
+    return order[:steps]
+
+
+class _Teacher:
+    """The dense model's answers. Of batches that come `again` it keeps what its output layer reads, where the logits
+    are what that layer gives, so that the layer alone runs the next time."""
+
+    def __init__(self, dense: Any, again: set[int]) -> None:
+        self.dense, self.again = dense, again
+        self.head = _output_layer(dense)
+        self.states: dict[int, torch.Tensor] = {}
+
+    def __call__(self, index: int, inputs: Mapping[str, Any]) -> Any:
+        """The output for a batch, or of it just the logits; under the caller's `products_in`."""
+        if index in self.states:
+            return SimpleNamespace(logits=self.head(self.states[index]))
+        if self.head is None or index not in self.again:
+            return self.dense(**inputs)
+        seen: list[tuple[Any, Any]] = []
+        handle = self.head.register_forward_hook(lambda layer, given, output: seen.append((given, output)))
+        try:
+            output = self.dense(**inputs)
+        finally:
+            handle.remove()
+        if len(seen) == 1 and len(seen[0][0]) == 1 and getattr(output, "logits", None) is seen[0][1]:
+            self.states[index] = seen[0][0][0].clone()
+        return output
+
+
+def _output_layer(model: Any) -> Any:
+    find = getattr(model, "get_output_embeddings", None)
+    return find() if find is not None else None
+
+
 def share_of(step: int, steps: int, warmup: int) -> float:
     """Share of the full rate at a step: rising over `warmup` steps, then falling along a cosine."""
     return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def _accumulate(model: Any, dense: Any, batch: Mapping[str, Any], hidden: float, low_precision: bool) -> float:
+def _accumulate(
+    model: Any, teacher: _Teacher, index: int, batch: Mapping[str, Any], hidden: float, low_precision: bool
+) -> float:
     """Add the gradient of one batch; returns its loss."""
     inputs = {**batch, "output_hidden_states": True} if hidden else dict(batch)
     with torch.no_grad(), products_in(low_precision):
-        wanted = dense(**inputs)
+        wanted = teacher(index, inputs)
     with torch.enable_grad(), products_in(low_precision):
         output = model(**inputs)
         error = _states_error(output, wanted, hidden) if hidden else None

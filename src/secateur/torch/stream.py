@@ -345,7 +345,9 @@ def _chosen(
     if recipe.distil:
         what = "distillation holds the dense and the pruned model, gradients and moments"
         instead = "reconstruct, which goes block by block, or a shorter context"
-        peaks.append(whole_model(model, trained, recipe.distil.windows * context, 3, recipe.memory, what, instead))
+        again = round(count * context * min(1.0, max(0.0, recipe.distil.passes - 1)))
+        tokens = recipe.distil.windows * context
+        peaks.append(whole_model(model, trained, tokens, 3, recipe.memory, what, instead, kept=again))
     if not (recipe.walks or recipe.owl):
         count, context = 0, 1
     tuned = recipe.reconstruct is not None
