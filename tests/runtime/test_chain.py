@@ -367,7 +367,11 @@ def test_damaged_chains_are_a_sentence(tmp_path):
 
 @pytest.mark.parametrize(
     ("make", "example"),
-    [(bert, text(2, 9)), pytest.param(vit, None, marks=pytest.mark.slow), pytest.param(Holder, added())],
+    [
+        pytest.param(bert, text(2, 9), marks=pytest.mark.slow),
+        pytest.param(vit, None, marks=pytest.mark.slow),
+        pytest.param(Holder, added()),
+    ],
 )
 def test_torch_compile_keeps_one_call(make, example, calls):
     model, fast, batch = compiled(make, example)

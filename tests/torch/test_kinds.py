@@ -158,6 +158,7 @@ def test_hidden_width_under_layer_norms_is_inexact_and_says_so(name):
     assert all(np.isfinite(a).all() for a in small.outputs(small.example))
 
 
+@pytest.mark.slow
 def test_hidden_width_of_t5_with_tied_embeddings_and_relative_bias(tmp_path):
     """The scale d_model ** -0.5 before the tied logits does not follow, the bias per head is left as it is."""
     host = host_of("t5", layer_norm_epsilon=1e-3)

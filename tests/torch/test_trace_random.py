@@ -139,6 +139,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(CONFIGS)
 def test_masking_equals_removing_on_every_axis(c):
