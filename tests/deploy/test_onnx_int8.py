@@ -1,6 +1,7 @@
 """Eight bits in ONNX programs: the weight of an embedding tied to the output layer, sparse programs, generation."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -69,6 +70,22 @@ def test_a_weight_that_others_read_is_left_to_the_tool(tmp_path):
     assert onnx_int8.tied(Graph(onnx.load(tmp_path / "model.onnx"))) == []
     program(tmp_path / "model.onnx")
     assert onnx_int8.tied(Graph(onnx.load(tmp_path / "model.onnx"))) == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "levels", "warned"),
+    [({"avx2"}, 127, True), ({"avx2"}, 64, False), ({"avx2", "avx_vnni"}, 127, False), (set(), 127, False)],
+)
+def test_eight_bits_from_elsewhere_that_overflow_here_are_said(flags, levels, warned, tmp_path, monkeypatch):
+    program(tmp_path / "model.onnx")
+    graph = {"files": ["model.onnx"], "inputs": [], "outputs": ["y"]}
+    info = {"format": device.FORMAT, "target": "onnx", "graphs": {"model": graph}, "int8": True, "levels": levels}
+    (tmp_path / device.MANIFEST).write_text(json.dumps(info))
+    monkeypatch.setattr(device, "processor_flags", lambda: flags)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        device.load(tmp_path)
+    assert any("its products overflow" in str(each.message) for each in said) == warned
 
 
 @pytest.mark.slow

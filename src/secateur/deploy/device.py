@@ -27,6 +27,7 @@ import signal  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
+import warnings  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -38,6 +39,9 @@ KIT, RESULTS = "kit.json", "results.json"
 OPERATORS = "secateur_onnx"
 """The library of secateur's operators for ONNX Runtime."""
 FORMAT = 1
+SAFE_LEVELS = 64
+"""Largest whole number of an 8-bit weight that ONNX Runtime multiplies right on x86 without VNNI, where it adds two
+products in 16 bits: 255 * 65 * 2 > 32767."""
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Feed = Mapping[str, np.ndarray]
 Program = Callable[[Feed], dict[str, np.ndarray]]
@@ -188,6 +192,12 @@ def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
     graph, key = info["graphs"][name], info.get("loader") or info["target"]
     if key not in LOADERS:
         raise ArtefactError(f"{folder} is for {key!r}; this version runs {', '.join(LOADERS)}; export it again")
+    if overflows(info):
+        warnings.warn(
+            f"{folder} was exported with 8-bit weights where ONNX Runtime has VNNI for them; without it, as here, its "
+            "products overflow and answers are wrong: export it on a machine like this one",
+            stacklevel=2,
+        )
     try:
         program = _loader(LOADERS[key])(folder, graph, threads)
     except ArtefactError:
@@ -197,6 +207,22 @@ def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
     except Exception as error:
         raise ArtefactError(f"{folder} is damaged or not for this runtime ({info['target']}): {line(error)}") from None
     return checked(program, graph, info["target"])
+
+
+def overflows(info: Mapping[str, Any]) -> bool:
+    """Whether a program holds weights of a full 8 bits that this processor cannot multiply in ONNX Runtime; False where
+    nothing tells which it is."""
+    known = processor_flags()
+    return bool(known) and info.get("levels", 0) > SAFE_LEVELS and not known & {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def processor_flags() -> set[str]:
+    """What an x86 processor says that it can, on Linux; empty elsewhere."""
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc/cpuinfo").read_text().splitlines():
+            if entry.startswith("flags"):
+                return {*entry.split()}
+    return set()
 
 
 def _loader(where: Any) -> Callable[[Path, Mapping[str, Any], int], Program]:

@@ -229,6 +229,7 @@ def describe(
         "bytes": sum(sizes.values()),
         "sizes": sizes,
         "int8": int8,
+        "levels": onnx_int8.levels() if int8 and target.name == "onnx" else 0,
         "versions": {p: importlib.metadata.version(p) for p in (*VERSIONS, *distributions(target))},
     }
 

@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from secateur.deploy.device import SAFE_LEVELS
 from secateur.deploy.onnx_graph import Graph, attributes
 from secateur.deploy.sparse import save
 from secateur.runtime.native import available_isas
 
-LEVELS, SAFE_LEVELS = 127, 64
+LEVELS = 127
 
 
 def levels() -> int:
-    """Largest whole number that a weight is rounded to. On x86 processors without VNNI ONNX Runtime adds products of
-    two pairs of integers in 16 bits, which saturate from 65 on: 255 * 65 * 2 > 32767.
-    """
+    """Largest whole number that a weight is rounded to: fewer on x86 processors without VNNI (see `device`)."""
     return LEVELS if {"avx512", "neon"} & {*available_isas()} else SAFE_LEVELS
 
 
