@@ -25,7 +25,7 @@ from secateur.runtime.ops import sparse_linear
 from secateur.runtime.packed import BLOCKS, VALUES_OF, pack, row_block_for, tiled_defaults
 from secateur.runtime.patterns import Zeros, zeros_of
 
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 WORTH = 0.95  # sparse must take less than this share of the dense time
 SECONDS_A_CANDIDATE = 0.02
 FEW_TOKENS = 16

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.runtime import reference
-from secateur.runtime.native import isa_code, load_native
+from secateur.runtime.native import isa, isa_code, load_native
 
 FORMATS = ("tiled", "block", "bitmask", "quad", "nm")
 VALUES = ("float32", "bfloat16", "float16", "int8")
@@ -62,6 +62,11 @@ MAX_QUAD_COLUMNS = 65536
 """Its sums of uint8 times int8 stay below 2^31."""
 
 
+ACCUMULATORS = {"avx512": 65536, "avx2": 12288}
+"""Outputs of a tile that a block of rows works on: a quarter of the L2 cache with AVX-512 (1 MiB), a tenth with AVX2
+(512 KiB), where weights of blocks so small come from L2 for every tile but the first."""
+
+
 def block_rows_for(rows: int) -> int:
     """Rows that a thread takes at a time in the block format: few enough to share them out evenly."""
     return 32 if rows <= 512 else 64 if rows <= 2048 else 128
@@ -85,9 +90,9 @@ def chain_defaults(isa: str, density: float) -> tuple[int, int]:
 
 
 def row_block_for(rows: int, tile: int, tokens: int = 1, threads: int = 2) -> int:
-    """Rows whose accumulators fit the L2 cache, in blocks of equal size: as few as leave `threads` enough to share out
-    at `tokens` tokens, because runs of equal rows are longer in large blocks."""
-    most = max(64, min(1024, 65536 // tile))
+    """Rows in blocks of equal size, whose accumulators leave room in the L2 cache: as few blocks as leave `threads`
+    enough to share out at `tokens` tokens, because runs of equal rows are longer in large ones."""
+    most = max(64, min(1024, ACCUMULATORS.get(isa(), ACCUMULATORS["avx2"]) // tile))
     tiles = -(-tokens // tile)
     shares = 1 if threads == 1 else -(-2 * threads // tiles)
     blocks = max(min(shares, rows // 128), -(-rows // most), 1)
