@@ -42,15 +42,14 @@ def look_first(seconds: float = 2.0) -> None:
         undisturbed()
 
 
-def medians_us(runs: dict[str, Run], seconds: float, least: int = 7, warm: int = 2) -> dict[str, float]:
-    """Median time of each run in microseconds, taken in turns for about `seconds` in all and until `least` turns
-    count, after `warm` runs that do not. Where none counts (the machine was never quiet), all do, and it is said."""
+def samples_us(runs: dict[str, Run], seconds: float, least: int = 7, warm: int = 2) -> dict[str, np.ndarray]:
+    """Times of each run in microseconds, taken in turns for about `seconds` in all and until `least` turns count, after
+    `warm` runs that do not. Where too few count (the machine was not quiet), all do, and it is said."""
     kept: list[list[float]] = []
     rest: list[list[float]] = []
     for run in runs.values():
         for _ in range(warm):
             run()
-    start = time.perf_counter()
     look_first()
     start = time.perf_counter()
     while (spent := time.perf_counter() - start) < PATIENCE * seconds or len(rest) + len(kept) < least:
@@ -64,5 +63,10 @@ def medians_us(runs: dict[str, Run], seconds: float, least: int = 7, warm: int =
         (kept if before and undisturbed() else rest).append(turn)
     if len(kept) < least:
         print(f"only {len(kept)} of {len(kept) + len(rest)} turns were undisturbed", flush=True)
-    used = kept if len(kept) >= least else rest + kept
-    return dict(zip(runs, np.median(np.array(used), 0).tolist(), strict=True))
+    used = np.array(kept if len(kept) >= least else rest + kept)
+    return dict(zip(runs, used.T, strict=True))
+
+
+def medians_us(runs: dict[str, Run], seconds: float, least: int = 7, warm: int = 2) -> dict[str, float]:
+    """The medians of `samples_us`."""
+    return {name: float(np.median(took)) for name, took in samples_us(runs, seconds, least, warm).items()}
