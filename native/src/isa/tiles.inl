@@ -18,6 +18,7 @@ bool not_finite(const float* x, int64_t n) {
 // The first tokens in bands of S::WIDE, if it has a wide transpose; says how many went, and whether one was not finite.
 template <class S>
 int pack_bands(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, float* out, bool& odd) {
+  constexpr int kAhead = 3 * S::WIDE;  // floats; more rows are read side by side than the processor itself runs ahead of
   int t = 0;
   if constexpr (S::WIDE > 0) {
     for (; t + S::WIDE <= tokens; t += S::WIDE) {
@@ -25,7 +26,10 @@ int pack_bands(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
       typename S::V sum = S::zero();
       float tail = 0;
       int64_t k = 0;
-      for (; k + S::WIDE <= cols; k += S::WIDE) sum = S::transpose_wide(row + k, ldx, out + k * tile + t, tile, sum);
+      for (; k + S::WIDE <= cols; k += S::WIDE) {
+        for (int i = 0; i < S::WIDE; i++) S::prefetch(row + i * ldx + k + kAhead);
+        sum = S::transpose_wide(row + k, ldx, out + k * tile + t, tile, sum);
+      }
       for (; k < cols; k++)
         for (int i = 0; i < S::WIDE; i++) tail += 0.0f * (out[k * tile + t + i] = row[i * ldx + k]);
       odd |= tail != tail || S::any_nan(sum);
