@@ -130,8 +130,7 @@ def recipe_of(key: str) -> Any:
     """The recipe of a row, and its seed."""
     from secateur.recipe import make_recipe
 
-    name, _, rest = key.partition(":")
-    pattern, _, seed = rest.rpartition(":")
+    name, pattern, seed, _ = parts(key)
     share = {"pattern": "element", "sparsity": float(pattern[:-1]) / 100} if "%" in pattern else {"pattern": pattern}
     return make_recipe(**METHODS[name], **share, samples=SAMPLES, context=CONTEXT, seed=int(seed))
 

@@ -212,17 +212,24 @@ def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
 def overflows(info: Mapping[str, Any]) -> bool:
     """Whether a program holds weights of a full 8 bits that this processor cannot multiply in ONNX Runtime; False where
     nothing tells which it is."""
+    if info.get("levels", 0) <= SAFE_LEVELS:
+        return False
     known = processor_flags()
-    return bool(known) and info.get("levels", 0) > SAFE_LEVELS and not known & {"avx512_vnni", "avx_vnni", "amx_int8"}
+    return bool(known) and not known & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def processor_flags() -> set[str]:
     """What an x86 processor says that it can, on Linux; empty elsewhere."""
+    return {*processor_says("flags").split()}
+
+
+def processor_says(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; '' where there is none."""
     with contextlib.suppress(OSError):
         for entry in Path("/proc/cpuinfo").read_text().splitlines():
-            if entry.startswith("flags"):
-                return {*entry.split()}
-    return set()
+            if entry.startswith(field):
+                return entry.partition(":")[2].strip()
+    return ""
 
 
 def _loader(where: Any) -> Callable[[Path, Mapping[str, Any], int], Program]:
@@ -459,12 +466,8 @@ def workers(
 
 def machine() -> dict[str, Any]:
     """What a result depends on besides the artefact."""
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, IndexError):
-        names = [n for n in Path("/proc/cpuinfo").read_text().splitlines() if n.startswith("model name")]
-        processor = names[0].split(":", 1)[1].strip()
     return {
-        "processor": processor,
+        "processor": processor_says("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -62,9 +62,9 @@ MAX_QUAD_COLUMNS = 65536
 """Its sums of uint8 times int8 stay below 2^31."""
 
 
-ACCUMULATORS = {"avx512": 65536, "avx2": 12288}
-"""Outputs of a tile that a block of rows works on: a quarter of the L2 cache with AVX-512 (1 MiB), a tenth with AVX2
-(512 KiB), where weights of blocks so small come from L2 for every tile but the first."""
+ACCUMULATORS, ACCUMULATORS_AVX2 = 65536, 12288
+"""Outputs of a tile that a block of rows works on: a quarter of an L2 cache of 1 MiB; with AVX2 what did best on a
+processor with 512 KiB."""
 
 
 def block_rows_for(rows: int) -> int:
@@ -92,7 +92,7 @@ def chain_defaults(isa: str, density: float) -> tuple[int, int]:
 def row_block_for(rows: int, tile: int, tokens: int = 1, threads: int = 2) -> int:
     """Rows in blocks of equal size, whose accumulators leave room in the L2 cache: as few blocks as leave `threads`
     enough to share out at `tokens` tokens, because runs of equal rows are longer in large ones."""
-    most = max(64, min(1024, ACCUMULATORS.get(isa(), ACCUMULATORS["avx2"]) // tile))
+    most = max(64, min(1024, (ACCUMULATORS_AVX2 if isa() == "avx2" else ACCUMULATORS) // tile))
     tiles = -(-tokens // tile)
     shares = 1 if threads == 1 else -(-2 * threads // tiles)
     blocks = max(min(shares, rows // 128), -(-rows // most), 1)

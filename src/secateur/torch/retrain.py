@@ -41,7 +41,7 @@ def retrain(
 
     Raises DataError when the loss is NaN or infinite.
     """
-    steps = max(1, round(options.passes * len(batches)))
+    steps = steps_of(len(batches), options.passes)
     held = dict(model.named_parameters())
     parameters = [held[name] for name in names]
     gone = [p.detach() == 0 for p in parameters]
@@ -69,6 +69,16 @@ def retrain(
             parameter.grad = None
     part = min(len(batches), steps)
     return sum(losses[:part]) / part, sum(losses[-part:]) / part
+
+
+def steps_of(batches: int, passes: float) -> int:
+    """How many steps so many passes are."""
+    return max(1, round(passes * batches))
+
+
+def coming_again(batches: int, passes: float) -> int:
+    """How many batches come more than once."""
+    return min(batches, max(0, steps_of(batches, passes) - batches))
 
 
 def order_of(batches: int, steps: int, seed: int) -> list[int]:

@@ -29,7 +29,7 @@ from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose, give_back, whole_model
 from secateur.torch.precision import computing_in, fast_bfloat16
 from secateur.torch.result import Report, finish, record_of, shard_name
-from secateur.torch.retrain import distil
+from secateur.torch.retrain import coming_again, distil
 from secateur.torch.sensitivity import by_sensitivity
 from secateur.torch.shards import file_hash, read_tensor, write_shard
 from secateur.torch.skeleton import COMPUTE, Skeleton
@@ -345,8 +345,8 @@ def _chosen(
     if recipe.distil:
         what = "distillation holds the dense and the pruned model, gradients and moments"
         instead = "reconstruct, which goes block by block, or a shorter context"
-        again = round(count * context * min(1.0, max(0.0, recipe.distil.passes - 1)))
         tokens = recipe.distil.windows * context
+        again = coming_again(count, recipe.distil.passes) * context
         peaks.append(whole_model(model, trained, tokens, 3, recipe.memory, what, instead, kept=again))
     if not (recipe.walks or recipe.owl):
         count, context = 0, 1
