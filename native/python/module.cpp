@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -30,6 +31,16 @@ void check(int status) {
   if (status == SCT_OK) return;
   if (status == SCT_NO_MEMORY) throw std::bad_alloc();
   throw std::invalid_argument(sct_error_text(status));
+}
+
+// Whether what a packed weight says of itself fits what the tensors hold.
+void check_size(uintptr_t blob, int64_t bytes, int64_t rows, int64_t cols) {
+  sct_info info;
+  check(sct_describe(at<uint8_t>(blob), bytes, &info));
+  if (info.rows == rows && info.cols == cols) return;
+  throw std::invalid_argument("the packed weight is (" + std::to_string(info.rows) + ", " + std::to_string(info.cols) +
+                              "), but the input has " + std::to_string(cols) + " features and " + std::to_string(rows) +
+                              " outputs were asked for");
 }
 
 struct Memory {
@@ -137,20 +148,31 @@ NB_MODULE(_native, m) {
   });
   m.def(
       "linear",
-      [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, uintptr_t bias,
-         int activation, uintptr_t y, int64_t ldy, int threads, int isa) {
+      [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, int64_t cols, uintptr_t bias,
+         int activation, uintptr_t y, int64_t rows, int threads, int isa) {
+        check_size(blob, bytes, rows, cols);
         check(sct_linear(at<uint8_t>(blob), bytes, at<float>(x), tokens, ldx, at<float>(bias), activation,
-                         at<float>(y), ldy, threads, isa));
+                         at<float>(y), rows, threads, isa));
       },
       nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "linear_after",
-      [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, uintptr_t bias, int activation,
-         uintptr_t residual, int64_t ldr, int norm, uintptr_t scale, uintptr_t shift, float epsilon, uintptr_t y,
-         int64_t ldy, int threads, int isa) {
-        const sct_after after{at<float>(residual), ldr, norm, at<float>(scale), at<float>(shift), epsilon};
+      [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, int64_t cols, uintptr_t bias,
+         int activation, uintptr_t gate, int64_t ldg, uintptr_t residual, int64_t ldr, int norm, uintptr_t scale,
+         uintptr_t shift, float epsilon, uintptr_t y, int64_t rows, int threads, int isa) {
+        check_size(blob, bytes, rows, cols);
+        const sct_after after{at<float>(residual), ldr, norm, at<float>(scale), at<float>(shift), epsilon,
+                              at<float>(gate), ldg};
         check(sct_linear_on(at<uint8_t>(blob), bytes, at<float>(x), tokens, ldx, at<float>(bias), activation, &after,
-                            at<float>(y), ldy, threads, isa, nullptr, nullptr));
+                            at<float>(y), rows, threads, isa, nullptr, nullptr));
+      },
+      nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "norm",
+      [](uintptr_t x, int64_t tokens, int64_t width, int64_t ldx, int norm, uintptr_t scale, uintptr_t shift,
+         float epsilon, uintptr_t y, int threads, int isa) {
+        check(sct_norm_on(at<float>(x), tokens, width, ldx, norm, at<float>(scale), at<float>(shift), epsilon,
+                          at<float>(y), width, threads, isa, nullptr, nullptr));
       },
       nb::call_guard<nb::gil_scoped_release>());
   m.def(

@@ -214,7 +214,7 @@ int run_steps(const sct_chain_job& job, const ChainPlan& plan, int threads, int 
     } else if (s.kind == SCT_NORM_STEP) {
       std::copy(at(s.from[0]), at(s.from[0]) + tokens * rows, y);
       for (int64_t t = 0; t < tokens; t++)
-        kernel_table(isa).finish(y + t * rows, rows, s.from[1] < 0 ? nullptr : at(s.from[1]) + t * rows, s.norm, s.scale,
+        kernel_table(isa).finish(y + t * rows, rows, nullptr, s.from[1] < 0 ? nullptr : at(s.from[1]) + t * rows, s.norm, s.scale,
                                  s.shift, s.epsilon);
     } else {
       sct_attention_job a = attention_of(job, s);

@@ -69,8 +69,8 @@ void spread_not_finite(const Call& c) {
 void finish_tokens(const Call& c, int64_t begin, int64_t end) {
   const sct_after& a = *c.after;
   for (int64_t t = begin; t < end; t++)
-    c.kernels->finish(c.y + t * c.ldy, c.h->rows, a.residual ? a.residual + t * a.ld : nullptr, a.norm, a.scale, a.shift,
-                      a.epsilon);
+    c.kernels->finish(c.y + t * c.ldy, c.h->rows, a.gate ? a.gate + t * a.gate_ld : nullptr,
+                      a.residual ? a.residual + t * a.ld : nullptr, a.norm, a.scale, a.shift, a.epsilon);
 }
 
 }  // namespace secateur
@@ -90,7 +90,8 @@ extern "C" int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x,
   if (tokens < 0 || threads < 1 || activation < SCT_NONE || activation > SCT_SILU) return SCT_BAD_ARGUMENT;
   if (tokens == 0) return SCT_OK;
   if (!x || !y || ldx < info.cols || ldy < info.rows) return SCT_BAD_ARGUMENT;
-  if (after && (after->norm < SCT_NO_NORM || after->norm > SCT_RMS_NORM || (after->residual && after->ld < info.rows)))
+  if (after && (after->norm < SCT_NO_NORM || after->norm > SCT_RMS_NORM || (after->residual && after->ld < info.rows) ||
+                (after->gate && after->gate_ld < info.rows)))
     return SCT_BAD_ARGUMENT;
   const int resolved = sct_resolve_isa(isa);
   if (resolved < 0) return SCT_UNSUPPORTED_ISA;

@@ -80,6 +80,7 @@ int run_rows(const Call& c) {
     if (c.after) {
       after = *c.after;
       if (after.residual) after.residual += t * after.ld;
+      if (after.gate) after.gate += t * after.gate_ld;
       part.after = &after;
     }
     part.tokens = std::min(kPanelTokens, c.tokens - t);

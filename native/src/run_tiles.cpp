@@ -102,6 +102,7 @@ int run_tiles(const Call& c) {
     if (c.after) {
       after = *c.after;
       if (after.residual) after.residual += t * after.ld;
+      if (after.gate) after.gate += t * after.gate_ld;
       part.after = &after;
     }
     part.tokens = std::min(panel, tokens - t);

@@ -65,9 +65,10 @@ struct KernelTable {
   // One row block of a quad weight times one tile of quad_pack; y is [row block rows][tile].
   void (*quad_tile)(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias, float* y);
 
-  // y (n) + residual (n, or null), then a norm (sct_norm) with its scale and shift (n each, or null), in place.
-  void (*finish)(float* y, int64_t n, const float* residual, int norm, const float* scale, const float* shift,
-                 float epsilon);
+  // y (n) * gate (n, or null) + residual (n, or null), then a norm (sct_norm) with its scale and shift (n each, or null),
+  // in place.
+  void (*finish)(float* y, int64_t n, const float* gate, const float* residual, int norm, const float* scale,
+                 const float* shift, float epsilon);
 
   // The same on tiles: out[n][tile] = norm(y + residual), out may be y. Whether something was NaN or infinite.
   bool (*norm_tile)(const float* y, const float* residual, int64_t n, int tile, int tokens, int norm,

@@ -299,6 +299,7 @@ void check_after(int isa, int rows, int cols, int tokens, int norm, bool block, 
   auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
   const auto bias = random_floats(rows, 3), scale = random_floats(rows, 4), shift = random_floats(rows, 5);
   const auto residual = random_floats(static_cast<size_t>(tokens) * (rows + 3), 6);
+  const auto gate = random_floats(static_cast<size_t>(tokens) * (rows + 1), 7);
   if (odd) x[0] = std::numeric_limits<float>::infinity();
   Blob blob;
   CHECK((block ? sct_pack_block(w.data(), rows, cols, cols, SCT_F32, 4, 32, 16, allocate, &blob)
@@ -306,13 +307,13 @@ void check_after(int isa, int rows, int cols, int tokens, int norm, bool block, 
   std::vector<float> plain(static_cast<size_t>(tokens) * rows), y(plain.size());
   CHECK(sct_linear(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_RELU, plain.data(), rows, 2,
                    isa) == SCT_OK);
-  const sct_after after{residual.data(), rows + 3, norm, scale.data(), shift.data(), 1e-5f};
+  const sct_after after{residual.data(), rows + 3, norm, scale.data(), shift.data(), 1e-5f, gate.data(), rows + 1};
   CHECK(sct_linear_on(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_RELU, &after, y.data(),
                       rows, 2, isa, nullptr, nullptr) == SCT_OK);
   for (int t = 0; t < tokens; t++) {
     std::vector<double> v(rows);
     double mean = 0, square = 0;
-    for (int o = 0; o < rows; o++) mean += v[o] = double{plain[t * rows + o]} + residual[t * (rows + 3) + o];
+    for (int o = 0; o < rows; o++) mean += v[o] = double{plain[t * rows + o]} * gate[t * (rows + 1) + o] + residual[t * (rows + 3) + o];
     mean = norm == SCT_LAYER_NORM ? mean / rows : 0;
     for (int o = 0; o < rows; o++) square += (v[o] - mean) * (v[o] - mean);
     for (int o = 0; o < rows; o++) {
@@ -322,6 +323,33 @@ void check_after(int isa, int rows, int cols, int tokens, int norm, bool block, 
       CHECK(std::isnan(expected) ? std::isnan(got) : std::abs(got - expected) < 1e-4 * (1 + std::abs(expected)));
     }
   }
+}
+
+// In place and elsewhere, rows further apart than they are wide.
+void check_norm(int isa, int width, int tokens, int norm, int threads) {
+  const int apart = width + 3;
+  auto x = random_floats(static_cast<size_t>(tokens) * apart, 1);
+  const auto scale = random_floats(width, 2), shift = random_floats(width, 3);
+  std::vector<float> y(static_cast<size_t>(tokens) * width);
+  CHECK(sct_norm_on(x.data(), tokens, width, apart, norm, scale.data(), shift.data(), 1e-5f, y.data(), width, threads, isa,
+                    nullptr, nullptr) == SCT_OK);
+  for (int t = 0; t < tokens; t++) {
+    const float* v = x.data() + static_cast<size_t>(t) * apart;
+    double mean = 0, square = 0;
+    for (int i = 0; i < width; i++) mean += norm == SCT_LAYER_NORM ? double{v[i]} / width : 0;
+    for (int i = 0; i < width; i++) square += (v[i] - mean) * (v[i] - mean);
+    for (int i = 0; i < width; i++) {
+      const double expected = (v[i] - mean) / std::sqrt(square / width + 1e-5) * scale[i] + shift[i];
+      CHECK(std::abs(y[static_cast<size_t>(t) * width + i] - expected) < 1e-4 * (1 + std::abs(expected)));
+    }
+  }
+  CHECK(sct_norm_on(x.data(), tokens, width, apart, norm, scale.data(), shift.data(), 1e-5f, x.data(), apart, threads, isa,
+                    nullptr, nullptr) == SCT_OK);
+  for (int t = 0; t < tokens; t++)
+    for (int i = 0; i < width; i++)
+      CHECK(x[static_cast<size_t>(t) * apart + i] == y[static_cast<size_t>(t) * width + i]);
+  CHECK(sct_norm_on(x.data(), tokens, width, width - 1, norm, nullptr, nullptr, 0, y.data(), width, 1, isa, nullptr,
+                    nullptr) == SCT_BAD_ARGUMENT);
 }
 
 // Heads lie in the middle of a token's numbers, keys and values are shared by two heads, lengths are odd.
@@ -415,6 +443,7 @@ int main() {
       for (bool block : {false, true})
         for (int tokens : {1, 35}) check_after(isa, 43, 83, tokens, norm, block, norm == SCT_RMS_NORM);
     check_after(isa, 300, 40, 1100, SCT_LAYER_NORM, false, false);
+    for (int norm : {SCT_LAYER_NORM, SCT_RMS_NORM}) check_norm(isa, 43, 900, norm, 2);
     for (int queries : {1, 16, 37})
       for (int keys : {1, 40, 300}) check_attention(isa, queries, keys, 24, queries != 16, 2);
     check_attention(isa, 33, 70, 13, true, 3);

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
+from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
 
 from secateur import runtime  # noqa: E402
 from secateur.errors import ModelError  # noqa: E402
@@ -23,6 +24,7 @@ from secateur.runtime.native import load_native  # noqa: E402
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
 CALLS = "residuals and norms"
+WHAT = ("activations", CALLS, "gates", "norms")
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +70,7 @@ def vit():
 
 def llama():
     config = transformers.LlamaConfig(**SIZES, intermediate_size=96, num_key_value_heads=2)
-    return transformers.LlamaForCausalLM(config), ids(), Counter({"activations": 2})
+    return transformers.LlamaForCausalLM(config), ids(), Counter({"activations": 2, "gates": 2, "norms": 5})
 
 
 @pytest.fixture(params=[bert, distilbert, vit, llama], ids=lambda make: make.__name__)
@@ -116,19 +118,19 @@ def test_fused_models_equal_the_pruned_ones(case, tokens, measure, native, monke
     assert +Counter(fast.secateur_report.fused) == fused
     native.clear()
     compare(fast, model, batch)
-    assert native["linear_after"] == fused[CALLS]
-    assert native["linear"] == before["linear"] - fused[CALLS]
+    assert native["linear_after"] == fused[CALLS] + fused["gates"]
+    assert native["linear"] == before["linear"] - native["linear_after"]
+    assert native["norm"] == fused["norms"]
     small = {name: value[:1] for name, value in batch.items()}
     compare(fast, model, small)
     text = fast.summary()
-    norms = f", {fused[CALLS]} residuals and norms" if fused[CALLS] else ""
-    assert text.endswith(f" Fused: {fused['activations']} activations{norms}.")
+    assert text.endswith(" Fused: " + ", ".join(f"{fused[w]} {w}" for w in WHAT if fused[w]) + ".")
     assert "Fused" not in plain.summary()
 
 
 @pytest.mark.parametrize(
     ("make", "backend"),
-    [(bert, "eager"), *(pytest.param(c, "aot_eager", marks=pytest.mark.slow) for c in (bert,))],
+    [(bert, "eager"), (llama, "eager"), *(pytest.param(c, "aot_eager", marks=pytest.mark.slow) for c in (bert,))],
 )
 def test_torch_compile_keeps_the_calls(make, backend, native):
     torch.manual_seed(0)
@@ -142,7 +144,8 @@ def test_torch_compile_keeps_the_calls(make, backend, native):
     native.clear()
     compare(compiled, model, batch)
     assert native["linear"] == once["linear"]
-    assert native["linear_after"] == fused[CALLS]
+    assert native["linear_after"] == fused[CALLS] + fused["gates"]
+    assert native["norm"] == fused["norms"]
 
 
 @pytest.mark.parametrize("tokens", [18, (1, 18)])
@@ -308,6 +311,133 @@ def test_other_modules_are_left_alone():
     assert not onecall.one_calls(fast)
 
 
+class Pair(nn.Module):
+    """down(act(gate(x)) * up(x)), in the ways that it can be written."""
+
+    def __init__(self, act=nn.SiLU, bias=False, down=True, lose=0.0):
+        super().__init__()
+        self.gate, self.up = nn.Linear(24, 40, bias), nn.Linear(24, 40, bias)
+        self.act = act() if isinstance(act, type) else act
+        self.lose = nn.Dropout(lose)
+        self.down = nn.Linear(40, 24) if down else None
+
+    def forward(self, x):
+        y = self.act(self.gate(x)) * self.up(x)
+        return y if self.down is None else self.down(self.lose(y))
+
+
+class Turned(Pair):
+    def forward(self, x):
+        return self.down(self.up(x) * torch.relu(self.gate(x)))
+
+
+class Rms(nn.Module):
+    """A norm written out."""
+
+    def __init__(self, scale=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(24) + 0.5) if scale else None
+
+    def forward(self, x):
+        y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return y if self.weight is None else self.weight * y
+
+
+class RmsTurned(Rms):
+    def forward(self, x):
+        x = x.to(torch.float32)
+        return torch.rsqrt((x * x).mean((-1,), keepdim=True) + 1e-3) * x * self.weight
+
+
+PAIRS = {
+    "silu": Pair,
+    "gelu and biases": lambda: Pair(nn.GELU, bias=True),
+    "a function": lambda: Pair(nn.functional.silu),
+    "no layer after": lambda: Pair(down=False),
+    "dropout": lambda: Pair(lose=0.5),
+    "turned": Turned,
+}
+
+
+@pytest.mark.parametrize("norm", [Rms, RmsTurned, lambda: Rms(scale=False)])
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_gates_and_written_norms(pair, norm, native, tmp_path):
+    torch.manual_seed(0)
+    model = prune(nn.Sequential(norm(), pair()))
+    x = torch.randn(2, 5, 24)
+    fast = runtime.compile(model, measure=False, example=(x,))
+    assert {*onecall.one_calls(fast)} == {"0", "1"}
+    store.save(fast, tmp_path / "saved")
+    odd = x.clone()
+    odd[0, 1, 3], odd[1, 2, 0] = float("nan"), float("inf")
+    wide = torch.randn(2, 5, 48)[..., ::2]
+    for one in (fast, store.load(tmp_path / "saved", model=model), copy.deepcopy(fast)):
+        with torch.inference_mode():
+            for given in (x, odd, wide, x[:0], x[0, 0], x[:1, :1]):
+                native.clear()
+                torch.testing.assert_close(one(given), model(given), rtol=1e-5, atol=1e-5, equal_nan=True)
+                assert (native["norm"], native["linear_after"]) == (1, 1)
+
+
+def test_gates_and_norms_run_as_before_where_the_kernels_do_not_know_them(native):
+    torch.manual_seed(0)
+    model = prune(nn.Sequential(Rms(), Pair(lose=0.5)))
+    x = torch.randn(2, 5, 24)
+    fast = runtime.compile(model, measure=False, example=(x,))
+    seen = []
+    with torch.inference_mode():
+        assert fast[0](x.double()).dtype == torch.float64
+        handle = fast[1].up.register_forward_hook(lambda *_: seen.append("up"))
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
+        assert seen == ["up"]
+        handle.remove()
+        native.clear()
+        fast.train()(x)
+        assert (native["norm"], native["linear_after"]) == (0, 0)
+    assert fast.eval()[0](x).requires_grad  # through the norm's weight
+    assert not native["norm"]
+
+
+def test_what_is_no_gate_and_no_norm():
+    class Two(Pair):
+        def forward(self, x):
+            return self.down(self.act(self.gate(x)) * self.up(x + 1))
+
+    class Sum(Pair):
+        def forward(self, x):
+            return self.down(self.act(self.gate(x)) + self.up(x))
+
+    class Seen(Pair):
+        def forward(self, x):
+            opened = self.act(self.gate(x))
+            return self.down(opened * self.up(x)) + opened.sum()
+
+    class OverTokens(Rms):
+        def forward(self, x):
+            return self.weight * (x * torch.rsqrt(x.pow(2).mean(1, keepdim=True) + 1e-6))
+
+    class Cubed(Rms):
+        def forward(self, x):
+            return self.weight * (x * torch.rsqrt(x.pow(4).mean(-1, keepdim=True) + 1e-6))
+
+    class Other(Rms):
+        def forward(self, x):
+            return self.weight * (x.abs() * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    class Shifted(Rms):
+        def forward(self, x):
+            return (1 + self.weight) * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+    x = torch.randn(2, 5, 24)
+    for inner in (Two(), Sum(), Seen(), OverTokens(), Cubed(), Other(), Shifted()):
+        torch.manual_seed(0)
+        model = prune(nn.Sequential(inner, nn.Linear(24, 24), nn.Tanh()))
+        fast = runtime.compile(model, measure=False, example=(x,))
+        assert not onecall.one_calls(fast), inner
+        with torch.inference_mode():
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_a_norm_alone_and_a_residual_of_the_input(native):
     class Block(nn.Module):
         def __init__(self):
@@ -350,6 +480,20 @@ def test_an_activation_that_stays_is_not_lost(monkeypatch):
             torch.testing.assert_close(plain(x, residual), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_tracers_and_profilers_see_the_operators():
+    _, fast, (x, residual) = fused(Output())
+    with torch.inference_mode():
+        expected = fast(x, residual)
+        with torch.profiler.profile() as seen:
+            fast(x, residual)
+        assert "secateur::sparse_linear_after" in {event.key for event in seen.key_averages()}
+        graph = make_fx(fast)(x, residual)
+        assert torch.equal(graph(x, residual), expected)
+        assert any(node.target is ops.sparse_linear_after for node in graph.graph.nodes)
+        traced = torch.jit.trace(fast, (x, residual), check_trace=False)
+        assert torch.equal(traced(x + 1, residual), fast(x + 1, residual))
+
+
 def test_two_threads_at_once():
     model, fast, _ = fused(Output())
     batches = [(torch.randn(2, 50, 24), torch.randn(2, 50, 40)) for _ in range(2)]
@@ -374,18 +518,31 @@ def test_two_threads_at_once():
 def test_operator_passes_torch_checks_and_runs_without_kernels(monkeypatch):
     _, fast, (x, residual) = fused(Output())
     layer, norm = fast.inner.mix, fast.inner.scale
-    call = (x, layer.packed, layer.bias, 40, 2, residual, 1, norm.weight.detach(), norm.bias.detach(), 1e-3)
-    torch.library.opcheck(ops.sparse_linear_after, call, test_utils=["test_schema", "test_faketensor"])
-    rms = (*call[:6], 2, *call[7:8], None, 1e-3)
-    bare = (*call[:5], None, 0, None, None, 0.0)
-    got = [ops.sparse_linear_after(*args) for args in (call, rms, bare)]
+    scale, shift = norm.weight.detach(), norm.bias.detach()
+    call = (x, layer.packed, layer.bias, 40, 2, None, residual, 1, scale, shift, 1e-3)
+    rms = (*call[:7], 2, scale, None, 1e-3)
+    gated = (*call[:5], residual, residual, 2, scale, None, 1e-3)
+    bare = (*call[:6], None, 0, None, None, 0.0)
+    each_norm = [
+        (residual, 1, scale, shift, 1e-3),
+        (residual, 2, scale, None, 1e-3),
+        (residual[..., 1:], 2, None, None, 0.1),
+    ]
+    calls = [(ops.sparse_linear_after, c) for c in (call, rms, gated, bare)] + [(ops.norm, c) for c in each_norm]
+    for operator, arguments in (calls[0], calls[-1]):
+        torch.library.opcheck(operator, arguments, test_utils=["test_schema", "test_faketensor"])
+    got = [operator(*arguments) for operator, arguments in calls]
+    for (operator, arguments), each in zip(calls, got, strict=True):
+        assert torch.equal(ops.run(operator, *arguments), each)
     monkeypatch.setattr(ops, "load_native", lambda: None)
-    for args, each in zip((call, rms, bare), got, strict=True):
-        torch.testing.assert_close(ops.sparse_linear_after(*args), each, rtol=1e-5, atol=1e-5)
+    for (operator, arguments), each in zip(calls, got, strict=True):
+        torch.testing.assert_close(operator(*arguments), each, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"the residual is \(1, 5, 40\), but the output \(2, 5, 40\)"):
+        ops.sparse_linear_after(*call[:6], residual[:1], *call[7:])
+    with pytest.raises(ValueError, match=r"the gate is \(1, 5, 40\), but the output \(2, 5, 40\)"):
         ops.sparse_linear_after(*call[:5], residual[:1], *call[6:])
     with pytest.raises(ValueError, match=r"float32 \(40,\), not torch.float32 \(39,\)"):
-        ops.sparse_linear_after(*call[:7], norm.weight.detach()[1:], *call[8:])
+        ops.sparse_linear_after(*call[:8], scale[1:], *call[9:])
 
 
 def test_damaged_fusions_are_a_sentence(tmp_path):

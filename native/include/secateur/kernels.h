@@ -99,14 +99,16 @@ int sct_unpack(const uint8_t* blob, int64_t bytes, float* weight);
 int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
                const float* bias, int activation, float* y, int64_t ldy, int threads, int isa);
 
-/* What is done to the outputs of a token while they are in cache: norm(y + residual). residual (tokens, rows) with ld
- * floats from row to row, scale and shift (rows) may be NULL. */
+/* What is done to the outputs of a token while they are in cache: norm(y * gate + residual). residual and gate (tokens,
+ * rows) with ld and gate_ld floats from row to row, scale and shift (rows) may be NULL. */
 typedef struct {
   const float* residual;
   int64_t ld;
   int norm;
   const float *scale, *shift;
   float epsilon;
+  const float* gate;
+  int64_t gate_ld;
 } sct_after;
 
 /* Threads of the caller's: calls task(context) at most `threads` times, on any number of threads and once at least, and
@@ -117,6 +119,12 @@ typedef void (*sct_run_function)(void* pool, void (*task)(void*), void* context,
 int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx, const float* bias,
                   int activation, const sct_after* after, float* y, int64_t ldy, int threads, int isa,
                   sct_run_function run, void* pool);
+
+/* y = norm(x) over the `width` numbers of each of `tokens` tokens, ldx and ldy floats apart; y may be x. scale and shift
+ * (width) may be NULL. */
+int sct_norm_on(const float* x, int64_t tokens, int64_t width, int64_t ldx, int norm, const float* scale,
+                const float* shift, float epsilon, float* y, int64_t ldy, int threads, int isa, sct_run_function run,
+                void* pool);
 
 /* out = softmax(scale q k^T + mask) v, head by head; `heads` queries share kv_heads keys and values. Strides are floats
  * (bytes for keep) from batch to batch, head to head and token to token; the `width` numbers of a head, and the keys of

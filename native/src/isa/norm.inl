@@ -9,10 +9,14 @@ inline float sum_of(Simd::V v) {
   return sum;
 }
 
-// y + residual, then LayerNorm or RMSNorm over the n numbers, in place.
-void finish(float* y, int64_t n, const float* residual, int norm, const float* scale, const float* shift,
-            float epsilon) {
+// y * gate + residual, then LayerNorm or RMSNorm over the n numbers, in place.
+void finish(float* y, int64_t n, const float* gate, const float* residual, int norm, const float* scale,
+            const float* shift, float epsilon) {
   const int64_t whole = n / Simd::W * Simd::W;
+  if (gate) {
+    for (int64_t i = 0; i < whole; i += Simd::W) Simd::store(y + i, Simd::mul(Simd::load(y + i), Simd::load(gate + i)));
+    for (int64_t i = whole; i < n; i++) y[i] *= gate[i];
+  }
   if (residual) {
     for (int64_t i = 0; i < whole; i += Simd::W)
       Simd::store(y + i, Simd::add(Simd::load(y + i), Simd::load(residual + i)));

@@ -46,10 +46,11 @@ def attend(
 
     if not _fits(module, query, key, value, attention_mask, kwargs):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    from secateur.runtime.ops import attention
+    from secateur.runtime.ops import attention, run
 
     scale = kwargs.get("scaling")
-    return attention(query, key, value, attention_mask, query.shape[3] ** -0.5 if scale is None else scale), None
+    factor = query.shape[3] ** -0.5 if scale is None else scale
+    return run(attention, query, key, value, attention_mask, factor), None
 
 
 def _fits(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, kwargs: dict[str, Any]) -> bool:

@@ -16,20 +16,21 @@ from torch.fx import Node
 from secateur.runtime.packed import ACTIVATIONS
 from secateur.runtime.packed import NORMS as NORM_NAMES
 from secateur.runtime.steps import ATTENTION, LINEAR, NONE, NORM, Step
-from secateur.runtime.traced import NORMS, Traced, activation_of, arguments, aten, epsilon_of, positional, stack
+from secateur.runtime.traced import (
+    CHECKS,
+    COPIES,
+    NORMS,
+    Traced,
+    activation_of,
+    arguments,
+    aten,
+    epsilon_of,
+    positional,
+    stack,
+)
 
 CONSTANTS = (bool, int, float, str)
-_COPIES = (
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.to.device,
-)
 _SHAPED = (aten.view.default, aten.reshape.default, aten.unflatten.int, aten.flatten.using_ints)
-_CHECKS = (aten._assert_tensor_metadata.default,)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def blocks(traced: Traced) -> tuple[list[Block], dict[str, str]]:
         listed = isinstance(traced.modules.get(parent), nn.ModuleList | nn.Sequential) and last.isdigit()
         if not listed or any(path.startswith(f"{other}.") for other in [b.path for b in found]):
             continue
-        nodes = [node for node in traced.operations if path in stack(node) and node.target not in _CHECKS]
+        nodes = [node for node in traced.operations if path in stack(node) and node.target not in CHECKS]
         if sum(node.target is aten.linear.default for node in nodes) < 2:
             continue
         try:
@@ -364,6 +365,6 @@ _READERS: Mapping[Any, Callable[[_Reading, Node, dict[str, Any]], bool]] = {
     aten.transpose.int: _Reading._turned,
     aten.permute.default: _Reading._turned,
     aten.scaled_dot_product_attention.default: _Reading._attention,
-    **dict.fromkeys(_COPIES, _Reading._same),
+    **dict.fromkeys(COPIES, _Reading._same),
     **dict.fromkeys(_SHAPED, _Reading._shaped),
 }

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules import module as global_hooks
 
 from secateur.runtime.chain_find import Form
-from secateur.runtime.ops import sparse_chain
+from secateur.runtime.ops import run, sparse_chain
 from secateur.runtime.steps import Step, table
 from secateur.torch.observe import KNOWN
 
@@ -87,7 +87,7 @@ class Chain:
 
     def call(self, x: torch.Tensor, mask: torch.Tensor | None, parts: list[torch.Tensor]) -> torch.Tensor:
         """The output of the last block for the input of the first."""
-        return sparse_chain(x, mask, parts, self.steps, self.numbers, self.plan.heads, self.plan.rows)
+        return run(sparse_chain, x, mask, parts, self.steps, self.numbers, self.plan.heads, self.plan.rows)
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any] | None:
         """The stream and the mask in the arguments of a block; None where these are not those of the trace."""

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from secateur.runtime.native import isa
-from secateur.runtime.ops import sparse_linear
+from secateur.runtime.ops import run, sparse_linear
 from secateur.runtime.packed import BLOCKS, VALUES_OF, pack, row_block_for, tiled_defaults
 from secateur.runtime.patterns import Zeros, zeros_of
 
@@ -148,7 +148,7 @@ def _measure(
     dense = torch.from_numpy(weight)
     # Even with every weight gone the kernels have fixed costs; a nearly full layer needs no measuring.
     found = found if density < 0.8 else []
-    runs = [partial(sparse_linear, x, torch.from_numpy(pack(weight, **packing)), bias, rows, 0) for packing in found]
+    runs = [partial(run, sparse_linear, x, torch.from_numpy(pack(weight, **p)), bias, rows, 0) for p in found]
     with torch.inference_mode():
         cold = np.zeros(EVICT_BYTES // 8) if tokens <= FEW_TOKENS and found else None
         dense_us, *sparse = interleaved([lambda: torch.nn.functional.linear(x, dense, bias), *runs], cold)

@@ -1,16 +1,19 @@
-"""Finds what the kernels can compute along with a linear layer, in the traced graph of a model: an activation,
-or a residual and a norm after it."""
+"""Finds what the kernels can compute along with a linear layer, in the traced graph of a model: an activation, a gate,
+or a residual and a norm after it; and norms that are written out."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from secateur.runtime.onecall import OneCall
+from secateur.runtime.onecall import Gated, One, OneCall, WrittenNorm
 from secateur.runtime.traced import (
+    CHECKS,
+    COPIES,
     NORMS,
     Traced,
     activation_of,
@@ -33,14 +36,16 @@ class Fusions:
     """
 
     activations: dict[str, tuple[str, str]] = field(default_factory=dict)
-    calls: dict[str, OneCall] = field(default_factory=dict)
+    calls: dict[str, One] = field(default_factory=dict)
 
 
 def fusions(traced: Traced) -> Fusions:
     """What can be fused into the linear layers of a traced model."""
     finder = _Finder(traced)
     activations = dict(filter(None, map(finder.activation, finder.linears)))
-    calls = dict(filter(None, (finder.one_call(node, activations) for node in finder.linears)))
+    calls: dict[str, One] = dict(filter(None, (finder.one_call(node, activations) for node in finder.linears)))
+    calls |= dict(filter(None, map(finder.gated, traced.operations)))
+    calls |= finder.written_norms()
     return Fusions(activations, calls)
 
 
@@ -92,11 +97,94 @@ class _Finder:
         names = positional(self.traced.modules[path])
         return path, OneCall(self.traced.path(linear).removeprefix(f"{path}."), names, x, added, **more)
 
+    def gated(self, product: torch.fx.Node) -> tuple[str, Gated] | None:
+        """(module, its call) for the innermost module of a product of two layers of one tensor, one of them activated,
+        with the layer that reads it if the module holds that too, and nothing else.
+        """
+        if product.target is not aten.mul.Tensor:
+            return None
+        for act, up in (product.args[:2], reversed(product.args[:2])):
+            gate = act.all_input_nodes[0] if isinstance(act, torch.fx.Node) and activation_of(act) else None
+            if gate is None or gate not in self.linears or up not in self.linears or gate.args[0] is not up.args[0]:
+                continue
+            if any(reader(before) is not after for before, after in ((gate, act), (act, product), (up, product))):
+                continue
+            four = [gate, act, up, product]
+            return self._gated(four, *self._down(product)) or self._gated(four, [], "")
+        return None
+
+    def _down(self, product: torch.fx.Node) -> tuple[list[torch.fx.Node], str]:
+        """The layer that alone reads a product, with what is before it, and its path."""
+        more, node = [], reader(product)
+        if node is not None and node.target is aten.dropout.default and not arguments(node)["train"]:
+            more, node = [node], reader(node)
+        if node is None or node not in self.linears:
+            return [], ""
+        return [*more, node], self.traced.path(node)
+
+    def _gated(self, four: list[torch.fx.Node], more: list[torch.fx.Node], down: str) -> tuple[str, Gated] | None:
+        gate, act, up, _ = four
+        nodes = [*four, *more]
+        path = common(nodes)
+        if not path or self.traced.inside[path] != len(nodes) or not nodes[-1].users:
+            return None
+        if not all(self.traced.is_free(each) for each in self.traced.within(path)):
+            return None
+        x, _ = self._bound(path, gate, None)
+        if x is None:
+            return None
+        layers = (self.traced.path(gate), self.traced.path(up), down)
+        gate_in, up_in, down_in = (each.removeprefix(f"{path}.") for each in layers)
+        return path, Gated(gate_in, up_in, down_in, activation_of(act), positional(self.traced.modules[path]), x)
+
+    def written_norms(self) -> dict[str, WrittenNorm]:
+        """Modules that are nothing but a root mean square norm, written out: a square, a mean, a root and products."""
+        nodes: dict[str, list[torch.fx.Node]] = defaultdict(list)
+        for node in self.traced.operations:
+            nodes[(stack(node) or [""])[-1]].append(node)
+        found = {}
+        for path, inside in nodes.items():
+            if path and self.traced.inside[path] == len(inside) and self.traced.is_free(path):
+                norm = self._written_norm(path, [n for n in inside if n.target not in (*COPIES, *CHECKS)])
+                found.update({} if norm is None else {path: norm})
+        return found
+
+    def _written_norm(self, path: str, nodes: list[torch.fx.Node]) -> WrittenNorm | None:
+        given = self._given(path)
+        if len(nodes) not in (5, 6) or len(given) != 1:
+            return None
+        (name, value), (square, mean, plus, root, *products) = *given.items(), nodes
+        x = origin(square.args[0])
+        kinds = [aten.mean.dim, aten.add.Tensor, aten.rsqrt.default, *[aten.mul.Tensor] * len(products)]
+        if [node.target for node in nodes[1:]] != kinds or not _is_square(square):
+            return None
+        over, added = arguments(mean), arguments(plus)
+        if list(over["dim"]) not in ([-1], [len(value.shape) - 1]) or not over["keepdim"] or added["alpha"] != 1:
+            return None
+        steps = [(mean, square), (plus, mean), (root, plus)]
+        if any(origin(after.args[0]) is not before for after, before in steps) or _pair(products[0]) != {x, root}:
+            return None
+        if not isinstance(added["other"], float) or not self._is_outer(x):
+            return None
+        if any(node.meta["val"].dtype != torch.float32 for node in (x, *nodes)) or x.meta["val"].shape != value.shape:
+            return None
+        scale = ""
+        if len(products) == 2:
+            (weight,) = _pair(products[1]) - {products[0]} or {None}
+            scale = self.traced.parameter(weight)
+            fits = scale.startswith(f"{path}.") and tuple(weight.meta["val"].shape) == (value.shape[-1],)
+            if products[0] not in _pair(products[1]) or not fits:
+                return None
+        names = positional(self.traced.modules[path])
+        return WrittenNorm("rms_norm", names, name, scale.removeprefix(f"{path}."), added["other"])
+
+    def _is_outer(self, node: Any) -> bool:
+        """Whether a node is computed or given, not stored."""
+        return isinstance(node, torch.fx.Node) and (node.op != "placeholder" or node.name in self.traced.from_outside)
+
     def _is_like(self, residual: Any, linear: torch.fx.Node) -> bool:
         """Whether a summand has the shape and type of the layer's output and is computed or given, not stored."""
-        if not isinstance(residual, torch.fx.Node) or (
-            residual.op == "placeholder" and residual.name not in self.traced.from_outside
-        ):
+        if not self._is_outer(residual):
             return False
         value, output = residual.meta["val"], linear.meta["val"]
         return value.shape == output.shape and value.dtype == output.dtype == torch.float32
@@ -127,3 +215,23 @@ class _Finder:
         """The arguments of a module that gives one tensor, by name."""
         call = self.traced.calls.get(path)
         return call.given if call is not None and isinstance(call.output, torch.Tensor) else {}
+
+
+def origin(node: Any) -> Any:
+    """What a node is a copy of, in the same type."""
+    while isinstance(node, torch.fx.Node) and node.target in COPIES:
+        before = node.all_input_nodes[0]
+        if before.meta["val"].dtype != node.meta["val"].dtype:
+            break
+        node = before
+    return node
+
+
+def _pair(product: torch.fx.Node) -> set[Any]:
+    return {origin(factor) for factor in product.args[:2]}
+
+
+def _is_square(node: torch.fx.Node) -> bool:
+    if node.target is aten.pow.Tensor_Scalar:
+        return node.args[1] == 2
+    return node.target is aten.mul.Tensor and len(_pair(node)) == 1

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.runtime.ops import sparse_linear
+from secateur.runtime.ops import run, sparse_linear
 from secateur.runtime.packed import ACTIVATIONS, describe
 
 
@@ -58,7 +58,7 @@ class SparseLinear(nn.Module):
                 "train the "
                 "uncompiled model"
             )
-        return sparse_linear(x, self.packed, self.bias, self.out_features, self.activation_code)
+        return run(sparse_linear, x, self.packed, self.bias, self.out_features, self.activation_code)
 
     @property
     def weight(self) -> torch.Tensor:

@@ -1,14 +1,16 @@
-"""The kernels as torch operators, `secateur::sparse_linear` (alone, or with a residual and a norm after it),
-`secateur::attention` and `secateur::sparse_chain`, opaque to torch.compile and torch.export.
+"""The kernels as torch operators, `secateur::sparse_linear` (alone, or with a gate, a residual and a norm after it),
+`secateur::norm`, `secateur::attention` and `secateur::sparse_chain`, opaque to torch.compile and torch.export.
 
 Inference only: the operators have no backward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.autograd import profiler
 
 from secateur.runtime.native import load_native, share_openmp
 from secateur.runtime.packed import ACTIVATIONS, NORMS
@@ -20,22 +22,60 @@ _library.define(
     tags=(torch.Tag.needs_fixed_stride_order,),
 )
 _library.define(
-    "sparse_linear_after(Tensor x, Tensor packed, Tensor? bias, int out_features, int activation, Tensor? residual, "
-    "int norm, Tensor? scale, Tensor? shift, float epsilon) -> Tensor",
+    "sparse_linear_after(Tensor x, Tensor packed, Tensor? bias, int out_features, int activation, Tensor? gate, "
+    "Tensor? residual, int norm, Tensor? scale, Tensor? shift, float epsilon) -> Tensor",
     tags=(torch.Tag.needs_fixed_stride_order,),
 )
+_library.define("norm(Tensor x, int norm, Tensor? scale, Tensor? shift, float epsilon) -> Tensor")
+
+
+def run(operator: Any, x: torch.Tensor, *args: Any) -> torch.Tensor:
+    """operator(x, *args), without torch's dispatcher where nothing could tell: it takes 10 microseconds a call, half of
+    what a small layer needs for a token."""
+    return _KERNELS[operator](x, *args) if _alone(x) else operator(x, *args)
+
+
+_is_compiling, _is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
+_modes, _functions = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+
+
+def _alone(x: torch.Tensor) -> bool:
+    """Whether no compiler, tracer, mode, transform or profiler looks on."""
+    return (
+        not _is_compiling()
+        and type(x) is torch.Tensor
+        and not _modes()
+        and not _functions()
+        and _transform() is None
+        and not _is_tracing()
+        and not profiler._is_profiler_enabled
+    )
 
 
 def _sparse_linear(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, out_features: int, activation: int
 ) -> torch.Tensor:
     native = load_native()
+    _check_type(x)
     if native is None:
-        _check_type(x)
         return _without_kernels(x, packed, bias, activation)
-    rows = _matrix(x)
-    y, start, end = _job(native, x, rows, packed, bias, out_features, activation)
-    native.linear(*start, *end)
+    matrix, tokens, apart = _matrix(x)
+    y = x.new_empty((*x.shape[:-1], out_features))
+    native.linear(
+        packed.data_ptr(),
+        packed.numel(),
+        matrix.data_ptr(),
+        tokens,
+        apart,
+        x.shape[-1],
+        0 if bias is None else bias.data_ptr(),
+        activation,
+        y.data_ptr(),
+        out_features,
+        torch.get_num_threads(),
+        0,
+    )
     return y
 
 
@@ -45,41 +85,81 @@ def _sparse_linear_after(
     bias: torch.Tensor | None,
     out_features: int,
     activation: int,
+    gate: torch.Tensor | None,
     residual: torch.Tensor | None,
     norm: int,
     scale: torch.Tensor | None,
     shift: torch.Tensor | None,
     epsilon: float,
 ) -> torch.Tensor:
-    """norm(activation(x w^T + bias) + residual): residual has the shape of the output, scale and shift are
-    (out_features,); norm is one of `NORMS` by number."""
-    if residual is not None:
-        _check_type(residual)
-        if residual.shape != (*x.shape[:-1], out_features):
-            raise ValueError(f"the residual is {tuple(residual.shape)}, but the output {(*x.shape[:-1], out_features)}")
-    for vector in (scale, shift):
-        if vector is not None and (vector.shape != (out_features,) or vector.dtype != torch.float32):
-            raise ValueError(
-                f"scale and shift of the norm are float32 ({out_features},), not {vector.dtype} {tuple(vector.shape)}"
-            )
+    """norm(activation(x w^T + bias) * gate + residual): gate and residual have the shape of the output, scale and shift
+    are (out_features,); norm is one of `NORMS` by number."""
+    _check_type(x)
+    shape = (*x.shape[:-1], out_features)
+    for name, other in (("gate", gate), ("residual", residual)):
+        if other is not None:
+            _check_type(other)
+            if other.shape != shape:
+                raise ValueError(f"the {name} is {tuple(other.shape)}, but the output {shape}")
+    scale, shift = _of_norm(scale, out_features), _of_norm(shift, out_features)
     native = load_native()
     if native is None:
-        _check_type(x)
         y = _without_kernels(x, packed, bias, activation)
+        y = y if gate is None else y * gate
         return _norm_without_kernels(y if residual is None else y + residual, norm, scale, shift, epsilon)
-    rows = _matrix(x)
-    y, start, end = _job(native, x, rows, packed, bias, out_features, activation)
-    residual = None if residual is None else _matrix(residual)
-    scale, shift = (None if vector is None else vector.contiguous() for vector in (scale, shift))
+    matrix, tokens, apart = _matrix(x)
+    gates, _, gates_apart = (None, 0, 0) if gate is None else _matrix(gate)
+    added, _, added_apart = (None, 0, 0) if residual is None else _matrix(residual)
+    y = x.new_empty(shape)
     native.linear_after(
-        *start,
-        0 if residual is None else residual.data_ptr(),
-        0 if residual is None else max(residual.stride(0), out_features),
+        packed.data_ptr(),
+        packed.numel(),
+        matrix.data_ptr(),
+        tokens,
+        apart,
+        x.shape[-1],
+        0 if bias is None else bias.data_ptr(),
+        activation,
+        0 if gates is None else gates.data_ptr(),
+        gates_apart,
+        0 if added is None else added.data_ptr(),
+        added_apart,
         norm,
         0 if scale is None else scale.data_ptr(),
         0 if shift is None else shift.data_ptr(),
         epsilon,
-        *end,
+        y.data_ptr(),
+        out_features,
+        torch.get_num_threads(),
+        0,
+    )
+    return y
+
+
+def _norm(
+    x: torch.Tensor, norm: int, scale: torch.Tensor | None, shift: torch.Tensor | None, epsilon: float
+) -> torch.Tensor:
+    """A norm of `NORMS`, by number, over the last dimension of x (..., width); scale and shift are (width,)."""
+    _check_type(x)
+    width = x.shape[-1]
+    scale, shift = _of_norm(scale, width), _of_norm(shift, width)
+    native = load_native()
+    if native is None:
+        return _norm_without_kernels(x, norm, scale, shift, epsilon)
+    matrix, tokens, apart = _matrix(x)
+    y = x.new_empty(x.shape)
+    native.norm(
+        matrix.data_ptr(),
+        tokens,
+        width,
+        apart,
+        norm,
+        0 if scale is None else scale.data_ptr(),
+        0 if shift is None else shift.data_ptr(),
+        epsilon,
+        y.data_ptr(),
+        torch.get_num_threads(),
+        0,
     )
     return y
 
@@ -89,44 +169,25 @@ def _check_type(x: torch.Tensor) -> None:
         raise TypeError(f"sparse_linear takes float32 activations, not {x.dtype}; cast them or leave the layer dense")
 
 
-def _matrix(x: torch.Tensor) -> torch.Tensor:
-    """x (..., features) as (tokens, features) with the features of a token side by side."""
-    features = x.shape[-1]
-    x = x if x.dim() == 2 else x.reshape(-1, features)
-    return x if x.stride(1) == 1 and x.stride(0) >= features else x.contiguous()
-
-
-def _job(
-    native: Any,
-    x: torch.Tensor,
-    rows: torch.Tensor,
-    packed: torch.Tensor,
-    bias: torch.Tensor | None,
-    out_features: int,
-    activation: int,
-) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]:
-    """An output to be computed of x, whose matrix is `rows`, and the first and last arguments of the native functions
-    that do it. They hold addresses: `rows` must live until these have run."""
-    _check_type(x)
-    tokens, cols = rows.shape
-    # The header of `packed` is checked inside; what it says must fit what the tensors can hold.
-    _, _, packed_rows, packed_cols, *_ = native.describe(packed.data_ptr(), packed.numel())
-    if packed_cols != cols or packed_rows != out_features:
+def _of_norm(vector: torch.Tensor | None, width: int) -> torch.Tensor | None:
+    if vector is None:
+        return None
+    if vector.shape != (width,) or vector.dtype != torch.float32:
         raise ValueError(
-            f"the packed weight is ({packed_rows}, {packed_cols}), but the input has {cols} features and "
-            f"{out_features} outputs were asked for"
+            f"scale and shift of the norm are float32 ({width},), not {vector.dtype} {tuple(vector.shape)}"
         )
-    y = x.new_empty((*x.shape[:-1], out_features))
-    start = (
-        packed.data_ptr(),
-        packed.numel(),
-        rows.data_ptr(),
-        tokens,
-        rows.stride(0) if tokens > 1 else cols,
-        0 if bias is None else bias.data_ptr(),
-        activation,
-    )
-    return y, start, (y.data_ptr(), out_features, torch.get_num_threads(), 0)
+    return vector.contiguous()
+
+
+def _matrix(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+    """x (..., features) as tokens whose features lie side by side: the tensor, which must live until the kernels have
+    run, the number of tokens, and how far they are apart."""
+    features = x.shape[-1]
+    if x.is_contiguous():
+        return x, x.numel() // max(1, features), features
+    x = x if x.dim() == 2 else x.reshape(-1, features)
+    x = x if x.stride(1) == 1 and x.stride(0) >= features else x.contiguous()
+    return x, len(x), x.stride(0) if len(x) > 1 else features
 
 
 def _without_kernels(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, activation: int) -> torch.Tensor:
@@ -293,18 +354,28 @@ def _fake_chain(
     return x.new_empty((x.shape[0], x.shape[1], rows))
 
 
-_library.impl("sparse_chain", _sparse_chain, "CPU")
-torch.library.register_fake("secateur::sparse_chain", _fake_chain, lib=_library)
-_library.impl("attention", _attention, "CPU")
-torch.library.register_fake("secateur::attention", _fake_attention, lib=_library)
-_library.impl("sparse_linear", _sparse_linear, "CPU")
-torch.library.register_fake("secateur::sparse_linear", _fake, lib=_library)
-_library.impl("sparse_linear_after", _sparse_linear_after, "CPU")
-torch.library.register_fake("secateur::sparse_linear_after", _fake, lib=_library)
+def _fake_norm(x: torch.Tensor, *more: Any) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+def _operator(name: str, kernels: Callable[..., torch.Tensor], fake: Callable[..., torch.Tensor]) -> Any:
+    _library.impl(name, kernels, "CPU")
+    torch.library.register_fake(f"secateur::{name}", fake, lib=_library)
+    return getattr(torch.ops.secateur, name).default
+
+
 if load_native() is not None:
     share_openmp()
 
-attention = torch.ops.secateur.attention.default
-sparse_chain = torch.ops.secateur.sparse_chain.default
-sparse_linear = torch.ops.secateur.sparse_linear.default
-sparse_linear_after = torch.ops.secateur.sparse_linear_after.default
+attention = _operator("attention", _attention, _fake_attention)
+norm = _operator("norm", _norm, _fake_norm)
+sparse_chain = _operator("sparse_chain", _sparse_chain, _fake_chain)
+sparse_linear = _operator("sparse_linear", _sparse_linear, _fake)
+sparse_linear_after = _operator("sparse_linear_after", _sparse_linear_after, _fake)
+_KERNELS: dict[Any, Callable[..., torch.Tensor]] = {
+    attention: _attention,
+    norm: _norm,
+    sparse_chain: _sparse_chain,
+    sparse_linear: _sparse_linear,
+    sparse_linear_after: _sparse_linear_after,
+}

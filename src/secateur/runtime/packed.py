@@ -259,6 +259,7 @@ def linear(
         x.ctypes.data,
         x.shape[0],
         x.strides[0] // 4,
+        info.cols,
         0 if bias is None else bias.ctypes.data,
         ACTIVATIONS.index(activation),
         y.ctypes.data,

@@ -22,7 +22,7 @@ from secateur.runtime.attention import use_attention
 from secateur.runtime.chain_run import Plan, chains_of, use_chains
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import load_native
-from secateur.runtime.onecall import OneCall, one_calls, use_one_call
+from secateur.runtime.onecall import from_json, one_calls, to_json, use_one_call
 from secateur.runtime.packed import unpack, validate
 from secateur.runtime.swap import put_module, share_copy
 from secateur.torch import changes as C
@@ -61,7 +61,7 @@ def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> No
         "class": type(model).__name__,
         "packed": packed,
         "by_tokens": {name: m.tokens for name, m in model.named_modules() if isinstance(m, ByTokens)},
-        "one_calls": {name: asdict(one) for name, one in one_calls(model).items()},
+        "one_calls": {name: to_json(one) for name, one in one_calls(model).items()},
         "chains": {name: [asdict(plan) for plan in plans] for name, plans in chains_of(model).items()},
         # Activations that were fused into a packed layer: the skeleton has them still.
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
@@ -111,7 +111,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         put_module(model, name, nn.Identity())
     for name, one in manifest.get("one_calls", {}).items():
         try:
-            use_one_call(_layer(model, name), OneCall(**{**one, "names": tuple(one["names"])}))
+            use_one_call(_layer(model, name), from_json(one))
         except (TypeError, KeyError, ValueError) as error:
             raise ModelError(f"{folder / MANIFEST} is damaged: {name!r} is {one!r} ({error})") from None
     try:

@@ -19,7 +19,7 @@ from secateur.runtime.choose import Choice, choose, unmeasured
 from secateur.runtime.fuse import Fusions, fusions
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import isa, load_native
-from secateur.runtime.onecall import use_one_call
+from secateur.runtime.onecall import Gated, OneCall, WrittenNorm, use_one_call
 from secateur.runtime.packed import ROUNDS_ACTIVATIONS, VALUES, check_activations, pack
 from secateur.runtime.traced import Traced
 
@@ -161,7 +161,7 @@ def compile(
             result = replacement
         else:
             put_module(result, name, replacement)
-    fused["residuals and norms"] = _fuse_calls(result, changed, found)
+    fused |= _fuse_calls(result, changed, found)
     if changed:
         use_attention(result)
     result.eval()  # what was put in as well
@@ -196,17 +196,22 @@ def _fuse_activations(model: nn.Module, changed: Mapping[str, list[nn.Module]], 
     return done
 
 
-def _fuse_calls(model: nn.Module, changed: Mapping[str, list[nn.Module]], found: Fusions) -> int:
-    """Let modules that are a packed layer, a sum and a norm run as one call; how many."""
-    done = 0
+FUSED: Mapping[type, str] = {OneCall: "residuals and norms", Gated: "gates", WrittenNorm: "norms"}
+
+
+def _fuse_calls(model: nn.Module, changed: Mapping[str, list[nn.Module]], found: Fusions) -> dict[str, int]:
+    """Let modules run as one call where their layers are packed; how many of each kind."""
+    done = dict.fromkeys(FUSED.values(), 0)
     for path, one in found.calls.items():
-        name = f"{path}.{one.linear}"
-        if name not in changed:
+        layers = {OneCall: ("linear",), Gated: ("gate", "up")}.get(type(one), ())
+        names = [f"{path}.{getattr(one, layer)}" for layer in layers]
+        if any(name not in changed for name in names):
             continue
-        activation = found.activations.get(name)
+        # A Gated knows its activation itself.
+        activation = found.activations.get(names[0]) if isinstance(one, OneCall) else None
         if activation is None or isinstance(model.get_submodule(activation[0]), nn.Identity):
             use_one_call(model.get_submodule(path), one)
-            done += 1
+            done[FUSED[type(one)]] += 1
     return done
 
 

@@ -15,6 +15,16 @@ from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
 ACTIVATIONS = {aten.relu.default: "relu", aten.gelu.default: "gelu", aten.silu.default: "silu"}
+COPIES = (
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+)
+CHECKS = (aten._assert_tensor_metadata.default,)
 NORMS = {aten.layer_norm.default: "layer_norm", aten.rms_norm.default: "rms_norm"}
 
 
