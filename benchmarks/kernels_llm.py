@@ -85,7 +85,9 @@ def make_programs(dense: Path, pruned: list[Path]) -> None:
             compiled = CACHE / f"{folder.name}-{value}-torch"
             if folder != dense and not compiled.exists():
                 model = load_model(folder, dtype=torch.float32).eval()
-                runtime.save(runtime.compile(model, tokens=1, value=value, measure=False), compiled)
+                options = {"tokens": 1, "value": value, "dense": "int8", "measure": False}
+                example = {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
+                runtime.save(runtime.compile(model, example=example, **options), compiled)
 
 
 def restore(plain: Path, output: Path, value: str | None) -> None:

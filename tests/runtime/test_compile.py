@@ -333,6 +333,53 @@ def test_a_measured_layer_may_round_its_activations(monkeypatch):
     assert fast.secateur_report.layers[0].format == "quad"
 
 
+def test_layers_with_few_zeros_are_rounded_where_asked(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(prune(nn.Linear(96, 64)), nn.GELU(), nn.Linear(64, 43))
+    options = {"tokens": (1, 20), "value": "int8", "measure": False}
+    plain, fast = runtime.compile(model, **options), runtime.compile(model, dense="int8", **options)
+    assert "rounded" not in plain.secateur_report.summary()
+    assert "; 1 with few zeros, or a shared weight, only rounded" in fast.secateur_report.summary()
+    assert [layer.full for layer in fast.secateur_report.layers] == [False, True]
+    assert isinstance(fast[2], ByTokens)
+    assert fast[2].layers[1].weight is model[2].weight
+    runtime.save(fast, tmp_path / "fast")
+    skeleton = nn.Sequential(nn.Linear(96, 64), nn.GELU(), nn.Linear(64, 43))
+    again = runtime.load(tmp_path / "fast", skeleton)
+    x = torch.randn(20, 96)
+    with torch.inference_mode():
+        assert torch.equal(fast(x), plain(x))
+        one, exact = fast(x[:1]), plain(x[:1])
+        assert 0 < (one - exact).norm() < 0.02 * exact.norm()
+        assert torch.equal(again(x[:1]), one)
+        assert torch.equal(again(x), fast(x))
+    with pytest.raises(ValueError, match="dense must be one of .*, not 'int4'"):
+        runtime.compile(model, dense="int4")
+    monkeypatch.setattr(choosing, "interleaved", lambda runs, cold: [9.0, 3.0, 3.0][: len(runs)])
+    timed = runtime.compile(model, tokens=1, value="int8", dense="float16", cache=False)
+    assert "only rounded and 3.0 times as fast" in timed.secateur_report.summary()
+    monkeypatch.setattr(choosing, "interleaved", lambda runs, cold: [9.0, 9.0, 9.0][: len(runs)])
+    timed = runtime.compile(model, tokens=1, value="int8", dense="float16", cache=False)
+    assert "1 because they measured no faster rounded" in timed.secateur_report.summary()
+
+
+def test_an_output_layer_that_shares_its_weight_is_rounded_in_a_copy():
+    model = tiny_llama()
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = {"input_ids": torch.arange(9)[None]}
+    before = model.lm_head.weight.clone()
+    fast = runtime.compile(model, tokens=1, value="int8", dense="int8", measure=False, example=ids)
+    assert isinstance(fast.lm_head, SparseLinear)
+    assert fast.model.embed_tokens.weight is model.lm_head.weight
+    assert torch.equal(model.lm_head.weight, before)
+    with torch.inference_mode():
+        got, exact = fast(**ids).logits, model(**ids).logits
+        assert (got - exact).norm() < 0.05 * exact.norm()
+        assert fast.generate(**ids, max_new_tokens=3, do_sample=False).shape == (1, 12)
+
+
 def test_value_type_without_a_format_stays_dense():
     fast = runtime.compile(prune(nn.Linear(64, 64)), measure=False, value="float16")
     assert "1 because no format stores float16" in fast.secateur_report.summary()
@@ -380,7 +427,7 @@ def test_an_activation_that_others_need_is_not_fused():
 
 
 def test_a_layer_takes_the_form_for_the_call(monkeypatch, tmp_path):
-    def at_few_tokens(array, bias, tokens, value, use_cache, activations):
+    def at_few_tokens(array, bias, tokens, value, use_cache, activations, full):
         packing = {"format": "bitmask"} if tokens == 1 else {"format": "tiled"} if array.shape[0] == 64 else None
         return choosing.Choice(packing, 2.0, 1.0)
 

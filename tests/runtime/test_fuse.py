@@ -94,7 +94,7 @@ def native(monkeypatch):
     return calls
 
 
-def always_sparse(array, bias, tokens, value, use_cache, activations):
+def always_sparse(array, bias, tokens, value, use_cache, activations, full):
     tiled = choosing.unmeasured(array, tokens, value, activations).packing
     return choosing.Choice({"format": "bitmask"} if tokens == 1 else tiled, 2.0, 1.0)
 
@@ -459,7 +459,7 @@ def test_a_norm_alone_and_a_residual_of_the_input(native):
 
 
 def test_an_activation_that_stays_is_not_lost(monkeypatch):
-    def at_few_tokens(array, bias, tokens, value, use_cache, activations):
+    def at_few_tokens(array, bias, tokens, value, use_cache, activations, full):
         return choosing.Choice({"format": "bitmask"} if tokens == 1 else None, 2.0, 1.0)
 
     monkeypatch.setattr(swap, "choose", at_few_tokens)

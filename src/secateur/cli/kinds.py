@@ -65,7 +65,7 @@ TABLES: dict[str, dict[str, str]] = {
         _RUNS: "model texts data text_column split max_length threads json",
         "answer compiled-answer": "batch_size",
         "continue compiled-continue": "new_tokens",
-        "answer continue": "value activations measure task",
+        "answer continue": "value activations dense measure task",
     },
 }
 """For each command: the options that each set of kinds has, by the names of the command's parameters."""

@@ -11,10 +11,10 @@ NAME = "run"
 EXAMPLES = (
     'secateur run ./pruned "a fine film"',
     "secateur run ./pruned --data texts.jsonl --json",
-    'secateur run ./decoder "Once upon a time" --new-tokens 40 --value int8',
+    'secateur run ./decoder "Once upon a time" --new-tokens 40 --value int8 --dense int8',
 )
 VALUES_HELP = "How kept weights are stored: float32, bfloat16, float16 or int8 (the last two: blocks or few tokens)."
-
+DENSE_HELP = "How layers with few zeros, such as the output layer, are stored for a decoder's steps: values as --value."
 ACTIVATIONS_HELP = "int8: layers with 1x4 blocks of zeros round their inputs too (with --value int8)."
 
 
@@ -30,6 +30,7 @@ def command(
     new_tokens: Annotated[int, typer.Option(help="Tokens that a decoder adds.", min=1)] = 32,
     value: Annotated[str, typer.Option(help=VALUES_HELP)] = "float32",
     activations: Annotated[str, typer.Option(help=ACTIVATIONS_HELP)] = "float32",
+    dense: Annotated[str, typer.Option(help=DENSE_HELP)] = "float32",
     measure: Annotated[bool, typer.Option(help="Time each layer dense and sparse and keep the faster.")] = True,
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
@@ -56,8 +57,9 @@ def command(
     from secateur.torch.open import load_model
     from secateur.torch.text import load_tokenizer
 
-    if value not in VALUES:
-        raise DataError(f"--value {value} is unknown; use one of {', '.join(VALUES)}")
+    for name, given in (("value", value), ("dense", dense)):
+        if given not in VALUES:
+            raise DataError(f"--{name} {given} is unknown; use one of {', '.join(VALUES)}")
     try:
         check_activations(value, activations)
     except ValueError as error:
@@ -66,18 +68,19 @@ def command(
     common.set_threads(threads)
     tokenizer = load_tokenizer(model)
     compiled = (Path(model) / MANIFEST).exists()
-    dense = runtime.load(model) if compiled else load_model(model, task=task)
-    kinds.refuse(context_, f"{'compiled-' if compiled else ''}{'continue' if generates(dense) else 'answer'}")
+    loaded = runtime.load(model) if compiled else load_model(model, task=task)
+    kinds.refuse(context_, f"{'compiled-' if compiled else ''}{'continue' if generates(loaded) else 'answer'}")
     if compiled:
-        fast = dense
+        fast = loaded
         summary = "The folder was saved compiled: its layers run as they were packed."
     else:
         whole = batch_size * min(max_length, 128)
-        tokens = (1, min(max_length, 128)) if generates(dense) else whole
-        compile = partial(runtime.compile, dense, tokens=tokens, value=value, activations=activations, measure=measure)
+        tokens = (1, min(max_length, 128)) if generates(loaded) else whole
+        stored = partial(runtime.compile, value=value, activations=activations, dense=dense)
+        compile = partial(stored, loaded, tokens=tokens, measure=measure)
         untraced = ""
         try:
-            fast = compile(example=batch_of(dense, tokenizer, lines[:batch_size], max_length))
+            fast = compile(example=batch_of(loaded, tokenizer, lines[:batch_size], max_length))
         except ModelError as error:
             fast, untraced = compile(), f" Nothing was fused: {error}"
         summary = fast.secateur_report.summary() + untraced

@@ -95,9 +95,15 @@ def packings(tokens: int, zeros: Zeros, value: str, activations: str) -> list[di
     return found
 
 
-def unmeasured(weight: np.ndarray, tokens: int, value: str, activations: str = "float32") -> Choice:
+def full_packings(tokens: int, value: str) -> list[dict[str, Any]]:
+    """The same for a weight with few zeros: at few tokens it is worth its bytes alone, at many a dense product is."""
+    few = tokens <= FEW_TOKENS and value != "float32"
+    return [{"format": "block", "block": BLOCKS[-1], "value": value}] if few else []
+
+
+def unmeasured(weight: np.ndarray, tokens: int, value: str, activations: str = "float32", full: bool = False) -> Choice:
     """The packing that did best on the machines tried."""
-    found = packings(tokens, zeros_of(weight), value, activations)
+    found = full_packings(tokens, value) if full else packings(tokens, zeros_of(weight), value, activations)
     if not found:
         return Choice(None, possible=False)
     if found[0]["format"] == "tiled":
@@ -121,11 +127,14 @@ def choose(
     value: str = "float32",
     use_cache: bool = True,
     activations: str = "float32",
+    full: bool = False,
 ) -> Choice:
-    """Measure dense against each packing for one weight (rows, cols), `tokens` tokens and torch's thread count."""
+    """Measure dense against each packing for one weight (rows, cols), `tokens` tokens and torch's thread count; `full`:
+    for one with few zeros, of which all weights are stored."""
     density = np.count_nonzero(weight) / weight.size
-    zeros = zeros_of(weight)
-    found = [shared_out(packing, weight.shape[0], tokens) for packing in packings(tokens, zeros, value, activations)]
+    zeros = "full" if full else zeros_of(weight)
+    tried = full_packings(tokens, value) if full else packings(tokens, zeros_of(weight), value, activations)
+    found = [shared_out(packing, weight.shape[0], tokens) for packing in tried]
     if not found:
         return Choice(None, possible=False)
     parts = (*weight.shape, density_step(density), zeros, value, activations, tokens, torch.get_num_threads())
@@ -133,21 +142,18 @@ def choose(
     known = _load() if use_cache else {}
     if key in known:
         return Choice(**known[key])
-    choice = _measure(weight, bias, tokens, density, found)
+    # Even with every weight gone the kernels have fixed costs; a nearly full layer needs no measuring.
+    choice = _measure(weight, bias, tokens, found if full or density < 0.8 else [])
     if use_cache:
         known[key] = asdict(choice)
         _store(known)
     return choice
 
 
-def _measure(
-    weight: np.ndarray, bias: torch.Tensor | None, tokens: int, density: float, found: list[dict[str, Any]]
-) -> Choice:
+def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, found: list[dict[str, Any]]) -> Choice:
     rows, cols = weight.shape
     x = torch.randn(tokens, cols)
     dense = torch.from_numpy(weight)
-    # Even with every weight gone the kernels have fixed costs; a nearly full layer needs no measuring.
-    found = found if density < 0.8 else []
     runs = [partial(run, sparse_linear, x, torch.from_numpy(pack(weight, **p)), bias, rows, 0) for p in found]
     with torch.inference_mode():
         cold = np.zeros(EVICT_BYTES // 8) if tokens <= FEW_TOKENS and found else None

@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.runtime.attention import use_attention
 from secateur.runtime.chain_use import Outcome, chain_blocks
-from secateur.runtime.choose import Choice, choose, unmeasured
+from secateur.runtime.choose import Choice, choose, full_packings, unmeasured
 from secateur.runtime.fuse import Fusions, fusions
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import isa, load_native
@@ -29,7 +29,7 @@ MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
 @dataclass(frozen=True)
 class LayerReport:
     """What became of one layer: `kept` dense for `reason`, or packed; times from the chooser's
-    measurement."""
+    measurement. `full`: a layer with few zeros, packed with all its weights."""
 
     name: str
     shape: tuple[int, int]
@@ -41,6 +41,7 @@ class LayerReport:
     dense_bytes: int = 0
     packed_bytes: int = 0
     rounds_activations: bool = False
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,15 @@ class Report:
         return "".join(parts)
 
     def _sentence(self) -> str:
-        sparse = [layer for layer in self.layers if layer.format != "dense"]
+        sparse = [layer for layer in self.layers if layer.format != "dense" and not layer.full]
+        full = [layer for layer in self.layers if layer.full]
         dense = [layer for layer in self.layers if layer.format == "dense"]
         reasons = Counter(layer.reason for layer in dense)
         why = "; ".join(f"{n} {reason}" for reason, n in reasons.most_common())
         if not sparse:
-            return f"No layer of {len(self.layers)} runs on the sparse kernels" + (f" ({why})." if why else ".")
+            return f"No layer of {len(self.layers)} runs on the sparse kernels{self._rounded(full)}" + (
+                f" ({why})." if why else "."
+            )
         gain = sum(layer.dense_us for layer in sparse) / max(1e-9, sum(layer.sparse_us for layer in sparse))
         kept = sum(layer.density * layer.dense_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
         size = sum(layer.packed_bytes for layer in sparse) / sum(layer.dense_bytes for layer in sparse)
@@ -91,7 +95,12 @@ class Report:
             f"{len(sparse)} of {len(self.layers)} linear layers ({kept:.0%} of their weights kept) run on the "
             f"{self.isa} kernels, {speed}at {size:.2f} of the dense size"
         ) + (f", {rounded} of them with activations rounded to 8 bits at each call" if rounded else "")
-        return text + (f"; dense stay {why}." if why else ".")
+        return text + self._rounded(full) + (f"; dense stay {why}." if why else ".")
+
+    def _rounded(self, full: Sequence[LayerReport]) -> str:
+        taken = sum(layer.dense_us for layer in full)
+        times = f" and {taken / sum(layer.sparse_us for layer in full):.1f} times as fast" if taken else ""
+        return f"; {len(full)} with few zeros, or a shared weight, only rounded{times}" if full else ""
 
 
 def compile(
@@ -100,6 +109,7 @@ def compile(
     tokens: int | Sequence[int] = 128,
     value: str = "float32",
     activations: str = "float32",
+    dense: str = "float32",
     measure: bool = True,
     cache: bool = True,
     example: Mapping[str, Any] | tuple[Any, ...] | None = None,
@@ -122,20 +132,25 @@ def compile(
         activations: 'int8' allows layers whose zeros come in blocks of 1 x 4 to round their inputs to 8 bits at each
             call, a scale a token, beside int8 weights: 1 to 2% of error. Only with value 'int8'; the summary tells how
             many layers do.
+        dense: how layers with few zeros, and those that share their weight, are stored for calls of up to 16 tokens:
+            'float32', as they are; 'bfloat16', 'float16' or 'int8', one scale a row, for decoders, whose output layer
+            takes much of a step. One that shares its weight with an embedding is then in memory twice.
         measure: time each kind of layer dense and sparse and keep the faster; False packs every sparse layer.
         example: a batch as for `secateur.open`; with it, activations, residuals and norms are fused into the
             packed layers before them, and blocks of an encoder run as one call where they can.
         cache: keep measurements in the user's cache folder (see `secateur.runtime.choose`).
 
     Raises:
-        ValueError: when `tokens` is not positive, or `value` or `activations` is unknown or they do not go together.
+        ValueError: when `tokens` is not positive, or `value`, `activations` or `dense` is unknown or they do not go
+            together.
         ModelError: when the model cannot be traced on `example`.
     """
     counts = sorted({tokens} if isinstance(tokens, int) else set(tokens))
     if not counts or counts[0] < 1:
         raise ValueError(f"tokens must be positive, not {tokens}")
-    if value not in VALUES:
-        raise ValueError(f"value must be one of {', '.join(map(repr, VALUES))}, not {value!r}")
+    for name, given in (("value", value), ("dense", dense)):
+        if given not in VALUES:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, VALUES))}, not {given!r}")
     check_activations(value, activations)
     result = share_copy(model).eval()
     tied = _tied(result)
@@ -147,7 +162,7 @@ def compile(
             continue
         forms: list[nn.Module] = []
         for count in counts:
-            report, packed = _convert(name, module, weight, tied, count, value, activations, measure, cache)
+            report, packed = _convert(name, module, weight, tied, count, value, activations, dense, measure, cache)
             reports[count].append(report)
             forms.append(module if packed is None else packed)
         if any(form is not module for form in forms):
@@ -265,6 +280,7 @@ def _convert(
     tokens: int,
     value: str,
     activations: str,
+    full_value: str,
     measure: bool,
     use_cache: bool,
 ) -> tuple[LayerReport, SparseLinear | None]:
@@ -278,25 +294,28 @@ def _convert(
         return dense("for want of compiled kernels")
     if weight.dtype != torch.float32 or weight.device.type != "cpu":
         return dense(f"because their weights are {weight.dtype} on {weight.device}, not float32 on the CPU")
-    if id(module.weight) in tied:
-        return dense("because other modules share their weights")
     if module._forward_hooks or module._forward_pre_hooks:
         return dense("because hooks hang on them")
     array = np.ascontiguousarray(weight.detach().numpy())
     density = np.count_nonzero(array) / array.size
-    if density > 1 - MIN_ZEROS:
+    shared, few_zeros = id(module.weight) in tied, bool(density > 1 - MIN_ZEROS)
+    full = (shared or few_zeros) and bool(full_packings(tokens, full_value))
+    if shared and not full:
+        return dense("because other modules share their weights")
+    if few_zeros and not full:
         return dense(f"with fewer than {MIN_ZEROS:.0%} zeros", density)
+    value = full_value if full else value
     bias = None if module.bias is None else module.bias.detach()
     if value == "int8" and not np.isfinite(array).all():
         return dense("because int8 holds no NaN or infinity", density)
     if measure:
-        choice = choose(array, bias, tokens, value, use_cache, activations)
+        choice = choose(array, bias, tokens, value, use_cache, activations, full)
     else:
-        choice = unmeasured(array, tokens, value, activations)
+        choice = unmeasured(array, tokens, value, activations, full)
     if not choice.possible:
         return dense(f"because no format stores {value} for their pattern and {tokens} tokens", density)
     if choice.packing is None:
-        return dense("because they measured no faster sparse", density, choice)
+        return dense(f"because they measured no faster {'rounded' if full else 'sparse'}", density, choice)
     packed = torch.from_numpy(pack(array, **choice.packing))
     report = LayerReport(
         name,
@@ -309,5 +328,6 @@ def _convert(
         array.nbytes,
         packed.numel(),
         choice.packing["format"] in ROUNDS_ACTIVATIONS,
+        full,
     )
     return report, SparseLinear(packed, bias)
