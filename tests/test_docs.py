@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 KERAS = "docs/keras.md"  # runs in a process of its own: see tests/keras/test_docs.py
 PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
 PAGES.remove(KERAS)
-FAST = ("README.md", "docs/pruning.md")
+FAST = ("README.md",)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-# the fast tests take one backend, as a process takes seconds to import each
+# none of them fast: a process takes seconds to import a backend, and half a minute for the tests
 RUNS = [
-    pytest.param("torch", "not slow", id="torch"),
+    pytest.param("torch", "not slow", id="torch", marks=pytest.mark.slow),
     pytest.param("torch", "slow", id="torch-slow", marks=pytest.mark.slow),
     pytest.param("tensorflow", "not slow", id="tensorflow", marks=pytest.mark.slow),
     pytest.param("tensorflow", "slow", id="tensorflow-slow", marks=pytest.mark.slow),

@@ -207,6 +207,7 @@ def test_sparsity_outside_its_range(prune, sparsity):
     assert "is outside [0, 1)" in prune("--sweep", f"0.5,{sparsity}", sparsity=None)
 
 
+@pytest.mark.slow
 def test_thresholds(prune):
     assert "would empty bert.encoder" in prune("--threshold", 1e6, sparsity=None)
     assert "would empty L0.ffn" in prune("--threshold", 1e6, "--pattern", "ffn", sparsity=None)
@@ -227,6 +228,7 @@ def test_words_that_are_not_known(prune):
     assert "Invalid value for '--sparsity'" in prune(sparsity="much")
 
 
+@pytest.mark.slow
 def test_options_that_contradict_each_other(prune):
     assert "exclude each other" in prune("--threshold", "0.1")
     assert "how much?" in prune(sparsity=None)

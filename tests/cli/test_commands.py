@@ -164,6 +164,7 @@ def test_prune_and_fine_tune(result, classifier, data, place, pattern):
         np.testing.assert_array_equal((model.get_parameter(name) == 0).numpy(), ~mask)
 
 
+@pytest.mark.slow
 def test_distil_learns_from_the_dense_model(result, classifier, data, place, monkeypatch):
     from secateur.torch import train
 

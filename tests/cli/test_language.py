@@ -124,6 +124,7 @@ def test_what_is_wrong_with_a_recipe(refused, place, tmp_path, lines, message):
     assert message in refused("prune", "model", "--recipe", tmp_path / "recipe.yaml", "--output", place / "out")
 
 
+@pytest.mark.slow
 def test_bad_text_and_options(refused, llm, text, place, tmp_path):
     def prune(*extra, source=text):
         return refused("prune", llm, "--calibration", source, *extra, "--output", place / "out")
@@ -153,6 +154,7 @@ def test_a_tokenizer_that_does_not_fit(refused, tmp_path, text, place):
     assert "the model knows 20; they do not belong together" in sentence
 
 
+@pytest.mark.slow
 def test_folders_and_outputs_that_cannot_be(refused, llm, text, place, tmp_path):
     def prune(model, output=place / "out"):
         return refused("prune", model, "--calibration", text, *OPTIONS, "--output", output, "--overwrite")
@@ -290,6 +292,7 @@ def test_ctrl_c_says_how_to_go_on(call, llm, text, place, monkeypatch):
     assert [p.name for p in place.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_run_goes_on_later(call, llm, text, place, monkeypatch):
     from secateur.torch import shards, stream
 

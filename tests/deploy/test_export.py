@@ -42,6 +42,7 @@ def sizes(name, length=True):
 EACH = [pytest.param(name, marks=[needs(name), SLOW]) for name in target.TARGETS]
 
 
+@pytest.mark.slow
 def test_an_uneven_classifier_on_onnx_runtime(artefact, uneven, rows):
     assert artefact.parity.relative_error < 1e-5
     assert artefact.parity.agreement == 1.0
@@ -63,6 +64,7 @@ def test_an_uneven_classifier_on_onnx_runtime(artefact, uneven, rows):
     assert np.abs(expected - got).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_a_damaged_program(artefact, tmp_path):
     import shutil
 
@@ -313,6 +315,7 @@ def test_unknown_and_missing_targets(classifier, tmp_path, monkeypatch):
     assert benching.installed() == ["torch", "secateur"]
 
 
+@pytest.mark.slow
 @SLOW
 @needs("onnx")
 def test_bench_of_dense_and_uneven(classifier, uneven, artefact):

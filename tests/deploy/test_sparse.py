@@ -252,6 +252,7 @@ def test_attention(measured, tmp_path, mask, where, scale, expected):
     assert found.count("SparseLinear") == 4 * (1 - expected)
 
 
+@pytest.mark.slow
 def test_activations_are_rounded_when_asked(measured, tmp_path):
     torch.manual_seed(0)
     net, x = nn.Linear(64, 64).eval(), {"input": torch.randn(40, 64)}

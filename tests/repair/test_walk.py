@@ -75,6 +75,7 @@ def test_the_damping_that_a_method_is_given_counts():
     assert (found[100.0] != found[0.01]).any()
 
 
+@pytest.mark.slow
 def test_linears_that_read_the_same_tensor_share_one_gram():
     model = tiny.llama(num_hidden_layers=2)
     host, data = secateur.open(model), batches(model)

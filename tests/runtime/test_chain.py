@@ -370,7 +370,7 @@ def test_damaged_chains_are_a_sentence(tmp_path):
     [
         pytest.param(bert, text(2, 9), marks=pytest.mark.slow),
         pytest.param(vit, None, marks=pytest.mark.slow),
-        pytest.param(Holder, added()),
+        pytest.param(Holder, added(), marks=pytest.mark.slow),
     ],
 )
 def test_torch_compile_keeps_one_call(make, example, calls):

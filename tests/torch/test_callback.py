@@ -68,6 +68,7 @@ def test_zeros_after_200_steps(what, tmp_path):
     assert len(plan.masks) == 12
 
 
+@pytest.mark.slow
 def test_masks_follow_renumbered_layers():
     host = secateur.open(tiny.bert(num_hidden_layers=3))
     element = secateur.prune(host, criteria.magnitude, Element(), 0.6)

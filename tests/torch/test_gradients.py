@@ -63,8 +63,11 @@ def labelled_tokens(first_counts):
 @pytest.mark.parametrize("first_counts", [True, False])
 @pytest.mark.parametrize(
     "make",
-    [lambda: tiny.llama(num_hidden_layers=1), masked_bert, lambda: tiny.t5(num_layers=1, num_decoder_layers=1)],
-    ids=["causal", "masked", "seq2seq"],
+    [
+        pytest.param(lambda: tiny.llama(num_hidden_layers=1), id="causal"),
+        pytest.param(masked_bert, id="masked", marks=pytest.mark.slow),
+        pytest.param(lambda: tiny.t5(num_layers=1, num_decoder_layers=1), id="seq2seq", marks=pytest.mark.slow),
+    ],
 )
 def test_grad_of_token_labels_is_the_same_however_rows_are_batched(make, first_counts):
     """The mean goes over labels: of unequally many in two rows, and in causal models never over the first of a row."""

@@ -244,6 +244,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_without_secateur_the_folder_names_it(tmp_path):
     hub.save(shrunk("bert"), tmp_path / "shrunk")
     hub.save(sparse(tiny.bert()), tmp_path / "packed", pack=True)
@@ -470,6 +471,7 @@ def test_a_plain_module(tmp_path):
 # -- what people do next --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trainer_pipeline_and_lora(tmp_path):
     peft = pytest.importorskip("peft")
     hub.save(shrunk("bert"), tmp_path / "a")
@@ -536,6 +538,7 @@ def test_minilm(tmp_path):
         assert torch.equal(base(**batch).last_hidden_state, model.bert(**batch).last_hidden_state)
 
 
+@pytest.mark.slow
 def test_two_towers_each_with_its_config(tmp_path):
     from secateur.torch.trace import trace
 
@@ -561,6 +564,7 @@ def test_two_towers_each_with_its_config(tmp_path):
         assert torch.equal(again(**inputs).logits_per_image, expected)
 
 
+@pytest.mark.slow
 def test_a_config_that_ties_layers_to_names_stays_readable(tmp_path):
     from secateur.torch.trace import trace
 

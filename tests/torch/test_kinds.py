@@ -18,6 +18,7 @@ from secateur.torch.host import TorchHost
 from secateur.torch.hub import save
 from secateur.torch.norms import centred_norms, norms_over
 from secateur.torch.trace import trace
+from tests.torch import slow
 from tests.torch.exact import difference
 from tests.torch.models import host_of
 
@@ -40,11 +41,6 @@ def checked(host, keep, tolerance=1e-5):
 
 
 # -- layers -------------------------------------------------------------------------------------------------------
-
-
-def slow(*names):
-    """Families that are built like one of the fast tests."""
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 LAYERED = ["bert", "llama", "gpt2", "vit", "torch_encoder"]
@@ -194,6 +190,7 @@ def test_hidden_width_of_equal_layers_makes_a_stock_checkpoint_with_its_epsilon(
     assert np.array_equal(loaded.outputs(small.example)[0], small.outputs(small.example)[0])
 
 
+@pytest.mark.slow
 def test_hidden_width_leaves_rotary_frequencies_as_they_were(tmp_path):
     """Falcon computes them from hidden / heads when it is built, and again when it is loaded."""
     small, _ = checked(host_of("falcon"), {"hidden": range(16)})
@@ -205,7 +202,9 @@ def test_hidden_width_leaves_rotary_frequencies_as_they_were(tmp_path):
     assert np.array_equal(loaded.outputs(small.example)[0], small.outputs(small.example)[0])
 
 
-@pytest.mark.parametrize(("name", "axis"), [("whisper", "decoder.hidden"), ("albert", "embedding")])
+@pytest.mark.parametrize(
+    ("name", "axis"), [pytest.param("whisper", "decoder.hidden", marks=pytest.mark.slow), ("albert", "embedding")]
+)
 def test_other_widths_under_layer_norms_are_inexact_too(name, axis):
     """Whisper has two streams of one size, of which one keeps its width; ALBERT a narrow embedding."""
     host = host_of(name)
@@ -229,7 +228,7 @@ def test_rotary_pairs_go_together_with_as_many_value_channels():
     )
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", *slow("t5")])
 def test_query_key_and_value_widths_shrink_alike(name):
     host = host_of(name)
     keep = {

@@ -21,7 +21,12 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 
 
 @pytest.mark.parametrize(
-    ("make", "tuned", "on_disk"), [(tiny.llama, False, False), (tiny.llama, True, True), (tiny.t5, True, False)]
+    ("make", "tuned", "on_disk"),
+    [
+        (tiny.llama, False, False),
+        pytest.param(tiny.llama, True, True, marks=pytest.mark.slow),
+        pytest.param(tiny.t5, True, False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_goes_on_to_the_same_files(make, tuned, on_disk, tmp_path, monkeypatch):
     write_model(tmp_path / "in", make)

@@ -35,6 +35,7 @@ def test_least_loss_against_every_choice():
         least_loss(errors, shares, sizes, weights, 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
 def test_folder_and_memory_agree_to_the_last_zero(make, tmp_path, monkeypatch):
     model = write_model(tmp_path / "in", make)
@@ -61,6 +62,7 @@ def test_folder_and_memory_agree_to_the_last_zero(make, tmp_path, monkeypatch):
     assert 0.44 < min(shares) < 0.59 < 0.61 < max(shares) < 0.76
 
 
+@pytest.mark.slow
 def test_what_was_found_is_kept_before_the_first_block(tmp_path, monkeypatch):
     write_model(tmp_path / "in")
     recipe = make_recipe(criterion="alps", sparsity=0.6, sensitivity=True, reconstruct=True, distil=True, samples=6)

@@ -14,14 +14,21 @@ from secateur.repair import prepare, sparsegpt
 from secateur.select import NM
 from secateur.torch import journal, stream
 from secateur.torch.stream import prune_folder, prune_loaded
-from tests.torch import tiny
+from tests.torch import slow, tiny
 from tests.torch.language import Stop, files, recipe, same, stopped_after, windows, write_model
 
 FAMILIES = {"llama": (tiny.llama, 21), "gpt2": (tiny.gpt2, 12), "bert": (tiny.bert, 18), "t5": (tiny.t5, 38)}
 pytestmark = pytest.mark.usefixtures("traced_once")
 
 
-@pytest.mark.parametrize(("family", "tuned"), [*((family, False) for family in FAMILIES), ("t5", True)])
+@pytest.mark.parametrize(
+    ("family", "tuned"),
+    [
+        ("bert", False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("llama", False), ("gpt2", False), ("t5", False))),
+        ("t5", True),
+    ],
+)
 def test_folder_and_memory_give_the_same_bits(family, tuned, tmp_path):
     make, tensors = FAMILIES[family]
     model = write_model(tmp_path / "in", make)
@@ -87,7 +94,7 @@ def test_the_teacher_has_no_dropout(tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("family", ["llama", "bert", "t5"])
+@pytest.mark.parametrize("family", ["llama", *slow("bert", "t5")])
 def test_distillation_gives_the_same_bits_from_a_folder_and_in_memory(family, tmp_path):
     make, tensors = FAMILIES[family]
     model = write_model(tmp_path / "in", make)
@@ -141,6 +148,7 @@ def test_distillation_that_is_stopped_ends_with_the_same_files(tmp_path, monkeyp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_owl_spreads_the_sparsity_in_both_paths(on_disk, tmp_path, monkeypatch):
     from secateur import OWL

@@ -49,7 +49,9 @@ def test_text_round_trip(traced, name):
         assert parse_dims(format_dims(dims)) == dims
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("whisper", "mamba") else ()) for n in FAMILIES]
+)
 def test_masking_equals_removing(traced, name):
     model, example, layout = traced(name)
     kinds = ("ffn",) if name in UNEQUAL_HEADS else ("head", "kv", "ffn")
@@ -190,6 +192,7 @@ def test_units_that_stand_alone_are_free_and_exact(between):
     assert difference(model, layout, {axis.name: [0, 3, 5]}, example) <= 1e-6
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_exported():
     class Loops(nn.Module):
         def forward(self, x):

@@ -16,6 +16,7 @@ from secateur.plan import Plan
 from secateur.torch import hub
 from secateur.torch.host import TorchHost
 from secateur.torch.vocabulary import TABLE, closed, shrink
+from tests.torch import slow
 from tests.torch.exact import randomize
 from tests.torch.models import host_of, make
 
@@ -44,7 +45,7 @@ def test_byte_pairs_keep_what_they_are_merged_from():
         shrink(tokenizer, kept[1:])
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "whisper"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", *slow("whisper")])
 def test_logits_of_kept_tokens_are_equal(name):
     host = host_of(name)
     (axis,) = host.layout.of_kind("vocab")

@@ -43,6 +43,7 @@ def test_gradual_and_distilled_zeros_are_packed(job):
     assert all(torch.equal(p, before[name]) for name, p in host.model.named_parameters())
 
 
+@pytest.mark.slow
 def test_units_shrink_and_a_report_says_by_how_much(job):
     host, data, folder = job
     step = Step(criteria.fisher, Unit("head", "ffn"), Uniform(0.5))
@@ -73,6 +74,7 @@ def test_latency_is_taken_in_another_process(job):
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.slow
 def test_zeros_of_an_earlier_step_are_held_counted_and_packed(job):
     host, data, folder = job
     first = run("p", host, [Step(criteria.magnitude, Element(), Uniform(0.8))], data, Tuning(), folder / "p80")
@@ -92,6 +94,7 @@ def test_zeros_of_an_earlier_step_are_held_counted_and_packed(job):
     assert outcome.provenance["steps"][0]["found"] == {"tensors": 12, "zeros": first.total - first.nonzero}
 
 
+@pytest.mark.slow
 def test_gradual_pruning_keeps_earlier_zeros(job):
     host, data, _ = job
     host.apply(secateur.prune(host, criteria.magnitude, Element(), 0.8))
