@@ -61,15 +61,13 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   if (!api) return ort::CreateStatus::call(base->GetApi(1), 1, "secateur's operators need ONNX Runtime 1.17 or newer");
   return guarded(api, [&] {
     const Runtime runtime{api};
-    static const OrtCustomOp linear = described<SparseLinear>(), attention = described<Attention>(),
-                             chain = described<SparseChain>();
+    static const OrtCustomOp operators[] = {described<SparseLinear>(), described<Attention>(), described<SparseChain>(),
+                                            described<Norm>(), described<Rotary>()};
     // Sessions keep pointers into the domain, so that one is made for the process and never released.
     static OrtCustomOpDomain* const domain = [&] {
       OrtCustomOpDomain* made = nullptr;
       runtime.check(ort::CreateCustomOpDomain::call(api, "secateur", &made));
-      runtime.check(ort::CustomOpDomain_Add::call(api, made, &linear));
-      runtime.check(ort::CustomOpDomain_Add::call(api, made, &attention));
-      runtime.check(ort::CustomOpDomain_Add::call(api, made, &chain));
+      for (const OrtCustomOp& op : operators) runtime.check(ort::CustomOpDomain_Add::call(api, made, &op));
       return made;
     }();
     runtime.check(ort::AddCustomOpDomain::call(api, options, domain));

@@ -144,17 +144,21 @@ void SparseLinear::compute(OrtKernelContext* context) const {
   shape.back() = info_.rows;
   if (residual && runtime.shape(residual) != shape)
     runtime.fail(ort::kInvalidArgument, "the residual of SparseLinear has the shape of its output");
+  const OrtValue* gate = runtime.input(context, 6);
+  if (gate && runtime.shape(gate) != shape)
+    runtime.fail(ort::kInvalidArgument, "the gate of SparseLinear has the shape of its output");
   int64_t tokens = 1;
   for (size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
   const float* bias = vector(context, 2, "bias");
-  const sct_after after{runtime.data<float>(residual), info_.rows,  norm_, vector(context, 4, "scale"),
-                        vector(context, 5, "shift"),   epsilon_};
+  const sct_after after{runtime.data<float>(residual), info_.rows,  norm_,
+                        vector(context, 4, "scale"),   vector(context, 5, "shift"),
+                        epsilon_,                      runtime.data<float>(gate), info_.rows};
   OrtValue* out = runtime.output(context, shape);
   if (!tokens) return;
   Threads threads{&runtime, context};
   const int status =
       sct_linear_on(packed_.data, packed_.bytes, runtime.data<float>(x), tokens, info_.cols, bias, activation_,
-                    residual || norm_ ? &after : nullptr, runtime.data<float>(out), info_.rows, Threads::most(),
+                    residual || norm_ || gate ? &after : nullptr, runtime.data<float>(out), info_.rows, Threads::most(),
                     SCT_ISA_AUTO, Threads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("SparseLinear: ") + sct_error_text(status));
 }
@@ -181,32 +185,102 @@ Attention::Attention(const Runtime& r, const OrtKernelInfo* info)
     runtime.fail(ort::kInvalidGraph, "Attention needs heads, a multiple of kv_heads");
 }
 
+namespace {
+
+// q, k, v or the output as heads: sizes, and floats from batch to batch, head to head and token to token.
+struct Heads {
+  int64_t batch = 0, tokens = 0, width = 0, stride[3] = {};
+
+  Heads(const std::vector<int64_t>& shape, int64_t heads) {
+    if (shape.size() == 4 && shape[1] == heads) {
+      batch = shape[0], tokens = shape[2], width = shape[3];
+      stride[0] = heads * tokens * width, stride[1] = tokens * width, stride[2] = width;
+    } else if (shape.size() == 3 && shape[2] % heads == 0) {
+      batch = shape[0], tokens = shape[1], width = shape[2] / heads;
+      stride[0] = tokens * shape[2], stride[1] = width, stride[2] = shape[2];
+    }
+  }
+};
+
+}  // namespace
+
 void Attention::compute(OrtKernelContext* context) const {
   const OrtValue *q = runtime.input(context, 0), *k = runtime.input(context, 1), *v = runtime.input(context, 2);
   const OrtValue *mask = runtime.input(context, 3), *keep = runtime.input(context, 4);
-  const std::vector<int64_t> shape = runtime.shape(q), keys = runtime.shape(k);
-  if (shape.size() != 3 || keys.size() != 3 || runtime.shape(v) != keys || keys[0] != shape[0] || shape[2] % heads_ ||
-      keys[2] != shape[2] / heads_ * kv_heads_)
-    runtime.fail(ort::kInvalidArgument, "Attention takes (batch, tokens, heads * width) of fitting sizes");
+  const Heads query(runtime.shape(q), heads_), key(runtime.shape(k), kv_heads_), value(runtime.shape(v), kv_heads_);
+  if (!query.width || key.width != query.width || value.width != query.width || key.batch != query.batch ||
+      value.batch != query.batch || value.tokens != key.tokens)
+    runtime.fail(ort::kInvalidArgument,
+                 "Attention takes (batch, tokens, heads * width), or (batch, heads, tokens, width), of fitting sizes");
   sct_attention_job job{};
-  job.batch = shape[0], job.heads = heads_, job.kv_heads = kv_heads_;
-  job.queries = shape[1], job.keys = keys[1], job.width = shape[2] / heads_, job.scale = scale_;
+  job.batch = query.batch, job.heads = heads_, job.kv_heads = kv_heads_;
+  job.queries = query.tokens, job.keys = key.tokens, job.width = query.width, job.scale = scale_;
   const int64_t sizes[] = {job.batch, heads_, job.queries, job.keys};
   mask_strides(runtime, mask, sizes, job.mask_stride);
   mask_strides(runtime, keep, sizes, job.keep_stride);
+  const std::vector<int64_t> shape = {job.batch, job.queries, heads_ * job.width};
   OrtValue* out = runtime.output(context, shape);
   if (!job.batch || !job.queries) return;
   job.q = runtime.data<float>(q), job.k = runtime.data<float>(k), job.v = runtime.data<float>(v);
   job.out = runtime.data<float>(out), job.mask = runtime.data<float>(mask), job.keep = runtime.data<uint8_t>(keep);
-  const int64_t wide[] = {job.queries * shape[2], job.width, shape[2]};
-  const int64_t narrow[] = {job.keys * keys[2], job.width, keys[2]};
-  std::copy(wide, wide + 3, job.q_stride);
-  std::copy(wide, wide + 3, job.out_stride);
-  std::copy(narrow, narrow + 3, job.k_stride);
-  std::copy(narrow, narrow + 3, job.v_stride);
+  std::copy(query.stride, query.stride + 3, job.q_stride);
+  std::copy(key.stride, key.stride + 3, job.k_stride);
+  std::copy(value.stride, value.stride + 3, job.v_stride);
+  const Heads merged(shape, heads_);
+  std::copy(merged.stride, merged.stride + 3, job.out_stride);
   Threads threads{&runtime, context};
   const int status = sct_attention(&job, Threads::most(), SCT_ISA_AUTO, Threads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("Attention: ") + sct_error_text(status));
+}
+
+Norm::Norm(const Runtime& r, const OrtKernelInfo* info)
+    : runtime(r),
+      norm_(static_cast<int>(r.whole(info, "norm", SCT_LAYER_NORM))),
+      epsilon_(r.real(info, "epsilon", 1e-5f)) {
+  if (norm_ < SCT_NO_NORM || norm_ > SCT_RMS_NORM)
+    runtime.fail(ort::kInvalidGraph, "Norm knows no norm " + std::to_string(norm_));
+}
+
+void Norm::compute(OrtKernelContext* context) const {
+  const OrtValue* x = runtime.input(context, 0);
+  const std::vector<int64_t> shape = runtime.shape(x);
+  if (shape.empty() || shape.back() < 1) runtime.fail(ort::kInvalidArgument, "Norm takes at least one number a token");
+  const int64_t width = shape.back();
+  const float* parts[2] = {};
+  for (size_t i = 0; i < 2; i++) {
+    const OrtValue* part = runtime.input(context, 1 + i);
+    if (part && runtime.shape(part) != std::vector<int64_t>{width})
+      runtime.fail(ort::kInvalidArgument, "scale and shift of Norm have " + std::to_string(width) + " numbers");
+    parts[i] = runtime.data<float>(part);
+  }
+  int64_t tokens = 1;
+  for (size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
+  OrtValue* out = runtime.output(context, shape);
+  Threads threads{&runtime, context};
+  const int status = sct_norm_on(runtime.data<float>(x), tokens, width, width, norm_, parts[0], parts[1], epsilon_,
+                                 runtime.data<float>(out), width, Threads::most(), SCT_ISA_AUTO, Threads::run, &threads);
+  if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("Norm: ") + sct_error_text(status));
+}
+
+void Rotary::compute(OrtKernelContext* context) const {
+  const OrtValue *x = runtime.input(context, 0), *cos = runtime.input(context, 1), *sin = runtime.input(context, 2);
+  const std::vector<int64_t> shape = runtime.shape(x), turns = runtime.shape(cos);
+  if (shape.size() != 4 || shape[3] % 2 || turns.size() != 4 || runtime.shape(sin) != turns ||
+      (turns[0] != 1 && turns[0] != shape[0]) || turns[1] != 1 || turns[2] != shape[2] || turns[3] != shape[3])
+    runtime.fail(ort::kInvalidArgument,
+                 "Rotary takes (batch, heads, tokens, even width), and cos and sin (batch or 1, 1, tokens, width)");
+  OrtValue* out = runtime.output(context, shape);
+  const int64_t tokens = shape[2], width = shape[3], half = width / 2;
+  const float *from = runtime.data<float>(x), *c = runtime.data<float>(cos), *s = runtime.data<float>(sin);
+  float* to = runtime.data<float>(out);
+  for (int64_t h = 0; h < shape[0] * shape[1]; h++) {
+    const int64_t first = turns[0] == 1 ? 0 : h / shape[1] * tokens;
+    for (int64_t t = 0; t < tokens; t++, from += width, to += width) {
+      const float *by_cos = c + (first + t) * width, *by_sin = s + (first + t) * width;
+      for (int64_t i = 0; i < half; i++) to[i] = from[i] * by_cos[i] - from[half + i] * by_sin[i];
+      for (int64_t i = half; i < width; i++) to[i] = from[i] * by_cos[i] + from[i - half] * by_sin[i];
+    }
+  }
 }
 
 }  // namespace secateur_onnx

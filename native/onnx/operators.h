@@ -70,15 +70,16 @@ struct Constant {
 // they are where there is no mask.
 void mask_strides(const Runtime& runtime, const OrtValue* mask, const int64_t (&sizes)[4], int64_t (&to)[3]);
 
-// y = norm(activation(x w^T + bias) + residual)
+// y = norm(activation(x w^T + bias) * gate + residual)
 //
 //   inputs      x (..., in), packed (bytes) uint8, a constant, as sct_pack_* writes it; and where there are: bias (out),
-//               residual (..., out), scale (out) and shift (out) of the norm
+//               residual (..., out), scale (out) and shift (out) of the norm, gate (..., out)
 //   attributes  activation: a sct_activation; norm: a sct_norm; epsilon
 class SparseLinear {
  public:
   static constexpr const char* kName = "SparseLinear";
-  static constexpr int kInputs[] = {ort::kFloat, ort::kUint8, ort::kFloat, ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr int kInputs[] = {ort::kFloat, ort::kUint8, ort::kFloat, ort::kFloat,
+                                    ort::kFloat, ort::kFloat, ort::kFloat};
   static constexpr size_t kRequired = 2;
 
   SparseLinear(const Runtime& runtime, const OrtKernelInfo* info);
@@ -96,9 +97,9 @@ class SparseLinear {
 
 // softmax(scale q k^T + mask) v, head by head
 //
-//   inputs      q (batch, queries, heads * width), k and v (batch, keys, kv_heads * width); and where there are: mask,
-//               added, and keep, false for keys left out, both of four dimensions that are those of (batch, heads,
-//               queries, keys) or 1, the keys in full
+//   inputs      q (batch, queries, heads * width), k and v (batch, keys, kv_heads * width), or each of them (batch, its
+//               heads, tokens, width); and where there are: mask, added, and keep, false for keys left out, both of four
+//               dimensions that are those of (batch, heads, queries, keys) or 1, the keys in full
 //   attributes  heads, kv_heads, scale
 //   output      (batch, queries, heads * width)
 class Attention {
@@ -114,6 +115,40 @@ class Attention {
  private:
   int64_t heads_, kv_heads_;
   float scale_;
+};
+
+// norm(x) over the last dimension
+//
+//   inputs      x (..., width); and where there are: scale (width) and shift (width)
+//   attributes  norm: a sct_norm; epsilon
+class Norm {
+ public:
+  static constexpr const char* kName = "Norm";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr size_t kRequired = 1;
+
+  Norm(const Runtime& runtime, const OrtKernelInfo* info);
+  void compute(OrtKernelContext* context) const;
+  const Runtime runtime;
+
+ private:
+  int norm_;
+  float epsilon_;
+};
+
+// Rotary positions: x cos + turned(x) sin, where turned(x) is the second half of the last dimension, negated, before the
+// first
+//
+//   inputs      x (batch, heads, tokens, width), cos and sin (batch or 1, 1, tokens, width)
+class Rotary {
+ public:
+  static constexpr const char* kName = "Rotary";
+  static constexpr int kInputs[] = {ort::kFloat, ort::kFloat, ort::kFloat};
+  static constexpr size_t kRequired = 3;
+
+  Rotary(const Runtime& r, const OrtKernelInfo*) : runtime(r) {}
+  void compute(OrtKernelContext* context) const;
+  const Runtime runtime;
 };
 
 }  // namespace secateur_onnx

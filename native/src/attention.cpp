@@ -33,6 +33,22 @@ void attention_task(void* context) {
 }  // namespace
 }  // namespace secateur
 
+namespace secateur {
+
+// One query whose heads share keys: the heads of a group are as many queries of one head, side by side in a vector.
+static sct_attention_job grouped(const sct_attention_job& call) {
+  sct_attention_job job = call;
+  const int64_t group = call.heads / call.kv_heads;
+  if (call.queries != 1 || group == 1 || (call.mask && call.mask_stride[1]) || (call.keep && call.keep_stride[1])) return job;
+  job.heads = call.kv_heads, job.queries = group;
+  job.q_stride[1] = group * call.q_stride[1], job.q_stride[2] = call.q_stride[1];
+  job.out_stride[1] = group * call.out_stride[1], job.out_stride[2] = call.out_stride[1];
+  job.mask_stride[2] = job.keep_stride[2] = 0;
+  return job;
+}
+
+}  // namespace secateur
+
 extern "C" int sct_attention(const sct_attention_job* call, int threads, int isa, sct_run_function run, void* pool) {
   using namespace secateur;
   if (!call || threads < 1 || call->batch < 0 || call->queries < 0 || call->keys < 1 || call->width < 1)
@@ -42,6 +58,8 @@ extern "C" int sct_attention(const sct_attention_job* call, int threads, int isa
   if (resolved < 0) return SCT_UNSUPPORTED_ISA;
   if (!call->batch || !call->queries) return SCT_OK;
   if (!call->q || !call->k || !call->v || !call->out) return SCT_BAD_ARGUMENT;
+  const sct_attention_job shared = grouped(*call);
+  call = &shared;
   AttentionJob job;
   job.call = call;
   job.kernels = &kernel_table(resolved);

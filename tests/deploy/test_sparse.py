@@ -13,6 +13,7 @@ ort = pytest.importorskip("onnxruntime")
 
 import secateur  # noqa: E402
 from secateur.deploy import device, export, sparse, target  # noqa: E402
+from secateur.deploy.onnx_graph import attributes  # noqa: E402
 from secateur.deploy.target import DeployError, Written  # noqa: E402
 from secateur.runtime.native import load_native  # noqa: E402
 from secateur.runtime.packed import describe  # noqa: E402
@@ -53,7 +54,7 @@ def test_a_pruned_classifier(measured, classifier, rows, tmp_path):
     made = export(tmp_path / "pruned", "onnx", tmp_path / "out", data=rows, sparse=True, tolerance=1e-5)
     assert made.parity.agreement == 1.0
     info = json.loads((tmp_path / "out" / "artefact.json").read_text())
-    found = {"layers": 14, "packed": 14, "attentions": 2, "chains": 1}
+    found = {"layers": 14, "packed": 14, "norms": 0, "rotary": 0, "attentions": 2, "chains": 1}
     assert info["sparse"] == {"tokens": 128, "value": "float32", **found}
     program = onnx.load(tmp_path / "out" / "model.onnx")
     ours = [node for node in program.graph.node if node.domain == "secateur"]
@@ -81,7 +82,11 @@ def test_generation_of_a_pruned_decoder(measured, tmp_path):
     assert made.generation["equal"]
     (file,) = (tmp_path / "out").glob("*.onnx")
     nodes = onnx.load(file).graph.node
-    assert {next(a.i for a in n.attribute) for n in nodes if n.domain == "secateur"} == {0, 4}  # SiLU is taken in
+    ours = [node for node in nodes if node.domain == "secateur"]
+    assert {attributes(node)["activation"] for node in ours if node.op_type == "SparseLinear"} == {0, 4}  # SiLU
+    info = json.loads((tmp_path / "out" / "artefact.json").read_text())["sparse"]
+    assert (info["norms"], info["rotary"], info["attentions"]) == (5, 4, 2)
+    assert not {"Softmax", "Sigmoid", "Sqrt", "Slice"} & {node.op_type for node in nodes}
 
 
 def written(tmp_path, nodes, constants, outputs=("y",), whole=None, shapes=(), x=(6, 32), mask=False):

@@ -1,5 +1,6 @@
 """Finds softmax(q k^T + mask) v of several heads in an ONNX graph, as torch's exporter writes it, and puts
-`secateur::Attention` in its place, which reads q, k and v as the linear layers give them.
+`secateur::Attention` in its place, which reads q, k and v as the linear layers give them, or as heads: from a cache,
+where keys and values are not repeated for the queries that share them.
 
 What does not look exactly like it stays as it is.
 """
@@ -15,11 +16,13 @@ SPLIT = [0, 2, 1, 3]
 
 @dataclass(frozen=True)
 class Heads:
-    """Where the heads of q, k or v come from: a value (batch, tokens, heads * width)."""
+    """Where the heads of q, k or v come from: a value (batch, tokens, heads * width), or (batch, heads, tokens, width)
+    as it is; and the first two sizes of the former."""
 
     source: str
     heads: int
     width: int
+    tokens: list[int | str]
 
 
 def fuse_attention(graph: Graph) -> int:
@@ -49,7 +52,7 @@ def _fuse(graph: Graph, softmax: Any) -> bool:
     q, k, v = _heads(graph, q_name), _heads(graph, _untransposed(graph, k_name)), _heads(graph, after.input[1])
     if q is None or k is None or v is None or q.width != k.width or (k.heads, k.width) != (v.heads, v.width):
         return False
-    if q.heads != k.heads:
+    if q.heads % k.heads:
         return False
     out, keep, taken = after.output[0], "", [softmax, after]
     where = graph.only_reader(out, "Where")
@@ -69,8 +72,7 @@ def _fuse(graph: Graph, softmax: Any) -> bool:
     merged = graph.only_reader(back.output[0], "Reshape")
     if merged is None:
         return False
-    shape = graph.shape(merged.output[0])
-    if shape is None or len(shape) != 3 or shape != graph.shape(q.source):
+    if graph.shape(merged.output[0]) != [*q.tokens, q.heads * q.width]:
         return False
     graph.replace(
         [*taken, back, merged],
@@ -110,7 +112,41 @@ def _untransposed(graph: Graph, name: str) -> str:
 
 
 def _heads(graph: Graph, name: str) -> Heads | None:
-    """What (batch, heads, tokens, width) was split from."""
+    """What (batch, heads, tokens, width) was split from, or repeated from."""
+    return _split(graph, name) or _whole(graph, _unrepeated(graph, name))
+
+
+def _whole(graph: Graph, name: str) -> Heads | None:
+    """(batch, heads, tokens, width) as it is."""
+    shape = graph.shape(name)
+    if shape is None or len(shape) != 4 or name in graph.constants:
+        return None
+    heads, width = shape[1], shape[3]
+    if not isinstance(heads, int) or not isinstance(width, int):
+        return None
+    return Heads(name, heads, width, [shape[0], shape[2]])
+
+
+def _unrepeated(graph: Graph, name: str) -> str:
+    """The value (batch, kv heads, tokens, width) whose heads were repeated, each as often as the others, one after the
+    other; or the value itself."""
+    merged = graph.maker(name, "Reshape")
+    expand = graph.maker(merged.input[0], "Expand") if merged is not None else None
+    opened = graph.maker(expand.input[0], "Unsqueeze") if expand is not None else None
+    if expand is None or opened is None:
+        return name
+    few, wide, many = (graph.shape(value) for value in (opened.input[0], expand.output[0], name))
+    if few is None or wide is None or many is None or len(few) != 4 or len(wide) != 5 or len(many) != 4:
+        return name
+    repeats = wide[2]
+    same = [wide[0], wide[1], *wide[3:]] == few and [many[0], *many[2:]] == [few[0], *few[2:]]
+    if not same or not isinstance(few[1], int) or not isinstance(repeats, int) or many[1] != few[1] * repeats:
+        return name
+    # Sizes alone do not tell where the new dimension stands when two are equal.
+    return opened.input[0] if graph.scalar(opened.input[1]) == 2.0 else name
+
+
+def _split(graph: Graph, name: str) -> Heads | None:
     node = graph.maker(name, "Transpose")
     if node is None or attributes(node).get("perm") != SPLIT:
         return None
@@ -123,7 +159,7 @@ def _heads(graph: Graph, name: str) -> Heads | None:
     heads, width = shape[2], shape[3]
     if not isinstance(heads, int) or not isinstance(width, int) or source[2] != heads * width:
         return None
-    return Heads(split.input[0], heads, width) if source[:2] == shape[:2] else None
+    return Heads(split.input[0], heads, width, source[:2]) if source[:2] == shape[:2] else None
 
 
 def _kept(graph: Graph, mask: str, empty: str) -> str:

@@ -17,6 +17,10 @@ ALIGN = 64
 """Of what is packed, as native/onnx/chain.h has it."""
 
 
+GATE = 6
+"""Which input of SparseLinear its output is multiplied by; a chain has no step for that."""
+
+
 @dataclass
 class Chain:
     """Nodes that follow one another."""
@@ -52,9 +56,10 @@ def _kind(graph: Graph, node: Any) -> str:
         return node.op_type if fits else ""
     if node.domain != DOMAIN:
         return ""
-    if node.op_type == "SparseLinear" and describe(_constant(graph, node.input[1])).format != "tiled":
-        return ""
-    return node.op_type if node.op_type in ("SparseLinear", "Attention") else ""
+    if node.op_type == "SparseLinear":
+        gated = _input(node, GATE)
+        return "" if gated or describe(_constant(graph, node.input[1])).format != "tiled" else node.op_type
+    return node.op_type if node.op_type == "Attention" else ""
 
 
 def _constant(graph: Graph, name: str) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 DOMAIN = "secateur"
-LAYER_NORM = 1
-"""Number of LayerNorm among the norms of native/include/secateur/kernels.h."""
+LAYER_NORM, RMS_NORM = 1, 2
+"""Numbers of norms in native/include/secateur/kernels.h."""
 
 
 class Graph:
@@ -167,3 +167,8 @@ def _inner_names(node: Any) -> set[str]:
             found |= set(one.input) | _inner_names(one)
         found |= {port.name for port in graph.output}
     return found
+
+
+def other(node: Any, name: str) -> str:
+    """The other input of a sum or product."""
+    return str(node.input[1] if node.input[0] == name else node.input[0])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from secateur.deploy.device import SAFE_LEVELS
-from secateur.deploy.onnx_graph import Graph, attributes
+from secateur.deploy.onnx_graph import DOMAIN, Graph, attributes
 from secateur.deploy.sparse import save
 from secateur.runtime.native import available_isas
 
@@ -35,6 +35,7 @@ def quantise(path: Path) -> None:
     model = onnx.load(path)
     graph = Graph(model)
     done = [node for name in tied(graph) for node in split(graph, name)]
+    ours = [node.name for node in graph.nodes if node.domain == DOMAIN]  # the tool takes Attention for its own
     graph.changed = True  # the tool infers shapes anew and trips over those noted of constants, which `finish` drops
     graph.finish()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -46,7 +47,7 @@ def quantise(path: Path) -> None:
             per_channel=True,
             reduce_range=levels() == SAFE_LEVELS,
             use_external_data_format=True,
-            nodes_to_exclude=done,
+            nodes_to_exclude=[*done, *ours],
         )
         model = onnx.load(after)
     save(model, path)

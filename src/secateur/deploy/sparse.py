@@ -13,7 +13,8 @@ import numpy as np
 
 from secateur.deploy.onnx_attention import fuse_attention
 from secateur.deploy.onnx_chain import fuse_chains
-from secateur.deploy.onnx_graph import LAYER_NORM, Graph, attributes, is_plain
+from secateur.deploy.onnx_decoder import fuse_norms, fuse_rotary
+from secateur.deploy.onnx_graph import LAYER_NORM, Graph, attributes, is_plain, other
 from secateur.deploy.target import DeployError, Written
 
 SHARED_BY = 4
@@ -46,7 +47,7 @@ def rewrite(
     if load_native() is None:
         raise DeployError("sparse programs are packed by the compiled kernels; install a C++17 compiler and reinstall")
     onnx_library()
-    layers = packed = attentions = chains = 0
+    layers = packed = attentions = chains = norms = rotary = 0
     for program in written.values():
         path = folder / program.files[0]
         graph = Graph(onnx.load(path))
@@ -57,6 +58,8 @@ def rewrite(
             if blob is not None:
                 fuse_linear(graph, node, blob)
                 packed += 1
+        norms += fuse_norms(graph)
+        rotary += fuse_rotary(graph)
         attentions += fuse_attention(graph)
         chains += fuse_chains(graph)
         graph.finish()
@@ -73,6 +76,8 @@ def rewrite(
         **rounding,
         "layers": layers,
         "packed": packed,
+        "norms": norms,
+        "rotary": rotary,
         "attentions": attentions,
         "chains": chains,
     }
@@ -160,8 +165,13 @@ def fuse_linear(graph: Graph, node: Any, blob: np.ndarray) -> None:
         bias, out = other(add, out), add.output[0]
         taken.append(add)
     activation, out = fuse_activation(graph, out, taken)
-    residual = scale = shift = ""
+    residual = scale = shift = gate = ""
     more: dict[str, Any] = {}
+    product = graph.only_reader(out, "Mul")
+    # Of two layers that are multiplied the one without an activation comes last.
+    if product is not None and activation == "none" and same_shape(graph, out, other(product, out)):
+        gate, out = other(product, out), product.output[0]
+        taken.append(product)
     add = graph.only_reader(out, "Add")
     if add is not None and same_shape(graph, out, other(add, out)):
         residual, out = other(add, out), add.output[0]
@@ -172,13 +182,8 @@ def fuse_linear(graph: Graph, node: Any, blob: np.ndarray) -> None:
         more = {"norm": LAYER_NORM, "epsilon": attributes(norm).get("epsilon", 1e-5)}
         taken.append(norm)
     packed = graph.add_constant(blob, f"{node.input[1]}.packed")
-    inputs = [node.input[0], packed, bias, residual, scale, shift]
+    inputs = [node.input[0], packed, bias, residual, scale, shift, gate]
     graph.replace(taken, "SparseLinear", inputs, out, activation=ACTIVATIONS.index(activation), **more)
-
-
-def other(add: Any, name: str) -> str:
-    """The other input of a sum."""
-    return add.input[1] if add.input[0] == name else add.input[0]
 
 
 def same_shape(graph: Graph, a: str, b: str) -> bool:
