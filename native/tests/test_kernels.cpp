@@ -447,6 +447,9 @@ int main() {
     for (int queries : {1, 16, 37})
       for (int keys : {1, 40, 300}) check_attention(isa, queries, keys, 24, queries != 16, 2);
     check_attention(isa, 33, 70, 13, true, 3);
+    for (int queries : {1, 2, 3, 4, 7})
+      for (int width : {16, 13})
+        for (bool masked : {false, true}) check_attention(isa, queries, 300, width, masked, 2);
     for (bool norms_first : {false, true})
       for (int tile : {16, 48, 64})
         for (int tokens : {1, 16, 37, 130}) check_chain(isa, 3, tokens, tile, norms_first, tokens != 37, false, 2);

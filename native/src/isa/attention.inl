@@ -9,6 +9,7 @@ namespace {
 constexpr int kQueryVectors = 2;
 constexpr int kQueries = kQueryVectors * Simd::W;                // in a tile
 constexpr int kScoreRows = Simd::REGISTERS / 2 / kQueryVectors;  // rows of a product worked on at a time
+constexpr int kFewQueries = 7;  // up to here they are worked on row by row, four at a time
 constexpr int64_t kKeyBlock = 128;
 constexpr float kLowest = -1e30f;  // instead of -infinity, whose difference from itself is no number
 
@@ -175,17 +176,105 @@ void attend(const sct_attention_job& j, const Keys& keys, int64_t batch, int64_t
     }
 }
 
+// The same for Q queries, scaled and row by row in `scratch`, with the width in the lanes of vectors: few queries would
+// leave most lanes of a tile empty. The width is a multiple of a vector.
+template <int Q>
+void attend_few(const sct_attention_job& j, const TokenKeys& keys, int64_t batch, int64_t head, int64_t query,
+                float* scratch) {
+  constexpr float kNothing = -std::numeric_limits<float>::infinity();
+  const int64_t d = j.width;
+  float *q = scratch, *out = q + Q * d, *scores = out + Q * d;
+  float most[Q], sum[Q];
+  std::fill(most, most + Q, kNothing);
+  std::fill(sum, sum + Q, 0.0f);
+  std::fill(out, out + Q * d, 0.0f);
+  for (int64_t first = 0; first < j.keys; first += kKeyBlock) {
+    const int64_t count = std::min(kKeyBlock, j.keys - first);
+    for (int64_t s = 0; s < count; s += 2) {
+      // Two keys at a time, the last one perhaps twice.
+      const float *a = keys.k + (first + s) * keys.k_step, *b = s + 1 < count ? a + keys.k_step : a;
+      Simd::V one[Q], two[Q];
+      for (int t = 0; t < Q; t++) one[t] = two[t] = Simd::zero();
+      for (int64_t i = 0; i < d; i += Simd::W) {
+        const Simd::V x = Simd::load(a + i), y = Simd::load(b + i);
+        SECATEUR_UNROLL
+        for (int t = 0; t < Q; t++) {
+          const Simd::V w = Simd::load(q + t * d + i);
+          one[t] = Simd::fma(w, x, one[t]);
+          two[t] = Simd::fma(w, y, two[t]);
+        }
+      }
+      for (int t = 0; t < Q; t++) {
+        scores[t * kKeyBlock + s] = sum_of(one[t]);
+        if (s + 1 < count) scores[t * kKeyBlock + s + 1] = sum_of(two[t]);
+      }
+    }
+    for (int t = 0; t < Q; t++) {
+      float* row = scores + t * kKeyBlock;
+      const int64_t at = batch * j.mask_stride[0] + head * j.mask_stride[1] + (query + t) * j.mask_stride[2] + first;
+      for (int64_t s = 0; j.mask && s < count; s++) row[s] += j.mask[at + s];
+      const int64_t kept = batch * j.keep_stride[0] + head * j.keep_stride[1] + (query + t) * j.keep_stride[2] + first;
+      for (int64_t s = 0; j.keep && s < count; s++) row[s] = j.keep[kept + s] ? row[s] : kNothing;
+      const float m = std::max(most[t], *std::max_element(row, row + count)), base = std::max(m, kLowest);
+      const float shrink = first ? std::exp(std::max(most[t], kLowest) - base) : 1.0f;
+      for (int64_t s = count; s % Simd::W; s++) row[s] = kNothing;
+      Simd::V total = Simd::zero();
+      for (int64_t s = 0; s < count; s += Simd::W) {
+        const Simd::V e = exp_v(Simd::sub(Simd::load(row + s), Simd::set1(base)));
+        Simd::store(row + s, e);
+        total = Simd::add(total, e);
+      }
+      sum[t] = sum[t] * shrink + sum_of(total);
+      most[t] = m;
+      if (shrink != 1.0f)
+        for (int64_t i = 0; i < d; i++) out[t * d + i] *= shrink;
+    }
+    for (int64_t i = 0; i < d; i += Simd::W) {
+      Simd::V acc[Q];
+      for (int t = 0; t < Q; t++) acc[t] = Simd::load(out + t * d + i);
+      const float* v = keys.v + first * keys.v_step + i;
+      for (int64_t s = 0; s < count; s++, v += keys.v_step) {
+        const Simd::V x = Simd::load(v);
+        SECATEUR_UNROLL
+        for (int t = 0; t < Q; t++) acc[t] = Simd::fma(Simd::set1(scores[t * kKeyBlock + s]), x, acc[t]);
+      }
+      for (int t = 0; t < Q; t++) Simd::store(out + t * d + i, acc[t]);
+    }
+  }
+  float* to = j.out + batch * j.out_stride[0] + head * j.out_stride[1] + query * j.out_stride[2];
+  for (int t = 0; t < Q; t++) {
+    const float share = most[t] == kNothing ? 0.0f : 1.0f / sum[t];
+    for (int64_t i = 0; i < d; i++) to[t * j.out_stride[2] + i] = out[t * d + i] * share;
+  }
+}
+
+bool attended_few(const sct_attention_job& j, const TokenKeys& keys, int64_t batch, int64_t head, int64_t query, int n,
+                  float* scratch) {
+  if (n > kFewQueries || j.width % Simd::W) return false;
+  const float* from = j.q + batch * j.q_stride[0] + head * j.q_stride[1] + query * j.q_stride[2];
+  void (*const few[])(const sct_attention_job&, const TokenKeys&, int64_t, int64_t, int64_t, float*) = {
+      attend_few<1>, attend_few<2>, attend_few<3>, attend_few<4>};
+  for (int t = 0; t < n; t += 4) {
+    const int rows = std::min(4, n - t);
+    for (int r = 0; r < rows; r++, from += j.q_stride[2])
+      for (int64_t i = 0; i < j.width; i++) scratch[r * j.width + i] = from[i] * j.scale;
+    few[rows - 1](j, keys, batch, head, query + t, scratch);
+  }
+  return true;
+}
+
 void attention_tile(const sct_attention_job& j, int64_t batch, int64_t head, int64_t query, int n, float* scratch) {
   const int64_t d = j.width, kv = head / (j.heads / j.kv_heads);
+  const TokenKeys keys{j.k + batch * j.k_stride[0] + kv * j.k_stride[1],
+                       j.v + batch * j.v_stride[0] + kv * j.v_stride[1], j.k_stride[2], j.v_stride[2]};
+  if (attended_few(j, keys, batch, head, query, n, scratch)) return;
   const float* from = j.q + batch * j.q_stride[0] + head * j.q_stride[1] + query * j.q_stride[2];
   if (n < kQueries) std::fill(scratch, scratch + d * kQueries, 0.0f);
   pack_tile(from, j.q_stride[2], d, n, kQueries, scratch);
   const Simd::V factor = Simd::set1(j.scale);
   for (int64_t i = 0; i < d * kQueries; i += Simd::W)
     Simd::store(scratch + i, Simd::mul(Simd::load(scratch + i), factor));
-  attend(j, TokenKeys{j.k + batch * j.k_stride[0] + kv * j.k_stride[1],
-                      j.v + batch * j.v_stride[0] + kv * j.v_stride[1], j.k_stride[2], j.v_stride[2]},
-         batch, head, query, n, scratch);
+  attend(j, keys, batch, head, query, n, scratch);
   unpack_tile(scratch + d * kQueries, d, kQueries, n, SCT_NONE,
               j.out + batch * j.out_stride[0] + head * j.out_stride[1] + query * j.out_stride[2], j.out_stride[2]);
 }

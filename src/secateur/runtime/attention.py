@@ -15,8 +15,6 @@ from secateur.runtime.native import load_native
 from secateur.torch.observe import KNOWN
 
 NAME = "secateur"
-FEW_QUERIES = 8
-"""Below this many queries, torch's kernel wins: queries lie side by side in a vector here."""
 
 
 def use_attention(model: nn.Module) -> bool:
@@ -61,9 +59,10 @@ def _fits(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, kwargs: dict[str
         return False
     if q.requires_grad or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in (q, k, v)):
         return False
-    if q.shape[2] < FEW_QUERIES or v.shape != k.shape or q.shape[3] != k.shape[3]:
+    if v.shape != k.shape or q.shape[3] != k.shape[3]:
         return False
     if mask is None:
         causal = kwargs.get("is_causal")
-        return not (getattr(module, "is_causal", True) if causal is None else causal)
+        # A query alone, the last of its text, sees all keys.
+        return q.shape[2] == 1 or not (getattr(module, "is_causal", True) if causal is None else causal)
     return mask.dim() == 4 and mask.dtype in (torch.float32, torch.bool) and mask.shape[3] == k.shape[2]
