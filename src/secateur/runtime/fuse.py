@@ -170,10 +170,9 @@ class _Finder:
             return None
         scale = ""
         if len(products) == 2:
-            (weight,) = _pair(products[1]) - {products[0]} or {None}
-            scale = self.traced.parameter(weight)
-            fits = scale.startswith(f"{path}.") and tuple(weight.meta["val"].shape) == (value.shape[-1],)
-            if products[0] not in _pair(products[1]) or not fits:
+            others = [node for node in _pair(products[1]) if node is not products[0]]
+            scale = self.traced.parameter(others[0]) if len(others) == 1 else ""
+            if not scale.startswith(f"{path}.") or tuple(others[0].meta["val"].shape) != (value.shape[-1],):
                 return None
         names = positional(self.traced.modules[path])
         return WrittenNorm("rms_norm", names, name, scale.removeprefix(f"{path}."), added["other"])
