@@ -3,8 +3,9 @@
 
 namespace {
 
-constexpr int kPrefetchBytes = 1024;      // weights are read once, in order
-constexpr int kPrefetchBytesInt8 = 4096;  // with one token faster than 1024, which wider types prefer
+// Weights are read once, in order: so many bytes ahead. With one token int8 gains from a longer way, wider types do not.
+template <int VALUE>
+constexpr int kPrefetchBytes = VALUE == SCT_I8 ? 4096 : 1024;
 
 template <int R, int VALUE, int T>
 __attribute__((noinline)) void block_group(const uint16_t* column, const uint8_t* value, int64_t n, const float* x,
@@ -12,7 +13,6 @@ __attribute__((noinline)) void block_group(const uint16_t* column, const uint8_t
   using S = Rows<R>;
   constexpr int kSets = T >= 4 ? 1 : T == 2 ? 2 : 4;
   constexpr int kBytes = R * secateur::value_bytes(VALUE);
-  constexpr int kAhead = VALUE == SCT_I8 ? kPrefetchBytesInt8 : kPrefetchBytes;
   typename S::V acc[kSets][T];
   SECATEUR_UNROLL
   for (int t = 0; t < T; t++) acc[0][t] = S::load(sums + t * R);
@@ -22,7 +22,7 @@ __attribute__((noinline)) void block_group(const uint16_t* column, const uint8_t
     for (int t = 0; t < T; t++) acc[s][t] = S::zero();
   int64_t i = 0;
   for (; i + 4 <= n; i += 4, value += 4 * kBytes) {
-    for (int line = 0; line < 4 * kBytes; line += 64) Simd::prefetch(value + kAhead + line);
+    for (int line = 0; line < 4 * kBytes; line += 64) Simd::prefetch(value + kPrefetchBytes<VALUE> + line);
     SECATEUR_UNROLL
     for (int s = 0; s < 4; s++) {
       const typename S::V w = S::template stored<VALUE>(value + s * kBytes);

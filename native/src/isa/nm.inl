@@ -26,14 +26,17 @@ __attribute__((noinline)) void nm_sixteen(const uint8_t* p, int64_t groups, cons
     for (; groups >= P::kPeriod; groups -= P::kPeriod, x += P::kPeriod * M) {
       typename L::I word[P::kWords];
       SECATEUR_UNROLL
-      for (int i = 0; i < P::kWords; i++) word[i] = L::words(p + i * 64);
+      for (int i = 0; i < P::kWords; i++) {
+        word[i] = L::words(p + i * 64);
+        Simd::prefetch(p + i * 64 + kPrefetchBytes<VALUE>);
+      }
       p += P::kWords * 64;
       SECATEUR_UNROLL
       for (int w = 0; w < P::kWords; w++)
         SECATEUR_UNROLL
         for (int i = 0; i < P::kFields; i++) {
           const int f = w * P::kFields + i;
-          if (f * kBytes % 64 == 0) Simd::prefetch(p + f * kBytes + kPrefetchBytes);
+          if (f * kBytes % 64 == 0) Simd::prefetch(p + f * kBytes + kPrefetchBytes<VALUE>);
           const typename L::V value = L::template stored<VALUE>(p + f * kBytes);
           const typename L::I index = L::shifted(word[w], i * P::kBits);
           SECATEUR_UNROLL
