@@ -125,6 +125,7 @@ def test_splits(prune, data, tmp_path):
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(prune, copy, value):
     edit_weight(copy, lambda w: w.index_fill_(0, torch.tensor([0]), value))
@@ -186,6 +187,7 @@ def test_a_model_that_is_no_classifier(refused, encoder, place, tmp_path):
         assert "a BertModel does not give one row of class scores" in sentence
 
 
+@pytest.mark.slow
 def test_a_model_with_nothing_prunable(prune, encoder, tmp_path):
     assert "no axis or kind 'expert'; it has" in prune("--pattern", "expert")
     import transformers

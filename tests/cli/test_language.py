@@ -256,6 +256,7 @@ def test_a_gram_that_is_not_positive_definite_is_damped_and_said(call, llm, text
     assert "q_proj.weight: the gram is not positive definite" in " ".join(done.err.split())
 
 
+@pytest.mark.slow
 def test_distillation_from_the_command_line(call, result, llm, text, place):
     options = (*OPTIONS, "--distil", "--output", place / "out")
     found = result("prune", llm, "--calibration", text, *options)
@@ -267,6 +268,7 @@ def test_distillation_from_the_command_line(call, result, llm, text, place):
     assert "distilled: loss" in again.out
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(call, llm, text, place, monkeypatch):
     from secateur.torch import stream
 

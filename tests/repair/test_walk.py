@@ -92,6 +92,7 @@ def test_linears_that_read_the_same_tensor_share_one_gram():
         assert stats.counts["gram"][readers[name]] == sum(int(b["attention_mask"].sum()) for b in data)
 
 
+@pytest.mark.slow
 def test_apply_hold_resize_save_and_load(tmp_path):
     model = tiny.bert(num_hidden_layers=2)
     host, data = secateur.open(model), batches(model)

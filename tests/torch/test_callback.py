@@ -79,6 +79,7 @@ def test_masks_follow_renumbered_layers():
     zeros_are_exactly(host, small.check(host.layout))
 
 
+@pytest.mark.slow
 def test_an_exception_in_training_leaves_nothing_held():
     from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
     from transformers import TrainerCallback

@@ -132,7 +132,7 @@ def test_experts_without_a_router_cannot_be_masked():
 # -- hidden width -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", *slow("phi3", "mixtral")])
+@pytest.mark.parametrize("name", ["llama", *slow("qwen3", "phi3", "mixtral")])
 def test_hidden_width_is_exact_under_rms_norms(name):
     host = host_of(name, rms_norm_eps=1e-3)  # as large as it takes to see that the epsilon is mended too
     assert norms_over(host.model, host.layout, "hidden")
@@ -181,6 +181,7 @@ def test_hidden_width_of_t5_with_tied_embeddings_and_relative_bias(tmp_path):
     assert torch.equal(again.generate(**ids, **options), model.generate(**ids, **options))
 
 
+@pytest.mark.slow
 def test_hidden_width_of_equal_layers_makes_a_stock_checkpoint_with_its_epsilon(tmp_path):
     small, _ = checked(host_of("llama", rms_norm_eps=1e-3), {"hidden": range(16)})
     save(small.model, tmp_path / "a", uniform=True)
@@ -237,6 +238,7 @@ def test_query_key_and_value_widths_shrink_alike(name):
     checked(host, keep)
 
 
+@pytest.mark.slow
 def test_a_scale_that_is_computed_from_the_width_freezes_it():
     """DeBERTa divides by sqrt(3 * the width of a query head) at run time: fewer would be scaled otherwise."""
     host = host_of("deberta")

@@ -49,6 +49,7 @@ def test_a_stopped_run_goes_on_to_the_same_files(make, tuned, on_disk, tmp_path,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out", "whole"]
 
 
+@pytest.mark.slow
 def test_damaged_states_are_made_again(tmp_path, monkeypatch):
     write_model(tmp_path / "in")
     prune_folder(tmp_path / "in", tmp_path / "whole", windows(), recipe())
@@ -62,6 +63,7 @@ def test_damaged_states_are_made_again(tmp_path, monkeypatch):
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_another_recipe_model_or_text_is_refused(tmp_path):
     write_model(tmp_path / "in")
 

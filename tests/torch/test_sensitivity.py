@@ -85,6 +85,7 @@ def test_what_was_found_is_kept_before_the_first_block(tmp_path, monkeypatch):
     assert report.distilled is not None
 
 
+@pytest.mark.slow
 def test_what_cannot_be(tmp_path):
     with pytest.raises(PlanError, match="leave out sensitivity"):
         make_recipe(pattern="2:4", sensitivity=True)

@@ -69,6 +69,7 @@ def test_options_of_the_method_count_and_are_checked(tmp_path):
         prune_loaded(model, windows(), recipe(options={"damp": -1.0}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_models_of_half_precision_give_the_same_bits_from_a_folder_and_in_memory(dtype, tmp_path):
     write_model(tmp_path / "in", lambda: tiny.llama().to(dtype))
@@ -244,6 +245,7 @@ def test_weights_keep_the_type_of_the_files(tmp_path):
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
+@pytest.mark.slow
 def test_experts_are_left_as_they_were_and_named(tmp_path):
     model = write_model(tmp_path / "in", tiny.mixtral)
     report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())

@@ -11,11 +11,16 @@ from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.torch.resize import resize
 from secateur.torch.trace import trace
+from tests.torch import slow
 from tests.torch.exact import choose, difference, mask, outputs, randomize
 from tests.torch.models import FAMILIES, make
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 UNEQUAL_HEADS = {"torch_encoder": "nn.MultiheadAttention asserts that its heads fill the embedding"}
+
+
+LONG = ("whisper", "mamba", "swin", "roformer")
+CASES = [*(name for name in FAMILIES if name not in LONG), *slow(*LONG)]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def traced():
     return get
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CASES)
 def test_printed_layout(traced, name):
     """Set SECATEUR_GOLDEN=1 to write the files anew, then read the difference by eye."""
     text = str(traced(name)[2]) + "\n"
@@ -41,7 +46,7 @@ def test_printed_layout(traced, name):
     assert text == file.read_text()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CASES)
 def test_text_round_trip(traced, name):
     layout = traced(name)[2]
     assert Layout.from_text(str(layout)) == layout
@@ -49,9 +54,7 @@ def test_text_round_trip(traced, name):
         assert parse_dims(format_dims(dims)) == dims
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("whisper", "mamba") else ()) for n in FAMILIES]
-)
+@pytest.mark.parametrize("name", CASES)
 def test_masking_equals_removing(traced, name):
     model, example, layout = traced(name)
     kinds = ("ffn",) if name in UNEQUAL_HEADS else ("head", "kv", "ffn")
