@@ -132,12 +132,13 @@ def choose(
     """Measure dense against each packing for one weight (rows, cols), `tokens` tokens and torch's thread count; `full`:
     for one with few zeros, of which all weights are stored."""
     density = np.count_nonzero(weight) / weight.size
-    zeros = "full" if full else zeros_of(weight)
-    tried = full_packings(tokens, value) if full else packings(tokens, zeros_of(weight), value, activations)
+    zeros = Zeros() if full else zeros_of(weight)
+    tried = full_packings(tokens, value) if full else packings(tokens, zeros, value, activations)
     found = [shared_out(packing, weight.shape[0], tokens) for packing in tried]
     if not found:
         return Choice(None, possible=False)
-    parts = (*weight.shape, density_step(density), zeros, value, activations, tokens, torch.get_num_threads())
+    pattern = "full" if full else zeros
+    parts = (*weight.shape, density_step(density), pattern, value, activations, tokens, torch.get_num_threads())
     key = "/".join(str(part) for part in (*parts, bias is not None))
     known = _load() if use_cache else {}
     if key in known:

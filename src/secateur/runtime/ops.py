@@ -69,7 +69,7 @@ def _sparse_linear(
         tokens,
         apart,
         x.shape[-1],
-        0 if bias is None else bias.data_ptr(),
+        _address(bias),
         activation,
         y.data_ptr(),
         out_features,
@@ -118,15 +118,15 @@ def _sparse_linear_after(
         tokens,
         apart,
         x.shape[-1],
-        0 if bias is None else bias.data_ptr(),
+        _address(bias),
         activation,
-        0 if gates is None else gates.data_ptr(),
+        _address(gates),
         gates_apart,
-        0 if added is None else added.data_ptr(),
+        _address(added),
         added_apart,
         norm,
-        0 if scale is None else scale.data_ptr(),
-        0 if shift is None else shift.data_ptr(),
+        _address(scale),
+        _address(shift),
         epsilon,
         y.data_ptr(),
         out_features,
@@ -154,14 +154,18 @@ def _norm(
         width,
         apart,
         norm,
-        0 if scale is None else scale.data_ptr(),
-        0 if shift is None else shift.data_ptr(),
+        _address(scale),
+        _address(shift),
         epsilon,
         y.data_ptr(),
         torch.get_num_threads(),
         0,
     )
     return y
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _check_type(x: torch.Tensor) -> None:
