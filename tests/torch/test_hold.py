@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.torch.hold import hold
+from secateur.torch.hold import hold, zero
 
 
 def make(seed=0):
@@ -82,3 +82,15 @@ def test_two_models_are_held_at_once():
             optimizer.step()
     zeros_are_exactly(a, masks)
     zeros_are_exactly(b, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_zero_clears_what_it_is_told_to_and_nothing_else(dtype):
+    values = torch.randn(6, 5, dtype=torch.float64).to(dtype).t()  # not contiguous
+    values[0, :4] = torch.tensor([float("nan"), float("inf"), -0.0, float("nan")], dtype=dtype)
+    gone = torch.rand(5, 6) < 0.5
+    gone[0, :4] = torch.tensor([True, True, True, False])
+    wanted = values.clone().masked_fill_(gone, 0)
+    zero(values, gone)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    assert torch.equal(values.view(bits), wanted.view(bits))  # every bit: +0, and NaN that stays

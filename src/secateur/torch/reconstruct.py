@@ -14,6 +14,7 @@ from torch import nn
 
 from secateur.errors import DataError, ModelError
 from secateur.torch.bypass import first_of
+from secateur.torch.hold import zero
 from secateur.torch.precision import products_in
 
 BETAS = (0.9, 0.98)
@@ -75,7 +76,7 @@ def masked_step(
     """One step in which what is `gone` has no gradient and stays zero."""
     for parameter, zeros in zip(parameters, gone, strict=True):
         if parameter.grad is not None:
-            parameter.grad.masked_fill_(zeros, 0)
+            zero(parameter.grad, zeros)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
