@@ -82,6 +82,7 @@ def test_python_snippets(page, here):
     assert "secateur" in names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with("sh"))
 def test_command_snippets(page, here, capsys):
     from secateur.cli import main

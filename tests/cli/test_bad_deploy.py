@@ -79,6 +79,7 @@ def test_bench_of_what_cannot_be(refused, classifier, tmp_path, place):
     assert "torch needs secateur on the device" in refused(*kit)
 
 
+@pytest.mark.slow
 def test_results_of_a_kit(call, tmp_path, place):
     row = {"model": "a", "runtime": "onnx", "batch": 8, "length": 64, "median_ms": 4.0, "low_ms": 3.0, "high_ms": 5.0}
     data = {"format": 1, "kit": "k", "threads": 2, "machine": {"processor": "x"}}

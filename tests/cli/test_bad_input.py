@@ -253,6 +253,7 @@ def test_epochs_that_are_no_number(prune):
     assert "--fine-tune" in prune("--fine-tune", "nan")
 
 
+@pytest.mark.slow
 def test_training_that_diverges(prune):
     assert "training diverged" in prune("--fine-tune", "0.5", "--learning-rate", "1e38")
 

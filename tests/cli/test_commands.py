@@ -150,7 +150,7 @@ def test_prune(result, classifier, data, place, pattern, share):
         assert zeros.mean() == pytest.approx(share)
 
 
-@pytest.mark.parametrize("pattern", ["element", "ffn"])
+@pytest.mark.parametrize("pattern", [pytest.param("element", marks=pytest.mark.slow), "ffn"])
 def test_prune_and_fine_tune(result, classifier, data, place, pattern):
     from secateur.plan import Plan
     from secateur.torch.hub import load
@@ -184,6 +184,7 @@ def test_distil_learns_from_the_dense_model(result, classifier, data, place, mon
     assert taught["tuned"]["loss"] != alone["tuned"]["loss"]
 
 
+@pytest.mark.slow
 def test_sweep(result, classifier, data, place):
     arguments = ["--data", data, "--sweep", "0.3,0.9", "--output", place / "out", "--max-length", 16]
     points = result("prune", classifier, *arguments)

@@ -55,6 +55,7 @@ def test_prune_and_perplexity(call, result, llm, text, place):
     assert "has collapsed: it predicts worse" in shown.err  # a random model knows less than a table of frequencies
 
 
+@pytest.mark.slow
 def test_a_recipe_says_the_same_as_options(call, llm, text, place):
     recipe = text.parent / "recipe.yaml"
     recipe.write_text(
@@ -239,6 +240,7 @@ def test_a_gguf_file_is_pruned(call, text, place, tmp_path):
             assert torch.equal(value, dense[name])
 
 
+@pytest.mark.slow
 def test_a_gram_that_is_not_positive_definite_is_damped_and_said(call, llm, text, place, monkeypatch):
     from secateur.torch import blocks
 

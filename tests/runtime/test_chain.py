@@ -19,7 +19,7 @@ from secateur.runtime.chain_run import chains_of, leaves  # noqa: E402
 from secateur.runtime.native import load_native  # noqa: E402
 from secateur.torch.example import example_for  # noqa: E402
 
-from ..torch import tiny  # noqa: E402
+from ..torch import slow, tiny  # noqa: E402
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -185,7 +185,9 @@ def chained(calls, fast, model, batch):
 
 
 @pytest.mark.parametrize(
-    "make", [bert, vit, distilbert, roberta, dinov2, deit, siglip, bart, whisper], ids=lambda make: make.__name__
+    "make",
+    [bert, vit, dinov2, *slow(distilbert, roberta, deit, siglip, bart, whisper)],
+    ids=lambda make: make.__name__,
 )
 def test_encoders_run_as_one_call(make, calls):
     model, fast, example = compiled(make)

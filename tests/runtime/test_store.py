@@ -32,8 +32,8 @@ def compiled(model, keep):
     ("make", "keep"),
     [
         (tiny.bert, {"L0.ffn": range(16), "L1.ffn": range(4, 24), "L0.head": [0, 2]}),
-        (tiny.bert, {"layers": [1]}),
-        (tiny.gpt2, {"L0.ffn": range(16), "L1.head": [1, 2]}),
+        pytest.param(tiny.bert, {"layers": [1]}, marks=pytest.mark.slow),
+        pytest.param(tiny.gpt2, {"L0.ffn": range(16), "L1.head": [1, 2]}, marks=pytest.mark.slow),
         (tiny.llama, {"L0.ffn": range(16), "L1.kv": [1]}),
     ],
 )

@@ -74,6 +74,7 @@ print("shared" if native.share_openmp() else "own")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_fork_with_the_openmp_threads_of_torch():
     pytest.importorskip("torch")

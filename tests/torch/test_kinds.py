@@ -104,7 +104,7 @@ def test_a_layer_that_changes_the_shape_cannot_be_bypassed():
 # -- experts ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mixtral", "deepseek"])
+@pytest.mark.parametrize("name", ["mixtral", *slow("deepseek")])
 def test_removed_experts_equal_experts_that_the_router_never_picks(name):
     host = host_of(name)
     axes = host.layout.of_kind("expert")

@@ -100,6 +100,7 @@ def test_llama_with_groups_and_left_padding():
         compare(stats, f"L{i}.head", expected(weights[i], values, out, batch["attention_mask"].bool()))
 
 
+@pytest.mark.slow
 def test_t5_shares_its_heads_between_layers():
     model = tiny.t5(num_layers=2)
     host, batch = secateur.open(model), padded(tiny.t5(), "right")
@@ -156,6 +157,7 @@ def test_a_model_without_the_interface():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["softcap", "sinks"])
 def test_capped_scores_and_sinks_are_those_of_the_model_itself(what):
     sizes = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

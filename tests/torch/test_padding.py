@@ -12,7 +12,7 @@ from secateur import Element, criteria
 from secateur.errors import DataError
 from secateur.layout import Layout
 from secateur.repair import sparsegpt
-from tests.torch import tiny
+from tests.torch import slow, tiny
 
 
 class ByName(nn.Module):
@@ -62,7 +62,7 @@ def deepseek():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [opt, deepseek])
+@pytest.mark.parametrize("make", [opt, *slow(deepseek)])
 def test_padding_is_left_out_where_tokens_are_flattened(make):
     """OPT multiplies (batch * positions, in), shared experts do, and latent attention (batch, 1, positions, in)."""
     torch.manual_seed(0)

@@ -56,6 +56,7 @@ def test_logits_that_the_output_layer_does_not_give_are_computed_anew():
     assert tuned(lambda: Scaled(tiny.llama().config), Distillation(passes=2.0), whole=False)[2] == 8
 
 
+@pytest.mark.slow
 def test_distillation_that_cannot_be(tmp_path, monkeypatch):
     write_model(tmp_path / "in")
     with pytest.raises(PlanError, match=r"distillation holds .* more than 0.0 GiB; .* use reconstruct, which"):

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("traced_once")
     [
         ("bert", False),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in (("llama", False), ("gpt2", False), ("t5", False))),
-        ("t5", True),
+        pytest.param("t5", True, marks=pytest.mark.slow),
     ],
 )
 def test_folder_and_memory_give_the_same_bits(family, tuned, tmp_path):
@@ -119,6 +119,7 @@ def test_distillation_gives_the_same_bits_from_a_folder_and_in_memory(family, tm
         assert torch.equal(value, before[name]) == (name not in pruned)
 
 
+@pytest.mark.slow
 def test_distillation_that_is_stopped_ends_with_the_same_files(tmp_path, monkeypatch):
     write_model(tmp_path / "in")
     tuned = recipe(distil={"passes": 2})
