@@ -62,6 +62,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "llm-compressor": {"criterion": "sparsegpt"},
 }
 BEST = ("sparsegpt+blocks", "sparsegpt+both", "sparsegpt+answers", "alps+answers")
+LAYERWISE = ("wanda", "ria", "alps")
 MAIN = ("50%", "2:4", "70%")
 ORDER = [
     *(f"{m}:{p}:0" for m in ("sparsegpt", *BEST) for p in MAIN),
@@ -70,7 +71,8 @@ ORDER = [
     *(f"{m}:{p}:0" for m in ("wanda", "magnitude", "ria", "alps") for p in MAIN),
     *(f"{m}:{p}:{s}" for s in (1, 2) for p in MAIN for m in ("sparsegpt", *BEST)),
     *(f"{m}:{p}:0" for p in ("60%", "4:8") for m in ("sparsegpt", *BEST, "wanda", "magnitude", "ria", "alps")),
-    *(f"{m}:{p}:{s}" for s in (1, 2) for p in MAIN for m in ("wanda", "ria", "alps")),
+    *(f"{m}:{p}:{s}" for s in (1, 2) for p in MAIN for m in LAYERWISE),
+    *(f"{m}:{p}:{s}" for s in (1, 2) for p in ("60%", "4:8") for m in ("sparsegpt", "sparsegpt+answers", *LAYERWISE)),
 ]
 
 
