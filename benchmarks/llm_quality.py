@@ -73,6 +73,7 @@ ORDER = [
     *(f"{m}:{p}:0" for p in ("60%", "4:8") for m in ("sparsegpt", *BEST, "wanda", "magnitude", "ria", "alps")),
     *(f"{m}:{p}:{s}" for s in (1, 2) for p in MAIN for m in LAYERWISE),
     *(f"{m}:{p}:{s}" for s in (1, 2) for p in ("60%", "4:8") for m in ("sparsegpt", "sparsegpt+answers", *LAYERWISE)),
+    *(f"sparsegpt-original:{p}:{s}" for s in (1, 2) for p in ("50%", "2:4")),
 ]
 
 

@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integer types by width in bytes."""
+
 
 @contextlib.contextmanager
 def hold(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -59,10 +62,6 @@ def zero(tensor: torch.Tensor, gone: torch.Tensor) -> None:
     """
     bits = _BITS[tensor.element_size()]
     tensor.view(bits).bitwise_and_(gone.to(bits).sub_(1))
-
-
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integer types by width in bytes."""
 
 
 def _on_device(parameter: torch.Tensor, removed: dict[int, torch.Tensor]) -> torch.Tensor:

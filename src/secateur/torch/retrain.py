@@ -155,7 +155,7 @@ def _accumulate(
 @torch.no_grad()
 def divergence(logits: torch.Tensor, dense: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Mean KL(dense || model) over positions, and its gradient: (softmax - dense softmax) / positions, which takes the
-    memory of `dense` where the two are of one type (fresh memory of that size costs as much as the arithmetic).
+    memory of `dense` where the two are of one type.
     """
     mine, theirs = logits.reshape(-1, logits.shape[-1]), dense.reshape(-1, dense.shape[-1])
     gradient = theirs if theirs.dtype == mine.dtype else torch.empty_like(mine)
