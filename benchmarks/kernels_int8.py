@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from kernels_layer import DENSE, fastest, grid, head, onnx_runs, options
+from kernels_layer import DENSE, fastest, grid, head, onnx_runs, options, parsed
 from turns import Run, medians_us
 
 from secateur.runtime.choose import quad_candidates
@@ -62,7 +62,7 @@ def measure(tokens: int, cols: int, rows: int, density: float, threads: int, sec
 
 def main() -> None:
     """Run the grid and write the table."""
-    args = options(__doc__, ["384x384", "768x768", "768x3072", "3072x768"], [0.5, 0.2, 0.1], 0.5)
+    args = parsed(options(__doc__, ["384x384", "768x768", "768x3072", "3072x768"], [0.5, 0.2, 0.1], 0.5))
     lines = head(f"One int8 layer, 1 x 4 blocks, {args.threads} thread(s), kernels: {isa()}")
     lines += [
         "Times in microseconds. Errors: against a float64 product of the same weight, norm over norm, normal inputs;",

@@ -1,12 +1,15 @@
 """One sparse layer on the kernels against the fastest of torch, onnxruntime and OpenVINO, all in one process.
 
-Each other side is run in turn with secateur, A B A B ...; figures are medians of the times, a ratio is one of medians
-of the same turns. Once more all sides go in turn, each of which then finds its data and code out of the caches that the
-others have filled; the ratio of these turns stands beside. Turns in which the machine was disturbed do not count (see
-turns.py). Run pinned:
+Sides take turns, A B A B ... A turn calls several layers of one shape one after the other, as a model does, again and
+again for a fiftieth of a second: a single layer would keep its weights in the cache, and the first calls after another
+library's find caches that were filled for that library, which no model meets layer after layer. Figures are
+medians of the turns' times a layer, a ratio is one of medians of the same turns. Turns in which the machine was
+disturbed do not count (see turns.py). How secateur runs a layer is what its chooser says, by its own measurement. Run
+pinned:
 
     taskset -c 0 python benchmarks/kernels_layer.py --threads 1 --out benchmarks/results/DATE-kernels-layer.md
 
+With --model FOLDER the layers are those of a pruned model, with the zeros that it has, in place of random ones.
 onnxruntime's dynamic int8 is shown beside, where onnxruntime is installed.
 """
 
@@ -15,26 +18,39 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import itertools
+import logging
 import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from turns import Run, medians_us, samples_us
 
-from secateur.runtime.choose import candidates, machine_key
+from secateur.runtime.choose import FEW_TOKENS, choose, machine_key
 from secateur.runtime.native import isa
 from secateur.runtime.ops import sparse_linear
-from secateur.runtime.packed import pack, row_block_for
+from secateur.runtime.packed import pack
 
 LEAST = 5
 """Samples of each side of a pair."""
+TURN_SECONDS = 0.02
+CACHES_BYTES = 64_000_000
+"""At few tokens as many layers are called as outgrow this, at most 24."""
+MOST_LAYERS, MOST_LAYERS_FEW = 4, 24
+LARGE = 2e9
+"""Products in a layer from which on it is called alone."""
 DENSE = ("torch", "onnxruntime", "OpenVINO")
+INT8 = "onnxruntime int8"
 
 
 def fastest(trials: dict[str, Run]) -> str:
@@ -68,7 +84,7 @@ def onnx_runs(weight: np.ndarray, x: np.ndarray, threads: int) -> dict[str, Run]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        for name, file in (("onnxruntime", path), ("onnxruntime int8", path8)):
+        for name, file in (("onnxruntime", path), (INT8, path8)):
             session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
             runs[name] = lambda s=session: s.run(None, {"x": x})
         try:
@@ -82,37 +98,103 @@ def onnx_runs(weight: np.ndarray, x: np.ndarray, threads: int) -> dict[str, Run]
     return runs
 
 
-def measure(tokens: int, cols: int, rows: int, density: float, threads: int, seconds: float) -> dict:
-    """One line of the table."""
+class Layers(NamedTuple):
+    """Layers of one shape, (rows, cols) each."""
+
+    weights: list[np.ndarray]
+    density: float
+
+
+@dataclass
+class Took:
+    """Of `layers` layers in `packing`: microseconds a layer and ratios, by the name of the other side."""
+
+    layers: int
+    packing: str
+    ours: dict[str, float] = field(default_factory=dict)
+    other: dict[str, float] = field(default_factory=dict)
+    ratio: dict[str, float] = field(default_factory=dict)
+    tenth: dict[str, float] = field(default_factory=dict)
+
+
+def how_many(tokens: int, cols: int, rows: int) -> int:
+    """Layers that a turn calls."""
+    if tokens <= FEW_TOKENS:
+        return min(MOST_LAYERS_FEW, max(MOST_LAYERS, CACHES_BYTES // (4 * cols * rows)))
+    return MOST_LAYERS if cols * rows * tokens < LARGE else 1
+
+
+def random_layers(cols: int, rows: int, density: float, count: int, block: int = 1) -> Layers:
+    """Layers with zeros anywhere, or in blocks of so many rows of a column."""
     rng = np.random.default_rng(0)
-    weight = rng.standard_normal((rows, cols), dtype=np.float32) * (rng.random((rows, cols)) < density)
-    x = torch.from_numpy(rng.standard_normal((tokens, cols), dtype=np.float32))
-    dense = torch.from_numpy(weight)
-    trials = {}
-    for tile, chunk in candidates(isa(), tokens):
-        row_block = row_block_for(rows, tile, tokens, threads)
-        packed = torch.from_numpy(pack(weight, tile=tile, chunk=chunk, row_block=row_block))
-        trials[f"{tile}/{chunk}"] = lambda p=packed: sparse_linear(x, p, None, rows, 0)
-    best = fastest(trials)
-    ours = {"secateur": trials[best]}
-    others: dict[str, Run] = {"torch": lambda: torch.nn.functional.linear(x, dense)}
-    others |= onnx_runs(weight, x.numpy(), threads)
-    assert torch.allclose(trials[best](), torch.nn.functional.linear(x, dense), atol=1e-3)
-    samples = {name: samples_us(ours | {name: run}, seconds / 5, LEAST, 1) for name, run in others.items()}
-    together = medians_us(ours | others, seconds / 5, LEAST, 1)
-    pairs = {name: {side: float(np.median(t)) for side, t in pair.items()} for name, pair in samples.items()}
-    ratios = {name: pair[name] / pair["secateur"] for name, pair in pairs.items()}
-    tenths = {n: np.percentile(pair[n], 10) / np.percentile(pair["secateur"], 10) for n, pair in samples.items()}
-    hardest = min((name for name in DENSE if name in ratios), key=ratios.__getitem__)
-    return {
-        "packing": best,
-        "secateur": pairs[hardest]["secateur"],
-        "others": {name: pair[name] for name, pair in pairs.items()},
-        "ratio": ratios[hardest],
-        "ratio of tenths": min(tenths[name] for name in DENSE if name in tenths),
-        "int8 ratio": ratios.get("onnxruntime int8"),
-        "ratio of all": min(together[name] for name in DENSE if name in together) / together["secateur"],
+
+    def one() -> np.ndarray:
+        kept = np.repeat(rng.random((rows // block, cols)) < density, block, axis=0)
+        return rng.standard_normal((rows, cols), dtype=np.float32) * kept
+
+    return Layers([one() for _ in range(count)], density)
+
+
+def layers_of(model: Path) -> list[Layers]:
+    """The pruned linear layers of a model, by shape."""
+    by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
+    with safe_open(model / "model.safetensors", "np") as file:
+        for name in file.keys():  # noqa: SIM118 - no mapping
+            weight = file.get_tensor(name)
+            if weight.ndim == 2 and np.count_nonzero(weight) < 0.95 * weight.size:
+                by_shape.setdefault(weight.shape, []).append(weight.astype(np.float32))
+    return [
+        Layers(same, sum(np.count_nonzero(w) for w in same) / sum(w.size for w in same)) for same in by_shape.values()
+    ]
+
+
+def turn(layers: list[Run]) -> tuple[Run, int]:
+    """All layers, again and again for about TURN_SECONDS; and how many calls that is."""
+    for run in layers:
+        run()
+    start = time.perf_counter()
+    for run in layers:
+        run()
+    rounds = max(1, round(TURN_SECONDS / (time.perf_counter() - start)))
+
+    def run_all() -> None:
+        for _ in range(rounds):
+            for run in layers:
+                run()
+
+    return run_all, rounds * len(layers)
+
+
+def measure(tokens: int, layers: Layers, threads: int, seconds: float) -> Took:
+    """One line of the table."""
+    rows, cols = layers.weights[0].shape
+    weights = layers.weights[: how_many(tokens, cols, rows)]
+    x = torch.from_numpy(np.random.default_rng(1).standard_normal((tokens, cols), dtype=np.float32))
+    choice = choose(weights[0], None, tokens, use_cache=False)
+    others: dict[str, list[Run]] = {
+        "torch": [partial(torch.nn.functional.linear, x, torch.from_numpy(weight)) for weight in weights]
     }
+    for weight in weights:
+        for name, run in onnx_runs(weight, x.numpy(), threads).items():
+            others.setdefault(name, []).append(run)
+    ours, packing = others["torch"], "dense"
+    if choice.packing:
+        packing = "/".join(str(choice.packing[k]) for k in ("format", "tile", "chunk") if k in choice.packing)
+        packed = [torch.from_numpy(pack(weight, **choice.packing)) for weight in weights]
+        ours = [partial(sparse_linear, x, blob, None, rows, 0) for blob in packed]
+        assert torch.allclose(
+            sparse_linear(x, packed[-1], None, rows, 0), x @ torch.from_numpy(weights[-1]).T, atol=1e-3
+        )
+    found = Took(len(weights), packing)
+    own_turn, own_calls = turn(ours)
+    for name, runs in others.items():
+        other_turn, other_calls = turn(runs)
+        took = samples_us({"other": other_turn, "ours": own_turn}, seconds / len(others), LEAST, 1)
+        other, own = took["other"] / other_calls, took["ours"] / own_calls
+        found.other[name], found.ours[name] = float(np.median(other)), float(np.median(own))
+        found.ratio[name] = found.other[name] / found.ours[name]
+        found.tenth[name] = float(np.percentile(other, 10) / np.percentile(own, 10))
+    return found
 
 
 def version(name: str) -> str:
@@ -140,8 +222,10 @@ def head(title: str) -> list[str]:
     ]
 
 
-def options(description: str | None, shapes: list[str], density: list[float], seconds: float) -> argparse.Namespace:
-    """What the command line says of a table over tokens, shapes and densities; torch gets its threads."""
+def options(
+    description: str | None, shapes: list[str], density: list[float], seconds: float
+) -> argparse.ArgumentParser:
+    """The command line of a table over tokens, shapes and densities."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, nargs="+", default=[32, 128, 512])
@@ -149,6 +233,11 @@ def options(description: str | None, shapes: list[str], density: list[float], se
     parser.add_argument("--density", type=float, nargs="+", default=density)
     parser.add_argument("--seconds", type=float, default=seconds, help="a line of the table")
     parser.add_argument("--out", type=Path)
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What it says; torch gets its threads."""
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     return args
@@ -161,34 +250,59 @@ def grid(args: argparse.Namespace) -> Iterator[tuple[int, int, int, float]]:
         yield tokens, cols, rows, density
 
 
+def line(tokens: int, layers: Layers, took: Took) -> str:
+    """One line of the table."""
+    rows, cols = layers.weights[0].shape
+    dense = [name for name in DENSE if name in took.ratio]
+    hardest = min(dense, key=took.ratio.__getitem__)
+    times = {name: f"{took.other[name]:.0f}" if name in took.other else "-" for name in (*DENSE, INT8)}
+    useful = 2e-3 * tokens * cols * rows * layers.density / took.ours[hardest]
+    ratios = [f"{took.ratio[hardest]:.2f}", f"{min(took.tenth[name] for name in dense):.2f}"]
+    int8 = f"{took.ratio[INT8]:.2f}" if INT8 in took.ratio else "-"
+    if took.packing == "dense":
+        ratios, int8 = ["-", "-"], "-"
+    return (
+        f"| {tokens} | {cols} -> {rows} | {layers.density:.0%} | {took.layers} | {took.packing} "
+        f"| {took.ours[hardest]:.0f} | {useful:.1f} | {times['torch']} | {times['onnxruntime']} | {times['OpenVINO']} "
+        f"| **{ratios[0]}** | {ratios[1]} | {times[INT8]} | {int8} |"
+    )
+
+
 def main() -> None:
     """Run the grid and write the table."""
-    args = options(__doc__, ["768x768", "768x3072", "3072x768"], [0.5, 0.3, 0.2, 0.1, 0.05], 0.8)
-    lines = head(f"One float32 layer, unstructured zeros, {args.threads} thread(s), kernels: {isa()}")
+    parser = options(__doc__, ["768x768", "768x3072", "3072x768"], [0.5, 0.3, 0.2, 0.1, 0.05], 0.8)
+    parser.add_argument("--model", type=Path, help="a pruned model's folder: its layers in place of random ones")
+    parser.add_argument("--block", type=int, default=1, choices=(1, 4, 8), help="rows that are kept or gone together")
+    args = parsed(parser)
+    logging.disable(logging.WARNING)  # onnxruntime's quantiser, once a layer
+    pattern = f"zeros in blocks of {args.block} x 1" if args.block > 1 else "unstructured zeros"
+    lines = head(f"One float32 layer, {pattern}, {args.threads} thread(s), kernels: {isa()}")
     lines += [
-        "Times in microseconds, medians; GF/s of useful work. Ratio: the fastest dense float32 side over secateur, "
-        "each in turn with secateur; tenth: the same of the best tenths of both sides' times, for machines that others "
-        "share; all: where all sides go in turn.",
+        "Times in microseconds a call, medians of turns of 20 ms, in which so many different layers ('layers') are "
+        "called one after the other; GF/s of useful work. "
+        "Ratio: the fastest dense float32 side over secateur, each in turn with secateur; tenth: the same of the best "
+        "tenths of both sides' times, for machines that others share. Packing: what the chooser took; 'dense' where it "
+        "found nothing sparse worth it, which runs in torch.",
         "",
-        "| tokens | K -> O | kept | tile/chunk | secateur | GF/s | torch | onnxruntime | OpenVINO | ratio | tenth "
-        "| all | ORT int8 | int8 ratio |",
+        "| tokens | K -> O | kept | layers | packing | secateur | GF/s | torch | onnxruntime | OpenVINO | ratio "
+        "| tenth | ORT int8 | int8 ratio |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     with torch.inference_mode():
-        for tokens, cols, rows, density in grid(args):
-            r = measure(tokens, cols, rows, density, args.threads, args.seconds)
-            cell = {n: f"{r['others'][n]:.0f}" if n in r["others"] else "-" for n in (*DENSE, "onnxruntime int8")}
-            useful = 2e-3 * tokens * cols * rows * density / r["secateur"]
-            int8 = f"{r['int8 ratio']:.2f}" if r["int8 ratio"] else "-"
-            lines.append(
-                f"| {tokens} | {cols} -> {rows} | {density:.0%} | {r['packing']} | {r['secateur']:.0f} "
-                f"| {useful:.1f} | {cell['torch']} | {cell['onnxruntime']} | {cell['OpenVINO']} "
-                f"| **{r['ratio']:.2f}** | {r['ratio of tenths']:.2f} | {r['ratio of all']:.2f} "
-                f"| {cell['onnxruntime int8']} | {int8} |"
-            )
+        for tokens, layers in cells(args):
+            lines.append(line(tokens, layers, measure(tokens, layers, args.threads, args.seconds)))
             print(lines[-1], flush=True)
-    if args.out:
-        args.out.write_text("\n".join(lines) + "\n")
+            if args.out:
+                args.out.write_text("\n".join(lines) + "\n")
+
+
+def cells(args: argparse.Namespace) -> Iterator[tuple[int, Layers]]:
+    """Tokens and layers of each line."""
+    if args.model:
+        yield from itertools.product(args.tokens, layers_of(args.model))
+        return
+    for tokens, cols, rows, density in grid(args):
+        yield tokens, random_layers(cols, rows, density, how_many(tokens, cols, rows), args.block)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import torch
 
 Run = Callable[[], object]
 SLACK = 0.08
-PATIENCE = 8
-"""A measurement ends after this many times its seconds at the latest, with the turns that then count."""
+PATIENCE = 30
+"""A measurement ends after this many times its seconds at the latest, with the turns that then count; it waits for a
+quiet moment to begin a turn."""
 
 _a, _b, _c = torch.ones(64, 64), torch.ones(64, 64), torch.empty(64, 64)
 _best = float("inf")
@@ -56,6 +57,9 @@ def samples_us(runs: dict[str, Run], seconds: float, least: int = 7, warm: int =
         if spent > seconds and len(kept) >= least:
             break
         before, turn = undisturbed(), []
+        while not before and time.perf_counter() - start < PATIENCE * seconds:
+            time.sleep(0.01)
+            before = undisturbed()
         for run in runs.values():
             began = time.perf_counter()
             run()

@@ -5,7 +5,9 @@
 //         are sorted by their number of nonzeros, and nonzeros come in groups of four: values, then u16
 //         offsets into the chunk of packed activations (column * tile * 4 bytes). Two rows of equal number may
 //         go together: then columns that both keep stand in shared groups (four values of either row, then the
-//         offsets), in columns' order like the rows' own. Sections: blocks, classes, rows, stream.
+//         offsets), in columns' order like the rows' own. So that groups are whole, a row may leave its last nonzeros
+//         of a chunk to the next one: that sees `carried` columns of the chunk before, and its offsets start there.
+//         Sections: blocks, classes, rows, stream.
 // block   For any number of tokens, where `block` rows of a column are kept or gone together. Order: row
 //         block, column chunk, group of `block` rows, column. Sections: starts (index of the first block of
 //         each (row block, chunk, group), and the total), u16 columns within the chunk, values (`block` a
@@ -42,7 +44,8 @@ struct Header {
   uint64_t bytes;
   uint32_t p[4];
   uint64_t section[7];  // section i spans section[i] .. section[i + 1]
-  uint64_t reserved[2];
+  uint64_t carried;  // tiled: columns before a chunk that it sees
+  uint64_t reserved;
 };
 static_assert(sizeof(Header) == 128, "the header is part of the file format");
 
@@ -67,7 +70,12 @@ struct TiledRun {
 };
 static_assert(sizeof(TiledRun) == 12, "part of the file format");
 
-constexpr uint32_t kTiledLayout = 2;  // Header::p[3]; 0 in files from before rows went in pairs
+constexpr uint32_t kTiledLayout = 3;  // Header::p[3]; 2 in files from before nonzeros were carried over
+
+// The first column that chunk c of a tiled weight sees.
+inline int64_t first_seen(const Header& h, int64_t c) {
+  return std::max<int64_t>(0, c * int64_t{h.p[1]} - static_cast<int64_t>(h.carried));
+}
 
 // Bytes of a group of four nonzeros: values, then four u16 offsets.
 constexpr int group_bytes(uint32_t value) { return value == SCT_F32 ? 24 : 16; }

@@ -23,93 +23,83 @@ struct Tiled {
 constexpr size_t kPairedAtATime = 256;  // rows that are compared with each other
 constexpr uint32_t kWorthSharing = 8;   // two rows go together where they share one column in so many
 constexpr uint32_t kWorthFilling = 24;  // rows of so many nonzeros get zeros up to whole groups: fewer counts, longer runs
+constexpr int32_t kMostCarried = 48;    // columns; at 10% kept four or five of them are nonzero
 
-// Where a block's weights lie.
+struct Entry {
+  int32_t column;
+  float value;
+};
+using Entries = std::vector<Entry>;  // in columns' order
+
+// What one chunk sees of a row block: columns [begin, end).
 struct Part {
   const float* w;
   int64_t ld;
-  int32_t rows, cols;
+  int32_t begin, end;
   uint32_t stride, value;
 
-  const float* row(int32_t r) const { return w + r * ld; }
+  int32_t cols() const { return end - begin; }
 };
 
-using Columns = std::vector<int32_t>;
-
-// How many weights are stored of a row with `n` nonzeros.
-uint32_t stored(uint32_t n, int32_t cols) {
-  const uint32_t whole = (n + 3) / 4 * 4;
-  return n >= kWorthFilling && whole <= static_cast<uint32_t>(cols) ? whole : n;
+// Fills up to `count` with columns that are not kept, whose weight is zero, if there are so many.
+void fill(const Part& part, int32_t row, size_t count, Entries& entries) {
+  const size_t before = entries.size();
+  for (int32_t k = part.begin; entries.size() < count && k < part.end; k++)
+    if (part.w[row * part.ld + k] == 0.0f) entries.push_back({k, 0.0f});
+  if (entries.size() < count) entries.resize(before);
+  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.column < b.column; });
 }
 
-// Fills up with columns that are not kept, whose weight is zero.
-void fill(const float* row, size_t count, Columns& columns) {
-  for (int32_t k = 0; columns.size() < count; k++)
-    if (row[k] == 0.0f) columns.push_back(k);
-}
-
-void append_values(const Part& part, int32_t row, const int32_t* columns, size_t n, std::vector<uint8_t>& stream) {
+void append_values(const Part& part, const Entry* entries, size_t n, std::vector<uint8_t>& stream) {
   const size_t at = stream.size(), size = part.value == SCT_F32 ? 4 : 2;
   stream.resize(at + 4 * size);  // zeros
   for (size_t i = 0; i < n; i++) {
-    const float v = part.row(row)[columns[i]];
-    const uint16_t h = to_bf16(v);
+    const uint16_t h = to_bf16(entries[i].value);
     if (size == 4)
-      std::memcpy(&stream[at + 4 * i], &v, 4);
+      std::memcpy(&stream[at + 4 * i], &entries[i].value, 4);
     else
       std::memcpy(&stream[at + 2 * i], &h, 2);
   }
 }
 
-void append_offsets(const Part& part, const int32_t* columns, size_t n, std::vector<uint8_t>& stream) {
+void append_offsets(const Part& part, const Entry* entries, size_t n, std::vector<uint8_t>& stream) {
   uint16_t offsets[4] = {};
-  for (size_t i = 0; i < n; i++) offsets[i] = static_cast<uint16_t>(columns[i] * part.stride);
+  for (size_t i = 0; i < n; i++) offsets[i] = static_cast<uint16_t>((entries[i].column - part.begin) * part.stride);
   const auto* bytes = reinterpret_cast<const uint8_t*>(offsets);
   stream.insert(stream.end(), bytes, bytes + sizeof offsets);
 }
 
-// Groups of rows that have equally many columns each, in turn. The incomplete group, if any, comes first: the kernel
+// Groups of rows that have equally many entries each, in turn. The incomplete group, if any, comes first: the kernel
 // then runs it with its own template and falls into the loop over whole groups.
-void append_rows(const Part& part, const int32_t* rows, const Columns* columns, int together,
-                 std::vector<uint8_t>& stream) {
-  const size_t count = columns[0].size();
+void append_rows(const Part& part, const Entries* const* rows, int together, std::vector<uint8_t>& stream) {
+  const size_t count = rows[0]->size();
   for (size_t i = 0; i < count;) {
     const size_t n = i == 0 && count % 4 ? count % 4 : 4;
     for (int r = 0; r < together; r++) {
-      append_values(part, rows[r], &columns[r][i], n, stream);
-      append_offsets(part, &columns[r][i], n, stream);
+      append_values(part, &(*rows[r])[i], n, stream);
+      append_offsets(part, &(*rows[r])[i], n, stream);
     }
     i += n;
   }
 }
 
-Columns columns_of(const Part& part, int32_t row, uint32_t count) {
-  Columns columns;
-  for (int32_t k = 0; k < part.cols; k++)
-    if (part.row(row)[k] != 0.0f) columns.push_back(k);
-  fill(part.row(row), count, columns);
-  return columns;
-}
-
-// Two rows of `count` weights each, with the first `shared` of the columns that both keep in shared groups.
-void append_pair(const Part& part, const int32_t (&rows)[2], uint32_t count, uint32_t shared,
+// Two rows of equally many entries, with the first `shared` of the columns that both keep in shared groups.
+void append_pair(const Part& part, const Entries& first, const Entries& second, uint32_t shared,
                  std::vector<uint8_t>& stream) {
-  Columns both, own[2];
-  for (int32_t k = 0; k < part.cols; k++) {
-    const bool a = part.row(rows[0])[k] != 0.0f, b = part.row(rows[1])[k] != 0.0f;
-    if (a && b && both.size() < shared) {
-      both.push_back(k);
-      continue;
-    }
-    if (a) own[0].push_back(k);
-    if (b) own[1].push_back(k);
+  Entries both[2], own[2];
+  for (size_t i = 0, j = 0; i < first.size() || j < second.size();) {
+    const int32_t a = i < first.size() ? first[i].column : INT32_MAX;
+    const int32_t b = j < second.size() ? second[j].column : INT32_MAX;
+    const bool together = a == b && both[0].size() < shared;
+    if (a <= b) (together ? both : own)[0].push_back(first[i++]);
+    if (b <= a) (together ? both : own)[1].push_back(second[j++]);
   }
-  for (int r = 0; r < 2; r++) fill(part.row(rows[r]), count - shared, own[r]);
-  append_rows(part, rows, own, 2, stream);
-  for (size_t i = 0; i < both.size(); i += 4) {
-    append_values(part, rows[0], &both[i], 4, stream);
-    append_values(part, rows[1], &both[i], 4, stream);
-    append_offsets(part, &both[i], 4, stream);
+  const Entries* const rows[2] = {&own[0], &own[1]};
+  append_rows(part, rows, 2, stream);
+  for (size_t i = 0; i < both[0].size(); i += 4) {
+    append_values(part, &both[0][i], 4, stream);
+    append_values(part, &both[1][i], 4, stream);
+    append_offsets(part, &both[0][i], 4, stream);
   }
 }
 
@@ -127,54 +117,89 @@ void add_row(int32_t row, const Part& part, Tiled& out) {
   out.runs.back().rows++;
 }
 
-// Rows with `count` stored weights each: pairs by falling number of shared columns, then who is left alone.
-void append_equal(const Part& part, const int32_t* rows, int32_t n, uint32_t count, Tiled& out) {
-  const int64_t words = ceil_div(part.cols, 64);
+// Rows with `count` entries each: pairs by falling number of shared columns, then who is left alone.
+void append_equal(const Part& part, const std::vector<Entries>& rows, const int32_t* order, int32_t n, Tiled& out) {
+  const auto count = static_cast<uint32_t>(rows[order[0]].size());
+  const int64_t words = ceil_div(part.cols(), 64);
   std::vector<uint64_t> bits(n * words);
   for (int32_t i = 0; i < n; i++)
-    for (int32_t k = 0; k < part.cols; k++)
-      if (part.row(rows[i])[k] != 0.0f) bits[i * words + k / 64] |= uint64_t{1} << k % 64;
+    for (const Entry& e : rows[order[i]])
+      bits[i * words + (e.column - part.begin) / 64] |= uint64_t{1} << (e.column - part.begin) % 64;
   std::vector<bool> paired(n);
   for (const RowPair& p : pair_rows(bits, n, words)) {
-    const int32_t two[2] = {rows[p.first], rows[p.second]};
+    const int32_t two[2] = {order[p.first], order[p.second]};
     const uint32_t shared = p.both / 4 * 4;
     if (shared * kWorthSharing < count) break;
     add_run(count, shared, 2, out);
-    append_pair(part, two, count, shared, out.stream);
+    append_pair(part, rows[two[0]], rows[two[1]], shared, out.stream);
     for (int32_t row : two) add_row(row, part, out);
     paired[p.first] = paired[p.second] = true;
   }
   for (int32_t i = 0; i < n; i++) {
     if (paired[i]) continue;
-    const Columns columns = columns_of(part, rows[i], count);
+    const Entries* const alone = &rows[order[i]];
     add_run(count, 0, 1, out);
-    append_rows(part, &rows[i], &columns, 1, out.stream);
-    add_row(rows[i], part, out);
+    append_rows(part, &alone, 1, out.stream);
+    add_row(order[i], part, out);
   }
 }
 
-void append_block(const Part& part, bool first_chunk, Tiled& out) {
-  std::vector<uint32_t> count(part.rows);
-  std::vector<int32_t> order(part.rows);
-  for (int32_t r = 0; r < part.rows; r++) {
-    const auto n = std::count_if(part.row(r), part.row(r) + part.cols, [](float v) { return v != 0.0f; });
-    out.nonzeros += static_cast<uint64_t>(n);
-    count[r] = stored(static_cast<uint32_t>(n), part.cols);
-  }
+void append_block(const Part& part, const std::vector<Entries>& rows, bool first_chunk, Tiled& out) {
+  std::vector<int32_t> order(rows.size());
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return count[a] < count[b]; });
-
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return rows[a].size() < rows[b].size(); });
   out.blocks.push_back({out.stream.size(), static_cast<uint32_t>(out.runs.size()), 0,
                         static_cast<uint32_t>(out.rows.size()), 0});
   for (size_t i = 0; i < order.size();) {
     size_t j = i;
-    while (j < order.size() && j - i < kPairedAtATime && count[order[j]] == count[order[i]]) j++;
+    while (j < order.size() && j - i < kPairedAtATime && rows[order[j]].size() == rows[order[i]].size()) j++;
     // The first chunk initialises every accumulator; later chunks need not visit rows without nonzeros.
-    if (count[order[i]] || first_chunk)
-      append_equal(part, &order[i], static_cast<int32_t>(j - i), count[order[i]], out);
+    if (!rows[order[i]].empty() || first_chunk)
+      append_equal(part, rows, &order[i], static_cast<int32_t>(j - i), out);
     i = j;
   }
   out.blocks.back().class_count = static_cast<uint32_t>(out.runs.size()) - out.blocks.back().class_begin;
+}
+
+// Columns of the chunk before that a chunk sees, so that their offsets still fit.
+int32_t carried_columns(int32_t chunk, uint32_t stride) {
+  return std::min(kMostCarried, static_cast<int32_t>(UINT16_MAX / stride) + 1 - chunk);
+}
+
+// Whole groups of four: what is over goes to the next chunk if that sees it (its columns start at `next`), or else zeros
+// fill up.
+void make_whole(const Part& part, int32_t row, int32_t next, Entries& entries, Entries& waiting) {
+  const size_t over = entries.size() % 4;
+  if (!over) return;
+  const auto last = entries.end() - static_cast<std::ptrdiff_t>(over);
+  if (last->column >= next) {
+    waiting.assign(last, entries.end());
+    entries.erase(last, entries.end());
+  } else if (entries.size() >= kWorthFilling) {
+    fill(part, row, entries.size() + 4 - over, entries);
+  }
+}
+
+void append_row_block(const float* w, int64_t ld, int32_t rows, int64_t cols, Header& h, Tiled& out) {
+  const uint32_t stride = h.p[0] * 4;
+  const int64_t chunk = h.p[1], chunks = ceil_div(cols, chunk);
+  std::vector<Entries> waiting(rows);
+  for (int64_t c = 0; c < chunks; c++) {
+    const int64_t end = std::min(cols, (c + 1) * chunk);
+    const Part part{w, ld, static_cast<int32_t>(first_seen(h, c)), static_cast<int32_t>(end), stride, h.value};
+    const int64_t next = c + 1 < chunks ? first_seen(h, c + 1) : INT32_MAX;
+    std::vector<Entries> kept(rows);
+    kept.swap(waiting);
+    for (int32_t r = 0; r < rows; r++) {
+      for (int64_t k = c * chunk; k < end; k++)
+        if (const float v = w[r * ld + k]; v != 0.0f) {
+          kept[r].push_back({static_cast<int32_t>(k), v});
+          out.nonzeros++;
+        }
+      make_whole(part, r, static_cast<int32_t>(next), kept[r], waiting[r]);
+    }
+    append_block(part, kept, c == 0, out);
+  }
 }
 
 }  // namespace
@@ -192,20 +217,16 @@ extern "C" int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, i
   if (static_cast<int64_t>(row_block) * tile * 4 > UINT32_MAX) return SCT_BAD_ARGUMENT;
   try {
     Tiled t;
-    const uint32_t stride = static_cast<uint32_t>(tile) * 4;
-    for (int64_t r = 0; r < rows; r += row_block)
-      for (int64_t k = 0; k < cols; k += chunk)
-        append_block({weight + r * ld + k, ld, static_cast<int32_t>(std::min<int64_t>(row_block, rows - r)),
-                      static_cast<int32_t>(std::min<int64_t>(chunk, cols - k)), stride,
-                      static_cast<uint32_t>(value)},
-                     k == 0, t);
     BlobWriter writer(SCT_TILED, static_cast<uint32_t>(value), rows, cols);
     Header& h = writer.header();
-    h.nonzeros = t.nonzeros;
     h.p[0] = static_cast<uint32_t>(tile);
     h.p[1] = static_cast<uint32_t>(chunk);
     h.p[2] = static_cast<uint32_t>(row_block);
     h.p[3] = kTiledLayout;
+    h.carried = static_cast<uint64_t>(carried_columns(chunk, h.p[0] * 4));
+    for (int64_t r = 0; r < rows; r += row_block)
+      append_row_block(weight + r * ld, ld, static_cast<int32_t>(std::min<int64_t>(row_block, rows - r)), cols, h, t);
+    h.nonzeros = t.nonzeros;
     writer.add(t.blocks);
     writer.add(t.runs);
     writer.add(t.rows, kRowSlack * sizeof(uint32_t));

@@ -21,7 +21,8 @@ bool tiled_is_sound(const uint8_t* blob) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   const uint64_t tile = h.p[0], chunk = h.p[1], row_block = h.p[2], stride = tile * 4;
   if (tile < 16 || tile > kMaxTile || tile % 16 || !chunk || !row_block) return false;
-  if ((chunk - 1) * stride > UINT16_MAX || row_block * stride > UINT32_MAX) return false;
+  if (h.carried > UINT16_MAX || (chunk + h.carried - 1) * stride > UINT16_MAX) return false;
+  if (row_block * stride > UINT32_MAX) return false;
   const uint64_t chunks = (h.cols + chunk - 1) / chunk, blocks = (h.rows + row_block - 1) / row_block;
   const uint64_t runs = (h.section[2] - h.section[1]) / sizeof(TiledRun);
   const uint64_t row_slots = (h.section[3] - h.section[2]) / 4, stream = h.section[4] - h.section[3];
@@ -30,7 +31,7 @@ bool tiled_is_sound(const uint8_t* blob) {
   for (uint64_t b = 0; b < blocks * chunks; b++) {
     const TiledBlock& block = section<TiledBlock>(blob, 0)[b];
     const uint64_t rows = std::min<uint64_t>(row_block, h.rows - b / chunks * row_block);
-    const uint64_t cols = std::min<uint64_t>(chunk, h.cols - b % chunks * chunk);
+    const uint64_t cols = std::min<uint64_t>((b % chunks + 1) * chunk, h.cols) - first_seen(h, b % chunks);
     if (block.class_begin > runs || block.class_count > runs - block.class_begin) return false;
     uint64_t row = block.row_begin, at = block.stream, visited = 0;
     seen.assign(row_block, false);

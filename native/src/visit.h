@@ -39,7 +39,8 @@ void visit_tiled(const uint8_t* blob, F f) {
           for (uint32_t j = 0; j < n; j++) {
             uint16_t at;
             std::memcpy(&at, offsets + 2 * j, 2);
-            f(b / chunks * row_block + row[of] / stride, b % chunks * chunk + at / stride, stored_value(p, j, h.value));
+            f(b / chunks * row_block + row[of] / stride, first_seen(h, b % chunks) + at / stride,
+              stored_value(p, j, h.value));
           }
         };
         const uint32_t own = run.count - run.shared;

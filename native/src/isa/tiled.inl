@@ -235,7 +235,7 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
     const float* x = packed + done * Simd::W;
     float* out = y + done * Simd::W;
     for (int64_t c = 0; c < chunks; c++) {
-      const float* xc = x + c * chunk * tile;
+      const float* xc = x + secateur::first_seen(h, c) * tile;
       const bool first = c == 0;
       switch (nv) {
         case 1:

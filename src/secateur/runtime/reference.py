@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAGIC = b"SECPACK1"
 HEADER_BYTES = 128
-TILED_LAYOUT = 2
+TILED_LAYOUT = 3
 
 
 def describe(packed: np.ndarray) -> PackedInfo:
@@ -86,8 +86,10 @@ def _unpack_tiled(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
     runs = runs[: runs.size // 3 * 3].reshape(-1, 3)
     stream = _section(packed, 3, "u1")
     stride, group = info.tile * 4, 24 if info.value == "float32" else 16
+    carried = int(np.frombuffer(packed[:HEADER_BYTES].tobytes(), "<u8", 1, 112)[0])
     wide = 2 * group - 8  # bytes of a group that two rows share
     for b in range(n_blocks):
+        seen = max(0, b % chunks * info.chunk - carried)
         at, begin, row = int(blocks[b, 0]), int(blocks[b, 1]) & 0xFFFFFFFF, int(blocks[b, 2]) & 0xFFFFFFFF
         for count, kinds, n in runs[begin : begin + (int(blocks[b, 1]) >> 32)].tolist():
             shared, together = kinds & 0xFFFF, 2 if kinds >> 16 == 2 else 1
@@ -108,7 +110,7 @@ def _unpack_tiled(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
                 for part, v, kept in ((own[:, :, i], 0, keep), (common, first, np.ones(shared, bool))):
                     values = _values(part[:, :, v : v + group - 8], info.value).reshape(n, kept.size)[:, kept]
                     offsets = np.ascontiguousarray(part[:, :, -8:]).view("<u2").reshape(n, kept.size)[:, kept]
-                    weight[r[:, None], b % chunks * info.chunk + offsets.astype(np.int64) // stride] = values
+                    weight[r[:, None], seen + offsets.astype(np.int64) // stride] = values
             at, row = at + raw.size, row + n * together
     return weight
 
