@@ -14,7 +14,7 @@ import torch
 
 Run = Callable[[], object]
 SLACK = 0.08
-PATIENCE = 30
+PATIENCE = 20
 """A measurement ends after this many times its seconds at the latest, with the turns that then count; it waits for a
 quiet moment to begin a turn."""
 
@@ -57,7 +57,8 @@ def samples_us(runs: dict[str, Run], seconds: float, least: int = 7, warm: int =
         if spent > seconds and len(kept) >= least:
             break
         before, turn = undisturbed(), []
-        while not before and time.perf_counter() - start < PATIENCE * seconds:
+        latest = time.perf_counter() + seconds
+        while not before and time.perf_counter() < latest:
             time.sleep(0.01)
             before = undisturbed()
         for run in runs.values():
