@@ -7,7 +7,10 @@
 namespace {
 
 constexpr int rows_at_once(int block) { return Simd::REGISTERS >= 32 ? block : 4; }
-constexpr int block_vectors(int block) { return Simd::REGISTERS / 2 / rows_at_once(block); }
+// Of 16 registers 12 add up, three hold activations and one a weight; eight sums would wait for each other.
+constexpr int block_vectors(int block) {
+  return Simd::REGISTERS >= 32 ? Simd::REGISTERS / 2 / rows_at_once(block) : 3;
+}
 
 constexpr int kExpand = 256;  // blocks whose weights are turned into float32 at a time
 
@@ -24,7 +27,7 @@ __attribute__((noinline)) void block_part(const uint16_t* column, const float* w
     const float* at = x + static_cast<size_t>(column[i]) * kTile;
     Simd::V xs[NV];
     SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++) xs[v] = Simd::load(at + v * Simd::W);
+    for (int v = 0; v < NV; v++) xs[v] = Simd::load_once(at + v * Simd::W);
     SECATEUR_UNROLL
     for (int r = 0; r < kRows; r++) {
       const Simd::V wr = Simd::set1(w[r]);
