@@ -2,14 +2,14 @@
 
 Sides take turns, A B A B ... A turn calls several layers of one shape one after the other, as a model does, again and
 again for a fiftieth of a second: a single layer would keep its weights in the cache, and the first calls after another
-library's find caches that were filled for that library, which no model meets layer after layer. Figures are
-medians of the turns' times a layer, a ratio is one of medians of the same turns. Turns in which the machine was
-disturbed do not count (see turns.py). How secateur runs a layer is what its chooser says, by its own measurement. Run
-pinned:
+library's are slower than those that follow, which no model meets layer after layer. Figures are medians of the turns'
+times a layer, a ratio is one of medians of the same turns. Turns in which the machine was disturbed do not count (see
+turns.py). How secateur runs a layer is what its chooser says, by its own measurement. Run pinned:
 
     taskset -c 0 python benchmarks/kernels_layer.py --threads 1 --out benchmarks/results/DATE-kernels-layer.md
 
-With --model FOLDER the layers are those of a pruned model, with the zeros that it has, in place of random ones.
+With --model FOLDER the layers are those of a pruned model (of its model.safetensors), with the zeros that it has, in
+place of random ones.
 onnxruntime's dynamic int8 is shown beside, where onnxruntime is installed.
 """
 
@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import safe_open
-from turns import Run, medians_us, samples_us
+from turns import Run, samples_us
 
 from secateur.runtime.choose import FEW_TOKENS, choose, machine_key
 from secateur.runtime.native import isa
@@ -52,12 +52,6 @@ LARGE = 2e9
 """Products in a layer from which on it is called alone."""
 DENSE = ("torch", "onnxruntime", "OpenVINO")
 INT8 = "onnxruntime int8"
-
-
-def fastest(trials: dict[str, Run]) -> str:
-    """The name of the fastest of several packings of one layer, by a short measurement."""
-    tuning = medians_us(trials, 0.03 * len(trials), LEAST, 1)
-    return min(tuning, key=tuning.__getitem__)
 
 
 def onnx_runs(weight: np.ndarray, x: np.ndarray, threads: int) -> dict[str, Run]:

@@ -180,7 +180,7 @@ void make_whole(const Part& part, int32_t row, int32_t next, Entries& entries, E
   }
 }
 
-void append_row_block(const float* w, int64_t ld, int32_t rows, int64_t cols, Header& h, Tiled& out) {
+void append_row_block(const float* w, int64_t ld, int32_t rows, int64_t cols, const Header& h, Tiled& out) {
   const uint32_t stride = h.p[0] * 4;
   const int64_t chunk = h.p[1], chunks = ceil_div(cols, chunk);
   std::vector<Entries> waiting(rows);
