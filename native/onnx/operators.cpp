@@ -270,17 +270,12 @@ void Rotary::compute(OrtKernelContext* context) const {
     runtime.fail(ort::kInvalidArgument,
                  "Rotary takes (batch, heads, tokens, even width), and cos and sin (batch or 1, 1, tokens, width)");
   OrtValue* out = runtime.output(context, shape);
-  const int64_t tokens = shape[2], width = shape[3], half = width / 2;
-  const float *from = runtime.data<float>(x), *c = runtime.data<float>(cos), *s = runtime.data<float>(sin);
-  float* to = runtime.data<float>(out);
-  for (int64_t h = 0; h < shape[0] * shape[1]; h++) {
-    const int64_t first = turns[0] == 1 ? 0 : h / shape[1] * tokens;
-    for (int64_t t = 0; t < tokens; t++, from += width, to += width) {
-      const float *by_cos = c + (first + t) * width, *by_sin = s + (first + t) * width;
-      for (int64_t i = 0; i < half; i++) to[i] = from[i] * by_cos[i] - from[half + i] * by_sin[i];
-      for (int64_t i = half; i < width; i++) to[i] = from[i] * by_cos[i] + from[i - half] * by_sin[i];
-    }
-  }
+  const int64_t tokens = shape[2], width = shape[3];
+  const int64_t stride[] = {shape[1] * tokens * width, tokens * width, width};
+  const int status = sct_rotary(runtime.data<float>(x), stride, shape[0], shape[1], tokens, width, runtime.data<float>(cos),
+                                runtime.data<float>(sin), turns[0] == 1 ? 0 : tokens * width, runtime.data<float>(out),
+                                stride);
+  if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("Rotary: ") + sct_error_text(status));
 }
 
 }  // namespace secateur_onnx

@@ -73,11 +73,9 @@ using Strides = std::tuple<int64_t, int64_t, int64_t>;  // from batch to batch, 
 
 void fill(int64_t (&to)[3], const Strides& from) { std::tie(to[0], to[1], to[2]) = from; }
 
-// The steps of a table whose places are numbers of parts, which lie at `address` and take `bytes` each; all attention
-// has so many heads, and the last step gives so many rows.
+// The steps of a table whose places are numbers of parts, which lie at `address` and take `bytes` each.
 std::vector<sct_step> steps_of(const int64_t* table, const float* numbers, int64_t count, int64_t width,
-                               const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes, int64_t heads,
-                               int64_t rows) {
+                               const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes) {
   const auto parts = static_cast<int64_t>(std::min(address.size(), bytes.size()));
   auto part = [&](int64_t place, int64_t least) {
     if (place < 0 || place >= parts || least < 0 || bytes[place] < least)
@@ -86,7 +84,14 @@ std::vector<sct_step> steps_of(const int64_t* table, const float* numbers, int64
   };
   auto weight = [&](int64_t place, int64_t size) { return at<uint8_t>(part(place, size)); };
   auto vector = [&](int64_t place, int64_t n) { return place == -1 ? nullptr : at<float>(part(place, n * 4)); };
-  std::vector<sct_step> steps = secateur::read_steps(table, numbers, count, width, weight, vector);
+  return secateur::read_steps(table, numbers, count, width, weight, vector);
+}
+
+// The same for a chain; all attention has so many heads, and the last step gives so many rows.
+std::vector<sct_step> chain_of(const int64_t* table, const float* numbers, int64_t count, int64_t width,
+                               const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes, int64_t heads,
+                               int64_t rows) {
+  std::vector<sct_step> steps = steps_of(table, numbers, count, width, address, bytes);
   for (const sct_step& s : steps)
     if (s.kind == SCT_ATTENTION_STEP && s.heads != heads)
       throw std::invalid_argument("every attention of a chain has the same heads");
@@ -94,6 +99,38 @@ std::vector<sct_step> steps_of(const int64_t* table, const float* numbers, int64
     throw std::invalid_argument("the steps of the chain do not fit together, or to its input and output");
   return steps;
 }
+
+// The steps of a decoder's block. What lies at the addresses must outlive it.
+class Token {
+ public:
+  Token(uintptr_t table, uintptr_t numbers, int64_t count, int64_t width, const std::vector<uintptr_t>& address,
+        const std::vector<int64_t>& bytes)
+      : steps_(steps_of(at<int64_t>(table), at<float>(numbers), count, width, address, bytes)),
+        width_(width),
+        floats_(sct_token_floats(steps_.data(), static_cast<int64_t>(steps_.size()), width)) {
+    if (floats_ < 0) throw std::invalid_argument("the steps of the block do not fit together");
+  }
+
+  int64_t floats() const { return floats_; }
+
+  void run(int64_t begin, int64_t end, int64_t batch, uintptr_t x, uintptr_t values, uintptr_t cos, uintptr_t sin,
+           int64_t turn_stride, uintptr_t k, uintptr_t v, int64_t keys, Strides k_stride, Strides v_stride,
+           uintptr_t mask, uintptr_t keep, Strides mask_stride, int threads) const {
+    sct_token_job job{};
+    job.steps = steps_.data(), job.count = static_cast<int64_t>(steps_.size()), job.width = width_, job.batch = batch;
+    job.x = at<float>(x), job.values = at<float>(values);
+    job.cos = at<float>(cos), job.sin = at<float>(sin), job.turn_stride = turn_stride;
+    job.k = at<float>(k), job.v = at<float>(v), job.keys = keys;
+    job.mask = at<float>(mask), job.keep = at<uint8_t>(keep);
+    fill(job.k_stride, k_stride), fill(job.v_stride, v_stride), fill(job.mask_stride, mask_stride);
+    nb::gil_scoped_release release;
+    check(sct_token(&job, begin, end, threads, SCT_ISA_AUTO, nullptr, nullptr));
+  }
+
+ private:
+  std::vector<sct_step> steps_;
+  int64_t width_, floats_;
+};
 
 nb::tuple describe(uintptr_t blob, int64_t bytes) {
   sct_info i;
@@ -191,13 +228,17 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         check(sct_attention(&job, threads, isa, nullptr, nullptr));
       });
+  nb::class_<Token>(m, "Token")
+      .def(nb::init<uintptr_t, uintptr_t, int64_t, int64_t, const std::vector<uintptr_t>&, const std::vector<int64_t>&>())
+      .def_prop_ro("floats", &Token::floats)
+      .def("run", &Token::run);
   m.def(
       "chain",
       [](uintptr_t x, uintptr_t y, int64_t batch, int64_t tokens, int64_t width, int64_t rows, uintptr_t table,
          uintptr_t numbers, int64_t count, const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes,
          int64_t heads, uintptr_t mask, uintptr_t keep, Strides mask_stride, int threads, int isa) {
         const std::vector<sct_step> steps =
-            steps_of(at<int64_t>(table), at<float>(numbers), count, width, address, bytes, heads, rows);
+            chain_of(at<int64_t>(table), at<float>(numbers), count, width, address, bytes, heads, rows);
         sct_chain_job job{};
         job.x = at<float>(x), job.y = at<float>(y);
         job.batch = batch, job.tokens = tokens, job.width = width;

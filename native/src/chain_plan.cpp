@@ -22,7 +22,7 @@ int64_t rows_of(const sct_step& s, int64_t step, const std::vector<ChainValue>& 
       return s.activation < SCT_NONE || s.activation > SCT_SILU ? -1 : info.rows;
     }
     case SCT_NORM_STEP:
-      if (s.norm < SCT_NO_NORM || s.norm > SCT_RMS_NORM) return -1;
+      if (s.norm < SCT_NO_NORM || s.norm > SCT_RMS_NORM || s.heads) return -1;
       return s.from[1] >= 0 && values[s.from[1]].rows != rows ? -1 : rows;
     case SCT_ATTENTION_STEP:
       if (s.width < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads) return -1;

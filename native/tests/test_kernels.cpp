@@ -368,6 +368,29 @@ void check_norm(int isa, int width, int tokens, int norm, int threads) {
                     nullptr) == SCT_BAD_ARGUMENT);
 }
 
+// Heads of a token lie beside each other, and go elsewhere and in place; turns of a batch are alike or not.
+void check_rotary(int batch, int heads, int tokens, int width, bool alike) {
+  const int64_t stride[] = {int64_t{tokens} * heads * width, width, int64_t{heads} * width};
+  const int64_t turns = alike ? 0 : int64_t{tokens} * width;
+  auto x = random_floats(static_cast<size_t>(batch) * tokens * heads * width, 1);
+  const size_t angles = static_cast<size_t>(alike ? 1 : batch) * tokens * width;
+  const auto cos = random_floats(angles, 2), sin = random_floats(angles, 3);
+  std::vector<float> y(x.size());
+  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), turns, y.data(), stride) == SCT_OK);
+  for (int b = 0; b < batch; b++)
+    for (int h = 0; h < heads; h++)
+      for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < width; i++) {
+          const size_t first = b * stride[0] + h * stride[1] + t * stride[2], turn = b * turns + int64_t{t} * width + i;
+          const float other = i < width / 2 ? -x[first + i + width / 2] : x[first + i - width / 2];
+          CHECK(std::abs(y[first + i] - (x[first + i] * cos[turn] + other * sin[turn])) < 1e-5f);
+        }
+  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), turns, x.data(), stride) == SCT_OK);
+  CHECK(x == y);
+  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, 3, cos.data(), sin.data(), turns, x.data(), stride) ==
+        SCT_BAD_ARGUMENT);
+}
+
 // Heads lie in the middle of a token's numbers, keys and values are shared by two heads, lengths are odd.
 void check_attention(int isa, int queries, int keys, int width, bool masked, int threads) {
   const int batch = 2, heads = 4, kv_heads = 2, q_token = heads * width + 1, kv_token = kv_heads * width + 2;
@@ -421,6 +444,7 @@ void check_attention(int isa, int queries, int keys, int width, bool masked, int
 }
 
 #include "chain.inl"
+#include "token.inl"
 
 }  // namespace
 
@@ -471,10 +495,14 @@ int main() {
       for (int tile : {16, 48, 64})
         for (int tokens : {1, 16, 37, 130}) check_chain(isa, 3, tokens, tile, norms_first, tokens != 37, false, 2);
     for (int threads : {1, 3, 8}) check_chain(isa, 1, 140, 64, false, true, false, threads);
+    for (int batch : {1, 3})
+      for (int keys : {1, 20}) check_token(isa, batch, keys, 2);
     for (int threads : {1, 2, 64}) check_chain(isa, 2, 70, 32, true, true, threads == 2, threads);
   }
+  for (bool alike : {false, true}) check_rotary(2, 3, 5, 10, alike);
   check_errors();
   check_chain_errors();
+  check_token_errors();
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -143,6 +143,12 @@ typedef struct {
 } sct_attention_job;
 int sct_attention(const sct_attention_job* job, int threads, int isa, sct_run_function run, void* pool);
 
+/* Rotary positions: y = x cos + turned(x) sin, where turned(x) is the second half of a head's `width` numbers, negated,
+ * before the first. Strides are floats from batch to batch, head to head and token to token; cos and sin hold `width`
+ * numbers a token, turn_stride floats from batch to batch (0: all are alike). y may be x. */
+int sct_rotary(const float* x, const int64_t x_stride[3], int64_t batch, int64_t heads, int64_t tokens, int64_t width,
+               const float* cos, const float* sin, int64_t turn_stride, float* y, const int64_t y_stride[3]);
+
 /* A chain of layers over `batch` sequences of `tokens` tokens each, computed without leaving the tiled layout. Value 0 is
  * x; step i writes value i + 1, of rows numbers a token; the last step writes y. `from` are the values that a step
  * reads, -1 where there is none:
@@ -152,7 +158,13 @@ int sct_attention(const sct_attention_job* job, int threads, int isa, sct_run_fu
  *   SCT_ATTENTION_STEP  softmax(factor q k^T + mask) v with q, k and v in the rows of from[0 .. 2] from `first` on
  *
  * Weights are of the tiled format, all with one tile. */
-enum sct_step_kind { SCT_LINEAR_STEP = 0, SCT_NORM_STEP = 1, SCT_ATTENTION_STEP = 2 };
+enum sct_step_kind {
+  SCT_LINEAR_STEP = 0,
+  SCT_NORM_STEP = 1,
+  SCT_ATTENTION_STEP = 2,
+  SCT_ROTARY_STEP = 3, /* of sct_token alone, as the next */
+  SCT_GATE_STEP = 4
+};
 typedef struct {
   int kind;
   int64_t from[3], first[3];
@@ -182,6 +194,38 @@ typedef struct {
 /* Numbers a token in y; negative where steps do not fit together. */
 int64_t sct_chain_rows(const sct_step* steps, int64_t count, int64_t width);
 int sct_chain(const sct_chain_job* job, int threads, int isa, sct_run_function run, void* pool);
+
+/* One token of each of `batch` sequences through steps of a decoder's block. Value 0 is x (batch, width), step i writes
+ * value i + 1 (batch, rows); `values` holds them one after the other. Weights are of any format. Steps differ from those
+ * of a chain in that
+ *
+ *   SCT_LINEAR_STEP     multiplies by from[1] and adds from[2], where there are such; without a blob it stands for a
+ *                       layer of `bytes` rows that the caller computes
+ *   SCT_NORM_STEP       goes head by head where `heads` is not 0
+ *   SCT_ROTARY_STEP     turns the heads in from[0] by cos and sin, as sct_rotary
+ *   SCT_GATE_STEP       from[0] times from[1]
+ *   SCT_ATTENTION_STEP  has its queries in from[0], and keys and values in k and v, with strides and masks as for
+ *                       sct_attention (keep has the strides of mask)
+ */
+typedef struct {
+  const sct_step* steps;
+  int64_t count, width, batch;
+  const float* x;
+  float* values;
+  const float *cos, *sin;
+  int64_t turn_stride;
+  const float *k, *v;
+  int64_t keys, k_stride[3], v_stride[3];
+  const float* mask;
+  const uint8_t* keep;
+  int64_t mask_stride[3];
+} sct_token_job;
+
+/* Numbers a token in all values but x; negative where steps do not fit together. */
+int64_t sct_token_floats(const sct_step* steps, int64_t count, int64_t width);
+/* Steps [begin, end), for which all values before have been written. */
+int sct_token(const sct_token_job* job, int64_t begin, int64_t end, int threads, int isa, sct_run_function run,
+              void* pool);
 
 /* Inner loops of one-shot pruning, row by row on at most `threads` threads, in place. `wide` chooses float
  * (0) or double (1) for every void pointer. Matrices are contiguous but where a leading dimension is given.

@@ -10,9 +10,9 @@
 
 namespace secateur {
 
-// A row a step: kind; from[3]; first[3]; the weight's place and bytes; places of bias, scale and shift, -1 without;
-// activation; norm; heads; kv_heads; width. What a place means is up to the keeper of the table. Beside a row stands one
-// number: a norm's epsilon, or what attention multiplies scores by.
+// A row a step: kind; from[3]; first[3]; the weight's place and bytes (-1 and rows: see sct_token); places of bias, scale
+// and shift, -1 without; activation; norm; heads; kv_heads; width. What a place means is up to the keeper of the table.
+// Beside a row stands one number: a norm's epsilon, or what attention multiplies scores by.
 constexpr int64_t kStepFields = 17;
 
 // The steps of a table of `count` rows over values of `width` numbers a token. `weight(place, bytes)` and
@@ -34,7 +34,9 @@ std::vector<sct_step> read_steps(const int64_t* table, const float* numbers, int
     s.epsilon = s.factor = numbers[i];
     if (s.from[0] < 0 || s.from[0] > i) return {};
     int64_t wide = rows[s.from[0]];
-    if (s.kind == SCT_LINEAR_STEP) {
+    if (s.kind == SCT_LINEAR_STEP && table[7] == -1) {
+      wide = s.bytes = table[8];  // see sct_token
+    } else if (s.kind == SCT_LINEAR_STEP) {
       s.blob = weight(table[7], table[8]), s.bytes = table[8];
       sct_info info;
       if (sct_describe(s.blob, s.bytes, &info) != SCT_OK) return {};
@@ -44,7 +46,8 @@ std::vector<sct_step> read_steps(const int64_t* table, const float* numbers, int
       wide = s.heads * s.width;
     }
     if (wide < 1 || wide > INT32_MAX) return {};
-    s.bias = vector(table[9], wide), s.scale = vector(table[10], wide), s.shift = vector(table[11], wide);
+    const int64_t normed = s.kind == SCT_NORM_STEP && s.heads ? s.width : wide;
+    s.bias = vector(table[9], wide), s.scale = vector(table[10], normed), s.shift = vector(table[11], normed);
     steps.push_back(s), rows.push_back(wide);
   }
   return steps;

@@ -18,27 +18,43 @@ constexpr int kExpand = 256;  // blocks whose weights are turned into float32 at
 template <int R, int NV>
 __attribute__((noinline)) void block_part(const uint16_t* column, const float* w, int64_t n, const float* x, float* y) {
   constexpr int kTile = block_vectors(R) * Simd::W, kRows = rows_at_once(R);
-  Simd::V acc[kRows][NV];
+  constexpr int kSets = NV == 1 && kRows < 8 ? 2 : 1;
+  Simd::V acc[kSets][kRows][NV];
   SECATEUR_UNROLL
   for (int r = 0; r < kRows; r++)
     SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++) acc[r][v] = Simd::load(y + r * kTile + v * Simd::W);
-  for (int64_t i = 0; i < n; i++, w += R) {
+    for (int v = 0; v < NV; v++) acc[0][r][v] = Simd::load(y + r * kTile + v * Simd::W);
+  for (int s = 1; s < kSets; s++)
+    SECATEUR_UNROLL
+    for (int r = 0; r < kRows; r++)
+      SECATEUR_UNROLL
+      for (int v = 0; v < NV; v++) acc[s][r][v] = Simd::zero();
+  const auto add = [&](auto& sums, int64_t i) __attribute__((always_inline)) {
     const float* at = x + static_cast<size_t>(column[i]) * kTile;
     Simd::V xs[NV];
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) xs[v] = Simd::load_once(at + v * Simd::W);
     SECATEUR_UNROLL
     for (int r = 0; r < kRows; r++) {
-      const Simd::V wr = Simd::set1(w[r]);
+      const Simd::V wr = Simd::set1(w[i * R + r]);
       SECATEUR_UNROLL
-      for (int v = 0; v < NV; v++) acc[r][v] = Simd::fma(wr, xs[v], acc[r][v]);
+      for (int v = 0; v < NV; v++) sums[r][v] = Simd::fma(wr, xs[v], sums[r][v]);
     }
-  }
+  };
+  int64_t i = 0;
+  for (; i + kSets <= n; i += kSets)
+    SECATEUR_UNROLL
+    for (int s = 0; s < kSets; s++) add(acc[s], i + s);
+  if (i < n) add(acc[0], i);
   SECATEUR_UNROLL
   for (int r = 0; r < kRows; r++)
     SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, acc[r][v]);
+    for (int v = 0; v < NV; v++)
+      if (kSets > 1) acc[0][r][v] = Simd::add(acc[0][r][v], acc[kSets - 1][r][v]);
+  SECATEUR_UNROLL
+  for (int r = 0; r < kRows; r++)
+    SECATEUR_UNROLL
+    for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, acc[0][r][v]);
 }
 
 template <int R, int NV>

@@ -70,11 +70,12 @@ class NoChainError(Exception):
     """Why a block is none, as the end of a sentence that begins with its path."""
 
 
-def blocks(traced: Traced) -> tuple[list[Block], dict[str, str]]:
-    """The blocks of module lists that are chains, outermost ones only, in the order of the model; and why others with
-    at least two linear layers are none.
+def blocks(traced: Traced, reading: Callable[..., Any] | None = None) -> tuple[list[Any], dict[str, str]]:
+    """The blocks of module lists that are chains (or what another `reading` makes of them), outermost ones only, in the
+    order of the model; and why others with at least two linear layers are none.
     """
-    found: list[Block] = []
+    reading = reading or Reading
+    found: list[Any] = []
     refused: dict[str, str] = {}
     for path, module in traced.modules.items():
         parent, _, last = path.rpartition(".")
@@ -85,14 +86,14 @@ def blocks(traced: Traced) -> tuple[list[Block], dict[str, str]]:
         if sum(node.target is aten.linear.default for node in nodes) < 2:
             continue
         try:
-            found.append(_Reading(traced, path, nodes).block(module))
+            found.append(reading(traced, path, nodes).block(module))
         except NoChainError as reason:
             refused[path] = str(reason)
     return found, refused
 
 
 @dataclass(frozen=True)
-class _Heads:
+class Heads:
     """A value seen as heads: (batch, tokens, heads, width), or (batch, heads, tokens, width) where it is `turned`."""
 
     value: int
@@ -102,14 +103,18 @@ class _Heads:
     turned: bool = False
 
 
-class _Reading:
+class Reading:
     """Goes through the operations of one block and writes its steps. `values` are nodes (batch, tokens, rows) by the
-    number of their value, `factors` those that are a value multiplied by a number, `split` those seen as heads."""
+    number of their value, `factors` those that are a value multiplied by a number, `split` those seen as heads.
+    `readers` are the operations that it knows; `causal` tells whether attention may see earlier tokens only."""
+
+    readers: Mapping[Any, Callable[[Any, Node, dict[str, Any]], bool]] = {}
+    causal = False
 
     def __init__(self, traced: Traced, path: str, nodes: list[Node]):
         self.traced, self.path, self.nodes = traced, path, nodes
         self.steps: list[Step] = []
-        self.split: dict[Node, _Heads] = {}
+        self.split: dict[Node, Heads] = {}
         self.factors: dict[Node, tuple[int, float]] = {}
         self.folds: dict[str, str] = {}
         self.heads = 0
@@ -119,7 +124,7 @@ class _Reading:
             raise NoChainError(f"reads more than one stream and one mask ({names})")
         self.mask = next(iter(masks), None)
         self.source = next(iter(streams))
-        if not _is_stream(self.source):
+        if not is_stream(self.source):
             raise NoChainError("reads no float32 stream (batch, tokens, width)")
         self.values = {self.source: 0}
 
@@ -150,11 +155,11 @@ class _Reading:
         return Block(self.path, self._form(module), self.steps, self.source, end, self.mask, self.heads, self.folds)
 
     def _read(self, node: Node) -> None:
-        kind = _READERS.get(node.target)
+        kind = self.readers.get(node.target)
         if kind is None and activation_of(node):
-            kind = _Reading._activation
+            kind = Reading._activation
         if kind is None and node.target in NORMS:
-            kind = _Reading._norm
+            kind = Reading._norm
         if kind is None or not kind(self, node, arguments(node)):
             name = getattr(node.target, "__name__", str(node.target))
             raise NoChainError(f"computes {name} in {stack(node)[-1]}, which a chain has no step for")
@@ -217,7 +222,7 @@ class _Reading:
 
     def _add(self, node: Node, has: dict[str, Any]) -> bool:
         a, b = self._value(has["self"]), self._value(has["other"])
-        if a is None or b is None or has["alpha"] != 1 or not _is_stream(node):
+        if a is None or b is None or has["alpha"] != 1 or not is_stream(node):
             return False
         if has["self"].meta["val"].shape != has["other"].meta["val"].shape:
             return False
@@ -267,7 +272,7 @@ class _Reading:
             return self._alike(node, before)
         value, factor = self.factors.get(before, (self._value(before), 1.0))
         if value is not None and len(new) == 4 and old[:2] == new[:2]:
-            self.split[node] = _Heads(value, new[2], new[3], factor)
+            self.split[node] = Heads(value, new[2], new[3], factor)
             return True
         heads = self.split.get(before)
         if heads is None or heads.turned or heads.factor != 1 or new != (*old[:2], old[2] * old[3]):
@@ -288,7 +293,12 @@ class _Reading:
         q, k, v = (self.split.get(has[name]) for name in ("query", "key", "value"))
         if q is None or k is None or v is None or not (q.turned and k.turned and v.turned):
             return False
-        if has["dropout_p"] or has["is_causal"] or q.width != k.width or (k.heads, k.width) != (v.heads, v.width):
+        if (
+            has["dropout_p"]
+            or (has["is_causal"] and not self.causal)
+            or q.width != k.width
+            or (k.heads, k.width) != (v.heads, v.width)
+        ):
             return False
         if (
             v.factor != 1
@@ -301,13 +311,13 @@ class _Reading:
         scale = (q.width**-0.5 if has["scale"] is None else float(has["scale"])) * q.factor * k.factor
         heads = (q.heads, k.heads, q.width)
         self.steps.append(Step(ATTENTION, [q.value, k.value, v.value], number=scale, heads=heads))
-        self.split[node] = _Heads(len(self.steps), q.heads, q.width, 1.0, True)
+        self.split[node] = Heads(len(self.steps), q.heads, q.width, 1.0, True)
         return True
 
     def _exit(self) -> Node:
         inside = {*self.nodes}
-        exits = [node for node in self.nodes if any(user not in inside for user in node.users)]
-        if len(exits) != 1 or self.values.get(exits[0]) != len(self.steps) or not _is_stream(exits[0]):
+        exits = [n for n in self.nodes if any(u not in inside and u.target not in CHECKS for u in n.users)]
+        if len(exits) != 1 or self.values.get(exits[0]) != len(self.steps) or not is_stream(exits[0]):
             raise NoChainError("gives more than the stream" if len(exits) > 1 else "does not end in a stream")
         return exits[0]
 
@@ -327,7 +337,7 @@ class _Reading:
             raise NoChainError(f"is called with {len(streams)} tensors that may be its stream")
         others = tuple(name for name in tensors if name not in (*masks, *streams))
         mask = masks[0] if masks else ""
-        return Form(positional(module), streams[0], mask, others, rest, _given(call.output))
+        return Form(positional(module), streams[0], mask, others, rest, given_by(call.output))
 
 
 def refuse_strange(constants: Mapping[str, Any]) -> None:
@@ -337,7 +347,7 @@ def refuse_strange(constants: Mapping[str, Any]) -> None:
             raise NoChainError(f"is called with {name}, a {type(value).__name__}")
 
 
-def _given(output: Any) -> int:
+def given_by(output: Any) -> int:
     """See Form."""
     if isinstance(output, torch.Tensor):
         return 0
@@ -351,20 +361,21 @@ def _attends(node: Node) -> bool:
     return node.target is aten.scaled_dot_product_attention.default
 
 
-def _is_stream(node: Node) -> bool:
+def is_stream(node: Node) -> bool:
+    """Whether a value is (batch, tokens, width) in float32."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.dim() == 3 and value.dtype == torch.float32
 
 
-_READERS: Mapping[Any, Callable[[_Reading, Node, dict[str, Any]], bool]] = {
-    aten.linear.default: _Reading._linear,
-    aten.add.Tensor: _Reading._add,
-    aten.mul.Tensor: _Reading._scaled,
-    aten.mul.Scalar: _Reading._scaled,
-    aten.dropout.default: _Reading._same,
-    aten.transpose.int: _Reading._turned,
-    aten.permute.default: _Reading._turned,
-    aten.scaled_dot_product_attention.default: _Reading._attention,
-    **dict.fromkeys(COPIES, _Reading._same),
-    **dict.fromkeys(_SHAPED, _Reading._shaped),
+Reading.readers = {
+    aten.linear.default: Reading._linear,
+    aten.add.Tensor: Reading._add,
+    aten.mul.Tensor: Reading._scaled,
+    aten.mul.Scalar: Reading._scaled,
+    aten.dropout.default: Reading._same,
+    aten.transpose.int: Reading._turned,
+    aten.permute.default: Reading._turned,
+    aten.scaled_dot_product_attention.default: Reading._attention,
+    **dict.fromkeys(COPIES, Reading._same),
+    **dict.fromkeys(_SHAPED, Reading._shaped),
 }

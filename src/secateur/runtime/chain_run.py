@@ -63,7 +63,7 @@ class Chain:
         self.plan = plan
         self.blocks = [holder.get_submodule(path) for path in plan.blocks]
         self.parts: list[tuple[nn.Module, str]] = []
-        self.inside = [(m, [*m._modules.values()]) for block in self.blocks for m in block.modules()]
+        self.inside = children(self.blocks)
 
         def place(path: str) -> tuple[int, int]:
             parent, _, name = path.rpartition(".")
@@ -128,16 +128,25 @@ class Chain:
             and keys == x.shape[1]
         )
 
-    def untouched(self) -> bool:
-        """Whether no module in the blocks was exchanged, trains, or is watched; asked at each call."""
-        if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+
+Children = list[tuple[nn.Module, list[nn.Module | None]]]
+
+
+def children(blocks: Sequence[nn.Module]) -> Children:
+    """Each module in the blocks, and its children."""
+    return [(module, [*module._modules.values()]) for block in blocks for module in block.modules()]
+
+
+def untouched(inside: Children) -> bool:
+    """Whether no module was exchanged, trains, or is watched; asked at each call."""
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        return False
+    for module, before in inside:
+        if module.training or module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
             return False
-        for module, children in self.inside:
-            if module.training or module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
-                return False
-            if [*module._modules.values()] != children:
-                return False
-        return True
+        if [*module._modules.values()] != before:
+            return False
+    return True
 
 
 class _Strayed(Exception):
@@ -168,7 +177,7 @@ class _Run:
         return (self.value, *[None] * (length - 1)) if length else self.value
 
     def _starts(self, x: Any, mask: Any) -> bool:
-        if not self.chain.fits(x, mask) or not self.chain.untouched():
+        if not self.chain.fits(x, mask) or not untouched(self.chain.inside):
             return False
         parts = self.chain.tensors()
         if torch.is_grad_enabled() and (x.requires_grad or any(part.requires_grad for part in parts)):
@@ -214,7 +223,7 @@ def _opened() -> Any:
     return _open_in_trace if torch.compiler.is_compiling() else _open
 
 
-class _Swapped:
+class Swapped:
     """Comes before the class of a module; what is not known here runs there."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -222,7 +231,7 @@ class _Swapped:
         return _blank, (kind, plain), self.__dict__
 
 
-class _Holder(_Swapped):
+class _Holder(Swapped):
     chains: list[Chain]
 
     def through(self, plain: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -239,7 +248,7 @@ class _Holder(_Swapped):
         return output if right else plain(self, *args, **kwargs)
 
 
-class _Link(_Swapped):
+class _Link(Swapped):
     chain_place: tuple[int, int]
     """Which of the holder's chains, and which of its blocks."""
 
@@ -253,7 +262,7 @@ class _Link(_Swapped):
 
 
 @cache
-def _swapped(kind: Any, plain: Any) -> Any:
+def swapped(kind: Any, plain: Any) -> Any:
     """A class that is as `plain` to all who look, transformers among them, but for its forward."""
 
     @wraps(plain.forward)
@@ -266,7 +275,7 @@ def _swapped(kind: Any, plain: Any) -> Any:
 
 def _blank(kind: Any, plain: Any) -> Any:
     """For copy and pickle, which find no class that was made here by its name."""
-    return object.__new__(_swapped(kind, plain))
+    return object.__new__(swapped(kind, plain))
 
 
 def use_chains(holder: nn.Module, plans: Sequence[Plan]) -> None:
@@ -281,10 +290,10 @@ def use_chains(holder: nn.Module, plans: Sequence[Plan]) -> None:
     for number, chain in enumerate(chains):
         for place, block in enumerate(chain.blocks):
             plain: Any = type(block)
-            block.__class__ = _swapped(_Link, plain)
+            block.__class__ = swapped(_Link, plain)
             block.chain_place = (number, place)
     plain = type(holder)
-    holder.__class__ = _swapped(_Holder, plain)
+    holder.__class__ = swapped(_Holder, plain)
     holder.chains = chains
 
 

@@ -115,8 +115,11 @@ class ByTokens(nn.Module):
 
     def form(self, x: torch.Tensor) -> nn.Module:
         """The form that is best for x (..., in_features)."""
-        count = math.prod(x.shape[:-1])
-        return self.layers[sum(count > limit for limit in self._limits)]
+        return self.form_for(math.prod(x.shape[:-1]))
+
+    def form_for(self, tokens: int) -> nn.Module:
+        """The form that is best for so many tokens."""
+        return self.layers[sum(tokens > limit for limit in self._limits)]
 
     @property
     def weight(self) -> torch.Tensor:

@@ -32,7 +32,7 @@ _library.define("norm(Tensor x, int norm, Tensor? scale, Tensor? shift, float ep
 def run(operator: Any, x: torch.Tensor, *args: Any) -> torch.Tensor:
     """operator(x, *args), without torch's dispatcher where nothing could tell: it takes 10 microseconds a call, half of
     what a small layer needs for a token."""
-    return _KERNELS[operator](x, *args) if _alone(x) else operator(x, *args)
+    return KERNELS[operator](x, *args) if alone(x) else operator(x, *args)
 
 
 _is_compiling, _is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
@@ -40,7 +40,7 @@ _modes, _functions = torch._C._len_torch_dispatch_stack, torch._C._len_torch_fun
 _transform = torch._C._functorch.peek_interpreter_stack
 
 
-def _alone(x: torch.Tensor) -> bool:
+def alone(x: torch.Tensor) -> bool:
     """Whether no compiler, tracer, mode, transform or profiler looks on."""
     return (
         not _is_compiling()
@@ -244,7 +244,7 @@ def _attention(
         raise ValueError(f"attention of {tuple(q.shape)}, {tuple(k.shape)} and {tuple(v.shape)} does not fit")
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q, k, v))
     out = q.new_empty((batch, queries, heads, width))
-    mask, added, kept, mask_stride = _mask(mask, (batch, heads, queries, keys))
+    mask, added, kept, mask_stride = mask_of(mask, (batch, heads, queries, keys))
     native.attention(
         q.data_ptr(),
         k.data_ptr(),
@@ -271,7 +271,7 @@ def _attention(
     return out
 
 
-def _mask(
+def mask_of(
     mask: torch.Tensor | None, sizes: tuple[int, int, int, int]
 ) -> tuple[torch.Tensor | None, int, int, tuple[int, ...]]:
     """A mask of attention (batch, heads, queries, keys) with the keys of a query side by side; its address where it is
@@ -328,7 +328,7 @@ def _sparse_chain(
         raise TypeError("the parts of a chain are packed weights and contiguous float32 vectors")
     batch, tokens, width = x.shape
     x, steps, numbers = x.contiguous(), steps.contiguous(), numbers.contiguous()
-    mask, added, kept, stride = _mask(mask, (batch, heads, tokens, tokens))
+    mask, added, kept, stride = mask_of(mask, (batch, heads, tokens, tokens))
     y = x.new_empty((batch, tokens, rows))
     native.chain(
         x.data_ptr(),
@@ -376,7 +376,7 @@ norm = _operator("norm", _norm, _fake_norm)
 sparse_chain = _operator("sparse_chain", _sparse_chain, _fake_chain)
 sparse_linear = _operator("sparse_linear", _sparse_linear, _fake)
 sparse_linear_after = _operator("sparse_linear_after", _sparse_linear_after, _fake)
-_KERNELS: dict[Any, Callable[..., torch.Tensor]] = {
+KERNELS: dict[Any, Callable[..., torch.Tensor]] = {
     attention: _attention,
     norm: _norm,
     sparse_chain: _sparse_chain,

@@ -17,6 +17,9 @@ from secateur.runtime.packed import chain_defaults, pack, row_block_for
 
 LINEAR, NORM, ATTENTION = range(3)
 """Kinds of steps, by their numbers in native/include/secateur/kernels.h."""
+ROTARY, GATE = 3, 4
+"""Kinds that decoders have besides, a token at a time, and chains do not: heads turned by their positions, and the
+product of two values."""
 NONE = -1
 """The number of a value or part that is not there."""
 FIELDS = 17
@@ -27,7 +30,8 @@ FIELDS = 17
 class Step:
     """One step: the values that it reads, and what it holds. `weight`, `bias`, `scale` and `shift` are arrays, or what
     stands for them where the chain is kept (None: there is none). `number` is a norm's epsilon or what attention
-    multiplies scores by; `first` are the rows where q, k and v begin, `heads` (heads, kv heads, width of one).
+    multiplies scores by; `first` are the rows where q, k and v begin, `heads` (heads, kv heads, width of one),
+    `rows` the outputs of a layer that is computed elsewhere and has no weight here.
     """
 
     kind: int
@@ -42,6 +46,7 @@ class Step:
     norm: int = 0
     number: float = 0.0
     heads: tuple[int, int, int] = (0, 0, 0)
+    rows: int = 0
 
 
 def pack_together(weights: Sequence[np.ndarray], values: Sequence[str]) -> list[np.ndarray]:
@@ -62,7 +67,7 @@ def table(steps: Sequence[Step], place: Callable[[Any], tuple[int, int]]) -> tup
     """
     rows = []
     for step in steps:
-        weight = (NONE, 0) if step.weight is None else place(step.weight)
+        weight = (NONE, step.rows) if step.weight is None else place(step.weight)
         others = [NONE if part is None else place(part)[0] for part in (step.bias, step.scale, step.shift)]
         reads = [*step.reads, NONE, NONE][:3]
         rows.append([step.kind, *reads, *step.first, *weight, *others, step.activation, step.norm, *step.heads])

@@ -20,6 +20,7 @@ from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
 from secateur.runtime.attention import use_attention
 from secateur.runtime.chain_run import Plan, chains_of, use_chains
+from secateur.runtime.decoder_run import DecoderPlan, decoders_of, use_decoders
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import load_native
 from secateur.runtime.onecall import from_json, one_calls, to_json, use_one_call
@@ -63,6 +64,7 @@ def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> No
         "by_tokens": {name: m.tokens for name, m in model.named_modules() if isinstance(m, ByTokens)},
         "one_calls": {name: to_json(one) for name, one in one_calls(model).items()},
         "chains": {name: [asdict(plan) for plan in plans] for name, plans in chains_of(model).items()},
+        "decoders": {name: asdict(plan) for name, plan in decoders_of(model).items()},
         # Activations that were fused into a packed layer: the skeleton has them still.
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
         "aliases": aliases,
@@ -132,6 +134,13 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             use_chains(_layer(model, name), [Plan.from_json(plan) for plan in plans])
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ModelError(f"{folder / MANIFEST} is damaged: the chains of {name!r} do not fit ({error})") from None
+    if load_native() is not None:
+        try:
+            use_decoders(
+                model, {name: DecoderPlan.from_json(plan) for name, plan in manifest.get("decoders", {}).items()}
+            )
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ModelError(f"{folder / MANIFEST} is damaged: its decoders do not fit ({error})") from None
     return model
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from secateur.runtime.attention import use_attention
 from secateur.runtime.chain_use import Outcome, chain_blocks
 from secateur.runtime.choose import Choice, choose, full_packings, unmeasured
+from secateur.runtime.decoder_use import step_blocks
 from secateur.runtime.fuse import Fusions, fusions
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import isa, load_native
@@ -183,6 +184,9 @@ def compile(
     chains = Outcome()
     if traced is not None and example is not None and load_native() is not None:
         chains = chain_blocks(result, traced, example, counts[-1], measure)
+        norms = {path: one for path, one in found.calls.items() if isinstance(one, WrittenNorm)}
+        fused[STEPPED], apart = step_blocks(result, traced, norms)
+        chains.apart = "" if fused[STEPPED] else apart or chains.apart
     first, *others = (
         Report(_repacked(reports[count], chains.packed), isa(), count, torch.get_num_threads()) for count in counts
     )
@@ -211,6 +215,7 @@ def _fuse_activations(model: nn.Module, changed: Mapping[str, list[nn.Module]], 
     return done
 
 
+STEPPED = "blocks of a decoder at one token"
 FUSED: Mapping[type, str] = {OneCall: "residuals and norms", Gated: "gates", WrittenNorm: "norms"}
 
 

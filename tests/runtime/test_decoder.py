@@ -1,0 +1,274 @@
+"""Blocks of a decoder that take one token of each sequence in one go."""
+
+import copy
+import json
+import pickle
+import threading
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+from torch import nn  # noqa: E402
+
+from secateur import runtime  # noqa: E402
+from secateur.errors import ModelError  # noqa: E402
+from secateur.runtime import decoder_run, decoder_use, store  # noqa: E402
+from secateur.runtime.native import load_native  # noqa: E402
+from secateur.runtime.swap import STEPPED  # noqa: E402
+
+pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
+
+SIZES = {
+    "vocab_size": 99,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+    "bos_token_id": 1,
+}
+
+
+def decoder(name, seed=0, **more):
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **more})
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    for path, module in model.named_modules():
+        if type(module) is nn.Linear:
+            nn.init.normal_(module.weight, std=0.2)
+            if path != "lm_head":
+                module.weight.data.mul_(torch.rand(module.weight.shape) < 0.3)
+        if hasattr(module, "variance_epsilon"):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model
+
+
+MODELS = {
+    "llama": ("Llama", {}),
+    "biases": ("Qwen2", {}),
+    "norms of heads": ("Qwen3", {"head_dim": 24}),
+    "norms after layers": ("Olmo2", {}),
+    "no gate": ("Starcoder2", {"num_key_value_heads": 4}),
+    "a window": ("Mistral", {"sliding_window": 5}),
+    "some without positions": ("SmolLM3", {"no_rope_layer_interval": 2}),
+}
+
+
+def prompt(batch=2, length=6):
+    return torch.randint(2, 99, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def example():
+    ids = prompt()
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def compiled(model, **more):
+    return runtime.compile(model, measure=False, example=example(), **more)
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The shapes of what programs were run on."""
+    seen, real = [], decoder_run.Program.run
+
+    def run(self, x, given):
+        seen.append(tuple(x.shape))
+        return real(self, x, given)
+
+    monkeypatch.setattr(decoder_run.Program, "run", run)
+    return seen
+
+
+def generated(model, ids, **more):
+    with torch.inference_mode():
+        return model.generate(
+            ids, max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True, **more
+        )
+
+
+def same(model, other, ids, **more):
+    a, b = generated(model, ids, **more), generated(other, ids, **more)
+    assert torch.equal(a.sequences, b.sequences)
+    torch.testing.assert_close(torch.stack(a.logits), torch.stack(b.logits), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "more"), MODELS.values(), ids=MODELS)
+def test_decoders_generate_what_the_pruned_ones_do(name, more, steps):
+    model = decoder(name, **more)
+    fast = compiled(model)
+    assert fast.secateur_report.fused[STEPPED] == 3
+    assert "3 blocks of a decoder at one token" in fast.secateur_report.summary()
+    assert "No blocks" not in fast.secateur_report.summary()
+    steps.clear()
+    same(model, fast, prompt())
+    assert steps == [(2, 1, 48)] * (7 * 3)  # the prompt's last token gives the first of eight
+
+
+def test_padding_beams_and_other_caches(steps):
+    model = decoder("Llama")
+    fast = compiled(model)
+    ids = prompt()
+    ids[0, :3] = 0
+    mask = (ids != 0).long()
+    steps.clear()
+    same(model, fast, ids, attention_mask=mask)
+    assert len(steps) == 21
+    same(model, fast, ids, attention_mask=mask, cache_implementation="static", disable_compile=True)
+    beams = [m.generate(prompt(), max_new_tokens=6, num_beams=3, do_sample=False) for m in (model, fast)]
+    assert torch.equal(*beams)
+    assert len(steps) > 42
+    steps.clear()
+    with torch.inference_mode():
+        expected, got = (m(prompt(1, 1), use_cache=True) for m in (model, fast))
+        assert len(steps) == 3
+        assert fast(prompt(1, 1), use_cache=False).logits.shape == (1, 1, 99)
+    torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert len(steps) == 3
+
+
+def test_layers_that_stay_dense_and_layers_in_several_forms(steps, monkeypatch):
+    model = decoder("Llama")
+    nn.init.normal_(model.model.layers[1].mlp.up_proj.weight)
+    nn.init.normal_(model.model.layers[1].mlp.gate_proj.weight, std=0.2)
+    nn.init.normal_(model.model.layers[2].self_attn.o_proj.weight)
+    fast = compiled(model)
+    assert type(fast.model.layers[1].mlp.up_proj) is nn.Linear
+    assert fast.secateur_report.fused[STEPPED] == 3
+    same(model, fast, prompt())
+    both = runtime.compile(model, tokens=(1, 40), measure=False, example=example())
+    steps.clear()
+    same(model, both, prompt())
+    assert len(steps) == 21
+
+
+def test_saved_copied_and_pickled_decoders(tmp_path, steps):
+    model = decoder("Qwen3", head_dim=24)
+    fast = compiled(model)
+    store.save(fast, tmp_path / "saved")
+    for one in (store.load(tmp_path / "saved"), copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert {*decoder_run.decoders_of(one)} == {f"model.layers.{i}" for i in range(3)}
+        steps.clear()
+        same(model, one, prompt())
+        assert len(steps) == 21
+        program = one.model.layers[0].program
+        assert program.block is one.model.layers[0]
+        assert {id(m) for m, _ in program.inside} == {id(m) for m in one.model.layers[0].modules()}
+    manifest = json.loads((tmp_path / "saved" / "runtime.json").read_text())
+    manifest["decoders"]["model.layers.1"]["steps"][1]["weight"] = "self_attn.nothing.packed"
+    (tmp_path / "saved" / "runtime.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelError, match="damaged: its decoders do not fit"):
+        store.load(tmp_path / "saved")
+
+
+def test_hooks_training_gradients_and_exchanged_modules_go_the_long_way(steps):
+    model = decoder("Llama")
+    fast = compiled(model)
+    with torch.inference_mode():
+        cache = fast(prompt(), use_cache=True).past_key_values
+    one = torch.full((2, 1), 7)
+
+    def logits(of, **more):
+        with torch.inference_mode():
+            return of(one, past_key_values=copy.deepcopy(cache), **more).logits
+
+    expected = logits(model)
+    seen = []
+    handle = fast.model.layers[0].self_attn.q_proj.register_forward_hook(lambda *_: seen.append(1))
+    steps.clear()
+    torch.testing.assert_close(logits(fast), expected, rtol=1e-4, atol=1e-4)
+    assert (len(steps), seen) == (2, [1])
+    handle.remove()
+    fast.model.layers[1].train()
+    steps.clear()
+    torch.testing.assert_close(logits(fast), expected, rtol=1e-4, atol=1e-4)
+    assert len(steps) == 2
+    fast.eval()
+    fast.model.layers[2].mlp.down_proj = nn.Identity()
+    fast.model.layers[2].mlp.up_proj = nn.Linear(48, 48)
+    fast.model.layers[2].mlp.gate_proj = nn.Linear(48, 48)
+    steps.clear()
+    assert not torch.allclose(logits(fast), expected)
+    assert len(steps) == 2
+    steps.clear()
+    with pytest.raises(RuntimeError, match="no backward"):
+        fast(one, past_key_values=copy.deepcopy(cache))
+    assert not steps
+
+
+def test_hidden_states_and_attentions_are_shown_as_before():
+    model = decoder("Llama")
+    fast = compiled(model)
+    with torch.inference_mode():
+        cache = fast(prompt(), use_cache=True).past_key_values
+        for more in ({"output_hidden_states": True}, {"output_attentions": True}):
+            expected, got = (
+                m(torch.full((2, 1), 7), past_key_values=copy.deepcopy(cache), **more) for m in (model, fast)
+            )
+            for name in ("hidden_states", "attentions"):
+                assert (getattr(got, name) is None) == (getattr(expected, name) is None)
+                for a, b in zip(getattr(expected, name) or (), getattr(got, name) or (), strict=True):
+                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_nan_in_one_sequence_stays_there():
+    model = decoder("Llama")
+    fast = compiled(model)
+    with torch.inference_mode():
+        cache = fast(prompt(), use_cache=True).past_key_values
+        x = torch.randn(2, 1, 48)
+        x[0, 0, 3] = float("nan")
+        expected, got = (m(inputs_embeds=x, past_key_values=copy.deepcopy(cache)).logits for m in (model, fast))
+    assert torch.isnan(got[0]).all()
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+def test_several_threads_at_once():
+    model = decoder("Llama")
+    fast = compiled(model)
+    expected = generated(model, prompt()).sequences
+    got = []
+    threads = [threading.Thread(target=lambda: got.append(generated(fast, prompt()).sequences)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 8
+    assert all(torch.equal(one, expected) for one in got)
+
+
+def test_what_cannot_take_a_token_at_a_time_says_why():
+    fast = compiled(decoder("Phi3"))
+    assert fast.secateur_report.fused[STEPPED] == 0
+    assert "slice.Tensor" in fast.secateur_report.apart
+    assert "No blocks run as one call: model.layers.0 computes" in fast.secateur_report.summary()
+
+
+def test_a_block_that_would_give_something_else_is_left_alone(monkeypatch):
+    real = decoder_run.Program.run
+    monkeypatch.setattr(decoder_run.Program, "run", lambda self, x, given: real(self, x, given) * 1.001)
+    fast = compiled(decoder("Llama"))
+    assert not decoder_run.decoders_of(fast)
+    assert fast.secateur_report.apart == "model.layers.0 gives another result one token at a time"
+
+    def keeps_nothing(self, x, given):
+        given.cache = copy.deepcopy(given.cache)
+        return real(self, x, given)
+
+    monkeypatch.setattr(decoder_run.Program, "run", keeps_nothing)
+    assert not decoder_run.decoders_of(compiled(decoder("Llama")))
+    monkeypatch.setattr(decoder_use, "_both", lambda *_: 1 / 0)
+    fast = compiled(decoder("Llama"))
+    assert fast.secateur_report.apart.startswith("model.layers.0 cannot be tried with a cache (ZeroDivisionError")
+
+
+def test_under_torch_compile_and_export_blocks_are_as_they_were(steps):
+    model = decoder("Llama", num_hidden_layers=1)
+    fast = compiled(model)
+    with torch.inference_mode():
+        expected = model(prompt(), use_cache=False).logits
+        got = torch.compile(fast, backend="eager")(prompt(), use_cache=False).logits
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
