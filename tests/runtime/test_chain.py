@@ -410,7 +410,6 @@ def test_two_threads_at_once(calls):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (tiny.llama, "model.layers.0 reads more than one stream and one mask"),
         (tiny.t5, "encoder.block.0 reads more than one stream and one mask"),
         (tiny.gpt2, ""),
         (

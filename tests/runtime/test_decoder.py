@@ -15,6 +15,7 @@ from secateur import runtime  # noqa: E402
 from secateur.errors import ModelError  # noqa: E402
 from secateur.runtime import decoder_run, decoder_use, store  # noqa: E402
 from secateur.runtime.native import load_native  # noqa: E402
+from secateur.runtime.steps import ATTENTION, ROTARY  # noqa: E402
 from secateur.runtime.swap import STEPPED  # noqa: E402
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
@@ -157,11 +158,37 @@ def test_saved_copied_and_pickled_decoders(tmp_path, steps):
         program = one.model.layers[0].program
         assert program.block is one.model.layers[0]
         assert {id(m) for m, _ in program.inside} == {id(m) for m in one.model.layers[0].modules()}
-    manifest = json.loads((tmp_path / "saved" / "runtime.json").read_text())
-    manifest["decoders"]["model.layers.1"]["steps"][1]["weight"] = "self_attn.nothing.packed"
-    (tmp_path / "saved" / "runtime.json").write_text(json.dumps(manifest))
-    with pytest.raises(ModelError, match="damaged: its decoders do not fit"):
-        store.load(tmp_path / "saved")
+
+
+def test_a_damaged_plan_is_refused(tmp_path):
+    store.save(compiled(decoder("Llama")), tmp_path / "saved")
+    file = tmp_path / "saved" / "runtime.json"
+    whole = file.read_text()
+
+    def refused(change):
+        manifest = json.loads(whole)
+        plan = manifest["decoders"]["model.layers.1"]
+        change(plan, plan["steps"])
+        file.write_text(json.dumps(manifest))
+        with pytest.raises(ModelError, match="damaged: its decoders do not fit"):
+            store.load(tmp_path / "saved")
+
+    kinds = [step["kind"] for step in json.loads(whole)["decoders"]["model.layers.1"]["steps"]]
+    turned, attention = kinds.index(ROTARY), kinds.index(ATTENTION)
+    refused(lambda plan, steps: steps[1].update(weight="self_attn.nothing.packed"))
+    refused(lambda plan, steps: steps[1].update(weight=None))
+    refused(lambda plan, steps: steps[1].update(weight="mlp.up_proj.packed"))
+    refused(lambda plan, steps: steps[1].update(bias="self_attn.q_proj.bias"))
+    refused(lambda plan, steps: steps[0].update(scale="mlp.gate_proj.weight"))
+    refused(lambda plan, steps: steps[0].update(reads=[40, -1]))
+    refused(lambda plan, steps: steps[turned].update(heads=[2, 2, 24]))
+    refused(lambda plan, steps: steps[attention].update(heads=[4, 3, 12]))
+    refused(lambda plan, steps: steps.append({**steps[attention], "reads": [1, 2, 3]}))
+    refused(lambda plan, steps: steps.pop(attention))
+    refused(lambda plan, steps: steps[attention].update(kind=7))
+    refused(lambda plan, steps: plan.update(attention="nothing"))
+    refused(lambda plan, steps: plan.pop("form"))
+    refused(lambda plan, steps: plan.update(width=47))
 
 
 def test_hooks_training_gradients_and_exchanged_modules_go_the_long_way(steps):

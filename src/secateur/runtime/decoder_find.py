@@ -55,10 +55,12 @@ class DecoderBlock:
 
 
 def decoder_blocks(traced: Traced, norms: Mapping[str, WrittenNorm]) -> tuple[list[DecoderBlock], dict[str, str]]:
-    """The blocks that can take a token at a time, in the order of the model, and why others cannot; `norms` are modules
-    that are written out norms.
+    """The blocks that can take a token at a time, in the order of the model, and why others that are called with a
+    cache cannot; `norms` are modules that are written out norms.
     """
-    return blocks(traced, lambda traced, path, nodes: _DecoderReading(traced, path, nodes, norms))
+    found, refused = blocks(traced, lambda traced, path, nodes: _DecoderReading(traced, path, nodes, norms))
+    calls = {path: traced.calls.get(path) for path in refused}
+    return found, {path: why for path, why in refused.items() if (call := calls[path]) and CACHE in call.given}
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,9 @@ class _DecoderReading(Reading):
             if node not in self.skipped:
                 self._read(node)
         self._exit()
-        place = getattr(self.traced.modules.get(self.attention), PLACE, None)
-        if not isinstance(place, int):
-            raise NoChainError("has no attention that knows its place in a cache")
+        attention = self.traced.modules.get(self.attention)
+        if not isinstance(getattr(attention, PLACE, None), int) or not getattr(attention, "is_causal", False):
+            raise NoChainError("has no attention to earlier tokens alone that knows its place in a cache")
         form, width = self._decoder_form(module), self.source.meta["val"].shape[-1]
         return DecoderBlock(self.path, form, self.steps, self.attention, width)
 

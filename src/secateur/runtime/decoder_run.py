@@ -19,7 +19,7 @@ from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import load_native
 from secateur.runtime.ops import alone, mask_of
 from secateur.runtime.packed import ACTIVATIONS, describe
-from secateur.runtime.steps import ATTENTION, GATE, LINEAR, NONE, NORM, Step, table
+from secateur.runtime.steps import ATTENTION, GATE, LINEAR, NONE, NORM, ROTARY, Step, table
 
 NOTHING_CACHED = (0, 0, 0, (0, 0, 0), (0, 0, 0), 0, 0, (0, 0, 0))
 """What `Token.run` is told of the cache and the mask before the token is in it."""
@@ -71,7 +71,12 @@ class Program:
         self.steps = _joined(plan.steps)
         self.inside = children([block])
         self.place_in_cache = block.get_submodule(plan.attention)
-        self.heads = next(step.heads for step in self.steps if step.kind == ATTENTION)
+        attends = [step for step in self.steps if step.kind == ATTENTION]
+        if len(attends) != 1:
+            raise ValueError(f"a block has one attention, not {len(attends)}")
+        self.heads = attends[0].heads
+        if any(step.kind == ROTARY and step.heads[2] != self.heads[2] for step in self.steps):
+            raise ValueError("heads are turned that are wider than those of attention")
         self._prepared: dict[int, _Prepared] = {}
         self._for(1)
 
