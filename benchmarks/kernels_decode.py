@@ -18,6 +18,7 @@ from turns import Run, medians_us
 
 from secateur.runtime import isa
 from secateur.runtime.choose import candidates
+from secateur.runtime.ops import run as called
 from secateur.runtime.ops import sparse_linear
 from secateur.runtime.packed import GROUPS, VALUES_OF, pack
 
@@ -54,7 +55,7 @@ def rows_of(tokens: int, density: float, seconds: float) -> list[str]:
             packed = torch.from_numpy(pack(kept, **packing))
             runs: dict[str, Run] = {
                 "torch": rotating(dense, lambda w: torch.nn.functional.linear(x, w)),
-                "secateur": rotating(copies(packed), lambda p: sparse_linear(x, p, None, SIZE, 0)),
+                "secateur": rotating(copies(packed), lambda p: called(sparse_linear, x, p, None, SIZE, 0)),
             }
             pattern = f"{block}x1" if block > 1 else "any"
             lines.append(line(tokens, density, pattern, packing, packed, medians_us(runs, seconds)))
@@ -88,7 +89,7 @@ def group_rows(tokens: int, seconds: float) -> list[str]:
             packings += [{"format": "bitmask", "value": value}] * (value in VALUES_OF["bitmask"])
             packed = [torch.from_numpy(pack(kept, **packing)) for packing in packings]
             for packing, blob in zip(packings, packed, strict=True):
-                runs[packing["format"]] = rotating(copies(blob), lambda p: sparse_linear(x, p, None, SIZE, 0))
+                runs[packing["format"]] = rotating(copies(blob), lambda p: called(sparse_linear, x, p, None, SIZE, 0))
             took = medians_us(runs, seconds)
             for packing, blob in zip(packings, packed, strict=True):
                 one = {"torch": took["torch"], "secateur": took[packing["format"]]}

@@ -19,8 +19,8 @@ from secateur.runtime.packed import NORMS
 from secateur.runtime.steps import GATE, NONE, NORM, ROTARY, Step
 from secateur.runtime.traced import CHECKS, COPIES, Traced, aten, positional, stack
 
-CACHE = "past_key_values"
-"""The argument of transformers' blocks that holds keys and values of earlier tokens."""
+CACHE, MASK = "past_key_values", "attention_mask"
+"""The arguments of transformers' blocks that hold keys and values of earlier tokens, and a mask, which may be None."""
 IGNORED = {"use_cache", "position_ids", "cache_position"}
 """Arguments that make no difference beside those that are looked at."""
 PLACE = "layer_idx"
@@ -120,6 +120,8 @@ class _DecoderReading(Reading):
             if node not in self.skipped:
                 self._read(node)
         self._exit()
+        if self.folds:
+            raise NoChainError("multiplies outputs of its layers by a parameter")
         attention = self.traced.modules.get(self.attention)
         if not isinstance(getattr(attention, PLACE, None), int) or not getattr(attention, "is_causal", False):
             raise NoChainError("has no attention to earlier tokens alone that knows its place in a cache")
@@ -205,14 +207,9 @@ class _DecoderReading(Reading):
         rest = [name for name in given if name not in (*streams, *masks, *pairs) and given[name] not in (None, False)]
         if len(streams) != 1 or rest:
             raise NoChainError(f"is called with {', '.join(rest or streams)}")
-        names = positional(module)
-        return DecoderForm(
-            names,
-            streams[0],
-            masks[0] if masks else "attention_mask" * ("attention_mask" in call.given),
-            pairs[0] if pairs else "",
-            given_by(call.output),
-        )
+        mask = masks[0] if masks else MASK if MASK in call.given else ""
+        turns = pairs[0] if pairs else ""
+        return DecoderForm(positional(module), streams[0], mask, turns, given_by(call.output))
 
 
 _DecoderReading.readers = {
