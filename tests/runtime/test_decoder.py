@@ -10,6 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 from torch import nn  # noqa: E402
+from transformers import AttentionMaskInterface  # noqa: E402
+from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402
+from transformers.masking_utils import sdpa_mask  # noqa: E402
 
 from secateur import runtime  # noqa: E402
 from secateur.errors import ModelError  # noqa: E402
@@ -187,6 +190,12 @@ def test_a_damaged_plan_is_refused(tmp_path):
     refused(lambda plan, steps: steps.pop(attention))
     refused(lambda plan, steps: steps[attention].update(kind=7))
     refused(lambda plan, steps: plan.update(attention="nothing"))
+    refused(lambda plan, steps: plan.update(attention="mlp"))
+    refused(lambda plan, steps: steps[attention].update(heads=[4, 2]))
+    refused(lambda plan, steps: steps[attention].update(heads=[2**70, 2, 12]))
+    refused(lambda plan, steps: steps[1].update(activation=99))
+    refused(lambda plan, steps: plan["form"].update(given="x"))
+    refused(lambda plan, steps: plan["form"].update(given=1 << 40))
     refused(lambda plan, steps: plan.pop("form"))
     refused(lambda plan, steps: plan.update(width=47))
 
@@ -224,6 +233,56 @@ def test_hooks_training_gradients_and_exchanged_modules_go_the_long_way(steps):
     with pytest.raises(RuntimeError, match="no backward"):
         fast(one, past_key_values=copy.deepcopy(cache))
     assert not steps
+
+
+def test_weights_that_move_or_change_are_seen(steps):
+    model = decoder("Llama")
+    fast = compiled(model)
+    generated(fast, prompt(1))
+    fast.share_memory()
+    same(model, fast, prompt(1))
+    norms = [m.model.layers[1].input_layernorm for m in (model, fast)]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.data = norm.weight.data * 3
+    same(model, fast, prompt(1))
+    steps.clear()
+    for norm in norms:
+        norm.weight = nn.Parameter(torch.rand(48, 2, generator=torch.Generator().manual_seed(3))[:, 0])
+    same(model, fast, prompt(1))
+    assert len(steps) == 14  # the layer with the strided weight takes the long way
+
+
+def test_another_attention_is_asked(steps):
+    model = decoder("Llama")
+    fast = compiled(model)
+    for m in (model, fast):
+        for layer in m.model.layers:
+            layer.self_attn.scaling = 1.0
+    same(model, fast, prompt())
+    assert not steps[3:]
+
+    def half(*args, **kwargs):
+        output, weights = sdpa_attention_forward(*args, **kwargs)
+        return output * 0.5, weights
+
+    transformers.AttentionInterface.register("half", half)
+    AttentionMaskInterface.register("half", sdpa_mask)
+    fast = compiled(model)
+    steps.clear()
+    for m in (model, fast):
+        m.set_attn_implementation("half")
+    same(model, fast, prompt())
+    assert not steps
+
+
+def test_a_mask_of_other_keys_is_refused():
+    fast = compiled(decoder("Llama"))
+    with torch.inference_mode():
+        cache = fast(prompt(), use_cache=True).past_key_values
+        mask = torch.ones(2, 1, 1, 12, dtype=torch.bool)
+        with pytest.raises(ValueError, match="mask is of 12 keys, but the cache holds 7"):
+            fast(torch.full((2, 1), 7), past_key_values=cache, attention_mask=mask)
 
 
 def test_hidden_states_and_attentions_are_shown_as_before():

@@ -68,15 +68,13 @@ class Program:
 
     def __init__(self, block: nn.Module, plan: DecoderPlan):
         self.block, self.plan = block, plan
+        self.heads = _checked(plan)
         self.steps = _joined(plan.steps)
         self.inside = children([block])
         self.place_in_cache = block.get_submodule(plan.attention)
-        attends = [step for step in self.steps if step.kind == ATTENTION]
-        if len(attends) != 1:
-            raise ValueError(f"a block has one attention, not {len(attends)}")
-        self.heads = attends[0].heads
-        if any(step.kind == ROTARY and step.heads[2] != self.heads[2] for step in self.steps):
-            raise ValueError("heads are turned that are wider than those of attention")
+        if not isinstance(getattr(self.place_in_cache, PLACE, None), int):
+            raise AttributeError(f"{plan.attention} has no {PLACE}")
+        self.attends = self._attends()
         self._prepared: dict[int, _Prepared] = {}
         self._for(1)
 
@@ -86,8 +84,16 @@ class Program:
     def _for(self, batch: int) -> _Prepared:
         prepared = self._prepared.get(batch)
         if prepared is None or not prepared.is_current():
+            if prepared is not None:
+                self._prepared.clear()  # the others may hold what is gone from the block
             prepared = self._prepared[batch] = _Prepared(self.block, self.steps, self.plan.width, batch)
         return prepared
+
+    def _attends(self) -> tuple[Any, Any]:
+        """By which function and with which factor transformers' attention would compute."""
+        config = getattr(self.place_in_cache, "config", None)
+        name = None if config is None else vars(config).get("_attn_implementation_internal")
+        return name, getattr(self.place_in_cache, "scaling", None)
 
     def run(self, x: torch.Tensor, given: TokenInputs) -> torch.Tensor:
         """What the block gives for x (batch, 1, width)."""
@@ -129,8 +135,9 @@ class Program:
         if keys.dtype is not torch.float32 or held.dtype is not torch.float32:
             raise TypeError(f"packed layers want a cache in float32, not {keys.dtype}")
         keys, held = (each if each.stride(3) == 1 else each.contiguous() for each in (keys, held))
-        mask = None if given.mask is None else given.mask[..., :count]
-        mask, added, kept, apart = mask_of(mask, (batch, heads, 1, count))
+        if given.mask is not None and given.mask.shape[3] not in (1, count):
+            raise ValueError(f"the mask is of {given.mask.shape[3]} keys, but the cache holds {count}")
+        mask, added, kept, apart = mask_of(given.mask, (batch, heads, 1, count))
         places = (keys.data_ptr(), held.data_ptr(), count, keys.stride()[:3], held.stride()[:3], added, kept, apart)
         return places, (keys, held, mask)
 
@@ -148,7 +155,16 @@ class Program:
             return None
         if not self._is_mask(mask, x.shape[0]) or not self._are_turns(turns, x.shape[0]):
             return None
-        if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.block.parameters())):
+        if torch.is_grad_enabled() and (
+            any(t is not None and t.requires_grad for t in (x, mask, *(turns or ())))
+            or any(p.requires_grad for p in self.block.parameters())
+        ):
+            return None
+        if self._attends() != self.attends:
+            return None
+        try:
+            self._for(x.shape[0])
+        except (AttributeError, ValueError):  # weights were exchanged for others that the kernels do not take
             return None
         return x, TokenInputs(mask, turns, cache)
 
@@ -183,6 +199,7 @@ class _Prepared:
     def __init__(self, block: nn.Module, steps: Sequence[Step], width: int, batch: int):
         native: Any = load_native()
         self.parts: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+        self.addresses: list[int] = []
         self.layers = [_dense(block, step, batch) for step in steps]
         self.rows = [width]
 
@@ -195,16 +212,18 @@ class _Prepared:
             if tensor.dtype not in (torch.uint8, torch.float32) or tensor.device.type != "cpu":
                 raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}")
             self.parts.append((held, name, tensor))
+            self.addresses.append(tensor.data_ptr())
             return len(self.parts) - 1, tensor.nbytes
 
         placed = [_placed(block, step, layer, batch) for step, layer in zip(steps, self.layers, strict=True)]
         rows, numbers = table(placed, place)
-        addresses = [tensor.data_ptr() for _, _, tensor in self.parts]
         sizes = [tensor.nbytes for _, _, tensor in self.parts]
-        self.token = native.Token(rows.ctypes.data, numbers.ctypes.data, len(rows), width, addresses, sizes)
+        self.token = native.Token(rows.ctypes.data, numbers.ctypes.data, len(rows), width, self.addresses, sizes)
         self.floats: int = self.token.floats
         for step, layer in zip(placed, self.layers, strict=True):
             wide = self.rows[step.reads[0]]
+            if layer is not None and layer.in_features != wide:
+                raise ValueError(f"a layer reads {layer.in_features} numbers of {wide}")
             if step.kind == LINEAR:
                 wide = layer.out_features if layer is not None else describe(step.weight[0].packed.numpy()).rows
             self.rows.append(wide)
@@ -212,8 +231,11 @@ class _Prepared:
         self.stretches = list(_stretches(steps, self.layers))
 
     def is_current(self) -> bool:
-        """Whether the modules hold the same tensors still."""
-        return all(held.get(name) is tensor for held, name, tensor in self.parts)
+        """Whether the modules hold the same tensors still, and these lie where they lay."""
+        return all(
+            held[name] is tensor and tensor.data_ptr() == address
+            for (held, name, tensor), address in zip(self.parts, self.addresses, strict=True)
+        )
 
     def first(self, value: int, batch: int) -> int:
         """Where a value begins."""
@@ -232,6 +254,23 @@ class _Prepared:
         y = _activated(self.layers[number](first), step.activation)
         y = y if gate is None else y * gate
         self.value(number + 1, x, values, batch).copy_(y if residual is None else y + residual)
+
+
+def _checked(plan: DecoderPlan) -> tuple[int, int, int]:
+    """The heads of attention in a plan; ValueError where it does not hold together."""
+    attends = [step for step in plan.steps if step.kind == ATTENTION]
+    if len(attends) != 1:
+        raise ValueError(f"a block has one attention, not {len(attends)}")
+    if any(len(step.heads) != 3 or not 0 <= min(step.heads) <= max(step.heads) < 1 << 31 for step in plan.steps):
+        raise ValueError("heads are three numbers")
+    heads = attends[0].heads
+    if any(step.kind == ROTARY and step.heads[2] != heads[2] for step in plan.steps):
+        raise ValueError("heads are turned that are wider than those of attention")
+    if any(not 0 <= step.activation < len(ACTIVATIONS) for step in plan.steps):
+        raise ValueError("there is an unknown activation")
+    if plan.form.given not in range(8):
+        raise ValueError(f"a block gives {plan.form.given!r}")
+    return heads
 
 
 def _three(step: Step) -> list[int]:

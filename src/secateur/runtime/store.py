@@ -139,7 +139,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             use_decoders(
                 model, {name: DecoderPlan.from_json(plan) for name, plan in manifest.get("decoders", {}).items()}
             )
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
+        except (TypeError, LookupError, AttributeError, ValueError, OverflowError) as error:
             raise ModelError(f"{folder / MANIFEST} is damaged: its decoders do not fit ({error})") from None
     return model
 
