@@ -233,7 +233,7 @@ class _Prepared:
     def is_current(self) -> bool:
         """Whether the modules hold the same tensors still, and these lie where they lay."""
         return all(
-            held[name] is tensor and tensor.data_ptr() == address
+            tensor.data_ptr() == address and held.get(name) is tensor
             for (held, name, tensor), address in zip(self.parts, self.addresses, strict=True)
         )
 
