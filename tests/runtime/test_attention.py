@@ -67,8 +67,8 @@ def calls(monkeypatch):
     """Counts how often the kernels attend."""
     from secateur.runtime import ops
 
-    count, real = [], ops.KERNELS[ops.attention]
-    monkeypatch.setitem(ops.KERNELS, ops.attention, lambda *a: count.append(1) or real(*a))
+    count, real = [], ops._KERNELS[ops.attention]
+    monkeypatch.setitem(ops._KERNELS, ops.attention, lambda *a: count.append(1) or real(*a))
     return count
 
 

@@ -79,9 +79,9 @@ def steps(monkeypatch):
     """The shapes of what programs were run on."""
     seen, real = [], decoder_run.Program.run
 
-    def run(self, x, given):
+    def run(self, x, given, prepared):
         seen.append(tuple(x.shape))
-        return real(self, x, given)
+        return real(self, x, given, prepared)
 
     monkeypatch.setattr(decoder_run.Program, "run", run)
     return seen
@@ -335,14 +335,14 @@ def test_what_cannot_take_a_token_at_a_time_says_why():
 
 def test_a_block_that_would_give_something_else_is_left_alone(monkeypatch):
     real = decoder_run.Program.run
-    monkeypatch.setattr(decoder_run.Program, "run", lambda self, x, given: real(self, x, given) * 1.001)
+    monkeypatch.setattr(decoder_run.Program, "run", lambda self, *given: real(self, *given) * 1.001)
     fast = compiled(decoder("Llama"))
     assert not decoder_run.decoders_of(fast)
     assert fast.secateur_report.apart == "model.layers.0 gives another result one token at a time"
 
-    def keeps_nothing(self, x, given):
+    def keeps_nothing(self, x, given, prepared):
         given.cache = copy.deepcopy(given.cache)
-        return real(self, x, given)
+        return real(self, x, given, prepared)
 
     monkeypatch.setattr(decoder_run.Program, "run", keeps_nothing)
     assert not decoder_run.decoders_of(compiled(decoder("Llama")))

@@ -19,7 +19,7 @@ from torch.nn.modules import module as global_hooks
 
 from secateur.runtime.chain_find import Form
 from secateur.runtime.ops import run, sparse_chain
-from secateur.runtime.steps import Step, table
+from secateur.runtime.steps import Step, step_from_json, table
 from secateur.torch.observe import KNOWN
 
 
@@ -47,8 +47,7 @@ class Plan:
             TypeError, KeyError, AttributeError: when it is none.
         """
         form: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data["form"].items()}
-        tuples = ("first", "heads")
-        steps = tuple(Step(**{**step, **{name: tuple(step[name]) for name in tuples}}) for step in data["steps"])
+        steps = tuple(map(step_from_json, data["steps"]))
         return cls(**{**data, "blocks": tuple(data["blocks"]), "form": Form(**form), "steps": steps})
 
 

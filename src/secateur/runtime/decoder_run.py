@@ -17,9 +17,9 @@ from secateur.runtime.chain_run import Swapped, children, swapped, untouched
 from secateur.runtime.decoder_find import CACHE, IGNORED, PLACE, DecoderForm
 from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.native import load_native
-from secateur.runtime.ops import alone, mask_of
-from secateur.runtime.packed import ACTIVATIONS, describe
-from secateur.runtime.steps import ATTENTION, GATE, LINEAR, NONE, NORM, ROTARY, Step, table
+from secateur.runtime.ops import activated, alone, mask_of
+from secateur.runtime.packed import ACTIVATIONS
+from secateur.runtime.steps import ATTENTION, GATE, LINEAR, NONE, NORM, ROTARY, Step, step_from_json, table, three_reads
 
 NOTHING_CACHED = (0, 0, 0, (0, 0, 0), (0, 0, 0), 0, 0, (0, 0, 0))
 """What `Token.run` is told of the cache and the mask before the token is in it."""
@@ -42,10 +42,7 @@ class DecoderPlan:
             TypeError, KeyError, AttributeError: when it is none.
         """
         form = DecoderForm(**{**data["form"], "names": tuple(data["form"]["names"])})
-        steps = tuple(
-            Step(**{**step, "first": tuple(step["first"]), "heads": tuple(step["heads"])}) for step in data["steps"]
-        )
-        return cls(form, steps, data["attention"], data["width"])
+        return cls(form, tuple(map(step_from_json, data["steps"])), data["attention"], data["width"])
 
 
 @dataclass
@@ -76,12 +73,19 @@ class Program:
             raise AttributeError(f"{plan.attention} has no {PLACE}")
         self.attends = self._attends()
         self._prepared: dict[int, _Prepared] = {}
-        self._for(1)
+        self._prepare(1)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_prepared": {}}  # it holds addresses
 
-    def _for(self, batch: int) -> _Prepared:
+    def prepared(self, batch: int) -> _Prepared | None:
+        """The steps for so many tokens; None where weights were exchanged for others that the kernels do not take."""
+        try:
+            return self._prepare(batch)
+        except (AttributeError, ValueError):
+            return None
+
+    def _prepare(self, batch: int) -> _Prepared:
         prepared = self._prepared.get(batch)
         if prepared is None or not prepared.is_current():
             if prepared is not None:
@@ -95,9 +99,9 @@ class Program:
         name = None if config is None else vars(config).get("_attn_implementation_internal")
         return name, getattr(self.place_in_cache, "scaling", None)
 
-    def run(self, x: torch.Tensor, given: TokenInputs) -> torch.Tensor:
-        """What the block gives for x (batch, 1, width)."""
-        batch, prepared = x.shape[0], self._for(x.shape[0])
+    def run(self, x: torch.Tensor, given: TokenInputs, prepared: _Prepared) -> torch.Tensor:
+        """What the block gives for x (batch, 1, width), prepared for the batch."""
+        batch = x.shape[0]
         values = x.new_empty(batch * prepared.floats)
         cos, sin, apart = 0, 0, 0
         if given.turns is not None:
@@ -160,13 +164,7 @@ class Program:
             or any(p.requires_grad for p in self.block.parameters())
         ):
             return None
-        if self._attends() != self.attends:
-            return None
-        try:
-            self._for(x.shape[0])
-        except (AttributeError, ValueError):  # weights were exchanged for others that the kernels do not take
-            return None
-        return x, TokenInputs(mask, turns, cache)
+        return None if self._attends() != self.attends else (x, TokenInputs(mask, turns, cache))
 
     def _is_mask(self, mask: Any, batch: int) -> bool:
         if mask is None:
@@ -225,8 +223,10 @@ class _Prepared:
             if layer is not None and layer.in_features != wide:
                 raise ValueError(f"a layer reads {layer.in_features} numbers of {wide}")
             if step.kind == LINEAR:
-                wide = layer.out_features if layer is not None else describe(step.weight[0].packed.numpy()).rows
+                wide = layer.out_features if layer is not None else step.weight[0].out_features
             self.rows.append(wide)
+        if sum(self.rows[1:]) != self.floats:
+            raise ValueError("a packed weight has other rows than its layer says")
         self.firsts = [0, *accumulate(self.rows[1:], initial=0)]
         self.stretches = list(_stretches(steps, self.layers))
 
@@ -250,8 +250,8 @@ class _Prepared:
 
     def compute(self, number: int, step: Step, x: torch.Tensor, values: torch.Tensor, batch: int) -> None:
         """A step that torch computes."""
-        first, gate, residual = (None if v == NONE else self.value(v, x, values, batch) for v in _three(step))
-        y = _activated(self.layers[number](first), step.activation)
+        first, gate, residual = (None if v == NONE else self.value(v, x, values, batch) for v in three_reads(step))
+        y = activated(self.layers[number](first), step.activation)
         y = y if gate is None else y * gate
         self.value(number + 1, x, values, batch).copy_(y if residual is None else y + residual)
 
@@ -271,10 +271,6 @@ def _checked(plan: DecoderPlan) -> tuple[int, int, int]:
     if plan.form.given not in range(8):
         raise ValueError(f"a block gives {plan.form.given!r}")
     return heads
-
-
-def _three(step: Step) -> list[int]:
-    return [*step.reads, NONE, NONE][:3]
 
 
 def _dense(block: nn.Module, step: Step, batch: int) -> Any:
@@ -339,15 +335,6 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
     return joined
 
 
-def _activated(y: torch.Tensor, activation: int) -> torch.Tensor:
-    name = ACTIVATIONS[activation]
-    if name == "none":
-        return y
-    if name == "gelu_tanh":
-        return nn.functional.gelu(y, approximate="tanh")
-    return getattr(nn.functional, name)(y)
-
-
 class _Decoder(Swapped):
     program: Program
 
@@ -356,7 +343,10 @@ class _Decoder(Swapped):
         read = None if torch.compiler.is_compiling() else program.read(args, kwargs)
         if read is None or not alone(read[0]) or not untouched(program.inside):
             return plain(self, *args, **kwargs)
-        output, given = program.run(*read), program.plan.form.given
+        prepared = program.prepared(read[0].shape[0])
+        if prepared is None:
+            return plain(self, *args, **kwargs)
+        output, given = program.run(*read, prepared), program.plan.form.given
         return (output, *[None] * (given - 1)) if given else output
 
 

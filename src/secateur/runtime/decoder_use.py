@@ -90,7 +90,9 @@ def _both(block: nn.Module, program: Program) -> list[tuple[torch.Tensor, torch.
     before = copy.deepcopy(cache)
     expected = called(TOKENS - 1, TOKENS)
     after, cache = cache, before
-    got = program.run(x[:, -1:].contiguous(), inputs(TOKENS - 1, TOKENS))
+    prepared = program.prepared(BATCH)
+    assert prepared is not None
+    got = program.run(x[:, -1:].contiguous(), inputs(TOKENS - 1, TOKENS), prepared)
     pairs = [(expected, got)]
     for one, other in zip(after.layers, cache.layers, strict=True):
         if one.is_initialized:

@@ -32,7 +32,7 @@ _library.define("norm(Tensor x, int norm, Tensor? scale, Tensor? shift, float ep
 def run(operator: Any, x: torch.Tensor, *args: Any) -> torch.Tensor:
     """operator(x, *args), without torch's dispatcher where nothing could tell: it takes 10 microseconds a call, half of
     what a small layer needs for a token."""
-    return KERNELS[operator](x, *args) if alone(x) else operator(x, *args)
+    return _KERNELS[operator](x, *args) if alone(x) else operator(x, *args)
 
 
 _is_compiling, _is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
@@ -197,7 +197,13 @@ def _matrix(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
 def _without_kernels(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, activation: int) -> torch.Tensor:
     from secateur.runtime import reference
 
-    y = torch.nn.functional.linear(x, torch.from_numpy(reference.unpack(packed.numpy())), bias)
+    return activated(
+        torch.nn.functional.linear(x, torch.from_numpy(reference.unpack(packed.numpy())), bias), activation
+    )
+
+
+def activated(y: torch.Tensor, activation: int) -> torch.Tensor:
+    """torch's own activation, one of `ACTIVATIONS` by number."""
     name = ACTIVATIONS[activation]
     if name == "none":
         return y
@@ -376,7 +382,7 @@ norm = _operator("norm", _norm, _fake_norm)
 sparse_chain = _operator("sparse_chain", _sparse_chain, _fake_chain)
 sparse_linear = _operator("sparse_linear", _sparse_linear, _fake)
 sparse_linear_after = _operator("sparse_linear_after", _sparse_linear_after, _fake)
-KERNELS: dict[Any, Callable[..., torch.Tensor]] = {
+_KERNELS: dict[Any, Callable[..., torch.Tensor]] = {
     attention: _attention,
     norm: _norm,
     sparse_chain: _sparse_chain,

@@ -6,7 +6,7 @@ Value 0 is what a chain reads; step i writes value i + 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,16 @@ class Step:
     rows: int = 0
 
 
+def step_from_json(data: Mapping[str, Any]) -> Step:
+    """A step from what `dataclasses.asdict` made of it."""
+    return Step(**{**data, "first": tuple(data["first"]), "heads": tuple(data["heads"])})
+
+
+def three_reads(step: Step) -> list[int]:
+    """The values that a step reads, filled up with NONE."""
+    return [*step.reads, NONE, NONE][:3]
+
+
 def pack_together(weights: Sequence[np.ndarray], values: Sequence[str]) -> list[np.ndarray]:
     """The weights (out, in) of a chain, packed for one tile that suits them all."""
     density = sum(np.count_nonzero(weight) for weight in weights) / sum(weight.size for weight in weights)
@@ -69,6 +79,7 @@ def table(steps: Sequence[Step], place: Callable[[Any], tuple[int, int]]) -> tup
     for step in steps:
         weight = (NONE, step.rows) if step.weight is None else place(step.weight)
         others = [NONE if part is None else place(part)[0] for part in (step.bias, step.scale, step.shift)]
-        reads = [*step.reads, NONE, NONE][:3]
-        rows.append([step.kind, *reads, *step.first, *weight, *others, step.activation, step.norm, *step.heads])
+        rows.append(
+            [step.kind, *three_reads(step), *step.first, *weight, *others, step.activation, step.norm, *step.heads]
+        )
     return np.array(rows, np.int64), np.array([step.number for step in steps], np.float32)
