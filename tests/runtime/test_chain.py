@@ -244,10 +244,32 @@ def test_hidden_states_and_attentions_are_those_of_the_layers(calls):
         assert chained(calls, fast, model, {**batch, "output_hidden_states": True}) == 0
         with torch.inference_mode():
             assert len(fast(**batch, output_hidden_states=True).hidden_states) == 3
+        assert chained(calls, fast, model, batch) == 1
+        watched = next(m for m in fast.modules() if m._forward_hooks)
+        handle = watched.register_forward_hook(lambda *_: None)
+        assert chained(calls, fast, model, batch) == 0
+        handle.remove()
+        with torch.inference_mode():
+            expected, got = (m(**batch, output_hidden_states=True).hidden_states for m in (model, fast))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     model, fast, example = compiled(bert)
     model.set_attn_implementation("eager")
     fast.set_attn_implementation("eager")
     assert chained(calls, fast, model, {**text(2, 9, (0,)), "output_attentions": True}) == 0
+
+
+def test_a_model_that_has_shown_its_hidden_states_is_compiled_whole(calls):
+    def shown():
+        model = bert()
+        with torch.inference_mode():
+            model.eval()(**text(2, 9), output_hidden_states=True)
+        assert any(module._forward_hooks for module in model.modules())
+        return model
+
+    model, fast, _ = compiled(shown)
+    assert fast.secateur_report.blocks == 2
+    assert chained(calls, fast, model, text(2, 9)) == 1
+    assert chained(calls, fast, model, {**text(2, 9), "output_hidden_states": True}) == 0
 
 
 @pytest.mark.parametrize("way", ["early", "skip", "keep", "twice", "between", "mask"])

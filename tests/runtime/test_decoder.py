@@ -285,7 +285,7 @@ def test_a_mask_of_other_keys_is_refused():
             fast(torch.full((2, 1), 7), past_key_values=cache, attention_mask=mask)
 
 
-def test_hidden_states_and_attentions_are_shown_as_before():
+def test_hidden_states_and_attentions_are_shown_as_before(steps):
     model = decoder("Llama")
     fast = compiled(model)
     with torch.inference_mode():
@@ -298,6 +298,9 @@ def test_hidden_states_and_attentions_are_shown_as_before():
                 assert (getattr(got, name) is None) == (getattr(expected, name) is None)
                 for a, b in zip(getattr(expected, name) or (), getattr(got, name) or (), strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        steps.clear()
+        fast(torch.full((2, 1), 7), past_key_values=cache)
+    assert len(steps) == 3  # the hooks that were left are at rest
 
 
 def test_nan_in_one_sequence_stays_there():

@@ -20,6 +20,7 @@ from torch.nn.modules import module as global_hooks
 from secateur.runtime.chain_find import Form
 from secateur.runtime.ops import run, sparse_chain
 from secateur.runtime.steps import Step, step_from_json, table
+from secateur.runtime.watch import is_watched
 from secateur.torch.observe import KNOWN
 
 
@@ -141,7 +142,9 @@ def untouched(inside: Children) -> bool:
     if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
         return False
     for module, before in inside:
-        if module.training or module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+        if module.training or "forward" in module.__dict__:
+            return False
+        if (module._forward_hooks or module._forward_pre_hooks) and is_watched(module):
             return False
         if [*module._modules.values()] != before:
             return False

@@ -15,6 +15,7 @@ from secateur.runtime.linear import ByTokens, SparseLinear
 from secateur.runtime.ops import norm as norm_operator
 from secateur.runtime.ops import run, sparse_linear, sparse_linear_after
 from secateur.runtime.packed import ACTIVATIONS, NORMS
+from secateur.runtime.watch import is_watched
 
 
 @dataclass(frozen=True)
@@ -251,8 +252,10 @@ def _watched(module: nn.Module) -> bool:
     third of the time of a generator.
     """
     for child in module._modules.values():
-        if child is not None and (
-            child._forward_hooks or child._forward_pre_hooks or (child._modules and _watched(child))
-        ):
+        if child is None:
+            continue
+        if (child._forward_hooks or child._forward_pre_hooks) and is_watched(child):
+            return True
+        if child._modules and _watched(child):
             return True
     return False

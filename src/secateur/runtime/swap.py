@@ -207,7 +207,8 @@ def _fuse_activations(model: nn.Module, changed: Mapping[str, list[nn.Module]], 
     done = 0
     for name, (path, activation) in found.activations.items():
         forms = changed.get(name, [])
-        if forms and all(isinstance(form, SparseLinear) for form in forms):
+        hooks = model.get_submodule(path)._forward_hooks  # also those at rest: the module goes
+        if forms and not hooks and all(isinstance(form, SparseLinear) for form in forms):
             for form in forms:
                 form.activate(activation)
             put_module(model, path, nn.Identity())

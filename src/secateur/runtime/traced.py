@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from secateur.runtime.watch import is_watched
+
 aten = torch.ops.aten
 ACTIVATIONS = {aten.relu.default: "relu", aten.gelu.default: "gelu", aten.silu.default: "silu"}
 COPIES = (
@@ -57,7 +59,7 @@ class Traced:
         from secateur.torch.export import export
 
         # Hooks that were there before are the reason not to fuse, so they are looked for before those of the tracing.
-        self.watched = {path for path, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks}
+        self.watched = {path for path, m in model.named_modules() if is_watched(m)}
         with _watching(model) as seen:
             program = export(model, example)
         signature = program.graph_signature
