@@ -6,8 +6,8 @@
 
 namespace {
 
-constexpr int kQueryVectors = 2;
-constexpr int kQueries = kQueryVectors * Simd::W;                // in a tile
+constexpr int kQueries = Twice::W;  // in a tile
+constexpr int kQueryVectors = kQueries / Simd::W;
 constexpr int kScoreRows = Simd::REGISTERS / 2 / kQueryVectors;  // rows of a product worked on at a time
 constexpr int kFewQueries = 7;  // up to here they are worked on row by row, four at a time
 constexpr int64_t kKeyBlock = 128;
@@ -23,6 +23,8 @@ __attribute__((noinline)) void product_rows(const float* a, int64_t row, int64_t
   for (int r = 0; r < R; r++)
     SECATEUR_UNROLL
     for (int v = 0; v < N; v++) acc[r][v] = add ? Simd::load(c + r * kQueries + v * Simd::W) : Simd::zero();
+  // Unrolled, as counting would be a quarter of the instructions, of which a second thread on the core takes half.
+  _Pragma("GCC unroll 4")
   for (int64_t i = 0; i < depth; i++, a += column, b += kQueries) {
     Simd::V x[N];
     SECATEUR_UNROLL
@@ -125,55 +127,38 @@ struct TileKeys {
 template <class Keys>
 void attend(const sct_attention_job& j, const Keys& keys, int64_t batch, int64_t head, int64_t query, int n,
             float* scratch) {
-  constexpr int N = kQueryVectors;
   const int64_t d = j.width;
   float *q = scratch, *out = q + d * kQueries, *scores = out + d * kQueries;
-  Simd::V most[N], sum[N];
-  for (int v = 0; v < N; v++) {
-    most[v] = Simd::set1(-std::numeric_limits<float>::infinity());
-    sum[v] = Simd::zero();
-  }
+  Twice::V most = Twice::set1(-std::numeric_limits<float>::infinity()), sum = Twice::zero();
   for (int64_t first = 0; first < j.keys; first += kKeyBlock) {
     const int64_t count = std::min(kKeyBlock, j.keys - first);
     keys.score(first, count, d, q, scores);
     add_mask(j, batch, head, query, n, first, count, scores);
-    for (int v = 0; v < N; v++) {
-      float* s = scores + v * Simd::W;
-      Simd::V m = most[v];
-      for (int64_t k = 0; k < count; k++) m = Simd::max(m, Simd::load(s + k * kQueries));
-      const Simd::V base = Simd::max(m, Simd::set1(kLowest));
-      if (first) {
-        const Simd::V shrink = exp_v(Simd::sub(Simd::max(most[v], Simd::set1(kLowest)), base));
-        sum[v] = Simd::mul(sum[v], shrink);
-        for (int64_t i = 0; i < d; i++) {
-          float* o = out + i * kQueries + v * Simd::W;
-          Simd::store(o, Simd::mul(Simd::load(o), shrink));
-        }
-      }
-      most[v] = m;
-      Simd::V total = sum[v];
-      for (int64_t k = 0; k < count; k++) {
-        const Simd::V e = exp_v(Simd::sub(Simd::load(s + k * kQueries), base));
-        Simd::store(s + k * kQueries, e);
-        total = Simd::add(total, e);
-      }
-      sum[v] = total;
+    Twice::V m = most;
+    for (int64_t k = 0; k < count; k++) m = Twice::max(m, Twice::load(scores + k * kQueries));
+    const Twice::V base = Twice::max(m, Twice::set1(kLowest));
+    if (first) {
+      const Twice::V shrink = exp_v<Twice>(Twice::sub(Twice::max(most, Twice::set1(kLowest)), base));
+      sum = Twice::mul(sum, shrink);
+      for (int64_t i = 0; i < d; i++)
+        Twice::store(out + i * kQueries, Twice::mul(Twice::load(out + i * kQueries), shrink));
+    }
+    most = m;
+    for (int64_t k = 0; k < count; k++) {
+      const Twice::V e = exp_v<Twice>(Twice::sub(Twice::load(scores + k * kQueries), base));
+      Twice::store(scores + k * kQueries, e);
+      sum = Twice::add(sum, e);
     }
     keys.gather(first, count, d, scores, out, first > 0);
   }
   // A query whose keys are all masked gives zeros.
   float share[kQueries], top[kQueries];
-  for (int v = 0; v < N; v++) {
-    Simd::store(share + v * Simd::W, sum[v]);
-    Simd::store(top + v * Simd::W, most[v]);
-  }
+  Twice::store(share, sum);
+  Twice::store(top, most);
   for (int t = 0; t < kQueries; t++)
     share[t] = top[t] == -std::numeric_limits<float>::infinity() ? 0.0f : 1.0f / share[t];
   for (int64_t i = 0; i < d; i++)
-    for (int v = 0; v < N; v++) {
-      float* o = out + i * kQueries + v * Simd::W;
-      Simd::store(o, Simd::mul(Simd::load(o), Simd::load(share + v * Simd::W)));
-    }
+    Twice::store(out + i * kQueries, Twice::mul(Twice::load(out + i * kQueries), Twice::load(share)));
 }
 
 // The same for Q queries, scaled and row by row in `scratch`, with the width in the lanes of vectors: few queries would
@@ -220,7 +205,7 @@ void attend_few(const sct_attention_job& j, const TokenKeys& keys, int64_t batch
       for (int64_t s = count; s % Simd::W; s++) row[s] = kNothing;
       Simd::V total = Simd::zero();
       for (int64_t s = 0; s < count; s += Simd::W) {
-        const Simd::V e = exp_v(Simd::sub(Simd::load(row + s), Simd::set1(base)));
+        const Simd::V e = exp_v<Simd>(Simd::sub(Simd::load(row + s), Simd::set1(base)));
         Simd::store(row + s, e);
         total = Simd::add(total, e);
       }

@@ -107,12 +107,21 @@ bool norm_tile(const float* y, const float* residual, int64_t n, int tile, int t
 // Applies an activation to y[rows][tile] in place. Whether a result is NaN or infinite.
 bool activate_tile(float* y, int64_t rows, int tile, int tokens, int activation) {
   Simd::V odd = Simd::zero();
-  for (int64_t r = 0; r < rows; r++)
-    for (int t = 0; t < tokens; t += Simd::W) {
-      const Simd::V a = activate_v(Simd::load(y + r * tile + t), activation);
-      Simd::store(y + r * tile + t, a);
-      odd = Simd::fma(a, Simd::zero(), odd);
+  const bool whole = tokens > tile - Simd::W;  // then rows follow one another without gaps
+  const int64_t n = whole ? rows * tile : tokens;
+  for (int64_t r = 0; r < (whole ? 1 : rows); r++, y += tile) {
+    int64_t t = 0;
+    for (; t + Twice::W <= n; t += Twice::W) {
+      const Twice::V both = activate_v<Twice>(Twice::load(y + t), activation);
+      Twice::store(y + t, both);
+      odd = Simd::fma(both.b, Simd::zero(), Simd::fma(both.a, Simd::zero(), odd));
     }
+    for (; t < n; t += Simd::W) {
+      const Simd::V one = activate_v<Simd>(Simd::load(y + t), activation);
+      Simd::store(y + t, one);
+      odd = Simd::fma(one, Simd::zero(), odd);
+    }
+  }
   return Simd::any_nan(odd);
 }
 

@@ -70,7 +70,7 @@ struct Simd {
   }
   // 2^a of an integral a in [-126, 127].
   static V exp2_int(V a) {
-    for (float& f : a.f) f = std::ldexp(1.0f, static_cast<int>(f));
+    for (float& f : a.f) f = f == f ? std::ldexp(1.0f, static_cast<int>(f)) : f;  // NaN is no int
     return a;
   }
   static bool any_nan(V a) {

@@ -77,7 +77,8 @@ void unpack_tile(float* y, int64_t rows, int tile, int tokens, int activation, f
   constexpr int kAhead = 64;  // floats; the rows of `out` are far apart and each starts a new page
   if (activation != SCT_NONE) {
     const int lanes = (tokens + Simd::W - 1) / Simd::W * Simd::W;
-    for (int64_t r = 0; r < rows; r++) activate_array(y + r * tile, lanes, activation);
+    if (lanes == tile) activate_array(y, rows * tile, activation);
+    for (int64_t r = 0; r < rows && lanes < tile; r++) activate_array(y + r * tile, lanes, activation);
   }
   int t = unpack_bands<Simd>(y, rows, tile, tokens, out, ldy);
   for (; t + B <= tokens; t += B) {
