@@ -5,9 +5,9 @@ import os
 from collections import Counter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-LONGEST = "test_native.py"  # two tests, which compile everything
+LONGEST = ("test_native.py", "test_keras.py", "test_trace_random.py")  # one or two tests that take minutes
 
 
 def pytest_collection_modifyitems(items):
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.path.name != LONGEST, -tests[item.path]))
+    items.sort(key=lambda item: (item.path.name not in LONGEST, -tests[item.path]))
