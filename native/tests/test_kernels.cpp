@@ -74,6 +74,24 @@ void check_product(int isa, int rows, int cols, int tokens, double density, int 
   CHECK(worst < 1e-6);
 }
 
+// NaN is seen in every band and strip of rows that lie 4 KiB apart.
+void check_odd_strip(int isa) {
+  const int rows = 16, cols = 1024, tokens = 40;
+  const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, 0.5);
+  const auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
+  Blob blob;
+  CHECK(sct_pack_tiled(w.data(), rows, cols, cols, SCT_F32, 32, 128, 16, allocate, &blob) == SCT_OK);
+  for (int at : {0, 15 * cols + 700, 31 * cols + 255, 39 * cols + 1023}) {
+    auto odd = x;
+    odd[at] = NAN;
+    std::vector<float> y(static_cast<size_t>(tokens) * rows);
+    CHECK(sct_linear(bytes_of(blob), size_of(blob), odd.data(), tokens, cols, nullptr, SCT_NONE, y.data(), rows, 1,
+                     isa) == SCT_OK);
+    for (int t = 0; t < tokens; t++)
+      for (int o = 0; o < rows; o++) CHECK(std::isnan(y[t * rows + o]) == (t == at / cols));
+  }
+}
+
 // Only rows of the last chunk, or with too few columns to leave to the next, may have groups that are not whole.
 void check_carried() {
   const int rows = 60, cols = 600;
@@ -457,6 +475,8 @@ int main() {
         for (int tokens : {1, 7, 33, 129}) check_product(isa, 37, 83, tokens, density, tile, 30, 16, 2);
     check_product(isa, 1, 1, 1, 1.0, 16, 1, 1, 1);
     check_product(isa, 300, 500, 1100, 0.1, 64, 128, 100, 2);
+    check_product(isa, 1024, 1024, 43, 0.2, 32, 128, 600, 2);  // rows 4 KiB apart, weights beyond L2
+    check_odd_strip(isa);
     for (double density : {0.0, 0.1, 1.0})
       for (int tokens : {1, 2, 3, 7, 16, 33}) check_rows(isa, 37, 83, tokens, density, 2);
     check_rows(isa, 1, 1, 1, 1.0, 1);

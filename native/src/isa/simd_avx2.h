@@ -35,6 +35,7 @@ struct Simd {
   }
   static bool any_nan(V a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
   // One 16-byte broadcast and in-lane permutes: on Zen 3 about 15% faster than four scalar broadcasts,
   // because the loop is bound by loads.

@@ -34,6 +34,7 @@ struct Simd {
   }
   static bool any_nan(V a) { return vminvq_u32(vceqq_f32(a, a)) == 0; }
   static void prefetch(const void* p) { __builtin_prefetch(p); }
+  static void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
   struct Quad {
     V v;

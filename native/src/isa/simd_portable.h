@@ -79,6 +79,7 @@ struct Simd {
     return nan;
   }
   static void prefetch(const void*) {}
+  static void prefetch_l2(const void*) {}
 
   // Four stored values that are multiplied into vectors one after the other.
   struct QuadF32 {

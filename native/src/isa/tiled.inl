@@ -40,6 +40,10 @@ constexpr int accumulator_sets(int nv) { return nv == 1 ? 8 : nv <= 3 ? 4 : nv <
 constexpr int kMostVectors = Simd::MOST_VECTORS;
 
 constexpr int kRowsAhead = 3;  // sorted rows defeat the hardware prefetcher
+// Weights that do not stay in L2 are fetched into it so many bytes ahead: other reads hide them from the prefetcher, too.
+// Each line fetched is an access to L1, which weights that are in L2 already can do without.
+constexpr int kWeightsAhead = 4096;
+constexpr uint64_t kNearBytes = 512 << 10;
 
 template <int I, int NV, class Quad>
 inline __attribute__((always_inline)) void step(Simd::V (&acc)[NV], const char* x, const Quad& quad) {
@@ -60,14 +64,16 @@ inline __attribute__((always_inline)) void group(Simd::V (&acc)[NS][NV], const c
 }
 
 // `nrows` rows with 4 * groups + REST nonzeros each.
-template <class Group, int NV, int REST>
+template <class Group, int NV, int REST, bool FAR>
 __attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row, int nrows, int groups,
                                           const char* x, char* y, const float* bias, uint32_t stride,
                                           bool first) {
   constexpr int NS = accumulator_sets(NV);
+  const int fetched = FAR ? (groups + (REST > 0)) * Group::kBytes : 0;  // in a function of its own GCC 12 drops the loop
   for (int r = 0; r < nrows; r++) {
     float* out = reinterpret_cast<float*>(y + row[r]);
     for (int line = 0; line < NV * Simd::W * 4; line += 64) Simd::prefetch(y + row[r + kRowsAhead] + line);
+    for (int line = 0; line < fetched; line += 64) Simd::prefetch_l2(p + kWeightsAhead + line);
     Simd::V acc[NS][NV];
     if (first) {
       const Simd::V b = bias ? Simd::set1(bias[row[r] / stride]) : Simd::zero();
@@ -144,12 +150,14 @@ inline __attribute__((always_inline)) void shared_group(Simd::V (&acc)[NS][2][NV
 }
 
 // Pairs of rows with 4 * own + REST nonzeros of their own each, and 4 * shared in common.
-template <class Group, int NV, int REST>
+template <class Group, int NV, int REST, bool FAR>
 __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row, int nrows, int own, int shared,
                                            const char* x, char* y, const float* bias, uint32_t stride, bool first) {
   constexpr int NS = pair_sets(NV);
+  const int fetched = FAR ? 2 * (own + (REST > 0)) * Group::kBytes + shared * Group::kSharedBytes : 0;
   for (int r = 0; r < nrows; r += 2) {
     float* out[2] = {reinterpret_cast<float*>(y + row[r]), reinterpret_cast<float*>(y + row[r + 1])};
+    for (int line = 0; line < fetched; line += 64) Simd::prefetch_l2(p + kWeightsAhead + line);
     Simd::V acc[NS][2][NV];
     SECATEUR_UNROLL
     for (int i = 0; i < 2; i++) {
@@ -184,18 +192,18 @@ __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row
   }
 }
 
-template <class Group, int NV, int REST>
+template <class Group, int NV, bool FAR, int REST>
 void tiled_run(const secateur::TiledRun& run, const uint8_t* p, const uint32_t* row, const char* x, char* y,
                  const float* bias, uint32_t stride, bool first) {
   const int n = static_cast<int>(run.rows), own = static_cast<int>((run.count - run.shared) / 4);
   if (run.together == 2)
-    tiled_pairs<Group, NV, REST>(p, row, n, own, run.shared / 4, x, y, bias, stride, first);
+    tiled_pairs<Group, NV, REST, FAR>(p, row, n, own, run.shared / 4, x, y, bias, stride, first);
   else
-    tiled_rows<Group, NV, REST>(p, row, n, own, x, y, bias, stride, first);
+    tiled_rows<Group, NV, REST, FAR>(p, row, n, own, x, y, bias, stride, first);
 }
 
-template <class Group, int NV>
-void tiled_block(const uint8_t* blob, const secateur::TiledBlock& block, const float* packed, float* y,
+template <class Group, int NV, bool FAR>
+void tiled_chunk(const uint8_t* blob, const secateur::TiledBlock& block, const float* packed, float* y,
                  const float* bias, uint32_t stride, bool first) {
   const auto* run = secateur::section<secateur::TiledRun>(blob, 1) + block.class_begin;
   const uint32_t* row = secateur::section<uint32_t>(blob, 2) + block.row_begin;
@@ -205,20 +213,26 @@ void tiled_block(const uint8_t* blob, const secateur::TiledBlock& block, const f
   for (uint32_t c = 0; c < block.class_count; c++) {
     switch (run[c].count % 4) {
       case 0:
-        tiled_run<Group, NV, 0>(run[c], p, row, x, out, bias, stride, first);
+        tiled_run<Group, NV, FAR, 0>(run[c], p, row, x, out, bias, stride, first);
         break;
       case 1:
-        tiled_run<Group, NV, 1>(run[c], p, row, x, out, bias, stride, first);
+        tiled_run<Group, NV, FAR, 1>(run[c], p, row, x, out, bias, stride, first);
         break;
       case 2:
-        tiled_run<Group, NV, 2>(run[c], p, row, x, out, bias, stride, first);
+        tiled_run<Group, NV, FAR, 2>(run[c], p, row, x, out, bias, stride, first);
         break;
       default:
-        tiled_run<Group, NV, 3>(run[c], p, row, x, out, bias, stride, first);
+        tiled_run<Group, NV, FAR, 3>(run[c], p, row, x, out, bias, stride, first);
     }
     p += secateur::run_bytes(run[c], Group::kBytes, Group::kSharedBytes);
     row += run[c].rows;
   }
+}
+
+template <class Group, int NV>
+void tiled_block(const uint8_t* blob, const secateur::TiledBlock& block, const float* packed, float* y,
+                 const float* bias, uint32_t stride, bool first, bool far) {
+  (far ? tiled_chunk<Group, NV, true> : tiled_chunk<Group, NV, false>)(blob, block, packed, y, bias, stride, first);
 }
 
 template <class Group>
@@ -227,6 +241,7 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
   const auto& h = *reinterpret_cast<const secateur::Header*>(blob);
   const uint32_t tile = h.p[0], chunk = h.p[1], stride = tile * 4;
   const int64_t chunks = secateur::ceil_div(h.cols, chunk);
+  const bool far = h.bytes > kNearBytes;
   const auto* blocks = secateur::section<secateur::TiledBlock>(blob, 0) + row_block * chunks;
   int left = (tokens + Simd::W - 1) / Simd::W;
   // A short last tile computes only the vectors it needs; a wide one takes several passes.
@@ -239,22 +254,22 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
       const bool first = c == 0;
       switch (nv) {
         case 1:
-          tiled_block<Group, 1>(blob, blocks[c], xc, out, bias, stride, first);
+          tiled_block<Group, 1>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         case 2:
-          tiled_block<Group, 2>(blob, blocks[c], xc, out, bias, stride, first);
+          tiled_block<Group, 2>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         case 3:
-          tiled_block<Group, 3>(blob, blocks[c], xc, out, bias, stride, first);
+          tiled_block<Group, 3>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         case 4:
-          tiled_block<Group, 4>(blob, blocks[c], xc, out, bias, stride, first);
+          tiled_block<Group, 4>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         case 6:
-          tiled_block<Group, std::min(kMostVectors, 6)>(blob, blocks[c], xc, out, bias, stride, first);
+          tiled_block<Group, std::min(kMostVectors, 6)>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         default:
-          tiled_block<Group, kMostVectors>(blob, blocks[c], xc, out, bias, stride, first);
+          tiled_block<Group, kMostVectors>(blob, blocks[c], xc, out, bias, stride, first, far);
       }
     }
     done += nv;

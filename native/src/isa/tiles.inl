@@ -15,6 +15,17 @@ bool not_finite(const float* x, int64_t n) {
   return tail != tail || Simd::any_nan(Simd::add(a, b));
 }
 
+// Rows that lie a multiple of 4 KiB apart share one set of the L1 cache, which holds fewer lines than a transpose
+// touches: they go by way of a strip of so many columns, in which they do not.
+constexpr int kStrip = 256;
+constexpr int kStripLd = kStrip + 16;
+bool share_a_set(int64_t ld) { return ld % 1024 == 0; }
+
+void copy_rows(const float* from, int64_t ld_from, int rows, float* to, int64_t ld_to) {
+  for (int i = 0; i < rows; i++)
+    for (int c = 0; c < kStrip; c += Simd::W) Simd::store(to + i * ld_to + c, Simd::load(from + i * ld_from + c));
+}
+
 // The first tokens in bands of S::WIDE, if it has a wide transpose; says how many went, and whether one was not finite.
 template <class S>
 int pack_bands(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, float* out, bool& odd) {
@@ -26,6 +37,14 @@ int pack_bands(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
       typename S::V sum = S::zero();
       float tail = 0;
       int64_t k = 0;
+      if (share_a_set(ldx)) {
+        alignas(64) float strip[S::WIDE * kStripLd];
+        for (; k + kStrip <= cols; k += kStrip) {
+          copy_rows(row + k, ldx, S::WIDE, strip, kStripLd);
+          for (int c = 0; c < kStrip; c += S::WIDE)
+            sum = S::transpose_wide(strip + c, kStripLd, out + (k + c) * tile + t, tile, sum);
+        }
+      }
       for (; k + S::WIDE <= cols; k += S::WIDE) {
         for (int i = 0; i < S::WIDE; i++) S::prefetch(row + i * ldx + k + kAhead);
         sum = S::transpose_wide(row + k, ldx, out + k * tile + t, tile, sum);
@@ -58,40 +77,54 @@ bool pack_tile(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
 }
 
 template <class S>
-int unpack_bands(const float* y, int64_t rows, int tile, int tokens, float* out, int64_t ldy) {
-  int t = 0;
-  if constexpr (S::WIDE_BACK) {
-    for (; t + S::WIDE <= tokens; t += S::WIDE) {
+struct Wide {
+  static constexpr int kTokens = S::WIDE_BACK ? S::WIDE : 0;
+  static void transpose(const float* y, int tile, float* out, int64_t ldy) {
+    S::transpose_wide(y, tile, out, ldy, S::zero());
+  }
+};
+template <class S>
+struct Narrow {
+  static constexpr int kTokens = S::TB;
+  static void transpose(const float* y, int tile, float* out, int64_t ldy) { S::transpose(y, tile, out, ldy); }
+};
+
+// Tokens from t on in bands of B::kTokens, as many as are whole; where it ends.
+template <class B>
+int unpack_bands(const float* y, int64_t rows, int tile, int t, int tokens, float* out, int64_t ldy) {
+  constexpr int N = B::kTokens;
+  constexpr int kAhead = 64;  // floats; the rows of `out` are far apart and each starts a new page
+  if constexpr (N > 0) {
+    for (; t + N <= tokens; t += N) {
       int64_t r = 0;
-      for (; r + S::WIDE <= rows; r += S::WIDE)
-        S::transpose_wide(y + r * tile + t, tile, out + t * ldy + r, ldy, S::zero());
+      if (share_a_set(ldy)) {
+        alignas(64) float strip[N * kStripLd];
+        for (; r + kStrip <= rows; r += kStrip) {
+          for (int c = 0; c < kStrip; c += N) B::transpose(y + (r + c) * tile + t, tile, strip + c, kStripLd);
+          copy_rows(strip, kStripLd, N, out + t * ldy + r, ldy);
+        }
+      }
+      for (; r + N <= rows; r += N) {
+        float* to = out + t * ldy + r;
+        if (N < 16 && r % 16 == 0)
+          for (int i = 0; i < N; i++) Simd::prefetch(to + i * ldy + kAhead);
+        B::transpose(y + r * tile + t, tile, to, ldy);
+      }
       for (; r < rows; r++)
-        for (int i = 0; i < S::WIDE; i++) out[(t + i) * ldy + r] = y[r * tile + t + i];
+        for (int i = 0; i < N; i++) out[(t + i) * ldy + r] = y[r * tile + t + i];
     }
   }
   return t;
 }
 
 void unpack_tile(float* y, int64_t rows, int tile, int tokens, int activation, float* out, int64_t ldy) {
-  constexpr int B = Simd::TB;
-  constexpr int kAhead = 64;  // floats; the rows of `out` are far apart and each starts a new page
   if (activation != SCT_NONE) {
     const int lanes = (tokens + Simd::W - 1) / Simd::W * Simd::W;
     if (lanes == tile) activate_array(y, rows * tile, activation);
     for (int64_t r = 0; r < rows && lanes < tile; r++) activate_array(y + r * tile, lanes, activation);
   }
-  int t = unpack_bands<Simd>(y, rows, tile, tokens, out, ldy);
-  for (; t + B <= tokens; t += B) {
-    int64_t r = 0;
-    for (; r + B <= rows; r += B) {
-      float* to = out + t * ldy + r;
-      if (r % 16 == 0)
-        for (int i = 0; i < B; i++) Simd::prefetch(to + i * ldy + kAhead);
-      Simd::transpose(y + r * tile + t, tile, to, ldy);
-    }
-    for (; r < rows; r++)
-      for (int i = 0; i < B; i++) out[(t + i) * ldy + r] = y[r * tile + t + i];
-  }
+  int t = unpack_bands<Wide<Simd>>(y, rows, tile, 0, tokens, out, ldy);
+  t = unpack_bands<Narrow<Simd>>(y, rows, tile, t, tokens, out, ldy);
   for (; t < tokens; t++)
     for (int64_t r = 0; r < rows; r++) out[t * ldy + r] = y[r * tile + t];
 }
