@@ -1,6 +1,8 @@
 """One 4096 x 4096 layer at few tokens, weights beyond the caches: block, bitmask and nm formats against torch float32.
 
-Each side rotates through copies of its weight, so that weights come from memory; random weights and masks. Run pinned:
+Each side rotates through copies of its weight, so that weights come from memory, for a fiftieth of a second a turn: a
+single call after another library's 67 MB is slower than those that follow, which no model meets layer after layer.
+Random weights and masks. Run pinned:
 
     taskset -c 0 python benchmarks/kernels_decode.py --threads 1 --out benchmarks/results/DATE-kernels-decode.md
 """
@@ -8,13 +10,14 @@ Each side rotates through copies of its weight, so that weights come from memory
 from __future__ import annotations
 
 import argparse
-import itertools
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from kernels_layer import head
-from turns import Run, medians_us
+from kernels_layer import head, turn
+from turns import medians_us
 
 from secateur.runtime import isa
 from secateur.runtime.choose import candidates
@@ -26,15 +29,24 @@ CACHES_BYTES = 130_000_000
 SIZE = 4096
 
 
-def rotating(weights: list[torch.Tensor], run: Run) -> Run:
-    """`run(weight)` on the next of `weights` each time."""
-    turn = itertools.cycle(weights)
-    return lambda: run(next(turn))
+Layer = Callable[[torch.Tensor], torch.Tensor]
 
 
-def copies(packed: torch.Tensor) -> list[torch.Tensor]:
+def copies(weight: torch.Tensor) -> list[torch.Tensor]:
     """As many copies as outgrow the caches."""
-    return [packed] + [packed.clone() for _ in range(min(24, CACHES_BYTES // packed.numel()))]
+    return [weight] + [weight.clone() for _ in range(CACHES_BYTES // (weight.numel() * weight.element_size()))]
+
+
+def medians(sides: dict[str, tuple[Layer, torch.Tensor]], seconds: float) -> dict[str, float]:
+    """Microseconds a call of each side's layer on copies of its weight, turn by turn."""
+    turns = {name: turn([partial(layer, w) for w in copies(weight)]) for name, (layer, weight) in sides.items()}
+    took = medians_us({name: run for name, (run, _) in turns.items()}, seconds)
+    return {name: took[name] / calls for name, (_, calls) in turns.items()}
+
+
+def layers_of(x: torch.Tensor) -> tuple[Layer, Layer]:
+    """The dense and the sparse layer on one input; the sparse one is called as a compiled layer is."""
+    return partial(torch.nn.functional.linear, x), lambda packed: called(sparse_linear, x, packed, None, SIZE, 0)
 
 
 def rows_of(tokens: int, density: float, seconds: float) -> list[str]:
@@ -42,7 +54,7 @@ def rows_of(tokens: int, density: float, seconds: float) -> list[str]:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((tokens, SIZE), dtype=np.float32))
     weight = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    dense = [torch.from_numpy(weight.copy()) for _ in range(3)]
+    dense, sparse = layers_of(x)
     lines = []
     for block in (8, 4, 1):
         kept = weight * np.repeat(rng.random((SIZE // block, SIZE)) < density, block, axis=0)
@@ -53,12 +65,9 @@ def rows_of(tokens: int, density: float, seconds: float) -> list[str]:
             packings.append({"format": "tiled", "value": "float32", "tile": tile, "chunk": chunk})
         for packing in packings:
             packed = torch.from_numpy(pack(kept, **packing))
-            runs: dict[str, Run] = {
-                "torch": rotating(dense, lambda w: torch.nn.functional.linear(x, w)),
-                "secateur": rotating(copies(packed), lambda p: called(sparse_linear, x, p, None, SIZE, 0)),
-            }
+            sides = {"torch": (dense, torch.from_numpy(weight)), "secateur": (sparse, packed)}
             pattern = f"{block}x1" if block > 1 else "any"
-            lines.append(line(tokens, density, pattern, packing, packed, medians_us(runs, seconds)))
+            lines.append(line(tokens, density, pattern, packing, packed, medians(sides, seconds)))
     return lines
 
 
@@ -78,19 +87,19 @@ def group_rows(tokens: int, seconds: float) -> list[str]:
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.standard_normal((tokens, SIZE), dtype=np.float32))
     weight = rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    dense = [torch.from_numpy(weight.copy()) for _ in range(3)]
+    dense, sparse = layers_of(x)
     lines = []
     for keep, of in GROUPS:
         chosen = rng.random((SIZE, SIZE // of, of), dtype=np.float32).argsort(-1) < keep
         kept = weight * chosen.reshape(SIZE, SIZE)
         for value in VALUES_OF["nm"]:
-            runs: dict[str, Run] = {"torch": rotating(dense, lambda w: torch.nn.functional.linear(x, w))}
+            sides = {"torch": (dense, torch.from_numpy(weight))}
             packings = [{"format": "nm", "value": value, "keep": keep, "of": of}]
             packings += [{"format": "bitmask", "value": value}] * (value in VALUES_OF["bitmask"])
             packed = [torch.from_numpy(pack(kept, **packing)) for packing in packings]
             for packing, blob in zip(packings, packed, strict=True):
-                runs[packing["format"]] = rotating(copies(blob), lambda p: called(sparse_linear, x, p, None, SIZE, 0))
-            took = medians_us(runs, seconds)
+                sides[packing["format"]] = (sparse, blob)
+            took = medians(sides, seconds)
             for packing, blob in zip(packings, packed, strict=True):
                 one = {"torch": took["torch"], "secateur": took[packing["format"]]}
                 lines.append(line(tokens, keep / of, f"{keep}:{of}", packing, blob, one))

@@ -28,7 +28,7 @@ __attribute__((noinline)) void nm_sixteen(const uint8_t* p, int64_t groups, cons
       SECATEUR_UNROLL
       for (int i = 0; i < P::kWords; i++) {
         word[i] = L::words(p + i * 64);
-        Simd::prefetch(p + i * 64 + kPrefetchBytes<VALUE>);
+        Simd::prefetch(p + i * 64 + kPrefetchBytes);
       }
       p += P::kWords * 64;
       SECATEUR_UNROLL
@@ -36,7 +36,7 @@ __attribute__((noinline)) void nm_sixteen(const uint8_t* p, int64_t groups, cons
         SECATEUR_UNROLL
         for (int i = 0; i < P::kFields; i++) {
           const int f = w * P::kFields + i;
-          if (f * kBytes % 64 == 0) Simd::prefetch(p + f * kBytes + kPrefetchBytes<VALUE>);
+          if (f * kBytes % 64 == 0) Simd::prefetch(p + f * kBytes + kPrefetchBytes);
           const typename L::V value = L::template stored<VALUE>(p + f * kBytes);
           const typename L::I index = L::shifted(word[w], i * P::kBits);
           SECATEUR_UNROLL
