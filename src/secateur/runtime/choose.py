@@ -165,8 +165,9 @@ def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, found: 
 
 
 def interleaved(functions: list[Callable[[], object]], cold: np.ndarray | None = None) -> list[float]:
-    """The lower quartile of the times of each function in microseconds, taken in turns so that load hits all alike; what
-    is in the upper half tells more of a neighbour than of the function.
+    """The lower quartile of the times of each function in microseconds, taken in turns so that load hits all alike.
+
+    What is in the upper half tells more of a neighbour than of the function.
 
     With `cold`, an array larger than the caches, each run starts with the weights out of them.
     """
