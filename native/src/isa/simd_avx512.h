@@ -89,4 +89,9 @@ struct Simd {
   }
 };
 
+// For products with few tokens: two loads and two products a cycle, where zmm registers have one.
+struct Half : Eight {
+  static constexpr int REGISTERS = 32;
+};
+
 }  // namespace

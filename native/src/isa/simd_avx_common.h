@@ -1,4 +1,4 @@
-// What the AVX2 and AVX-512 builds share: the 8 x 8 transpose, and vectors of four and eight rows.
+// What the AVX2 and AVX-512 builds share: eight floats, the 8 x 8 transpose, and vectors of four and eight rows.
 #pragma once
 #include <immintrin.h>
 
@@ -8,6 +8,43 @@
 #include "../blob.h"
 
 namespace {
+
+// Eight floats in a ymm register, as far as products need them.
+struct Eight {
+  using V = __m256;
+  static constexpr int W = 8;
+
+  static V zero() { return _mm256_setzero_ps(); }
+  static V set1(float a) { return _mm256_set1_ps(a); }
+  static V load(const float* p) { return _mm256_loadu_ps(p); }
+  // Kept in a register: GCC would load it anew for each product that reads it.
+  static V load_once(const float* p) {
+    V a = load(p);
+    __asm__("" : "+x"(a));
+    return a;
+  }
+  static void store(float* p, V a) { _mm256_storeu_ps(p, a); }
+  static V add(V a, V b) { return _mm256_add_ps(a, b); }
+  static V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+
+  // One 16-byte broadcast and in-lane permutes: on Zen 3 about 15% faster than four scalar broadcasts,
+  // because the loop is bound by loads.
+  struct Quad {
+    V v;
+    template <int I>
+    V lane() const {
+      return _mm256_permute_ps(v, I * 0x55);
+    }
+  };
+  static Quad quad_f32(const uint8_t* p) { return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))}; }
+  static Quad quad_bf16(const uint8_t* p) {
+    __m128i h = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    __m128 f = _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), h));
+    return {_mm256_insertf128_ps(_mm256_castps128_ps256(f), f, 1)};
+  }
+};
 
 // dst[j][i] = src[i][j]; returns sum + 0 * src. Inserting the lower four rows on load leaves two shuffles a result vector.
 inline __attribute__((always_inline)) __m256 transpose_8x8(const float* src, int64_t lds, float* dst, int64_t ldd,

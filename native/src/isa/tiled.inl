@@ -8,29 +8,35 @@
 namespace {
 
 // Weights that are broadcast from memory one by one.
+template <class S>
 struct OneByOne {
   const uint8_t* p;
   template <int I>
-  Simd::V lane() const {
-    return Simd::set1(reinterpret_cast<const float*>(p)[I]);
+  typename S::V lane() const {
+    return S::set1(reinterpret_cast<const float*>(p)[I]);
   }
 };
 
+// Groups of four weights and their offsets, for one kind of vectors.
+template <class Vectors>
 struct F32Group {
+  using S = Vectors;
   static constexpr int kBytes = 24, kOffsets = 16, kSharedBytes = 40;
-  static auto quad(const uint8_t* p) { return Simd::quad_f32(p); }
+  static auto quad(const uint8_t* p) { return S::quad_f32(p); }
   // Of a shared group, which loads little beside: two quads would take two registers.
   static auto shared(const uint8_t* p) {
-    if constexpr (Simd::REGISTERS < 32)
-      return OneByOne{p};
+    if constexpr (S::REGISTERS < 32)
+      return OneByOne<S>{p};
     else
-      return Simd::quad_f32(p);
+      return S::quad_f32(p);
   }
 };
+template <class Vectors>
 struct Bf16Group {
+  using S = Vectors;
   static constexpr int kBytes = 16, kOffsets = 8, kSharedBytes = 24;
-  static auto quad(const uint8_t* p) { return Simd::quad_bf16(p); }
-  static auto shared(const uint8_t* p) { return Simd::quad_bf16(p); }
+  static auto quad(const uint8_t* p) { return S::quad_bf16(p); }
+  static auto shared(const uint8_t* p) { return S::quad_bf16(p); }
 };
 
 // Sets of accumulators: two FMAs a cycle with a latency of four need at least eight independent chains.
@@ -45,22 +51,24 @@ constexpr int kRowsAhead = 3;  // sorted rows defeat the hardware prefetcher
 constexpr int kWeightsAhead = 4096;
 constexpr uint64_t kNearBytes = 512 << 10;
 
-template <int I, int NV, class Quad>
-inline __attribute__((always_inline)) void step(Simd::V (&acc)[NV], const char* x, const Quad& quad) {
-  const Simd::V w = quad.template lane<I>();
+template <int I, class S, int NV, class Quad>
+inline __attribute__((always_inline)) void step(typename S::V (&acc)[NV], const char* x, const Quad& quad) {
+  const typename S::V w = quad.template lane<I>();
   for (int v = 0; v < NV; v++)
-    acc[v] = Simd::fma(w, Simd::load(reinterpret_cast<const float*>(x) + v * Simd::W), acc[v]);
+    acc[v] = S::fma(w, S::load(reinterpret_cast<const float*>(x) + v * S::W), acc[v]);
 }
 
 template <class Group, int NV, int NS, int FIRST, int COUNT>
-inline __attribute__((always_inline)) void group(Simd::V (&acc)[NS][NV], const char* x, const uint8_t* p) {
+inline __attribute__((always_inline)) void group(typename Group::S::V (&acc)[NS][NV], const char* x,
+                                                 const uint8_t* p) {
+  using S = typename Group::S;
   uint64_t at;
   memcpy(&at, p + Group::kOffsets, 8);
   const auto quad = Group::quad(p);
-  step<0>(acc[FIRST % NS], x + (at & 0xffff), quad);
-  if (COUNT > 1) step<1>(acc[(FIRST + 1) % NS], x + (at >> 16 & 0xffff), quad);
-  if (COUNT > 2) step<2>(acc[(FIRST + 2) % NS], x + (at >> 32 & 0xffff), quad);
-  if (COUNT > 3) step<3>(acc[(FIRST + 3) % NS], x + (at >> 48), quad);
+  step<0, S>(acc[FIRST % NS], x + (at & 0xffff), quad);
+  if (COUNT > 1) step<1, S>(acc[(FIRST + 1) % NS], x + (at >> 16 & 0xffff), quad);
+  if (COUNT > 2) step<2, S>(acc[(FIRST + 2) % NS], x + (at >> 32 & 0xffff), quad);
+  if (COUNT > 3) step<3, S>(acc[(FIRST + 3) % NS], x + (at >> 48), quad);
 }
 
 // `nrows` rows with 4 * groups + REST nonzeros each.
@@ -68,21 +76,23 @@ template <class Group, int NV, int REST, bool FAR>
 __attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row, int nrows, int groups,
                                           const char* x, char* y, const float* bias, uint32_t stride,
                                           bool first) {
+  using S = typename Group::S;
   constexpr int NS = accumulator_sets(NV);
   const int fetched = FAR ? (groups + (REST > 0)) * Group::kBytes : 0;  // in a function of its own GCC 12 drops the loop
   for (int r = 0; r < nrows; r++) {
     float* out = reinterpret_cast<float*>(y + row[r]);
-    for (int line = 0; line < NV * Simd::W * 4; line += 64) Simd::prefetch(y + row[r + kRowsAhead] + line);
-    for (int line = 0; line < fetched; line += 64) Simd::prefetch_l2(p + kWeightsAhead + line);
-    Simd::V acc[NS][NV];
+    for (int line = 0; line < NV * S::W * 4; line += 64) S::prefetch(y + row[r + kRowsAhead] + line);
+    for (int line = 0; line < fetched; line += 64) S::prefetch_l2(p + kWeightsAhead + line);
+    typename S::V acc[NS][NV];
     if (first) {
-      const Simd::V b = bias ? Simd::set1(bias[row[r] / stride]) : Simd::zero();
+      if (S::W < Simd::W) Simd::store(out, Simd::zero());  // lanes of no token
+      const typename S::V b = bias ? S::set1(bias[row[r] / stride]) : S::zero();
       for (int v = 0; v < NV; v++) acc[0][v] = b;
     } else {
-      for (int v = 0; v < NV; v++) acc[0][v] = Simd::load(out + v * Simd::W);
+      for (int v = 0; v < NV; v++) acc[0][v] = S::load(out + v * S::W);
     }
     for (int s = 1; s < NS; s++)
-      for (int v = 0; v < NV; v++) acc[s][v] = Simd::zero();
+      for (int v = 0; v < NV; v++) acc[s][v] = S::zero();
     if (REST) {
       group<Group, NV, NS, 0, REST>(acc, x, p);
       p += Group::kBytes;
@@ -101,76 +111,82 @@ __attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row,
     }
     // A loop that halves would not be unrolled, and the accumulators would live in memory.
     for (int s = 1; s < NS; s++)
-      for (int v = 0; v < NV; v++) acc[0][v] = Simd::add(acc[0][v], acc[s][v]);
-    for (int v = 0; v < NV; v++) Simd::store(out + v * Simd::W, acc[0][v]);
+      for (int v = 0; v < NV; v++) acc[0][v] = S::add(acc[0][v], acc[s][v]);
+    for (int v = 0; v < NV; v++) S::store(out + v * S::W, acc[0][v]);
   }
 }
 
 constexpr int pair_sets(int nv) { return nv == 1 ? 4 : nv == 2 ? 2 : 1; }
 
-template <int I, int NV, class Quad>
-inline __attribute__((always_inline)) void shared_step(Simd::V (&acc)[2][NV], const char* x, const Quad& first,
+template <int I, class S, int NV, class Quad>
+inline __attribute__((always_inline)) void shared_step(typename S::V (&acc)[2][NV], const char* x, const Quad& first,
                                                        const Quad& second) {
-  const Simd::V a = first.template lane<I>(), b = second.template lane<I>();
+  const typename S::V a = first.template lane<I>(), b = second.template lane<I>();
   for (int v = 0; v < NV; v++) {
-    const Simd::V at = Simd::load_once(reinterpret_cast<const float*>(x) + v * Simd::W);
-    acc[0][v] = Simd::fma(a, at, acc[0][v]);
-    acc[1][v] = Simd::fma(b, at, acc[1][v]);
+    const typename S::V at = S::load_once(reinterpret_cast<const float*>(x) + v * S::W);
+    acc[0][v] = S::fma(a, at, acc[0][v]);
+    acc[1][v] = S::fma(b, at, acc[1][v]);
   }
 }
 
-template <int I, int NV, class Quad>
-inline __attribute__((always_inline)) void own_step(Simd::V (&acc)[2][NV], const char* x, const char* x2,
+template <int I, class S, int NV, class Quad>
+inline __attribute__((always_inline)) void own_step(typename S::V (&acc)[2][NV], const char* x, const char* x2,
                                                     const Quad& first, const Quad& second) {
-  step<I>(acc[0], x, first);
-  step<I>(acc[1], x2, second);
+  step<I, S>(acc[0], x, first);
+  step<I, S>(acc[1], x2, second);
 }
 
 template <class Group, int NV, int NS, int COUNT>
-inline __attribute__((always_inline)) void own_group(Simd::V (&acc)[NS][2][NV], const char* x, const uint8_t* p) {
+inline __attribute__((always_inline)) void own_group(typename Group::S::V (&acc)[NS][2][NV], const char* x,
+                                                     const uint8_t* p) {
+  using S = typename Group::S;
   uint64_t at, at2;
   memcpy(&at, p + Group::kOffsets, 8);
   memcpy(&at2, p + Group::kBytes + Group::kOffsets, 8);
   const auto a = Group::quad(p), b = Group::quad(p + Group::kBytes);
-  own_step<0>(acc[0], x + (at & 0xffff), x + (at2 & 0xffff), a, b);
-  if (COUNT > 1) own_step<1>(acc[1 % NS], x + (at >> 16 & 0xffff), x + (at2 >> 16 & 0xffff), a, b);
-  if (COUNT > 2) own_step<2>(acc[2 % NS], x + (at >> 32 & 0xffff), x + (at2 >> 32 & 0xffff), a, b);
-  if (COUNT > 3) own_step<3>(acc[3 % NS], x + (at >> 48), x + (at2 >> 48), a, b);
+  own_step<0, S>(acc[0], x + (at & 0xffff), x + (at2 & 0xffff), a, b);
+  if (COUNT > 1) own_step<1, S>(acc[1 % NS], x + (at >> 16 & 0xffff), x + (at2 >> 16 & 0xffff), a, b);
+  if (COUNT > 2) own_step<2, S>(acc[2 % NS], x + (at >> 32 & 0xffff), x + (at2 >> 32 & 0xffff), a, b);
+  if (COUNT > 3) own_step<3, S>(acc[3 % NS], x + (at >> 48), x + (at2 >> 48), a, b);
 }
 
 template <class Group, int NV, int NS>
-inline __attribute__((always_inline)) void shared_group(Simd::V (&acc)[NS][2][NV], const char* x, const uint8_t* p) {
+inline __attribute__((always_inline)) void shared_group(typename Group::S::V (&acc)[NS][2][NV], const char* x,
+                                                        const uint8_t* p) {
+  using S = typename Group::S;
   uint64_t at;
   memcpy(&at, p + 2 * Group::kOffsets, 8);
   const auto a = Group::shared(p), b = Group::shared(p + Group::kOffsets);
-  shared_step<0>(acc[0], x + (at & 0xffff), a, b);
-  shared_step<1>(acc[1 % NS], x + (at >> 16 & 0xffff), a, b);
-  shared_step<2>(acc[2 % NS], x + (at >> 32 & 0xffff), a, b);
-  shared_step<3>(acc[3 % NS], x + (at >> 48), a, b);
+  shared_step<0, S>(acc[0], x + (at & 0xffff), a, b);
+  shared_step<1, S>(acc[1 % NS], x + (at >> 16 & 0xffff), a, b);
+  shared_step<2, S>(acc[2 % NS], x + (at >> 32 & 0xffff), a, b);
+  shared_step<3, S>(acc[3 % NS], x + (at >> 48), a, b);
 }
 
 // Pairs of rows with 4 * own + REST nonzeros of their own each, and 4 * shared in common.
 template <class Group, int NV, int REST, bool FAR>
 __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row, int nrows, int own, int shared,
                                            const char* x, char* y, const float* bias, uint32_t stride, bool first) {
+  using S = typename Group::S;
   constexpr int NS = pair_sets(NV);
   const int fetched = FAR ? 2 * (own + (REST > 0)) * Group::kBytes + shared * Group::kSharedBytes : 0;
   for (int r = 0; r < nrows; r += 2) {
     float* out[2] = {reinterpret_cast<float*>(y + row[r]), reinterpret_cast<float*>(y + row[r + 1])};
-    for (int line = 0; line < fetched; line += 64) Simd::prefetch_l2(p + kWeightsAhead + line);
-    Simd::V acc[NS][2][NV];
+    for (int line = 0; line < fetched; line += 64) S::prefetch_l2(p + kWeightsAhead + line);
+    typename S::V acc[NS][2][NV];
     SECATEUR_UNROLL
     for (int i = 0; i < 2; i++) {
       if (first) {
-        const Simd::V b = bias ? Simd::set1(bias[row[r + i] / stride]) : Simd::zero();
+        if (S::W < Simd::W) Simd::store(out[i], Simd::zero());
+        const typename S::V b = bias ? S::set1(bias[row[r + i] / stride]) : S::zero();
         for (int v = 0; v < NV; v++) acc[0][i][v] = b;
       } else {
-        for (int v = 0; v < NV; v++) acc[0][i][v] = Simd::load(out[i] + v * Simd::W);
+        for (int v = 0; v < NV; v++) acc[0][i][v] = S::load(out[i] + v * S::W);
       }
     }
     for (int s = 1; s < NS; s++)
       for (int i = 0; i < 2; i++)
-        for (int v = 0; v < NV; v++) acc[s][i][v] = Simd::zero();
+        for (int v = 0; v < NV; v++) acc[s][i][v] = S::zero();
     if (REST) {
       own_group<Group, NV, NS, REST>(acc, x, p);
       p += 2 * Group::kBytes;
@@ -186,8 +202,8 @@ __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row
     SECATEUR_UNROLL
     for (int i = 0; i < 2; i++) {
       for (int s = 1; s < NS; s++)
-        for (int v = 0; v < NV; v++) acc[0][i][v] = Simd::add(acc[0][i][v], acc[s][i][v]);
-      for (int v = 0; v < NV; v++) Simd::store(out[i] + v * Simd::W, acc[0][i][v]);
+        for (int v = 0; v < NV; v++) acc[0][i][v] = S::add(acc[0][i][v], acc[s][i][v]);
+      for (int v = 0; v < NV; v++) S::store(out[i] + v * S::W, acc[0][i][v]);
     }
   }
 }
@@ -235,7 +251,7 @@ void tiled_block(const uint8_t* blob, const secateur::TiledBlock& block, const f
   (far ? tiled_chunk<Group, NV, true> : tiled_chunk<Group, NV, false>)(blob, block, packed, y, bias, stride, first);
 }
 
-template <class Group>
+template <template <class> class Group>
 void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias,
                  float* y) {
   const auto& h = *reinterpret_cast<const secateur::Header*>(blob);
@@ -254,22 +270,25 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
       const bool first = c == 0;
       switch (nv) {
         case 1:
-          tiled_block<Group, 1>(blob, blocks[c], xc, out, bias, stride, first, far);
+          if (Half::W < Simd::W && tokens - done * Simd::W <= Half::W)
+            tiled_block<Group<Half>, 1>(blob, blocks[c], xc, out, bias, stride, first, far);
+          else
+            tiled_block<Group<Simd>, 1>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         case 2:
-          tiled_block<Group, 2>(blob, blocks[c], xc, out, bias, stride, first, far);
+          tiled_block<Group<Simd>, 2>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         case 3:
-          tiled_block<Group, 3>(blob, blocks[c], xc, out, bias, stride, first, far);
+          tiled_block<Group<Simd>, 3>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         case 4:
-          tiled_block<Group, 4>(blob, blocks[c], xc, out, bias, stride, first, far);
+          tiled_block<Group<Simd>, 4>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         case 6:
-          tiled_block<Group, std::min(kMostVectors, 6)>(blob, blocks[c], xc, out, bias, stride, first, far);
+          tiled_block<Group<Simd>, std::min(kMostVectors, 6)>(blob, blocks[c], xc, out, bias, stride, first, far);
           break;
         default:
-          tiled_block<Group, kMostVectors>(blob, blocks[c], xc, out, bias, stride, first, far);
+          tiled_block<Group<Simd>, kMostVectors>(blob, blocks[c], xc, out, bias, stride, first, far);
       }
     }
     done += nv;
