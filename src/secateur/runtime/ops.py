@@ -61,7 +61,7 @@ def _sparse_linear(
     if native is None:
         return _without_kernels(x, packed, bias, activation)
     matrix, tokens, apart = _matrix(x)
-    y = x.new_empty(*x.shape[:-1], out_features)  # numbers are read in half the time that a tuple of them takes
+    y = x.new_empty(*x.shape[:-1], out_features)  # numbers are read faster than a tuple of them
     native.linear(
         packed.data_ptr(),
         packed.numel(),
