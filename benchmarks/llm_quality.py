@@ -217,8 +217,8 @@ def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: P
     """The second stage alone, from the folder of the first; its seconds are those of both."""
     from models import smollm2_folder
 
+    from secateur.torch.base.compute_type import fast_bfloat16
     from secateur.torch.open import load_model
-    from secateur.torch.precision import fast_bfloat16
     from secateur.torch.retrain import distil
 
     began = time.process_time()

@@ -13,7 +13,7 @@ from secateur.errors import ModelError, PlanError
 from secateur.layout import Layout
 from secateur.pruning import prune
 from secateur.select import Unit
-from secateur.torch.failures import in_a_line
+from secateur.torch.base.expected_errors import in_a_line
 from secateur.torch.host import TorchHost
 from secateur.torch.probe import derive, probe
 from secateur.torch.trace import trace

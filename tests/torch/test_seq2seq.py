@@ -6,7 +6,7 @@ import transformers
 
 import secateur
 from secateur import Element, Unit, criteria
-from secateur.torch.batches import run, with_decoder_inputs
+from secateur.torch.base.batches import run, with_decoder_inputs
 from tests.torch import tiny
 
 SIZES = {"vocab_size": 50, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48,

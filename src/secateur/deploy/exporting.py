@@ -23,7 +23,7 @@ from secateur.deploy.target import DeployError, Graph, Target, Written, find, wr
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
 from secateur.runtime.packed import VALUES, check_activations
-from secateur.torch.batches import evaluating
+from secateur.torch.base.batches import evaluating
 from secateur.torch.open import load_model
 from secateur.torch.text import has_tokenizer, load_tokenizer
 from secateur.torch.vocabulary import save_tokenizer

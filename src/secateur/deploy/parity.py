@@ -12,7 +12,7 @@ from secateur.deploy import device, signature
 from secateur.deploy.comparison import Comparison
 from secateur.deploy.results import BATCHES, Parity
 from secateur.deploy.target import DeployError, Port, Target
-from secateur.torch.batches import evaluating, with_decoder_inputs, without_labels
+from secateur.torch.base.batches import evaluating, with_decoder_inputs, without_labels
 from secateur.torch.text import encode
 
 INT8_TOLERANCE = 0.25

@@ -20,7 +20,7 @@ from secateur.runtime.linear import SparseLinear
 from secateur.runtime.packed import describe, unpack
 from secateur.runtime.steps import NONE, Step, pack_together
 from secateur.runtime.traced import Traced, stack
-from secateur.torch.failures import EXPECTED, in_a_line
+from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 
 TOLERANCE = 1e-4
 """Largest difference to the layers, of their largest output: float32 sums in another order."""

@@ -16,7 +16,7 @@ from secateur.runtime.decoder_find import CACHE, DecoderBlock, decoder_blocks
 from secateur.runtime.decoder_run import DecoderPlan, Program, TokenInputs, use_decoders
 from secateur.runtime.onecall import WrittenNorm
 from secateur.runtime.traced import Traced
-from secateur.torch.failures import EXPECTED, in_a_line
+from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 
 BATCH, TOKENS = 2, 4
 """Of what blocks are tried on."""

@@ -26,7 +26,7 @@ from secateur.runtime.native import load_native
 from secateur.runtime.onecall import from_json, one_calls, to_json, use_one_call
 from secateur.runtime.packed import unpack, validate
 from secateur.runtime.swap import put_module, share_copy
-from secateur.torch import changes as C
+from secateur.torch.base import manifest as C
 from secateur.torch.hub import read_json
 from secateur.torch.mend import is_size
 from secateur.torch.resize import changes_of, remember

@@ -13,7 +13,7 @@ from secateur.arrays import to_numpy
 from secateur.errors import DataError
 from secateur.layout import Layout
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
-from secateur.torch.batches import IGNORED, evaluating, run, size_of, to_device, with_decoder_inputs
+from secateur.torch.base.batches import IGNORED, evaluating, run, size_of, to_device, with_decoder_inputs
 from secateur.torch.grams import input_of, linear_modules, real_rows, watch_grams
 from secateur.torch.observe import observe_attention
 from secateur.torch.padding import Padding, TokenMask

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import ModelError
-from secateur.torch.batches import run
+from secateur.torch.base.batches import run
 
 TEMPERATURE = 2.0
 

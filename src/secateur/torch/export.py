@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError
-from secateur.torch.failures import in_a_line
+from secateur.torch.base.expected_errors import in_a_line
 
 Example = Mapping[str, Any] | tuple[Any, ...]
 

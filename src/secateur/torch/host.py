@@ -17,9 +17,9 @@ from secateur.layout import Layout
 from secateur.plan import Plan, note_written, resized_masks, to_be_written
 from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
-from secateur.torch.batches import evaluating, run, to_device
+from secateur.torch.base.batches import evaluating, run, to_device
+from secateur.torch.base.manifest import named_tensors
 from secateur.torch.bypass import bypassed
-from secateur.torch.changes import named_tensors
 from secateur.torch.collect import Loss, collect
 from secateur.torch.contract import Contract, contract_of
 from secateur.torch.hold import hold

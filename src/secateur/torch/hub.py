@@ -18,9 +18,9 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
 from secateur.plan import Plan
-from secateur.torch import changes as C
 from secateur.torch import packed as P
-from secateur.torch.changes import Changes
+from secateur.torch.base import manifest as C
+from secateur.torch.base.manifest import Changes
 from secateur.torch.headers import INDEX, WEIGHTS, read_entries
 from secateur.torch.mend import is_size
 from secateur.torch.resize import changes_of, check_attachable, remember

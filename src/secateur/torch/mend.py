@@ -21,7 +21,7 @@ from torch import nn
 from secateur.dims import Dim, extent, names
 from secateur.errors import ModelError
 from secateur.layout import Layout
-from secateur.torch.changes import named_tensors
+from secateur.torch.base.manifest import named_tensors
 
 LEAF = {
     "in_features": 1,

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from secateur.layout import Layout
-from secateur.torch import changes as C
-from secateur.torch.failures import EXPECTED
+from secateur.torch.base import manifest as C
+from secateur.torch.base.expected_errors import EXPECTED
 
 WIDE = ("hidden", "embedding")
 """Kinds of axes that norms go over."""

@@ -12,9 +12,9 @@ from secateur.arrays import to_numpy
 from secateur.errors import ModelError, SecateurError
 from secateur.layout import Layout
 from secateur.plan import Plan
+from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.collect import Loss
 from secateur.torch.example import example_for
-from secateur.torch.failures import EXPECTED
 from secateur.torch.headers import WEIGHTS
 from secateur.torch.host import TorchHost
 from secateur.torch.hub import PICKLED, check_folder

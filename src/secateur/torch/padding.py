@@ -11,7 +11,7 @@ import torch
 
 from secateur.errors import DataError
 from secateur.layout import Layout
-from secateur.torch.batches import IGNORED, LABELS
+from secateur.torch.base.batches import IGNORED, LABELS
 
 TokenMask = Callable[[str, tuple[int, ...]], torch.Tensor | None]
 """(module path, shape of what it reads without the features) -> bool mask of the real ones, of that shape or of its

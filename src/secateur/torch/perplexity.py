@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.errors import DataError, ModelError
 from secateur.perplexity import TextScore, text_score
-from secateur.torch.batches import evaluating
+from secateur.torch.base.batches import evaluating
 
 _POSITIONS = 256
 """Positions of which the probabilities are held at once."""

@@ -22,10 +22,10 @@ from torch import nn
 from secateur.dims import names
 from secateur.errors import SecateurError
 from secateur.layout import Axis, Layout
-from secateur.torch import changes as C
-from secateur.torch.batches import evaluating
+from secateur.torch.base import manifest as C
+from secateur.torch.base.batches import evaluating
+from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 from secateur.torch.export import Example
-from secateur.torch.failures import EXPECTED, in_a_line
 from secateur.torch.resize import changes_of, resize
 from secateur.torch.trace import trace
 

@@ -15,9 +15,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from secateur.errors import ModelError
-from secateur.torch import changes as C
 from secateur.torch import packed
-from secateur.torch.changes import Changes
+from secateur.torch.base import manifest as C
+from secateur.torch.base.manifest import Changes
 from secateur.torch.headers import read_entries
 from secateur.torch.mend import is_size
 

@@ -12,9 +12,9 @@ from torch import nn
 from secateur.dims import extent
 from secateur.errors import ModelError
 from secateur.layout import Layout
-from secateur.torch import changes as C
-from secateur.torch.changes import Changes
-from secateur.torch.failures import EXPECTED, in_a_line
+from secateur.torch.base import manifest as C
+from secateur.torch.base.expected_errors import EXPECTED, in_a_line
+from secateur.torch.base.manifest import Changes
 from secateur.torch.mend import LAYER_INDEX, MEANING, is_size, mirrors, powers
 from secateur.torch.norms import epsilons, rescale, shrinking
 from secateur.torch.vocabulary import follow, kept_tokens, token_numbers

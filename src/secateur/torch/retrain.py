@@ -15,9 +15,9 @@ import torch
 
 from secateur.errors import DataError, ModelError
 from secateur.recipe import Distillation, Recipe
+from secateur.torch.base.compute_type import products_in
 from secateur.torch.bypass import first_of
 from secateur.torch.perplexity import chunks
-from secateur.torch.precision import products_in
 from secateur.torch.reconstruct import BETAS, masked_step, relative_error
 from secateur.torch.windows import batches_of
 
@@ -37,7 +37,8 @@ def retrain(
     pass through the batches (or of what there is of one).
 
     names: the parameters. batches: keyword arguments of both models. low_precision: products in bfloat16 (see
-    `secateur.torch.precision`), weights and moments in float32 all the same. progress: told step, steps and loss.
+    `secateur.torch.base.compute_type`), weights and moments in float32 all the same.
+    progress: gets step, steps and loss.
 
     Raises DataError when the loss is NaN or infinite.
     """

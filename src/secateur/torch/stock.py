@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.torch import changes as C
-from secateur.torch.failures import EXPECTED, in_a_line
+from secateur.torch.base import manifest as C
+from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 
 _KEYS = re.compile(r"head|kv|ffn|ff$|inner|interm|mlp|expert|vocab|hidden|d_model|dim|embd|layers?$|width|size$")
 _NOT_SIZES = re.compile(r"patch|image|kernel|window|chunk|stride|position|token_id|per_tok|bucket|max_")

@@ -20,14 +20,14 @@ from secateur.errors import ModelError, PlanError, SecateurError
 from secateur.layout import Layout
 from secateur.recipe import Recipe
 from secateur.torch.allocate import by_outliers
-from secateur.torch.batches import evaluating
+from secateur.torch.base.batches import evaluating
+from secateur.torch.base.compute_type import computing_in, fast_bfloat16
 from secateur.torch.blocks import counted, left_out
 from secateur.torch.blockwise import Done, Run
 from secateur.torch.calls import chains
 from secateur.torch.headers import TYPES, read_entries
 from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose, give_back, whole_model
-from secateur.torch.precision import computing_in, fast_bfloat16
 from secateur.torch.result import Report, finish, record_of, shard_name
 from secateur.torch.retrain import coming_again, distil
 from secateur.torch.sensitivity import by_sensitivity

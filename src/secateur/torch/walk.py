@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
 from secateur.torch.atoms import Dim, Factor, expand, fresh, give_role, leaves, mark, root, size
-from secateur.torch.changes import named_tensors
+from secateur.torch.base.manifest import named_tensors
 from secateur.torch.rules import RULES, product
 from secateur.torch.values import UNKNOWN_EXTENT, Call, Record, Value, words
 
