@@ -306,7 +306,7 @@ def _check_in_double(row: Row, model: Any, layout: Any, keep: Any, inputs: dict[
     """Tell rounding from a wrong result: in float64 the difference must all but vanish."""
     from tests.torch.exact import difference
 
-    from secateur.torch.export import configs_of
+    from secateur.torch.trace.export import configs_of
 
     double = copy.deepcopy(model).double()
     for config in configs_of(double):

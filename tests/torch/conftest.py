@@ -9,7 +9,7 @@ LAYOUTS = {}
 def traced_once(monkeypatch):
     """Tracing takes longer than pruning tiny models, so models of one config share a layout."""
     from secateur.torch import skeleton, stream
-    from secateur.torch.trace import trace as real_trace
+    from secateur.torch.trace.derive import trace as real_trace
 
     def trace(model, example):
         key = (type(model), model.config.to_json_string(use_diff=False))

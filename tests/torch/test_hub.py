@@ -540,7 +540,7 @@ def test_minilm(tmp_path):
 
 @pytest.mark.slow
 def test_two_towers_each_with_its_config(tmp_path):
-    from secateur.torch.trace import trace
+    from secateur.torch.trace.derive import trace
 
     size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
     text = {**size, "vocab_size": tiny.VOCAB, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2}
@@ -566,7 +566,7 @@ def test_two_towers_each_with_its_config(tmp_path):
 
 @pytest.mark.slow
 def test_a_config_that_ties_layers_to_names_stays_readable(tmp_path):
-    from secateur.torch.trace import trace
+    from secateur.torch.trace.derive import trace
 
     config = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     torch.manual_seed(0)

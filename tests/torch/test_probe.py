@@ -16,7 +16,7 @@ from secateur.select import Unit
 from secateur.torch.base.expected_errors import in_a_line
 from secateur.torch.host import TorchHost
 from secateur.torch.probe import derive, probe
-from secateur.torch.trace import trace
+from secateur.torch.trace.derive import trace
 from tests.torch.exact import randomize
 from tests.torch.models import make
 

@@ -368,7 +368,7 @@ def test_a_missing_weight_is_named(tmp_path):
 
 def test_memory_that_is_too_small_or_puts_states_on_disk(tmp_path):
     from secateur.torch.memory import choose
-    from secateur.torch.trace import trace
+    from secateur.torch.trace.derive import trace
 
     model = tiny.llama()
     layout = trace(model, tiny.inputs(model))

@@ -82,7 +82,7 @@ def _layout_text(model: str, task: str | None, trust_remote_code: bool, layout_f
     """The layout as text; of a model that cannot be exported its parameters with their sizes, to be named by hand."""
     from secateur.errors import ModelError
     from secateur.torch.open import load_model, open_module
-    from secateur.torch.trace import blank
+    from secateur.torch.trace.derive import blank
 
     loaded = load_model(model, task=task, **({"trust_remote_code": True} if trust_remote_code else {}))
     try:

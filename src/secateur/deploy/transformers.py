@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from secateur.deploy.target import Graph, Port, Written
-from secateur.torch.export import attribute, configs_of
+from secateur.torch.trace.export import attribute, configs_of
 
 Dimension = Callable[[Port, int], Any]
 

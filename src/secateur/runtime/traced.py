@@ -56,7 +56,7 @@ class Traced:
     """
 
     def __init__(self, model: nn.Module, example: Mapping[str, Any] | tuple[Any, ...]):
-        from secateur.torch.export import export
+        from secateur.torch.trace.export import export
 
         # Hooks that were there before are the reason not to fuse, so they are looked for before those of the tracing.
         self.watched = {path for path, m in model.named_modules() if is_watched(m)}

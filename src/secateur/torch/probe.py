@@ -25,9 +25,9 @@ from secateur.layout import Axis, Layout
 from secateur.torch.base import manifest as C
 from secateur.torch.base.batches import evaluating
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
-from secateur.torch.export import Example
 from secateur.torch.resize import changes_of, resize
-from secateur.torch.trace import trace
+from secateur.torch.trace.derive import trace
+from secateur.torch.trace.export import Example
 
 SEQUENCES = (("head", "ffn", "dense", "expert", "rank", "mixer"), ("kv",), ("v",), ("qk",), ("hidden",), ("layer",))
 """Kinds that are removed together, in the order in which the culprit is looked for."""

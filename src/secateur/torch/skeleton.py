@@ -17,7 +17,7 @@ from secateur.layout import Layout
 from secateur.torch.example import example_for
 from secateur.torch.headers import TYPES
 from secateur.torch.shards import Entry, entries_of, read_tensor
-from secateur.torch.trace import trace
+from secateur.torch.trace.derive import trace
 
 COMPUTE = torch.float32
 

@@ -34,7 +34,7 @@ from secateur.torch.sensitivity import by_sensitivity
 from secateur.torch.shards import file_hash, read_tensor, write_shard
 from secateur.torch.skeleton import COMPUTE, Skeleton
 from secateur.torch.states import States
-from secateur.torch.trace import trace
+from secateur.torch.trace.derive import trace
 from secateur.torch.windows import batches_of, windows_hash
 
 Progress = Callable[[Done], None]

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from secateur.torch.atoms import Dim, Factor, expand, first_reason, fresh, give_role, is_frozen, mark, size, unify
-from secateur.torch.rules.elementwise import note_scale
-from secateur.torch.values import Call, Contraction, Rule, Value, remap
+from secateur.torch.trace.atoms import Dim, Factor, expand, first_reason, fresh, give_role, is_frozen, mark, size, unify
+from secateur.torch.trace.rules.elementwise import note_scale
+from secateur.torch.trace.values import Call, Contraction, Rule, Value, remap
 
 Labels = Sequence[str]
 

@@ -1,7 +1,7 @@
 """Rules for operations that read or write positions named by an index tensor, and for constants."""
 
-from secateur.torch.atoms import Dim, Factor, expand, fresh, give_role, is_frozen, mark, narrow, unify
-from secateur.torch.values import Call, Rule, Value, broadcast, remap
+from secateur.torch.trace.atoms import Dim, Factor, expand, fresh, give_role, is_frozen, mark, narrow, unify
+from secateur.torch.trace.values import Call, Rule, Value, broadcast, remap
 
 
 def embedding(call: Call) -> Value:

@@ -7,13 +7,13 @@ from torch import nn
 from secateur.dims import Dim, Factor, Term
 from secateur.errors import ModelError
 from secateur.layout import Axis, Layout, Linear, Product
-from secateur.torch import atoms
-from secateur.torch.export import Example, export
-from secateur.torch.kinds import Found, composites, find_axes
-from secateur.torch.layers import layer_axes
-from secateur.torch.naming import group_lists, head_name, name_axes
-from secateur.torch.values import Contraction, Value
-from secateur.torch.walk import Walk, mark_outputs
+from secateur.torch.trace import atoms
+from secateur.torch.trace.axis_kinds import Found, composites, find_axes
+from secateur.torch.trace.export import Example, export
+from secateur.torch.trace.layer_stacks import layer_axes
+from secateur.torch.trace.naming import group_lists, head_name, name_axes
+from secateur.torch.trace.propagate import Walk, mark_outputs
+from secateur.torch.trace.values import Contraction, Value
 
 
 def trace(model: nn.Module, example: Example, *, strict: bool = False) -> Layout:

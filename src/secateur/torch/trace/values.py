@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from secateur.torch.atoms import Dim, Factor, expand, fresh, mark, unify
+from secateur.torch.trace.atoms import Dim, Factor, expand, fresh, mark, unify
 
 UNKNOWN_EXTENT = 7919
 """Stands for an extent that depends on data (the number of non-zeros, ...)."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from secateur.torch.kinds import ANONYMOUS, Found
+from secateur.torch.trace.axis_kinds import ANONYMOUS, Found
 
 _WHOLE_MODEL = ("hidden", "vocab", "embedding")
 

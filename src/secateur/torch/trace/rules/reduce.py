@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from secateur.torch.atoms import Dim, expand, fresh, mark
-from secateur.torch.rules.product import _biased
-from secateur.torch.values import Call, Rule, Value, broadcast, remap
+from secateur.torch.trace.atoms import Dim, expand, fresh, mark
+from secateur.torch.trace.rules.product import _biased
+from secateur.torch.trace.values import Call, Rule, Value, broadcast, remap
 
 
 def _without(call: Call, x: Value, axes: list[int], zero: bool | None) -> Value:

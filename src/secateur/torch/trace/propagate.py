@@ -10,10 +10,10 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
-from secateur.torch.atoms import Dim, Factor, expand, fresh, give_role, leaves, mark, root, size
 from secateur.torch.base.manifest import named_tensors
-from secateur.torch.rules import RULES, product
-from secateur.torch.values import UNKNOWN_EXTENT, Call, Record, Value, words
+from secateur.torch.trace.atoms import Dim, Factor, expand, fresh, give_role, leaves, mark, root, size
+from secateur.torch.trace.rules import RULES, product
+from secateur.torch.trace.values import UNKNOWN_EXTENT, Call, Record, Value, words
 
 INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_with_inference_mode")
 NUMBERS_PASS = frozenset(

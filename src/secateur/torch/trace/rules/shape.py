@@ -1,6 +1,6 @@
 """Rules for operations that move, group, cut or join positions without changing values."""
 
-from secateur.torch.atoms import (
+from secateur.torch.trace.atoms import (
     Dim,
     Factor,
     add_up,
@@ -14,7 +14,7 @@ from secateur.torch.atoms import (
     regroup,
     unify,
 )
-from secateur.torch.values import Call, Rule, Value, remap, same, words
+from secateur.torch.trace.values import Call, Rule, Value, remap, same, words
 
 
 def view(call: Call) -> Value:

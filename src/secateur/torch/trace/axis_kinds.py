@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from secateur.torch.atoms import Atom, Dim, Factor, expand, frozen, leaves, mark, root
-from secateur.torch.values import Record, Value
+from secateur.torch.trace.atoms import Atom, Dim, Factor, expand, frozen, leaves, mark, root
+from secateur.torch.trace.values import Record, Value
 
 NORMED_ALLOWED = ("hidden", "embedding")
 ROUTED_ALLOWED = ("expert",)

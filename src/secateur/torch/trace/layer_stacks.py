@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from secateur.layout import Axis
-from secateur.torch.atoms import expand, size
-from secateur.torch.values import Value
-from secateur.torch.walk import Walk
+from secateur.torch.trace.atoms import expand, size
+from secateur.torch.trace.propagate import Walk
+from secateur.torch.trace.values import Value
 
 
 def layer_axes(walk: Walk, lists: Mapping[str, Sequence[str]]) -> list[Axis]:

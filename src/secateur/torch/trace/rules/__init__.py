@@ -1,7 +1,7 @@
 """One small function for each ATen operation; an operation that is not in this table freezes what touches it."""
 
-from secateur.torch.rules import elementwise, lookup, product, reduce, shape
-from secateur.torch.values import Rule
+from secateur.torch.trace.rules import elementwise, lookup, product, reduce, shape
+from secateur.torch.trace.values import Rule
 
 RULES: dict[str, Rule] = {
     **elementwise.RULES,

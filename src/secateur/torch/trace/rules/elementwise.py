@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from secateur.torch.atoms import expand, give_role, mark, narrow, unify
-from secateur.torch.values import Call, Rule, Value, broadcast, remap, words
+from secateur.torch.trace.atoms import expand, give_role, mark, narrow, unify
+from secateur.torch.trace.values import Call, Rule, Value, broadcast, remap, words
 
 KEEPS_ZERO = words(
     "relu gelu silu tanh neg abs sqrt square sin sinh asinh atan tan asin erf expm1 log1p sign sgn floor ceil round "

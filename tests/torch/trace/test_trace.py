@@ -10,12 +10,12 @@ from secateur.dims import format_dims, parse_dims
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.torch.resize import resize
-from secateur.torch.trace import trace
+from secateur.torch.trace.derive import trace
 from tests.torch import slow
 from tests.torch.exact import choose, difference, mask, outputs, randomize
 from tests.torch.models import FAMILIES, make
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 UNEQUAL_HEADS = {"torch_encoder": "nn.MultiheadAttention asserts that its heads fill the embedding"}
 
 

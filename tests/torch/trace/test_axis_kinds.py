@@ -17,7 +17,7 @@ from secateur.torch.bypass import bypassed_module
 from secateur.torch.host import TorchHost
 from secateur.torch.hub import save
 from secateur.torch.norms import centred_norms, norms_over
-from secateur.torch.trace import trace
+from secateur.torch.trace.derive import trace
 from tests.torch import slow
 from tests.torch.exact import difference
 from tests.torch.models import host_of
