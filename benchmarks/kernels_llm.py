@@ -34,9 +34,9 @@ from secateur.deploy import device, onnx_int8, sparse
 from secateur.deploy.target import Written
 from secateur.documents import read_documents
 from secateur.files import new_folder, write_json
+from secateur.torch.data.text_rows import load_tokenizer
+from secateur.torch.data.token_windows import cut, tokens_of
 from secateur.torch.open import load_model
-from secateur.torch.text import load_tokenizer
-from secateur.torch.windows import cut, tokens_of
 
 CACHE = Path(__file__).parent.parent / ".cache" / "kernels_llm"
 PROMPT, NEW_TOKENS = 16, 24

@@ -94,8 +94,8 @@ def texts() -> dict[str, list[str]]:
 
 def test_windows(folder: Path) -> dict[str, torch.Tensor]:
     """Windows of both test texts."""
-    from secateur.torch.text import load_tokenizer
-    from secateur.torch.windows import cut, tokens_of
+    from secateur.torch.data.text_rows import load_tokenizer
+    from secateur.torch.data.token_windows import cut, tokens_of
 
     tokenizer, found = load_tokenizer(folder), texts()
     need = CONTEXT * TEST_WINDOWS
@@ -252,10 +252,10 @@ def one_row(key: str) -> dict[str, Any]:
     """Prune and score, in this process. Seconds are processor seconds of one thread."""
     from models import smollm2_folder
 
+    from secateur.torch.data.run_windows import evaluate_text
+    from secateur.torch.data.text_rows import load_tokenizer
+    from secateur.torch.data.token_windows import sample_windows
     from secateur.torch.open import load_model
-    from secateur.torch.perplexity import evaluate_text
-    from secateur.torch.text import load_tokenizer
-    from secateur.torch.windows import sample_windows
 
     torch.set_num_threads(1)
     seed = recipe_of(key).seed

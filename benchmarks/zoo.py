@@ -190,7 +190,7 @@ def build(kind: str, variant: dict[str, int]) -> Any:
 
 def example(model: Any) -> dict[str, torch.Tensor]:
     """Inputs made up from the main input of the model."""
-    from secateur.torch.example import example_for
+    from secateur.torch.data.example import example_for
 
     if model.main_input_name == "input_values":
         return {"input_values": torch.randn(2, 2000)}

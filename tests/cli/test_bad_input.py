@@ -84,7 +84,7 @@ def test_positions_that_begin_after_a_padding_index(encoder):
 
     from secateur.data import Rows
     from secateur.errors import DataError
-    from secateur.torch.text import encode, text_positions
+    from secateur.torch.data.text_rows import encode, text_positions
 
     sizes = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     sizes |= {"intermediate_size": 8, "max_position_embeddings": 34, "pad_token_id": 1}

@@ -364,8 +364,8 @@ def test_scores_by_hand():
 
 
 def test_losses_and_distances_equal_plain_ones(llm):
+    from secateur.torch.data.run_windows import evaluate_text
     from secateur.torch.open import load_model
-    from secateur.torch.perplexity import evaluate_text
     from tests.torch import tiny
     from tests.torch.language import windows
 

@@ -15,7 +15,7 @@ def classifier(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def uneven(tmp_path_factory, classifier):
-    from secateur.torch.text import load_tokenizer
+    from secateur.torch.data.text_rows import load_tokenizer
 
     host = secateur.open(classifier)
     first, second = host.layout.of_kind("head")

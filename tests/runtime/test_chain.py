@@ -17,7 +17,7 @@ from secateur.errors import ModelError  # noqa: E402
 from secateur.runtime import attention, chain_use, ops, store, swap  # noqa: E402
 from secateur.runtime.chain_run import chains_of, leaves  # noqa: E402
 from secateur.runtime.native import load_native  # noqa: E402
-from secateur.torch.example import example_for  # noqa: E402
+from secateur.torch.data.example import example_for  # noqa: E402
 
 from ..torch import slow, tiny  # noqa: E402
 

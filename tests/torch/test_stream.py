@@ -401,7 +401,7 @@ def test_memory_of_what_takes_gradients_of_the_whole_model():
 
 
 def test_text_that_is_too_short_or_does_not_fit():
-    from secateur.torch.windows import cut, tokens_of
+    from secateur.torch.data.token_windows import cut, tokens_of
 
     with pytest.raises(DataError, match="a.txt has 10 tokens, fewer than one window of 16"):
         cut(list(range(10)), 16, "a.txt")

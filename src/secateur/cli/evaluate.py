@@ -73,9 +73,9 @@ def command(
         return
     rows = common.read_data(data, text_column, label_column, split)
 
+    from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
     from secateur.torch.host import TorchHost
     from secateur.torch.open import load_model
-    from secateur.torch.text import Batches, encode, load_tokenizer
     from secateur.torch.workflow import evaluate, logits
 
     common.quiet_libraries()

@@ -104,10 +104,10 @@ def _source(model: str, output: Path) -> Iterator[Path]:
 def calibration(recipe: "Recipe", folder: Path) -> Any:
     """Calibration windows (count, context), or None when the recipe names no text or no stage of it reads any."""
     from secateur.documents import read_documents
+    from secateur.torch.data.text_rows import load_tokenizer
+    from secateur.torch.data.token_windows import check_context, sample_windows
     from secateur.torch.hub import check_folder
     from secateur.torch.open import read_config
-    from secateur.torch.text import load_tokenizer
-    from secateur.torch.windows import check_context, sample_windows
 
     if not recipe.calibration:
         return None
@@ -307,10 +307,10 @@ def evaluate(
         raise DataError("perplexity needs a text; pass --text FILE")
     documents = read_documents(text, text_column)
 
+    from secateur.torch.data.run_windows import evaluate_text
+    from secateur.torch.data.text_rows import load_tokenizer, text_positions
+    from secateur.torch.data.token_windows import check_context, cut, tokens_of
     from secateur.torch.open import load_model
-    from secateur.torch.perplexity import evaluate_text
-    from secateur.torch.text import load_tokenizer, text_positions
-    from secateur.torch.windows import check_context, cut, tokens_of
 
     tokenizer = load_tokenizer(model)
     network: Any = load_model(model, task=task, **options)

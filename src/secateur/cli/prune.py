@@ -313,7 +313,7 @@ def prepare(
 ) -> "Data":
     """Encode rows; hold out a stratified tenth for the report unless other data was named."""
     from secateur.data import shuffled, split_rows
-    from secateur.torch.text import Batches, encode, load_tokenizer
+    from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
     from secateur.torch.workflow import Data
 
     tokenizer = load_tokenizer(model)

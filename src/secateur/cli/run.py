@@ -54,8 +54,8 @@ def command(
     from secateur.runtime.answer import batch_of, classify, continue_texts, generates
     from secateur.runtime.packed import VALUES, check_activations
     from secateur.runtime.store import MANIFEST
+    from secateur.torch.data.text_rows import load_tokenizer
     from secateur.torch.open import load_model
-    from secateur.torch.text import load_tokenizer
 
     for name, given in (("value", value), ("dense", dense)):
         if given not in VALUES:

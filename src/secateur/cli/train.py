@@ -43,10 +43,10 @@ def command(
     rows = common.read_data(data, text_column, label_column, split)
 
     from secateur.pruning import earlier_zeros
+    from secateur.torch.data.text_rows import encode, load_tokenizer
     from secateur.torch.host import TorchHost
     from secateur.torch.hub import save
     from secateur.torch.open import load_model, open_module
-    from secateur.torch.text import encode, load_tokenizer
     from secateur.torch.train import classifier_options, fine_tune
 
     common.quiet_libraries()

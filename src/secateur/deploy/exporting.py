@@ -24,8 +24,8 @@ from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
 from secateur.runtime.packed import VALUES, check_activations
 from secateur.torch.base.batches import evaluating
+from secateur.torch.data.text_rows import has_tokenizer, load_tokenizer
 from secateur.torch.open import load_model
-from secateur.torch.text import has_tokenizer, load_tokenizer
 from secateur.torch.vocabulary import save_tokenizer
 
 VERSIONS = ("torch", "transformers")

@@ -13,7 +13,7 @@ from secateur.deploy.comparison import Comparison
 from secateur.deploy.results import BATCHES, Parity
 from secateur.deploy.target import DeployError, Port, Target
 from secateur.torch.base.batches import evaluating, with_decoder_inputs, without_labels
-from secateur.torch.text import encode
+from secateur.torch.data.text_rows import encode
 
 INT8_TOLERANCE = 0.25
 """Largest permitted relative error of 8-bit weights, which round; look at the agreement, too."""

@@ -15,8 +15,8 @@ from torch import nn
 
 from secateur.deploy import device
 from secateur.deploy.target import DeployError, Port, Target
-from secateur.torch.example import BATCH, LENGTH, TARGET_LENGTH, example_for
-from secateur.torch.text import text_positions
+from secateur.torch.data.example import BATCH, LENGTH, TARGET_LENGTH, example_for
+from secateur.torch.data.text_rows import text_positions
 from secateur.torch.vocabulary import TABLE
 
 SYMBOLS = {"batch": BATCH, "length": LENGTH, "target": TARGET_LENGTH}

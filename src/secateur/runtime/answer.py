@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError
-from secateur.torch.text import token_ids
+from secateur.torch.data.text_rows import token_ids
 
 
 @dataclass(frozen=True)

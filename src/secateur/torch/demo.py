@@ -27,9 +27,9 @@ from secateur.evaluate import Score, score
 from secateur.files import new_folder, write_json
 from secateur.pruning import default_weights
 from secateur.select import Element, Unit
+from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_module
-from secateur.torch.text import Batches, encode, load_tokenizer
 from secateur.torch.train import classifier_options, fine_tune
 from secateur.torch.workflow import (
     Data,

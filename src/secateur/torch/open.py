@@ -14,7 +14,7 @@ from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.collect import Loss
-from secateur.torch.example import example_for
+from secateur.torch.data.example import example_for
 from secateur.torch.headers import WEIGHTS
 from secateur.torch.host import TorchHost
 from secateur.torch.hub import PICKLED, check_folder

@@ -14,7 +14,7 @@ from torch import nn
 
 from secateur.errors import ModelError
 from secateur.layout import Layout
-from secateur.torch.example import example_for
+from secateur.torch.data.example import example_for
 from secateur.torch.headers import TYPES
 from secateur.torch.shards import Entry, entries_of, read_tensor
 from secateur.torch.trace.derive import trace

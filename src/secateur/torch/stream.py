@@ -25,6 +25,7 @@ from secateur.torch.base.compute_type import computing_in, fast_bfloat16
 from secateur.torch.blocks import counted, left_out
 from secateur.torch.blockwise import Done, Run
 from secateur.torch.calls import chains
+from secateur.torch.data.token_windows import batches_of, windows_hash
 from secateur.torch.headers import TYPES, read_entries
 from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose, give_back, whole_model
@@ -35,7 +36,6 @@ from secateur.torch.shards import file_hash, read_tensor, write_shard
 from secateur.torch.skeleton import COMPUTE, Skeleton
 from secateur.torch.states import States
 from secateur.torch.trace.derive import trace
-from secateur.torch.windows import batches_of, windows_hash
 
 Progress = Callable[[Done], None]
 Tuning = Callable[[int, int, float], None]
@@ -58,7 +58,7 @@ def prune_loaded(
     progress: told of each block; tuning: of each step of distillation.
     Raises PlanError for a pattern that does not fit, ModelError for a model without a chain of layers, or in float64.
     """
-    from secateur.torch.example import example_for
+    from secateur.torch.data.example import example_for
 
     layout = trace(model, example_for(model))
     paths = [p for c in chains(layout).values() for p in c]

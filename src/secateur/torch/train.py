@@ -31,7 +31,7 @@ def fine_tune(
     callbacks: Sequence[Any] = (),
     progress: bool = True,
 ) -> float:
-    """Train `host.model` in place on encoded rows (see `secateur.torch.text.encode`); returns the last mean loss.
+    """Train `host.model` in place on encoded rows (see `text_rows.encode`); returns the last mean loss.
 
     plan: zeros to hold while training, besides those of `host.plan`; None for no others. teacher: the dense model to
     learn from, besides labels (see `secateur.torch.distil`). callbacks: further ones for the Trainer.

@@ -23,11 +23,11 @@ from secateur.pruning import Criterion, check_weights, default_weights, needs_of
 from secateur.schedule import cubic
 from secateur.select import NM, Pattern, Unit
 from secateur.torch.callback import Gradual
+from secateur.torch.data.text_rows import Batches
 from secateur.torch.headers import read_entries
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
 from secateur.torch.packed import plain_name
-from secateur.torch.text import Batches
 from secateur.torch.train import fine_tune
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
