@@ -206,7 +206,7 @@ def test_eval_against(result, classifier, data):
 # -- interruptions --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["secateur.torch.collect._backward", "transformers.Trainer.training_step"])
+@pytest.mark.parametrize("where", ["secateur.torch.stats.collect._backward", "transformers.Trainer.training_step"])
 def test_an_interrupt_writes_nothing(refused, classifier, data, place, monkeypatch, where):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from secateur.runtime.native import load_native
-from secateur.torch.observe import KNOWN
+from secateur.torch.stats.attention_scores import KNOWN
 
 NAME = "secateur"
 

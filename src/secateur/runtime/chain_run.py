@@ -21,7 +21,7 @@ from secateur.runtime.chain_find import Form
 from secateur.runtime.ops import run, sparse_chain
 from secateur.runtime.steps import Step, step_from_json, table
 from secateur.runtime.watch import is_watched
-from secateur.torch.observe import KNOWN
+from secateur.torch.stats.attention_scores import KNOWN
 
 
 @dataclass(frozen=True)

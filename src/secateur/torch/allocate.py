@@ -15,7 +15,7 @@ from secateur.criteria.wanda import wanda
 from secateur.recipe import Allocation
 from secateur.torch.blocks import counted
 from secateur.torch.blockwise import Run
-from secateur.torch.grams import input_of
+from secateur.torch.stats.grams import input_of
 
 
 def by_outliers(

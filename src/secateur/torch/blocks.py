@@ -14,7 +14,7 @@ from secateur.pruning import default_weights
 from secateur.repair import Gram, prepare
 from secateur.select import NM
 from secateur.stats import Tally
-from secateur.torch.grams import watch_grams
+from secateur.torch.stats.grams import watch_grams
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

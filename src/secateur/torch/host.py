@@ -20,11 +20,11 @@ from secateur.stats import Stats
 from secateur.torch.base.batches import evaluating, run, to_device
 from secateur.torch.base.manifest import named_tensors
 from secateur.torch.bypass import bypassed
-from secateur.torch.collect import Loss, collect
 from secateur.torch.contract import Contract, contract_of
 from secateur.torch.hold import hold
 from secateur.torch.probe import derive
 from secateur.torch.resize import Changes, resize
+from secateur.torch.stats.collect import Loss, collect
 
 
 class TorchHost:

@@ -13,12 +13,12 @@ from secateur.errors import ModelError, SecateurError
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.base.expected_errors import EXPECTED
-from secateur.torch.collect import Loss
 from secateur.torch.data.example import example_for
 from secateur.torch.headers import WEIGHTS
 from secateur.torch.host import TorchHost
 from secateur.torch.hub import PICKLED, check_folder
 from secateur.torch.resize import changes_of
+from secateur.torch.stats.collect import Loss
 
 
 def open_module(

@@ -24,9 +24,9 @@ from secateur.torch.blocks import counted
 from secateur.torch.blockwise import Run
 from secateur.torch.calls import chains
 from secateur.torch.data.token_windows import batches_of
-from secateur.torch.grams import input_of
 from secateur.torch.retrain import divergence
 from secateur.torch.states import States
+from secateur.torch.stats.grams import input_of
 
 Step = Callable[[], None]
 """Called when one more step is done."""

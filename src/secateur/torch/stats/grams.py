@@ -11,7 +11,7 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.stats import Tally
-from secateur.torch.padding import TokenMask, no_padding
+from secateur.torch.stats.padding import TokenMask, no_padding
 
 
 def linear_modules(model: nn.Module, layout: Layout) -> dict[str, dict[str, nn.Module]]:

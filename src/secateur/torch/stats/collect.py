@@ -14,9 +14,9 @@ from secateur.errors import DataError
 from secateur.layout import Layout
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
 from secateur.torch.base.batches import IGNORED, evaluating, run, size_of, to_device, with_decoder_inputs
-from secateur.torch.grams import input_of, linear_modules, real_rows, watch_grams
-from secateur.torch.observe import observe_attention
-from secateur.torch.padding import Padding, TokenMask
+from secateur.torch.stats.attention_scores import observe_attention
+from secateur.torch.stats.grams import input_of, linear_modules, real_rows, watch_grams
+from secateur.torch.stats.padding import Padding, TokenMask
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 

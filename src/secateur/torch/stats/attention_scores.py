@@ -15,7 +15,7 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.layout import Axis, Layout
 from secateur.stats import Tally
-from secateur.torch.padding import TokenMask
+from secateur.torch.stats.padding import TokenMask
 
 NAME = "secateur_observer"
 

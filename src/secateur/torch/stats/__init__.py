@@ -1,0 +1,1 @@
+"""Data to Stats: gradients, activations, grams of linear inputs, attention scores."""
