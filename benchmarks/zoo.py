@@ -205,7 +205,7 @@ def examine(kind: str) -> Row:
     """Fill the row of one model type."""
     from tests.torch.exact import choose, difference, mask, outputs
 
-    from secateur.torch.probe import derive
+    from secateur.torch.shrink.probe import derive
 
     row = Row(kind)
     try:
@@ -251,7 +251,7 @@ def examine(kind: str) -> Row:
 def _round_trip(row: Row, model: Any, layout: Any, keep: Any, inputs: dict[str, torch.Tensor]) -> None:
 
     from secateur.torch.hub import save
-    from secateur.torch.resize import resize
+    from secateur.torch.shrink.resize import resize
 
     shrunk = copy.deepcopy(model)
     resize(shrunk, layout, keep)
@@ -474,7 +474,7 @@ def main() -> None:
     import transformers  # noqa: F401
 
     import secateur.torch.hub
-    import secateur.torch.probe  # noqa: F401
+    import secateur.torch.shrink.probe  # noqa: F401
 
     with ThreadPoolExecutor(options.jobs) as pool:
         for values in pool.map(_in_a_process, [k for k in kinds if k in everything]):

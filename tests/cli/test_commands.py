@@ -73,7 +73,7 @@ def test_inspect(call, result, classifier):
 
 def test_a_layout_file_by_hand(call, result, refused, classifier, data, tmp_path, place, monkeypatch):
     from secateur.errors import ModelError
-    from secateur.torch import probe
+    from secateur.torch.shrink import probe
 
     def refuse(model, example):
         raise ModelError("it cannot be exported")

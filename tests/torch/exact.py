@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from secateur.layout import Layout
-from secateur.torch.resize import resize
+from secateur.torch.shrink.resize import resize
 
 EXACT_KINDS = ("head", "kv", "group", "ffn", "qk", "v", "dense", "rank")
 

@@ -17,9 +17,9 @@ from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch import hub
 from secateur.torch.packed import BITS
-from secateur.torch.resize import changes_of, resize
+from secateur.torch.shrink.resize import changes_of, resize
 from tests.torch import tiny
-from tests.torch.test_resize import UNEVEN
+from tests.torch.shrink.test_resize import UNEVEN
 
 UNIFORM_FFN = {f"L{i}.ffn": range(0, 48, 3) for i in range(3)}
 

@@ -26,7 +26,7 @@ from secateur.runtime.packed import VALUES, check_activations
 from secateur.torch.base.batches import evaluating
 from secateur.torch.data.text_rows import has_tokenizer, load_tokenizer
 from secateur.torch.open import load_model
-from secateur.torch.vocabulary import save_tokenizer
+from secateur.torch.shrink.vocabulary import save_tokenizer
 
 VERSIONS = ("torch", "transformers")
 logger = logging.getLogger(__name__)

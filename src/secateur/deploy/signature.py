@@ -17,7 +17,7 @@ from secateur.deploy import device
 from secateur.deploy.target import DeployError, Port, Target
 from secateur.torch.data.example import BATCH, LENGTH, TARGET_LENGTH, example_for
 from secateur.torch.data.text_rows import text_positions
-from secateur.torch.vocabulary import TABLE
+from secateur.torch.shrink.vocabulary import TABLE
 
 SYMBOLS = {"batch": BATCH, "length": LENGTH, "target": TARGET_LENGTH}
 """Symbolic dimensions and the sizes that they have in an example."""

@@ -28,8 +28,8 @@ from secateur.runtime.packed import unpack, validate
 from secateur.runtime.swap import put_module, share_copy
 from secateur.torch.base import manifest as C
 from secateur.torch.hub import read_json
-from secateur.torch.mend import is_size
-from secateur.torch.resize import changes_of, remember
+from secateur.torch.shrink.resize import changes_of, remember
+from secateur.torch.shrink.size_attributes import is_size
 
 WEIGHTS, MANIFEST = "runtime.safetensors", "runtime.json"
 FORMAT_VERSION = 2

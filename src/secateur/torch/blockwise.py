@@ -13,9 +13,9 @@ from secateur.layout import Layout
 from secateur.recipe import Recipe, find_method
 from secateur.select import parse_pattern
 from secateur.torch.blocks import Call, Pruned, counted, grams_of, prune_weights
-from secateur.torch.bypass import first_of
 from secateur.torch.calls import chains, next_call
 from secateur.torch.reconstruct import reconstruct
+from secateur.torch.shrink.masking import first_of
 from secateur.torch.states import States
 
 

@@ -19,11 +19,11 @@ from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
 from secateur.torch.base.batches import evaluating, run, to_device
 from secateur.torch.base.manifest import named_tensors
-from secateur.torch.bypass import bypassed
-from secateur.torch.contract import Contract, contract_of
 from secateur.torch.hold import hold
-from secateur.torch.probe import derive
-from secateur.torch.resize import Changes, resize
+from secateur.torch.shrink.equality import Contract, contract_of
+from secateur.torch.shrink.masking import bypassed
+from secateur.torch.shrink.probe import derive
+from secateur.torch.shrink.resize import Changes, resize
 from secateur.torch.stats.collect import Loss, collect
 
 

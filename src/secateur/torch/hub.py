@@ -22,9 +22,9 @@ from secateur.torch import packed as P
 from secateur.torch.base import manifest as C
 from secateur.torch.base.manifest import Changes
 from secateur.torch.headers import INDEX, WEIGHTS, read_entries
-from secateur.torch.mend import is_size
-from secateur.torch.resize import changes_of, check_attachable, remember
-from secateur.torch.vocabulary import save_tokenizer
+from secateur.torch.shrink.resize import changes_of, check_attachable, remember
+from secateur.torch.shrink.size_attributes import is_size
+from secateur.torch.shrink.vocabulary import save_tokenizer
 
 MANIFEST = "secateur.json"
 FORMAT = 1

@@ -17,7 +17,7 @@ from secateur.torch.data.example import example_for
 from secateur.torch.headers import WEIGHTS
 from secateur.torch.host import TorchHost
 from secateur.torch.hub import PICKLED, check_folder
-from secateur.torch.resize import changes_of
+from secateur.torch.shrink.resize import changes_of
 from secateur.torch.stats.collect import Loss
 
 

@@ -19,7 +19,7 @@ from secateur.torch import packed
 from secateur.torch.base import manifest as C
 from secateur.torch.base.manifest import Changes
 from secateur.torch.headers import read_entries
-from secateur.torch.mend import is_size
+from secateur.torch.shrink.size_attributes import is_size
 
 METHOD = "secateur"
 FORMAT = 1

@@ -16,10 +16,10 @@ import torch
 from secateur.errors import DataError, ModelError
 from secateur.recipe import Distillation, Recipe
 from secateur.torch.base.compute_type import products_in
-from secateur.torch.bypass import first_of
 from secateur.torch.data.run_windows import chunks
 from secateur.torch.data.token_windows import batches_of
 from secateur.torch.reconstruct import BETAS, masked_step, relative_error
+from secateur.torch.shrink.masking import first_of
 
 
 def retrain(

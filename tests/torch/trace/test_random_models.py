@@ -12,7 +12,7 @@ from torch import nn
 from secateur.check import verify
 from secateur.plan import Plan
 from secateur.torch.host import TorchHost
-from secateur.torch.resize import resize
+from secateur.torch.shrink.resize import resize
 from secateur.torch.trace.derive import trace
 from tests.torch.exact import choose, difference, mask, outputs, randomize
 

@@ -9,7 +9,7 @@ from torch import nn
 from secateur.dims import format_dims, parse_dims
 from secateur.errors import ModelError
 from secateur.layout import Layout
-from secateur.torch.resize import resize
+from secateur.torch.shrink.resize import resize
 from secateur.torch.trace.derive import trace
 from tests.torch import slow
 from tests.torch.exact import choose, difference, mask, outputs, randomize

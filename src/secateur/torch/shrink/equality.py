@@ -19,7 +19,7 @@ from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.base.batches import with_decoder_inputs
-from secateur.torch.norms import WIDE, centred_norms
+from secateur.torch.shrink.norms import WIDE, centred_norms
 
 TOKENS = ("input_ids", "decoder_input_ids")
 

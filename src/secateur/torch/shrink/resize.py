@@ -15,9 +15,9 @@ from secateur.layout import Layout
 from secateur.torch.base import manifest as C
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 from secateur.torch.base.manifest import Changes
-from secateur.torch.mend import LAYER_INDEX, MEANING, is_size, mirrors, powers
-from secateur.torch.norms import epsilons, rescale, shrinking
-from secateur.torch.vocabulary import follow, kept_tokens, token_numbers
+from secateur.torch.shrink.norms import epsilons, rescale, shrinking
+from secateur.torch.shrink.size_attributes import LAYER_INDEX, MEANING, is_size, mirrors, powers
+from secateur.torch.shrink.vocabulary import follow, kept_tokens, token_numbers
 
 logger = logging.getLogger(__name__)
 LAYER_COUNTS = (

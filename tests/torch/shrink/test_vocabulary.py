@@ -15,7 +15,7 @@ from secateur.errors import ModelError
 from secateur.plan import Plan
 from secateur.torch import hub
 from secateur.torch.host import TorchHost
-from secateur.torch.vocabulary import TABLE, closed, shrink
+from secateur.torch.shrink.vocabulary import TABLE, closed, shrink
 from tests.torch import slow
 from tests.torch.exact import randomize
 from tests.torch.models import host_of, make

@@ -15,7 +15,7 @@ from secateur.pruning import prune
 from secateur.select import Unit
 from secateur.torch.base.expected_errors import in_a_line
 from secateur.torch.host import TorchHost
-from secateur.torch.probe import derive, probe
+from secateur.torch.shrink.probe import derive, probe
 from secateur.torch.trace.derive import trace
 from tests.torch.exact import randomize
 from tests.torch.models import make
@@ -112,7 +112,7 @@ def test_an_error_in_a_line():
 
 def test_a_large_model_with_a_mask_is_tried_out_without_numbers(monkeypatch, caplog):
     """transformers asks whether a mask is all ones, which no tensor without numbers can say."""
-    monkeypatch.setattr("secateur.torch.probe.SMALL", 0)
+    monkeypatch.setattr("secateur.torch.shrink.probe.SMALL", 0)
     model, example = make("phi3")
     assert "attention_mask" in example
     derived = derive(model, example)

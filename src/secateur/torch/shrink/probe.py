@@ -25,7 +25,7 @@ from secateur.layout import Axis, Layout
 from secateur.torch.base import manifest as C
 from secateur.torch.base.batches import evaluating
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
-from secateur.torch.resize import changes_of, resize
+from secateur.torch.shrink.resize import changes_of, resize
 from secateur.torch.trace.derive import trace
 from secateur.torch.trace.export import Example
 
