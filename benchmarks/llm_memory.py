@@ -32,7 +32,7 @@ def write_checkpoint(folder: Path) -> int:
     from transformers import LlamaConfig
 
     from secateur.files import write_json
-    from secateur.torch.shards import write_shard
+    from secateur.torch.files.safetensors_shards import write_shard
 
     folder.mkdir(parents=True)
     config = LlamaConfig(

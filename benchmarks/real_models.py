@@ -20,7 +20,7 @@ import models
 import numpy as np
 import torch
 
-import secateur.torch.hub
+import secateur.torch.files.saving
 from secateur.check import difference, verify
 from secateur.plan import Plan
 from secateur.torch.host import TorchHost
@@ -76,7 +76,7 @@ def row(name: str, removed: str, host: TorchHost, keep: dict[str, Any], folder: 
     verdict = verify(host, plan, [host.example])
     small = host.copy()
     small.resize(plan)
-    secateur.torch.hub.save(small.model, folder / "a", overwrite=True)
+    secateur.torch.files.saving.save(small.model, folder / "a", overwrite=True)
     loaded = type(small.model).from_pretrained(folder / "a").eval()
     loaded.save_pretrained(folder / "b")
     again = type(small.model).from_pretrained(folder / "b").eval()

@@ -250,7 +250,7 @@ def examine(kind: str) -> Row:
 
 def _round_trip(row: Row, model: Any, layout: Any, keep: Any, inputs: dict[str, torch.Tensor]) -> None:
 
-    from secateur.torch.hub import save
+    from secateur.torch.files.saving import save
     from secateur.torch.shrink.resize import resize
 
     shrunk = copy.deepcopy(model)
@@ -473,7 +473,7 @@ def main() -> None:
     import tests.torch.exact  # noqa: F401
     import transformers  # noqa: F401
 
-    import secateur.torch.hub
+    import secateur.torch.files.saving
     import secateur.torch.shrink.probe  # noqa: F401
 
     with ThreadPoolExecutor(options.jobs) as pool:

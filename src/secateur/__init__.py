@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from secateur.select import NM, Block, Element, Unit
     from secateur.stats import Stats
     from secateur.torch.callback import Hold
-    from secateur.torch.hub import load
+    from secateur.torch.files.saving import load
 
 _HOME = {
     "Axis": "secateur.layout",
@@ -40,7 +40,7 @@ _HOME = {
     "Threshold": "secateur.budget",
     "Uniform": "secateur.budget",
     "Unit": "secateur.select",
-    "load": "secateur.torch.hub",
+    "load": "secateur.torch.files.saving",
     "open": "secateur.opening",
     "prune": "secateur.pruning",
     "verify": "secateur.check",
@@ -88,4 +88,6 @@ def __dir__() -> list[str]:
 def _teach_transformers(_: Any) -> None:
     """Let `from_pretrained` open what secateur saved, from the moment that transformers can load models."""
     if importlib.util.find_spec("torch") is not None:
-        importlib.import_module("secateur.torch.quantizer")  # which registers itself, also when it is what imports this
+        importlib.import_module(
+            "secateur.torch.files.from_pretrained_hook"
+        )  # which registers itself, also when it is what imports this

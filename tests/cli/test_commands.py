@@ -114,7 +114,7 @@ def test_a_layout_file_by_hand(call, result, refused, classifier, data, tmp_path
 @pytest.mark.parametrize(("pattern", "share"), [("element", 0.5), ("2:4", 0.5), ("4x1", 0.25), ("head,ffn", 0.5)])
 def test_prune(result, classifier, data, place, pattern, share):
     from secateur.plan import Plan
-    from secateur.torch.hub import load
+    from secateur.torch.files.saving import load
 
     arguments = [
         "prune",
@@ -153,7 +153,7 @@ def test_prune(result, classifier, data, place, pattern, share):
 @pytest.mark.parametrize("pattern", [pytest.param("element", marks=pytest.mark.slow), "ffn"])
 def test_prune_and_fine_tune(result, classifier, data, place, pattern):
     from secateur.plan import Plan
-    from secateur.torch.hub import load
+    from secateur.torch.files.saving import load
 
     arguments = ["--criterion", "taylor", "--pattern", pattern, "--sparsity", "0.75", "--fine-tune", "2"]
     tuned = result("prune", classifier, "--data", data, *arguments, "--output", place / "out", "--max-length", 16)

@@ -298,9 +298,10 @@ def test_ctrl_c_says_how_to_go_on(call, llm, text, place, monkeypatch):
 
 @pytest.mark.slow
 def test_a_full_disk_is_said_and_the_run_goes_on_later(call, llm, text, place, monkeypatch):
-    from secateur.torch import shards, stream
+    from secateur.torch import stream
+    from secateur.torch.files import safetensors_shards
 
-    real = shards.os.fsync
+    real = safetensors_shards.os.fsync
     calls = []
 
     def full(number):
@@ -310,18 +311,18 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(call, llm, text, place, m
         real(number)
 
     command = ["prune", llm, "--calibration", text, *OPTIONS, "--output", place / "out"]
-    monkeypatch.setattr(shards.os, "fsync", full)
+    monkeypatch.setattr(safetensors_shards.os, "fsync", full)
     done = call(*command)
     assert done.code == 2
     assert "stopped after 1 of 3 blocks: no space left on device" in " ".join(done.err.split())
     assert "make room or mend the cause" in " ".join(done.err.split())
-    monkeypatch.setattr(shards.os, "fsync", real)
+    monkeypatch.setattr(safetensors_shards.os, "fsync", real)
     assert call(*command).code == 0
     whole = ["prune", llm, "--calibration", text, *OPTIONS, "--output", place / "whole"]
     assert call(*whole).code == 0
     for name in sorted(p.name for p in (place / "whole").iterdir()):
         assert (place / "out" / name).read_bytes() == (place / "whole" / name).read_bytes(), name
-    assert stream.write_shard is shards.write_shard
+    assert stream.write_shard is safetensors_shards.write_shard
 
 
 @pytest.mark.slow

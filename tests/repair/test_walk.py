@@ -121,7 +121,7 @@ def test_apply_hold_resize_save_and_load(tmp_path):
         assert not to_numpy(trained.read(name))[~mask].any()
     host.resize(plan)
     host.save(tmp_path / "out", plan)
-    loaded = secateur.torch.hub.load(tmp_path / "out")
+    loaded = secateur.torch.files.saving.load(tmp_path / "out")
     with torch.no_grad():
         np.testing.assert_array_equal(loaded(**data[0]).logits.numpy(), repaired[0])
     assert not Plan.load(tmp_path / "out").weights

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.torch import hub
+from secateur.torch.files import saving
 from secateur.torch.host import TorchHost
 from tests.conformance import Conformance
 from tests.torch import tiny
@@ -67,7 +67,7 @@ class TorchConformance(Conformance):
         host.model.eval()
 
     def load(self, folder, host):
-        return TorchHost.untraced(hub.load(folder))
+        return TorchHost.untraced(saving.load(folder))
 
     def shapes(self, host):
         return {name: tuple(p.shape) for name, p in host.model.named_parameters(remove_duplicate=False)}
@@ -211,7 +211,7 @@ class TestModule(TorchConformance):
         return host.loss(host.model, batch)
 
     def load(self, folder, host):
-        return secateur.torch.host.TorchHost.untraced(hub.load(folder, self.model()))
+        return secateur.torch.host.TorchHost.untraced(saving.load(folder, self.model()))
 
 
 def test_numbers_of_the_suite_are_not_trivial():

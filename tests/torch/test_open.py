@@ -11,7 +11,7 @@ import secateur
 from secateur import Element, Plan, criteria
 from secateur.cost import parameters, unit_parameters
 from secateur.errors import ModelError
-from secateur.torch import hub
+from secateur.torch.files import saving
 from tests.torch import tiny
 
 NAMES = ["bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.0.output.dense"]
@@ -37,7 +37,7 @@ def test_masks_of_torch_become_the_plan(tmp_path):
         assert not plan.masks[name][~mask].any()
         assert int((host.read(name) == 0).sum()) == round(0.6 * mask.size)
     host.save(tmp_path / "out", plan)
-    assert torch.equal(tiny.logits(hub.load(tmp_path / "out")), tiny.logits(model))
+    assert torch.equal(tiny.logits(saving.load(tmp_path / "out")), tiny.logits(model))
 
 
 def test_zeros_become_the_plan_and_are_held_through_resize():

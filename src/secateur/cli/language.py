@@ -90,7 +90,7 @@ def _kept(output: Path) -> str:
 @contextlib.contextmanager
 def _source(model: str, output: Path) -> Iterator[Path]:
     """The folder of a model: a folder, a hub id that is fetched, or a GGUF file that is converted for a while."""
-    from secateur.torch.convert import dequantised, fetch
+    from secateur.torch.files.gguf import dequantised, fetch
 
     path = Path(model)
     if path.suffix.lower() == ".gguf":
@@ -106,7 +106,7 @@ def calibration(recipe: "Recipe", folder: Path) -> Any:
     from secateur.documents import read_documents
     from secateur.torch.data.text_rows import load_tokenizer
     from secateur.torch.data.token_windows import check_context, sample_windows
-    from secateur.torch.hub import check_folder
+    from secateur.torch.files.saving import check_folder
     from secateur.torch.open import read_config
 
     if not recipe.calibration:

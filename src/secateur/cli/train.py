@@ -44,8 +44,8 @@ def command(
 
     from secateur.pruning import earlier_zeros
     from secateur.torch.data.text_rows import encode, load_tokenizer
+    from secateur.torch.files.saving import save
     from secateur.torch.host import TorchHost
-    from secateur.torch.hub import save
     from secateur.torch.open import load_model, open_module
     from secateur.torch.train import classifier_options, fine_tune
 

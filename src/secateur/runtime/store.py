@@ -27,7 +27,7 @@ from secateur.runtime.onecall import from_json, one_calls, to_json, use_one_call
 from secateur.runtime.packed import unpack, validate
 from secateur.runtime.swap import put_module, share_copy
 from secateur.torch.base import manifest as C
-from secateur.torch.hub import read_json
+from secateur.torch.files.saving import read_json
 from secateur.torch.shrink.resize import changes_of, remember
 from secateur.torch.shrink.size_attributes import is_size
 
@@ -209,7 +209,7 @@ def _skeleton(folder: Path, manifest: dict[str, Any]) -> nn.Module:
     """An empty Hugging Face model of the saved class and sizes: parameters on meta, buffers computed as usual."""
     import transformers
 
-    from secateur.torch.quantizer import start_config
+    from secateur.torch.files.from_pretrained_hook import start_config
     from secateur.torch.skeleton import parameters_on_meta
 
     cls = getattr(transformers, manifest["class"], None)

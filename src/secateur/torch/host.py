@@ -202,7 +202,7 @@ class TorchHost:
 
     def save(self, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False, **extra: Any) -> None:
         """Write a folder that `from_pretrained` loads (after `import secateur` where sizes differ by layer)."""
-        from secateur.torch.hub import save
+        from secateur.torch.files.saving import save
 
         save(self.model, folder, changes=self.changes, plan=plan, overwrite=overwrite, **extra)
 

@@ -11,9 +11,9 @@ from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.torch.blocks import left_out
 from secateur.torch.blockwise import Done
-from secateur.torch.headers import INDEX, read_entries
+from secateur.torch.files.safetensors_header import INDEX, read_entries
+from secateur.torch.files.safetensors_shards import write_shard
 from secateur.torch.journal import Workspace
-from secateur.torch.shards import write_shard
 from secateur.torch.skeleton import Skeleton
 
 RECORD = "pruned.json"

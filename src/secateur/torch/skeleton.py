@@ -15,8 +15,8 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.torch.data.example import example_for
-from secateur.torch.headers import TYPES
-from secateur.torch.shards import Entry, entries_of, read_tensor
+from secateur.torch.files.safetensors_header import TYPES
+from secateur.torch.files.safetensors_shards import Entry, entries_of, read_tensor
 from secateur.torch.trace.derive import trace
 
 COMPUTE = torch.float32

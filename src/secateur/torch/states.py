@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from secateur.errors import ModelError
-from secateur.torch.headers import read_entries
-from secateur.torch.shards import read_tensor, write_shard
+from secateur.torch.files.safetensors_header import read_entries
+from secateur.torch.files.safetensors_shards import read_tensor, write_shard
 
 
 class States:

@@ -26,13 +26,13 @@ from secateur.torch.blocks import counted, left_out
 from secateur.torch.blockwise import Done, Run
 from secateur.torch.calls import chains
 from secateur.torch.data.token_windows import batches_of, windows_hash
-from secateur.torch.headers import TYPES, read_entries
+from secateur.torch.files.safetensors_header import TYPES, read_entries
+from secateur.torch.files.safetensors_shards import file_hash, read_tensor, write_shard
 from secateur.torch.journal import Workspace, workspace
 from secateur.torch.memory import Choice, choose, give_back, whole_model
 from secateur.torch.result import Report, finish, record_of, shard_name
 from secateur.torch.retrain import coming_again, distil
 from secateur.torch.sensitivity import by_sensitivity
-from secateur.torch.shards import file_hash, read_tensor, write_shard
 from secateur.torch.skeleton import COMPUTE, Skeleton
 from secateur.torch.states import States
 from secateur.torch.trace.derive import trace

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import transformers
 
-import secateur.torch.hub
+import secateur.torch.files.saving
 from secateur.budget import Budget, Global, Uniform
 from secateur.check import difference, verify
 from secateur.cost import macs, parameters, side_by_side
@@ -24,10 +24,10 @@ from secateur.schedule import cubic
 from secateur.select import NM, Pattern, Unit
 from secateur.torch.callback import Gradual
 from secateur.torch.data.text_rows import Batches
-from secateur.torch.headers import read_entries
+from secateur.torch.files.safetensors_header import read_entries
+from secateur.torch.files.zero_packing import plain_name
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
-from secateur.torch.packed import plain_name
 from secateur.torch.train import fine_tune
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -303,4 +303,4 @@ def _latency_here(folders: dict[str, str], size: tuple[int, int], threads: int, 
 
 def save_dense(host: TorchHost, folder: Path, tokenizer: Any, *, overwrite: bool = False) -> None:
     """Write the unpruned model beside the pruned ones."""
-    secateur.torch.hub.save(host.model, folder, tokenizer=tokenizer, overwrite=overwrite)
+    secateur.torch.files.saving.save(host.model, folder, tokenizer=tokenizer, overwrite=overwrite)

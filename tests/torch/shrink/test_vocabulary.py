@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from secateur.check import verify
 from secateur.errors import ModelError
 from secateur.plan import Plan
-from secateur.torch import hub
+from secateur.torch.files import saving
 from secateur.torch.host import TorchHost
 from secateur.torch.shrink.vocabulary import TABLE, closed, shrink
 from tests.torch import slow
@@ -66,7 +66,7 @@ def test_special_tokens_of_the_config_move_or_stay(tmp_path):
         host.copy().resize(Plan({"vocab": np.arange(30)}))
     host.resize(Plan({"vocab": np.array([0, 1, *range(20, 60)])}))
     assert host.model.config.eos_token_id == host.model.generation_config.eos_token_id == [1, 22]
-    hub.save(host.model, tmp_path / "a")
+    saving.save(host.model, tmp_path / "a")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     assert loaded.config.eos_token_id == [1, 22]
     assert np.array_equal(host.outputs(host.example)[0], TorchHost.untraced(loaded).outputs(host.example)[0])

@@ -13,8 +13,8 @@ from secateur.dims import format_dims
 from secateur.errors import ModelError
 from secateur.plan import Plan
 from secateur.pruning import default_weights
+from secateur.torch.files.saving import save
 from secateur.torch.host import TorchHost
-from secateur.torch.hub import save
 from secateur.torch.shrink.masking import bypassed_module
 from secateur.torch.shrink.norms import centred_norms, norms_over
 from secateur.torch.trace.derive import trace

@@ -82,9 +82,9 @@ def remember(model: nn.Module, changes: Changes) -> None:
     """Keep the changes with the model, and in its Hugging Face config, so that `save_pretrained` writes them."""
     vars(model)[C.ATTRIBUTE] = changes
     if hasattr(getattr(model, "config", None), "to_diff_dict"):
-        from secateur.torch import quantizer
+        from secateur.torch.files import from_pretrained_hook
 
-        quantizer.attach(model, changes)
+        from_pretrained_hook.attach(model, changes)
 
 
 def plan_changes(

@@ -15,8 +15,8 @@ import secateur  # noqa: F401  teaches transformers
 from secateur.errors import ModelError, SecateurError
 from secateur.layout import Layout
 from secateur.plan import Plan
-from secateur.torch import hub
-from secateur.torch.packed import BITS
+from secateur.torch.files import saving
+from secateur.torch.files.zero_packing import BITS
 from secateur.torch.shrink.resize import changes_of, resize
 from tests.torch import tiny
 from tests.torch.shrink.test_resize import UNEVEN
@@ -39,7 +39,7 @@ def edit(path, change):
 @pytest.mark.parametrize("family", UNEVEN)
 def test_different_sizes_per_layer_reload_exactly(family, tmp_path):
     model = shrunk(family)
-    saved = hub.save(model, tmp_path / "a")
+    saved = saving.save(model, tmp_path / "a")
     assert not saved.stock
     assert "sizes differ by layer" in saved.reason
     loaded = type(model).from_pretrained(tmp_path / "a")
@@ -76,7 +76,7 @@ def test_different_sizes_per_layer_reload_exactly(family, tmp_path):
 )
 def test_sizes_that_the_config_can_say_make_a_stock_checkpoint(family, keep, numbers, tmp_path):
     model = shrunk(family, keep)
-    assert hub.save(model, tmp_path / "a", uniform=True).stock
+    assert saving.save(model, tmp_path / "a", uniform=True).stock
     config = json.loads((tmp_path / "a/config.json").read_text())
     assert numbers.items() <= config.items()
     assert "quantization_config" not in config
@@ -97,19 +97,19 @@ def test_sizes_that_the_config_can_say_make_a_stock_checkpoint(family, keep, num
 )
 def test_uniform_is_refused_with_the_reason(family, keep, reason, tmp_path):
     with pytest.raises(ModelError, match=reason):
-        hub.save(shrunk(family, keep), tmp_path / "a", uniform=True)
+        saving.save(shrunk(family, keep), tmp_path / "a", uniform=True)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_reloaded_model_is_pruned_and_saved_again(tmp_path):
     model = shrunk("bert", {"layers": [0, 2], "L2.ffn": range(10)})
-    hub.save(model, tmp_path / "a")
+    saving.save(model, tmp_path / "a")
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     assert loaded.config.num_hidden_layers == 2
     text = str(tiny.layout_of(tiny.bert(num_hidden_layers=2)))
     text = "\n".join("  L1.ffn 10 ffn" if line.split()[:1] == ["L1.ffn"] else line for line in text.splitlines())
     resize(loaded, Layout.from_text(text), {"layers": [1], "L1.ffn": [1, 5], "L1.head": [2]})
-    hub.save(loaded, tmp_path / "b")
+    saving.save(loaded, tmp_path / "b")
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "b")
     assert len(again.bert.encoder.layer) == 1
     assert again.bert.encoder.layer[0].attention.self.layer_idx == 0
@@ -118,7 +118,7 @@ def test_a_reloaded_model_is_pruned_and_saved_again(tmp_path):
 
 def test_headless_and_headed_classes(tmp_path):
     model = shrunk("bert", {**UNEVEN["bert"], "layers": [0, 2]})
-    hub.save(model, tmp_path / "task")
+    saving.save(model, tmp_path / "task")
     base = transformers.AutoModel.from_pretrained(tmp_path / "task")
     ids = tiny.inputs(model)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_headless_and_headed_classes(tmp_path):
     with torch.no_grad():
         assert torch.equal(other.bert(**ids).last_hidden_state, expected)
     llama = shrunk("llama", {"hidden": range(20), "L0.ffn": range(9)})
-    hub.save(llama, tmp_path / "llama")
+    saving.save(llama, tmp_path / "llama")
     base = transformers.AutoModel.from_pretrained(tmp_path / "llama")
     with torch.no_grad():
         ids = tiny.inputs(llama)
@@ -142,7 +142,7 @@ def test_headless_and_headed_classes(tmp_path):
 def test_generation_after_reload_uses_its_cache(tmp_path):
     for family, more in [("llama", {"layers": [0, 2]}), ("gpt2", {"layers": [1, 2]}), ("t5", {})]:
         model = shrunk(family, {**UNEVEN[family], **more})
-        hub.save(model, tmp_path / family)
+        saving.save(model, tmp_path / family)
         loaded = type(model).from_pretrained(tmp_path / family)
         ids = tiny.inputs(model)["input_ids"]
         options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
@@ -153,7 +153,7 @@ def test_generation_after_reload_uses_its_cache(tmp_path):
 
 def test_dtype_device_map_and_casts(tmp_path):
     model = shrunk("llama")
-    hub.save(model, tmp_path / "a")
+    saving.save(model, tmp_path / "a")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=torch.bfloat16, device_map="cpu")
     assert {p.dtype for p in loaded.parameters()} == {torch.bfloat16}
     for a, b in zip(loaded.parameters(), model.parameters(), strict=True):
@@ -172,7 +172,7 @@ def test_dtype_device_map_and_casts(tmp_path):
 
 def test_sharded_checkpoints(tmp_path):
     model = shrunk("bert")
-    hub.save(model, tmp_path / "a", max_shard_size="40KB")
+    saving.save(model, tmp_path / "a", max_shard_size="40KB")
     assert len(list((tmp_path / "a").glob("model-*.safetensors"))) > 1
     loaded = type(model).from_pretrained(tmp_path / "a")
     assert torch.equal(tiny.logits(loaded), tiny.logits(model))
@@ -192,13 +192,13 @@ def sparse(model, fraction=0.8):
 def test_packed_weights(family, sharded, tmp_path):
     model = sparse(getattr(tiny, family)())
     options = {"max_shard_size": "40KB"} if sharded else {}
-    saved = hub.save(model, tmp_path / "a", pack=True, **options)
+    saved = saving.save(model, tmp_path / "a", pack=True, **options)
     assert saved.packed
     assert not saved.stock
     files = list((tmp_path / "a").glob("*.safetensors"))
     assert (len(files) > 1) == sharded
     assert any(name.endswith(BITS) for file in files for name in load_file(file))
-    hub.save(model, tmp_path / "dense")
+    saving.save(model, tmp_path / "dense")
     size = {f: sum(p.stat().st_size for p in (tmp_path / f).glob("*.safetensors")) for f in ("a", "dense")}
     assert size["a"] < 0.55 * size["dense"]
     loaded = type(model).from_pretrained(tmp_path / "a")
@@ -225,9 +225,9 @@ def test_packed_and_shrunk_with_its_plan(tmp_path):
     name = "bert.encoder.layer.2.output.dense.weight"
     plan = Plan(keep, {name: (model.state_dict()[name] != 0).numpy()}, {"L0.ffn": 200, "L1.head": 4})
     resize(model, layout, keep)
-    saved = hub.save(model, tmp_path / "a", plan=plan)
+    saved = saving.save(model, tmp_path / "a", plan=plan)
     assert saved.packed
-    loaded = hub.load(tmp_path / "a")
+    loaded = saving.load(tmp_path / "a")
     assert torch.equal(tiny.logits(loaded), tiny.logits(model))
     read = Plan.load(tmp_path / "a")
     assert read.keep["L1.head"].tolist() == [0, 1]
@@ -246,8 +246,8 @@ for folder in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_without_secateur_the_folder_names_it(tmp_path):
-    hub.save(shrunk("bert"), tmp_path / "shrunk")
-    hub.save(sparse(tiny.bert()), tmp_path / "packed", pack=True)
+    saving.save(shrunk("bert"), tmp_path / "shrunk")
+    saving.save(sparse(tiny.bert()), tmp_path / "packed", pack=True)
     folders = [str(tmp_path / name) for name in ("shrunk", "packed")]
     done = subprocess.run([sys.executable, "-c", WITHOUT, *folders], capture_output=True, text=True)
     said = done.stdout.splitlines()
@@ -259,15 +259,15 @@ HOOK = """
 import sys
 {first}
 import transformers
-assert "secateur.torch.quantizer" not in sys.modules
+assert "secateur.torch.files.from_pretrained_hook" not in sys.modules
 transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1])
-assert "secateur.torch.quantizer" in sys.modules
+assert "secateur.torch.files.from_pretrained_hook" in sys.modules
 """
 
 
 @pytest.mark.slow
 def test_import_of_either_order_teaches_transformers(tmp_path):
-    hub.save(shrunk("bert"), tmp_path / "a")
+    saving.save(shrunk("bert"), tmp_path / "a")
     late = "import transformers\nfrom transformers.quantizers import auto\nimport secateur, sys\n"
     late += "transformers.AutoModelForSequenceClassification.from_pretrained(sys.argv[1])"
     for code in (HOOK.format(first="import secateur"), late):
@@ -305,7 +305,7 @@ print(quantizer.METHOD in auto.AUTO_QUANTIZER_MAPPING)
 
 @pytest.fixture
 def folder(tmp_path):
-    hub.save(shrunk("bert"), tmp_path / "model")
+    saving.save(shrunk("bert"), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -343,7 +343,7 @@ def test_a_manifest_that_lies(lie, message, folder):
 def test_other_formats_of_the_manifest(folder):
     edit(folder / "config.json", lambda data: data["quantization_config"].update(format=9))
     with pytest.raises(ModelError, match="format 9; this version of secateur reads 1"):
-        hub.load(folder)
+        saving.load(folder)
 
 
 def test_a_head_of_another_size_is_no_reason_for_random_weights(folder):
@@ -356,7 +356,7 @@ def test_a_head_of_another_size_is_no_reason_for_random_weights(folder):
 def test_folders_that_are_no_model(folder, tmp_path):
     def refused(message):
         with pytest.raises(ModelError, match=message) as caught:
-            hub.load(folder)
+            saving.load(folder)
         assert "\n" not in str(caught.value)
 
     weights = folder / "model.safetensors"
@@ -371,9 +371,9 @@ def test_folders_that_are_no_model(folder, tmp_path):
     refused("model.safetensors is missing")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
     refused(r"pickled weights \(pytorch_model.bin\)")
-    (folder / hub.INDEX).write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
+    (folder / saving.INDEX).write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
     refused("points outside its folder")
-    (folder / hub.INDEX).write_text("{}")
+    (folder / saving.INDEX).write_text("{}")
     refused("lists no weights")
     (folder / "config.json").write_text("{")
     refused("is damaged")
@@ -390,19 +390,19 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/kept").write_text("x")
     with pytest.raises(SecateurError, match="exists"):
-        hub.save(model, tmp_path / "a")
+        saving.save(model, tmp_path / "a")
 
     class Broken:
         def save_pretrained(self, folder):
             raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError, match="disk full"):
-        hub.save(model, tmp_path / "a", tokenizer=Broken(), overwrite=True)
+        saving.save(model, tmp_path / "a", tokenizer=Broken(), overwrite=True)
     assert [p.name for p in tmp_path.rglob("*")] == ["a", "kept"]
     with pytest.raises(ModelError, match="either uniform or pack"):
-        hub.save(model, tmp_path / "b", uniform=True, pack=True)
+        saving.save(model, tmp_path / "b", uniform=True, pack=True)
     with pytest.raises(ModelError, match="meta device"):
-        hub.save(tiny.bert().to("meta"), tmp_path / "b")
+        saving.save(tiny.bert().to("meta"), tmp_path / "b")
 
 
 # -- plain PyTorch modules ------------------------------------------------------------------------------------------
@@ -452,20 +452,20 @@ def test_a_plain_module(tmp_path):
     ids = torch.arange(5)
     for pack in (False, True):
         folder = tmp_path / str(pack)
-        assert hub.save(model, folder, pack=pack).packed == pack
-        loaded = hub.load(folder, model=Tied())
+        assert saving.save(model, folder, pack=pack).packed == pack
+        loaded = saving.load(folder, model=Tied())
         assert torch.equal(loaded(ids), model(ids))
         assert loaded.head.weight is loaded.embed.weight
         assert loaded.head.out_features == 290
         assert changes_of(loaded) == changes_of(model)
         assert {p.name for p in folder.iterdir()} == {"secateur.json", "model.safetensors"}
     with pytest.raises(ModelError, match="does not have|lacks"):
-        hub.load(tmp_path / "False", model=torch.nn.Linear(2, 2))
+        saving.load(tmp_path / "False", model=torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match="need secateur"):
-        hub.save(model, tmp_path / "c", uniform=True)
+        saving.save(model, tmp_path / "c", uniform=True)
     edit(tmp_path / "False/secateur.json", lambda data: data["changes"].update(shapes={"up.weight": [9999, 8]}))
     with pytest.raises(ModelError, match="does not fit"):
-        hub.load(tmp_path / "False", model=Tied())
+        saving.load(tmp_path / "False", model=Tied())
 
 
 # -- what people do next --------------------------------------------------------------------------------------------
@@ -474,7 +474,7 @@ def test_a_plain_module(tmp_path):
 @pytest.mark.slow
 def test_trainer_pipeline_and_lora(tmp_path):
     peft = pytest.importorskip("peft")
-    hub.save(shrunk("bert"), tmp_path / "a")
+    saving.save(shrunk("bert"), tmp_path / "a")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     row = {k: v[0] for k, v in tiny.inputs(model).items()}
     rows = [{**row, "labels": torch.tensor(i % 2)} for i in range(8)]
@@ -507,7 +507,7 @@ def test_trainer_pipeline_and_lora(tmp_path):
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]))
     tokenizer = transformers.BertTokenizer(str(vocabulary))
-    hub.save(shrunk("bert"), tmp_path / "p", tokenizer=tokenizer)
+    saving.save(shrunk("bert"), tmp_path / "p", tokenizer=tokenizer)
     answer = transformers.pipeline("text-classification", str(tmp_path / "p"))("a b c")
     assert answer[0]["label"] in ("LABEL_0", "LABEL_1")
 
@@ -529,7 +529,7 @@ def test_minilm(tmp_path):
     resize(model, layout, keep)
     torch.testing.assert_close(tiny.logits(model), tiny.logits(reference), rtol=0, atol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    hub.save(model, tmp_path / "a", tokenizer=tokenizer)
+    saving.save(model, tmp_path / "a", tokenizer=tokenizer)
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     assert torch.equal(tiny.logits(loaded), tiny.logits(model))
     batch = tokenizer(["a fine film", "no"], return_tensors="pt", padding=True)
@@ -554,7 +554,7 @@ def test_two_towers_each_with_its_config(tmp_path):
     resize(model, layout, {stacks["text_model.encoder.layers"]: [0, 2], "vision_model.L1.ffn": range(9)})
     assert model.config.text_config.num_hidden_layers == 2
     assert model.config.vision_config.num_hidden_layers == 3
-    hub.save(model, tmp_path / "a")
+    saving.save(model, tmp_path / "a")
     loaded = transformers.AutoModel.from_pretrained(tmp_path / "a")
     loaded.save_pretrained(tmp_path / "b")
     again = transformers.AutoModel.from_pretrained(tmp_path / "b")
@@ -573,6 +573,6 @@ def test_a_config_that_ties_layers_to_names_stays_readable(tmp_path):
     model = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**config)).eval()
     layout = trace(model, tiny.inputs(model))
     resize(model, layout, {layout.of_kind("layer")[0].name: [0, 2]})
-    hub.save(model, tmp_path / "a")
+    saving.save(model, tmp_path / "a")
     loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "a")
     assert torch.equal(tiny.logits(loaded), tiny.logits(model))

@@ -15,10 +15,10 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from secateur.errors import ModelError
-from secateur.torch import packed
 from secateur.torch.base import manifest as C
 from secateur.torch.base.manifest import Changes
-from secateur.torch.headers import read_entries
+from secateur.torch.files import zero_packing as packed
+from secateur.torch.files.safetensors_header import read_entries
 from secateur.torch.shrink.size_attributes import is_size
 
 METHOD = "secateur"

@@ -18,10 +18,10 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
 from secateur.plan import Plan
-from secateur.torch import packed as P
 from secateur.torch.base import manifest as C
 from secateur.torch.base.manifest import Changes
-from secateur.torch.headers import INDEX, WEIGHTS, read_entries
+from secateur.torch.files import zero_packing as P
+from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, read_entries
 from secateur.torch.shrink.resize import changes_of, check_attachable, remember
 from secateur.torch.shrink.size_attributes import is_size
 from secateur.torch.shrink.vocabulary import save_tokenizer
@@ -109,9 +109,9 @@ def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> 
         return _load_plain(folder, model)
     import transformers
 
-    from secateur.torch import quantizer
+    from secateur.torch.files import from_pretrained_hook
 
-    quantizer.register()
+    from_pretrained_hook.register()
     names = read_json(folder / CONFIG).get("architectures")
     if not isinstance(names, list) or not names or not hasattr(transformers, str(names[0])):
         raise ModelError(f"{folder / CONFIG} names no class of transformers (architectures: {names!r})")
@@ -165,7 +165,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
-    from secateur.torch import stock
+    from secateur.torch.files import stock_config as stock
 
     if changes:
         return stock.find_config(model)
@@ -178,7 +178,7 @@ def _save_hugging_face(
     model: Any, folder: Path, changes: Changes, config: Any, pack: bool, max_shard_size: int | str | None
 ) -> bool:
     """Write weights and config; returns whether any weight was packed."""
-    from secateur.torch import quantizer
+    from secateur.torch.files import from_pretrained_hook
 
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
@@ -187,12 +187,12 @@ def _save_hugging_face(
     written.dtype, written.architectures = model.config.dtype, model.config.architectures
     if config is None or packed:
         manifest = Changes() if config is not None else changes
-        written.quantization_config = quantizer.SecateurConfig(manifest.to_json(), packed)
+        written.quantization_config = from_pretrained_hook.SecateurConfig(manifest.to_json(), packed)
     written.save_pretrained(folder)
     if config is None or packed:
         # transformers skips methods that it does not know, with a warning; this makes it stop with a sentence.
         data = read_json(folder / CONFIG)
-        write_json(folder / CONFIG, {**data, "transformers_weights": quantizer.NOTE})
+        write_json(folder / CONFIG, {**data, "transformers_weights": from_pretrained_hook.NOTE})
     return packed
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from secateur.errors import ModelError
-from secateur.torch.headers import INDEX, TYPES, Entry, read_entries
-from secateur.torch.hub import check_folder
+from secateur.torch.files.safetensors_header import INDEX, TYPES, Entry, read_entries
+from secateur.torch.files.saving import check_folder
 
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 _CHUNK = 1 << 22

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from secateur.errors import ModelError
-from secateur.torch.headers import read_entries
+from secateur.torch.files.safetensors_header import read_entries
 
 
 def write(path, header, body=b"", length=None):

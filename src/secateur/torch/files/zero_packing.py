@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from secateur.errors import ModelError
-from secateur.torch.headers import INDEX
+from secateur.torch.files.safetensors_header import INDEX
 
 BITS = ":secateur_bits"
 VALUES = ":secateur_values"

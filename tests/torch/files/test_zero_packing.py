@@ -4,7 +4,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import ModelError
-from secateur.torch.packed import BITS, VALUES, pack, pack_state, pays, unpack, unpack_state
+from secateur.torch.files.zero_packing import BITS, VALUES, pack, pack_state, pays, unpack, unpack_state
 
 WORDS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
