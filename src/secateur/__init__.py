@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from secateur.pruning import prune
     from secateur.select import NM, Block, Element, Unit
     from secateur.stats import Stats
-    from secateur.torch.callback import Hold
     from secateur.torch.files.saving import load
+    from secateur.torch.train.callback import Hold
 
 _HOME = {
     "Axis": "secateur.layout",
     "Block": "secateur.select",
     "Element": "secateur.select",
     "Global": "secateur.budget",
-    "Hold": "secateur.torch.callback",
+    "Hold": "secateur.torch.train.callback",
     "Layout": "secateur.layout",
     "OWL": "secateur.budget",
     "NM": "secateur.select",

@@ -19,12 +19,12 @@ from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
 from secateur.torch.base.batches import evaluating, run, to_device
 from secateur.torch.base.manifest import named_tensors
-from secateur.torch.hold import hold
 from secateur.torch.shrink.equality import Contract, contract_of
 from secateur.torch.shrink.masking import bypassed
 from secateur.torch.shrink.probe import derive
 from secateur.torch.shrink.resize import Changes, resize
 from secateur.torch.stats.collect import Loss, collect
+from secateur.torch.train.hold import hold
 
 
 class TorchHost:
@@ -164,7 +164,7 @@ class TorchHost:
 
     @contextlib.contextmanager
     def hold(self, plan: Plan) -> Iterator[None]:
-        """Zeros of the plan, and of what had been pruned before, stay zero; see `secateur.torch.hold`."""
+        """Zeros of the plan, and of what had been pruned before, stay zero; see `secateur.torch.train.hold`."""
         plan = (plan if self.plan is None else plan.merge(self.plan)).check(self.layout)
         parameters = self.parameters()
         self.apply(Plan(masks=plan.masks, weights=plan.weights))

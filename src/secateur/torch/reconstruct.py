@@ -14,8 +14,8 @@ from torch import nn
 
 from secateur.errors import DataError, ModelError
 from secateur.torch.base.compute_type import products_in
-from secateur.torch.hold import zero
 from secateur.torch.shrink.masking import first_of
+from secateur.torch.train.hold import zero
 
 BETAS = (0.9, 0.98)
 """Of Adam, for a few dozen to a few hundred steps."""

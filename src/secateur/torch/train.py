@@ -11,9 +11,9 @@ from torch import nn
 from secateur.data import Rows
 from secateur.errors import DataError
 from secateur.plan import Plan
-from secateur.torch.callback import Bar, Hold, Holding
-from secateur.torch.distil import distillation_loss
 from secateur.torch.host import TorchHost
+from secateur.torch.train.callback import Bar, Hold, Holding
+from secateur.torch.train.distil_loss import distillation_loss
 
 
 def fine_tune(
@@ -34,7 +34,7 @@ def fine_tune(
     """Train `host.model` in place on encoded rows (see `text_rows.encode`); returns the last mean loss.
 
     plan: zeros to hold while training, besides those of `host.plan`; None for no others. teacher: the dense model to
-    learn from, besides labels (see `secateur.torch.distil`). callbacks: further ones for the Trainer.
+    learn from, besides labels (see `secateur.torch.train.distil_loss`). callbacks: further ones for the Trainer.
     AdamW, linear decay, 6% warm-up, gradient norm 1.
     Raises DataError when `epochs` or the learning rate is no positive number, or the loss is NaN or infinite.
     """

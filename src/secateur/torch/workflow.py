@@ -22,13 +22,13 @@ from secateur.plan import MASKS_NAME, Plan, resized_masks
 from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
 from secateur.schedule import cubic
 from secateur.select import NM, Pattern, Unit
-from secateur.torch.callback import Gradual
 from secateur.torch.data.text_rows import Batches
 from secateur.torch.files.safetensors_header import read_entries
 from secateur.torch.files.zero_packing import plain_name
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
 from secateur.torch.train import fine_tune
+from secateur.torch.train.callback import Gradual
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps an iterable with a progress bar: (iterable, description) -> the same items."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from secateur.torch.distil import TEMPERATURE, distillation_loss
+from secateur.torch.train.distil_loss import TEMPERATURE, distillation_loss
 
 
 @pytest.fixture

@@ -84,8 +84,8 @@ def test_an_exception_in_training_leaves_nothing_held():
     from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
     from transformers import TrainerCallback
 
-    from secateur.torch.callback import Gradual
     from secateur.torch.train import fine_tune
+    from secateur.torch.train.callback import Gradual
 
     class Stop(TrainerCallback):
         def on_step_end(self, *args, **kwargs):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.torch.hold import hold, zero
+from secateur.torch.train.hold import hold, zero
 
 
 def make(seed=0):
