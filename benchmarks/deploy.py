@@ -32,12 +32,12 @@ from secateur.deploy.exporting import export
 from secateur.deploy.target import Port, find, load
 from secateur.errors import SecateurError
 from secateur.files import write_json
+from secateur.jobs.demo import Settings, demo_rows, dense_model
+from secateur.jobs.train import fine_tune
 from secateur.plan import Plan
 from secateur.torch.data.text_rows import encode, load_tokenizer
-from secateur.torch.demo import Settings, demo_rows, dense_model
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_folder
-from secateur.torch.train import fine_tune
 
 CACHE = Path(__file__).parent.parent / ".cache" / "deploy"
 BATCH, LENGTH, ROWS, SEED = 8, 64, 200, 0

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from secateur.evaluate import Score
+from secateur.jobs.demo import LENGTH, Settings, demo_rows, dense_model
+from secateur.jobs.text_classifier import evaluate
 from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
-from secateur.torch.demo import LENGTH, Settings, demo_rows, dense_model
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
-from secateur.torch.workflow import evaluate
 
 
 @dataclass(frozen=True)

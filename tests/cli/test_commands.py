@@ -166,7 +166,7 @@ def test_prune_and_fine_tune(result, classifier, data, place, pattern):
 
 @pytest.mark.slow
 def test_distil_learns_from_the_dense_model(result, classifier, data, place, monkeypatch):
-    from secateur.torch import train
+    from secateur.jobs import train
 
     asked = []
     real = train.distillation_loss
@@ -221,7 +221,7 @@ def test_a_failure_while_saving_leaves_nothing(refused, classifier, data, place,
     def fail(*args, **kwargs):
         raise wrong
 
-    monkeypatch.setattr("secateur.torch.workflow.load_model", fail)
+    monkeypatch.setattr("secateur.jobs.text_classifier.load_model", fail)
     sentence = refused("prune", classifier, "--data", data, "--sparsity", "0.5", "--output", place / "deep" / "out")
     assert sentence in ("interrupted; nothing was written", "[Errno 28] No space left on device")
 

@@ -30,7 +30,7 @@ def command(
 
     from dataclasses import asdict
 
-    from secateur.torch.demo import Settings, run_demo
+    from secateur.jobs.demo import Settings, run_demo
 
     common.quiet_libraries()
     common.set_threads(threads)

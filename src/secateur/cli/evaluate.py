@@ -73,10 +73,10 @@ def command(
         return
     rows = common.read_data(data, text_column, label_column, split)
 
+    from secateur.jobs.text_classifier import evaluate, logits
     from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
     from secateur.torch.host import TorchHost
     from secateur.torch.open import load_model
-    from secateur.torch.workflow import evaluate, logits
 
     common.quiet_libraries()
     common.set_threads(threads)

@@ -9,7 +9,7 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.torch.workflow import Outcome
+    from secateur.jobs.text_classifier import Outcome
 
 
 def show(outcome: "Outcome", json: bool) -> None:

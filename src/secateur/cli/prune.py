@@ -13,8 +13,8 @@ from secateur.cli import common
 
 if TYPE_CHECKING:
     from secateur.budget import Budget
+    from secateur.jobs.text_classifier import Data
     from secateur.torch.host import TorchHost
-    from secateur.torch.workflow import Data
 
 NAME = "prune"
 EXAMPLES = (
@@ -194,14 +194,14 @@ def command(
         common.read_data(eval_data or data, text_column, label_column, eval_split) if eval_data or eval_split else None
     )
 
-    from secateur.torch.workflow import Step, Tuning, run
+    from secateur.jobs.text_classifier import Step, Tuning, run
 
     common.quiet_libraries()
     common.set_threads(threads)
     host = common.open_model(model, task, trust_remote_code, layout_file)
     material = prepare(host, model, rows, held, calibration_samples, max_length, batch_size, seed)
     if values is not None:
-        from secateur.torch.sweep import sweep as try_all
+        from secateur.jobs.sweep import sweep as try_all
 
         points = try_all(host, score, shape, values, material, common.track)
         with new_folder(output, overwrite) as folder:
@@ -313,8 +313,8 @@ def prepare(
 ) -> "Data":
     """Encode rows; hold out a stratified tenth for the report unless other data was named."""
     from secateur.data import shuffled, split_rows
+    from secateur.jobs.text_classifier import Data
     from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
-    from secateur.torch.workflow import Data
 
     tokenizer = load_tokenizer(model)
     if held is None:

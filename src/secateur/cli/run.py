@@ -51,7 +51,7 @@ def command(
 
     from secateur import runtime
     from secateur.cli import kinds
-    from secateur.runtime.answer import batch_of, classify, continue_texts, generates
+    from secateur.jobs.answer import batch_of, classify, continue_texts, generates
     from secateur.runtime.packed import VALUES, check_activations
     from secateur.runtime.store import MANIFEST
     from secateur.torch.data.text_rows import load_tokenizer

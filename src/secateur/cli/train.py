@@ -42,12 +42,12 @@ def command(
     check_output(output, overwrite)
     rows = common.read_data(data, text_column, label_column, split)
 
+    from secateur.jobs.train import classifier_options, fine_tune
     from secateur.pruning import earlier_zeros
     from secateur.torch.data.text_rows import encode, load_tokenizer
     from secateur.torch.files.saving import save
     from secateur.torch.host import TorchHost
     from secateur.torch.open import load_model, open_module
-    from secateur.torch.train import classifier_options, fine_tune
 
     common.quiet_libraries()
     common.set_threads(threads)

@@ -18,6 +18,7 @@ from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import ModelError, PlanError
 from secateur.evaluate import Score, score
 from secateur.files import new_folder
+from secateur.jobs.train import fine_tune
 from secateur.plan import MASKS_NAME, Plan, resized_masks
 from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
 from secateur.schedule import cubic
@@ -27,7 +28,6 @@ from secateur.torch.files.safetensors_header import read_entries
 from secateur.torch.files.zero_packing import plain_name
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
-from secateur.torch.train import fine_tune
 from secateur.torch.train.callback import Gradual
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]

@@ -6,11 +6,11 @@ from secateur import criteria
 from secateur.budget import Global, Uniform
 from secateur.data import read_rows
 from secateur.errors import PlanError
+from secateur.jobs.text_classifier import Data, Step, Tuning, compare_latency, run, save_dense, tensor_bytes
 from secateur.pruning import default_weights
 from secateur.select import Element, Unit
 from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
 from secateur.torch.open import open_folder, open_module
-from secateur.torch.workflow import Data, Step, Tuning, compare_latency, run, save_dense, tensor_bytes
 from tests.tiny_text import write_classifier, write_texts
 
 

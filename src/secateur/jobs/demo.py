@@ -25,13 +25,7 @@ from secateur.data import Rows, read_rows, split_rows
 from secateur.errors import ModelError
 from secateur.evaluate import Score, score
 from secateur.files import new_folder, write_json
-from secateur.pruning import default_weights
-from secateur.select import Element, Unit
-from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
-from secateur.torch.host import TorchHost
-from secateur.torch.open import load_model, open_module
-from secateur.torch.train import classifier_options, fine_tune
-from secateur.torch.workflow import (
+from secateur.jobs.text_classifier import (
     Data,
     Outcome,
     Step,
@@ -45,6 +39,12 @@ from secateur.torch.workflow import (
     silent,
     tensor_bytes,
 )
+from secateur.jobs.train import classifier_options, fine_tune
+from secateur.pruning import default_weights
+from secateur.select import Element, Unit
+from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
+from secateur.torch.host import TorchHost
+from secateur.torch.open import load_model, open_module
 
 LENGTH, BATCH, TEST_ROWS = 64, 32, 1530
 LATENCY_BATCH = 8
