@@ -84,7 +84,7 @@ def write_checkpoint(folder: Path) -> int:
 def prune(place: Path, criterion: str, samples: int, context: int) -> dict[str, Any]:
     """Prune in this process and say what it took."""
     from secateur.recipe import make_recipe
-    from secateur.torch.stream import prune_folder
+    from secateur.torch.stream.run import prune_folder
 
     torch.set_num_threads(1)
     windows = torch.randint(VOCABULARY, (samples, context), generator=torch.Generator().manual_seed(0))

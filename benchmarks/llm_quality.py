@@ -150,30 +150,30 @@ def original(name: str) -> Iterator[None]:
     """In our walk, each layer is pruned by the original's own code, for methods that end in -original."""
     from repair_layer import original_sparsegpt, original_wanda, quiet
 
-    from secateur.torch import blockwise
+    from secateur.torch.blockwise import walk
 
     makers = {"sparsegpt-original": original_sparsegpt, "wanda-original": original_wanda}
     if name not in makers:
         yield
         return
-    theirs, find = makers[name](Path(os.environ["ORIGINALS"]) / name.partition("-")[0]), blockwise.find_method
+    theirs, find = makers[name](Path(os.environ["ORIGINALS"]) / name.partition("-")[0]), walk.find_method
 
     def method(weight: torch.Tensor, gram: Any, pattern: Any, sparsity: float | None) -> torch.Tensor:
         with quiet():
             return theirs(weight, gram.given, pattern, sparsity)
 
-    blockwise.find_method = lambda known: method  # type: ignore[assignment]
+    walk.find_method = lambda known: method  # type: ignore[assignment]
     try:
         yield
     finally:
-        blockwise.find_method = find
+        walk.find_method = find
 
 
 def prune_row(key: str, windows: torch.Tensor, output: Path) -> dict[str, Any]:
     """Prune to a folder that is kept; a killed run is taken up, and the seconds of its parts are added."""
     from models import smollm2_folder
 
-    from secateur.torch.stream import prune_folder
+    from secateur.torch.stream.run import prune_folder
 
     spent = CACHE / f"{output.name}.seconds"
     before = float(spent.read_text()) if spent.is_file() else 0.0
@@ -219,7 +219,7 @@ def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: P
 
     from secateur.torch.base.compute_type import fast_bfloat16
     from secateur.torch.open import load_model
-    from secateur.torch.retrain import distil
+    from secateur.torch.stream.distil_whole import distil
 
     began = time.process_time()
     model, dense = (load_model(f).eval().requires_grad_(False) for f in (output, smollm2_folder()))

@@ -22,9 +22,9 @@ def main() -> None:
     from models import smollm2_folder
 
     from secateur.recipe import make_recipe
-    from secateur.torch import stream
-    from secateur.torch.memory import Choice
     from secateur.torch.open import load_model
+    from secateur.torch.stream import run
+    from secateur.torch.stream.memory_plan import Choice
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--criterion", default="sparsegpt")
@@ -37,11 +37,11 @@ def main() -> None:
     windows = torch.randint(49152, (args.samples, args.context), generator=torch.Generator().manual_seed(0))
     recipe = make_recipe(criterion=args.criterion, pattern="2:4", samples=args.samples, context=args.context)
     loaded: torch.nn.Module = load_model(folder)
-    stream.prune_loaded(loaded, windows, recipe)
-    choose = stream.choose
-    stream.choose = lambda *a, **k: Choice(choose(*a, **k).batch, True, 0)
+    run.prune_loaded(loaded, windows, recipe)
+    choose = run.choose
+    run.choose = lambda *a, **k: Choice(choose(*a, **k).batch, True, 0)
     with tempfile.TemporaryDirectory() as place:
-        stream.prune_folder(folder, Path(place) / "out", windows, recipe)
+        run.prune_folder(folder, Path(place) / "out", windows, recipe)
         streamed = load_model(Path(place) / "out").state_dict()
     held = loaded.state_dict()
     equal = [name for name, value in held.items() if torch.equal(value, streamed[name])]

@@ -28,7 +28,7 @@ from secateur.torch.host import TorchHost
 HEADER = "| model | removed | masked vs shrunk | reload | second reload | generate | parameters |"
 META = """
 import pathlib, re, time, torch, transformers
-from secateur.torch.probe import derive
+from secateur.torch.shrink.probe import derive
 config = transformers.LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
     num_key_value_heads=8, intermediate_size=14336, vocab_size=128256, max_position_embeddings=8192)
 with torch.device("meta"):

@@ -77,8 +77,10 @@ class Allocation(BaseModel):
 
 
 class Sensitivity(BaseModel):
-    """Each weight matrix loses as much as the loss of the model bears: see `secateur.torch.sensitivity`. spread: how
-    far the sparsity of a matrix may lie from the stated one. windows: how many calibration windows are looked at.
+    """Each weight matrix loses as much as the loss of the model bears: see `secateur.torch.stream.sensitivity`.
+
+    spread: how far the sparsity of a matrix may lie from the stated one.
+    windows: how many calibration windows are looked at.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -242,9 +242,9 @@ def test_a_gguf_file_is_pruned(call, text, place, tmp_path):
 
 @pytest.mark.slow
 def test_a_gram_that_is_not_positive_definite_is_damped_and_said(call, llm, text, place, monkeypatch):
-    from secateur.torch import blocks
+    from secateur.torch.blockwise import prune_block
 
-    real = blocks.grams_of
+    real = prune_block.grams_of
 
     def spoilt(*arguments):
         grams = real(*arguments)
@@ -252,7 +252,7 @@ def test_a_gram_that_is_not_positive_definite_is_damped_and_said(call, llm, text
         first.mul_(3 - 2 * torch.eye(len(first)))  # three times what is beside the diagonal
         return grams
 
-    monkeypatch.setattr("secateur.torch.blockwise.grams_of", spoilt)
+    monkeypatch.setattr("secateur.torch.blockwise.walk.grams_of", spoilt)
     done = call("prune", llm, "--calibration", text, *OPTIONS, "--output", place / "out")
     assert done.code == 0, done.err
     assert "q_proj.weight: the gram is not positive definite" in " ".join(done.err.split())
@@ -272,7 +272,7 @@ def test_distillation_from_the_command_line(call, result, llm, text, place):
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(call, llm, text, place, monkeypatch):
-    from secateur.torch import stream
+    from secateur.torch.stream import run as stream
 
     real = stream.write_shard
     written = []
@@ -298,8 +298,8 @@ def test_ctrl_c_says_how_to_go_on(call, llm, text, place, monkeypatch):
 
 @pytest.mark.slow
 def test_a_full_disk_is_said_and_the_run_goes_on_later(call, llm, text, place, monkeypatch):
-    from secateur.torch import stream
     from secateur.torch.files import safetensors_shards
+    from secateur.torch.stream import run as stream
 
     real = safetensors_shards.os.fsync
     calls = []

@@ -237,7 +237,7 @@ def test_alps_on_tensors_equals_the_pure_form(pattern, sparsity):
 @pytest.mark.parametrize("method", [repair.sparsegpt, repair.swaps], ids=lambda m: m.__name__)
 @pytest.mark.parametrize(("pattern", "sparsity"), [(Element(), 0.6), (NM(2, 4), None)], ids=str)
 def test_without_compiled_loops(monkeypatch, method, pattern, sparsity):
-    from secateur.torch import repair as fast
+    from secateur.torch import repair_loops as fast
 
     weight, gram = layer(out=16, inputs=48)
     expected = method(torch.tensor(weight), torch.tensor(gram), pattern, sparsity)

@@ -8,7 +8,7 @@ LAYOUTS = {}
 @pytest.fixture
 def traced_once(monkeypatch):
     """Tracing takes longer than pruning tiny models, so models of one config share a layout."""
-    from secateur.torch import skeleton, stream
+    from secateur.torch.stream import lazy_model, run
     from secateur.torch.trace.derive import trace as real_trace
 
     def trace(model, example):
@@ -17,5 +17,5 @@ def traced_once(monkeypatch):
             LAYOUTS[key] = real_trace(model, example)
         return LAYOUTS[key]
 
-    monkeypatch.setattr(stream, "trace", trace)
-    monkeypatch.setattr(skeleton, "trace", trace)
+    monkeypatch.setattr(run, "trace", trace)
+    monkeypatch.setattr(lazy_model, "trace", trace)

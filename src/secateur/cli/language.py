@@ -13,7 +13,7 @@ from secateur.cli.kinds import given
 
 if TYPE_CHECKING:
     from secateur.recipe import Recipe
-    from secateur.torch.stream import Done, Report
+    from secateur.torch.stream.run import Done, Report
 
 
 FROM_RECIPE = ("task", "criterion", "pattern", "sparsity", "calibration", "text_column", "samples", "context", "seed")
@@ -42,8 +42,8 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
         missing = "a model: pass MODEL" if recipe.model is None else "an output: pass --output FOLDER"
         raise PlanError(f"the recipe lacks {missing}, or write it into the recipe")
 
-    from secateur.torch.journal import earlier
-    from secateur.torch.stream import prune_folder
+    from secateur.torch.stream.journal import earlier
+    from secateur.torch.stream.run import prune_folder
 
     common.quiet_libraries()
     common.set_threads(threads)
@@ -81,7 +81,7 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
 
 
 def _kept(output: Path) -> str:
-    from secateur.torch.journal import partial_folder
+    from secateur.torch.stream.journal import partial_folder
 
     place = partial_folder(output.absolute())
     return f" (what is done lies in {place})" if place.exists() else ""

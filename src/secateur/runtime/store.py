@@ -210,7 +210,7 @@ def _skeleton(folder: Path, manifest: dict[str, Any]) -> nn.Module:
     import transformers
 
     from secateur.torch.files.from_pretrained_hook import start_config
-    from secateur.torch.skeleton import parameters_on_meta
+    from secateur.torch.stream.lazy_model import parameters_on_meta
 
     cls = getattr(transformers, manifest["class"], None)
     if cls is None or not (folder / "config.json").exists():

@@ -292,7 +292,7 @@ print({name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdli
 @pytest.mark.slow
 def test_the_plug_in_registers_whoever_is_imported_first():
     code = """
-from secateur.torch import quantizer
+from secateur.torch.files import from_pretrained_hook as quantizer
 from transformers.quantizers import auto
 print(quantizer.METHOD in auto.AUTO_QUANTIZER_MAPPING)
 """

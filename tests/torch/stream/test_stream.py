@@ -12,8 +12,8 @@ import secateur
 from secateur.errors import DataError, ModelError, PlanError
 from secateur.repair import prepare, sparsegpt
 from secateur.select import NM
-from secateur.torch import journal, stream
-from secateur.torch.stream import prune_folder, prune_loaded
+from secateur.torch.stream import journal, run
+from secateur.torch.stream.run import prune_folder, prune_loaded
 from tests.torch import slow, tiny
 from tests.torch.language import Stop, files, recipe, same, stopped_after, windows, write_model
 
@@ -166,8 +166,8 @@ def test_owl_spreads_the_sparsity_in_both_paths(on_disk, tmp_path, monkeypatch):
     data = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
     plan = secateur.prune(host, criterion=wanda, pattern=secateur.Element(), budget=OWL(0.7), data=data)
     values = {"criterion": "wanda", "pattern": "element", "sparsity": 0.7, "owl": True}
-    choose = stream.choose
-    monkeypatch.setattr(stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, on_disk, 0))
+    choose = run.choose
+    monkeypatch.setattr(run, "choose", lambda *a, **k: run.Choice(choose(*a, **k).batch, on_disk, 0))
     with pytest.raises(Stop):
         prune_folder(tmp_path / "in", tmp_path / "out", ids, recipe(**values), stopped_after(1))
     report = prune_folder(tmp_path / "in", tmp_path / "out", ids, recipe(**values))
@@ -367,7 +367,7 @@ def test_a_missing_weight_is_named(tmp_path):
 
 
 def test_memory_that_is_too_small_or_puts_states_on_disk(tmp_path):
-    from secateur.torch.memory import choose
+    from secateur.torch.stream.memory_plan import choose
     from secateur.torch.trace.derive import trace
 
     model = tiny.llama()
@@ -385,7 +385,7 @@ def test_memory_that_is_too_small_or_puts_states_on_disk(tmp_path):
 
 
 def test_memory_of_what_takes_gradients_of_the_whole_model():
-    from secateur.torch.memory import whole_model
+    from secateur.torch.stream.memory_plan import whole_model
 
     model = tiny.llama().to("meta")
     names = [n for n, _ in model.named_parameters() if n.endswith("_proj.weight")]

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from secateur.errors import SecateurError
-from secateur.torch import stream
-from secateur.torch.stream import prune_folder
+from secateur.torch.stream import run as stream
+from secateur.torch.stream.run import prune_folder
 from tests.torch import tiny
 from tests.torch.language import Stop, files, recipe, stopped_after, windows, write_model
 
@@ -95,7 +96,7 @@ RUN = """
 import sys, torch
 torch.set_num_threads(1)
 from tests.torch.language import recipe, windows
-from secateur.torch import stream
+from secateur.torch.stream import run as stream
 from pathlib import Path
 choose = stream.choose
 disk = sys.argv[2] == "disk"
@@ -112,7 +113,7 @@ def kill_until_done(folder, kills, kept, seed):
     """
     rng = random.Random(seed)
     hit = 0
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": f"{root}/src:{root}", "OMP_NUM_THREADS": "1"}
     while True:
         command = [sys.executable, "-c", RUN, str(folder), kept]

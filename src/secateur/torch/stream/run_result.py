@@ -9,12 +9,12 @@ from typing import Any
 from secateur._version import __version__
 from secateur.files import write_json
 from secateur.layout import Layout
-from secateur.torch.blocks import left_out
-from secateur.torch.blockwise import Done
+from secateur.torch.blockwise.prune_block import left_out
+from secateur.torch.blockwise.walk import Done
 from secateur.torch.files.safetensors_header import INDEX, read_entries
 from secateur.torch.files.safetensors_shards import write_shard
-from secateur.torch.journal import Workspace
-from secateur.torch.skeleton import Skeleton
+from secateur.torch.stream.journal import Workspace
+from secateur.torch.stream.lazy_model import Skeleton
 
 RECORD = "pruned.json"
 

@@ -2,7 +2,8 @@
 
 Minimises KL(dense || pruned) over next-token probabilities (Hinton et al., 2015), and where the model gives its hidden
 states their relative error too, by Adam (Kingma and Ba, 2015) with a warm-up and a cosine. No label and no other text
-is read. All of the model is held at once, with gradients and moments: see `secateur.torch.memory.whole_model`.
+is read. All of the model is held at once, with gradients and moments: see
+`secateur.torch.stream.memory_plan.whole_model`.
 """
 
 import math
@@ -16,9 +17,9 @@ import torch
 from secateur.errors import DataError, ModelError
 from secateur.recipe import Distillation, Recipe
 from secateur.torch.base.compute_type import products_in
+from secateur.torch.blockwise.reconstruct import BETAS, masked_step, relative_error
 from secateur.torch.data.run_windows import chunks
 from secateur.torch.data.token_windows import batches_of
-from secateur.torch.reconstruct import BETAS, masked_step, relative_error
 from secateur.torch.shrink.masking import first_of
 
 

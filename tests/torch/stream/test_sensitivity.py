@@ -9,9 +9,9 @@ import torch
 from secateur.budget import least_loss
 from secateur.errors import PlanError
 from secateur.recipe import make_recipe
-from secateur.torch import stream
-from secateur.torch.sensitivity import by_sensitivity
-from secateur.torch.stream import prune_folder, prune_loaded
+from secateur.torch.stream import run
+from secateur.torch.stream.run import prune_folder, prune_loaded
+from secateur.torch.stream.sensitivity import by_sensitivity
 from tests.torch import tiny
 from tests.torch.language import windows, write_model
 
@@ -49,7 +49,7 @@ def test_folder_and_memory_agree_to_the_last_zero(make, tmp_path, monkeypatch):
         found.append(by_sensitivity(*args))
         return found[-1]
 
-    monkeypatch.setattr(stream, "by_sensitivity", allocate)
+    monkeypatch.setattr(run, "by_sensitivity", allocate)
     with pytest.raises(KeyboardInterrupt):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe, stop)
     report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe)
@@ -71,10 +71,10 @@ def test_what_was_found_is_kept_before_the_first_block(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     found = []
-    allocate = stream.by_sensitivity
-    monkeypatch.setattr(stream, "by_sensitivity", lambda *a: found.append(allocate(*a)) or found[-1])
+    allocate = run.by_sensitivity
+    monkeypatch.setattr(run, "by_sensitivity", lambda *a: found.append(allocate(*a)) or found[-1])
     with monkeypatch.context() as patched:
-        patched.setattr(stream, "_one_block", stop)
+        patched.setattr(run, "_one_block", stop)
         with pytest.raises(KeyboardInterrupt):
             prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe)
     told = []

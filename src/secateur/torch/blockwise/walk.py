@@ -12,11 +12,11 @@ from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.recipe import Recipe, find_method
 from secateur.select import parse_pattern
-from secateur.torch.blocks import Call, Pruned, counted, grams_of, prune_weights
-from secateur.torch.calls import chains, next_call
-from secateur.torch.reconstruct import reconstruct
+from secateur.torch.blockwise.block_calls import chains, next_call
+from secateur.torch.blockwise.block_states import States
+from secateur.torch.blockwise.prune_block import Call, Pruned, counted, grams_of, prune_weights
+from secateur.torch.blockwise.reconstruct import reconstruct
 from secateur.torch.shrink.masking import first_of
-from secateur.torch.states import States
 
 
 @dataclass(frozen=True)

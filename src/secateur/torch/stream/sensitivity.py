@@ -19,14 +19,14 @@ from secateur.budget import least_loss
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.recipe import Recipe
-from secateur.torch.allocate import exact
-from secateur.torch.blocks import counted
-from secateur.torch.blockwise import Run
-from secateur.torch.calls import chains
+from secateur.torch.blockwise.block_calls import chains
+from secateur.torch.blockwise.block_states import States
+from secateur.torch.blockwise.prune_block import counted
+from secateur.torch.blockwise.walk import Run
 from secateur.torch.data.token_windows import batches_of
-from secateur.torch.retrain import divergence
-from secateur.torch.states import States
 from secateur.torch.stats.grams import input_of
+from secateur.torch.stream.block_shares import exact
+from secateur.torch.stream.distil_whole import divergence
 
 Step = Callable[[], None]
 """Called when one more step is done."""

@@ -8,8 +8,8 @@ import transformers
 
 from secateur.errors import DataError, PlanError
 from secateur.recipe import Distillation
-from secateur.torch import retrain
-from secateur.torch.stream import prune_folder, prune_loaded
+from secateur.torch.stream import distil_whole
+from secateur.torch.stream.run import prune_folder, prune_loaded
 from tests.torch import tiny
 from tests.torch.language import recipe, windows, write_model
 
@@ -30,7 +30,7 @@ def tuned(make, options, whole):
     if whole:
         dense.get_output_embeddings = lambda: None
     batches = [{"input_ids": window[None]} for window in windows(4)]
-    losses = retrain.retrain(model, dense, names, batches, options, low_precision=False)
+    losses = distil_whole.retrain(model, dense, names, batches, options, low_precision=False)
     assert all(bool((model.get_parameter(name)[:, ::2] == 0).all()) for name in names)
     return model.state_dict(), losses, len(calls)
 
@@ -62,7 +62,7 @@ def test_distillation_that_cannot_be(tmp_path, monkeypatch):
     with pytest.raises(PlanError, match=r"distillation holds .* more than 0.0 GiB; .* use reconstruct, which"):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(distil=True, memory=10**5))
     losses = iter([3.0, float("nan")])
-    monkeypatch.setattr(retrain, "_accumulate", lambda *a: next(losses))
+    monkeypatch.setattr(distil_whole, "_accumulate", lambda *a: next(losses))
     with pytest.raises(DataError, match="distillation diverged at step 2; lower its rate"):
         prune_loaded(tiny.llama(), windows(), recipe(distil=True))
     with pytest.raises(PlanError, match="distil needs calibration text"):

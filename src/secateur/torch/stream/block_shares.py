@@ -13,8 +13,8 @@ from torch import nn
 from secateur.budget import outliers, owl
 from secateur.criteria.wanda import wanda
 from secateur.recipe import Allocation
-from secateur.torch.blocks import counted
-from secateur.torch.blockwise import Run
+from secateur.torch.blockwise.prune_block import counted
+from secateur.torch.blockwise.walk import Run
 from secateur.torch.stats.grams import input_of
 
 

@@ -19,22 +19,22 @@ from secateur._version import __version__
 from secateur.errors import ModelError, PlanError, SecateurError
 from secateur.layout import Layout
 from secateur.recipe import Recipe
-from secateur.torch.allocate import by_outliers
 from secateur.torch.base.batches import evaluating
 from secateur.torch.base.compute_type import computing_in, fast_bfloat16
-from secateur.torch.blocks import counted, left_out
-from secateur.torch.blockwise import Done, Run
-from secateur.torch.calls import chains
+from secateur.torch.blockwise.block_calls import chains
+from secateur.torch.blockwise.block_states import States
+from secateur.torch.blockwise.prune_block import counted, left_out
+from secateur.torch.blockwise.walk import Done, Run
 from secateur.torch.data.token_windows import batches_of, windows_hash
 from secateur.torch.files.safetensors_header import TYPES, read_entries
 from secateur.torch.files.safetensors_shards import file_hash, read_tensor, write_shard
-from secateur.torch.journal import Workspace, workspace
-from secateur.torch.memory import Choice, choose, give_back, whole_model
-from secateur.torch.result import Report, finish, record_of, shard_name
-from secateur.torch.retrain import coming_again, distil
-from secateur.torch.sensitivity import by_sensitivity
-from secateur.torch.skeleton import COMPUTE, Skeleton
-from secateur.torch.states import States
+from secateur.torch.stream.block_shares import by_outliers
+from secateur.torch.stream.distil_whole import coming_again, distil
+from secateur.torch.stream.journal import Workspace, workspace
+from secateur.torch.stream.lazy_model import COMPUTE, Skeleton
+from secateur.torch.stream.memory_plan import Choice, choose, give_back, whole_model
+from secateur.torch.stream.run_result import Report, finish, record_of, shard_name
+from secateur.torch.stream.sensitivity import by_sensitivity
 from secateur.torch.trace.derive import trace
 
 Progress = Callable[[Done], None]

@@ -1,0 +1,1 @@
+"""One-shot pruning of a model larger than memory, block by block, resumable."""
