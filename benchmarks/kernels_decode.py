@@ -19,11 +19,11 @@ import torch
 from kernels_layer import head, turn
 from turns import medians_us
 
+from secateur.kernels.packing import GROUPS, VALUES_OF, pack
 from secateur.runtime import isa
-from secateur.runtime.choose import candidates
-from secateur.runtime.ops import run as called
-from secateur.runtime.ops import sparse_linear
-from secateur.runtime.packed import GROUPS, VALUES_OF, pack
+from secateur.runtime.layers.operators import run as called
+from secateur.runtime.layers.operators import sparse_linear
+from secateur.runtime.layers.tuning import candidates
 
 CACHES_BYTES = 130_000_000
 SIZE = 4096

@@ -16,10 +16,10 @@ import torch
 from kernels_layer import DENSE, LEAST, grid, head, onnx_runs, options, parsed
 from turns import Run, medians_us
 
-from secateur.runtime.choose import quad_candidates
-from secateur.runtime.native import isa, load_native
-from secateur.runtime.ops import sparse_linear
-from secateur.runtime.packed import pack
+from secateur.kernels.native import isa, load_native
+from secateur.kernels.packing import pack
+from secateur.runtime.layers.operators import sparse_linear
+from secateur.runtime.layers.tuning import quad_candidates
 
 
 def fastest(trials: dict[str, Run]) -> str:

@@ -36,11 +36,11 @@ import torch
 from safetensors import safe_open
 from turns import Run, samples_us
 
-from secateur.runtime.choose import FEW_TOKENS, choose, machine_key
-from secateur.runtime.native import isa
-from secateur.runtime.ops import run as called
-from secateur.runtime.ops import sparse_linear
-from secateur.runtime.packed import pack
+from secateur.kernels.native import isa
+from secateur.kernels.packing import pack
+from secateur.runtime.layers.operators import run as called
+from secateur.runtime.layers.operators import sparse_linear
+from secateur.runtime.layers.tuning import FEW_TOKENS, choose, machine_key
 
 LEAST = 5
 """Samples of each side of a pair."""

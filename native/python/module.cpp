@@ -1,5 +1,5 @@
-// The Python module secateur.runtime._native: a thin face of the C interface. Addresses are integers here
-// (they cost a tenth of a microsecond); secateur.runtime.packed and .ops check what they point to.
+// The Python module secateur.kernels._native: a thin face of the C interface. Addresses are integers here
+// (they cost a tenth of a microsecond); secateur.kernels.packing and .ops check what they point to.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>

@@ -65,12 +65,12 @@ def test_a_classifier_answers_as_in_torch(result, call, pruned):
 
 def test_a_model_that_cannot_be_traced_runs_layer_by_layer_and_says_so(result, pruned, monkeypatch):
     from secateur.errors import ModelError
-    from secateur.runtime import swap
+    from secateur.runtime import compile_model
 
     def fail(*args):
         raise ModelError("no trace today")
 
-    monkeypatch.setattr(swap, "Traced", fail)
+    monkeypatch.setattr(compile_model, "Traced", fail)
     done = result("run", pruned, *TEXTS, "--no-measure", "--max-length", "16")
     assert done["summary"].endswith("Nothing was fused: no trace today")
     assert len(done["answers"]) == len(TEXTS)

@@ -11,12 +11,12 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-import secateur  # noqa: E402
-from secateur.deploy import device, export, generation, generator, onnx_int8, sparse  # noqa: E402
-from secateur.deploy.target import DeployError  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
+import secateur
+from secateur.deploy import device, export, generation, generator, onnx_int8, sparse
+from secateur.deploy.target import DeployError
+from secateur.kernels.native import load_native
 
-from ..torch import tiny  # noqa: E402
+from ..torch import tiny
 
 WORDS, WIDTH = 60, 32
 

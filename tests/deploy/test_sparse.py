@@ -11,14 +11,14 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 ort = pytest.importorskip("onnxruntime")
 
-import secateur  # noqa: E402
-from secateur.deploy import device, export, sparse, target  # noqa: E402
-from secateur.deploy.onnx_graph import attributes  # noqa: E402
-from secateur.deploy.target import DeployError, Written  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
-from secateur.runtime.packed import describe  # noqa: E402
+import secateur
+from secateur.deploy import device, export, sparse, target
+from secateur.deploy.onnx_graph import attributes
+from secateur.deploy.target import DeployError, Written
+from secateur.kernels.native import load_native
+from secateur.kernels.packing import describe
 
-from ..torch import tiny  # noqa: E402
+from ..torch import tiny
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 
@@ -297,7 +297,7 @@ def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
     graph = {"files": ["model.onnx"], "inputs": ports, "outputs": ["y"], "operators": device.OPERATORS}
     info = {"format": device.FORMAT, "target": "onnx", "graphs": {"model": graph}}
     (tmp_path / device.MANIFEST).write_text(json.dumps(info))
-    from secateur.runtime import native
+    from secateur.kernels import native
 
     library = native.onnx_library()
     monkeypatch.setattr("secateur.runtime.onnx_library", lambda: (_ for _ in ()).throw(FileNotFoundError()))

@@ -12,15 +12,15 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 ort = pytest.importorskip("onnxruntime")
 
-from secateur.deploy import export  # noqa: E402
-from secateur.deploy.onnx_chain import fuse_chains  # noqa: E402
-from secateur.deploy.onnx_graph import Graph  # noqa: E402
-from secateur.runtime.native import load_native, onnx_library  # noqa: E402
-from secateur.runtime.packed import pack  # noqa: E402
+from secateur.deploy import export
+from secateur.deploy.onnx_chain import fuse_chains
+from secateur.deploy.onnx_graph import Graph
+from secateur.kernels.native import load_native, onnx_library
+from secateur.kernels.packing import pack
 
-from ..runtime.test_onnx_library import session  # noqa: E402
-from ..torch import tiny  # noqa: E402
-from .test_sparse import measured, pruned  # noqa: E402, F401
+from ..runtime.test_onnx_library import session
+from ..torch import tiny
+from .test_sparse import measured, pruned  # noqa: F401
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 FLOAT = onnx.TensorProto.FLOAT

@@ -8,10 +8,10 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
-from secateur.deploy.onnx_graph import attributes  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
+from secateur.deploy.onnx_graph import attributes
+from secateur.kernels.native import load_native
 
-from .test_sparse import measured, weight, written  # noqa: E402, F401
+from .test_sparse import measured, weight, written  # noqa: F401
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 

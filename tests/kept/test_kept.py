@@ -8,12 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
-import secateur  # noqa: E402
-from secateur import runtime  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
-from tests.torch.models import Sentence  # noqa: E402
+import secateur
+from secateur import runtime
+from secateur.kernels.native import load_native
+from tests.torch.models import Sentence
 
 HERE = Path(__file__).parent
 TOLERANCE = 2e-5

@@ -17,7 +17,7 @@ from secateur.select import NM, Block, Element, Unit
 from ..fake import FakeHost
 
 torch = pytest.importorskip("torch")
-from ..torch import tiny  # noqa: E402
+from ..torch import tiny
 
 
 def batches(model, count=3):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from secateur import runtime
-from secateur.runtime import attention as module
-from secateur.runtime.native import load_native
+from secateur.kernels.native import load_native
+from secateur.runtime.layers import attention as module
 
 from ..torch import tiny
 
@@ -31,7 +31,7 @@ def masks(batch, queries, keys):
 
 @pytest.mark.parametrize(("queries", "keys", "width"), [(8, 8, 16), (33, 33, 8), (20, 300, 13), (1, 5, 4)])
 def test_equal_to_torch(queries, keys, width):
-    from secateur.runtime.ops import attention
+    from secateur.runtime.layers.operators import attention
 
     q, k, v = heads(2, 4, queries, width), heads(2, 2, keys, width, 1), heads(2, 2, keys, width, 2)
     for mask in masks(2, queries, keys):
@@ -42,7 +42,7 @@ def test_equal_to_torch(queries, keys, width):
 
 
 def test_bad_calls():
-    from secateur.runtime.ops import attention
+    from secateur.runtime.layers.operators import attention
 
     q = heads(1, 3, 4, 8)
     with pytest.raises(ValueError, match="does not fit"):
@@ -65,10 +65,10 @@ def pruned(model):
 
 def calls(monkeypatch):
     """Counts how often the kernels attend."""
-    from secateur.runtime import ops
+    from secateur.runtime.layers import operators
 
-    count, real = [], ops._KERNELS[ops.attention]
-    monkeypatch.setitem(ops._KERNELS, ops.attention, lambda *a: count.append(1) or real(*a))
+    count, real = [], operators._KERNELS[operators.attention]
+    monkeypatch.setitem(operators._KERNELS, operators.attention, lambda *a: count.append(1) or real(*a))
     return count
 
 
@@ -127,7 +127,7 @@ def test_what_goes_to_torch(change):
 
 
 def test_opaque_to_export():
-    from secateur.runtime.ops import attention
+    from secateur.runtime.layers.operators import attention
 
     class Net(torch.nn.Module):
         def forward(self, q):

@@ -10,16 +10,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from secateur import runtime  # noqa: E402
-from secateur.errors import ModelError  # noqa: E402
-from secateur.runtime import attention, chain_use, ops, store, swap  # noqa: E402
-from secateur.runtime.chain_run import chains_of, leaves  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
-from secateur.torch.data.example import example_for  # noqa: E402
+from secateur import runtime
+from secateur.errors import ModelError
+from secateur.kernels.native import load_native
+from secateur.runtime import compile_model, saving
+from secateur.runtime.layers import attention, operators
+from secateur.runtime.run import install_chain
+from secateur.runtime.run.chain import chains_of, leaves
+from secateur.torch.data.example import example_for
 
-from ..torch import slow, tiny  # noqa: E402
+from ..torch import slow, tiny
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -155,7 +157,7 @@ def calls(monkeypatch):
             count[name] += 1
             return getattr(real, name)
 
-    monkeypatch.setattr(ops, "load_native", lambda: Counting())
+    monkeypatch.setattr(operators, "load_native", lambda: Counting())
     return count
 
 
@@ -353,7 +355,7 @@ def test_saved_loaded_and_copied(make, calls, tmp_path):
     again = runtime.load(tmp_path / "fast", make() if make is Holder else None)
     assert chains_of(again) == chains_of(fast)
     expected = compare(fast, model, batch)
-    for other in (again, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), swap.share_copy(fast)):
+    for other in (again, copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), compile_model.share_copy(fast)):
         before = calls["chain"]
         assert all(map(torch.equal, compare(other, model, batch), expected))
         assert calls["chain"] == before + 1
@@ -363,7 +365,7 @@ def test_saved_loaded_and_copied(make, calls, tmp_path):
 def test_without_kernels_a_saved_model_runs(tmp_path, monkeypatch):
     model, fast, batch = compiled(bert)
     runtime.save(fast, tmp_path / "fast")
-    for module in (store, ops, attention):
+    for module in (saving, operators, attention):
         monkeypatch.setattr(module, "load_native", lambda: None)
     compare(runtime.load(tmp_path / "fast"), model, batch)
 
@@ -472,9 +474,13 @@ def test_layers_that_stay_dense_split_a_chain(calls):
 def test_the_faster_way_is_kept(faster, calls, monkeypatch):
     times = [2.0, 1.0 if faster else 3.0]
     monkeypatch.setattr(
-        chain_use, "interleaved", lambda functions: [f() is None or t for f, t in zip(functions, times, strict=True)]
+        install_chain,
+        "interleaved",
+        lambda functions: [f() is None or t for f, t in zip(functions, times, strict=True)],
     )
-    monkeypatch.setattr(swap, "choose", lambda array, bias, tokens, *rest: swap.unmeasured(array, tokens, "float32"))
+    monkeypatch.setattr(
+        compile_model, "choose", lambda array, bias, tokens, *rest: compile_model.unmeasured(array, tokens, "float32")
+    )
     model, fast, batch = compiled(Holder, added(), measure=True)
     assert fast.secateur_report.blocks == (3 if faster else 0)
     assert ("measured no faster as a chain" in fast.secateur_report.apart) != faster
@@ -482,7 +488,7 @@ def test_the_faster_way_is_kept(faster, calls, monkeypatch):
 
 
 def test_a_chain_that_gives_something_else_is_dropped(monkeypatch):
-    monkeypatch.setattr(chain_use, "TOLERANCE", -1.0)
+    monkeypatch.setattr(install_chain, "TOLERANCE", -1.0)
     _, fast, _ = compiled(Holder, added())
     assert fast.secateur_report.apart == "blocks.0 gives another result as a chain"
 
@@ -492,7 +498,7 @@ def test_operator_passes_torch_checks_and_refuses_bad_calls():
     (chain,) = fast.chains
     call = [batch["x"], batch["seen"], chain.tensors(), chain.steps, chain.numbers, 3, 24]
     call[2] = [part.detach() for part in call[2]]
-    torch.library.opcheck(ops.sparse_chain, tuple(call), test_utils=["test_schema", "test_faketensor"])
+    torch.library.opcheck(operators.sparse_chain, tuple(call), test_utils=["test_schema", "test_faketensor"])
     damaged = chain.steps.clone()
     damaged[0, 7] = 99
     for place, value, error, match in (
@@ -507,4 +513,4 @@ def test_operator_passes_torch_checks_and_refuses_bad_calls():
         (6, 23, ValueError, "do not fit together"),
     ):
         with pytest.raises(error, match=match):
-            ops.sparse_chain(*call[:place], value, *call[place + 1 :])
+            operators.sparse_chain(*call[:place], value, *call[place + 1 :])

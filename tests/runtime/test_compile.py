@@ -6,15 +6,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from torch import nn  # noqa: E402
+from torch import nn
 
-from secateur import runtime  # noqa: E402
-from secateur.errors import ModelError  # noqa: E402
-from secateur.runtime import choose as choosing  # noqa: E402
-from secateur.runtime import swap  # noqa: E402
-from secateur.runtime.linear import ByTokens, SparseLinear  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
-from secateur.runtime.patterns import zeros_of  # noqa: E402
+from secateur import runtime
+from secateur.errors import ModelError
+from secateur.kernels.native import load_native
+from secateur.kernels.zero_patterns import zeros_of
+from secateur.runtime import compile_model
+from secateur.runtime.layers import tuning as choosing
+from secateur.runtime.layers.linear import ByTokens, SparseLinear
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -431,7 +431,7 @@ def test_a_layer_takes_the_form_for_the_call(monkeypatch, tmp_path):
         packing = {"format": "bitmask"} if tokens == 1 else {"format": "tiled"} if array.shape[0] == 64 else None
         return choosing.Choice(packing, 2.0, 1.0)
 
-    monkeypatch.setattr(swap, "choose", at_few_tokens)
+    monkeypatch.setattr(compile_model, "choose", at_few_tokens)
     model = prune(nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5)))
     fast = runtime.compile(model, tokens=(1, 100), example=(torch.randn(3, 40),))
     assert isinstance(fast[0], ByTokens)

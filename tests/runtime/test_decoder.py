@@ -9,17 +9,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from torch import nn  # noqa: E402
-from transformers import AttentionMaskInterface  # noqa: E402
-from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402
-from transformers.masking_utils import sdpa_mask  # noqa: E402
+from torch import nn
+from transformers import AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from secateur import runtime  # noqa: E402
-from secateur.errors import ModelError  # noqa: E402
-from secateur.runtime import decoder_run, decoder_use, store  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
-from secateur.runtime.steps import ATTENTION, ROTARY  # noqa: E402
-from secateur.runtime.swap import STEPPED  # noqa: E402
+from secateur import runtime
+from secateur.errors import ModelError
+from secateur.kernels.native import load_native
+from secateur.kernels.steps import ATTENTION, ROTARY
+from secateur.runtime import saving
+from secateur.runtime.compile_model import STEPPED
+from secateur.runtime.run import decoder_step, install_decoder_step
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -77,13 +78,13 @@ def compiled(model, **more):
 @pytest.fixture
 def steps(monkeypatch):
     """The shapes of what programs were run on."""
-    seen, real = [], decoder_run.Program.run
+    seen, real = [], decoder_step.Program.run
 
     def run(self, x, given, prepared):
         seen.append(tuple(x.shape))
         return real(self, x, given, prepared)
 
-    monkeypatch.setattr(decoder_run.Program, "run", run)
+    monkeypatch.setattr(decoder_step.Program, "run", run)
     return seen
 
 
@@ -152,9 +153,9 @@ def test_layers_that_stay_dense_and_layers_in_several_forms(steps, monkeypatch):
 def test_saved_copied_and_pickled_decoders(tmp_path, steps):
     model = decoder("Qwen3", head_dim=24)
     fast = compiled(model)
-    store.save(fast, tmp_path / "saved")
-    for one in (store.load(tmp_path / "saved"), copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        assert {*decoder_run.decoders_of(one)} == {f"model.layers.{i}" for i in range(3)}
+    saving.save(fast, tmp_path / "saved")
+    for one in (saving.load(tmp_path / "saved"), copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert {*decoder_step.decoders_of(one)} == {f"model.layers.{i}" for i in range(3)}
         steps.clear()
         same(model, one, prompt())
         assert len(steps) == 21
@@ -164,7 +165,7 @@ def test_saved_copied_and_pickled_decoders(tmp_path, steps):
 
 
 def test_a_damaged_plan_is_refused(tmp_path):
-    store.save(compiled(decoder("Llama")), tmp_path / "saved")
+    saving.save(compiled(decoder("Llama")), tmp_path / "saved")
     file = tmp_path / "saved" / "runtime.json"
     whole = file.read_text()
 
@@ -174,7 +175,7 @@ def test_a_damaged_plan_is_refused(tmp_path):
         change(plan, plan["steps"])
         file.write_text(json.dumps(manifest))
         with pytest.raises(ModelError, match="damaged: its decoders do not fit"):
-            store.load(tmp_path / "saved")
+            saving.load(tmp_path / "saved")
 
     kinds = [step["kind"] for step in json.loads(whole)["decoders"]["model.layers.1"]["steps"]]
     turned, attention = kinds.index(ROTARY), kinds.index(ATTENTION)
@@ -337,19 +338,19 @@ def test_what_cannot_take_a_token_at_a_time_says_why():
 
 
 def test_a_block_that_would_give_something_else_is_left_alone(monkeypatch):
-    real = decoder_run.Program.run
-    monkeypatch.setattr(decoder_run.Program, "run", lambda self, *given: real(self, *given) * 1.001)
+    real = decoder_step.Program.run
+    monkeypatch.setattr(decoder_step.Program, "run", lambda self, *given: real(self, *given) * 1.001)
     fast = compiled(decoder("Llama"))
-    assert not decoder_run.decoders_of(fast)
+    assert not decoder_step.decoders_of(fast)
     assert fast.secateur_report.apart == "model.layers.0 gives another result one token at a time"
 
     def keeps_nothing(self, x, given, prepared):
         given.cache = copy.deepcopy(given.cache)
         return real(self, x, given, prepared)
 
-    monkeypatch.setattr(decoder_run.Program, "run", keeps_nothing)
-    assert not decoder_run.decoders_of(compiled(decoder("Llama")))
-    monkeypatch.setattr(decoder_use, "_both", lambda *_: 1 / 0)
+    monkeypatch.setattr(decoder_step.Program, "run", keeps_nothing)
+    assert not decoder_step.decoders_of(compiled(decoder("Llama")))
+    monkeypatch.setattr(install_decoder_step, "_both", lambda *_: 1 / 0)
     fast = compiled(decoder("Llama"))
     assert fast.secateur_report.apart.startswith("model.layers.0 cannot be tried with a cache (ZeroDivisionError")
 

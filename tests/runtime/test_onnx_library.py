@@ -6,7 +6,9 @@ import pytest
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-from secateur.runtime import native, onnx_library, packed  # noqa: E402
+from secateur.kernels import native
+from secateur.kernels import packing as packed
+from secateur.runtime import onnx_library
 
 pytestmark = pytest.mark.skipif(native.load_native() is None, reason="needs the compiled kernels")
 

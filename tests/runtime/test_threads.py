@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from secateur.runtime import packed as P
-from secateur.runtime.native import load_native
+from secateur.kernels import packing as P
+from secateur.kernels.native import load_native
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -56,7 +56,8 @@ def test_fork_after_use():
 
 SHARED = """
 import os, torch
-from secateur.runtime import packed as P, native, ops
+from secateur.kernels import packing as P, native
+from secateur.runtime.layers import operators as ops
 import numpy as np
 weight = np.eye(256, dtype=np.float32)
 x = torch.randn(600, 256)
@@ -86,9 +87,9 @@ def test_fork_with_the_openmp_threads_of_torch():
 def test_slow_path_without_kernels_is_right_and_says_so_once():
     code = """
 import sys, warnings
-sys.modules["secateur.runtime._native"] = None
+sys.modules["secateur.kernels._native"] = None
 import numpy as np
-from secateur.runtime import packed as P, native
+from secateur.kernels import packing as P, native
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     assert native.load_native() is None and native.load_native() is None and native.isa() == "python"

@@ -52,8 +52,8 @@ def command(
     from secateur import runtime
     from secateur.cli import kinds
     from secateur.jobs.answer import batch_of, classify, continue_texts, generates
-    from secateur.runtime.packed import VALUES, check_activations
-    from secateur.runtime.store import MANIFEST
+    from secateur.kernels.packing import VALUES, check_activations
+    from secateur.runtime.saving import MANIFEST
     from secateur.torch.data.text_rows import load_tokenizer
     from secateur.torch.open import load_model
 

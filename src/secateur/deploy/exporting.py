@@ -22,7 +22,7 @@ from secateur.deploy.sparse import rewrite
 from secateur.deploy.target import DeployError, Graph, Target, Written, find, writing
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
-from secateur.runtime.packed import VALUES, check_activations
+from secateur.kernels.packing import VALUES, check_activations
 from secateur.torch.base.batches import evaluating
 from secateur.torch.data.text_rows import has_tokenizer, load_tokenizer
 from secateur.torch.open import load_model

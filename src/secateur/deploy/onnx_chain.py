@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from secateur.deploy.onnx_graph import DOMAIN, LAYER_NORM, Graph, attributes, is_plain
-from secateur.runtime.packed import describe, unpack
-from secateur.runtime.steps import ATTENTION, LINEAR, NONE, NORM, Step, pack_together, table
+from secateur.kernels.packing import describe, unpack
+from secateur.kernels.steps import ATTENTION, LINEAR, NONE, NORM, Step, pack_together, table
 
 ALIGN = 64
 """Of what is packed, as native/onnx/chain.h has it."""

@@ -14,7 +14,7 @@ import numpy as np
 from secateur.deploy.device import SAFE_LEVELS
 from secateur.deploy.onnx_graph import DOMAIN, Graph, attributes
 from secateur.deploy.sparse import save
-from secateur.runtime.native import available_isas
+from secateur.kernels.native import available_isas
 
 LEVELS = 127
 

@@ -42,7 +42,7 @@ def rewrite(
     """
     import onnx
 
-    from secateur.runtime.native import load_native, onnx_library
+    from secateur.kernels.native import load_native, onnx_library
 
     if load_native() is None:
         raise DeployError("sparse programs are packed by the compiled kernels; install a C++17 compiler and reinstall")
@@ -105,9 +105,9 @@ def save(model: Any, path: Path) -> None:
 
 def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, measure: bool) -> np.ndarray | None:
     """A weight (out, in) packed, or None where it has few zeros or measured no faster."""
-    from secateur.runtime.choose import choose, shared_out, unmeasured
-    from secateur.runtime.packed import pack
-    from secateur.runtime.swap import MIN_ZEROS
+    from secateur.kernels.packing import pack
+    from secateur.runtime.compile_model import MIN_ZEROS
+    from secateur.runtime.layers.tuning import choose, shared_out, unmeasured
 
     if np.count_nonzero(weight) > (1 - MIN_ZEROS) * weight.size:
         return None
@@ -154,7 +154,7 @@ def weight_of(graph: Graph, node: Any) -> np.ndarray | None:
 
 def fuse_linear(graph: Graph, node: Any, blob: np.ndarray) -> None:
     """Put SparseLinear in the place of a linear layer and of what follows it, as far as that can be taken in."""
-    from secateur.runtime.packed import ACTIVATIONS, describe
+    from secateur.kernels.packing import ACTIVATIONS, describe
 
     rows = describe(blob).rows
     taken, out, bias = [node], node.output[0], ""

@@ -24,7 +24,7 @@ from secateur.deploy.turns import Say
 from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.plan import Plan
-from secateur.runtime.choose import cache_file, machine_key
+from secateur.runtime.layers.tuning import cache_file, machine_key
 from secateur.torch.host import TorchHost
 
 KINDS = ("head", "kv", "ffn")

@@ -13,21 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from secateur.runtime.linear import SparseLinear
-    from secateur.runtime.native import available_isas, isa, onnx_library
-    from secateur.runtime.store import load, save
-    from secateur.runtime.swap import LayerReport, Report, compile
+    from secateur.kernels.native import available_isas, isa, onnx_library
+    from secateur.runtime.compile_model import LayerReport, Report, compile
+    from secateur.runtime.layers.linear import SparseLinear
+    from secateur.runtime.saving import load, save
 
 _HOME = {
-    "compile": "swap",
-    "Report": "swap",
-    "LayerReport": "swap",
-    "SparseLinear": "linear",
-    "save": "store",
-    "load": "store",
-    "isa": "native",
-    "available_isas": "native",
-    "onnx_library": "native",
+    "compile": "secateur.runtime.compile_model",
+    "Report": "secateur.runtime.compile_model",
+    "LayerReport": "secateur.runtime.compile_model",
+    "SparseLinear": "secateur.runtime.layers.linear",
+    "save": "secateur.runtime.saving",
+    "load": "secateur.runtime.saving",
+    "isa": "secateur.kernels.native",
+    "available_isas": "secateur.kernels.native",
+    "onnx_library": "secateur.kernels.native",
 }
 __all__ = ["LayerReport", "Report", "SparseLinear", "available_isas", "compile", "isa", "load", "onnx_library", "save"]
 
@@ -35,6 +35,6 @@ __all__ = ["LayerReport", "Report", "SparseLinear", "available_isas", "compile",
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"secateur.runtime.{_HOME[name]}"), name)
+    value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value

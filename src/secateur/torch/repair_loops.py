@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from secateur.kernels.native import load_native
 from secateur.repair.least_squares import STEPS, default_tolerance
 from secateur.repair.problem import choose
 from secateur.repair.sparsegpt import shares
 from secateur.repair.swaps import inverses_of, patterns_of, slack_of
 from secateur.repair.swaps import swap_pass as pure_swap_pass
-from secateur.runtime.native import load_native
 from secateur.select import NM, Element
 
 

@@ -20,7 +20,7 @@ from secateur.torch.stats.padding import TokenMask
 NAME = "secateur_observer"
 
 KNOWN = {"scaling", "dropout", "is_causal", "position_ids", "output_attentions", "use_cache", "position_embeddings"}
-"""Arguments of attention that ask for nothing beyond SDPA; `secateur.runtime.attention` goes by them too."""
+"""Arguments of attention that ask for nothing beyond SDPA; `secateur.runtime.layers.attention` goes by them too."""
 
 BY_WEIGHTS = ("softcap", "s_aux")
 """Arguments that SDPA does not take, and `_weights` does: a cap of the scores, and a sink for each head."""

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.runtime.chain_run import Swapped, children, swapped, untouched
-from secateur.runtime.decoder_find import CACHE, IGNORED, PLACE, DecoderForm
-from secateur.runtime.linear import ByTokens, SparseLinear
-from secateur.runtime.native import load_native
-from secateur.runtime.ops import activated, alone, mask_of
-from secateur.runtime.packed import ACTIVATIONS
-from secateur.runtime.steps import ATTENTION, GATE, LINEAR, NONE, NORM, ROTARY, Step, step_from_json, table, three_reads
+from secateur.kernels.native import load_native
+from secateur.kernels.packing import ACTIVATIONS
+from secateur.kernels.steps import ATTENTION, GATE, LINEAR, NONE, NORM, ROTARY, Step, step_from_json, table, three_reads
+from secateur.runtime.layers.linear import ByTokens, SparseLinear
+from secateur.runtime.layers.operators import activated, alone, mask_of
+from secateur.runtime.program.find_decoder_steps import CACHE, IGNORED, PLACE, DecoderForm
+from secateur.runtime.run.chain import Swapped, children, swapped, untouched
 
 NOTHING_CACHED = (0, 0, 0, (0, 0, 0), (0, 0, 0), 0, 0, (0, 0, 0))
 """What `Token.run` is told of the cache and the mask before the token is in it."""

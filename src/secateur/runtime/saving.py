@@ -18,14 +18,14 @@ from torch import nn
 
 from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
-from secateur.runtime.attention import use_attention
-from secateur.runtime.chain_run import Plan, chains_of, use_chains
-from secateur.runtime.decoder_run import DecoderPlan, decoders_of, use_decoders
-from secateur.runtime.linear import ByTokens, SparseLinear
-from secateur.runtime.native import load_native
-from secateur.runtime.onecall import from_json, one_calls, to_json, use_one_call
-from secateur.runtime.packed import unpack, validate
-from secateur.runtime.swap import put_module, share_copy
+from secateur.kernels.native import load_native
+from secateur.kernels.packing import unpack, validate
+from secateur.runtime.compile_model import put_module, share_copy
+from secateur.runtime.layers.attention import use_attention
+from secateur.runtime.layers.fused import from_json, one_calls, to_json, use_one_call
+from secateur.runtime.layers.linear import ByTokens, SparseLinear
+from secateur.runtime.run.chain import Plan, chains_of, use_chains
+from secateur.runtime.run.decoder_step import DecoderPlan, decoders_of, use_decoders
 from secateur.torch.base import manifest as C
 from secateur.torch.files.saving import read_json
 from secateur.torch.shrink.resize import changes_of, remember

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
-from secateur.runtime.chain_find import Form
-from secateur.runtime.ops import run, sparse_chain
-from secateur.runtime.steps import Step, step_from_json, table
-from secateur.runtime.watch import is_watched
+from secateur.kernels.steps import Step, step_from_json, table
+from secateur.runtime.layers.hooks import is_watched
+from secateur.runtime.layers.operators import run, sparse_chain
+from secateur.runtime.program.find_chains import Form
 from secateur.torch.stats.attention_scores import KNOWN
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from secateur.runtime.packed import ACTIVATIONS
-from secateur.runtime.packed import NORMS as NORM_NAMES
-from secateur.runtime.steps import ATTENTION, LINEAR, NONE, NORM, Step
-from secateur.runtime.traced import (
+from secateur.kernels.packing import ACTIVATIONS
+from secateur.kernels.packing import NORMS as NORM_NAMES
+from secateur.kernels.steps import ATTENTION, LINEAR, NONE, NORM, Step
+from secateur.runtime.program.from_fx import (
     CHECKS,
     COPIES,
     NORMS,

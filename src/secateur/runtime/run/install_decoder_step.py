@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.runtime.chain_find import NoChainError
-from secateur.runtime.chain_use import TOLERANCE
-from secateur.runtime.decoder_find import CACHE, DecoderBlock, decoder_blocks
-from secateur.runtime.decoder_run import DecoderPlan, Program, TokenInputs, use_decoders
-from secateur.runtime.onecall import WrittenNorm
-from secateur.runtime.traced import Traced
+from secateur.runtime.layers.fused import WrittenNorm
+from secateur.runtime.program.find_chains import NoChainError
+from secateur.runtime.program.find_decoder_steps import CACHE, DecoderBlock, decoder_blocks
+from secateur.runtime.program.from_fx import Traced
+from secateur.runtime.run.decoder_step import DecoderPlan, Program, TokenInputs, use_decoders
+from secateur.runtime.run.install_chain import TOLERANCE
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 
 BATCH, TOKENS = 2, 4

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from secateur.runtime.onecall import Gated, One, OneCall, WrittenNorm
-from secateur.runtime.traced import (
+from secateur.runtime.layers.fused import Gated, One, OneCall, WrittenNorm
+from secateur.runtime.program.from_fx import (
     CHECKS,
     COPIES,
     NORMS,

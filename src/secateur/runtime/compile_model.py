@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.runtime.attention import use_attention
-from secateur.runtime.chain_use import Outcome, chain_blocks
-from secateur.runtime.choose import Choice, choose, full_packings, unmeasured
-from secateur.runtime.decoder_use import step_blocks
-from secateur.runtime.fuse import Fusions, fusions
-from secateur.runtime.linear import ByTokens, SparseLinear
-from secateur.runtime.native import isa, load_native
-from secateur.runtime.onecall import Gated, OneCall, WrittenNorm, use_one_call
-from secateur.runtime.packed import ROUNDS_ACTIVATIONS, VALUES, check_activations, pack
-from secateur.runtime.traced import Traced
+from secateur.kernels.native import isa, load_native
+from secateur.kernels.packing import ROUNDS_ACTIVATIONS, VALUES, check_activations, pack
+from secateur.runtime.layers.attention import use_attention
+from secateur.runtime.layers.fused import Gated, OneCall, WrittenNorm, use_one_call
+from secateur.runtime.layers.linear import ByTokens, SparseLinear
+from secateur.runtime.layers.tuning import Choice, choose, full_packings, unmeasured
+from secateur.runtime.program.find_fusions import Fusions, fusions
+from secateur.runtime.program.from_fx import Traced
+from secateur.runtime.run.install_chain import Outcome, chain_blocks
+from secateur.runtime.run.install_decoder_step import step_blocks
 
 MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
 
@@ -139,7 +139,7 @@ def compile(
         measure: time each kind of layer dense and sparse and keep the faster; False packs every sparse layer.
         example: a batch as for `secateur.open`; with it, activations, residuals and norms are fused into the
             packed layers before them, and blocks of an encoder run as one call where they can.
-        cache: keep measurements in the user's cache folder (see `secateur.runtime.choose`).
+        cache: keep measurements in the user's cache folder (see `secateur.runtime.layers.tuning`).
 
     Raises:
         ValueError: when `tokens` is not positive, or `value`, `activations` or `dense` is unknown or they do not go

@@ -7,11 +7,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import secateur  # noqa: E402
-from secateur import runtime  # noqa: E402
-from secateur.errors import ModelError, SecateurError  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
-from tests.torch import tiny  # noqa: E402
+import secateur
+from secateur import runtime
+from secateur.errors import ModelError, SecateurError
+from secateur.kernels.native import load_native
+from tests.torch import tiny
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 

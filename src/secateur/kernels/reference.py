@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from secateur.runtime.packed import PackedInfo
+    from secateur.kernels.packing import PackedInfo
 
 MAGIC = b"SECPACK1"
 HEADER_BYTES = 128
@@ -19,8 +19,8 @@ TILED_LAYOUT = 3
 
 
 def describe(packed: np.ndarray) -> PackedInfo:
-    """Read and check the header; see `secateur.runtime.packed.describe`."""
-    from secateur.runtime.packed import FORMATS, GROUPS, VALUES, VALUES_OF, PackedInfo
+    """Read and check the header; see `secateur.kernels.packing.describe`."""
+    from secateur.kernels.packing import FORMATS, GROUPS, VALUES, VALUES_OF, PackedInfo
 
     if packed.dtype != np.uint8 or packed.ndim != 1 or packed.size < HEADER_BYTES:
         raise ValueError(f"a packed weight is a flat uint8 array of at least {HEADER_BYTES} bytes, not "

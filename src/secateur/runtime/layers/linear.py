@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.runtime.ops import run, sparse_linear
-from secateur.runtime.packed import ACTIVATIONS, describe
+from secateur.kernels.packing import ACTIVATIONS, describe
+from secateur.runtime.layers.operators import run, sparse_linear
 
 
 class SparseLinear(nn.Module):
     """y = activation(x @ weight.T + bias) with x (..., in_features), on the sparse kernels.
 
     Args:
-        packed: the packed weight, a flat uint8 tensor from `secateur.runtime.packed.pack`.
+        packed: the packed weight, a flat uint8 tensor from `secateur.kernels.packing.pack`.
         bias: (out_features,) float32, or None.
         activation: one of 'none', 'relu', 'gelu', 'gelu_tanh', 'silu'; applied while the outputs are in
             cache.
@@ -68,7 +68,7 @@ class SparseLinear(nn.Module):
 
     def dense_weight(self) -> torch.Tensor:
         """The weight (out_features, in_features), unpacked anew at each call."""
-        from secateur.runtime.packed import unpack
+        from secateur.kernels.packing import unpack
 
         return torch.from_numpy(np.asarray(unpack(self.packed.numpy())))
 

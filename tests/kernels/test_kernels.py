@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.runtime import packed as P
-from secateur.runtime import reference
-from secateur.runtime.native import available_isas, isa, load_native
-from tests.runtime.weights import blocked, close, dense, in_groups, sparse
+from secateur.kernels import packing as P
+from secateur.kernels import reference
+from secateur.kernels.native import available_isas, isa, load_native
+from tests.kernels.weights import blocked, close, dense, in_groups, sparse
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 ISAS = available_isas()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.runtime.packed import BLOCKS, GROUPS, MAX_QUAD_COLUMNS, fits_groups
+from secateur.kernels.packing import BLOCKS, GROUPS, MAX_QUAD_COLUMNS, fits_groups
 
 FILL = 0.75
 """A weight has blocks when this share of what its nonzero blocks hold is nonzero."""

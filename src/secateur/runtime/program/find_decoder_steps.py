@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.fx import Node
 
-from secateur.runtime.chain_find import Heads, NoChainError, Reading, blocks, given_by
-from secateur.runtime.fuse import origin
-from secateur.runtime.onecall import WrittenNorm
-from secateur.runtime.packed import NORMS
-from secateur.runtime.steps import GATE, NONE, NORM, ROTARY, Step
-from secateur.runtime.traced import CHECKS, COPIES, Traced, aten, positional, stack
+from secateur.kernels.packing import NORMS
+from secateur.kernels.steps import GATE, NONE, NORM, ROTARY, Step
+from secateur.runtime.layers.fused import WrittenNorm
+from secateur.runtime.program.find_chains import Heads, NoChainError, Reading, blocks, given_by
+from secateur.runtime.program.find_fusions import origin
+from secateur.runtime.program.from_fx import CHECKS, COPIES, Traced, aten, positional, stack
 
 CACHE, MASK = "past_key_values", "attention_mask"
 """The arguments of transformers' blocks that hold keys and values of earlier tokens, and a mask, which may be None."""

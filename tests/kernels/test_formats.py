@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.runtime import packed as P
-from secateur.runtime import reference
-from secateur.runtime.native import available_isas, load_native
-from tests.runtime.weights import close, dense, in_groups, in_quads
+from secateur.kernels import packing as P
+from secateur.kernels import reference
+from secateur.kernels.native import available_isas, load_native
+from tests.kernels.weights import close, dense, in_groups, in_quads
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 ISAS = available_isas()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.runtime import reference
-from secateur.runtime.native import isa, isa_code, load_native
+from secateur.kernels import reference
+from secateur.kernels.native import isa, isa_code, load_native
 
 FORMATS = ("tiled", "block", "bitmask", "quad", "nm")
 VALUES = ("float32", "bfloat16", "float16", "int8")

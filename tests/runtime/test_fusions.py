@@ -10,16 +10,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from torch import nn  # noqa: E402
-from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from secateur import runtime  # noqa: E402
-from secateur.errors import ModelError  # noqa: E402
-from secateur.runtime import attention, onecall, ops, store, swap  # noqa: E402
-from secateur.runtime import choose as choosing  # noqa: E402
-from secateur.runtime.chain_use import Outcome  # noqa: E402
-from secateur.runtime.linear import ByTokens  # noqa: E402
-from secateur.runtime.native import load_native  # noqa: E402
+from secateur import runtime
+from secateur.errors import ModelError
+from secateur.kernels.native import load_native
+from secateur.runtime import compile_model, saving
+from secateur.runtime.layers import attention, operators
+from secateur.runtime.layers import fused as onecall
+from secateur.runtime.layers import tuning as choosing
+from secateur.runtime.layers.linear import ByTokens
+from secateur.runtime.run.install_chain import Outcome
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -30,8 +32,8 @@ WHAT = ("activations", CALLS, "gates", "norms")
 @pytest.fixture(autouse=True)
 def layer_by_layer(monkeypatch):
     """No blocks as one call, which would hide what is fused into their layers."""
-    monkeypatch.setattr(swap, "chain_blocks", lambda *args: Outcome())
-    monkeypatch.setattr(swap, "step_blocks", lambda *args: (0, ""))
+    monkeypatch.setattr(compile_model, "chain_blocks", lambda *args: Outcome())
+    monkeypatch.setattr(compile_model, "step_blocks", lambda *args: (0, ""))
 
 
 def prune(model, density=0.2, seed=0):
@@ -91,7 +93,7 @@ def native(monkeypatch):
             calls[name] += 1
             return getattr(real, name)
 
-    monkeypatch.setattr(ops, "load_native", lambda: Counting())
+    monkeypatch.setattr(operators, "load_native", lambda: Counting())
     return calls
 
 
@@ -110,7 +112,7 @@ def compare(fast, model, batch):
 @pytest.mark.parametrize(("tokens", "measure"), [(18, False), (18, True), ((1, 18), True)])
 def test_fused_models_equal_the_pruned_ones(case, tokens, measure, native, monkeypatch):
     model, batch, fused = case
-    monkeypatch.setattr(swap, "choose", always_sparse)
+    monkeypatch.setattr(compile_model, "choose", always_sparse)
     plain = runtime.compile(model, tokens=tokens, measure=measure)
     native.clear()
     compare(plain, model, batch)
@@ -152,7 +154,7 @@ def test_torch_compile_keeps_the_calls(make, backend, native):
 @pytest.mark.parametrize("tokens", [18, (1, 18)])
 def test_saved_and_loaded(case, tokens, native, tmp_path, monkeypatch):
     model, batch, _ = case
-    monkeypatch.setattr(swap, "choose", always_sparse)
+    monkeypatch.setattr(compile_model, "choose", always_sparse)
     fast = runtime.compile(model, tokens=tokens, example=batch)
     runtime.save(fast, tmp_path / "fast")
     again = runtime.load(tmp_path / "fast")
@@ -167,7 +169,7 @@ def test_saved_and_loaded(case, tokens, native, tmp_path, monkeypatch):
 def test_without_kernels_a_saved_model_runs(case, tmp_path, monkeypatch):
     model, batch, _ = case
     runtime.save(runtime.compile(model, measure=False, example=batch), tmp_path / "fast")
-    for module in (store, ops, attention):
+    for module in (saving, operators, attention):
         monkeypatch.setattr(module, "load_native", lambda: None)
     compare(runtime.load(tmp_path / "fast"), model, batch)
 
@@ -228,7 +230,7 @@ def test_copies_run_as_one_call(native):
     fast = runtime.compile(prune(nn.Sequential(layer, nn.Tanh())), measure=False, example=(torch.randn(3, 24),))
     x = torch.randn(3, 24)
     with torch.inference_mode():
-        for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), swap.share_copy(fast)):
+        for again in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), compile_model.share_copy(fast)):
             native.clear()
             assert torch.equal(again(x), fast(x))
             assert native["linear_after"] == 2
@@ -368,11 +370,11 @@ def test_gates_and_written_norms(pair, norm, native, tmp_path):
     x = torch.randn(2, 5, 24)
     fast = runtime.compile(model, measure=False, example=(x,))
     assert {*onecall.one_calls(fast)} == {"0", "1"}
-    store.save(fast, tmp_path / "saved")
+    saving.save(fast, tmp_path / "saved")
     odd = x.clone()
     odd[0, 1, 3], odd[1, 2, 0] = float("nan"), float("inf")
     wide = torch.randn(2, 5, 48)[..., ::2]
-    for one in (fast, store.load(tmp_path / "saved", model=model), copy.deepcopy(fast)):
+    for one in (fast, saving.load(tmp_path / "saved", model=model), copy.deepcopy(fast)):
         with torch.inference_mode():
             for given in (x, odd, wide, x[:0], x[0, 0], x[:1, :1]):
                 native.clear()
@@ -463,7 +465,7 @@ def test_an_activation_that_stays_is_not_lost(monkeypatch):
     def at_few_tokens(array, bias, tokens, value, use_cache, activations, full):
         return choosing.Choice({"format": "bitmask"} if tokens == 1 else None, 2.0, 1.0)
 
-    monkeypatch.setattr(swap, "choose", at_few_tokens)
+    monkeypatch.setattr(compile_model, "choose", at_few_tokens)
     torch.manual_seed(0)
     model = prune(nn.Sequential(nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.LayerNorm(24)), nn.Linear(24, 24)))
     fast = runtime.compile(model, tokens=(1, 100), example=(torch.randn(3, 24),))
@@ -490,7 +492,7 @@ def test_tracers_and_profilers_see_the_operators():
         assert "secateur::sparse_linear_after" in {event.key for event in seen.key_averages()}
         graph = make_fx(fast)(x, residual)
         assert torch.equal(graph(x, residual), expected)
-        assert any(node.target is ops.sparse_linear_after for node in graph.graph.nodes)
+        assert any(node.target is operators.sparse_linear_after for node in graph.graph.nodes)
         traced = torch.jit.trace(fast, (x, residual), check_trace=False)
         assert torch.equal(traced(x + 1, residual), fast(x + 1, residual))
 
@@ -529,21 +531,23 @@ def test_operator_passes_torch_checks_and_runs_without_kernels(monkeypatch):
         (residual, 2, scale, None, 1e-3),
         (residual[..., 1:], 2, None, None, 0.1),
     ]
-    calls = [(ops.sparse_linear_after, c) for c in (call, rms, gated, bare)] + [(ops.norm, c) for c in each_norm]
+    calls = [(operators.sparse_linear_after, c) for c in (call, rms, gated, bare)] + [
+        (operators.norm, c) for c in each_norm
+    ]
     for operator, arguments in (calls[0], calls[-1]):
         torch.library.opcheck(operator, arguments, test_utils=["test_schema", "test_faketensor"])
     got = [operator(*arguments) for operator, arguments in calls]
     for (operator, arguments), each in zip(calls, got, strict=True):
-        assert torch.equal(ops.run(operator, *arguments), each)
-    monkeypatch.setattr(ops, "load_native", lambda: None)
+        assert torch.equal(operators.run(operator, *arguments), each)
+    monkeypatch.setattr(operators, "load_native", lambda: None)
     for (operator, arguments), each in zip(calls, got, strict=True):
         torch.testing.assert_close(operator(*arguments), each, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=r"the residual is \(1, 5, 40\), but the output \(2, 5, 40\)"):
-        ops.sparse_linear_after(*call[:6], residual[:1], *call[7:])
+        operators.sparse_linear_after(*call[:6], residual[:1], *call[7:])
     with pytest.raises(ValueError, match=r"the gate is \(1, 5, 40\), but the output \(2, 5, 40\)"):
-        ops.sparse_linear_after(*call[:5], residual[:1], *call[6:])
+        operators.sparse_linear_after(*call[:5], residual[:1], *call[6:])
     with pytest.raises(ValueError, match=r"float32 \(40,\), not torch.float32 \(39,\)"):
-        ops.sparse_linear_after(*call[:8], scale[1:], *call[9:])
+        operators.sparse_linear_after(*call[:8], scale[1:], *call[9:])
 
 
 def test_damaged_fusions_are_a_sentence(tmp_path):

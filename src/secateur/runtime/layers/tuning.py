@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur.runtime.native import isa
-from secateur.runtime.ops import run, sparse_linear
-from secateur.runtime.packed import BLOCKS, VALUES_OF, pack, row_block_for, tiled_defaults
-from secateur.runtime.patterns import Zeros, zeros_of
+from secateur.kernels.native import isa
+from secateur.kernels.packing import BLOCKS, VALUES_OF, pack, row_block_for, tiled_defaults
+from secateur.kernels.zero_patterns import Zeros, zeros_of
+from secateur.runtime.layers.operators import run, sparse_linear
 
 CACHE_VERSION = 6
 WORTH = 0.95  # sparse must take less than this share of the dense time

@@ -17,7 +17,7 @@ ISAS = ("auto", "portable", "neon", "avx2", "avx512")
 def load_native() -> ModuleType | None:
     """The module of compiled kernels, or None; without it a warning tells so, once a process."""
     try:
-        return import_module("secateur.runtime._native")
+        return import_module("secateur.kernels._native")
     except ImportError as error:
         warnings.warn(
             f"secateur.runtime has no compiled kernels ({error}); sparse layers run on a slow path. Install a "
@@ -75,7 +75,7 @@ def onnx_library() -> str:
     Raises:
         FileNotFoundError: when secateur was installed without it.
     """
-    built = find_spec("secateur.runtime._native")  # an editable install keeps what is built elsewhere
+    built = find_spec("secateur.kernels._native")  # an editable install keeps what is built elsewhere
     beside = built.origin if built is not None and built.origin is not None else __file__
     path = Path(beside).with_name("secateur_onnx.so")
     if not path.is_file():

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.autograd import profiler
 
-from secateur.runtime.native import load_native, share_openmp
-from secateur.runtime.packed import ACTIVATIONS, NORMS
-from secateur.runtime.steps import FIELDS
+from secateur.kernels.native import load_native, share_openmp
+from secateur.kernels.packing import ACTIVATIONS, NORMS
+from secateur.kernels.steps import FIELDS
 
 _library = torch.library.Library("secateur", "FRAGMENT")
 _library.define(
@@ -195,7 +195,7 @@ def _matrix(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
 
 
 def _without_kernels(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, activation: int) -> torch.Tensor:
-    from secateur.runtime import reference
+    from secateur.kernels import reference
 
     return activated(
         torch.nn.functional.linear(x, torch.from_numpy(reference.unpack(packed.numpy())), bias), activation
@@ -318,7 +318,7 @@ def _sparse_chain(
     rows: int,
 ) -> torch.Tensor:
     """A chain of layers over x (batch, tokens, width), float32; gives (batch, tokens, rows). `steps` (count, fields)
-    and `numbers` are a table of `secateur.runtime.steps`, with numbers of `parts` for places; parts are packed weights
+    and `numbers` are a table of `secateur.kernels.steps`, with numbers of `parts` for places; parts are packed weights
     and float32 vectors. `heads` are those of every attention, and mask is as for `attention`.
     """
     native = load_native()

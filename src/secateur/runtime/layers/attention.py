@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.runtime.native import load_native
+from secateur.kernels.native import load_native
 from secateur.torch.stats.attention_scores import KNOWN
 
 NAME = "secateur"
@@ -44,7 +44,7 @@ def attend(
 
     if not _fits(module, query, key, value, attention_mask, kwargs):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    from secateur.runtime.ops import attention, run
+    from secateur.runtime.layers.operators import attention, run
 
     scale = kwargs.get("scaling")
     factor = query.shape[3] ** -0.5 if scale is None else scale

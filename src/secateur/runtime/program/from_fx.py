@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from secateur.runtime.watch import is_watched
+from secateur.runtime.layers.hooks import is_watched
 
 aten = torch.ops.aten
 ACTIVATIONS = {aten.relu.default: "relu", aten.gelu.default: "gelu", aten.silu.default: "silu"}

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.runtime.chain_find import Block, Form, NoChainError, blocks, refuse_strange
-from secateur.runtime.chain_run import Chain, Plan, leaves, use_chains
-from secateur.runtime.choose import interleaved
-from secateur.runtime.linear import SparseLinear
-from secateur.runtime.packed import describe, unpack
-from secateur.runtime.steps import NONE, Step, pack_together
-from secateur.runtime.traced import Traced, stack
+from secateur.kernels.packing import describe, unpack
+from secateur.kernels.steps import NONE, Step, pack_together
+from secateur.runtime.layers.linear import SparseLinear
+from secateur.runtime.layers.tuning import interleaved
+from secateur.runtime.program.find_chains import Block, Form, NoChainError, blocks, refuse_strange
+from secateur.runtime.program.from_fx import Traced, stack
+from secateur.runtime.run.chain import Chain, Plan, leaves, use_chains
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 
 TOLERANCE = 1e-4

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.runtime.native import isa
-from secateur.runtime.packed import chain_defaults, pack, row_block_for
+from secateur.kernels.native import isa
+from secateur.kernels.packing import chain_defaults, pack, row_block_for
 
 LINEAR, NORM, ATTENTION = range(3)
 """Kinds of steps, by their numbers in native/include/secateur/kernels.h."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.runtime.linear import ByTokens, SparseLinear
-from secateur.runtime.ops import norm as norm_operator
-from secateur.runtime.ops import run, sparse_linear, sparse_linear_after
-from secateur.runtime.packed import ACTIVATIONS, NORMS
-from secateur.runtime.watch import is_watched
+from secateur.kernels.packing import ACTIVATIONS, NORMS
+from secateur.runtime.layers.hooks import is_watched
+from secateur.runtime.layers.linear import ByTokens, SparseLinear
+from secateur.runtime.layers.operators import norm as norm_operator
+from secateur.runtime.layers.operators import run, sparse_linear, sparse_linear_after
 
 
 @dataclass(frozen=True)

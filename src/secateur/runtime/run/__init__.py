@@ -1,0 +1,1 @@
+"""Chains and decoder steps installed in a model, and what their modules do when called."""
