@@ -26,9 +26,10 @@ import transformers
 
 from secateur.cost import macs
 from secateur.data import Rows
-from secateur.deploy import device, parity, results
-from secateur.deploy.benching import bench, installed
-from secateur.deploy.exporting import export
+from secateur.deploy import runner
+from secateur.deploy.jobs import parity, results
+from secateur.deploy.jobs.bench import bench, installed
+from secateur.deploy.jobs.export import export
 from secateur.deploy.target import Port, find, load
 from secateur.errors import SecateurError
 from secateur.files import write_json
@@ -199,11 +200,11 @@ def again(name: str, target: str) -> dict[str, Any]:
     ports = [Port(**{**port, "at_most": {int(k): v for k, v in port["at_most"].items()}}) for port in _inputs(place)]
     batches = parity.batches(model, tokenizer, reviews(), find(target), ports, LENGTH if target in FIXED else None)
     found = parity.compare(model, load(place), batches, results.TOLERANCE)
-    return {"parity": asdict(found), "bytes": device.read(place)["bytes"]}
+    return {"parity": asdict(found), "bytes": runner.read(place)["bytes"]}
 
 
 def _inputs(place: Path) -> list[dict[str, Any]]:
-    return device.read(place)["graphs"]["model"]["inputs"]
+    return runner.read(place)["graphs"]["model"]["inputs"]
 
 
 def artefact_of(name: str, target: str, int8: bool = False) -> Path:
@@ -226,7 +227,7 @@ def make_latency(runtime: str, int8: bool = False) -> None:
                 sizes = {} if runtime in ("onnx", "openvino") else {"batch": BATCH, "length": LENGTH}
                 export(folder_of(name), runtime, place, data=reviews(), int8=int8, **sizes)
                 exported = True
-            keep(f"parity-{place.name}", device.read(place)["parity"])
+            keep(f"parity-{place.name}", runner.read(place)["parity"])
             kept[name] = place
     if exported:
         return

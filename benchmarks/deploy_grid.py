@@ -12,7 +12,7 @@ import torch
 from deploy import BATCH, CACHE, LENGTH, keep
 
 from secateur.cost import LatencyTable
-from secateur.deploy import table
+from secateur.deploy.jobs import latency_table
 from secateur.files import write_json
 from secateur.torch.host import TorchHost
 from secateur.torch.open import open_folder
@@ -30,7 +30,7 @@ def random_sizes(host: TorchHost, step: int) -> dict[str, dict[str, int]]:
     found = {}
     for number in range(CONFIGURATIONS):
         sizes = {}
-        for axes in table.groups_of(host.layout).values():
+        for axes in latency_table.groups_of(host.layout).values():
             for name in axes:
                 size = host.layout.axis(name).size
                 count = int(random.integers(max(1, size // 8), size + 1))
@@ -44,23 +44,23 @@ def make_grid(runtime: str, source: Path) -> None:
     place = CACHE / "grid" / runtime
     ratios_file = CACHE / f"ratios-{runtime}.json"
     host = open_folder(source, dtype=torch.float32)
-    step = STEPS.get(runtime, table.STEP)
-    configurations = {**table.wanted(host.layout, POINTS, step), **random_sizes(host, step)}
-    configurations[table.TOGETHER] = configurations.pop(table.TOGETHER)  # the last to be exported
+    step = STEPS.get(runtime, latency_table.STEP)
+    configurations = {**latency_table.wanted(host.layout, POINTS, step), **random_sizes(host, step)}
+    configurations[latency_table.TOGETHER] = configurations.pop(latency_table.TOGETHER)  # the last to be exported
     made = {name: place / f"{runtime}-{number}" for number, name in enumerate(configurations)}
     if not all(folder.exists() for folder in made.values()):
         place.mkdir(parents=True, exist_ok=True)
-        table.artefacts(host, runtime, configurations, (BATCH, LENGTH), place, print)
+        latency_table.artefacts(host, runtime, configurations, (BATCH, LENGTH), place, print)
         return
     if not ratios_file.exists():
         only = {name: folder for name, folder in made.items() if not name.startswith("random")}
-        ratios, dense_ms = table.measure(only, BATCH, LENGTH, 1, TURNS, print)
-        found = table.assemble(host.layout, runtime, (BATCH, LENGTH), 1, POINTS, ratios, dense_ms, step)
+        ratios, dense_ms = latency_table.measure(only, BATCH, LENGTH, 1, TURNS, print)
+        found = latency_table.assemble(host.layout, runtime, (BATCH, LENGTH), 1, POINTS, ratios, dense_ms, step)
         write_json(ratios_file, found.as_json())
         return
     known = LatencyTable.from_json(json.loads(ratios_file.read_text()))
-    chosen = {n: f for n, f in made.items() if n == table.DENSE or n.startswith("random")}
-    ratios, dense_ms = table.measure(chosen, BATCH, LENGTH, 1, TURNS, print)
+    chosen = {n: f for n, f in made.items() if n == latency_table.DENSE or n.startswith("random")}
+    ratios, dense_ms = latency_table.measure(chosen, BATCH, LENGTH, 1, TURNS, print)
     rows = []
     for name, ratio in ratios.items():
         share = known.share(configurations[name])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.deploy import device
+from secateur.deploy import runner
 
 TARGETS = ("onnx", "openvino", "executorch", "litert")
 RUNTIMES = ("torch", "secateur", *TARGETS)
@@ -21,7 +21,7 @@ WITHIN = 0.25
 def write(cache: Path, names: Mapping[str, str], macs: Mapping[str, float]) -> None:
     """Write the dated Markdown under benchmarks/results."""
     found = {path.stem: json.loads(path.read_text()) for path in cache.glob("*.json")}
-    machine = device.machine()
+    machine = runner.machine()
     lines = [
         "# Deployment: targets against models, and what pruning brings there",
         "",

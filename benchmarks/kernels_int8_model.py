@@ -17,7 +17,7 @@ from typing import Any
 from kernels_layer import head
 from kernels_real import LENGTH
 
-from secateur.deploy import device
+from secateur.deploy import runner
 
 KINDS: dict[str, dict[str, Any]] = {
     "dense float32": {},
@@ -30,7 +30,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def prepare(model: Path, work: Path, sparsity: float) -> dict[str, Path]:
     """Prune and export what is not there yet."""
     import secateur
-    from secateur.deploy.exporting import beside, export
+    from secateur.deploy.jobs.export import beside, export
     from secateur.torch.open import load_model
 
     folder = work / f"pruned-{sparsity}"
@@ -72,10 +72,10 @@ def main() -> None:
         if args.prepare:
             continue
         for batch in args.batches:
-            rows = device.measure(places, batch, LENGTH, args.threads, args.turns)
+            rows = runner.measure(places, batch, LENGTH, args.threads, args.turns)
             float32, int8 = (rows[name]["median_ms"] for name in ("dense float32", "dense int8"))
             for name, row in rows.items():
-                info, took = device.read(places[name]), row["median_ms"]
+                info, took = runner.read(places[name]), row["median_ms"]
                 lines.append(
                     f"| {sparsity:.0%} | {batch} x {LENGTH} | {name} | {took:.2f} | {row['low_ms']:.2f} - "
                     f"{row['high_ms']:.2f} | {float32 / took:.2f} | **{int8 / took:.2f}** | "

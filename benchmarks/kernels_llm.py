@@ -30,7 +30,8 @@ import torch
 from kernels_layer import head
 
 from secateur import deploy, runtime
-from secateur.deploy import device, onnx_int8, sparse
+from secateur.deploy import runner
+from secateur.deploy.onnx_graph import int8, sparse
 from secateur.deploy.target import Written
 from secateur.documents import read_documents
 from secateur.files import new_folder, write_json
@@ -94,15 +95,15 @@ def restore(plain: Path, output: Path, value: str | None) -> None:
     """A copy of an artefact with int8 weights; with a value, its sparse layers packed as that, and the rest int8."""
     with new_folder(output, False) as place:
         shutil.copytree(plain, place, dirs_exist_ok=True)
-        info = json.loads((place / device.MANIFEST).read_text())
+        info = json.loads((place / runner.MANIFEST).read_text())
         (graph,) = info["graphs"].values()
         if value is not None:
             written = {"decode": Written(graph["files"], graph["outputs"])}
             info["sparse"] = sparse.rewrite(written, place, tokens=1, value=value, measure=False)
-            graph["operators"] = device.OPERATORS
-        onnx_int8.quantise(place / graph["files"][0])
+            graph["operators"] = runner.OPERATORS
+        int8.quantise(place / graph["files"][0])
         info["sizes"] = {file: (place / file).stat().st_size for file in graph["files"]}
-        write_json(place / device.MANIFEST, info)
+        write_json(place / runner.MANIFEST, info)
 
 
 def torch_decode(model: Any) -> Decode:
@@ -119,7 +120,7 @@ def torch_decode(model: Any) -> Decode:
 
 def onnx_decode(folder: Path, threads: int) -> Decode:
     """By secateur's loop, of which the scores of what ends a text are taken out, as generate does."""
-    run, end = deploy.generator(folder, threads=threads), device.read(folder)["generation"]["end"]
+    run, end = deploy.generator(folder, threads=threads), runner.read(folder)["generation"]["end"]
 
     def forbid(scores: np.ndarray) -> None:
         scores[:, end] = -np.inf

@@ -19,7 +19,7 @@ from typing import Any
 
 from kernels_layer import head
 
-from secateur.deploy import device
+from secateur.deploy import runner
 
 LENGTH = 128
 DENSE = ("torch", "onnx", "openvino")
@@ -29,8 +29,8 @@ SPARSITIES = (0.8, 0.9)
 def prepare(model: Path, work: Path) -> None:
     """Prune and export what is not there yet."""
     import secateur
-    from secateur.deploy import torch as ours
-    from secateur.deploy.exporting import beside, export
+    from secateur.deploy.jobs import torch_target as ours
+    from secateur.deploy.jobs.export import beside, export
     from secateur.torch.open import load_model
 
     work.mkdir(parents=True, exist_ok=True)
@@ -106,13 +106,13 @@ def table(files: list[Path], work: Path) -> list[str]:
                 lines.append(f"| {name} | {row['error']} | | | | | | |")
                 continue
             times_int8 = f"{rows['int8']['median_ms'] / row['median_ms']:.2f}" if "int8" in rows else "-"
-            took, disk = row["median_ms"], device.read(work / name)["bytes"]
+            took, disk = row["median_ms"], runner.read(work / name)["bytes"]
             lines.append(
                 f"| {name} | {took:.2f} | {row['low_ms']:.2f} - {row['high_ms']:.2f} | "
                 f"**{rows[best]['median_ms'] / took:.2f}** | {times_int8} | "
                 f"{row['startup_s']:.1f} | {row['peak_bytes'] / 1e6:.0f} | {disk / 1e6:.1f} |"
             )
-    parities = {name: device.read(work / name).get("parity") for name in names() if name.startswith("secateur-onnx")}
+    parities = {name: runner.read(work / name).get("parity") for name in names() if name.startswith("secateur-onnx")}
     lines += ["", "Largest relative difference to torch on the same pruned model, made-up inputs: "]
     lines[-1] += ", ".join(f"{name} {found['relative_error']:.1e}" for name, found in parities.items() if found) + "."
     return lines + memory(work)
@@ -137,7 +137,7 @@ def main() -> None:
     if args.table:
         text = "\n".join(table(args.table, args.work)) + "\n"
     else:
-        rows = device.measure(
+        rows = runner.measure(
             {name: args.work / name for name in args.only or names()}, args.batch, LENGTH, args.threads, args.turns
         )
         text = json.dumps({"threads": args.threads, "batch": args.batch, "rows": rows}, indent=1)

@@ -170,4 +170,4 @@ def latency(runtime: str, host: Any, **options: Any) -> LatencyTable:
     multiples, where it is exact), turns, cache.
     Raises DeployError when the runtime is not there or refuses the model.
     """
-    return importlib.import_module("secateur.deploy.table").latency_table(host, runtime, **options)
+    return importlib.import_module("secateur.deploy.jobs.latency_table").latency_table(host, runtime, **options)

@@ -75,7 +75,7 @@ def open(path: Path | str, threads: int = 1) -> Call:
 
 
 def load(folder: Path, graph: Mapping[str, Any], threads: int) -> Callable[[Mapping[str, Any]], dict[str, np.ndarray]]:
-    """The program of an artefact (see `secateur.deploy.device`): named arrays in, named arrays out."""
+    """The program of an artefact (see `secateur.deploy.runner`): named arrays in, named arrays out."""
     call = open(folder / graph["files"][0], threads)
     names = [port["name"] for port in graph["inputs"]]
     return lambda feed: dict(zip(graph["outputs"], call([feed[name] for name in names]), strict=True))

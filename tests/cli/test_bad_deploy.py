@@ -29,16 +29,17 @@ def test_export_of_shapes_that_cannot_be(refused, classifier, place):
 
 def test_export_to_a_disk_without_room(refused, classifier, place, monkeypatch):
     pytest.importorskip("onnxruntime")
-    from secateur.deploy import exporting, onnx
+    from secateur.deploy.jobs import export
+    from secateur.deploy.targets import onnx_target
 
     arguments = ["export", classifier, "--to", "onnx", "--output", place / "out"]
-    usage = exporting.shutil.disk_usage(place)
+    usage = export.shutil.disk_usage(place)
 
     def full(*wanted):
-        monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        monkeypatch.setattr(export.shutil, "disk_usage", lambda path: usage._replace(free=1000))
         raise RuntimeError("LLVM ERROR: IO failure on output stream")
 
-    monkeypatch.setattr(onnx.transformers, "write", full)
+    monkeypatch.setattr(onnx_target.transformers, "write", full)
     assert "no space is left beside" in refused(*arguments)
     assert "has 0 MB left; make room or choose another output" in refused(*arguments)
 

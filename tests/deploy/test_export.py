@@ -11,8 +11,10 @@ from torch import nn
 
 import secateur
 from secateur.data import Rows
-from secateur.deploy import benching, exporting, generation, parity, target
-from secateur.deploy.exporting import export
+from secateur.deploy import target
+from secateur.deploy.jobs import bench, generation, parity
+from secateur.deploy.jobs import export as exporting
+from secateur.deploy.jobs.export import export
 from secateur.deploy.target import DeployError, refusal
 from secateur.errors import ModelError
 
@@ -90,7 +92,7 @@ def test_uneven_on_every_target(name, uneven, rows, tmp_path):
     for damaged in (whole[: len(whole) // 2], whole[: len(whole) // 3].ljust(len(whole), b"\0"), b""):
         program.write_bytes(damaged)
         (made.folder / "artefact.json").write_text(json.dumps({**described, "sizes": {}}))
-        (timing,) = benching.bench([made.folder], [name], batch=[4], length=[16], turns=1).timings
+        (timing,) = bench.bench([made.folder], [name], batch=[4], length=[16], turns=1).timings
         assert f"is damaged or not for this runtime ({name})" in timing.error
         assert "\n" not in timing.error
 
@@ -229,19 +231,19 @@ def test_a_tokenizer_that_is_there_is_read(classifier, tmp_path):
     import shutil
 
     copy = shutil.copytree(classifier, tmp_path / "copy")
-    assert exporting.beside(copy).pad_token is not None
+    assert export.beside(copy).pad_token is not None
     (copy / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="holds no tokenizer: "):
-        exporting.beside(copy)
+        export.beside(copy)
     for path in copy.glob("tokenizer*"):
         path.unlink()
-    assert exporting.beside(copy) is None
-    assert exporting.beside("nobody/knows-this-model") is None
+    assert export.beside(copy) is None
+    assert export.beside("nobody/knows-this-model") is None
 
 
 def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch):
     from secateur import runtime
-    from secateur.deploy import torch as ours
+    from secateur.deploy.jobs import torch_target as ours
 
     compiled = []
 
@@ -266,7 +268,7 @@ def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch)
 @needs("onnx")
 def test_data_that_does_not_fit(classifier, tmp_path):
     kind = target.Target("onnx", (), "any", lambda *a: {})
-    ports = exporting.signature.ports_of(model := secateur.load(classifier), exporting.signature.inputs_of(model))
+    ports = export.signature.ports_of(model := secateur.load(classifier), export.signature.inputs_of(model))
     with pytest.raises(DeployError, match="texts need a tokenizer"):
         list(parity.batches(model, None, Rows(["a film"]), kind, ports, None))
     with pytest.raises(DeployError, match="a batch is a mapping"):
@@ -312,14 +314,14 @@ def test_unknown_and_missing_targets(classifier, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
     assert refused(tmp_path, classifier, "onnx") == "onnx is not installed; `pip install 'secateur[onnx]'`"
-    assert benching.installed() == ["torch", "secateur"]
+    assert bench.installed() == ["torch", "secateur"]
 
 
 @pytest.mark.slow
 @SLOW
 @needs("onnx")
 def test_bench_of_dense_and_uneven(classifier, uneven, artefact):
-    found = benching.bench([classifier, uneven], ["torch", "onnxruntime"], batch=[2], length=[9], turns=2)
+    found = bench.bench([classifier, uneven], ["torch", "onnxruntime"], batch=[2], length=[9], turns=2)
     assert [(t.runtime, t.model) for t in found.timings] == [
         ("torch", "dense"),
         ("torch", "uneven"),
@@ -328,5 +330,5 @@ def test_bench_of_dense_and_uneven(classifier, uneven, artefact):
     ]
     assert all(t.error == "" and t.median_ms > 0 and t.bytes > 0 and t.peak_bytes > 0 for t in found.timings)
     assert [t.ratio for t in found.timings[::2]] == [1.0, 1.0]
-    (other,) = benching.bench([artefact.folder], ["torch"], batch=[2], length=[9], turns=1).timings
+    (other,) = bench.bench([artefact.folder], ["torch"], batch=[2], length=[9], turns=1).timings
     assert "is an artefact for onnx" in other.error

@@ -141,7 +141,8 @@ def compiled(home):
 
 def artefacts(home, targets):
     """A classifier with another size in every layer, and a decoder, for runtimes."""
-    from secateur.deploy import export, sparse
+    from secateur.deploy import export
+    from secateur.deploy.onnx_graph import sparse
 
     pack = sparse.pack_worthy  # without timing: a tiny layer is as fast dense
     sparse.pack_worthy = lambda weight, tokens, value, activations, measure: pack(
@@ -198,7 +199,7 @@ def keras_files(home):
     """A Keras model with units and single weights removed, as a file and as an artefact."""
     import keras
 
-    from secateur.deploy.keras import export
+    from secateur.deploy.jobs.keras_target import export
     from tests.keras import models
 
     keras.utils.set_random_seed(0)
@@ -223,7 +224,7 @@ def _program_numbers(place):
     """What a program answers to made-up inputs."""
     from safetensors.numpy import save_file as save_arrays
 
-    from secateur.deploy.device import load, made_up, read, sizes_for
+    from secateur.deploy.runner import load, made_up, read, sizes_for
 
     for name, graph in read(place / "model")["graphs"].items():
         feed = made_up(graph, sizes_for(graph, 2, 8))

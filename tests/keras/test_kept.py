@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import secateur
-from secateur.deploy import device
+from secateur.deploy import runner
 
 PLACES = sorted((Path(__file__).parents[1] / "kept").glob("*/keras"))
 
@@ -26,5 +26,5 @@ def test_models(place):
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.parent.name)
 def test_artefacts(place):
     tensors = load_file(place / "numbers.safetensors")
-    (found,) = device.load(place / "artefact")({"ids": tensors["ids"]}).values()
+    (found,) = runner.load(place / "artefact")({"ids": tensors["ids"]}).values()
     np.testing.assert_allclose(found, tensors["answer"], rtol=0, atol=1e-5)

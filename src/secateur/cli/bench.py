@@ -9,7 +9,7 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.deploy.results import Bench
+    from secateur.deploy.jobs.results import Bench
 
 NAME = "bench"
 EXAMPLES = (
@@ -65,7 +65,7 @@ def command(
     if results is not None:
         if models:
             raise SecateurError("--results shows what was measured elsewhere; leave out models")
-        from secateur.deploy.kit import read_results
+        from secateur.deploy.jobs.kit import read_results
 
         show(read_results(results), plot, json)
         return
@@ -78,8 +78,8 @@ def command(
         sizes = {"batch": batches, "length": lengths, "threads": threads, "turns": turns}
         show(keras.bench(models, chosen, say=common.note, **sizes), plot, json)
         return
-    from secateur.deploy.benching import bench
-    from secateur.deploy.kit import write_kit
+    from secateur.deploy.jobs.bench import bench
+    from secateur.deploy.jobs.kit import write_kit
 
     common.quiet_libraries()
     options = {"batch": batches, "length": lengths, "threads": threads, "turns": turns, "int8": int8}

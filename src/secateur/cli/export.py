@@ -8,7 +8,7 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.deploy.results import Artefact
+    from secateur.deploy.jobs.results import Artefact
 
 NAME = "export"
 EXAMPLES = (
@@ -83,7 +83,7 @@ def command(
         rows = common.read_data(data, text_column, None, split)
         rows = rows.take(range(min(samples, len(rows))))
 
-    from secateur.deploy.exporting import export
+    from secateur.deploy.jobs.export import export
 
     common.quiet_libraries()
     common.set_threads(threads)

@@ -3,27 +3,27 @@
     secateur.deploy.export("folder", "onnx", "out")
 
 One target a file (`onnx`, `openvino`, `executorch`, `litert`); each is a `Target`, which writes artefacts and describes
-what it can hold. `device` loads and runs them; it needs no secateur, so that an export kit can carry it away.
+what it can hold. `runner` loads and runs them; it needs no secateur, so that an export kit can carry it away.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.deploy.benching import bench
-    from secateur.deploy.exporting import export
-    from secateur.deploy.generation import generate, generator
-    from secateur.deploy.kit import read_results, write_kit
-    from secateur.deploy.table import latency_table
+    from secateur.deploy.jobs.bench import bench
+    from secateur.deploy.jobs.export import export
+    from secateur.deploy.jobs.generation import generate, generator
+    from secateur.deploy.jobs.kit import read_results, write_kit
+    from secateur.deploy.jobs.latency_table import latency_table
 
 _HOME = {
-    "bench": "benching",
-    "export": "exporting",
-    "generate": "generation",
-    "generator": "generation",
-    "latency_table": "table",
-    "read_results": "kit",
-    "write_kit": "kit",
+    "bench": "secateur.deploy.jobs.bench",
+    "export": "secateur.deploy.jobs.export",
+    "generate": "secateur.deploy.jobs.generation",
+    "generator": "secateur.deploy.jobs.generation",
+    "latency_table": "secateur.deploy.jobs.latency_table",
+    "read_results": "secateur.deploy.jobs.kit",
+    "write_kit": "secateur.deploy.jobs.kit",
 }
 __all__ = ["bench", "export", "generate", "generator", "latency_table", "read_results", "write_kit"]
 
@@ -31,4 +31,4 @@ __all__ = ["bench", "export", "generate", "generator", "latency_table", "read_re
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"secateur.deploy.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.deploy import device
+from secateur.deploy import runner
 from secateur.errors import SecateurError
 
 TARGETS = ("onnx", "openvino", "executorch", "litert")
@@ -90,7 +90,7 @@ class Target:
         more = ", generation with a key-value cache" if self.generates else ""
         return f"{self.name} takes {takes[self.shapes]}{more}{f', {self.int8}' if self.int8 else ''}"
 
-    def load(self, folder: Path, graph: str = "model", threads: int = 1) -> device.Program:
+    def load(self, folder: Path, graph: str = "model", threads: int = 1) -> runner.Program:
         """A written graph, ready to run; DeployError when it is damaged."""
         return load(folder, graph, threads)
 
@@ -106,16 +106,16 @@ def find(name: str) -> Target:
     """The target of that name; DeployError when there is none or its runtime is not installed."""
     if name not in TARGETS:
         raise DeployError(f"no target {name!r}; there is {', '.join(TARGETS)}")
-    target: Target = importlib.import_module(f"secateur.deploy.{name}").TARGET
+    target: Target = importlib.import_module(f"secateur.deploy.targets.{name}_target").TARGET
     return target.require()
 
 
-def load(folder: Path | str, graph: str = "model", threads: int = 1) -> device.Program:
+def load(folder: Path | str, graph: str = "model", threads: int = 1) -> runner.Program:
     """A graph of any artefact on its runtime; what goes wrong there, now or later, is a DeployError."""
     with translated():
-        program = device.load(folder, graph, threads)
+        program = runner.load(folder, graph, threads)
 
-    def run(feed: device.Feed) -> dict[str, Any]:
+    def run(feed: runner.Feed) -> dict[str, Any]:
         with translated():
             return program(feed)
 
@@ -125,15 +125,15 @@ def load(folder: Path | str, graph: str = "model", threads: int = 1) -> device.P
 def read(folder: Path | str) -> dict[str, Any]:
     """The description of an artefact."""
     with translated():
-        return device.read(folder)
+        return runner.read(folder)
 
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Errors of `device`, which knows nothing of secateur, as DeployError."""
+    """Errors of `runner`, which knows nothing of secateur, as DeployError."""
     try:
         yield
-    except device.ArtefactError as error:
+    except runner.ArtefactError as error:
         raise DeployError(str(error)) from None
 
 
@@ -181,5 +181,5 @@ def refusal(target: str, model: nn.Module, error: BaseException) -> DeployError:
                 )
     told = next((c for c in reversed(chain) if str(c).strip()), error)
     return DeployError(
-        f"{name} cannot be written for {target} ({type(told).__name__}: {device.line(told)}); choose another target"
+        f"{name} cannot be written for {target} ({type(told).__name__}: {runner.line(told)}); choose another target"
     )

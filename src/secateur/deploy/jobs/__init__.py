@@ -1,0 +1,1 @@
+"""What a user asks for: export, bench, latency table, export kit, parity, generation."""

@@ -1,0 +1,127 @@
+"""bench: saved models on every runtime at hand, in turn, with what they weigh, need and take."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur.deploy import runner, target
+from secateur.deploy.jobs.export import export
+from secateur.deploy.jobs.results import Bench, short_names, words
+from secateur.deploy.jobs.timing import Say, in_turn
+from secateur.deploy.target import TARGETS, DeployError
+from secateur.deploy.targets import inputs
+from secateur.errors import SecateurError
+
+OURS = ("torch", "secateur")
+RUNTIMES = (*OURS, *TARGETS)
+ALIASES = {"onnxruntime": "onnx", "pytorch": "torch"}
+
+
+def installed() -> list[str]:
+    """The runtimes that can run here."""
+    found = list(OURS)
+    for name in TARGETS:
+        try:
+            target.find(name)
+        except SecateurError:
+            continue
+        found.append(name)
+    return found
+
+
+def check_runtimes(names: Sequence[str] | None) -> list[str]:
+    """Runtimes by the names that people use; DeployError for an unknown one or one that is not installed."""
+    if names is None:
+        return installed()
+    found = [ALIASES.get(name, name) for name in names]
+    for name in found:
+        if name not in RUNTIMES:
+            raise DeployError(f"no runtime {name!r}; there is {', '.join(RUNTIMES)}")
+        if name in TARGETS:
+            target.find(name)
+    return list(dict.fromkeys(found))
+
+
+def names_of(sources: Sequence[Path | str]) -> dict[str, Path]:
+    """A short name for each folder: its last part, or enough of it to tell them apart."""
+    folders = [Path(source) for source in sources]
+    if not folders:
+        raise DeployError("bench needs at least one folder of a model or an artefact")
+    for folder in folders:
+        if not folder.is_dir():
+            raise DeployError(f"{folder} is not a folder; pass saved models or exported artefacts")
+    names = short_names(folders)
+    return {
+        n if names.count(n) == 1 else f"{n} ({i + 1})": f for i, (n, f) in enumerate(zip(names, folders, strict=True))
+    }
+
+
+def bench(
+    sources: Sequence[Path | str],
+    runtimes: Sequence[str] | None = None,
+    *,
+    batch: Sequence[int] = (8,),
+    length: Sequence[int] = (64,),
+    threads: int = 1,
+    turns: int = 12,
+    int8: bool = False,
+    say: Say = lambda text: None,
+    **options: Any,
+) -> Bench:
+    """Export folders to runtimes (default: all that are installed), check parity, and time them side by side.
+
+    sources: model folders, the first being what others are compared with; or artefacts, each timed on its own runtime.
+    batch, length: every pair is measured. threads: of each process, pinned. turns: rounds of A B A B ...
+    int8: with 8-bit weights on top where the runtime has them. options: for loading a folder.
+
+    What a runtime refuses is a row with an `error`. Raises DeployError for folders or names that are wrong.
+    """
+    named, chosen = names_of(sources), check_runtimes(runtimes)
+
+    def make(name: str, runtime: str, place: Path, sizes: tuple[int, int]) -> Path:
+        return artefact(named[name], runtime, place, sizes, int8, options)
+
+    def fixed(runtime: str) -> bool:
+        return runtime in TARGETS and target.find(runtime).shapes == "fixed"
+
+    timings = in_turn(list(named), chosen, batch, length, make, fixed, threads=threads, turns=turns, say=say)
+    return Bench(timings, words(timings), threads, runner.machine())
+
+
+def artefact(
+    folder: Path, runtime: str, place: Path, sizes: tuple[int, int], int8: bool, options: Mapping[str, Any]
+) -> Path:
+    """An artefact of the folder for a runtime: the folder itself, or what is made from it at `place`."""
+    if (folder / runner.MANIFEST).is_file():
+        made_for = target.read(folder)["target"]
+        if made_for not in TARGETS:
+            raise DeployError(
+                f"{folder} is for {made_for!r}; times are taken of exports for {', '.join(TARGETS)}, or of models"
+            )
+        if made_for != runtime:
+            raise DeployError(f"{folder} is an artefact for {made_for}")
+        return folder
+    if int8 and (runtime in OURS or not target.find(runtime).int8):
+        raise DeployError(f"{runtime} gets no 8-bit weights here")
+    if runtime in OURS:
+        import torch
+
+        from secateur.deploy.jobs import torch_target as ours
+        from secateur.torch.open import load_model
+
+        ours.write(load_model(folder, dtype=torch.float32, **options), folder, runtime, place, **options)
+        return place
+    kind = target.find(runtime)
+    bounds: dict[str, Any] = {}
+    if kind.shapes != "any":
+        bounds = {"batch": sizes[0]} | ({"length": sizes[1]} if takes_tokens(folder, options) else {})
+    export(folder, runtime, place, int8=int8, **bounds, **options)
+    return place
+
+
+def takes_tokens(folder: Path, options: Mapping[str, Any]) -> bool:
+    """Whether the model in a folder takes tokens, so that its inputs have a length."""
+    from secateur.torch.open import load_model
+
+    model = load_model(folder, **options)
+    return any("length" in port.shape for port in inputs.ports_of(model, inputs.inputs_of(model)))

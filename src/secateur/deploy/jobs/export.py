@@ -1,0 +1,269 @@
+"""export: a model, or a saved folder, as an artefact that a runtime opens; nothing is left behind unless it agrees with
+PyTorch there.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.data import Rows
+from secateur.deploy import runner
+from secateur.deploy.jobs import generation, parity
+from secateur.deploy.jobs.results import TOLERANCE, Artefact
+from secateur.deploy.onnx_graph import int8 as onnx_int8
+from secateur.deploy.onnx_graph.sparse import rewrite
+from secateur.deploy.target import DeployError, Graph, Target, Written, find, writing
+from secateur.deploy.targets import inputs as signature
+from secateur.errors import ModelError
+from secateur.files import check_output, new_folder, write_json
+from secateur.kernels.packing import VALUES, check_activations
+from secateur.torch.base.batches import evaluating
+from secateur.torch.data.text_rows import has_tokenizer, load_tokenizer
+from secateur.torch.open import load_model
+from secateur.torch.shrink.vocabulary import save_tokenizer
+
+VERSIONS = ("torch", "transformers")
+logger = logging.getLogger(__name__)
+
+
+def export(
+    source: nn.Module | Path | str,
+    to: str,
+    output: Path | str,
+    *,
+    tokenizer: Any = None,
+    data: Rows | Iterable[Mapping[str, torch.Tensor]] | None = None,
+    example: Mapping[str, torch.Tensor] | None = None,
+    batch: int | None = None,
+    length: int | None = None,
+    generate: bool = False,
+    int8: bool = False,
+    sparse: bool = False,
+    tokens: int = 128,
+    value: str = "float32",
+    activations: str = "float32",
+    tolerance: float | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> Artefact:
+    """Write a model for a runtime, run it there, and compare.
+
+    source: a module (exported in evaluation mode, and left in its own), or a folder or hub id (its tokenizer or image
+    processor then travels along; float32).
+    to: onnx, openvino, executorch or litert.
+    data: rows of text or batches of tensors to compare on; made up when left out.
+    example: a batch of inputs where the model's own description does not give them.
+    batch, length: the largest that ExecuTorch takes, the only ones that LiteRT takes.
+    generate: with a key-value cache, for `secateur.deploy.generate`. int8: 8-bit weights on top; with `sparse` of the
+    layers that are not packed.
+    sparse: sparse linear layers on secateur's kernels (onnx), chosen for `tokens` tokens in a call and stored as
+    `value`, with `activations`, all as for `secateur.runtime.compile`. Such a program needs
+    `secateur.runtime.onnx_library`.
+    tolerance: largest permitted relative error, by default `results.TOLERANCE` (or `parity.INT8_TOLERANCE`).
+    options: for loading a folder, as `secateur.open` takes them.
+
+    Raises SecateurError in one sentence: unknown target, missing runtime, shapes that cannot be, an operation that the
+    target lacks (named), an output that exists or does not fit the disk, a program that differs from PyTorch.
+    """
+    target, output = find(to), Path(output)
+    check_output(output, overwrite)
+    check_wishes(target, generate, int8, sparse)
+    check_packing(tokens, value, activations)
+    folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
+    if not isinstance(source, nn.Module):
+        options.setdefault("dtype", torch.float32)
+        model = load_model(source, **options)
+        tokenizer = tokenizer or beside(source)
+    else:
+        model = source
+    check_model(model, output)
+    with evaluating(model):
+        inputs = dict(example) if example is not None else signature.inputs_of(model, tokenizer, folder)
+        ports = signature.fitted(target, model, signature.ports_of(model, inputs), batch, length)
+    rounded = int8 or (sparse and value != "float32")
+    tolerance = tolerance if tolerance is not None else parity.INT8_TOLERANCE if rounded else TOLERANCE
+    if not tolerance >= 0:
+        raise DeployError(f"tolerance {tolerance} is no number from 0 upwards")
+    with evaluating(model), new_folder(output, overwrite) as place:
+        with writing(target.name, model), on_disk(place, model):
+            if generate:
+                graphs = generation.graphs_of(model, inputs)
+            else:
+                sizes = dict(signature.SYMBOLS)
+                graphs = {"model": Graph(model, signature.tensors(ports, sizes), ports)}
+            written = target.write(graphs, place, int8 and not sparse)
+            packing = None
+            if sparse:
+                packing = rewrite(written, place, tokens=tokens, value=value, activations=activations)
+                if int8:
+                    for program in written.values():
+                        onnx_int8.quantise(place / program.files[0])
+        travel(model, folder, tokenizer, place)
+        info = describe(target, model, graphs, written, place, int8)
+        if packing is not None:
+            info["sparse"] = packing
+            for graph in info["graphs"].values():
+                graph["operators"] = runner.OPERATORS
+        if generate:
+            info["generation"] = generation.rule_of(model)
+        write_json(place / runner.MANIFEST, info)
+        found = made = None
+        if generate:
+            made = generation.compare(model, place, prompt(model, tokenizer, data, inputs), tolerance, rounded)
+            info["generation"]["parity"] = made
+        else:
+            batches = list(parity.batches(model, tokenizer, data, target, ports, length))
+            found = parity.compare(model, target.load(place), batches, tolerance)
+            info["parity"] = {**asdict(found), "made_up": data is None}
+        write_json(place / runner.MANIFEST, info)
+    return Artefact(output, target.name, info["bytes"], info["parameters"], info["zeros"], found, made)
+
+
+def check_packing(tokens: int, value: str, activations: str) -> None:
+    """DeployError for a number of tokens or a type that cannot be."""
+    if tokens < 1:
+        raise DeployError(f"tokens must be positive, not {tokens}")
+    if value not in VALUES:
+        raise DeployError(f"value must be one of {', '.join(VALUES)}, not {value}")
+    try:
+        check_activations(value, activations)
+    except ValueError as error:
+        raise DeployError(str(error)) from error
+
+
+def check_wishes(target: Target, generate: bool, int8: bool, sparse: bool = False) -> None:
+    """DeployError for what a target does not do."""
+    if generate and not target.generates:
+        raise DeployError(f"{target.name} runs no generation with a cache here; use onnx or openvino, or leave it out")
+    if int8 and not target.int8:
+        raise DeployError(f"{target.name} gets no 8-bit weights here; use onnx or openvino")
+    if sparse and not target.sparse:
+        raise DeployError(f"{target.name} takes none of secateur's kernels; use onnx")
+
+
+def check_model(model: nn.Module, output: Path) -> None:
+    """DeployError for weights that are no float32 numbers, or that the disk has no room for."""
+    weights = [p for p in model.parameters() if p.is_floating_point()]
+    if any(p.is_meta for p in weights):
+        raise DeployError("the model has weights on the meta device, which hold no numbers; load them first")
+    other = next((p.dtype for p in weights if p.dtype != torch.float32), None)
+    if other is not None:
+        raise DeployError(
+            f"the model has weights of {other}; export float32 (model.float()), runtimes convert on their own"
+        )
+    parent = next(p for p in output.absolute().parents if p.is_dir())
+    needed, free = sum(p.numel() * 4 for p in weights), shutil.disk_usage(parent).free
+    if free < needed:
+        raise DeployError(
+            f"{output} needs about {needed / 1e6:.0f} MB, and {parent} has {free / 1e6:.0f} MB left; make room or "
+            "choose another output"
+        )
+
+
+@contextlib.contextmanager
+def on_disk(place: Path, model: nn.Module) -> Any:
+    """What an exporter says when the disk is full, in one sentence; other errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if shutil.disk_usage(place).free < 1_000_000:
+            raise DeployError(
+                f"no space is left beside {place.parent / place.name.split('.')[1]}; make room"
+            ) from error
+        raise
+
+
+def beside(source: Path | str) -> Any:
+    """The tokenizer of a folder or hub id, or None where there is none; ModelError for a folder's that is damaged."""
+    if Path(source).is_dir():
+        return load_tokenizer(source) if has_tokenizer(source) else None
+    try:
+        return load_tokenizer(source)
+    except ModelError as error:  # models of images and audio have none, and nobody knows before asking
+        logger.info("%s is exported without a tokenizer (%s)", source, error)
+        return None
+
+
+def travel(model: nn.Module, folder: Path | None, tokenizer: Any, place: Path) -> None:
+    """Put tokenizer and processors beside the program."""
+    if folder is not None:
+        for pattern in signature.TRAVELS:
+            for file in folder.glob(pattern):
+                if file.is_file():
+                    shutil.copyfile(file, place / file.name)
+    elif tokenizer is not None:
+        save_tokenizer(model, tokenizer, place)
+
+
+def describe(
+    target: Target,
+    model: nn.Module,
+    graphs: Mapping[str, Graph],
+    written: Mapping[str, Written],
+    place: Path,
+    int8: bool,
+) -> dict[str, Any]:
+    """What `artefact.json` says."""
+    sizes = {file: (place / file).stat().st_size for graph in written.values() for file in graph.files}
+    count, zeros = zero_share(model)
+    return {
+        "format": runner.FORMAT,
+        "target": target.name,
+        "class": type(model).__name__,
+        "graphs": {
+            name: {
+                "files": list(graph.files),
+                "inputs": [signature.as_json(port) for port in graphs[name].ports],
+                "outputs": list(graph.outputs),
+            }
+            for name, graph in written.items()
+        },
+        "parameters": count,
+        "zeros": zeros,
+        "bytes": sum(sizes.values()),
+        "sizes": sizes,
+        "int8": int8,
+        "levels": onnx_int8.levels() if int8 and target.name == "onnx" else 0,
+        "versions": {p: importlib.metadata.version(p) for p in (*VERSIONS, *distributions(target))},
+    }
+
+
+def distributions(target: Target) -> list[str]:
+    """Names of the installed distributions of a target's packages."""
+    names = [package.replace("_", "-") for package in target.packages]
+    return [n for n in names if importlib.util.find_spec(n.replace("-", "_")) is not None]
+
+
+def zero_share(model: nn.Module) -> tuple[int, float]:
+    """Number of parameters, and the share of zeros among those in matrices."""
+    count = sum(p.numel() for p in model.parameters())
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    size = sum(p.numel() for p in matrices)
+    nonzero = sum(int(torch.count_nonzero(p.detach())) for p in matrices)
+    return count, 1.0 - nonzero / size if size else 0.0
+
+
+def prompt(model: nn.Module, tokenizer: Any, data: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Two prompts of the user's data of unequal length, padded on the left; or the made-up inputs."""
+    if isinstance(data, Rows):
+        if tokenizer is None:
+            raise DeployError("texts need a tokenizer, and none lies beside the model; pass batches of tensors")
+        before = tokenizer.padding_side
+        tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
+        try:
+            found = tokenizer(data.texts[:2], return_tensors="pt", padding=True, truncation=True, max_length=32)
+        finally:
+            tokenizer.padding_side = before
+        return {k: v for k, v in found.items() if k in inputs}
+    if data is not None:
+        inputs = next(iter(data))
+    return {k: v for k, v in inputs.items() if k == model.main_input_name or k == "attention_mask"}

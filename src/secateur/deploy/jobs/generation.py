@@ -1,0 +1,241 @@
+"""Generation on a runtime: a decoder as one graph with its key-value cache as inputs and outputs, an encoder-decoder as
+three (encoder, first step, later steps); and the greedy loop around them, in numpy.
+
+What `generate` feeds is recorded by transformers' `decompose_for_generation`; a decoder's step is traced over several
+tokens at once, so that it is its own prefill on an empty cache.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.arrays import to_numpy
+from secateur.deploy import runner, target
+from secateur.deploy.target import DeployError, Graph, Port
+from secateur.deploy.targets.inputs import ports_of, positions_of
+
+PAST, PRESENT = "input.", "output."
+"""How a graph tells the cache that it takes from the one that it gives."""
+NEW_TOKENS = 32
+"""How many tokens are compared, where the model has positions for them."""
+
+
+def graphs_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Graph]:
+    """The graphs that generation needs, with tensors to trace them; DeployError when the model cannot generate."""
+    from transformers.exporters.utils import decompose_for_generation
+
+    if not (hasattr(model, "can_generate") and model.can_generate()):
+        raise DeployError(
+            f"{type(model).__name__} does not generate; leave out generate, which exports its forward pass"
+        )
+    main = {k: v.clone() for k, v in inputs.items() if not k.startswith("decoder_")}
+    if "attention_mask" in main:
+        main["attention_mask"][0, :2] = 0  # padding on the left, else `generate` leaves the mask out
+    try:
+        stages = decompose_for_generation(model, dict(main), multi_token_decode=True)
+    except RuntimeError as error:
+        raise DeployError(
+            f"{type(model).__name__} cannot generate from {', '.join(main)}: {runner.line(error.__cause__ or error)}"
+        ) from error
+    if "prefill" not in stages:
+        raise DeployError(f"{type(model).__name__} generates from several encoders, which is not supported; export it")
+    if not model.config.is_encoder_decoder:
+        return {"decode": _graph(*stages["decode"])}
+    encoder = model.get_encoder()
+    graphs = {"encoder": Graph(encoder, main, ports_of(model, main))}
+    return {**graphs, **{name: _graph(*stages[name]) for name in ("prefill", "decode")}}
+
+
+def _graph(module: nn.Module, inputs: dict[str, Any]) -> Graph:
+    from transformers.exporters.utils import get_leaf_tensors
+
+    ports = []
+    for name, value in get_leaf_tensors(inputs).items():
+        shape: list[int | str] = list(value.shape)
+        if name.startswith("past_key_values"):
+            shape[0], shape[2], name = "batch", "past", PAST + name
+        else:
+            shape[:2] = ["batch", "length"]
+        ports.append(Port(name, str(value.dtype).removeprefix("torch."), tuple(shape)))
+    return Graph(module, inputs, ports)
+
+
+def caches(ports: list[dict[str, Any]], batch: int) -> dict[str, np.ndarray]:
+    """Empty caches for the ports of a graph as `artefact.json` holds them."""
+    sizes: dict[Any, int] = {"batch": batch, "past": 0}
+    return {
+        p["name"]: np.zeros([sizes.get(n, n) for n in p["shape"]], p["dtype"])
+        for p in ports
+        if p["name"].startswith(PAST)
+    }
+
+
+def generate(
+    folder: Path | str,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int = NEW_TOKENS,
+    *,
+    threads: int = 1,
+    on_logits: Callable[[np.ndarray], None] | None = None,
+) -> np.ndarray:
+    """Greedy generation on the runtime of an exported artefact: token ids (batch, tokens), the prompt included.
+
+    inputs: what the tokenizer or feature extractor gives, prompts padded on the left. A row that has ended goes on with
+    padding. Other ways to choose a token (sampling, beams, forced or suppressed tokens) are left to the caller:
+    `on_logits` sees the scores of every step, (batch, vocabulary), and may change them in place. The program is loaded
+    at each call; `generator` loads it once. Raises DeployError for an artefact without a cache.
+    """
+    return generator(folder, threads=threads)(inputs, max_new_tokens, on_logits=on_logits)
+
+
+def generator(folder: Path | str, *, threads: int = 1) -> Callable[..., np.ndarray]:
+    """`generate` on an artefact that stays loaded: a function of inputs, max_new_tokens and on_logits."""
+    info = target.read(folder)
+    rule = info.get("generation")
+    if not rule:
+        raise DeployError(f"{folder} was exported without a cache; export it again for generation (--generate)")
+    run = {name: target.load(folder, name, threads) for name in info["graphs"]}
+    begin = _from_encoder if "encoder" in run else functools.partial(_from_prompt, info["graphs"]["decode"]["inputs"])
+
+    def loop(
+        inputs: Mapping[str, Any],
+        max_new_tokens: int = NEW_TOKENS,
+        *,
+        on_logits: Callable[[np.ndarray], None] | None = None,
+    ) -> np.ndarray:
+        state = begin(run, rule, {name: np.asarray(value) for name, value in inputs.items()})
+        ended = np.zeros(len(state.tokens), bool)
+        for _ in range(max_new_tokens):
+            out = run[state.step](state.feed())
+            scores = out["logits"][:, -1]
+            if on_logits is not None:
+                on_logits(scores)
+            new = np.where(ended, rule["pad"], scores.argmax(-1))[:, None].astype(np.int64)
+            state.take(new, out)
+            ended |= np.isin(new[:, 0], rule["end"])
+            if ended.all():
+                break
+        return state.tokens
+
+    return loop
+
+
+@dataclass
+class _State:
+    """Where a generation stands: `given` goes into every step, `new` are the tokens that no graph has read yet.
+
+    prompted: whether the prompt was the decoder's own, which then counts positions and masks what is padding.
+    """
+
+    given: dict[str, np.ndarray]
+    tokens: np.ndarray
+    new: np.ndarray
+    past: dict[str, np.ndarray]
+    step: str
+    prompted: bool
+
+    def feed(self) -> dict[str, np.ndarray]:
+        """What the graph of the next step may read."""
+        feed = {**self.given, **self.past, "decoder_input_ids": self.new, "input_ids": self.new}
+        if self.prompted:
+            positions = np.clip(self.given["attention_mask"].cumsum(-1) - 1, 0, None)
+            feed["position_ids"] = positions[:, -self.new.shape[1] :].astype(np.int64)
+        return feed
+
+    def take(self, new: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        """One more token (batch, 1) for each row, and the cache that the step gave."""
+        self.new, self.tokens = new, np.concatenate([self.tokens, new], 1)
+        self.past = {PAST + k.removeprefix(PRESENT): v for k, v in out.items() if "past_key_values" in k}
+        self.step = "decode"
+        if self.prompted:
+            mask = self.given["attention_mask"]
+            self.given["attention_mask"] = np.concatenate([mask, np.ones((len(new), 1), mask.dtype)], 1)
+
+
+def _from_encoder(run: Mapping[str, Any], rule: Mapping[str, Any], given: dict[str, np.ndarray]) -> _State:
+    batch = len(next(iter(given.values())))
+    given["encoder_outputs.last_hidden_state"] = next(iter(run["encoder"](given).values()))
+    tokens = np.full((batch, 1), rule["start"], np.int64)
+    return _State(given, tokens, tokens, {}, "prefill", False)
+
+
+def _from_prompt(
+    ports: list[dict[str, Any]], run: Mapping[str, Any], rule: Mapping[str, Any], given: dict[str, np.ndarray]
+) -> _State:
+    tokens = given.pop("input_ids").astype(np.int64)
+    given.setdefault("attention_mask", np.ones_like(tokens))
+    return _State(given, tokens, tokens, caches(ports, len(tokens)), "decode", True)
+
+
+def rule_of(model: Any) -> dict[str, Any]:
+    """Where generation starts and ends: token numbers from the model's generation config."""
+    config = model.generation_config
+    end = config.eos_token_id
+    ends = [int(n) for n in (end if isinstance(end, list) else [end]) if n is not None]
+    pad = config.pad_token_id if config.pad_token_id is not None else (ends or [0])[0]
+    start = config.decoder_start_token_id if config.decoder_start_token_id is not None else config.bos_token_id
+    return {"start": start, "end": ends, "pad": int(pad)}
+
+
+def compare(
+    model: Any, folder: Path, inputs: Mapping[str, torch.Tensor], tolerance: float, rounded: bool = False
+) -> dict[str, Any]:
+    """Greedy tokens of the artefact and of PyTorch; DeployError when tokens or logits differ.
+
+    rounded: weights are stored in fewer bits, so that near ties turn out otherwise: the artefact goes on with PyTorch's
+    tokens, and only its logits are held to the tolerance.
+
+    Returns how many new tokens were compared, the share of the steps (of every row) that choose the same token, and the
+    largest relative error of the logits of a step.
+    """
+    positions = positions_of(model)
+    begun = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    count = NEW_TOKENS if positions is None else max(1, min(NEW_TOKENS, positions - begun))
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": count, "min_new_tokens": count}
+    expected = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
+    sequences = to_numpy(expected.sequences)
+    answers = sequences[:, -count:]
+    seen: list[np.ndarray] = []
+    chosen: list[np.ndarray] = []
+    tokens = _unended(folder, inputs, count, seen, chosen, answers if rounded else None)
+    worst = 0.0
+    for a, b in zip((to_numpy(x) for x in expected.logits), seen, strict=False):
+        worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-30))
+    whole = tokens.shape == sequences.shape
+    agreement = float((np.stack(chosen, 1) == answers).mean()) if whole else 0.0
+    equal = whole and bool((tokens == sequences).all()) and agreement == 1.0
+    if not whole or not (equal or rounded) or not worst <= tolerance:
+        raise DeployError(
+            f"generation differs from PyTorch: {'the same' if equal else 'other'} tokens, logits by {worst:.1e} of "
+            f"their largest (permitted: {tolerance:.0e}); nothing was written"
+        )
+    return {"tokens": count, "equal": equal, "agreement": agreement, "relative_error": worst}
+
+
+def _unended(
+    folder: Path,
+    inputs: Mapping[str, torch.Tensor],
+    count: int,
+    seen: list[np.ndarray],
+    chosen: list[np.ndarray],
+    answers: np.ndarray | None,
+) -> np.ndarray:
+    """Generation that goes on where a text has ended, as PyTorch does when it must give `count` tokens; where there are
+    `answers` (batch, count), it goes on with these whatever it has chosen.
+    """
+    end = target.read(folder)["generation"]["end"]
+
+    def forbid(scores: np.ndarray) -> None:
+        seen.append(scores.copy())
+        scores[:, end] = -np.inf
+        chosen.append(scores.argmax(-1))
+        if answers is not None:
+            scores[np.arange(len(scores)), answers[:, len(chosen) - 1]] = np.inf
+
+    return generate(folder, {k: to_numpy(v) for k, v in inputs.items()}, count, on_logits=forbid)

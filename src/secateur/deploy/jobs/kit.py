@@ -1,0 +1,128 @@
+"""Export kits: a folder that times artefacts on another machine with one script, and its results read back."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from secateur.deploy import runner, target
+from secateur.deploy.jobs.bench import OURS, artefact, check_runtimes, names_of
+from secateur.deploy.jobs.results import Bench, Timing, words
+from secateur.deploy.jobs.timing import Say
+from secateur.deploy.target import DeployError
+from secateur.errors import SecateurError
+from secateur.files import new_folder, write_json
+
+
+def write_kit(
+    sources: Sequence[Path | str],
+    folder: Path | str,
+    runtimes: Sequence[str] | None = None,
+    *,
+    batch: Sequence[int] = (8,),
+    length: Sequence[int] = (64,),
+    threads: int = 1,
+    turns: int = 12,
+    int8: bool = False,
+    overwrite: bool = False,
+    say: Say = lambda text: None,
+    **options: Any,
+) -> list[str]:
+    """Write artefacts and `device.py` (which needs numpy and the runtimes only) into a folder; options as for `bench`.
+
+    Returns what could not be exported, one sentence each. Raises DeployError when nothing could, or when a runtime is
+    asked for that needs secateur itself.
+    """
+    named = names_of(sources)
+    chosen: list[str] = []
+    refused: list[str] = []
+    for name in check_runtimes(runtimes):
+        said = ""
+        if name in OURS:
+            said = f"{name} needs secateur on the device; a kit carries {', '.join(target.TARGETS)}"
+        elif target.find(name).shapes == "fixed" and (len(batch) > 1 or len(length) > 1):
+            said = f"{name} takes one shape; pass one batch and one length, or leave it out"
+        if said and runtimes is not None:
+            raise DeployError(said)
+        (refused if said else chosen).append(said or name)
+    places: dict[str, dict[str, str]] = {}
+    sizes: dict[str, dict[str, dict[str, Any]]] = {}
+    with new_folder(Path(folder), overwrite) as work:
+        for runtime in chosen:
+            for number, (name, source) in enumerate(named.items()):
+                say(f"{runtime}: {name}")
+                place = work / f"{runtime}-{number}"
+                try:
+                    made = artefact(source, runtime, place, (max(batch), max(length)), int8, options)
+                except SecateurError as error:
+                    refused.append(f"{name} on {runtime}: {error}")
+                    continue
+                if made != place:
+                    shutil.copytree(made, place)
+                info = target.read(place)
+                carry_library(info, place)
+                places.setdefault(runtime, {})[name] = place.name
+                sizes.setdefault(runtime, {})[name] = {
+                    "bytes": info["bytes"],
+                    "zeros": info["zeros"],
+                    "sparse": "sparse" in info,
+                }
+        if not places:
+            raise DeployError(f"nothing could be exported: {'; '.join(refused)}")
+        kit = {"batch": list(batch), "length": list(length), "threads": threads, "turns": turns, "runtimes": places}
+        kit["sizes"] = sizes
+        kit["id"] = hashlib.sha256(json.dumps(kit, sort_keys=True).encode()).hexdigest()[:16]
+        write_json(work / runner.KIT, kit)
+        shutil.copyfile(runner.__file__, work / "device.py")
+    return refused
+
+
+def carry_library(info: dict[str, Any], place: Path) -> None:
+    """Put the library of operators beside a program that needs it."""
+    if any(graph.get("operators") for graph in info["graphs"].values()):
+        from secateur.runtime import onnx_library
+
+        shutil.copyfile(onnx_library(), place / f"{runner.OPERATORS}.so")
+
+
+def read_results(path: Path | str) -> Bench:
+    """What `device.py` wrote on the device, as `bench` would have returned it; DeployError when it is no such file.
+
+    path: the kit's folder with `results.json` in it, or the file; a `kit.json` beside it gives sizes.
+    """
+    path = Path(path)
+    file = path / runner.RESULTS if path.is_dir() else path
+    if not file.is_file():
+        raise DeployError(f"there is no {file}; run `python device.py` in the kit, on the device, and copy it back")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["format"] != runner.FORMAT:
+            raise DeployError(f"{file} has format {data['format']!r}; this version reads {runner.FORMAT}")
+        sizes = _sizes(file.parent / runner.KIT, data["kit"])
+        firsts: dict[Any, float] = {}
+        timings = []
+        known = {field.name for field in fields(Timing)}
+        for row in data["rows"]:
+            key = (row["runtime"], row["batch"], row["length"])
+            if "error" not in row:
+                first = firsts.setdefault(key, float(row["median_ms"]))
+                row = {**row, "ratio": row["median_ms"] / first}
+            row = {**row, **sizes.get(row["runtime"], {}).get(row["model"], {})}
+            timings.append(Timing(**{k: v for k, v in row.items() if k in known}))
+        return Bench(timings, words(timings), int(data["threads"]), dict(data["machine"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, SecateurError):
+            raise
+        raise DeployError(f"{file} is no result of a kit ({type(error).__name__}: {error}); copy it again") from None
+
+
+def _sizes(path: Path, made_by: str) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    kit = json.loads(path.read_text(encoding="utf-8"))
+    if kit["id"] != made_by:
+        raise DeployError(f"the results come from another kit ({made_by}) than {path.parent} ({kit['id']})")
+    return kit["sizes"]

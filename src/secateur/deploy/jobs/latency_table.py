@@ -1,0 +1,186 @@
+"""Latency tables: what each number of heads and neurons costs on a runtime, measured on whole models.
+
+Axes of one kind and size share a curve: every axis of a group is cut to a size at once, the cut model is timed in turn
+with the dense one in processes of their own, and the change is split evenly between the axes. One more model, with
+all axes at half, tells what cuts bring together beyond the sum. Whole models, because a
+block timed alone pays for its own call, and misses what the runtime fuses across blocks and what caches hold.
+"""
+
+import hashlib
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.cost import Curve, LatencyTable, unit_parameters
+from secateur.deploy import runner, target
+from secateur.deploy.jobs.bench import ALIASES, artefact, check_runtimes
+from secateur.deploy.jobs.timing import Say
+from secateur.files import write_json
+from secateur.layout import Layout
+from secateur.plan import Plan
+from secateur.runtime.layers.tuning import cache_file, machine_key
+from secateur.torch.host import TorchHost
+
+KINDS = ("head", "kv", "ffn")
+"""Kinds of axes that a table covers; heads that come in groups are covered by their groups."""
+DENSE, TOGETHER = "dense", "all at half"
+STEP = 16
+"""Widths that fill vector registers: others cost up to 40% more in PyTorch's products, which no curve foretells."""
+Sizes = Mapping[str, int]
+
+
+def groups_of(layout: Layout) -> dict[str, list[str]]:
+    """Axes that cost alike, by group: same kind, size and parameters of a unit."""
+    groups: dict[str, list[str]] = {}
+    for kind in KINDS:
+        for axis in layout.of_kind(kind):
+            if not axis.frozen and not axis.parts and axis.size > 1:
+                key = f"{kind} {axis.size} x {unit_parameters(layout, axis.name):.0f}"
+                groups.setdefault(key, []).append(axis.name)
+    return groups
+
+
+def grid(size: int, points: int, step: int = STEP) -> list[int]:
+    """Sizes to measure below the full one, evenly spaced from a `points`-th of it; wide axes in multiples of `step`."""
+    step = step if size >= 8 * step else 1
+    return sorted({max(1, round(size * i / points / step) * step) for i in range(1, points)} - {size})
+
+
+def latency_table(
+    host: TorchHost,
+    runtime: str,
+    *,
+    batch: int = 8,
+    length: int = 64,
+    threads: int = 1,
+    points: int = 5,
+    step: int = STEP,
+    turns: int = 10,
+    cache: bool = True,
+    say: Say = lambda text: None,
+) -> LatencyTable:
+    """See `secateur.cost.latency`."""
+    runtime = check_runtimes([ALIASES.get(runtime, runtime)])[0]
+    key = key_of(host.layout, runtime, batch, length, threads, points, step)
+    place = cache_file().parent / f"latency-{key}.json"
+    if cache and place.is_file():
+        try:
+            return LatencyTable.from_json(json.loads(place.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError):
+            say(f"{place} is damaged; measuring again")
+    with tempfile.TemporaryDirectory(prefix="secateur-table-") as work:
+        made = artefacts(host, runtime, wanted(host.layout, points, step), (batch, length), Path(work), say)
+        ratios, dense_ms = measure(made, batch, length, threads, turns, say)
+    table = assemble(host.layout, runtime, (batch, length), threads, points, ratios, dense_ms, step)
+    if cache:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json(place, table.as_json())
+    return table
+
+
+def key_of(layout: Layout, *settings: Any) -> str:
+    """What a table depends on, as a file name."""
+    made_of = json.dumps([machine_key(), str(layout), *settings])
+    return hashlib.sha256(made_of.encode()).hexdigest()[:20]
+
+
+def wanted(layout: Layout, points: int, step: int = STEP) -> dict[str, Sizes]:
+    """Configurations to measure, by name: the dense model, each group at each size of its grid, all at half."""
+    found: dict[str, Sizes] = {DENSE: {}}
+    for group, axes in groups_of(layout).items():
+        for size in grid(layout.axis(axes[0]).size, points, step):
+            found[f"{group} @ {size}"] = dict.fromkeys(axes, size)
+    found[TOGETHER] = halves(layout)
+    return found
+
+
+def halves(layout: Layout) -> dict[str, int]:
+    """Every axis of every group at half of its units."""
+    return {name: layout.axis(name).size // 2 for axes in groups_of(layout).values() for name in axes}
+
+
+def artefacts(
+    host: TorchHost,
+    runtime: str,
+    configurations: Mapping[str, Sizes],
+    shape: tuple[int, int],
+    work: Path,
+    say: Say = lambda text: None,
+) -> dict[str, Path]:
+    """An artefact of each configuration for the runtime, under `work`; the first units of an axis stay."""
+    made = {}
+    for number, (name, sizes) in enumerate(configurations.items()):
+        folder, place = work / f"model-{number}", work / f"{runtime}-{number}"
+        made[name] = place
+        if place.exists():  # an earlier run got this far
+            continue
+        say(f"{runtime}: {name}")
+        cut = host.copy()
+        plan = Plan({axis: np.arange(size) for axis, size in sizes.items()})
+        if sizes:
+            cut.resize(plan)
+        cut.save(folder, overwrite=True)
+        artefact(folder, runtime, place, shape, False, {})
+    return made
+
+
+def measure(
+    made: Mapping[str, Path],
+    batch: int,
+    length: int,
+    threads: int,
+    turns: int,
+    say: Say = lambda text: None,
+    runs: int = 3,
+) -> tuple[dict[str, float], float]:
+    """Each artefact in turn with the dense one: medians over the dense median, and the dense median in ms."""
+    ratios: dict[str, float] = {}
+    seconds: list[float] = []
+    with target.translated():
+        dense = runner.Worker(made[DENSE], batch, length, threads)
+        try:
+            for name, folder in made.items():
+                if name == DENSE:
+                    continue
+                other = runner.Worker(folder, batch, length, threads)
+                try:
+                    pairs: tuple[list[float], list[float]] = ([], [])
+                    for _ in range(turns):
+                        pairs[0].extend(dense.time(runs))
+                        pairs[1].extend(other.time(runs))
+                finally:
+                    other.stop()
+                ratios[name] = statistics.median(pairs[1]) / statistics.median(pairs[0])
+                seconds += pairs[0]
+                say(f"{name}: {ratios[name]:.3f}")
+        finally:
+            dense.stop()
+    return ratios, 1e3 * statistics.median(seconds)
+
+
+def assemble(
+    layout: Layout,
+    runtime: str,
+    shape: Sequence[int],
+    threads: int,
+    points: int,
+    ratios: Mapping[str, float],
+    dense_ms: float,
+    step: int = STEP,
+) -> LatencyTable:
+    """The table behind measured ratios."""
+    curves, axes = {}, {}
+    for group, names in groups_of(layout).items():
+        full = layout.axis(names[0]).size
+        sizes = grid(full, points, step)
+        changes = [(ratios[f"{group} @ {size}"] - 1.0) / len(names) for size in sizes]
+        curves[group] = Curve((*sizes, full), (*changes, 0.0))
+        axes.update(dict.fromkeys(names, group))
+    table = LatencyTable(runtime, shape[0], shape[1], threads, dense_ms, curves, axes)
+    return replace(table, together=ratios[TOGETHER] - table.share(halves(layout)))

@@ -1,0 +1,120 @@
+"""What `export` and `bench` find, as plain values; no framework is needed here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.deploy import runner
+
+TOLERANCE = 1e-4
+"""Largest permitted relative error in float32: the largest difference of an output over its largest magnitude."""
+BATCHES = (1, 3, 8)
+"""Batch sizes that parity is looked at with, where a target leaves the choice."""
+WORTH_A_WORD = 0.1
+"""Share of zeros from which one wonders what they bring."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What a comparison found. `relative_error` is the largest difference over the largest magnitude of an output, both
+    over all data, that of the worst output; `worst_logit` the largest difference as it is; `agreement` the share of
+    equal argmax of the logits (rows of a classifier, tokens of a decoder), or None where there are no logits.
+    """
+
+    relative_error: float
+    worst_logit: float
+    agreement: float | None
+    examples: int
+    shapes: list[str]
+    tolerance: float
+    made_up: bool = False
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What `export` wrote. Sizes in bytes; `zeros` is the share of zeros in matrices."""
+
+    folder: Path
+    target: str
+    bytes: int
+    parameters: int
+    zeros: float
+    parity: Parity | None
+    generation: dict[str, Any] | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model on one runtime at one shape. `ratio` is its median over that of the first model; `sparse` tells whether
+    it runs on secateur's kernels there; `error` says in a sentence why there is no time.
+    """
+
+    model: str
+    runtime: str
+    batch: int
+    length: int
+    median_ms: float = float("nan")
+    low_ms: float = float("nan")
+    high_ms: float = float("nan")
+    ratio: float = float("nan")
+    startup_s: float = float("nan")
+    peak_bytes: int = 0
+    bytes: int = 0
+    zeros: float = 0.0
+    sparse: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `bench` found: timings, sentences to mind, threads, and the machine."""
+
+    timings: list[Timing]
+    warnings: list[str]
+    threads: int
+    machine: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; what was not measured is null."""
+        rows = [{k: None if isinstance(v, float) and v != v else v for k, v in asdict(t).items()} for t in self.timings]
+        return {"threads": self.threads, "machine": self.machine, "warnings": self.warnings, "rows": rows}
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """What a table calls each: the last part of its path (without `.keras`), or the whole path where two are alike."""
+    short = [path.stem if path.suffix == ".keras" else path.resolve().name for path in paths]
+    return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
+
+
+def timed(
+    rows: Mapping[str, Mapping[str, Any]], artefacts: Mapping[str, Path], runtime: str, shape: tuple[int, int]
+) -> list[Timing]:
+    """Rows of `runner.measure` with sizes and ratios."""
+    first = next((row["median_ms"] for row in rows.values() if "median_ms" in row), float("nan"))
+    found = []
+    for name, row in rows.items():
+        info = runner.read(artefacts[name])
+        ratio = row["median_ms"] / first if "median_ms" in row else float("nan")
+        sizes: dict[str, Any] = {"bytes": info["bytes"], "zeros": info["zeros"], "ratio": ratio}
+        sizes["sparse"] = runtime == "secateur" or "sparse" in info
+        found.append(Timing(name, runtime, shape[0], shape[1], **row, **sizes))
+    return found
+
+
+def words(timings: Sequence[Timing], instead: str = ", or use the runtime secateur, which skips zeros") -> list[str]:
+    """Sentences to mind: where zeros bring nothing, and where a model that lost something is no faster."""
+    said: dict[tuple[str, str], str] = {}
+    for t in timings:
+        if t.error or t.zeros < WORTH_A_WORD or t.sparse or t.runtime == "secateur" or (t.model, t.runtime) in said:
+            continue
+        took = f"; it takes {t.ratio:.2f} of the first model's time" if t.ratio == t.ratio and t.ratio != 1.0 else ""
+        said[t.model, t.runtime] = (
+            f"zeros bring nothing on {t.runtime}: {t.model} has {100 * t.zeros:.0f}% zeros, multiplied like any other "
+            f"weight{took}. Remove heads and neurons{instead}"
+        )
+    return list(said.values())

@@ -1,0 +1,87 @@
+"""PyTorch and secateur's own kernels as runtimes, so that they are timed beside the exported ones: an artefact here is
+a description that points at the model folder.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.deploy import runner
+from secateur.deploy.jobs.export import beside, check_model, zero_share
+from secateur.deploy.targets import inputs as signature
+from secateur.files import write_json
+from secateur.plan import MASKS_NAME
+from secateur.torch.open import load_model
+
+
+def write(model: nn.Module, source: Path, runtime: str, folder: Path, **options: Any) -> dict[str, Any]:
+    """Describe a model folder as an artefact for `torch` or `secateur`; returns the description."""
+    check_model(model, folder)
+    inputs = signature.inputs_of(model, beside(source), source)
+    count, zeros = zero_share(model)
+    info = {
+        "format": runner.FORMAT,
+        "target": runtime,
+        "source": str(source.resolve()),
+        "options": {k: v for k, v in options.items() if isinstance(v, str | bool | int)},
+        "class": type(model).__name__,
+        "graphs": {
+            "model": {
+                "files": [],
+                "inputs": [signature.as_json(port) for port in signature.ports_of(model, inputs)],
+                "outputs": [],
+            }
+        },
+        "parameters": count,
+        "zeros": zeros,
+        "bytes": sum(file.stat().st_size for file in source.glob("*.safetensors") if file.name != MASKS_NAME),
+        "int8": False,
+    }
+    folder.mkdir()
+    write_json(folder / runner.MANIFEST, info)
+    return info
+
+
+def load(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.Program:
+    """The model in evaluation mode under `torch.inference_mode`."""
+    model = _model(folder, threads)
+    return _program(lambda feed: model)
+
+
+def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.Program:
+    """The model with its sparse layers on secateur's kernels, chosen by measurement at the first input's size, with
+    what follows them fused and blocks of an encoder as one call.
+    """
+    from secateur import runtime
+
+    model = _model(folder, threads)
+    ready: list[nn.Module] = []
+
+    def compiled(feed: runner.Feed) -> nn.Module:
+        if not ready:
+            first = next(iter(feed.values()))
+            tokens = first.size if first.ndim == 2 else first.shape[0]
+            example = {name: torch.from_numpy(np.asarray(value)) for name, value in feed.items()}
+            ready.append(runtime.compile(model, tokens=int(tokens), example=example))
+        return ready[0]
+
+    return _program(compiled)
+
+
+def _model(folder: Path, threads: int) -> nn.Module:
+    torch.set_num_threads(threads)
+    info = runner.read(folder)
+    return load_model(info["source"], dtype=torch.float32, **info["options"])
+
+
+def _program(model: Callable[[runner.Feed], nn.Module]) -> runner.Program:
+    def run(feed: runner.Feed) -> dict[str, np.ndarray]:
+        given = {name: torch.from_numpy(np.asarray(value)) for name, value in feed.items()}
+        with torch.inference_mode():
+            return {k: v.numpy() for k, v in signature.named_outputs(model(feed), given).items()}
+
+    return run

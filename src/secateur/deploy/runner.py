@@ -1,0 +1,517 @@
+"""Runs and times exported artefacts with nothing but numpy and their runtime, so that it can be copied to any device.
+
+It is one file, however long, because it travels in export kits and imports nothing of secateur.
+
+An artefact is a folder with `artefact.json`, which says what the program takes and gives. As a script, beside a
+`kit.json` that `secateur bench --export-kit` wrote:
+
+    python device.py [--threads N] [--output results.json]
+
+Each artefact runs in a process of its own with pinned threads; the processes take turns (A B A B ...). Start-up is the
+time from the first line of this file to the first answer, the runtime's import included.
+"""
+
+import time
+
+BORN = time.perf_counter()
+
+import argparse  # noqa: E402
+import contextlib  # noqa: E402
+import ctypes  # noqa: E402
+import importlib  # noqa: E402
+import json  # noqa: E402
+import os  # noqa: E402
+import platform  # noqa: E402
+import re  # noqa: E402
+import signal  # noqa: E402
+import statistics  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import warnings  # noqa: E402
+from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+MANIFEST = "artefact.json"
+KIT, RESULTS = "kit.json", "results.json"
+OPERATORS = "secateur_onnx"
+"""The library of secateur's operators for ONNX Runtime."""
+FORMAT = 1
+SAFE_LEVELS = 64
+"""Largest whole number of an 8-bit weight that ONNX Runtime multiplies right on x86 without VNNI, where it adds two
+products in 16 bits: 255 * 65 * 2 > 32767."""
+POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+Feed = Mapping[str, np.ndarray]
+Program = Callable[[Feed], dict[str, np.ndarray]]
+"""One graph on its runtime: named arrays in (those it does not know are left out), named arrays out."""
+
+
+class ArtefactError(Exception):
+    """An artefact cannot be read or run; the message is one sentence."""
+
+
+def read(folder: Path | str) -> dict[str, Any]:
+    """The description of an artefact; ArtefactError when the folder holds none, or a damaged one."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ArtefactError(f"{folder} holds no exported model: it has no {MANIFEST}")
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if info["format"] != FORMAT:
+            raise ArtefactError(f"{path} has format {info['format']!r}; this version reads {FORMAT}")
+        for graph in info["graphs"].values():
+            for name in graph["files"]:
+                if not Path(folder, name).resolve().is_relative_to(Path(folder).resolve()):
+                    raise ArtefactError(f"{path} names {name}, which lies outside {folder}; do not use this artefact")
+                if not Path(folder, name).is_file():
+                    raise ArtefactError(f"{folder} is no whole artefact: {name} is missing; export it again")
+        for name, size in info.get("sizes", {}).items():
+            there = (Path(folder) / name).stat().st_size
+            if there != size:
+                raise ArtefactError(f"{folder} is damaged: {name} has {there} bytes, not {size}; export it again")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from None
+    return info
+
+
+# -- one function a runtime -----------------------------------------------------------------------------------------
+
+
+def load_onnx(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
+    """On ONNX Runtime, CPU, with sequential execution."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4
+    if graph.get("operators"):
+        options.register_custom_ops_library(operators(folder))
+    session = onnxruntime.InferenceSession(str(folder / graph["files"][0]), options, providers=["CPUExecutionProvider"])
+    takes = [port.name for port in session.get_inputs()]
+    gives = [port.name for port in session.get_outputs()]
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        return dict(zip(gives, session.run(gives, {name: feed[name] for name in takes}), strict=True))
+
+    return run
+
+
+def operators(folder: Path) -> str:
+    """The library of secateur's operators: the one of the secateur installed here, or one beside the program."""
+    beside = folder / f"{OPERATORS}.so"
+    try:
+        return importlib.import_module("secateur.runtime").onnx_library()
+    except (ImportError, OSError):
+        if beside.is_file():
+            return str(beside.resolve())
+    raise ArtefactError(f"the program runs on secateur's kernels: install secateur, or put {beside.name} there")
+
+
+def load_openvino(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
+    """On OpenVINO, CPU, in float32 (left to itself it computes in bfloat16 where the processor has it)."""
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
+    model = openvino.Core().compile_model(str(folder / graph["files"][0]), "CPU", settings)
+    takes = [port.any_name for port in model.inputs]
+    gives = {port.any_name: port for port in model.outputs}
+    request = model.create_infer_request()
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        found = request.infer({name: feed[name] for name in takes})
+        return {name: found[port] for name, port in gives.items()}
+
+    return run
+
+
+def load_executorch(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
+    """On ExecuTorch's portable runtime with XNNPACK; its Python face takes torch tensors, by position."""
+    import torch
+    from executorch.runtime import Runtime
+
+    torch.set_num_threads(threads)
+    with contextlib.suppress(ImportError, AttributeError, RuntimeError):
+        from executorch.extension.pybindings import portable_lib
+
+        portable_lib._threadpool_reset(threads)
+    method = Runtime.get().load_program(folder / graph["files"][0]).load_method("forward")
+    takes, gives = [port["name"] for port in graph["inputs"]], graph["outputs"]
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        found = method.execute([torch.from_numpy(np.ascontiguousarray(feed[name])) for name in takes])
+        return {n: t.numpy().copy() for n, t in zip(gives, found[len(found) - len(gives) :], strict=True)}
+
+    return run
+
+
+def load_litert(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
+    """On LiteRT with XNNPACK; one fixed shape."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(folder / graph["files"][0]), num_threads=threads)
+    interpreter.allocate_tensors()
+    signature = interpreter.get_signature_runner()
+    takes = [port["name"] for port in graph["inputs"]]
+    slots = {f"args_{i}": name for i, name in enumerate(takes)}
+    kinds = {slot: detail["dtype"] for slot, detail in signature.get_input_details().items()}
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        given = {slot: np.asarray(feed[slots[slot]], kind) for slot, kind in kinds.items()}
+        found = signature(**given)
+        return {name: found[f"output_{i}"] for i, name in enumerate(graph["outputs"])}
+
+    return run
+
+
+LOADERS = {
+    "onnx": load_onnx,
+    "openvino": load_openvino,
+    "executorch": load_executorch,
+    "litert": load_litert,
+    "torch": "secateur.deploy.jobs.torch_target:load",
+    "secateur": "secateur.deploy.jobs.torch_target:load_sparse",
+    "keras": "secateur.deploy.jobs.keras_target:load",
+    "keras program": "secateur.programs:load",
+}
+"""What loads an artefact, by the `loader` of its description or else by its target. A description, which may come from
+a stranger, can name nothing else."""
+
+
+def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
+    """One graph of an artefact on its runtime; ArtefactError when it cannot be loaded."""
+    folder, info = Path(folder), read(folder)
+    if name not in info["graphs"]:
+        raise ArtefactError(f"{folder} has no graph {name!r}; it has {', '.join(info['graphs'])}")
+    graph, key = info["graphs"][name], info.get("loader") or info["target"]
+    if key not in LOADERS:
+        raise ArtefactError(f"{folder} is for {key!r}; this version runs {', '.join(LOADERS)}; export it again")
+    if overflows(info):
+        warnings.warn(
+            f"{folder} was exported with 8-bit weights where ONNX Runtime has VNNI for them; without it, as here, its "
+            "products overflow and answers are wrong: export it on a machine like this one",
+            stacklevel=2,
+        )
+    try:
+        program = _loader(LOADERS[key])(folder, graph, threads)
+    except ArtefactError:
+        raise
+    except ImportError as error:
+        raise ArtefactError(f"{error.name} is not installed, which runs {info['target']} artefacts") from error
+    except Exception as error:
+        raise ArtefactError(f"{folder} is damaged or not for this runtime ({info['target']}): {line(error)}") from None
+    return checked(program, graph, info["target"])
+
+
+def overflows(info: Mapping[str, Any]) -> bool:
+    """Whether a program holds weights of a full 8 bits that this processor cannot multiply in ONNX Runtime; False where
+    nothing tells which it is."""
+    if info.get("levels", 0) <= SAFE_LEVELS:
+        return False
+    known = processor_flags()
+    return bool(known) and not known & {"avx512_vnni", "avx_vnni", "amx_int8"}
+
+
+def processor_flags() -> set[str]:
+    """What an x86 processor says that it can, on Linux; empty elsewhere."""
+    return {*processor_says("flags").split()}
+
+
+def processor_says(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo; '' where there is none."""
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc/cpuinfo").read_text().splitlines():
+            if entry.startswith(field):
+                return entry.partition(":")[2].strip()
+    return ""
+
+
+def _loader(where: Any) -> Callable[[Path, Mapping[str, Any], int], Program]:
+    if callable(where):
+        return where
+    module, _, function = where.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
+    """The program behind a look at the shapes it is given: one sentence instead of what a runtime prints."""
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        for port in graph["inputs"]:
+            if port["name"] not in feed:
+                raise ArtefactError(f"the program takes {port['name']}, which is not among {', '.join(feed)}")
+            shape = feed[port["name"]].shape
+            fits = len(shape) == len(port["shape"]) and all(
+                isinstance(want, str) or have == want for have, want in zip(shape, port["shape"], strict=True)
+            )
+            at_most = port.get("at_most", {})
+            if not fits or any(shape[int(dim)] > most for dim, most in at_most.items()):
+                asked = " x ".join(str(n) for n in port["shape"])
+                bound = f", at most {' x '.join(map(str, at_most.values()))}" if at_most else ""
+                raise ArtefactError(
+                    f"{port['name']} has shape {' x '.join(map(str, shape))}, but this {target} program takes "
+                    f"{asked}{bound}; export it for that shape"
+                )
+        return program(feed)
+
+    return run
+
+
+def line(error: BaseException) -> str:
+    """What an exception says, on one line of bearable length."""
+    text = re.sub(r"Exception from [^ ]+:\d+:?", "", str(error))  # where in OpenVINO's sources
+    text = " ".join(text.split()).rstrip(".") or type(error).__name__
+    return text if len(text) < 240 else text[:237] + "..."
+
+
+# -- inputs made up from the description ----------------------------------------------------------------------------
+
+
+def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
+    """Random inputs of a graph; `sizes` gives its symbolic dimensions (batch, length, target, past)."""
+    rng = np.random.default_rng(seed)
+    feed = {}
+    for port in graph["inputs"]:
+        shape = [n if isinstance(n, int) else sizes[n] for n in port["shape"]]
+        value: Any
+        if port["fill"] == "ids":
+            value = rng.integers(port["low"], port["high"], shape)
+        elif port["fill"] == "normal":
+            value = rng.standard_normal(shape)
+        else:
+            value = np.full(shape, port["fill"])
+        feed[port["name"]] = value.astype(port["dtype"])
+    return feed
+
+
+def sizes_for(graph: Mapping[str, Any], batch: int, length: int) -> dict[str, int]:
+    """Values of the symbolic dimensions of a graph; a decoder's text is as long as the encoder's, no past."""
+    return {"batch": batch, "length": length, "target": length, "past": 0}
+
+
+# -- a process an artefact ------------------------------------------------------------------------------------------
+
+
+def serve(folder: str, batch: int, length: int, threads: int) -> None:
+    """Load an artefact, answer once, then time on request: one JSON object a line on the real standard output."""
+    pin(threads)
+    end_with_parent()
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def say(value: dict[str, Any]) -> None:
+        print(json.dumps(value), file=out, flush=True)
+
+    try:
+        graph = read(folder)["graphs"]["model"]
+        feed = made_up(graph, sizes_for(graph, batch, length))
+        program = load(folder, "model", threads)
+        program(feed)
+    except Exception as error:
+        say({"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"})
+        return
+    say({"startup_s": time.perf_counter() - BORN})
+    for request in sys.stdin:
+        runs = json.loads(request)["runs"]
+        if not runs:
+            say({"peak_bytes": peak_bytes()})
+            return
+        seconds = []
+        for _ in range(runs + 1):  # the first run finds the caches of the other artefact
+            start = time.perf_counter()
+            program(feed)
+            seconds.append(time.perf_counter() - start)
+        say({"seconds": seconds[1:]})
+
+
+def end_with_parent() -> None:
+    """Have Linux end this process with the one that started it: a stopped process notices nothing by itself."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
+
+
+def peak_bytes() -> int:
+    """The largest resident memory that this process has had, or 0 where that cannot be told."""
+    try:
+        for entry in Path("/proc/self/status").read_text().splitlines():
+            if entry.startswith("VmHWM:"):
+                return int(entry.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        import resource
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+class Worker:
+    """A process that holds one artefact ready to be timed; it is stopped until it is asked, as the threads of some
+    runtimes go on spinning after a run.
+    """
+
+    def __init__(self, folder: Path | str, batch: int, length: int, threads: int) -> None:
+        environment = {**os.environ, **dict.fromkeys(POOLS, str(threads))}
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p and Path(p) != Path(__file__).parent)
+        command = [sys.executable, "-P", __file__, "--serve", str(folder)]
+        command += ["--batch", str(batch), "--length", str(length), "--threads", str(threads)]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        self.peak_bytes = 0
+        self.startup_s = self._answer()["startup_s"]
+        self._send("SIGSTOP")
+
+    def time(self, runs: int) -> list[float]:
+        """Seconds of so many runs."""
+        return self._ask(runs)["seconds"]
+
+    def close(self) -> None:
+        """End the process; `peak_bytes` is known afterwards."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ArtefactError, OSError):
+                self.peak_bytes = self._ask(0)["peak_bytes"]
+        self.stop()
+
+    def stop(self) -> None:
+        """End the process without asking it anything."""
+        self._process.kill()
+        self._process.wait()
+
+    def _ask(self, runs: int) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._send("SIGCONT")
+        self._process.stdin.write(json.dumps({"runs": runs}) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self._send("SIGSTOP")
+        return answer
+
+    def _send(self, name: str) -> None:
+        if hasattr(signal, name):  # not on Windows
+            self._process.send_signal(getattr(signal, name))
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        text = self._process.stdout.readline()
+        answer = json.loads(text) if text else {"error": "the process that ran the artefact died; is there memory?"}
+        if "error" in answer:
+            self.stop()
+            raise ArtefactError(answer["error"])
+        return answer
+
+
+def pin(threads: int) -> None:
+    """Keep this process on as many cores as it has threads, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def measure(
+    artefacts: Mapping[str, Path | str], batch: int, length: int, threads: int, turns: int = 12, runs: int = 3
+) -> dict[str, dict[str, Any]]:
+    """Time artefacts in turn at one shape: name -> median and quartiles in ms, start-up in s, peak memory in bytes.
+
+    An artefact that cannot run has only an `error`, one sentence.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    with workers(artefacts, batch, length, threads, found) as ready:
+        seconds: dict[str, list[float]] = {name: [] for name in ready}
+        for _ in range(turns):
+            for name, worker in ready.items():
+                seconds[name] += worker.time(runs)
+        for name, worker in ready.items():
+            worker.close()
+            low, middle, high = statistics.quantiles([1e3 * s for s in seconds[name]], n=4)
+            found[name] = {
+                "median_ms": middle,
+                "low_ms": low,
+                "high_ms": high,
+                "startup_s": worker.startup_s,
+                "peak_bytes": worker.peak_bytes,
+            }
+    return {name: found[name] for name in artefacts}
+
+
+@contextlib.contextmanager
+def workers(
+    artefacts: Mapping[str, Path | str], batch: int, length: int, threads: int, failed: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Worker]]:
+    """A worker for each artefact that runs; what does not goes into `failed`."""
+    ready: dict[str, Worker] = {}
+    try:
+        for name, folder in artefacts.items():
+            try:
+                ready[name] = Worker(folder, batch, length, threads)
+            except ArtefactError as error:
+                failed[name] = {"error": str(error)}
+        yield ready
+    finally:
+        for worker in ready.values():
+            worker.stop()
+
+
+def machine() -> dict[str, Any]:
+    """What a result depends on besides the artefact."""
+    return {
+        "processor": processor_says("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def run_kit(folder: Path, threads: int | None, say: Callable[[str], None]) -> dict[str, Any]:
+    """Time everything in a kit: what `kit.json` lists, at its shapes, artefacts of one runtime in turn."""
+    kit = json.loads((folder / KIT).read_text(encoding="utf-8"))
+    threads = threads or kit["threads"]
+    rows: list[dict[str, Any]] = []
+    for runtime, artefacts in kit["runtimes"].items():
+        for batch in kit["batch"]:
+            for length in kit["length"]:
+                say(f"{runtime}, {batch} x {length} ...")
+                places = {name: folder / place for name, place in artefacts.items()}
+                for name, row in measure(places, batch, length, threads, kit["turns"]).items():
+                    rows.append({"model": name, "runtime": runtime, "batch": batch, "length": length, **row})
+    return {"format": FORMAT, "kit": kit["id"], "threads": threads, "machine": machine(), "rows": rows}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The script: time a kit and write its results, or serve one artefact."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--output", type=Path, help="default: results.json beside this script")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.serve:
+        serve(options.serve, options.batch, options.length, options.threads)
+        return
+    folder = Path(__file__).parent
+    if not (folder / KIT).is_file():
+        parser.error(f"there is no {KIT} beside this script; `secateur bench ... --export-kit FOLDER` writes one")
+    results = run_kit(folder, options.threads, lambda text: print(text, file=sys.stderr, flush=True))
+    target = options.output or folder / RESULTS
+    target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    for row in results["rows"]:
+        took = row.get("error") or f"{row['median_ms']:.2f} ms ({row['low_ms']:.2f} to {row['high_ms']:.2f})"
+        print(f"{row['runtime']:12} {row['model']:20} {row['batch']} x {row['length']}: {took}")
+    print(f"written: {target}")
+
+
+if __name__ == "__main__":
+    main()

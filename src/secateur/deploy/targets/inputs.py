@@ -1,0 +1,150 @@
+"""What a model takes, found from the model and what lies beside it: its signature, dummy inputs, config, tokenizer and
+image processor; never from its name.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.deploy import runner
+from secateur.deploy.target import DeployError, Port, Target
+from secateur.torch.data.example import BATCH, LENGTH, TARGET_LENGTH, example_for
+from secateur.torch.data.text_rows import text_positions
+from secateur.torch.shrink.vocabulary import TABLE
+
+SYMBOLS = {"batch": BATCH, "length": LENGTH, "target": TARGET_LENGTH}
+"""Symbolic dimensions and the sizes that they have in an example."""
+TRAVELS = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.jinja"]
+TRAVELS += ["preprocessor_config.json", "processor_config.json", "generation_config.json", TABLE]
+"""Files that go with an artefact: what turns text or images into inputs."""
+DEFAULT_BOUNDS = {"batch": 8, "length": 128}
+"""Largest batch and length for targets that need to know them and were not told."""
+
+
+def inputs_of(model: nn.Module, tokenizer: Any = None, source: Path | None = None) -> dict[str, torch.Tensor]:
+    """Example inputs of the model: what the tokenizer gives and the model takes, images of the processor's size."""
+    example = example_for(model)
+    takes = inspect.signature(model.forward).parameters
+    for name in getattr(tokenizer, "model_input_names", ()):
+        if name in takes and name not in example and "input_ids" in example:
+            example[name] = torch.zeros_like(example["input_ids"])
+    size = image_size(source) if source is not None else None
+    if size is not None and "pixel_values" in example:
+        batch, channels = example["pixel_values"].shape[:2]
+        example["pixel_values"] = torch.rand(batch, channels, *size)
+    return example
+
+
+def image_size(folder: Path) -> tuple[int, int] | None:
+    """Height and width in pixels of what the image processor in a folder gives, or None."""
+    try:
+        settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    for key in ("crop_size", "size"):
+        value = settings.get(key)
+        if isinstance(value, dict) and "height" in value:
+            return int(value["height"]), int(value["width"])
+        if isinstance(value, int):
+            return value, value
+    return None
+
+
+def ports_of(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Port]:
+    """The ports behind example inputs: whole numbers in two dimensions are tokens, everything else varies by batch."""
+    main = getattr(model, "main_input_name", None)
+    vocabulary = _vocabulary(model)
+    ports = []
+    for name, value in inputs.items():
+        if not isinstance(value, torch.Tensor):
+            raise DeployError(f"the example's {name} is a {type(value).__name__}, not a tensor; pass tensors only")
+        shape: list[int | str] = ["batch", *map(int, value.shape[1:])]
+        tokens = value.dim() == 2 and not value.is_floating_point()
+        if tokens:
+            decoders = name.startswith("decoder_") and name != main
+            shape[1] = "target" if decoders else "length"
+        fill: str | float = "normal"
+        if not value.is_floating_point():
+            fill = value.flatten()[0].item() if bool((value == value.flatten()[0]).all()) else "ids"
+        dtype = str(value.dtype).removeprefix("torch.")
+        ports.append(Port(name, dtype, tuple(shape), fill, high=vocabulary))
+    return ports
+
+
+def _vocabulary(model: nn.Module) -> int:
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weight = getattr(embeddings, "weight", None)
+    return int(weight.shape[0]) if weight is not None and weight.dim() == 2 else 2
+
+
+def fitted(target: Target, model: nn.Module, ports: list[Port], batch: int | None, length: int | None) -> list[Port]:
+    """The ports as the target can hold them; DeployError for shapes that it, or the model, cannot have."""
+    symbols = {n for port in ports for n in port.shape if isinstance(n, str)}
+    if target.shapes == "any":
+        if batch is not None or length is not None:
+            raise DeployError(f"{target.name} takes any batch and length; leave out batch and length")
+        return ports
+    asked = {"batch": batch, "length": length}
+    sizes = {name: most if asked[name] is None else int(asked[name] or 0) for name, most in DEFAULT_BOUNDS.items()}
+    positions = positions_of(model)
+    if length is None and positions is not None:
+        sizes["length"] = min(sizes["length"], positions)
+    sizes["target"] = sizes["length"]
+    for name, value in sizes.items():
+        if value < 1 or (name != "batch" and value < 2):
+            raise DeployError(f"{name} {value} is too small; {target.name} needs at least one row and two tokens")
+    if length is not None and "length" not in symbols and "target" not in symbols:
+        raise DeployError(f"{type(model).__name__} takes no tokens, so there is no length {length}; leave it out")
+    if positions is not None and sizes["length"] > positions and symbols & {"length", "target"}:
+        raise DeployError(
+            f"length {sizes['length']} is more than the {positions} positions of the model; pass length {positions}"
+        )
+    if target.shapes == "fixed":
+        return [replace(p, shape=tuple(sizes.get(n, n) if isinstance(n, str) else n for n in p.shape)) for p in ports]
+    return [replace(p, at_most={i: sizes[n] for i, n in enumerate(p.shape) if isinstance(n, str)}) for p in ports]
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """How many tokens the model has positions for, where its config says so."""
+    config = getattr(model, "config", None)
+    others = [getattr(config, name, None) for name in ("max_target_positions", "n_positions")]
+    found = [text_positions(model), *others]
+    return min((int(n) for n in found if isinstance(n, int) and n > 0), default=None)
+
+
+def tensors(ports: list[Port], sizes: Mapping[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Made-up inputs of those sizes; symbols that are bounded below a size take the bound."""
+    graph = {"inputs": [as_json(port) for port in ports]}
+    bounds = {n: min(sizes[n], most) for p in ports for n, most in _bounds(p).items()}
+    return {k: torch.from_numpy(v) for k, v in runner.made_up(graph, {**sizes, **bounds}, seed).items()}
+
+
+def _bounds(port: Port) -> dict[str, int]:
+    return {str(port.shape[dim]): most for dim, most in port.at_most.items()}
+
+
+def as_json(port: Port) -> dict[str, Any]:
+    """A port as `artefact.json` holds it."""
+    return {**asdict(port), "shape": list(port.shape), "at_most": {str(k): v for k, v in port.at_most.items()}}
+
+
+def named_outputs(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors that a model gives, by name, caches left out."""
+    from transformers.exporters.utils import get_leaf_tensors
+
+    takes = inspect.signature(model.forward).parameters
+    extra = {"use_cache": False} if "use_cache" in takes else {}
+    return get_leaf_tensors(model(**inputs, **extra))
+
+
+def shapes_of(feed: Mapping[str, Any]) -> str:
+    """Shapes of a batch in words, e.g. "8 x 64"."""
+    first = next(iter(feed.values()))
+    return " x ".join(str(n) for n in np.shape(first))
