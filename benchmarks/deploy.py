@@ -25,7 +25,6 @@ import torch
 import transformers
 
 from secateur.cost import macs
-from secateur.data import Rows
 from secateur.deploy import runner
 from secateur.deploy.jobs import parity, results
 from secateur.deploy.jobs.bench import bench, installed
@@ -35,6 +34,7 @@ from secateur.errors import SecateurError
 from secateur.files import write_json
 from secateur.jobs.demo import Settings, demo_rows, dense_model
 from secateur.jobs.train import fine_tune
+from secateur.labelled_rows import Rows
 from secateur.plan import Plan
 from secateur.torch.data.text_rows import encode, load_tokenizer
 from secateur.torch.host import TorchHost

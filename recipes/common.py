@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-from secateur.evaluate import Score
 from secateur.jobs.demo import LENGTH, Settings, demo_rows, dense_model
 from secateur.jobs.text_classifier import evaluate
+from secateur.scores import Score
 from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from secateur import repair as repair
     from secateur.budget import OWL, Global, PerKind, Threshold, Uniform
     from secateur.check import verify
+    from secateur.find_host import open
     from secateur.layout import Axis, Layout
-    from secateur.opening import open
     from secateur.plan import Plan
     from secateur.pruning import prune
     from secateur.select import NM, Block, Element, Unit
@@ -41,7 +41,7 @@ _HOME = {
     "Uniform": "secateur.budget",
     "Unit": "secateur.select",
     "load": "secateur.torch.files.saving",
-    "open": "secateur.opening",
+    "open": "secateur.find_host",
     "prune": "secateur.pruning",
     "verify": "secateur.check",
 }

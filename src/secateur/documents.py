@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from secateur.data import READERS, read_rows
 from secateur.errors import DataError
+from secateur.labelled_rows import READERS, read_rows
 
 
 def read_documents(path: Path | str, text_column: str = "text") -> list[str]:
     """Documents of a file, in its order, empty ones left out.
 
-    A file of a kind that `secateur.data` reads has one in each row. Any other file is plain text in UTF-8: documents
-    are parted by empty lines, or stand one on each line where there are none.
+    A file of a kind that `secateur.labelled_rows` reads has one in each row. Any other file is plain text in UTF-8:
+    documents are parted by empty lines, or stand one on each line where there are none.
 
     Raises DataError for a file that does not exist, is no text, or holds none.
     """

@@ -15,7 +15,7 @@ from secateur.errors import DataError, ModelError, PlanError
 from secateur.host import Host
 from secateur.layout import Axis, Layout
 from secateur.plan import Plan
-from secateur.repairing import Repair, layer_of, repair_weights
+from secateur.repair.walk import Repair, layer_of, repair_weights
 from secateur.select import NM, Pattern, Unit, check_budget, resolve_axes, select_units, select_weights
 from secateur.stats import OF_AXIS, OF_WEIGHT, Stats
 

@@ -39,7 +39,7 @@ def test_export_to_a_disk_without_room(refused, classifier, place, monkeypatch):
         monkeypatch.setattr(export.shutil, "disk_usage", lambda path: usage._replace(free=1000))
         raise RuntimeError("LLVM ERROR: IO failure on output stream")
 
-    monkeypatch.setattr(onnx_target.transformers, "write", full)
+    monkeypatch.setattr(onnx_target.transformers_exporter, "write", full)
     assert "no space is left beside" in refused(*arguments)
     assert "has 0 MB left; make room or choose another output" in refused(*arguments)
 

@@ -82,8 +82,8 @@ def test_texts_longer_than_the_model(prune, tmp_path):
 def test_positions_that_begin_after_a_padding_index(encoder):
     import transformers
 
-    from secateur.data import Rows
     from secateur.errors import DataError
+    from secateur.labelled_rows import Rows
     from secateur.torch.data.text_rows import encode, text_positions
 
     sizes = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}

@@ -349,7 +349,7 @@ def test_scores_by_hand():
 
     import numpy as np
 
-    from secateur.perplexity import interval_of, text_score, unigram_loss
+    from secateur.scores import interval_of, text_score, unigram_loss
 
     assert unigram_loss(np.array([[1, 1, 2, 2]])) == pytest.approx(math.log(2))
     tokens = np.array([[0, 1, 2], [0, 2, 1]])

@@ -31,7 +31,7 @@ def uneven(tmp_path_factory, classifier):
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory):
-    from secateur.data import read_rows
+    from secateur.labelled_rows import read_rows
 
     return read_rows(write_texts(tmp_path_factory.mktemp("rows") / "rows.csv", rows=30))
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.data import Rows
 from secateur.deploy import target
 from secateur.deploy.jobs import bench, generation, parity
 from secateur.deploy.jobs import export as exporting
 from secateur.deploy.jobs.export import export
 from secateur.deploy.target import DeployError, refusal
 from secateur.errors import ModelError
+from secateur.labelled_rows import Rows
 
 from ..torch import models, tiny
 
@@ -231,14 +231,14 @@ def test_a_tokenizer_that_is_there_is_read(classifier, tmp_path):
     import shutil
 
     copy = shutil.copytree(classifier, tmp_path / "copy")
-    assert export.beside(copy).pad_token is not None
+    assert exporting.beside(copy).pad_token is not None
     (copy / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="holds no tokenizer: "):
-        export.beside(copy)
+        exporting.beside(copy)
     for path in copy.glob("tokenizer*"):
         path.unlink()
-    assert export.beside(copy) is None
-    assert export.beside("nobody/knows-this-model") is None
+    assert exporting.beside(copy) is None
+    assert exporting.beside("nobody/knows-this-model") is None
 
 
 def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch):
@@ -268,7 +268,7 @@ def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch)
 @needs("onnx")
 def test_data_that_does_not_fit(classifier, tmp_path):
     kind = target.Target("onnx", (), "any", lambda *a: {})
-    ports = export.signature.ports_of(model := secateur.load(classifier), export.signature.inputs_of(model))
+    ports = exporting.signature.ports_of(model := secateur.load(classifier), exporting.signature.inputs_of(model))
     with pytest.raises(DeployError, match="texts need a tokenizer"):
         list(parity.batches(model, None, Rows(["a film"]), kind, ports, None))
     with pytest.raises(DeployError, match="a batch is a mapping"):

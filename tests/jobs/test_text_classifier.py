@@ -4,9 +4,9 @@ import torch
 import secateur
 from secateur import criteria
 from secateur.budget import Global, Uniform
-from secateur.data import read_rows
 from secateur.errors import PlanError
-from secateur.jobs.text_classifier import Data, Step, Tuning, compare_latency, run, save_dense, tensor_bytes
+from secateur.jobs.text_classifier import Data, Stage, Tuning, compare_latency, run, save_dense, tensor_bytes
+from secateur.labelled_rows import read_rows
 from secateur.pruning import default_weights
 from secateur.select import Element, Unit
 from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
@@ -28,7 +28,7 @@ def test_gradual_and_distilled_zeros_are_packed(job):
     host, data, folder = job
     before = {name: p.clone() for name, p in host.model.named_parameters()}
     save_dense(host, folder / "reference", data.tokenizer)
-    step = Step(criteria.magnitude, Element(), Global(0.8))
+    step = Stage(criteria.magnitude, Element(), Global(0.8))
     outcome = run("m", host, [step], data, Tuning(2, 1e-3, distil=True, gradual=True), folder / "out")
     linears = default_weights(host.layout)
     counted = sum(host.read(name).numel() for name in linears)
@@ -46,7 +46,7 @@ def test_gradual_and_distilled_zeros_are_packed(job):
 @pytest.mark.slow
 def test_units_shrink_and_a_report_says_by_how_much(job):
     host, data, folder = job
-    step = Step(criteria.fisher, Unit("head", "ffn"), Uniform(0.5))
+    step = Stage(criteria.fisher, Unit("head", "ffn"), Uniform(0.5))
     outcome = run("u", host, [step], data, Tuning(1, 1e-3), folder / "out")
     assert outcome.difference <= 1e-5
     assert outcome.macs_ratio < 0.7
@@ -58,7 +58,7 @@ def test_units_shrink_and_a_report_says_by_how_much(job):
 def test_gradual_pruning_of_what_needs_data_is_refused(job):
     host, data, folder = job
     with pytest.raises(PlanError, match="takes the criterion magnitude"):
-        step = Step(criteria.taylor, Element(), Global(0.8))
+        step = Stage(criteria.taylor, Element(), Global(0.8))
         run("t", host, [step], data, Tuning(1, gradual=True), folder / "out")
     assert not (folder / "out").exists()
 
@@ -77,11 +77,11 @@ def test_latency_is_taken_in_another_process(job):
 @pytest.mark.slow
 def test_zeros_of_an_earlier_step_are_held_counted_and_packed(job):
     host, data, folder = job
-    first = run("p", host, [Step(criteria.magnitude, Element(), Uniform(0.8))], data, Tuning(), folder / "p80")
+    first = run("p", host, [Stage(criteria.magnitude, Element(), Uniform(0.8))], data, Tuning(), folder / "p80")
     linears = default_weights(host.layout)
     again = open_folder(folder / "p80")
     assert sorted(again.plan.masks) == sorted(linears)
-    outcome = run("s", again, [Step(criteria.magnitude, Unit("ffn"), Uniform(0.25))], data, Tuning(1), folder / "s")
+    outcome = run("s", again, [Stage(criteria.magnitude, Unit("ffn"), Uniform(0.25))], data, Tuning(1), folder / "s")
     small = open_folder(folder / "s")
     query = "bert.encoder.layer.0.attention.self.query.weight"
     assert torch.equal(small.read(query) == 0, again.read(query) == 0)
@@ -99,7 +99,7 @@ def test_gradual_pruning_keeps_earlier_zeros(job):
     host, data, _ = job
     host.apply(secateur.prune(host, criteria.magnitude, Element(), 0.8))
     again = open_module(host.model)
-    step = Step(criteria.magnitude, Element(), Uniform(0.1))
+    step = Stage(criteria.magnitude, Element(), Uniform(0.1))
     outcome = run("g", again, [step], data, Tuning(1, gradual=True))
     assert outcome.total - outcome.nonzero == again.plan.provenance["found"]["zeros"]
     assert outcome.provenance["gradual"]

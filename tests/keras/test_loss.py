@@ -7,7 +7,7 @@ import pytest
 import secateur
 from secateur import Plan
 from secateur.errors import DataError
-from secateur.keras.workflow import Arrays, Tuning, logits, run
+from secateur.keras.workflow import Arrays, KerasTuning, logits, run
 
 Sparse = keras.losses.SparseCategoricalCrossentropy
 X = np.random.default_rng(0).normal(size=(12, 6)).astype("float32")
@@ -109,7 +109,7 @@ def test_probabilities_are_not_softmaxed_again(end, tmp_path):
     assert -np.log(exact[np.arange(12), Y]).mean() == pytest.approx(wanted, rel=1e-5)
     host, data = secateur.open(model), Arrays(X, Y)
     outcome = run(
-        host, secateur.criteria.taylor, secateur.Element(), secateur.budget.Global(0.5), data, data, Tuning(),
+        host, secateur.criteria.taylor, secateur.Element(), secateur.budget.Global(0.5), data, data, KerasTuning(),
         tmp_path / "out",
     )  # fmt: skip
     assert outcome.dense.loss == pytest.approx(wanted, rel=1e-5)

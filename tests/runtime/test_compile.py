@@ -429,7 +429,7 @@ def test_an_activation_that_others_need_is_not_fused():
 def test_a_layer_takes_the_form_for_the_call(monkeypatch, tmp_path):
     def at_few_tokens(array, bias, tokens, value, use_cache, activations, full):
         packing = {"format": "bitmask"} if tokens == 1 else {"format": "tiled"} if array.shape[0] == 64 else None
-        return choosing.Choice(packing, 2.0, 1.0)
+        return choosing.FormatChoice(packing, 2.0, 1.0)
 
     monkeypatch.setattr(compile_model, "choose", at_few_tokens)
     model = prune(nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5)))

@@ -78,13 +78,13 @@ def compiled(model, **more):
 @pytest.fixture
 def steps(monkeypatch):
     """The shapes of what programs were run on."""
-    seen, real = [], decoder_step.Program.run
+    seen, real = [], decoder_step.DecoderRunner.run
 
     def run(self, x, given, prepared):
         seen.append(tuple(x.shape))
         return real(self, x, given, prepared)
 
-    monkeypatch.setattr(decoder_step.Program, "run", run)
+    monkeypatch.setattr(decoder_step.DecoderRunner, "run", run)
     return seen
 
 
@@ -338,8 +338,8 @@ def test_what_cannot_take_a_token_at_a_time_says_why():
 
 
 def test_a_block_that_would_give_something_else_is_left_alone(monkeypatch):
-    real = decoder_step.Program.run
-    monkeypatch.setattr(decoder_step.Program, "run", lambda self, *given: real(self, *given) * 1.001)
+    real = decoder_step.DecoderRunner.run
+    monkeypatch.setattr(decoder_step.DecoderRunner, "run", lambda self, *given: real(self, *given) * 1.001)
     fast = compiled(decoder("Llama"))
     assert not decoder_step.decoders_of(fast)
     assert fast.secateur_report.apart == "model.layers.0 gives another result one token at a time"
@@ -348,7 +348,7 @@ def test_a_block_that_would_give_something_else_is_left_alone(monkeypatch):
         given.cache = copy.deepcopy(given.cache)
         return real(self, x, given, prepared)
 
-    monkeypatch.setattr(decoder_step.Program, "run", keeps_nothing)
+    monkeypatch.setattr(decoder_step.DecoderRunner, "run", keeps_nothing)
     assert not decoder_step.decoders_of(compiled(decoder("Llama")))
     monkeypatch.setattr(install_decoder_step, "_both", lambda *_: 1 / 0)
     fast = compiled(decoder("Llama"))

@@ -21,7 +21,7 @@ from secateur.runtime.layers import attention, operators
 from secateur.runtime.layers import fused as onecall
 from secateur.runtime.layers import tuning as choosing
 from secateur.runtime.layers.linear import ByTokens
-from secateur.runtime.run.install_chain import Outcome
+from secateur.runtime.run.install_chain import ChainOutcome
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -32,7 +32,7 @@ WHAT = ("activations", CALLS, "gates", "norms")
 @pytest.fixture(autouse=True)
 def layer_by_layer(monkeypatch):
     """No blocks as one call, which would hide what is fused into their layers."""
-    monkeypatch.setattr(compile_model, "chain_blocks", lambda *args: Outcome())
+    monkeypatch.setattr(compile_model, "chain_blocks", lambda *args: ChainOutcome())
     monkeypatch.setattr(compile_model, "step_blocks", lambda *args: (0, ""))
 
 
@@ -99,7 +99,7 @@ def native(monkeypatch):
 
 def always_sparse(array, bias, tokens, value, use_cache, activations, full):
     tiled = choosing.unmeasured(array, tokens, value, activations).packing
-    return choosing.Choice({"format": "bitmask"} if tokens == 1 else tiled, 2.0, 1.0)
+    return choosing.FormatChoice({"format": "bitmask"} if tokens == 1 else tiled, 2.0, 1.0)
 
 
 def compare(fast, model, batch):
@@ -463,7 +463,7 @@ def test_a_norm_alone_and_a_residual_of_the_input(native):
 
 def test_an_activation_that_stays_is_not_lost(monkeypatch):
     def at_few_tokens(array, bias, tokens, value, use_cache, activations, full):
-        return choosing.Choice({"format": "bitmask"} if tokens == 1 else None, 2.0, 1.0)
+        return choosing.FormatChoice({"format": "bitmask"} if tokens == 1 else None, 2.0, 1.0)
 
     monkeypatch.setattr(compile_model, "choose", at_few_tokens)
     torch.manual_seed(0)

@@ -52,7 +52,7 @@ def command(
     from secateur.cli import kinds
     from secateur.errors import SecateurError
     from secateur.files import check_output
-    from secateur.opening import is_keras_file
+    from secateur.find_host import is_keras_file
 
     some_keras = any(map(is_keras_file, models or ()))
     kind = "results" if results is not None else "keras" if some_keras else "kit" if export_kit is not None else "time"

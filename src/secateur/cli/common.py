@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from secateur.data import Rows
+    from secateur.labelled_rows import Rows
     from secateur.layout import Layout
     from secateur.torch.host import TorchHost
 
@@ -137,8 +137,8 @@ def read_layout(path: Path | None) -> "Layout | None":
 
 def read_data(path: Path | None, text_column: str, label_column: str | None, split: str | None) -> "Rows":
     """Rows of the --data option."""
-    from secateur.data import read_rows
     from secateur.errors import DataError
+    from secateur.labelled_rows import read_rows
 
     if path is None:
         raise DataError("data is needed here; pass --data FILE with --text-column and --label-column")

@@ -8,7 +8,7 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.evaluate import Score
+    from secateur.scores import Score
 
 NAME = "eval"
 EXAMPLES = (
@@ -55,7 +55,7 @@ def command(
     The data of a `.keras` classifier is an .npz of x and y.
     """
     from secateur.cli import kinds
-    from secateur.opening import is_keras_file
+    from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, PERPLEXITY if task == PERPLEXITY else "keras" if is_keras_file(model) else "labels")
     options = {"trust_remote_code": True} if trust_remote_code else {}

@@ -67,7 +67,7 @@ def command(
     """
     from secateur.cli import kinds
     from secateur.files import check_output
-    from secateur.opening import is_keras_file
+    from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
     check_output(output, overwrite)

@@ -29,7 +29,7 @@ def command(
     """Show axes, sizes, parameters, multiply-accumulates, and what is frozen and why."""
     from secateur.cli import kinds
     from secateur.cost import macs, parameters, unit_parameters
-    from secateur.opening import is_keras_file
+    from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
     if is_keras_file(model):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.cli import common
-from secateur.opening import is_keras_file, keras_module
+from secateur.find_host import is_keras_file, keras_module
 
 
 def open_host(model: str, example: Any = None, layout: Any = None) -> Any:
@@ -22,7 +22,7 @@ def inspect(model: str, layout_file: Path | None) -> tuple[Any, dict[str, list[i
 
 def evaluate(model: str, data: Path | None, against: str | None, batch_size: int, threads: int | None) -> Any:
     """The Score of a classifier on an `.npz` file, against a dense one if there is one."""
-    from secateur.evaluate import score
+    from secateur.scores import score
 
     workflow = _workflow(threads)
     keras = keras_module("secateur.keras")

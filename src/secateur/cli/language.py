@@ -13,7 +13,7 @@ from secateur.cli.kinds import given
 
 if TYPE_CHECKING:
     from secateur.recipe import Recipe
-    from secateur.torch.stream.run import Done, Report
+    from secateur.torch.stream.run import Done, RunReport
 
 
 FROM_RECIPE = ("task", "criterion", "pattern", "sparsity", "calibration", "text_column", "samples", "context", "seed")
@@ -235,7 +235,7 @@ def _mean_and_worst(errors: list[float]) -> tuple[str, str]:
     return (_number(sum(errors) / len(errors)), _number(max(errors))) if errors else (_number(None), _number(None))
 
 
-def show(report: "Report", recipe: "Recipe", json: bool) -> None:
+def show(report: "RunReport", recipe: "Recipe", json: bool) -> None:
     """What was pruned, by kind of weight, and what counts."""
     if json:
         common.print_json(

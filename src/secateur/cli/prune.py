@@ -164,7 +164,7 @@ def command(
 
     from secateur.errors import DataError, PlanError
     from secateur.files import check_output, new_folder
-    from secateur.opening import is_keras_file
+    from secateur.find_host import is_keras_file
     from secateur.select import parse_pattern
 
     if model is None or output is None:
@@ -194,7 +194,7 @@ def command(
         common.read_data(eval_data or data, text_column, label_column, eval_split) if eval_data or eval_split else None
     )
 
-    from secateur.jobs.text_classifier import Step, Tuning, run
+    from secateur.jobs.text_classifier import Stage, Tuning, run
 
     common.quiet_libraries()
     common.set_threads(threads)
@@ -211,7 +211,7 @@ def command(
     outcome = run(
         output.name,
         host,
-        [Step(score, shape, share)],
+        [Stage(score, shape, share)],
         material,
         Tuning(fine_tune, learning_rate, seed, distil, gradual),
         output,
@@ -272,7 +272,7 @@ def make_budget(value: float, by: str, budget: str) -> "Budget":
 
 def kind_of(model: str, sweep: str | None, sweep_by: str) -> str:
     """The kind of run, as `secateur.cli.kinds` calls it, of all that is not pruned block by block."""
-    from secateur.opening import is_keras_file
+    from secateur.find_host import is_keras_file
 
     if is_keras_file(model):
         return "keras"
@@ -312,8 +312,8 @@ def prepare(
     seed: int,
 ) -> "Data":
     """Encode rows; hold out a stratified tenth for the report unless other data was named."""
-    from secateur.data import shuffled, split_rows
     from secateur.jobs.text_classifier import Data
+    from secateur.labelled_rows import shuffled, split_rows
     from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
 
     tokenizer = load_tokenizer(model)

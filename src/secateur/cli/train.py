@@ -33,7 +33,7 @@ def command(
     Zeros of a pruned model stay zero.
     """
     from secateur.files import check_output
-    from secateur.opening import is_keras_file
+    from secateur.find_host import is_keras_file
 
     if is_keras_file(model):
         from secateur.cli import keras

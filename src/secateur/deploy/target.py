@@ -43,7 +43,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Graph:
+class ExportUnit:
     """One graph to be written: a module, tensors to trace it with, and its ports."""
 
     module: nn.Module
@@ -59,7 +59,7 @@ class Written:
     outputs: Sequence[str]
 
 
-Writer = Callable[[Mapping[str, Graph], Path, bool], dict[str, Written]]
+Writer = Callable[[Mapping[str, ExportUnit], Path, bool], dict[str, Written]]
 """(graphs by name, folder, int8) -> what was written, by name."""
 
 

@@ -21,14 +21,12 @@ from secateur._version import __version__
 from secateur.budget import Global, Uniform
 from secateur.check import difference
 from secateur.cost import parameters
-from secateur.data import Rows, read_rows, split_rows
 from secateur.errors import ModelError
-from secateur.evaluate import Score, score
 from secateur.files import new_folder, write_json
 from secateur.jobs.text_classifier import (
     Data,
     Outcome,
-    Step,
+    Stage,
     Track,
     Tuning,
     compare_latency,
@@ -40,7 +38,9 @@ from secateur.jobs.text_classifier import (
     tensor_bytes,
 )
 from secateur.jobs.train import classifier_options, fine_tune
+from secateur.labelled_rows import Rows, read_rows, split_rows
 from secateur.pruning import default_weights
+from secateur.scores import Score, score
 from secateur.select import Element, Unit
 from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
 from secateur.torch.host import TorchHost
@@ -143,16 +143,16 @@ def dense_model(settings: Settings, cache: Path, train: Rows, *, progress: bool 
     return folder, False
 
 
-def procedures(tuning: Tuning) -> dict[str, tuple[Step, Tuning]]:
+def procedures(tuning: Tuning) -> dict[str, tuple[Stage, Tuning]]:
     """What the demo does, by name. Magnitude over all weights together is one threshold on |w|."""
     long = replace(
         tuning, epochs=2 * tuning.epochs, learning_rate=1.5 * tuning.learning_rate, distil=True, gradual=True
     )
     return {
-        "magnitude threshold, 80%": (Step(criteria.magnitude, Element(), Global(0.8)), long),
-        "gradient rank, 30%": (Step(criteria.gradient, Element(), Uniform(0.3)), tuning),
-        "attention score, half the heads": (Step(criteria.attention_output, Unit("head"), Uniform(0.5)), tuning),
-        "half the heads and FFN neurons": (Step(criteria.fisher, Unit("head", "ffn"), Uniform(0.5)), tuning),
+        "magnitude threshold, 80%": (Stage(criteria.magnitude, Element(), Global(0.8)), long),
+        "gradient rank, 30%": (Stage(criteria.gradient, Element(), Uniform(0.3)), tuning),
+        "attention score, half the heads": (Stage(criteria.attention_output, Unit("head"), Uniform(0.5)), tuning),
+        "half the heads and FFN neurons": (Stage(criteria.fisher, Unit("head", "ffn"), Uniform(0.5)), tuning),
     }
 
 

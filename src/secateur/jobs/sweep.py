@@ -7,10 +7,10 @@ import numpy as np
 
 from secateur.arrays import to_numpy
 from secateur.budget import Budget
-from secateur.evaluate import Score, score
 from secateur.jobs.text_classifier import Data, Track, logits, silent
 from secateur.plan import Plan
 from secateur.pruning import Criterion, check_weights, needs_of, prune, weight_scores
+from secateur.scores import Score, score
 from secateur.select import Pattern, Unit, resolve_axes
 from secateur.stats import Stats
 from secateur.torch.host import TorchHost

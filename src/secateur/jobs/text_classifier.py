@@ -16,12 +16,12 @@ from secateur.budget import Budget, Global, Uniform
 from secateur.check import difference, verify
 from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import ModelError, PlanError
-from secateur.evaluate import Score, score
 from secateur.files import new_folder
 from secateur.jobs.train import fine_tune
 from secateur.plan import MASKS_NAME, Plan, resized_masks
 from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
 from secateur.schedule import cubic
+from secateur.scores import Score, score
 from secateur.select import NM, Pattern, Unit
 from secateur.torch.data.text_rows import Batches
 from secateur.torch.files.safetensors_header import read_entries
@@ -51,7 +51,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Step:
+class Stage:
     """One pruning decision: how to score, what to remove, how much. Several steps in turn make one plan."""
 
     criterion: Criterion
@@ -133,7 +133,7 @@ def evaluate(host: TorchHost, test: Batches, dense: np.ndarray | None = None, tr
     return score(logits(host, track(test, "evaluate")), test.labels(), dense)
 
 
-def decide(host: TorchHost, steps: Sequence[Step], calibration: Iterable[Any], track: Track = silent) -> Plan:
+def decide(host: TorchHost, steps: Sequence[Stage], calibration: Iterable[Any], track: Track = silent) -> Plan:
     """The plan of all steps, each scored on the model as it is, and of what had been pruned when it was opened."""
     plan = host.plan or Plan()
     for step in steps:
@@ -142,7 +142,7 @@ def decide(host: TorchHost, steps: Sequence[Step], calibration: Iterable[Any], t
     return plan.check(host.layout)
 
 
-def gradually(host: TorchHost, steps: Sequence[Step], tuning: Tuning, data: Data) -> Gradual:
+def gradually(host: TorchHost, steps: Sequence[Stage], tuning: Tuning, data: Data) -> Gradual:
     """The callback that prunes `host` by the steps while it trains; PlanError when they need more than weights."""
     for step in steps:
         fits = isinstance(step.budget, Uniform | Global) and not isinstance(step.pattern, Unit | NM)
@@ -167,7 +167,7 @@ def gradually(host: TorchHost, steps: Sequence[Step], tuning: Tuning, data: Data
 def run(
     name: str,
     host: TorchHost,
-    steps: Sequence[Step],
+    steps: Sequence[Stage],
     data: Data,
     tuning: Tuning,
     output: Path | None = None,

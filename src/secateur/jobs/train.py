@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.data import Rows
 from secateur.errors import DataError
+from secateur.labelled_rows import Rows
 from secateur.plan import Plan
 from secateur.torch.host import TorchHost
 from secateur.torch.train.callback import Bar, Hold, Holding

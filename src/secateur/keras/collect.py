@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.errors import DataError
 from secateur.keras.batches import run, unpack
-from secateur.keras.gradients import Found, gradients
+from secateur.keras.gradients import BatchGradients, gradients
 from secateur.keras.naming import layers
 from secateur.keras.rules import base_of
 from secateur.keras.watch import Tokens, attending, noting, reading, replaced
@@ -66,7 +66,7 @@ def collect(
 def _add_gradients(
     layout: Layout,
     variables: Mapping[str, Any],
-    found: Found,
+    found: BatchGradients,
     wanted: set[str],
     axes: Sequence[str],
     tally: Tally,

@@ -67,7 +67,7 @@ def items_of(loss: Any, outputs: Any, weight: Any) -> tuple[float, bool]:
     return float(count.sum()), reduction != "sum"
 
 
-class Found(NamedTuple):
+class BatchGradients(NamedTuple):
     """Gradients of one batch by variable. items, mean: see `items_of`."""
 
     values: dict[str, np.ndarray]
@@ -75,7 +75,7 @@ class Found(NamedTuple):
     mean: bool
 
 
-def gradients(model: keras.Model, variables: Mapping[str, Any], batch: Any, loss: Any = None) -> Found:
+def gradients(model: keras.Model, variables: Mapping[str, Any], batch: Any, loss: Any = None) -> BatchGradients:
     """dL/dw of one batch for every variable that the loss depends on, in inference mode, as numpy.
 
     Raises DataError: no loss, no labels, a loss that is not one finite number.
@@ -99,7 +99,7 @@ def gradients(model: keras.Model, variables: Mapping[str, Any], batch: Any, loss
     value, found = (_by_tensorflow if keras.backend.backend() == "tensorflow" else _by_torch)(variables, forward)
     if not np.isfinite(value):
         raise DataError(f"the loss is {value} on this data; look for NaN or huge weights, or wrong labels")
-    return Found(found, *items[0])
+    return BatchGradients(found, *items[0])
 
 
 def _by_tensorflow(variables: Mapping[str, Any], forward: Callable[[], Any]) -> tuple[float, dict[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Graph: what the rules write into while a trace is described: values of tensors, dimensions of weights."""
+"""AxisGraph: what the rules write into while a trace is described: values of tensors, dimensions of weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from secateur.keras.atoms import Atom, Factors, Value, atoms_in, freeze, join, plain
-from secateur.keras.trace import Step
+from secateur.keras.trace import LayerCall
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Read:
     calls: int
 
 
-class Graph:
+class AxisGraph:
     """State of one description.
 
     sizes: what open dimensions of inputs count as, for multiply-accumulates only.
@@ -87,7 +87,7 @@ class Graph:
         for factors in value:
             freeze(factors, reason)
 
-    def opaque(self, step: Step, reason: str) -> None:
+    def opaque(self, step: LayerCall, reason: str) -> None:
         """Nothing is known of a step: what it touches is frozen, what it returns is plain."""
         for tensor in step.tensors():
             self.freeze(self.value(tensor), reason)

@@ -8,10 +8,10 @@ from keras import tree
 
 from secateur.dims import Dim, Factor
 from secateur.keras.atoms import Atom, Factors, Value, atoms_in, freeze, name_kind, plain
-from secateur.keras.graph import Graph
+from secateur.keras.graph import AxisGraph
 from secateur.keras.naming import variables
 from secateur.keras.rules import rule_for
-from secateur.keras.trace import Step, Trace, trace
+from secateur.keras.trace import LayerCall, Trace, trace
 from secateur.layout import Axis, Layout, Linear, Product
 
 
@@ -20,7 +20,7 @@ class Description:
 
     def __init__(self, model: keras.Model, inputs: Any, batch: int = 1, length: int = 1) -> None:
         self.trace: Trace = trace(model, inputs, lambda operation: rule_for(operation) is not None)
-        self.graph = Graph(batch, length)
+        self.graph = AxisGraph(batch, length)
         _walk(self.graph, self.trace.steps)
         for output in tree.flatten(self.trace.outputs):
             for dim in self.graph.value(output)[1:]:
@@ -36,7 +36,7 @@ class Description:
         return tuple(None if None in factors else _dim(factors, self.names) for factors in value)
 
 
-def _walk(graph: Graph, steps: list[Step]) -> None:
+def _walk(graph: AxisGraph, steps: list[LayerCall]) -> None:
     for step in steps:
         rule = rule_for(step.operation)
         if step.opaque is not None:
@@ -49,7 +49,7 @@ def _walk(graph: Graph, steps: list[Step]) -> None:
             rule(graph, step)
 
 
-def _walk_inside(graph: Graph, step: Step) -> None:
+def _walk_inside(graph: AxisGraph, step: LayerCall) -> None:
     """A layer with weights of its own: described, but what lies inside keeps its size, as it is rebuilt whole."""
     before = set(graph.weights)
     _walk(graph, step.inner)
@@ -61,7 +61,7 @@ def _walk_inside(graph: Graph, step: Step) -> None:
         graph.put(told, graph.value(computed))
 
 
-def _axis_names(graph: Graph) -> dict[Atom, str]:
+def _axis_names(graph: AxisGraph) -> dict[Atom, str]:
     """A name for every axis that a weight carries, in order of appearance."""
     found: dict[Atom, str] = {}
     taken: set[str] = set()
@@ -101,7 +101,7 @@ def _dims(value: Value, names: Mapping[Atom, str]) -> tuple[Dim, ...]:
     return tuple(_dim(factors, names) for factors in value)
 
 
-def _layout(graph: Graph, names: Mapping[Atom, str], found: Mapping[str, Any]) -> Layout:
+def _layout(graph: AxisGraph, names: Mapping[Atom, str], found: Mapping[str, Any]) -> Layout:
     axes = {name: Axis(name, atom.size, atom.kind, atom.frozen) for atom, name in names.items()}
     for _, kv, heads in graph.attentions:
         if len(heads) > 1:

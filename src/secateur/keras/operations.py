@@ -7,11 +7,11 @@ import keras
 from keras import tree
 
 from secateur.keras.atoms import Atom, Factor, Factors, Value, atoms_in, freeze, name_kind, plain
-from secateur.keras.graph import Graph
-from secateur.keras.trace import Step
+from secateur.keras.graph import AxisGraph
+from secateur.keras.trace import LayerCall
 
 
-def broadcast(graph: Graph, step: Step, operands: Sequence[Any], adds: bool = False) -> None:
+def broadcast(graph: AxisGraph, step: LayerCall, operands: Sequence[Any], adds: bool = False) -> None:
     """Element-wise with broadcasting. Two different axes that are added up are the residual stream."""
     values = [graph.value(x) if isinstance(x, keras.KerasTensor) else graph.constant(x) for x in operands]
     found = [value for value in values if value is not None]
@@ -54,7 +54,7 @@ def fold(value: Value, shape: Sequence[int | None]) -> Value | None:
     return tuple(result) if not left else None
 
 
-def drop(graph: Graph, step: Step, value: Value, axes: Sequence[int], keepdims: bool) -> None:
+def drop(graph: AxisGraph, step: LayerCall, value: Value, axes: Sequence[int], keepdims: bool) -> None:
     """Sum, mean or maximum over some dimensions."""
     for axis in axes:
         freeze(value[axis], f"{step.path or step.operation.name} runs over it")
@@ -62,39 +62,39 @@ def drop(graph: Graph, step: Step, value: Value, axes: Sequence[int], keepdims: 
     graph.put(step.outputs[0], tuple(dims))
 
 
-def _same(graph: Graph, step: Step) -> None:
+def _same(graph: AxisGraph, step: LayerCall) -> None:
     tensors = step.tensors()
     graph.put(step.outputs[0], graph.value(tensors[0]))
 
 
-def _binary(adds: bool) -> Callable[[Graph, Step], None]:
-    def rule(graph: Graph, step: Step) -> None:
+def _binary(adds: bool) -> Callable[[AxisGraph, LayerCall], None]:
+    def rule(graph: AxisGraph, step: LayerCall) -> None:
         operands = [x for x in tree.flatten((step.args, step.kwargs)) if x is not None]
         broadcast(graph, step, operands, adds)
 
     return rule
 
 
-def _reduce(graph: Graph, step: Step) -> None:
+def _reduce(graph: AxisGraph, step: LayerCall) -> None:
     value, axis = graph.value(step.tensors()[0]), step.operation.axis
     axes = range(len(value)) if axis is None else axis if isinstance(axis, list | tuple) else [axis]
     drop(graph, step, value, [a % len(value) for a in axes], step.operation.keepdims)
 
 
-def _transpose(graph: Graph, step: Step) -> None:
+def _transpose(graph: AxisGraph, step: LayerCall) -> None:
     value = graph.value(step.tensors()[0])
     order = step.operation.axes or tuple(reversed(range(len(value))))
     graph.put(step.outputs[0], tuple(value[i] for i in order))
 
 
-def _swap(graph: Graph, step: Step) -> None:
+def _swap(graph: AxisGraph, step: LayerCall) -> None:
     value = list(graph.value(step.tensors()[0]))
     a, b = step.operation.axis1, step.operation.axis2
     value[a], value[b] = value[b], value[a]
     graph.put(step.outputs[0], tuple(value))
 
 
-def _reshape(graph: Graph, step: Step) -> None:
+def _reshape(graph: AxisGraph, step: LayerCall) -> None:
     value = graph.value(step.tensors()[0])
     folded = fold(value, step.outputs[0].shape)
     sizes = tree.flatten(step.operation.newshape)
@@ -105,7 +105,7 @@ def _reshape(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], folded or plain(step.outputs[0].shape))
 
 
-def _expand(graph: Graph, step: Step) -> None:
+def _expand(graph: AxisGraph, step: LayerCall) -> None:
     value, axes = list(graph.value(step.tensors()[0])), step.operation.axis
     axes = axes if isinstance(axes, list | tuple) else [axes]
     for axis in sorted(a % (len(value) + len(axes)) for a in axes):
@@ -113,14 +113,14 @@ def _expand(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], tuple(value))
 
 
-def _squeeze(graph: Graph, step: Step) -> None:
+def _squeeze(graph: AxisGraph, step: LayerCall) -> None:
     value, axis = graph.value(step.tensors()[0]), step.operation.axis
     axes = [i for i, d in enumerate(value) if d == (1,)] if axis is None else tree.flatten(axis)
     axes = [a % len(value) for a in axes]
     graph.put(step.outputs[0], tuple(d for i, d in enumerate(value) if i not in axes))
 
 
-def _item(graph: Graph, step: Step) -> None:
+def _item(graph: AxisGraph, step: LayerCall) -> None:
     """x[:, 0], x[..., None]: whole dimensions stay, others lose their axis."""
     value, key = list(graph.value(step.tensors()[0])), step.args[1]
     key = key if isinstance(key, tuple) else (key,)
@@ -142,14 +142,14 @@ def _item(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], tuple(result))
 
 
-def _softmax(graph: Graph, step: Step) -> None:
+def _softmax(graph: AxisGraph, step: LayerCall) -> None:
     value = graph.value(step.tensors()[0])
     for axis in tree.flatten(step.operation.axis):
         freeze(value[axis], f"{step.operation.name} mixes its units")
     graph.put(step.outputs[0], value)
 
 
-def _concatenate(graph: Graph, step: Step) -> None:
+def _concatenate(graph: AxisGraph, step: LayerCall) -> None:
     values = [
         graph.value(x) if isinstance(x, keras.KerasTensor) else graph.constant(x) for x in tree.flatten(step.args[0])
     ]
@@ -166,7 +166,7 @@ _UNARY = (
     "LeakyRelu Log Log1p LogSigmoid Negative Reciprocal Relu Relu6 Round Selu Sigmoid Sign Silu Sin Softplus "
     "Softsign Sqrt Square StopGradient Tanh TanhShrink LogicalNot OnesLike ZerosLike Rsqrt Erf"
 )
-OPERATIONS: dict[str, Callable[[Graph, Step], None]] = {
+OPERATIONS: dict[str, Callable[[AxisGraph, LayerCall], None]] = {
     **dict.fromkeys(_UNARY.split(), _same),
     **dict.fromkeys(("Add", "Subtract"), _binary(True)),
     **dict.fromkeys(

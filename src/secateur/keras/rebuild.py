@@ -17,7 +17,7 @@ from secateur.errors import ModelError
 from secateur.keras.layout import Description
 from secateur.keras.naming import DOT, layers, variables
 from secateur.keras.rules import base_of, letters
-from secateur.keras.trace import Step, line
+from secateur.keras.trace import LayerCall, line
 from secateur.layout import Keep, Layout
 
 
@@ -98,7 +98,7 @@ def _replay(
     return keras.Model(inputs, outputs, name=model.name)
 
 
-def _smaller(step: Step, described: Description, resized: Layout, shapes: Mapping[int, tuple[int, ...]]) -> Any:
+def _smaller(step: LayerCall, described: Description, resized: Layout, shapes: Mapping[int, tuple[int, ...]]) -> Any:
     layer = step.operation
     try:
         config = layer.get_config()
@@ -120,7 +120,7 @@ def _smaller(step: Step, described: Description, resized: Layout, shapes: Mappin
 
 
 def sizes(
-    layer: Any, step: Step, described: Description, resized: Layout, shapes: Mapping[int, tuple[int, ...]]
+    layer: Any, step: LayerCall, described: Description, resized: Layout, shapes: Mapping[int, tuple[int, ...]]
 ) -> dict[str, Any]:
     """Config entries of a layer that mirror the sizes of its weights."""
     base = base_of(layer)

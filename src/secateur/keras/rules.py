@@ -9,20 +9,20 @@ import keras
 from keras import layers as kl
 
 from secateur.keras.atoms import Factors, Value, atoms_in, freeze, name_kind, plain
-from secateur.keras.graph import Graph
+from secateur.keras.graph import AxisGraph
 from secateur.keras.operations import OPERATIONS, broadcast, drop, fold
-from secateur.keras.trace import Step
+from secateur.keras.trace import LayerCall
 
-Rule = Callable[[Graph, Step], None]
+Rule = Callable[[AxisGraph, LayerCall], None]
 
 
-def _argument(step: Step, position: int, name: str) -> Any:
+def _argument(step: LayerCall, position: int, name: str) -> Any:
     if len(step.args) > position:
         return step.args[position]
     return step.kwargs.get(name)
 
 
-def dense(graph: Graph, step: Step) -> None:
+def dense(graph: AxisGraph, step: LayerCall) -> None:
     """x W + b: the last dimension is contracted."""
     layer, x = step.operation, step.args[0]
     value = graph.value(x)
@@ -34,7 +34,7 @@ def dense(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], (*value[:-1], out))
 
 
-def einsum_dense(graph: Graph, step: Step) -> None:
+def einsum_dense(graph: AxisGraph, step: LayerCall) -> None:
     """x W + b by an equation such as `abc,cde->abde`."""
     layer, x = step.operation, step.args[0]
     value = graph.value(x)
@@ -82,7 +82,7 @@ def _activation(layer: Any, dim: Factors) -> None:
         freeze(dim, f"{layer.activation.__name__} in {layer.name} mixes its units")
 
 
-def attention(graph: Graph, step: Step) -> None:
+def attention(graph: AxisGraph, step: LayerCall) -> None:
     """MultiHeadAttention and GroupedQueryAttention: projections, heads, and the output projection."""
     layer = step.operation
     query, value = _argument(step, 0, "query"), _argument(step, 1, "value")
@@ -122,19 +122,19 @@ def attention(graph: Graph, step: Step) -> None:
             graph.freeze(graph.value(step.kwargs[name]), f"it masks {step.path}")
 
 
-def _project(graph: Graph, tensor: Any, part: Any, middle: Factors, last: Factors) -> None:
+def _project(graph: AxisGraph, tensor: Any, part: Any, middle: Factors, last: Factors) -> None:
     value = graph.value(tensor)
     graph.linear(part.kernel, (value[-1], middle, last), tensor, (0,), value[:-1])
     if part.bias is not None:
         graph.weight(part.bias, (middle, last))
 
 
-def _attention_products(graph: Graph, query: Any, value: Any, heads: Factors, qk: Factors, v: Factors) -> None:
+def _attention_products(graph: AxisGraph, query: Any, value: Any, heads: Factors, qk: Factors, v: Factors) -> None:
     count = graph.count(graph.value(query)[:-1]) * graph.count(graph.value(value)[1:-1], 1)
     graph.products += [(None, count, (heads, qk)), (None, count, (heads, v))]
 
 
-def embedding(graph: Graph, step: Step) -> None:
+def embedding(graph: AxisGraph, step: LayerCall) -> None:
     """Rows of a table by number."""
     layer = step.operation
     out = graph.known(layer.embeddings, 1, layer.output_dim, "hidden")
@@ -144,7 +144,7 @@ def embedding(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], (*graph.value(step.args[0]), out))
 
 
-def normalization(graph: Graph, step: Step) -> None:
+def normalization(graph: AxisGraph, step: LayerCall) -> None:
     """LayerNormalization, RMSNormalization, GroupNormalization: statistics over units, so none of them can go."""
     layer, value = step.operation, graph.value(step.args[0])
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
@@ -159,7 +159,7 @@ def normalization(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], value)
 
 
-def batch_normalization(graph: Graph, step: Step) -> None:
+def batch_normalization(graph: AxisGraph, step: LayerCall) -> None:
     """Each unit has its own statistics: units can go."""
     layer, value = step.operation, graph.value(step.args[0])
     dim = value[layer.axis]
@@ -170,7 +170,7 @@ def batch_normalization(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], value)
 
 
-def convolution(graph: Graph, step: Step) -> None:
+def convolution(graph: AxisGraph, step: LayerCall) -> None:
     """Conv1D, Conv2D, Conv3D without groups: the last two dimensions of the kernel are channels in and out."""
     layer, value = step.operation, graph.value(step.args[0])
     channel = -1 if layer.data_format == "channels_last" else 1
@@ -193,12 +193,12 @@ def convolution(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], tuple(result))
 
 
-def same(graph: Graph, step: Step) -> None:
+def same(graph: AxisGraph, step: LayerCall) -> None:
     """Element by element, no weights."""
     graph.put(step.outputs[0], graph.value(step.args[0]))
 
 
-def softmax(graph: Graph, step: Step) -> None:
+def softmax(graph: AxisGraph, step: LayerCall) -> None:
     """Softmax mixes the units of its axis."""
     value, axes = graph.value(step.args[0]), step.operation.axis
     for axis in axes if isinstance(axes, list | tuple) else [axes]:
@@ -206,19 +206,19 @@ def softmax(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], value)
 
 
-def activation(graph: Graph, step: Step) -> None:
+def activation(graph: AxisGraph, step: LayerCall) -> None:
     """An Activation layer."""
     value = graph.value(step.args[0])
     _activation(step.operation, value[-1])
     graph.put(step.outputs[0], value)
 
 
-def merge(graph: Graph, step: Step) -> None:
+def merge(graph: AxisGraph, step: LayerCall) -> None:
     """Add, Multiply, Average, ... of a list of tensors."""
     broadcast(graph, step, list(step.args[0]), adds=type(step.operation).__name__ in ("Add", "Subtract", "Average"))
 
 
-def concatenate(graph: Graph, step: Step) -> None:
+def concatenate(graph: AxisGraph, step: LayerCall) -> None:
     """Side by side along an axis without units, such as positions."""
     values = [graph.value(x) for x in step.args[0]]
     axis = step.operation.axis % len(values[0])
@@ -228,7 +228,7 @@ def concatenate(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], (*rest[:axis], (step.outputs[0].shape[axis],), *rest[axis + 1 :]))
 
 
-def reshape(graph: Graph, step: Step) -> None:
+def reshape(graph: AxisGraph, step: LayerCall) -> None:
     """Reshape and Flatten: factors are regrouped, an axis is never split."""
     value = fold(graph.value(step.args[0]), step.outputs[0].shape)
     if value is None:
@@ -236,19 +236,19 @@ def reshape(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], value)
 
 
-def permute(graph: Graph, step: Step) -> None:
+def permute(graph: AxisGraph, step: LayerCall) -> None:
     """Permute."""
     value = graph.value(step.args[0])
     graph.put(step.outputs[0], (value[0], *(value[i] for i in step.operation.dims)))
 
 
-def repeat(graph: Graph, step: Step) -> None:
+def repeat(graph: AxisGraph, step: LayerCall) -> None:
     """RepeatVector."""
     value = graph.value(step.args[0])
     graph.put(step.outputs[0], (value[0], (step.outputs[0].shape[1],), value[1]))
 
 
-def spatial(graph: Graph, step: Step) -> None:
+def spatial(graph: AxisGraph, step: LayerCall) -> None:
     """Pooling, padding, cropping and upsampling: positions change, channels stay."""
     layer, value = step.operation, graph.value(step.args[0])
     channel = -1 if getattr(layer, "data_format", "channels_last") == "channels_last" else 1
@@ -257,7 +257,7 @@ def spatial(graph: Graph, step: Step) -> None:
     graph.put(step.outputs[0], tuple(result))
 
 
-def pool(graph: Graph, step: Step) -> None:
+def pool(graph: AxisGraph, step: LayerCall) -> None:
     """Global pooling: one value a channel."""
     layer, value = step.operation, graph.value(step.args[0])
     channel = len(value) - 1 if layer.data_format == "channels_last" else 1

@@ -17,7 +17,7 @@ from secateur.keras.naming import layers, own_variables
 
 
 @dataclass(eq=False)
-class Step:
+class LayerCall:
     """One call of a layer or operation.
 
     path: the layer's name in the model, None for operations. opaque: why nothing is known of it, or None.
@@ -31,7 +31,7 @@ class Step:
     outputs: list[Any]
     path: str | None = None
     opaque: str | None = None
-    inner: list["Step"] = field(default_factory=list)
+    inner: list["LayerCall"] = field(default_factory=list)
     inner_outputs: list[Any] = field(default_factory=list)
 
     def tensors(self) -> list[Any]:
@@ -45,7 +45,7 @@ class Trace:
 
     inputs: Any
     outputs: Any
-    steps: list[Step]
+    steps: list[LayerCall]
 
 
 def trace(model: keras.Model, inputs: Any, described: Callable[[Any], bool]) -> Trace:
@@ -57,7 +57,7 @@ def trace(model: keras.Model, inputs: Any, described: Callable[[Any], bool]) -> 
     paths = {id(layer): path for path, layer in layers(model)}
     marks = [(layer, len(layer._inbound_nodes), len(layer._outbound_nodes)) for _, layer in layers(model)]
     known = {id(x) for x in tree.flatten(inputs)}
-    walk = _Walk(paths, described, known)
+    walk = _Tracer(paths, described, known)
     try:
         outputs = _enter(model, (inputs,), {})
     except Exception as error:
@@ -74,7 +74,7 @@ def trace(model: keras.Model, inputs: Any, described: Callable[[Any], bool]) -> 
             del layer._outbound_nodes[outbound:]
 
 
-class _Walk:
+class _Tracer:
     """Collects steps backwards from outputs; `alias` leads from what a layer returned to what its inside computed."""
 
     def __init__(self, paths: dict[int, str], described: Callable[[Any], bool], known: set[int]) -> None:
@@ -91,9 +91,9 @@ class _Walk:
     def _resolved(self, structure: Any) -> Any:
         return tree.map_structure(lambda x: self.real(x) if isinstance(x, keras.KerasTensor) else x, structure)
 
-    def back_from(self, outputs: Any) -> list[Step]:
+    def back_from(self, outputs: Any) -> list[LayerCall]:
         """Steps that compute the outputs from what is known, in order."""
-        steps: list[Step] = []
+        steps: list[LayerCall] = []
         for node in self._order(outputs):
             steps += self._steps(node)
             self._known.update(id(x) for x in node.outputs)
@@ -125,14 +125,14 @@ class _Walk:
             return None
         return history.operation._inbound_nodes[history.node_index]
 
-    def _steps(self, node: Any) -> list[Step]:
+    def _steps(self, node: Any) -> list[LayerCall]:
         operation = node.operation
         args, kwargs = self._resolved(node.arguments.args), self._resolved(node.arguments.kwargs)
         path = self._paths.get(id(operation))
         if type(operation).__name__ == "ConvertToTensor" and isinstance(args[0], keras.KerasTensor):
             self._alias[id(node.outputs[0])] = args[0]  # a functional model passes its inputs through it
             return []
-        step = Step(operation, args, kwargs, list(node.outputs), path)
+        step = LayerCall(operation, args, kwargs, list(node.outputs), path)
         if self._described(operation) or not isinstance(operation, keras.Layer):
             return [step]
         if path is None:

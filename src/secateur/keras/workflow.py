@@ -12,7 +12,6 @@ from secateur.budget import Budget, Global, Uniform
 from secateur.check import difference, verify
 from secateur.cost import macs, parameters
 from secateur.errors import DataError, ModelError, PlanError
-from secateur.evaluate import Score, score
 from secateur.files import new_folder
 from secateur.keras import files
 from secateur.keras.batches import floats
@@ -23,6 +22,7 @@ from secateur.layout import Layout
 from secateur.plan import Plan, resized_masks
 from secateur.pruning import Criterion, prune
 from secateur.schedule import cubic
+from secateur.scores import Score, score
 from secateur.select import Pattern, Unit
 
 LOSS = keras.losses.SparseCategoricalCrossentropy
@@ -50,7 +50,7 @@ class Arrays:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class KerasTuning:
     """Fine-tuning after pruning. gradual: prune along a cubic schedule meanwhile."""
 
     epochs: float = 0.0
@@ -61,7 +61,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class KerasOutcome:
     """What came of one job; sizes in bytes, `difference` is masked against shrunk."""
 
     name: str
@@ -154,13 +154,13 @@ def run(
     budget: Budget | None,
     train: Arrays,
     test: Arrays,
-    tuning: Tuning,
+    tuning: KerasTuning,
     output: Path,
     *,
     calibration_samples: int = 512,
     overwrite: bool = False,
     say: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, description: items,
-) -> Outcome:
+) -> KerasOutcome:
     """Do the whole job on a copy; `host` itself stays dense.
 
     Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model says something else, DataError
@@ -196,7 +196,7 @@ def run(
         weight = sum(file.stat().st_size for file in folder.iterdir())
     count = parameters(host.layout, plan)
     ratio = macs(host.layout, plan) / max(macs(host.layout), 1)
-    return Outcome(
+    return KerasOutcome(
         output.name,
         score(dense, test.y),
         pruned,
@@ -221,7 +221,7 @@ def _tune(
     budget: Budget | None,
     plan: Plan,
     train: Arrays,
-    tuning: Tuning,
+    tuning: KerasTuning,
 ) -> Plan:
     """Fine-tune with the zeros held, or pruned gradually; returns the plan that came of it."""
     keras.utils.set_random_seed(tuning.seed)

@@ -27,7 +27,7 @@ FIELDS = 17
 
 
 @dataclass
-class Step:
+class Op:
     """One step: the values that it reads, and what it holds. `weight`, `bias`, `scale` and `shift` are arrays, or what
     stands for them where the chain is kept (None: there is none). `number` is a norm's epsilon or what attention
     multiplies scores by; `first` are the rows where q, k and v begin, `heads` (heads, kv heads, width of one),
@@ -49,12 +49,12 @@ class Step:
     rows: int = 0
 
 
-def step_from_json(data: Mapping[str, Any]) -> Step:
+def step_from_json(data: Mapping[str, Any]) -> Op:
     """A step from what `dataclasses.asdict` made of it."""
-    return Step(**{**data, "first": tuple(data["first"]), "heads": tuple(data["heads"])})
+    return Op(**{**data, "first": tuple(data["first"]), "heads": tuple(data["heads"])})
 
 
-def three_reads(step: Step) -> list[int]:
+def three_reads(step: Op) -> list[int]:
     """The values that a step reads, filled up with NONE."""
     return [*step.reads, NONE, NONE][:3]
 
@@ -71,7 +71,7 @@ def pack_together(weights: Sequence[np.ndarray], values: Sequence[str]) -> list[
     return [packed(weight, value) for weight, value in zip(weights, values, strict=True)]
 
 
-def table(steps: Sequence[Step], place: Callable[[Any], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+def table(steps: Sequence[Op], place: Callable[[Any], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     """The rows of the steps (count, fields) and their numbers (count); `place` gives the place and the bytes of a
     weight, bias, scale or shift, in this order for each step.
     """

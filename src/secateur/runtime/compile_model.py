@@ -16,12 +16,12 @@ from torch import nn
 from secateur.kernels.native import isa, load_native
 from secateur.kernels.packing import ROUNDS_ACTIVATIONS, VALUES, check_activations, pack
 from secateur.runtime.layers.attention import use_attention
-from secateur.runtime.layers.fused import Gated, OneCall, WrittenNorm, use_one_call
+from secateur.runtime.layers.fused import Gated, LinearAddNorm, PrimitiveNorm, use_one_call
 from secateur.runtime.layers.linear import ByTokens, SparseLinear
-from secateur.runtime.layers.tuning import Choice, choose, full_packings, unmeasured
+from secateur.runtime.layers.tuning import FormatChoice, choose, full_packings, unmeasured
 from secateur.runtime.program.find_fusions import Fusions, fusions
 from secateur.runtime.program.from_fx import Traced
-from secateur.runtime.run.install_chain import Outcome, chain_blocks
+from secateur.runtime.run.install_chain import ChainOutcome, chain_blocks
 from secateur.runtime.run.install_decoder_step import step_blocks
 
 MIN_ZEROS = 0.3  # a layer with fewer zeros is not worth a measurement
@@ -181,10 +181,10 @@ def compile(
     if changed:
         use_attention(result)
     result.eval()  # what was put in as well
-    chains = Outcome()
+    chains = ChainOutcome()
     if traced is not None and example is not None and load_native() is not None:
         chains = chain_blocks(result, traced, example, counts[-1], measure)
-        norms = {path: one for path, one in found.calls.items() if isinstance(one, WrittenNorm)}
+        norms = {path: one for path, one in found.calls.items() if isinstance(one, PrimitiveNorm)}
         fused[STEPPED], apart = step_blocks(result, traced, norms)
         chains.apart = "" if fused[STEPPED] else apart or chains.apart
     first, *others = (
@@ -217,19 +217,19 @@ def _fuse_activations(model: nn.Module, changed: Mapping[str, list[nn.Module]], 
 
 
 STEPPED = "blocks of a decoder at one token"
-FUSED: Mapping[type, str] = {OneCall: "residuals and norms", Gated: "gates", WrittenNorm: "norms"}
+FUSED: Mapping[type, str] = {LinearAddNorm: "residuals and norms", Gated: "gates", PrimitiveNorm: "norms"}
 
 
 def _fuse_calls(model: nn.Module, changed: Mapping[str, list[nn.Module]], found: Fusions) -> dict[str, int]:
     """Let modules run as one call where their layers are packed; how many of each kind."""
     done = dict.fromkeys(FUSED.values(), 0)
     for path, one in found.calls.items():
-        layers = {OneCall: ("linear",), Gated: ("gate", "up")}.get(type(one), ())
+        layers = {LinearAddNorm: ("linear",), Gated: ("gate", "up")}.get(type(one), ())
         names = [f"{path}.{getattr(one, layer)}" for layer in layers]
         if any(name not in changed for name in names):
             continue
         # A Gated knows its activation itself.
-        activation = found.activations.get(names[0]) if isinstance(one, OneCall) else None
+        activation = found.activations.get(names[0]) if isinstance(one, LinearAddNorm) else None
         if activation is None or isinstance(model.get_submodule(activation[0]), nn.Identity):
             use_one_call(model.get_submodule(path), one)
             done[FUSED[type(one)]] += 1
@@ -292,7 +292,7 @@ def _convert(
 ) -> tuple[LayerReport, SparseLinear | None]:
     shape = (weight.shape[0], weight.shape[1])
 
-    def dense(reason: str, density: float = 1.0, choice: Choice | None = None) -> tuple[LayerReport, None]:
+    def dense(reason: str, density: float = 1.0, choice: FormatChoice | None = None) -> tuple[LayerReport, None]:
         times = (choice.dense_us, choice.sparse_us) if choice else (0.0, 0.0)
         return LayerReport(name, shape, density, "dense", reason, *times), None
 

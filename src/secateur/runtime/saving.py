@@ -24,8 +24,8 @@ from secateur.runtime.compile_model import put_module, share_copy
 from secateur.runtime.layers.attention import use_attention
 from secateur.runtime.layers.fused import from_json, one_calls, to_json, use_one_call
 from secateur.runtime.layers.linear import ByTokens, SparseLinear
-from secateur.runtime.run.chain import Plan, chains_of, use_chains
-from secateur.runtime.run.decoder_step import DecoderPlan, decoders_of, use_decoders
+from secateur.runtime.run.chain import ChainProgram, chains_of, use_chains
+from secateur.runtime.run.decoder_step import DecoderProgram, decoders_of, use_decoders
 from secateur.torch.base import manifest as C
 from secateur.torch.files.saving import read_json
 from secateur.torch.shrink.resize import changes_of, remember
@@ -131,13 +131,13 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     model.eval()
     for name, plans in manifest.get("chains", {}).items() if load_native() is not None else ():
         try:
-            use_chains(_layer(model, name), [Plan.from_json(plan) for plan in plans])
+            use_chains(_layer(model, name), [ChainProgram.from_json(plan) for plan in plans])
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ModelError(f"{folder / MANIFEST} is damaged: the chains of {name!r} do not fit ({error})") from None
     if load_native() is not None:
         try:
             use_decoders(
-                model, {name: DecoderPlan.from_json(plan) for name, plan in manifest.get("decoders", {}).items()}
+                model, {name: DecoderProgram.from_json(plan) for name, plan in manifest.get("decoders", {}).items()}
             )
         except (TypeError, LookupError, AttributeError, ValueError, OverflowError) as error:
             raise ModelError(f"{folder / MANIFEST} is damaged: its decoders do not fit ({error})") from None

@@ -14,7 +14,7 @@ ort = pytest.importorskip("onnxruntime")
 
 from secateur.deploy import export
 from secateur.deploy.onnx_graph.chains import fuse_chains
-from secateur.deploy.onnx_graph.graph import Graph
+from secateur.deploy.onnx_graph.graph import OnnxGraph
 from secateur.kernels.native import load_native, onnx_library
 from secateur.kernels.packing import pack
 from tests.deploy.onnx_graph.test_sparse import measured, pruned  # noqa: F401
@@ -79,7 +79,7 @@ KEEP = onnx.helper.make_tensor_value_info("keep", onnx.TensorProto.BOOL, ["b", 1
 def both(model):
     """A program before and after its chains were found, and what it then consists of."""
     before = model.SerializeToString()
-    graph = Graph(model)
+    graph = OnnxGraph(model)
     fuse_chains(graph)
     graph.finish()
     return before, model.SerializeToString(), [node.op_type for node in model.graph.node]

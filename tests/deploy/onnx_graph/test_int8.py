@@ -66,11 +66,11 @@ def test_a_tied_weight_is_stored_once_with_a_scale_a_row(tmp_path):
 def test_a_weight_that_others_read_is_left_to_the_tool(tmp_path):
     other = onnx.helper.make_node("ReduceMax", ["w"], ["z"], keepdims=0)
     program(tmp_path / "model.onnx", more=[other])
-    from secateur.deploy.onnx_graph.graph import Graph
+    from secateur.deploy.onnx_graph.graph import OnnxGraph
 
-    assert int8.tied(Graph(onnx.load(tmp_path / "model.onnx"))) == []
+    assert int8.tied(OnnxGraph(onnx.load(tmp_path / "model.onnx"))) == []
     program(tmp_path / "model.onnx")
-    assert int8.tied(Graph(onnx.load(tmp_path / "model.onnx"))) == ["w"]
+    assert int8.tied(OnnxGraph(onnx.load(tmp_path / "model.onnx"))) == ["w"]
 
 
 @pytest.mark.parametrize(

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.data import Rows
 from secateur.deploy import runner
 from secateur.deploy.jobs import generation, parity
 from secateur.deploy.jobs.results import TOLERANCE, Artefact
 from secateur.deploy.onnx_graph import int8 as onnx_int8
 from secateur.deploy.onnx_graph.sparse import rewrite
-from secateur.deploy.target import DeployError, Graph, Target, Written, find, writing
+from secateur.deploy.target import DeployError, ExportUnit, Target, Written, find, writing
 from secateur.deploy.targets import inputs as signature
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
 from secateur.kernels.packing import VALUES, check_activations
+from secateur.labelled_rows import Rows
 from secateur.torch.base.batches import evaluating
 from secateur.torch.data.text_rows import has_tokenizer, load_tokenizer
 from secateur.torch.open import load_model
@@ -99,7 +99,7 @@ def export(
                 graphs = generation.graphs_of(model, inputs)
             else:
                 sizes = dict(signature.SYMBOLS)
-                graphs = {"model": Graph(model, signature.tensors(ports, sizes), ports)}
+                graphs = {"model": ExportUnit(model, signature.tensors(ports, sizes), ports)}
             written = target.write(graphs, place, int8 and not sparse)
             packing = None
             if sparse:
@@ -207,7 +207,7 @@ def travel(model: nn.Module, folder: Path | None, tokenizer: Any, place: Path) -
 def describe(
     target: Target,
     model: nn.Module,
-    graphs: Mapping[str, Graph],
+    graphs: Mapping[str, ExportUnit],
     written: Mapping[str, Written],
     place: Path,
     int8: bool,

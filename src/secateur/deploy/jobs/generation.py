@@ -17,7 +17,7 @@ from torch import nn
 
 from secateur.arrays import to_numpy
 from secateur.deploy import runner, target
-from secateur.deploy.target import DeployError, Graph, Port
+from secateur.deploy.target import DeployError, ExportUnit, Port
 from secateur.deploy.targets.inputs import ports_of, positions_of
 
 PAST, PRESENT = "input.", "output."
@@ -26,7 +26,7 @@ NEW_TOKENS = 32
 """How many tokens are compared, where the model has positions for them."""
 
 
-def graphs_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Graph]:
+def graphs_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, ExportUnit]:
     """The graphs that generation needs, with tensors to trace them; DeployError when the model cannot generate."""
     from transformers.exporters.utils import decompose_for_generation
 
@@ -48,11 +48,11 @@ def graphs_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, Graph
     if not model.config.is_encoder_decoder:
         return {"decode": _graph(*stages["decode"])}
     encoder = model.get_encoder()
-    graphs = {"encoder": Graph(encoder, main, ports_of(model, main))}
+    graphs = {"encoder": ExportUnit(encoder, main, ports_of(model, main))}
     return {**graphs, **{name: _graph(*stages[name]) for name in ("prefill", "decode")}}
 
 
-def _graph(module: nn.Module, inputs: dict[str, Any]) -> Graph:
+def _graph(module: nn.Module, inputs: dict[str, Any]) -> ExportUnit:
     from transformers.exporters.utils import get_leaf_tensors
 
     ports = []
@@ -63,7 +63,7 @@ def _graph(module: nn.Module, inputs: dict[str, Any]) -> Graph:
         else:
             shape[:2] = ["batch", "length"]
         ports.append(Port(name, str(value.dtype).removeprefix("torch."), tuple(shape)))
-    return Graph(module, inputs, ports)
+    return ExportUnit(module, inputs, ports)
 
 
 def caches(ports: list[dict[str, Any]], batch: int) -> dict[str, np.ndarray]:

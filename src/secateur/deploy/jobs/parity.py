@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from secateur.arrays import to_numpy
-from secateur.data import Rows
 from secateur.deploy import runner
 from secateur.deploy.jobs.comparison import Comparison
 from secateur.deploy.jobs.results import BATCHES, Parity
 from secateur.deploy.target import DeployError, Port, Target
 from secateur.deploy.targets import inputs
+from secateur.labelled_rows import Rows
 from secateur.torch.base.batches import evaluating, with_decoder_inputs, without_labels
 from secateur.torch.data.text_rows import encode
 

@@ -8,14 +8,14 @@ What does not look exactly like it stays as it is.
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.deploy.onnx_graph.graph import Graph, attributes
+from secateur.deploy.onnx_graph.graph import OnnxGraph, attributes
 
 SPLIT = [0, 2, 1, 3]
 """(batch, tokens, heads, width) to (batch, heads, tokens, width), and back."""
 
 
 @dataclass(frozen=True)
-class Heads:
+class ProjectedHeads:
     """Where the heads of q, k or v come from: a value (batch, tokens, heads * width), or (batch, heads, tokens, width)
     as it is; and the first two sizes of the former."""
 
@@ -25,7 +25,7 @@ class Heads:
     tokens: list[int | str]
 
 
-def fuse_attention(graph: Graph) -> int:
+def fuse_attention(graph: OnnxGraph) -> int:
     """Replace every attention that is found; returns how many."""
     found = 0
     for softmax in [node for node in graph.nodes if node.op_type == "Softmax"]:
@@ -33,7 +33,7 @@ def fuse_attention(graph: Graph) -> int:
     return found
 
 
-def _fuse(graph: Graph, softmax: Any) -> bool:
+def _fuse(graph: OnnxGraph, softmax: Any) -> bool:
     if attributes(softmax).get("axis", -1) not in (-1, 3):
         return False
     scores, mask = softmax.input[0], ""
@@ -86,7 +86,7 @@ def _fuse(graph: Graph, softmax: Any) -> bool:
     return True
 
 
-def _unscaled(graph: Graph, name: str) -> tuple[str, float]:
+def _unscaled(graph: OnnxGraph, name: str) -> tuple[str, float]:
     """A value without the number that it is multiplied by, and that number."""
     product = graph.maker(name, "Mul")
     for i in (0, 1):
@@ -96,7 +96,7 @@ def _unscaled(graph: Graph, name: str) -> tuple[str, float]:
     return name, 1.0
 
 
-def _untransposed(graph: Graph, name: str) -> str:
+def _untransposed(graph: OnnxGraph, name: str) -> str:
     """(batch, heads, tokens, width) behind (batch, heads, width, tokens); or ''.
 
     torch's exporter goes through (batch * heads, tokens, width), with shapes computed as the program runs: what q is
@@ -111,12 +111,12 @@ def _untransposed(graph: Graph, name: str) -> str:
     return inner.input[0] if inner is not None and attributes(middle).get("perm") == [0, 2, 1] else ""
 
 
-def _heads(graph: Graph, name: str) -> Heads | None:
+def _heads(graph: OnnxGraph, name: str) -> ProjectedHeads | None:
     """What (batch, heads, tokens, width) was split from, or repeated from."""
     return _split(graph, name) or _whole(graph, _unrepeated(graph, name))
 
 
-def _whole(graph: Graph, name: str) -> Heads | None:
+def _whole(graph: OnnxGraph, name: str) -> ProjectedHeads | None:
     """(batch, heads, tokens, width) as it is."""
     shape = graph.shape(name)
     if shape is None or len(shape) != 4 or name in graph.constants:
@@ -124,10 +124,10 @@ def _whole(graph: Graph, name: str) -> Heads | None:
     heads, width = shape[1], shape[3]
     if not isinstance(heads, int) or not isinstance(width, int):
         return None
-    return Heads(name, heads, width, [shape[0], shape[2]])
+    return ProjectedHeads(name, heads, width, [shape[0], shape[2]])
 
 
-def _unrepeated(graph: Graph, name: str) -> str:
+def _unrepeated(graph: OnnxGraph, name: str) -> str:
     """The value (batch, kv heads, tokens, width) whose heads were repeated, each as often as the others, one after the
     other; or the value itself."""
     merged = graph.maker(name, "Reshape")
@@ -146,7 +146,7 @@ def _unrepeated(graph: Graph, name: str) -> str:
     return opened.input[0] if graph.scalar(opened.input[1]) == 2.0 else name
 
 
-def _split(graph: Graph, name: str) -> Heads | None:
+def _split(graph: OnnxGraph, name: str) -> ProjectedHeads | None:
     node = graph.maker(name, "Transpose")
     if node is None or attributes(node).get("perm") != SPLIT:
         return None
@@ -159,10 +159,10 @@ def _split(graph: Graph, name: str) -> Heads | None:
     heads, width = shape[2], shape[3]
     if not isinstance(heads, int) or not isinstance(width, int) or source[2] != heads * width:
         return None
-    return Heads(split.input[0], heads, width, source[:2]) if source[:2] == shape[:2] else None
+    return ProjectedHeads(split.input[0], heads, width, source[:2]) if source[:2] == shape[:2] else None
 
 
-def _kept(graph: Graph, mask: str, empty: str) -> str:
+def _kept(graph: OnnxGraph, mask: str, empty: str) -> str:
     """The truth values (true: seen) behind an added mask and behind the queries that see nothing; or ''."""
     product = graph.maker(mask, "Mul")
     cast = next((c for c in (graph.maker(name, "Cast") for name in (product.input if product else ())) if c), None)
@@ -178,7 +178,7 @@ def _kept(graph: Graph, mask: str, empty: str) -> str:
     return inverse.input[0]
 
 
-def _is_mask(graph: Graph, name: str) -> bool:
+def _is_mask(graph: OnnxGraph, name: str) -> bool:
     """Whether a value is as the operator takes masks: four dimensions, keys in full; or left out."""
     if not name:
         return True

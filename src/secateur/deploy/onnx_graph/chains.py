@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.onnx_graph.graph import DOMAIN, LAYER_NORM, Graph, attributes, is_plain
+from secateur.deploy.onnx_graph.graph import DOMAIN, LAYER_NORM, OnnxGraph, attributes, is_plain
 from secateur.kernels.packing import describe, unpack
-from secateur.kernels.steps import ATTENTION, LINEAR, NONE, NORM, Step, pack_together, table
+from secateur.kernels.steps import ATTENTION, LINEAR, NONE, NORM, Op, pack_together, table
 
 ALIGN = 64
 """Of what is packed, as native/onnx/chain.h has it."""
@@ -22,7 +22,7 @@ GATE = 6
 
 
 @dataclass
-class Chain:
+class ChainNodes:
     """Nodes that follow one another."""
 
     source: str
@@ -32,7 +32,7 @@ class Chain:
     heads: int = 0
 
 
-def fuse_chains(graph: Graph) -> int:
+def fuse_chains(graph: OnnxGraph) -> int:
     """Replace every chain that is found; returns how many."""
     found = 0
     graph.tidy()  # what nobody reads must not count as a reader
@@ -48,7 +48,7 @@ def fuse_chains(graph: Graph) -> int:
     return found
 
 
-def _kind(graph: Graph, node: Any) -> str:
+def _kind(graph: OnnxGraph, node: Any) -> str:
     """The operator's name if a chain could hold the node, or ''."""
     if node.op_type == "LayerNormalization" and node.domain in ("", "ai.onnx"):
         scale = graph.shape(node.input[1])
@@ -62,7 +62,7 @@ def _kind(graph: Graph, node: Any) -> str:
     return node.op_type if node.op_type == "Attention" else ""
 
 
-def _constant(graph: Graph, name: str) -> Any:
+def _constant(graph: OnnxGraph, name: str) -> Any:
     import onnx
 
     return onnx.numpy_helper.to_array(graph.constants[name])
@@ -72,10 +72,10 @@ def _input(node: Any, i: int) -> str:
     return node.input[i] if i < len(node.input) else ""
 
 
-def _grown(graph: Graph, nodes: list[Any]) -> Chain:
+def _grown(graph: OnnxGraph, nodes: list[Any]) -> ChainNodes:
     """The longest chain that begins with the first of some nodes and has one end; perhaps without nodes."""
     source = nodes[0].input[0]
-    chain = Chain(source, values={source})
+    chain = ChainNodes(source, values={source})
     shape = graph.shape(source)
     if shape is None or len(shape) != 3 or not isinstance(shape[2], int) or nodes[0].op_type == "Attention":
         return chain
@@ -92,7 +92,7 @@ def _grown(graph: Graph, nodes: list[Any]) -> Chain:
     return chain
 
 
-def _joins(node: Any, chain: Chain) -> bool:
+def _joins(node: Any, chain: ChainNodes) -> bool:
     if node.op_type != "Attention":
         residual = _input(node, 3) if node.op_type == "SparseLinear" else ""
         return node.input[0] in chain.values and (not residual or residual in chain.values)
@@ -102,7 +102,7 @@ def _joins(node: Any, chain: Chain) -> bool:
     return chain.masks in (None, masks) and chain.heads in (0, attributes(node)["heads"])
 
 
-def _exits(graph: Graph, nodes: list[Any]) -> set[str]:
+def _exits(graph: OnnxGraph, nodes: list[Any]) -> set[str]:
     """Values of nodes that others see."""
     inside = {id(node) for node in nodes}
     names = [node.output[0] for node in nodes]
@@ -111,7 +111,7 @@ def _exits(graph: Graph, nodes: list[Any]) -> set[str]:
     }
 
 
-def _replace(graph: Graph, chain: Chain) -> None:
+def _replace(graph: OnnxGraph, chain: ChainNodes) -> None:
     steps = _merged(_steps(graph, chain))
     output = chain.nodes[-1].output[0]
     packed, table, numbers = _written(steps)
@@ -121,10 +121,10 @@ def _replace(graph: Graph, chain: Chain) -> None:
     graph.replace(chain.nodes, "SparseChain", [chain.source, *names, *(chain.masks or ())], output, width=width)
 
 
-def _steps(graph: Graph, chain: Chain) -> list[Step]:
+def _steps(graph: OnnxGraph, chain: ChainNodes) -> list[Op]:
     """The steps of a chain in order; step i writes value i + 1, and value 0 is what the chain reads."""
     value_of = {chain.source: 0}
-    steps: list[Step] = []
+    steps: list[Op] = []
 
     def floats(node: Any, i: int) -> np.ndarray | None:
         return _constant(graph, node.input[i]) if _input(node, i) else None
@@ -136,12 +136,12 @@ def _steps(graph: Graph, chain: Chain) -> list[Step]:
             width = graph.shape(node.input[0])
             assert width is not None
             heads = (has["heads"], has.get("kv_heads", has["heads"]), int(width[2]) // has["heads"])
-            steps.append(Step(ATTENTION, reads, number=has.get("scale", 1.0), heads=heads))
+            steps.append(Op(ATTENTION, reads, number=has.get("scale", 1.0), heads=heads))
         elif node.op_type == "LayerNormalization":
             steps.append(_norm(value_of[node.input[0]], NONE, floats(node, 1), floats(node, 2), LAYER_NORM, has))
         else:
             blob = _constant(graph, node.input[1])
-            linear = Step(LINEAR, [value_of[node.input[0]]], weight=unpack(blob), value=describe(blob).value)
+            linear = Op(LINEAR, [value_of[node.input[0]]], weight=unpack(blob), value=describe(blob).value)
             linear.bias, linear.activation = floats(node, 2), has.get("activation", 0)
             steps.append(linear)
             residual, norm = _input(node, 3), has.get("norm", 0)
@@ -154,11 +154,11 @@ def _steps(graph: Graph, chain: Chain) -> list[Step]:
 
 def _norm(
     value: int, beside: int, scale: np.ndarray | None, shift: np.ndarray | None, norm: int, has: dict[str, Any]
-) -> Step:
-    return Step(NORM, [value, beside], scale=scale, shift=shift, norm=norm, number=has.get("epsilon", 1e-5))
+) -> Op:
+    return Op(NORM, [value, beside], scale=scale, shift=shift, norm=norm, number=has.get("epsilon", 1e-5))
 
 
-def _merged(steps: list[Step]) -> list[Step]:
+def _merged(steps: list[Op]) -> list[Op]:
     """Linear layers that one attention alone reads, and which read the same value, as one layer."""
     moved: dict[int, tuple[int, int]] = {}  # value: the value that holds it now, by its old number, and its first row
     gone: set[int] = set()
@@ -183,7 +183,7 @@ def _merged(steps: list[Step]) -> list[Step]:
             if value != last:
                 gone.add(value)
     number = {0: 0, NONE: NONE}
-    kept: list[Step] = []
+    kept: list[Op] = []
     for value, step in enumerate(steps, start=1):
         if value in gone:
             continue
@@ -196,7 +196,7 @@ def _merged(steps: list[Step]) -> list[Step]:
     return kept
 
 
-def _written(steps: list[Step]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _written(steps: list[Op]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What is packed, the table of steps and their numbers."""
     linear = [step for step in steps if step.weight is not None]
     for step, blob in zip(linear, pack_together([s.weight for s in linear], [s.value for s in linear]), strict=True):

@@ -13,7 +13,7 @@ LAYER_NORM, RMS_NORM = 1, 2
 """Numbers of norms in native/include/secateur/kernels.h."""
 
 
-class Graph:
+class OnnxGraph:
     """One model's graph. `replace` notes what changes; `finish` writes it into the model."""
 
     def __init__(self, model: Any) -> None:
@@ -131,7 +131,7 @@ class Graph:
             self.model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
-def is_plain(graph: Graph, norm: Any, rows: int) -> bool:
+def is_plain(graph: OnnxGraph, norm: Any, rows: int) -> bool:
     """Whether a LayerNormalization runs over the last dimension alone, with constants, and gives only its result."""
     axis = attributes(norm).get("axis", -1)
     shape = graph.shape(norm.input[0])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.onnx_graph.graph import DOMAIN, Graph, attributes
+from secateur.deploy.onnx_graph.graph import DOMAIN, OnnxGraph, attributes
 from secateur.deploy.onnx_graph.sparse import save
 from secateur.deploy.runner import SAFE_LEVELS
 from secateur.kernels.native import available_isas
@@ -33,7 +33,7 @@ def quantise(path: Path) -> None:
     from onnxruntime.quantization import quantize_dynamic
 
     model = onnx.load(path)
-    graph = Graph(model)
+    graph = OnnxGraph(model)
     done = [node for name in tied(graph) for node in split(graph, name)]
     ours = [node.name for node in graph.nodes if node.domain == DOMAIN]  # the tool takes Attention for its own
     graph.changed = True  # the tool infers shapes anew and trips over those noted of constants, which `finish` drops
@@ -53,7 +53,7 @@ def quantise(path: Path) -> None:
     save(model, path)
 
 
-def tied(graph: Graph) -> list[str]:
+def tied(graph: OnnxGraph) -> list[str]:
     """Float weights (words, width) that are an embedding and, transposed, the output layer, read by no others."""
     found = []
     for name, tensor in graph.constants.items():
@@ -70,7 +70,7 @@ def _looks_up(node: Any, name: str) -> bool:
     return node.op_type == "Gather" and node.input[0] == name and attributes(node).get("axis", 0) == 0
 
 
-def _turns(graph: Graph, node: Any) -> bool:
+def _turns(graph: OnnxGraph, node: Any) -> bool:
     if node.op_type != "Transpose" or list(attributes(node).get("perm", [1, 0])) != [1, 0]:
         return False
     out = node.output[0]
@@ -78,7 +78,7 @@ def _turns(graph: Graph, node: Any) -> bool:
     return out not in graph.kept and all(p.op_type == "MatMul" and p.input[0] != out for p in products)
 
 
-def split(graph: Graph, name: str) -> list[str]:
+def split(graph: OnnxGraph, name: str) -> list[str]:
     """Put a tied weight's 8-bit integers and its scales of the rows in its place; returns the names of the nodes that
     look up what is rounded already.
     """

@@ -6,13 +6,13 @@ A step of a small decoder spends as much time on such operators, a few numbers e
 
 from typing import Any
 
-from secateur.deploy.onnx_graph.graph import RMS_NORM, Graph, attributes, other
+from secateur.deploy.onnx_graph.graph import RMS_NORM, OnnxGraph, attributes, other
 
 LAST = (-1, 3)
 """Numbers of the last of four dimensions."""
 
 
-def fuse_norms(graph: Graph) -> int:
+def fuse_norms(graph: OnnxGraph) -> int:
     """Replace x / sqrt(mean(x^2) + epsilon) * scale over the last dimension; returns how many."""
     found = [(node, norm) for node in graph.nodes if (norm := _norm(graph, node)) is not None]
     for node, (x, scale, epsilon) in found:
@@ -20,7 +20,7 @@ def fuse_norms(graph: Graph) -> int:
     return len(found)
 
 
-def _norm(graph: Graph, last: Any) -> tuple[str, str, float] | None:
+def _norm(graph: OnnxGraph, last: Any) -> tuple[str, str, float] | None:
     """(x, scale, epsilon) of a norm that ends in a node, or None."""
     if last.op_type != "Mul" or last.domain not in ("", "ai.onnx"):
         return None
@@ -48,7 +48,7 @@ def _norm(graph: Graph, last: Any) -> tuple[str, str, float] | None:
     return x, scale, epsilon
 
 
-def fuse_rotary(graph: Graph) -> int:
+def fuse_rotary(graph: OnnxGraph) -> int:
     """Replace x cos + turned(x) sin, with x as heads (batch, heads, tokens, width); returns how many."""
     found = [(node, inputs) for node in graph.nodes if (inputs := _rotary(graph, node)) is not None]
     for node, inputs in found:
@@ -56,7 +56,7 @@ def fuse_rotary(graph: Graph) -> int:
     return len(found)
 
 
-def _rotary(graph: Graph, add: Any) -> list[str] | None:
+def _rotary(graph: OnnxGraph, add: Any) -> list[str] | None:
     """[x, cos, sin] of rotary positions that end in a node, or None."""
     if add.op_type != "Add" or add.domain not in ("", "ai.onnx"):
         return None
@@ -89,13 +89,13 @@ def _rotary(graph: Graph, add: Any) -> list[str] | None:
     return None
 
 
-def _is_turn(graph: Graph, name: str, shape: list[int | str]) -> bool:
+def _is_turn(graph: OnnxGraph, name: str, shape: list[int | str]) -> bool:
     """Whether a value is (batch or 1, 1, tokens, width) for heads of that shape."""
     found = graph.shape(name)
     return found is not None and len(found) == 4 and found[0] in (1, shape[0]) and found[1:] == [1, *shape[2:]]
 
 
-def _bounds(graph: Graph, cut: Any) -> tuple[float, float]:
+def _bounds(graph: OnnxGraph, cut: Any) -> tuple[float, float]:
     """Where a slice of the last dimension begins and ends; (-1, -1) for any other."""
     numbers = [graph.scalar(name) for name in cut.input[1:]]
     if len(numbers) < 3 or numbers[2] not in LAST or (len(numbers) > 3 and numbers[3] != 1):

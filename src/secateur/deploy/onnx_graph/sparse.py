@@ -13,7 +13,7 @@ import numpy as np
 
 from secateur.deploy.onnx_graph.attention import fuse_attention
 from secateur.deploy.onnx_graph.chains import fuse_chains
-from secateur.deploy.onnx_graph.graph import LAYER_NORM, Graph, attributes, is_plain, other
+from secateur.deploy.onnx_graph.graph import LAYER_NORM, OnnxGraph, attributes, is_plain, other
 from secateur.deploy.onnx_graph.norms_and_rotary import fuse_norms, fuse_rotary
 from secateur.deploy.target import DeployError, Written
 
@@ -50,7 +50,7 @@ def rewrite(
     layers = packed = attentions = chains = norms = rotary = 0
     for program in written.values():
         path = folder / program.files[0]
-        graph = Graph(onnx.load(path))
+        graph = OnnxGraph(onnx.load(path))
         found = linears(graph)
         layers += len(found)
         for node, weight in found:
@@ -122,13 +122,13 @@ def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, m
     return pack(weight, **shared_out(choice.packing, weight.shape[0], tokens, SHARED_BY))
 
 
-def linears(graph: Graph) -> list[tuple[Any, np.ndarray]]:
+def linears(graph: OnnxGraph) -> list[tuple[Any, np.ndarray]]:
     """The linear layers of a graph with their weights (out, in)."""
     found = [(node, weight_of(graph, node)) for node in graph.nodes]
     return [(node, weight) for node, weight in found if weight is not None]
 
 
-def weight_of(graph: Graph, node: Any) -> np.ndarray | None:
+def weight_of(graph: OnnxGraph, node: Any) -> np.ndarray | None:
     """The weight (out, in) of a linear layer that no other node reads, or None."""
     import onnx
 
@@ -152,7 +152,7 @@ def weight_of(graph: Graph, node: Any) -> np.ndarray | None:
     return np.ascontiguousarray(weight if transposed else weight.T)
 
 
-def fuse_linear(graph: Graph, node: Any, blob: np.ndarray) -> None:
+def fuse_linear(graph: OnnxGraph, node: Any, blob: np.ndarray) -> None:
     """Put SparseLinear in the place of a linear layer and of what follows it, as far as that can be taken in."""
     from secateur.kernels.packing import ACTIVATIONS, describe
 
@@ -186,13 +186,13 @@ def fuse_linear(graph: Graph, node: Any, blob: np.ndarray) -> None:
     graph.replace(taken, "SparseLinear", inputs, out, activation=ACTIVATIONS.index(activation), **more)
 
 
-def same_shape(graph: Graph, a: str, b: str) -> bool:
+def same_shape(graph: OnnxGraph, a: str, b: str) -> bool:
     """Whether two values surely have the same shape, and neither is a constant."""
     shape = graph.shape(a)
     return shape is not None and shape == graph.shape(b) and b not in graph.constants
 
 
-def fuse_activation(graph: Graph, name: str, taken: list[Any]) -> tuple[str, str]:
+def fuse_activation(graph: OnnxGraph, name: str, taken: list[Any]) -> tuple[str, str]:
     """The activation that alone reads a value, and its output; the nodes that it consists of are added to `taken`."""
     after = graph.only_reader(name, "Relu", "Gelu")
     if after is not None:

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from secateur.deploy.target import Graph, Port, Target, Written
+from secateur.deploy.target import ExportUnit, Port, Target, Written
 from secateur.deploy.targets import transformers_exporter
 
 
-def write(graphs: Mapping[str, Graph], folder: Path, int8: bool = False) -> dict[str, Written]:
+def write(graphs: Mapping[str, ExportUnit], folder: Path, int8: bool = False) -> dict[str, Written]:
     """Write each graph by transformers' exporter for XNNPACK, on a copy of the model, which it changes."""
     from torch.export import Dim
     from transformers.exporters import ExecutorchConfig, ExecutorchExporter

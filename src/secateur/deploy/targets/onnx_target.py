@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from secateur.deploy.onnx_graph.int8 import quantise
-from secateur.deploy.target import Graph, Target, Written
+from secateur.deploy.target import ExportUnit, Target, Written
 from secateur.deploy.targets import transformers_exporter
 
 
-def write(graphs: Mapping[str, Graph], folder: Path, int8: bool = False) -> dict[str, Written]:
+def write(graphs: Mapping[str, ExportUnit], folder: Path, int8: bool = False) -> dict[str, Written]:
     """Write each graph by transformers' exporter, optimised; `int8` quantises weights, and activations as they come."""
     from torch.export import Dim
     from transformers.exporters import OnnxConfig, OnnxExporter

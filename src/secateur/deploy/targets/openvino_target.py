@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.deploy.target import DeployError, Graph, Target, Written
+from secateur.deploy.target import DeployError, ExportUnit, Target, Written
 from secateur.deploy.targets import transformers_exporter
 
 
-def write(graphs: Mapping[str, Graph], folder: Path, int8: bool = False) -> dict[str, Written]:
+def write(graphs: Mapping[str, ExportUnit], folder: Path, int8: bool = False) -> dict[str, Written]:
     """Write each graph by transformers' exporter, caches as plain inputs and outputs; `int8` compresses weights."""
     from torch.export import Dim
     from transformers.exporters import NNCFOpenVINOQuantizer, NNCFWeightCompressionConfig, OpenVINOConfig

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from secateur.deploy.target import Graph, Port, Written
+from secateur.deploy.target import ExportUnit, Port, Written
 from secateur.torch.trace.export import attribute, configs_of
 
 Dimension = Callable[[Port, int], Any]
 
 
 def write(
-    exporter: Any, settings: Any, graphs: Mapping[str, Graph], folder: Path, dimension: Dimension
+    exporter: Any, settings: Any, graphs: Mapping[str, ExportUnit], folder: Path, dimension: Dimension
 ) -> dict[str, Written]:
     """Export every graph and write them together, with the manifest that `ExportedModel.from_pretrained` reads.
 
@@ -52,7 +52,7 @@ def write(
     return written
 
 
-def export(exporter: Any, settings: Any, graph: Graph, dimension: Dimension) -> tuple[Any, list[str]]:
+def export(exporter: Any, settings: Any, graph: ExportUnit, dimension: Dimension) -> tuple[Any, list[str]]:
     """One graph as a component of transformers', and the names of its outputs."""
     from transformers.exporters.utils import get_leaf_tensors
 

@@ -19,7 +19,7 @@ from secateur.runtime.layers.operators import run, sparse_linear, sparse_linear_
 
 
 @dataclass(frozen=True)
-class OneCall:
+class LinearAddNorm:
     """How a module is norm(linear(x) + residual).
 
     `linear`, `scale` and `shift` are paths inside the module ('' where the norm has none), `names` the parameters of
@@ -117,8 +117,8 @@ class Gated:
 
 
 @dataclass(frozen=True)
-class WrittenNorm:
-    """How a module is a norm over the last dimension, written out in its forward: see OneCall."""
+class PrimitiveNorm:
+    """How a module is a norm over the last dimension, written out in its forward: see LinearAddNorm."""
 
     norm: str
     names: tuple[str, ...]
@@ -142,11 +142,11 @@ class WrittenNorm:
         return run(norm_operator, x, NORMS.index(self.norm), scale, None, self.epsilon)
 
 
-One = OneCall | Gated | WrittenNorm
-KINDS: Mapping[str, type[One]] = {"linear": OneCall, "gated": Gated, "norm": WrittenNorm}
+One = LinearAddNorm | Gated | PrimitiveNorm
+KINDS: Mapping[str, type[One]] = {"linear": LinearAddNorm, "gated": Gated, "norm": PrimitiveNorm}
 
 
-class _InOneCall:
+class _FusedForward:
     """Comes before the class of a module whose children stay as they are; what it does not know runs there."""
 
     one_call: One
@@ -178,7 +178,7 @@ class _InOneCall:
 
 @cache
 def _in_one_call(plain: Any) -> Any:
-    return type(f"OneCall{plain.__name__}", (_InOneCall, plain), {})
+    return type(f"LinearAddNorm{plain.__name__}", (_FusedForward, plain), {})
 
 
 def _blank(plain: Any) -> Any:
@@ -208,7 +208,7 @@ def use_one_call(module: nn.Module, one: One) -> None:
 
 def one_calls(model: nn.Module) -> dict[str, One]:
     """The modules that run as one call, by path."""
-    return {name: module.one_call for name, module in model.named_modules() if isinstance(module, _InOneCall)}
+    return {name: module.one_call for name, module in model.named_modules() if isinstance(module, _FusedForward)}
 
 
 def to_json(one: One) -> dict[str, Any]:

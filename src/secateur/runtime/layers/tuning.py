@@ -38,7 +38,7 @@ EVICT_BYTES = 64_000_000
 
 
 @dataclass(frozen=True)
-class Choice:
+class FormatChoice:
     """How one layer runs: dense where `packing` is None, else the arguments of `pack`; and the times it was chosen by.
 
     `possible` tells whether any format stores this value type for this pattern.
@@ -101,16 +101,18 @@ def full_packings(tokens: int, value: str) -> list[dict[str, Any]]:
     return [{"format": "block", "block": BLOCKS[-1], "value": value}] if few else []
 
 
-def unmeasured(weight: np.ndarray, tokens: int, value: str, activations: str = "float32", full: bool = False) -> Choice:
+def unmeasured(
+    weight: np.ndarray, tokens: int, value: str, activations: str = "float32", full: bool = False
+) -> FormatChoice:
     """The packing that did best on the machines tried."""
     found = full_packings(tokens, value) if full else packings(tokens, zeros_of(weight), value, activations)
     if not found:
-        return Choice(None, possible=False)
+        return FormatChoice(None, possible=False)
     if found[0]["format"] == "tiled":
         tile, chunk = tiled_defaults(isa(), np.count_nonzero(weight) / weight.size)
         packing = {"format": "tiled", "tile": tile, "chunk": chunk, "value": value}
-        return Choice(shared_out(packing, weight.shape[0], tokens))
-    return Choice(found[0])
+        return FormatChoice(shared_out(packing, weight.shape[0], tokens))
+    return FormatChoice(found[0])
 
 
 def shared_out(packing: dict[str, Any], rows: int, tokens: int, threads: int = 0) -> dict[str, Any]:
@@ -128,7 +130,7 @@ def choose(
     use_cache: bool = True,
     activations: str = "float32",
     full: bool = False,
-) -> Choice:
+) -> FormatChoice:
     """Measure dense against each packing for one weight (rows, cols), `tokens` tokens and torch's thread count; `full`:
     for one with few zeros, of which all weights are stored."""
     density = np.count_nonzero(weight) / weight.size
@@ -136,13 +138,13 @@ def choose(
     tried = full_packings(tokens, value) if full else packings(tokens, zeros, value, activations)
     found = [shared_out(packing, weight.shape[0], tokens) for packing in tried]
     if not found:
-        return Choice(None, possible=False)
+        return FormatChoice(None, possible=False)
     pattern = "full" if full else zeros
     parts = (*weight.shape, density_step(density), pattern, value, activations, tokens, torch.get_num_threads())
     key = "/".join(str(part) for part in (*parts, bias is not None))
     known = _load() if use_cache else {}
     if key in known:
-        return Choice(**known[key])
+        return FormatChoice(**known[key])
     # Even with every weight gone the kernels have fixed costs; a nearly full layer needs no measuring.
     choice = _measure(weight, bias, tokens, found if full or density < 0.8 else [])
     if use_cache:
@@ -151,7 +153,7 @@ def choose(
     return choice
 
 
-def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, found: list[dict[str, Any]]) -> Choice:
+def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, found: list[dict[str, Any]]) -> FormatChoice:
     rows, cols = weight.shape
     x = torch.randn(tokens, cols)
     dense = torch.from_numpy(weight)
@@ -160,8 +162,8 @@ def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, found: 
         cold = np.zeros(EVICT_BYTES // 8) if tokens <= FEW_TOKENS and found else None
         dense_us, *sparse = interleaved([lambda: torch.nn.functional.linear(x, dense, bias), *runs], cold)
     if not sparse or min(sparse) > WORTH * dense_us:
-        return Choice(None, dense_us, min(sparse, default=dense_us))
-    return Choice(found[int(np.argmin(sparse))], dense_us, min(sparse))
+        return FormatChoice(None, dense_us, min(sparse, default=dense_us))
+    return FormatChoice(found[int(np.argmin(sparse))], dense_us, min(sparse))
 
 
 def interleaved(functions: list[Callable[[], object]], cold: np.ndarray | None = None) -> list[float]:

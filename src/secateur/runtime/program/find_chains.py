@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from secateur.kernels.packing import ACTIVATIONS
 from secateur.kernels.packing import NORMS as NORM_NAMES
-from secateur.kernels.steps import ATTENTION, LINEAR, NONE, NORM, Step
+from secateur.kernels.steps import ATTENTION, LINEAR, NONE, NORM, Op
 from secateur.runtime.program.from_fx import (
     CHECKS,
     COPIES,
@@ -34,7 +34,7 @@ _SHAPED = (aten.view.default, aten.reshape.default, aten.unflatten.int, aten.fla
 
 
 @dataclass(frozen=True)
-class Form:
+class BlockSignature:
     """How a block is called, and what it gives: `names` are the arguments by position, `x` the one that is the stream,
     `mask` the one that is the mask of attention ('' for none), `tensors` others that are tensors and make no
     difference, `constants` what the rest was. `given` is the length of the tuple that it returns, with the stream first
@@ -50,15 +50,15 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Block:
+class ChainBlock:
     """A block that is a chain. `steps` read value 0, `source`, and give `exit`; weights and the like are paths of
     tensors in the model. `heads` is 0 where nothing attends; `folds` are weights (paths) whose outputs are multiplied
     by a parameter (path), which the steps leave to them.
     """
 
     path: str
-    form: Form
-    steps: list[Step]
+    form: BlockSignature
+    steps: list[Op]
     source: Node
     exit: Node
     mask: Node | None
@@ -74,7 +74,7 @@ def blocks(traced: Traced, reading: Callable[..., Any] | None = None) -> tuple[l
     """The blocks of module lists that are chains (or what another `reading` makes of them), outermost ones only, in the
     order of the model; and why others with at least two linear layers are none.
     """
-    reading = reading or Reading
+    reading = reading or ChainReader
     found: list[Any] = []
     refused: dict[str, str] = {}
     for path, module in traced.modules.items():
@@ -93,7 +93,7 @@ def blocks(traced: Traced, reading: Callable[..., Any] | None = None) -> tuple[l
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadSplit:
     """A value seen as heads: (batch, tokens, heads, width), or (batch, heads, tokens, width) where it is `turned`."""
 
     value: int
@@ -103,7 +103,7 @@ class Heads:
     turned: bool = False
 
 
-class Reading:
+class ChainReader:
     """Goes through the operations of one block and writes its steps. `values` are nodes (batch, tokens, rows) by the
     number of their value, `factors` those that are a value multiplied by a number, `split` those seen as heads.
     `readers` are the operations that it knows; `causal` tells whether attention may see earlier tokens only."""
@@ -113,8 +113,8 @@ class Reading:
 
     def __init__(self, traced: Traced, path: str, nodes: list[Node]):
         self.traced, self.path, self.nodes = traced, path, nodes
-        self.steps: list[Step] = []
-        self.split: dict[Node, Heads] = {}
+        self.steps: list[Op] = []
+        self.split: dict[Node, HeadSplit] = {}
         self.factors: dict[Node, tuple[int, float]] = {}
         self.folds: dict[str, str] = {}
         self.heads = 0
@@ -141,7 +141,7 @@ class Reading:
                 (masks if value is mask else others).add(value)
         return masks, others
 
-    def block(self, module: nn.Module) -> Block:
+    def block(self, module: nn.Module) -> ChainBlock:
         """What the block is.
 
         Raises:
@@ -152,14 +152,16 @@ class Reading:
         for node in self.nodes:
             self._read(node)
         end = self._exit()
-        return Block(self.path, self._form(module), self.steps, self.source, end, self.mask, self.heads, self.folds)
+        return ChainBlock(
+            self.path, self._form(module), self.steps, self.source, end, self.mask, self.heads, self.folds
+        )
 
     def _read(self, node: Node) -> None:
         kind = self.readers.get(node.target)
         if kind is None and activation_of(node):
-            kind = Reading._activation
+            kind = ChainReader._activation
         if kind is None and node.target in NORMS:
-            kind = Reading._norm
+            kind = ChainReader._norm
         if kind is None or not kind(self, node, arguments(node)):
             name = getattr(node.target, "__name__", str(node.target))
             raise NoChainError(f"computes {name} in {stack(node)[-1]}, which a chain has no step for")
@@ -167,7 +169,7 @@ class Reading:
     def _value(self, node: Any) -> int | None:
         return self.values.get(node) if isinstance(node, Node) else None
 
-    def _write(self, node: Node, step: Step) -> bool:
+    def _write(self, node: Node, step: Op) -> bool:
         self.steps.append(step)
         self.values[node] = len(self.steps)
         return True
@@ -186,9 +188,9 @@ class Reading:
         if bias is not None and self.traced.parameter(bias) != weight.removesuffix("weight") + "bias":
             return False
         own = weight.removesuffix("weight")
-        return self._write(node, Step(LINEAR, [x], weight=f"{own}packed", bias=f"{own}bias" if bias else None))
+        return self._write(node, Op(LINEAR, [x], weight=f"{own}packed", bias=f"{own}bias" if bias else None))
 
-    def _linear_before(self, node: Any) -> Step | None:
+    def _linear_before(self, node: Any) -> Op | None:
         """The linear step that alone makes a value which one operation reads, without an activation or a factor yet."""
         value = self._value(node)
         step = self.steps[value - 1] if value and len(node.users) == 1 else None
@@ -226,7 +228,7 @@ class Reading:
             return False
         if has["self"].meta["val"].shape != has["other"].meta["val"].shape:
             return False
-        return self._write(node, Step(NORM, [a, b]))
+        return self._write(node, Op(NORM, [a, b]))
 
     def _norm(self, node: Node, has: dict[str, Any]) -> bool:
         value, rows = self._value(has["input"]), node.meta["val"].shape[-1]
@@ -236,7 +238,7 @@ class Reading:
         paths = [None if part is None else self._part(part, rows) for part in parts]
         if any(path is None for part, path in zip(parts, paths, strict=True) if part is not None):
             return False
-        norm = Step(NORM, [value, NONE], scale=paths[0], shift=paths[1], number=epsilon_of(node))
+        norm = Op(NORM, [value, NONE], scale=paths[0], shift=paths[1], number=epsilon_of(node))
         norm.norm = NORM_NAMES.index(NORMS[node.target])
         before = self.steps[value - 1] if value else None
         if (
@@ -272,7 +274,7 @@ class Reading:
             return self._alike(node, before)
         value, factor = self.factors.get(before, (self._value(before), 1.0))
         if value is not None and len(new) == 4 and old[:2] == new[:2]:
-            self.split[node] = Heads(value, new[2], new[3], factor)
+            self.split[node] = HeadSplit(value, new[2], new[3], factor)
             return True
         heads = self.split.get(before)
         if heads is None or heads.turned or heads.factor != 1 or new != (*old[:2], old[2] * old[3]):
@@ -310,8 +312,8 @@ class Reading:
         self.heads = q.heads
         scale = (q.width**-0.5 if has["scale"] is None else float(has["scale"])) * q.factor * k.factor
         heads = (q.heads, k.heads, q.width)
-        self.steps.append(Step(ATTENTION, [q.value, k.value, v.value], number=scale, heads=heads))
-        self.split[node] = Heads(len(self.steps), q.heads, q.width, 1.0, True)
+        self.steps.append(Op(ATTENTION, [q.value, k.value, v.value], number=scale, heads=heads))
+        self.split[node] = HeadSplit(len(self.steps), q.heads, q.width, 1.0, True)
         return True
 
     def _exit(self) -> Node:
@@ -321,7 +323,7 @@ class Reading:
             raise NoChainError("gives more than the stream" if len(exits) > 1 else "does not end in a stream")
         return exits[0]
 
-    def _form(self, module: nn.Module) -> Form:
+    def _form(self, module: nn.Module) -> BlockSignature:
         call = self.traced.calls.get(self.path)
         if call is None or call.times > 1:
             raise NoChainError("is called more than once" if call else "is called in a way that cannot be told")
@@ -337,7 +339,7 @@ class Reading:
             raise NoChainError(f"is called with {len(streams)} tensors that may be its stream")
         others = tuple(name for name in tensors if name not in (*masks, *streams))
         mask = masks[0] if masks else ""
-        return Form(positional(module), streams[0], mask, others, rest, given_by(call.output))
+        return BlockSignature(positional(module), streams[0], mask, others, rest, given_by(call.output))
 
 
 def refuse_strange(constants: Mapping[str, Any]) -> None:
@@ -348,7 +350,7 @@ def refuse_strange(constants: Mapping[str, Any]) -> None:
 
 
 def given_by(output: Any) -> int:
-    """See Form."""
+    """See BlockSignature."""
     if isinstance(output, torch.Tensor):
         return 0
     plain = type(output) is tuple and output and isinstance(output[0], torch.Tensor)
@@ -367,15 +369,15 @@ def is_stream(node: Node) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 3 and value.dtype == torch.float32
 
 
-Reading.readers = {
-    aten.linear.default: Reading._linear,
-    aten.add.Tensor: Reading._add,
-    aten.mul.Tensor: Reading._scaled,
-    aten.mul.Scalar: Reading._scaled,
-    aten.dropout.default: Reading._same,
-    aten.transpose.int: Reading._turned,
-    aten.permute.default: Reading._turned,
-    aten.scaled_dot_product_attention.default: Reading._attention,
-    **dict.fromkeys(COPIES, Reading._same),
-    **dict.fromkeys(_SHAPED, Reading._shaped),
+ChainReader.readers = {
+    aten.linear.default: ChainReader._linear,
+    aten.add.Tensor: ChainReader._add,
+    aten.mul.Tensor: ChainReader._scaled,
+    aten.mul.Scalar: ChainReader._scaled,
+    aten.dropout.default: ChainReader._same,
+    aten.transpose.int: ChainReader._turned,
+    aten.permute.default: ChainReader._turned,
+    aten.scaled_dot_product_attention.default: ChainReader._attention,
+    **dict.fromkeys(COPIES, ChainReader._same),
+    **dict.fromkeys(_SHAPED, ChainReader._shaped),
 }

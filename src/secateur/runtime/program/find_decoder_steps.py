@@ -13,9 +13,9 @@ from torch import nn
 from torch.fx import Node
 
 from secateur.kernels.packing import NORMS
-from secateur.kernels.steps import GATE, NONE, NORM, ROTARY, Step
-from secateur.runtime.layers.fused import WrittenNorm
-from secateur.runtime.program.find_chains import Heads, NoChainError, Reading, blocks, given_by
+from secateur.kernels.steps import GATE, NONE, NORM, ROTARY, Op
+from secateur.runtime.layers.fused import PrimitiveNorm
+from secateur.runtime.program.find_chains import ChainReader, HeadSplit, NoChainError, blocks, given_by
 from secateur.runtime.program.find_fusions import origin
 from secateur.runtime.program.from_fx import CHECKS, COPIES, Traced, aten, positional, stack
 
@@ -49,16 +49,16 @@ class DecoderBlock:
 
     path: str
     form: DecoderForm
-    steps: list[Step]
+    steps: list[Op]
     attention: str
     width: int
 
 
-def decoder_blocks(traced: Traced, norms: Mapping[str, WrittenNorm]) -> tuple[list[DecoderBlock], dict[str, str]]:
+def decoder_blocks(traced: Traced, norms: Mapping[str, PrimitiveNorm]) -> tuple[list[DecoderBlock], dict[str, str]]:
     """The blocks that can take a token at a time, in the order of the model, and why others that are called with a
     cache cannot; `norms` are modules that are written out norms.
     """
-    found, refused = blocks(traced, lambda traced, path, nodes: _DecoderReading(traced, path, nodes, norms))
+    found, refused = blocks(traced, lambda traced, path, nodes: _DecoderReader(traced, path, nodes, norms))
     calls = {path: traced.calls.get(path) for path in refused}
     return found, {path: why for path, why in refused.items() if (call := calls[path]) and CACHE in call.given}
 
@@ -83,13 +83,13 @@ class _Rotary:
     between: tuple[Node, ...]
 
 
-class _DecoderReading(Reading):
+class _DecoderReader(ChainReader):
     """Goes through the operations of a block of a decoder. `repeated` are heads of which each is there several times,
     on the way there."""
 
     causal = True
 
-    def __init__(self, traced: Traced, path: str, nodes: list[Node], norms: Mapping[str, WrittenNorm]):
+    def __init__(self, traced: Traced, path: str, nodes: list[Node], norms: Mapping[str, PrimitiveNorm]):
         self.norms = dict(_norm(module, norm, nodes) for module, norm in norms.items() if module.startswith(f"{path}."))
         self.rotaries = {node: found for node in nodes if (found := _rotary(node)) is not None}
         composites: list[_Norm | _Rotary] = [*self.norms.values(), *self.rotaries.values()]
@@ -100,7 +100,7 @@ class _DecoderReading(Reading):
                 way = list(_way(turn, {*nodes}))
                 self.skipped |= {*way[:-1]}
                 self.turns.add(way[-1])
-        self.repeated: dict[Node, Heads] = {}
+        self.repeated: dict[Node, HeadSplit] = {}
         self.attention = ""
         super().__init__(traced, path, nodes)
 
@@ -140,26 +140,26 @@ class _DecoderReading(Reading):
 
     def _written_norm(self, node: Node) -> bool:
         norm = self.norms[node]
-        step = Step(NORM, [NONE, NONE], scale=norm.scale, number=norm.epsilon, norm=NORMS.index("rms_norm"))
+        step = Op(NORM, [NONE, NONE], scale=norm.scale, number=norm.epsilon, norm=NORMS.index("rms_norm"))
         heads = self.split.get(norm.x)
         if heads is None:
             value = self._value(norm.x)
             step.reads = [NONE if value is None else value, NONE]
             return value is not None and self._write(node, step)
-        # Heads one by one.
+        # HeadSplit one by one.
         if heads.factor != 1:
             return False
         step.reads, step.heads = [heads.value, NONE], (heads.heads, heads.heads, heads.width)
         self.steps.append(step)
-        self.split[node] = Heads(len(self.steps), heads.heads, heads.width, 1.0, heads.turned)
+        self.split[node] = HeadSplit(len(self.steps), heads.heads, heads.width, 1.0, heads.turned)
         return True
 
     def _turn(self, node: Node) -> bool:
         heads = self.split.get(self.rotaries[node].x)
         if heads is None or not heads.turned or heads.factor != 1:
             return False
-        self.steps.append(Step(ROTARY, [heads.value], heads=(heads.heads, heads.heads, heads.width)))
-        self.split[node] = Heads(len(self.steps), heads.heads, heads.width, 1.0, True)
+        self.steps.append(Op(ROTARY, [heads.value], heads=(heads.heads, heads.heads, heads.width)))
+        self.split[node] = HeadSplit(len(self.steps), heads.heads, heads.width, 1.0, True)
         return True
 
     def _scaled(self, node: Node, has: dict[str, Any]) -> bool:
@@ -167,11 +167,11 @@ class _DecoderReading(Reading):
         for gate, other in ((has["self"], has["other"]), (has["other"], has["self"])):
             a, b = self._value(gate), self._value(other)
             if a and b and a != b and self._linear_before(other) is not None:
-                return self._write(node, Step(GATE, [a, b]))
+                return self._write(node, Op(GATE, [a, b]))
         return super()._scaled(node, has)
 
     def _repeat(self, node: Node, has: dict[str, Any]) -> bool:
-        """Heads of keys and values on the way to be as many as those of queries."""
+        """HeadSplit of keys and values on the way to be as many as those of queries."""
         before, shape = node.all_input_nodes[0], node.meta["val"].shape
         heads = self.repeated.get(before) or self.split.get(before)
         if heads is None or not heads.turned or len(shape) != 5 or tuple(shape[1:2]) != (heads.heads,):
@@ -212,14 +212,14 @@ class _DecoderReading(Reading):
         return DecoderForm(positional(module), streams[0], mask, turns, given_by(call.output))
 
 
-_DecoderReading.readers = {
-    **Reading.readers,
-    aten.mul.Tensor: _DecoderReading._scaled,
-    aten.view.default: _DecoderReading._shaped,
-    aten.reshape.default: _DecoderReading._shaped,
-    aten.unsqueeze.default: _DecoderReading._repeat,
-    aten.expand.default: _DecoderReading._repeat,
-    aten.scaled_dot_product_attention.default: _DecoderReading._attention,
+_DecoderReader.readers = {
+    **ChainReader.readers,
+    aten.mul.Tensor: _DecoderReader._scaled,
+    aten.view.default: _DecoderReader._shaped,
+    aten.reshape.default: _DecoderReader._shaped,
+    aten.unsqueeze.default: _DecoderReader._repeat,
+    aten.expand.default: _DecoderReader._repeat,
+    aten.scaled_dot_product_attention.default: _DecoderReader._attention,
 }
 
 
@@ -288,7 +288,7 @@ def _way(turn: Node, inside: set[Node]) -> Iterator[Node]:
         yield turn
 
 
-def _norm(path: str, norm: WrittenNorm, nodes: list[Node]) -> tuple[Node, _Norm]:
+def _norm(path: str, norm: PrimitiveNorm, nodes: list[Node]) -> tuple[Node, _Norm]:
     """The last operation of a module that is a norm, and the rest of it."""
     inside = [node for node in nodes if stack(node)[-1] == path and node.target not in CHECKS]
     own = [node for node in inside if origin(node) in inside and node.target not in COPIES]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from secateur.runtime.layers.fused import Gated, One, OneCall, WrittenNorm
+from secateur.runtime.layers.fused import Gated, LinearAddNorm, One, PrimitiveNorm
 from secateur.runtime.program.from_fx import (
     CHECKS,
     COPIES,
@@ -68,7 +68,7 @@ class _Finder:
             return None
         return self.traced.path(linear), (path, name)
 
-    def one_call(self, linear: torch.fx.Node, activations: Mapping[str, Any]) -> tuple[str, OneCall] | None:
+    def one_call(self, linear: torch.fx.Node, activations: Mapping[str, Any]) -> tuple[str, LinearAddNorm] | None:
         """(module, its call) for the innermost module that runs a linear layer, what follows it, and nothing else."""
         chain, residual, more = [linear], None, {}
         node = reader(linear)
@@ -95,7 +95,7 @@ class _Finder:
         if x is None:
             return None
         names = positional(self.traced.modules[path])
-        return path, OneCall(self.traced.path(linear).removeprefix(f"{path}."), names, x, added, **more)
+        return path, LinearAddNorm(self.traced.path(linear).removeprefix(f"{path}."), names, x, added, **more)
 
     def gated(self, product: torch.fx.Node) -> tuple[str, Gated] | None:
         """(module, its call) for the innermost module of a product of two layers of one tensor, one of them activated,
@@ -137,7 +137,7 @@ class _Finder:
         gate_in, up_in, down_in = (each.removeprefix(f"{path}.") for each in layers)
         return path, Gated(gate_in, up_in, down_in, activation_of(act), positional(self.traced.modules[path]), x)
 
-    def written_norms(self) -> dict[str, WrittenNorm]:
+    def written_norms(self) -> dict[str, PrimitiveNorm]:
         """Modules that are nothing but a root mean square norm, written out: a square, a mean, a root and products."""
         nodes: dict[str, list[torch.fx.Node]] = defaultdict(list)
         for node in self.traced.operations:
@@ -149,7 +149,7 @@ class _Finder:
                 found.update({} if norm is None else {path: norm})
         return found
 
-    def _written_norm(self, path: str, nodes: list[torch.fx.Node]) -> WrittenNorm | None:
+    def _written_norm(self, path: str, nodes: list[torch.fx.Node]) -> PrimitiveNorm | None:
         given = self._given(path)
         if len(nodes) not in (5, 6) or len(given) != 1:
             return None
@@ -175,7 +175,7 @@ class _Finder:
             if not scale.startswith(f"{path}.") or tuple(others[0].meta["val"].shape) != (value.shape[-1],):
                 return None
         names = positional(self.traced.modules[path])
-        return WrittenNorm("rms_norm", names, name, scale.removeprefix(f"{path}."), added["other"])
+        return PrimitiveNorm("rms_norm", names, name, scale.removeprefix(f"{path}."), added["other"])
 
     def _is_outer(self, node: Any) -> bool:
         """Whether a node is computed or given, not stored."""
@@ -189,7 +189,7 @@ class _Finder:
         return value.shape == output.shape and value.dtype == output.dtype == torch.float32
 
     def _norm(self, norm: torch.fx.Node, linear: torch.fx.Node, path: str) -> dict[str, Any]:
-        """What OneCall wants to know about a norm over the last dimension whose parameters lie in the module."""
+        """What LinearAddNorm wants to know about a norm over the last dimension whose parameters lie in the module."""
         has = arguments(norm)
         given = {name: has[of] for name, of in (("scale", "weight"), ("shift", "bias")) if has.get(of) is not None}
         inner = {name: self.traced.parameter(node).removeprefix(f"{path}.") for name, node in given.items()}

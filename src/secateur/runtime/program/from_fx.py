@@ -31,7 +31,7 @@ NORMS = {aten.layer_norm.default: "layer_norm", aten.rms_norm.default: "rms_norm
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """A module's last call in the trace: its arguments by name, what it gave, and how many calls there were."""
 
     given: dict[str, Any]
@@ -44,7 +44,7 @@ class _Seen:
     """What is seen while a model is traced: calls by the paths of modules (None where arguments have no names), and the
     masks that attention is given."""
 
-    calls: dict[str, Call | None] = field(default_factory=dict)
+    calls: dict[str, ModuleCall | None] = field(default_factory=dict)
     masks: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -99,7 +99,7 @@ def _watching(model: nn.Module) -> Iterator[_Seen]:
             known = len(args) <= len(names) and not {*kwargs} & {*names[: len(args)]}
             before = seen.calls.get(path)
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-            seen.calls[path] = Call(given, output, 1 + (before.times if before else 0)) if known else None
+            seen.calls[path] = ModuleCall(given, output, 1 + (before.times if before else 0)) if known else None
 
         return hook
 

@@ -17,23 +17,23 @@ import torch
 from torch import nn
 from torch.nn.modules import module as global_hooks
 
-from secateur.kernels.steps import Step, step_from_json, table
+from secateur.kernels.steps import Op, step_from_json, table
 from secateur.runtime.layers.hooks import is_watched
 from secateur.runtime.layers.operators import run, sparse_chain
-from secateur.runtime.program.find_chains import Form
+from secateur.runtime.program.find_chains import BlockSignature
 from secateur.torch.stats.attention_scores import KNOWN
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChainProgram:
     """What a chain is: paths of its blocks and of the tensors in its steps, inside the holder; `width` and `rows` are
     the numbers a token that it reads and gives. `without_mask` tells whether attention sees all keys where there is no
     mask, `shown` how often the chain's output stands in what the holder gives.
     """
 
     blocks: tuple[str, ...]
-    form: Form
-    steps: tuple[Step, ...]
+    form: BlockSignature
+    steps: tuple[Op, ...]
     heads: int
     width: int
     rows: int
@@ -41,7 +41,7 @@ class Plan:
     shown: int
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+    def from_json(cls, data: Mapping[str, Any]) -> ChainProgram:
         """A plan from what `dataclasses.asdict` made of it.
 
         Raises:
@@ -49,7 +49,7 @@ class Plan:
         """
         form: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data["form"].items()}
         steps = tuple(map(step_from_json, data["steps"]))
-        return cls(**{**data, "blocks": tuple(data["blocks"]), "form": Form(**form), "steps": steps})
+        return cls(**{**data, "blocks": tuple(data["blocks"]), "form": BlockSignature(**form), "steps": steps})
 
 
 class Chain:
@@ -59,7 +59,7 @@ class Chain:
         AttributeError: when the holder does not hold what the plan names.
     """
 
-    def __init__(self, holder: nn.Module, plan: Plan):
+    def __init__(self, holder: nn.Module, plan: ChainProgram):
         self.plan = plan
         self.blocks = [holder.get_submodule(path) for path in plan.blocks]
         self.parts: list[tuple[nn.Module, str]] = []
@@ -280,7 +280,7 @@ def _blank(kind: Any, plain: Any) -> Any:
     return object.__new__(swapped(kind, plain))
 
 
-def use_chains(holder: nn.Module, plans: Sequence[Plan]) -> None:
+def use_chains(holder: nn.Module, plans: Sequence[ChainProgram]) -> None:
     """Let blocks run as chains from now on, wherever they can.
 
     Raises:
@@ -299,6 +299,6 @@ def use_chains(holder: nn.Module, plans: Sequence[Plan]) -> None:
     holder.chains = chains
 
 
-def chains_of(model: nn.Module) -> dict[str, list[Plan]]:
+def chains_of(model: nn.Module) -> dict[str, list[ChainProgram]]:
     """The holders in a model by path, and their chains."""
     return {path: [c.plan for c in m.chains] for path, m in model.named_modules() if isinstance(m, _Holder)}

@@ -15,7 +15,7 @@ from torch import nn
 
 from secateur.kernels.native import load_native
 from secateur.kernels.packing import ACTIVATIONS
-from secateur.kernels.steps import ATTENTION, GATE, LINEAR, NONE, NORM, ROTARY, Step, step_from_json, table, three_reads
+from secateur.kernels.steps import ATTENTION, GATE, LINEAR, NONE, NORM, ROTARY, Op, step_from_json, table, three_reads
 from secateur.runtime.layers.linear import ByTokens, SparseLinear
 from secateur.runtime.layers.operators import activated, alone, mask_of
 from secateur.runtime.program.find_decoder_steps import CACHE, IGNORED, PLACE, DecoderForm
@@ -26,16 +26,16 @@ NOTHING_CACHED = (0, 0, 0, (0, 0, 0), (0, 0, 0), 0, 0, (0, 0, 0))
 
 
 @dataclass(frozen=True)
-class DecoderPlan:
+class DecoderProgram:
     """What a block computes, as in `DecoderBlock`, with paths inside the block."""
 
     form: DecoderForm
-    steps: tuple[Step, ...]
+    steps: tuple[Op, ...]
     attention: str
     width: int
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> DecoderPlan:
+    def from_json(cls, data: Mapping[str, Any]) -> DecoderProgram:
         """A plan from what `dataclasses.asdict` made of it.
 
         Raises:
@@ -55,7 +55,7 @@ class TokenInputs:
     cache: Any
 
 
-class Program:
+class DecoderRunner:
     """A plan on the modules of a block.
 
     Raises:
@@ -63,7 +63,7 @@ class Program:
         ValueError: when the steps do not fit together.
     """
 
-    def __init__(self, block: nn.Module, plan: DecoderPlan):
+    def __init__(self, block: nn.Module, plan: DecoderProgram):
         self.block, self.plan = block, plan
         self.heads = _checked(plan)
         self.steps = _joined(plan.steps)
@@ -123,7 +123,7 @@ class Program:
         return prepared.value(len(self.steps), x, values, batch).unsqueeze(1)
 
     def _cached(
-        self, step: Step, values: torch.Tensor, prepared: _Prepared, given: TokenInputs, batch: int
+        self, step: Op, values: torch.Tensor, prepared: _Prepared, given: TokenInputs, batch: int
     ) -> tuple[tuple[Any, ...], Any]:
         """Put the keys and values of the token into the cache; what `Token.run` wants to know of it and of the mask,
         and what has to live as long.
@@ -194,7 +194,7 @@ class _Prepared:
     that torch computes, `stretches` the steps that go together.
     """
 
-    def __init__(self, block: nn.Module, steps: Sequence[Step], width: int, batch: int):
+    def __init__(self, block: nn.Module, steps: Sequence[Op], width: int, batch: int):
         native: Any = load_native()
         self.parts: list[tuple[dict[str, Any], str, torch.Tensor]] = []
         self.addresses: list[int] = []
@@ -248,7 +248,7 @@ class _Prepared:
         rows = self.rows[number]
         return values.as_strided((batch, rows), (rows, 1), self.first(number, batch))
 
-    def compute(self, number: int, step: Step, x: torch.Tensor, values: torch.Tensor, batch: int) -> None:
+    def compute(self, number: int, step: Op, x: torch.Tensor, values: torch.Tensor, batch: int) -> None:
         """A step that torch computes."""
         first, gate, residual = (None if v == NONE else self.value(v, x, values, batch) for v in three_reads(step))
         y = activated(self.layers[number](first), step.activation)
@@ -256,7 +256,7 @@ class _Prepared:
         self.value(number + 1, x, values, batch).copy_(y if residual is None else y + residual)
 
 
-def _checked(plan: DecoderPlan) -> tuple[int, int, int]:
+def _checked(plan: DecoderProgram) -> tuple[int, int, int]:
     """The heads of attention in a plan; ValueError where it does not hold together."""
     attends = [step for step in plan.steps if step.kind == ATTENTION]
     if len(attends) != 1:
@@ -273,7 +273,7 @@ def _checked(plan: DecoderPlan) -> tuple[int, int, int]:
     return heads
 
 
-def _dense(block: nn.Module, step: Step, batch: int) -> Any:
+def _dense(block: nn.Module, step: Op, batch: int) -> Any:
     """The layer of a step where it is not packed, else None."""
     if step.kind != LINEAR:
         return None
@@ -281,12 +281,12 @@ def _dense(block: nn.Module, step: Step, batch: int) -> Any:
     return None if isinstance(layer, SparseLinear) else layer
 
 
-def _layer(block: nn.Module, step: Step, batch: int) -> nn.Module:
+def _layer(block: nn.Module, step: Op, batch: int) -> nn.Module:
     layer = block.get_submodule(step.weight.removesuffix(".packed"))
     return layer.form_for(batch) if isinstance(layer, ByTokens) else layer
 
 
-def _placed(block: nn.Module, step: Step, layer: Any, batch: int) -> Step:
+def _placed(block: nn.Module, step: Op, layer: Any, batch: int) -> Op:
     """A step with modules and names of their tensors in place of paths; of a layer that torch computes, its rows."""
     if layer is not None:
         return replace(step, weight=None, bias=None, rows=layer.out_features)
@@ -306,7 +306,7 @@ def _held(block: nn.Module, path: str | None) -> tuple[nn.Module, str] | None:
     return block.get_submodule(parent), name
 
 
-def _stretches(steps: Sequence[Step], layers: Sequence[Any]) -> Iterator[tuple[int, int]]:
+def _stretches(steps: Sequence[Op], layers: Sequence[Any]) -> Iterator[tuple[int, int]]:
     """Steps that go together: attention begins a stretch, a layer that torch computes is one by itself."""
     begin = 0
     for number, step in enumerate(steps):
@@ -316,10 +316,10 @@ def _stretches(steps: Sequence[Step], layers: Sequence[Any]) -> Iterator[tuple[i
     yield begin, len(steps)
 
 
-def _joined(steps: Sequence[Step]) -> list[Step]:
+def _joined(steps: Sequence[Op]) -> list[Op]:
     """The steps, where a layer takes in the gate or the sum that alone reads it: it reads these as well."""
     reads = Counter(value for step in steps for value in step.reads)
-    joined: list[Step] = []
+    joined: list[Op] = []
     number = {NONE: NONE, 0: 0}
     for place, step in enumerate(steps):
         own = [number[value] for value in step.reads]
@@ -336,7 +336,7 @@ def _joined(steps: Sequence[Step]) -> list[Step]:
 
 
 class _Decoder(Swapped):
-    program: Program
+    program: DecoderRunner
 
     def through(self, plain: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         program = self.program
@@ -350,19 +350,19 @@ class _Decoder(Swapped):
         return (output, *[None] * (given - 1)) if given else output
 
 
-def use_decoders(model: nn.Module, plans: Mapping[str, DecoderPlan]) -> None:
+def use_decoders(model: nn.Module, plans: Mapping[str, DecoderProgram]) -> None:
     """Let blocks of a model, by path, take a token at a time in one go from now on, wherever they can.
 
     Raises:
         AttributeError: when a block does not hold what its plan names.
     """
-    programs = [Program(model.get_submodule(path), plan) for path, plan in plans.items()]
+    programs = [DecoderRunner(model.get_submodule(path), plan) for path, plan in plans.items()]
     for program in programs:
         plain: Any = type(program.block)
         program.block.__class__ = swapped(_Decoder, plain)
         program.block.program = program
 
 
-def decoders_of(model: nn.Module) -> dict[str, DecoderPlan]:
+def decoders_of(model: nn.Module) -> dict[str, DecoderProgram]:
     """The blocks of a model that take a token at a time in one go, by path."""
     return {path: module.program.plan for path, module in model.named_modules() if isinstance(module, _Decoder)}

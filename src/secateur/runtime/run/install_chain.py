@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from secateur.kernels.packing import describe, unpack
-from secateur.kernels.steps import NONE, Step, pack_together
+from secateur.kernels.steps import NONE, Op, pack_together
 from secateur.runtime.layers.linear import SparseLinear
 from secateur.runtime.layers.tuning import interleaved
-from secateur.runtime.program.find_chains import Block, Form, NoChainError, blocks, refuse_strange
+from secateur.runtime.program.find_chains import BlockSignature, ChainBlock, NoChainError, blocks, refuse_strange
 from secateur.runtime.program.from_fx import Traced, stack
-from secateur.runtime.run.chain import Chain, Plan, leaves, use_chains
+from secateur.runtime.run.chain import Chain, ChainProgram, leaves, use_chains
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 
 TOLERANCE = 1e-4
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass
-class Outcome:
+class ChainOutcome:
     """How many blocks run in chains, why others do not (a sentence, or ''), and the sizes of weights packed anew."""
 
     blocks: int = 0
@@ -47,17 +47,17 @@ class _Seen:
 
 def chain_blocks(
     model: nn.Module, traced: Traced, example: Mapping[str, Any] | tuple[Any, ...], tokens: int, measure: bool
-) -> Outcome:
+) -> ChainOutcome:
     """Let blocks of a model with packed layers, traced before they were packed, run as chains where they can."""
     found, refused = blocks(traced)
-    outcome = Outcome(apart=next((f"{path} {reason}" for path, reason in refused.items()), ""))
+    outcome = ChainOutcome(apart=next((f"{path} {reason}" for path, reason in refused.items()), ""))
     packed = []
     for block in found:
         reason = _unfit(model, block)
         packed += [] if reason else [block]
         outcome.apart = outcome.apart or (f"{block.path} {reason}" if reason else "")
     runs = list(_runs(packed))
-    plans: dict[str, list[Plan]] = {}
+    plans: dict[str, list[ChainProgram]] = {}
     for run, seen in zip(runs, _observed(model, traced, runs, example), strict=True):
         try:
             plan = _tried(model, traced, run, seen, tokens, measure, outcome)
@@ -77,7 +77,7 @@ def _holder(traced: Traced, block: str) -> str:
     return parent.rpartition(".")[0] if isinstance(traced.modules[parent], nn.ModuleList) else parent
 
 
-def _unfit(model: nn.Module, block: Block) -> str:
+def _unfit(model: nn.Module, block: ChainBlock) -> str:
     """Why the layers of a block cannot be steps of a chain, or ''."""
     for step in block.steps:
         if step.weight is None:
@@ -93,9 +93,9 @@ def _unfit(model: nn.Module, block: Block) -> str:
     return ""
 
 
-def _runs(found: Sequence[Block]) -> Iterator[list[Block]]:
+def _runs(found: Sequence[ChainBlock]) -> Iterator[list[ChainBlock]]:
     """Blocks that read one another and nothing else."""
-    run: list[Block] = []
+    run: list[ChainBlock] = []
     for block in found:
         if run and not _follows(run[-1], block):
             yield run
@@ -105,7 +105,7 @@ def _runs(found: Sequence[Block]) -> Iterator[list[Block]]:
         yield run
 
 
-def _follows(before: Block, block: Block) -> bool:
+def _follows(before: ChainBlock, block: ChainBlock) -> bool:
     parents = [path.rpartition(".")[0] for path in (before.path, block.path)]
     if block.source is not before.exit or parents[0] != parents[1]:
         return False
@@ -115,13 +115,13 @@ def _follows(before: Block, block: Block) -> bool:
 
 
 def _observed(
-    model: nn.Module, traced: Traced, runs: Sequence[list[Block]], example: Mapping[str, Any] | tuple[Any, ...]
+    model: nn.Module, traced: Traced, runs: Sequence[list[ChainBlock]], example: Mapping[str, Any] | tuple[Any, ...]
 ) -> list[_Seen]:
     """What happens to runs of blocks when the model runs on the example."""
     seen = [_Seen() for _ in runs]
     handles = []
 
-    def enter(one: _Seen, block: Block) -> Any:
+    def enter(one: _Seen, block: ChainBlock) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             one.given = {**dict(zip(block.form.names, args, strict=False)), **kwargs}
 
@@ -156,14 +156,20 @@ def _observed(
 
 
 def _tried(
-    model: nn.Module, traced: Traced, run: list[Block], seen: _Seen, tokens: int, measure: bool, outcome: Outcome
-) -> Plan:
+    model: nn.Module,
+    traced: Traced,
+    run: list[ChainBlock],
+    seen: _Seen,
+    tokens: int,
+    measure: bool,
+    outcome: ChainOutcome,
+) -> ChainProgram:
     """The plan of a run that is right and fast, with its weights packed for it; NoChainError where it is not."""
     holder = _holder(traced, run[0].path)
     form = _called(run[0].form, seen.given)
     x = seen.given[form.x]
     rows = run[-1].exit.meta["val"].shape[-1]
-    plan = Plan(
+    plan = ChainProgram(
         tuple(_inside(holder, block.path) for block in run),
         form,
         tuple(_joined(run, holder)),
@@ -193,7 +199,7 @@ def _tried(
     return plan
 
 
-def _called(form: Form, given: Mapping[str, Any]) -> Form:
+def _called(form: BlockSignature, given: Mapping[str, Any]) -> BlockSignature:
     """The form with the constants of a call outside of the trace, which sets some of them itself."""
     rest = {name: value for name, value in given.items() if name not in (form.x, form.mask, *form.tensors)}
     tensors = [given.get(name) for name in (form.x, *form.tensors)]
@@ -261,7 +267,7 @@ def _equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
     return got.shape == expected.shape and bool((got - expected).abs().max() <= TOLERANCE * expected.abs().max())
 
 
-def _joined(run: Sequence[Block], holder: str) -> Iterator[Step]:
+def _joined(run: Sequence[ChainBlock], holder: str) -> Iterator[Op]:
     """The steps of all blocks, each of which reads the last value of the one before it."""
     before = 0
     for block in run:
@@ -278,7 +284,7 @@ def _inside(holder: str, path: str) -> str:
     return path.removeprefix(f"{holder}.") if holder else path
 
 
-def _packed(model: nn.Module, run: Sequence[Block]) -> dict[str, torch.Tensor]:
+def _packed(model: nn.Module, run: Sequence[ChainBlock]) -> dict[str, torch.Tensor]:
     """New tensors by path: weights packed together, and what outputs are multiplied by taken into them."""
     new: dict[str, torch.Tensor] = {}
     folds = {weight: scale for block in run for weight, scale in block.folds.items()}

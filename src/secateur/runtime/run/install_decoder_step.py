@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.runtime.layers.fused import WrittenNorm
+from secateur.runtime.layers.fused import PrimitiveNorm
 from secateur.runtime.program.find_chains import NoChainError
 from secateur.runtime.program.find_decoder_steps import CACHE, DecoderBlock, decoder_blocks
 from secateur.runtime.program.from_fx import Traced
-from secateur.runtime.run.decoder_step import DecoderPlan, Program, TokenInputs, use_decoders
+from secateur.runtime.run.decoder_step import DecoderProgram, DecoderRunner, TokenInputs, use_decoders
 from secateur.runtime.run.install_chain import TOLERANCE
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 
@@ -22,7 +22,7 @@ BATCH, TOKENS = 2, 4
 """Of what blocks are tried on."""
 
 
-def step_blocks(model: nn.Module, traced: Traced, norms: Mapping[str, WrittenNorm]) -> tuple[int, str]:
+def step_blocks(model: nn.Module, traced: Traced, norms: Mapping[str, PrimitiveNorm]) -> tuple[int, str]:
     """Let blocks of a model with packed layers, traced before they were packed, take a token at a time in one go; how
     many do, and why the first of the others does not.
 
@@ -30,7 +30,7 @@ def step_blocks(model: nn.Module, traced: Traced, norms: Mapping[str, WrittenNor
     """
     found, refused = decoder_blocks(traced, norms)
     apart = next((f"{path} {reason}" for path, reason in refused.items()), "")
-    plans: dict[str, DecoderPlan] = {}
+    plans: dict[str, DecoderProgram] = {}
     for block in found:
         try:
             plans[block.path] = _tried(model, block)
@@ -40,7 +40,7 @@ def step_blocks(model: nn.Module, traced: Traced, norms: Mapping[str, WrittenNor
     return len(plans), apart
 
 
-def _tried(model: nn.Module, block: DecoderBlock) -> DecoderPlan:
+def _tried(model: nn.Module, block: DecoderBlock) -> DecoderProgram:
     """The plan of a block that gives the same output and cache; NoChainError where it does not."""
     inside = len(block.path) + 1
     parts = ("weight", "bias", "scale", "shift")
@@ -48,10 +48,10 @@ def _tried(model: nn.Module, block: DecoderBlock) -> DecoderPlan:
         replace(step, **{name: path[inside:] for name in parts if (path := getattr(step, name)) is not None})
         for step in block.steps
     )
-    plan = DecoderPlan(block.form, steps, block.attention[inside:], block.width)
+    plan = DecoderProgram(block.form, steps, block.attention[inside:], block.width)
     module = model.get_submodule(block.path)
     try:
-        program = Program(module, plan)
+        program = DecoderRunner(module, plan)
         with torch.no_grad():
             pairs = list(_both(module, program))
     except EXPECTED as error:
@@ -62,7 +62,7 @@ def _tried(model: nn.Module, block: DecoderBlock) -> DecoderPlan:
     return plan
 
 
-def _both(block: nn.Module, program: Program) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _both(block: nn.Module, program: DecoderRunner) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """What a block and its program give for a token after others, and the keys and values that they leave."""
     from transformers import DynamicCache
 

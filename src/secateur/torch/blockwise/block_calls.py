@@ -17,7 +17,7 @@ from secateur.layout import Layout
 
 
 @dataclass(frozen=True)
-class Call:
+class BlockCall:
     """The arguments of one call of a block."""
 
     path: str
@@ -26,7 +26,7 @@ class Call:
 
 
 class _Reached(Exception):
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: BlockCall) -> None:
         super().__init__(call.path)
         self.call = call
 
@@ -55,7 +55,7 @@ def replaced(model: nn.Module, recorded: Mapping[str, Any], stops: Sequence[str]
 
     def stop(path: str) -> Any:
         def reached(*args: Any, **kwargs: Any) -> Any:
-            raise _Reached(Call(path, args, kwargs))
+            raise _Reached(BlockCall(path, args, kwargs))
 
         return reached
 
@@ -74,7 +74,9 @@ def replaced(model: nn.Module, recorded: Mapping[str, Any], stops: Sequence[str]
             vars(module).pop("forward", None)
 
 
-def next_call(model: nn.Module, batch: Mapping[str, Any], recorded: Mapping[str, Any], stops: Sequence[str]) -> Call:
+def next_call(
+    model: nn.Module, batch: Mapping[str, Any], recorded: Mapping[str, Any], stops: Sequence[str]
+) -> BlockCall:
     """The call of the first of `stops` that the model makes on a batch; see `replaced`."""
     try:
         with replaced(model, recorded, stops):

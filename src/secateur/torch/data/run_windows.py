@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.errors import DataError, ModelError
-from secateur.perplexity import TextScore, text_score
+from secateur.scores import TextScore, text_score
 from secateur.torch.base.batches import evaluating
 
 _POSITIONS = 256

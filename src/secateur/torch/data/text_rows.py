@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.data import Rows, label_ids
 from secateur.errors import DataError, ModelError
+from secateur.labelled_rows import Rows, label_ids
 
 VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenizer_config.json")
 """Files of which a tokenizer has at least one; without any, transformers makes up one that knows no word."""

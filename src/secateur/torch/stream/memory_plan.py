@@ -19,7 +19,7 @@ WORKSPACE = 150 * 2**20
 
 
 @dataclass(frozen=True)
-class Choice:
+class MemoryPlan:
     """batch: windows at once. on_disk: whether states lie on disk. expected: the peak in bytes, as estimated."""
 
     batch: int
@@ -37,7 +37,7 @@ def choose(
     *,
     dense: bool,
     tuned: bool,
-) -> Choice:
+) -> MemoryPlan:
     """Choose for a limit in bytes; None: states in memory.
 
     blocks: paths of the blocks. outside: bytes of the parameters outside them that are read. dense: whether the states
@@ -67,7 +67,7 @@ def choose(
         return fixed + size * context * through * (3 if tuned else 1)
 
     if limit is None:
-        return Choice(batch, False, need(batch) + states)
+        return MemoryPlan(batch, False, need(batch) + states)
     while batch > 1 and need(batch) > limit:
         batch //= 2
     if need(batch) > limit:
@@ -76,7 +76,7 @@ def choose(
             f"than the {limit / 2**30:.1f} GiB of --memory; allow more, or use a shorter --context"
         )
     on_disk = need(batch) + states > limit
-    return Choice(batch, on_disk, need(batch) + (0 if on_disk else states))
+    return MemoryPlan(batch, on_disk, need(batch) + (0 if on_disk else states))
 
 
 def whole_model(

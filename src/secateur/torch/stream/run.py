@@ -32,8 +32,8 @@ from secateur.torch.stream.block_shares import by_outliers
 from secateur.torch.stream.distil_whole import coming_again, distil
 from secateur.torch.stream.journal import Workspace, workspace
 from secateur.torch.stream.lazy_model import COMPUTE, Skeleton
-from secateur.torch.stream.memory_plan import Choice, choose, give_back, whole_model
-from secateur.torch.stream.run_result import Report, finish, record_of, shard_name
+from secateur.torch.stream.memory_plan import MemoryPlan, choose, give_back, whole_model
+from secateur.torch.stream.run_result import RunReport, finish, record_of, shard_name
 from secateur.torch.stream.sensitivity import by_sensitivity
 from secateur.torch.trace.derive import trace
 
@@ -51,7 +51,7 @@ def prune_loaded(
     progress: Progress | None = None,
     *,
     tuning: Tuning | None = None,
-) -> Report:
+) -> RunReport:
     """Prune a Hugging Face model in memory, block by block, in place. It computes in float32, whatever it is stored as.
 
     windows: token ids (windows, context) to calibrate on; None where the recipe reads no text (`Recipe.readers`).
@@ -87,7 +87,7 @@ def prune_loaded(
         if recipe.distil:
             assert windows is not None
             distilled = distil(model, dense, records, windows, recipe, dtypes.__getitem__, fast_bfloat16(), tuning)
-    return Report(None, tuple(records), tuple(left_out(layout, model, paths)), distilled=distilled)
+    return RunReport(None, tuple(records), tuple(left_out(layout, model, paths)), distilled=distilled)
 
 
 @contextlib.contextmanager
@@ -110,10 +110,10 @@ def prune_folder(
     progress: Progress | None = None,
     *,
     overwrite: bool = False,
-    began: Callable[[Choice, int], None] | None = None,
+    began: Callable[[MemoryPlan, int], None] | None = None,
     survey: Survey | None = None,
     tuning: Tuning | None = None,
-) -> Report:
+) -> RunReport:
     """Prune a Hugging Face folder into another, one block in memory at a time; a killed run is taken up where it was.
 
     windows, progress, tuning: as in `prune_loaded`. began: told the choice of memory and how many blocks were done
@@ -133,7 +133,7 @@ def prune_folder(
         if not work.journal.finished:
             settings = _settings(work, layout, skeleton, paths, windows, recipe)
             if began:
-                began(Choice(settings["batch"], settings["on_disk"], settings["expected"]), resumed)
+                began(MemoryPlan(settings["batch"], settings["on_disk"], settings["expected"]), resumed)
             _walk(work, layout, skeleton, paths, windows, recipe, progress, survey)
             if recipe.distil and work.journal.distilled is None:
                 _distil_folder(work, skeleton, windows, recipe, tuning)
@@ -331,7 +331,7 @@ def _identity(skeleton: Skeleton, windows: torch.Tensor | None, recipe: Recipe) 
 
 def _chosen(
     layout: Layout, model: Any, paths: Sequence[str], outside: int, windows: torch.Tensor | None, recipe: Recipe
-) -> Choice:
+) -> MemoryPlan:
     """What the run may take, all of its stages counted; PlanError when one of them does not fit, or lacks text."""
     count, context = (0, 1) if windows is None else windows.shape
     if windows is None and recipe.readers:
@@ -353,7 +353,7 @@ def _chosen(
     tuned = recipe.reconstruct is not None
     found = choose(layout, paths, outside, count, context, recipe.memory, dense=tuned, tuned=tuned)
     batch = min(found.batch, recipe.reconstruct.windows) if recipe.reconstruct else found.batch
-    return Choice(batch, found.on_disk, max([found.expected, *peaks]))
+    return MemoryPlan(batch, found.on_disk, max([found.expected, *peaks]))
 
 
 def _outside(skeleton: Skeleton, paths: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ RECORD = "pruned.json"
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What a run did. left_out: linear weights of the layers that it does not prune. distilled: mean loss of the first
     and the last pass of distillation, where that was asked for; the errors of the layers are those before it. unused:
     tensors of the files that the model does not use, copied as they were.
@@ -65,10 +65,10 @@ def shard_name(number: int, total: int) -> str:
     return f"model-{number:05d}-of-{total + 1:05d}.safetensors"
 
 
-def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], resumed: int) -> Report:
+def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], resumed: int) -> RunReport:
     """Write what belongs to no block, the index, the config and the record; then give the folder its name."""
     blocks = work.journal.blocks
-    report = Report(
+    report = RunReport(
         str(work.output),
         tuple({k: v for k, v in block.items() if k not in ("sha256", "seconds")} for block in blocks),
         tuple(left_out(layout, skeleton.model, paths)),

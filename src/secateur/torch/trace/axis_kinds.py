@@ -17,7 +17,7 @@ UNRULED = ("no rule for", "the rule for")
 
 
 @dataclass
-class Found:
+class AxisDraft:
     """An axis on its way to a name: where it occurs, what it is, and why it is frozen."""
 
     atom: Atom
@@ -32,13 +32,13 @@ class Found:
         return list(dict.fromkeys(name for name, _ in self.places))
 
 
-def find_axes(record: Record, stored: Sequence[tuple[str, Value]], in_layer: Iterable[str]) -> list[Found]:
+def find_axes(record: Record, stored: Sequence[tuple[str, Value]], in_layer: Iterable[str]) -> list[AxisDraft]:
     """The axes of all parameters and buffers, classified, in order of first occurrence."""
-    found: dict[int, Found] = {}
+    found: dict[int, AxisDraft] = {}
     for name, value in stored:
         for i, dim in enumerate(value.dims):
             for leaf in leaves(dim):
-                found.setdefault(id(leaf.atom), Found(leaf.atom)).places.append((name, i))
+                found.setdefault(id(leaf.atom), AxisDraft(leaf.atom)).places.append((name, i))
     _head_roles(record)
     _join_vocabulary(found.values())
     for dim in record.residual:
@@ -54,7 +54,7 @@ def find_axes(record: Record, stored: Sequence[tuple[str, Value]], in_layer: Ite
     return list(found.values())
 
 
-def _join_vocabulary(axes: Iterable[Found]) -> None:
+def _join_vocabulary(axes: Iterable[AxisDraft]) -> None:
     """Logits over as many tokens as the embedding has count the same tokens, tied or not."""
     tokens = [a for a in axes if "token" in a.atom.roles]
     largest = max(tokens, key=lambda a: a.atom.size, default=None)
@@ -86,7 +86,7 @@ def _head_roles(record: Record) -> None:
             leaf.atom.roles.add("group" if shared else "head")
 
 
-def _kind(axis: Found, layered: tuple[str, ...]) -> str:
+def _kind(axis: AxisDraft, layered: tuple[str, ...]) -> str:
     roles = axis.atom.roles
     if "number" in roles:
         return ANONYMOUS
@@ -116,7 +116,7 @@ def _kind(axis: Found, layered: tuple[str, ...]) -> str:
     return ANONYMOUS
 
 
-def _inside_heads(axes: Iterable[Found], stored: Iterable[tuple[str, Value]]) -> None:
+def _inside_heads(axes: Iterable[AxisDraft], stored: Iterable[tuple[str, Value]]) -> None:
     """What stands in one product with the heads of an attention or mixer is their width, not neurons."""
     kinds = {id(a.atom): a for a in axes}
     for _, value in stored:
@@ -129,7 +129,7 @@ def _inside_heads(axes: Iterable[Found], stored: Iterable[tuple[str, Value]]) ->
                             axis.kind = "v"
 
 
-def _reason(axis: Found) -> str | None:
+def _reason(axis: AxisDraft) -> str | None:
     marks, kind = axis.atom.marks, axis.kind
     if reason := frozen(axis.atom):
         return reason
@@ -145,10 +145,10 @@ def _reason(axis: Found) -> str | None:
     return None
 
 
-def composites(axes: list[Found], stored: Iterable[tuple[str, Value]]) -> list[tuple[Found, Found]]:
+def composites(axes: list[AxisDraft], stored: Iterable[tuple[str, Value]]) -> list[tuple[AxisDraft, AxisDraft]]:
     """Pairs (kv, group) that stand side by side in a parameter: together they are the query heads."""
     by_atom = {id(a.atom): a for a in axes}
-    pairs: dict[tuple[int, int], tuple[Found, Found]] = {}
+    pairs: dict[tuple[int, int], tuple[AxisDraft, AxisDraft]] = {}
     for _, value in stored:
         for dim in value.dims:
             for sequence in _sequences(dim):

@@ -8,11 +8,11 @@ from secateur.dims import Dim, Factor, Term
 from secateur.errors import ModelError
 from secateur.layout import Axis, Layout, Linear, Product
 from secateur.torch.trace import atoms
-from secateur.torch.trace.axis_kinds import Found, composites, find_axes
+from secateur.torch.trace.axis_kinds import AxisDraft, composites, find_axes
 from secateur.torch.trace.export import Example, export
 from secateur.torch.trace.layer_stacks import layer_axes
 from secateur.torch.trace.naming import group_lists, head_name, name_axes
-from secateur.torch.trace.propagate import Walk, mark_outputs
+from secateur.torch.trace.propagate import Propagation, mark_outputs
 from secateur.torch.trace.values import Contraction, Value
 
 
@@ -26,7 +26,7 @@ def trace(model: nn.Module, example: Example, *, strict: bool = False) -> Layout
     Raises ModelError when torch.export cannot export the model, and for what `strict` refuses.
     """
     program = export(model, example)
-    walk = Walk(program, model)
+    walk = Propagation(program, model)
     if strict and walk.record.unknown:
         raise ModelError(
             f"operations without a rule: {'; '.join(walk.record.unknown)}; leave strict out to freeze them"
@@ -49,7 +49,7 @@ def blank(model: nn.Module) -> Layout:
 class _Assembly:
     """Turns a walk into a Layout."""
 
-    def __init__(self, model: nn.Module, walk: Walk, program: Any) -> None:
+    def __init__(self, model: nn.Module, walk: Propagation, program: Any) -> None:
         self.model, self.walk = model, walk
         self.lists = group_lists(_module_lists(model))
         tensors = dict(model.named_parameters(remove_duplicate=False))
@@ -98,10 +98,10 @@ class _Assembly:
         layout.check(shapes)
         return layout
 
-    def _axis(self, found: Found) -> Axis:
+    def _axis(self, found: AxisDraft) -> Axis:
         return Axis(self.names[id(found.atom)], found.atom.size, found.kind, found.frozen)
 
-    def _head(self, axes: dict[str, Axis], outer: Found, inner: Found) -> None:
+    def _head(self, axes: dict[str, Axis], outer: AxisDraft, inner: AxisDraft) -> None:
         kv, group = self.names[id(outer.atom)], self.names[id(inner.atom)]
         name = head_name(kv)
         frozen = outer.frozen or inner.frozen

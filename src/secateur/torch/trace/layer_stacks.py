@@ -5,11 +5,11 @@ from math import prod
 
 from secateur.layout import Axis
 from secateur.torch.trace.atoms import expand, size
-from secateur.torch.trace.propagate import Walk
+from secateur.torch.trace.propagate import Propagation
 from secateur.torch.trace.values import Value
 
 
-def layer_axes(walk: Walk, lists: Mapping[str, Sequence[str]]) -> list[Axis]:
+def layer_axes(walk: Propagation, lists: Mapping[str, Sequence[str]]) -> list[Axis]:
     """An axis for each module list that is a chain of layers; frozen when more than the stream passes between them.
 
     lists: path of each module list -> the types of its elements. In a list of which every element is of another type
@@ -18,7 +18,7 @@ def layer_axes(walk: Walk, lists: Mapping[str, Sequence[str]]) -> list[Axis]:
     chains = {}
     for path, types in lists.items():
         if len(types) > 1 and len(set(types)) < len(types):
-            reason = _Chain(walk, path, len(types)).judge()
+            reason = _LayerStack(walk, path, len(types)).judge()
             if reason is not None:
                 chains[path] = (len(types), reason or None)
     names = _names(list(chains))
@@ -37,10 +37,10 @@ def _names(paths: list[str]) -> dict[str, str]:
     return {path: ".".join([*short, "layers"]) for path, short in zip(paths, numbered, strict=True)}
 
 
-class _Chain:
+class _LayerStack:
     """What passes between the elements of one module list."""
 
-    def __init__(self, walk: Walk, path: str, count: int) -> None:
+    def __init__(self, walk: Propagation, path: str, count: int) -> None:
         self.walk, self.count = walk, count
         self.maker: dict[int, int | None] = {}
         self.users: dict[int, set[int | None]] = {}

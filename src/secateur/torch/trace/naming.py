@@ -4,12 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from secateur.torch.trace.axis_kinds import ANONYMOUS, Found
+from secateur.torch.trace.axis_kinds import ANONYMOUS, AxisDraft
 
 _WHOLE_MODEL = ("hidden", "vocab", "embedding")
 
 
-def shown(axis: Found) -> bool:
+def shown(axis: AxisDraft) -> bool:
     """Whether an axis gets a name; what cannot be pruned and says nothing is printed as a number."""
     return axis.kind != ANONYMOUS
 
@@ -19,11 +19,11 @@ def head_name(kv: str) -> str:
     return kv[: -len("kv")] + "head" if kv.endswith("kv") else f"{kv}.head"
 
 
-def name_axes(axes: Sequence[Found], lists: Mapping[str, int]) -> dict[int, str]:
+def name_axes(axes: Sequence[AxisDraft], lists: Mapping[str, int]) -> dict[int, str]:
     """Names by the identity of the atom. `lists` are the module lists of like layers -> their length."""
     stacks = _stack_names(axes, lists)
     named: dict[int, str] = {}
-    taken: dict[str, Found] = {}
+    taken: dict[str, AxisDraft] = {}
     for axis in axes:
         if not shown(axis):
             continue
@@ -46,7 +46,7 @@ def _split(param: str, lists: Mapping[str, int]) -> tuple[str, int, str] | None:
     return None
 
 
-def _stack_names(axes: Sequence[Found], lists: Mapping[str, int]) -> dict[str, str]:
+def _stack_names(axes: Sequence[AxisDraft], lists: Mapping[str, int]) -> dict[str, str]:
     """What tells the layer lists of a model apart: '' when there is only one."""
     used: dict[str, None] = {}
     for axis in axes:
@@ -65,7 +65,7 @@ def _stack_names(axes: Sequence[Found], lists: Mapping[str, int]) -> dict[str, s
     return {path: ".".join(short) for path, short in zip(used, paths, strict=True)}
 
 
-def _candidates(axis: Found, stacks: Mapping[str, str], lists: Mapping[str, int]) -> list[str]:
+def _candidates(axis: AxisDraft, stacks: Mapping[str, str], lists: Mapping[str, int]) -> list[str]:
     """Names from the shortest to one that is certainly free."""
     kind = axis.kind
     places = [_split(param, lists) for param in axis.params]

@@ -13,7 +13,7 @@ from torch.export.graph_signature import InputKind
 from secateur.torch.base.manifest import named_tensors
 from secateur.torch.trace.atoms import Dim, Factor, expand, fresh, give_role, leaves, mark, root, size
 from secateur.torch.trace.rules import RULES, product
-from secateur.torch.trace.values import UNKNOWN_EXTENT, Call, Record, Value, words
+from secateur.torch.trace.values import UNKNOWN_EXTENT, OpCall, Record, Value, words
 
 INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_with_inference_mode")
 NUMBERS_PASS = frozenset(
@@ -33,7 +33,7 @@ VIEWS = frozenset(
 )
 
 
-class Step(NamedTuple):
+class Visit(NamedTuple):
     """One operation: the module that ran it, and the keys of the values it took and made."""
 
     module: str
@@ -41,7 +41,7 @@ class Step(NamedTuple):
     made: tuple[int, ...]
 
 
-class Walk:
+class Propagation:
     """Values of the nodes of one exported program, and what was noted on the way."""
 
     def __init__(self, program: torch.export.ExportedProgram, model: nn.Module) -> None:
@@ -50,7 +50,7 @@ class Walk:
         self.buffers: dict[str, Value] = {}
         self.nodes: dict[fx.Node, Any] = {}
         self.outputs: list[Value] = []
-        self.trail: list[Step] = []
+        self.trail: list[Visit] = []
         self.values: dict[int, Value] = {}
         self.inputs: dict[str, Value] = {}
         self._owner: dict[int, str] = {}
@@ -174,7 +174,7 @@ class Walk:
         if name.startswith("_assert") or name.startswith("sym_constrain"):
             return
         plain = _plain_name(node)
-        call = Call(plain, self._arguments(node, schema), _shapes(node), self.record, self._constants(node))
+        call = OpCall(plain, self._arguments(node, schema), _shapes(node), self.record, self._constants(node))
         before = self._values(node.all_input_nodes)
         result = self._apply(call, schema.name.replace("::", "."), before)
         if isinstance(result, list):
@@ -184,7 +184,7 @@ class Walk:
             self._pass_numbers(node, plain, before)
         made = [v for v in self._values([node]) if v.key >= 0]
         self.values.update({v.key: v for v in made})
-        self.trail.append(Step(_module(node), tuple(v.key for v in before), tuple(v.key for v in made)))
+        self.trail.append(Visit(_module(node), tuple(v.key for v in before), tuple(v.key for v in made)))
         if plain in VIEWS and node.args and isinstance(node.args[0], fx.Node):
             self._share(node, node.args[0])
         if schema.is_mutable:
@@ -217,7 +217,7 @@ class Walk:
             return [self._argument(v) for v in value]
         return value
 
-    def _apply(self, call: Call, full_name: str, before: list[Value]) -> Any:
+    def _apply(self, call: OpCall, full_name: str, before: list[Value]) -> Any:
         rule = RULES.get(call.name) if full_name.startswith(("aten.", "prims.")) else None
         reason = f"no rule for {full_name}"
         if rule is not None:
@@ -374,7 +374,7 @@ def _dtype(node: fx.Node, index: int) -> str:
     return "float" if value.dtype.is_floating_point or value.dtype.is_complex else "int"
 
 
-def mark_outputs(walk: Walk) -> None:
+def mark_outputs(walk: Propagation) -> None:
     """Axes that reach the output of the model."""
     for value in walk.outputs:
         for dim in value.dims:

@@ -74,7 +74,7 @@ class Record:
 
 
 @dataclass
-class Call:
+class OpCall:
     """One operation: its arguments by the names of its schema, with values in place of nodes.
 
     constants: numbers that the modules around it store as attributes; any other number was computed in the forward
@@ -141,7 +141,7 @@ class Call:
                 mark(dim, reason)
 
 
-Rule = Callable[[Call], "Value | list[Value]"]
+Rule = Callable[[OpCall], "Value | list[Value]"]
 
 
 def remap(dim: Dim, zero: bool | None = None, const: bool | None = None) -> Dim:
@@ -152,7 +152,7 @@ def remap(dim: Dim, zero: bool | None = None, const: bool | None = None) -> Dim:
 
 
 def broadcast(
-    call: Call, values: Sequence[Value], zero: Callable[[list[bool]], bool], shape: Sequence[int] | None = None
+    call: OpCall, values: Sequence[Value], zero: Callable[[list[bool]], bool], shape: Sequence[int] | None = None
 ) -> list[Dim]:
     """Unite the dimensions of operands as broadcasting does.
 

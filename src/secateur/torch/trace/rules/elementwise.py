@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from secateur.torch.trace.atoms import expand, give_role, mark, narrow, unify
-from secateur.torch.trace.values import Call, Rule, Value, broadcast, remap, words
+from secateur.torch.trace.values import OpCall, Rule, Value, broadcast, remap, words
 
 KEEPS_ZERO = words(
     "relu gelu silu tanh neg abs sqrt square sin sinh asinh atan tan asin erf expm1 log1p sign sgn floor ceil round "
@@ -30,18 +30,18 @@ CASTS = words(
 Zero = Callable[[list[bool]], bool]
 
 
-def _tag(call: Call) -> str:
+def _tag(call: OpCall) -> str:
     tags = [t.tag for t in call.tensors()]
     return next((t for t in ("prob", "score", "sum") if t in tags), "")
 
 
-def _elementwise(call: Call, zero: Zero, values: list[Value] | None = None) -> Value:
+def _elementwise(call: OpCall, zero: Zero, values: list[Value] | None = None) -> Value:
     values = call.tensors() if values is None else values
     over = next((v.over for v in values if v.over is not None), None)
     return call.new(broadcast(call, values, zero), tag=_tag(call), over=over)
 
 
-def cast(call: Call) -> Value | list[Value]:
+def cast(call: OpCall) -> Value | list[Value]:
     """Operations that change neither positions nor, at a masked unit, the value."""
     x = next(iter(call.tensors()))
     kept = call.new(x.dims, key=x.key, tag=x.tag, weight=x.weight, order=x.order, looked_up=x.looked_up, over=x.over)
@@ -50,29 +50,29 @@ def cast(call: Call) -> Value | list[Value]:
     return kept
 
 
-def keeps_zero(call: Call) -> Value:
+def keeps_zero(call: OpCall) -> Value:
     """f(0) = 0, and any zero operand gives zero (`and`)."""
     return _activated(call, _elementwise(call, any))
 
 
-def makes_nonzero(call: Call) -> Value:
+def makes_nonzero(call: OpCall) -> Value:
     """f(0) != 0, or not known."""
     return _activated(call, _elementwise(call, lambda flags: False))
 
 
-def _activated(call: Call, result: Value) -> Value:
+def _activated(call: OpCall, result: Value) -> Value:
     if call.name in ACTIVATIONS:
         for dim in result.dims:
             give_role(dim, "activated")
     return result
 
 
-def _scalar(call: Call, name: str) -> float | None:
+def _scalar(call: OpCall, name: str) -> float | None:
     value = call.args.get(name)
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def add(call: Call) -> Value:
+def add(call: OpCall) -> Value:
     """Sums: zero where every operand is; a residual sum of two activations is remembered."""
     other = _scalar(call, "other")
     values = call.tensors()
@@ -84,7 +84,7 @@ def add(call: Call) -> Value:
     return result
 
 
-def _residual(call: Call, x: Value, y: Value, result: Value) -> None:
+def _residual(call: OpCall, x: Value, y: Value, result: Value) -> None:
     if x.rank != y.rank or x.rank < 2 or "float" not in (x.dtype, y.dtype):
         return
     for old, new in ((x, y), (y, x)):
@@ -94,7 +94,7 @@ def _residual(call: Call, x: Value, y: Value, result: Value) -> None:
             return
 
 
-def multiply(call: Call) -> Value:
+def multiply(call: OpCall) -> Value:
     """Products: zero where any operand is."""
     if _scalar(call, "other") == 0:
         return _elementwise(call, lambda flags: True)
@@ -102,7 +102,7 @@ def multiply(call: Call) -> Value:
     return _elementwise(call, any)
 
 
-def divide(call: Call) -> Value:
+def divide(call: OpCall) -> Value:
     """Quotients: zero where the numerator is."""
     if not isinstance(call.args.get("self"), Value):
         return makes_nonzero(call)
@@ -110,7 +110,7 @@ def divide(call: Call) -> Value:
     return _elementwise(call, lambda flags: flags[0])
 
 
-def note_scale(call: Call, values: list[Value], name: str = "other") -> None:
+def note_scale(call: OpCall, values: list[Value], name: str = "other") -> None:
     """Mark the axes beside a number that no module stores: it may have been computed from their size."""
     number = _scalar(call, name)
     if number is not None and (abs(number) == 1 or number in call.constants or 1 / (number or 1) in call.constants):
@@ -123,12 +123,12 @@ def note_scale(call: Call, values: list[Value], name: str = "other") -> None:
             mark(value.over, "summed, then scaled by a number that may follow its size")
 
 
-def extreme(call: Call) -> Value:
+def extreme(call: OpCall) -> Value:
     """Element-wise maximum and minimum: zero where both are."""
     return _elementwise(call, all)
 
 
-def power(call: Call) -> Value:
+def power(call: OpCall) -> Value:
     """x ** p keeps zeros for p > 0."""
     exponent = _scalar(call, "exponent")
     if exponent is not None and exponent > 0:
@@ -136,7 +136,7 @@ def power(call: Call) -> Value:
     return makes_nonzero(call)
 
 
-def clamp(call: Call) -> Value:
+def clamp(call: OpCall) -> Value:
     """Zeros survive when zero lies inside the bounds."""
     bounds = [call.args.get(n) for n in ("min", "min_val", "max", "max_val")]
     if any(isinstance(b, Value) for b in bounds):
@@ -147,7 +147,7 @@ def clamp(call: Call) -> Value:
     return _elementwise(call, (lambda flags: flags[0]) if inside else (lambda flags: False))
 
 
-def where(call: Call) -> Value:
+def where(call: OpCall) -> Value:
     """Choice between two tensors: zero where both are."""
     order = [call.args.get(n) for n in ("condition", "self", "other")]
     values = [v for v in order if isinstance(v, Value)]
@@ -157,7 +157,7 @@ def where(call: Call) -> Value:
     return _elementwise(call, lambda flags: all(flags[1:]), values)
 
 
-def masked_fill(call: Call) -> Value:
+def masked_fill(call: OpCall) -> Value:
     """Zeros survive when the value filled in is zero."""
     fill = call.args.get("value")
     keeps = isinstance(fill, (int, float)) and fill == 0
@@ -165,7 +165,7 @@ def masked_fill(call: Call) -> Value:
     return _elementwise(call, (lambda flags: flags[0]) if keeps else (lambda flags: False), values)
 
 
-def glu(call: Call) -> Value:
+def glu(call: OpCall) -> Value:
     """a * sigmoid(b) over the two halves of a dimension."""
     x = call.value("self")
     axis = call.axis(default=-1)
@@ -178,13 +178,13 @@ def glu(call: Call) -> Value:
     return call.new(dims)
 
 
-def fill(call: Call) -> Value:
+def fill(call: OpCall) -> Value:
     """A constant of the shape of the argument."""
     zero = _scalar(call, "value") == 0
     return call.new([remap(d, zero=zero, const=True) for d in call.value("self").dims], data=False)
 
 
-def polynomial(call: Call) -> Value:
+def polynomial(call: OpCall) -> Value:
     """addcmul, addcdiv, lerp: zero only where all operands are."""
     return _elementwise(call, all)
 

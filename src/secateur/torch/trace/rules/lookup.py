@@ -1,10 +1,10 @@
 """Rules for operations that read or write positions named by an index tensor, and for constants."""
 
 from secateur.torch.trace.atoms import Dim, Factor, expand, fresh, give_role, is_frozen, mark, narrow, unify
-from secateur.torch.trace.values import Call, Rule, Value, broadcast, remap
+from secateur.torch.trace.values import OpCall, Rule, Value, broadcast, remap
 
 
-def embedding(call: Call) -> Value:
+def embedding(call: OpCall) -> Value:
     """Rows of a table, one for each index."""
     weight, indices = call.value("weight"), call.value("indices")
     _looked_up(weight.dims[0], indices)
@@ -18,7 +18,7 @@ def _looked_up(dim: Dim, indices: Value) -> None:
     mark(dim, "looked up by index", "token")
 
 
-def index(call: Call) -> Value:
+def index(call: OpCall) -> Value:
     """x[i, j, :]: the dimensions with an index are looked up; the others pass."""
     x = call.value("self")
     consumed, tensors = _indexed(call, x)
@@ -40,7 +40,7 @@ def index(call: Call) -> Value:
     return call.new(dims, weight=x.weight, order=order, looked_up=routed or x.looked_up)
 
 
-def _at_known_positions(call: Call, x: Value, axis: int, index: Value) -> Value:
+def _at_known_positions(call: OpCall, x: Value, axis: int, index: Value) -> Value:
     """x[..., [-1], :]: consecutive positions that the program names are a slice."""
     assert index.numbers is not None
     total = _extent(x.dims[axis])
@@ -54,7 +54,7 @@ def _at_known_positions(call: Call, x: Value, axis: int, index: Value) -> Value:
     return call.new(dims)
 
 
-def _indexed(call: Call, x: Value) -> tuple[list[int], list[Value]]:
+def _indexed(call: OpCall, x: Value) -> tuple[list[int], list[Value]]:
     """Which dimensions of x an index consumes (a mask consumes as many as it has), and the index tensors."""
     at, consumed, tensors = 0, [], []
     for pick in call.args["indices"]:
@@ -68,7 +68,7 @@ def _indexed(call: Call, x: Value) -> tuple[list[int], list[Value]]:
     return consumed, tensors
 
 
-def _positions(call: Call, tensors: list[Value], at: int, rank: int) -> list[Dim]:
+def _positions(call: OpCall, tensors: list[Value], at: int, rank: int) -> list[Dim]:
     """The dimensions that index tensors put in the place of those they consume."""
     sizes = call.shape[at : at + rank]
     reason = "positions chosen by data"
@@ -85,7 +85,7 @@ def _extent(dim: Dim) -> int:
     return total
 
 
-def index_select(call: Call) -> Value:
+def index_select(call: OpCall) -> Value:
     """Positions of one dimension chosen by an index."""
     x = call.value("self")
     axis = call.axis()
@@ -95,7 +95,7 @@ def index_select(call: Call) -> Value:
     return call.new(dims, weight=x.weight)
 
 
-def gather(call: Call) -> Value:
+def gather(call: OpCall) -> Value:
     """Positions of one dimension chosen by an index that varies along the others."""
     x, chosen = call.value("self"), call.value("index")
     axis = call.axis()
@@ -118,7 +118,7 @@ def _same(a: Dim, b: Dim) -> bool:
     return [f.atom for f in expand(a)] == [f.atom for f in expand(b)]
 
 
-def scatter(call: Call) -> Value:
+def scatter(call: OpCall) -> Value:
     """scatter, scatter_add, index_add, index_copy: one dimension is written by index, the others meet."""
     x = call.value("self")
     source = call.args.get("src", call.args.get("source"))
@@ -156,7 +156,7 @@ def _written(dim: Dim, others: list[Dim], source: object, i: int) -> Dim:
     return tuple(Factor(a.atom, a.zero and b.zero, a.const and b.const) for a, b in pairs)
 
 
-def index_put(call: Call) -> Value:
+def index_put(call: OpCall) -> Value:
     """x[i, j] = values: indexed dimensions freeze, the others meet those of the values."""
     x, values = call.value("self"), call.value("values")
     consumed, _ = _indexed(call, x)
@@ -183,25 +183,25 @@ def index_put(call: Call) -> Value:
     return call.new(dims)
 
 
-def uniform(call: Call) -> Value:
+def uniform(call: OpCall) -> Value:
     """zeros, ones, full: the same everywhere, so no axis is bound by it."""
     zero = "zero" in call.name or call.args.get("fill_value") == 0
     return Value(tuple(fresh(s, zero=zero, const=True) for s in call.shape))
 
 
-def uniform_like(call: Call) -> Value:
+def uniform_like(call: OpCall) -> Value:
     """zeros_like, ones_like, full_like, empty_like: uniform with the axes of the argument."""
     zero = "zero" in call.name or call.args.get("fill_value") == 0
     return Value(tuple(remap(d, zero=zero, const=True) for d in call.value("self").dims))
 
 
-def counted(call: Call) -> Value:
+def counted(call: OpCall) -> Value:
     """arange and other constants whose entries differ: removing a position would renumber the others."""
     reason = f"its units are numbered by aten.{call.name}"
     return Value(tuple(fresh(s, reason) for s in call.shape))
 
 
-def one_hot(call: Call) -> Value:
+def one_hot(call: OpCall) -> Value:
     """An index spread over classes: routing, or a table lookup by a product."""
     x = call.value("self")
     new = x.domain if x.domain is not None and _extent(x.domain) == call.shape[-1] else fresh(call.shape[-1])
@@ -209,7 +209,7 @@ def one_hot(call: Call) -> Value:
     return call.new([*[remap(d, zero=False) for d in x.dims], new])
 
 
-def data_decides(call: Call) -> Value | list[Value]:
+def data_decides(call: OpCall) -> Value | list[Value]:
     """nonzero, unique, bincount, searchsorted, ...: the result counts positions; axes that enter are bound."""
     reason = f"positions are chosen by data ({call.name})"
     for value in call.tensors():
@@ -219,7 +219,7 @@ def data_decides(call: Call) -> Value | list[Value]:
     return results if len(results) > 1 else results[0]
 
 
-def counted_by_class(call: Call) -> Value:
+def counted_by_class(call: OpCall) -> Value:
     """histc and bincount of indices: one number for each position of what they index."""
     domain = call.value("self").domain
     if domain is None or _extent(domain) != call.shape[0]:
@@ -230,7 +230,7 @@ def counted_by_class(call: Call) -> Value:
     return call.new([remap(domain, zero=False)])
 
 
-def nothing(call: Call) -> Value:
+def nothing(call: OpCall) -> Value:
     """A number read from a tensor, an assertion: no axes."""
     return call.new([])
 

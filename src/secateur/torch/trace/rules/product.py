@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from secateur.torch.trace.atoms import Dim, Factor, expand, first_reason, fresh, give_role, is_frozen, mark, size, unify
 from secateur.torch.trace.rules.elementwise import note_scale
-from secateur.torch.trace.values import Call, Contraction, Rule, Value, remap
+from secateur.torch.trace.values import Contraction, OpCall, Rule, Value, remap
 
 Labels = Sequence[str]
 
 
-def contract(call: Call, x: Value, y: Value, labels_x: Labels, labels_y: Labels, labels_out: Labels) -> Value:
+def contract(call: OpCall, x: Value, y: Value, labels_x: Labels, labels_y: Labels, labels_out: Labels) -> Value:
     """The sum over every label that the result lacks; dimensions with the same label are one."""
     out: dict[str, Dim] = {}
     everything: dict[str, Dim] = {}
@@ -46,7 +46,9 @@ def _meet(dims: list[Dim], summed: bool) -> Dim:
     return tuple(result)
 
 
-def _note(call: Call, x: Value, y: Value, lx: Labels, ly: Labels, lo: Labels, everything: dict[str, Dim]) -> str | None:
+def _note(
+    call: OpCall, x: Value, y: Value, lx: Labels, ly: Labels, lo: Labels, everything: dict[str, Dim]
+) -> str | None:
     """Remember the product for counting, and give roles to the axes of a weight."""
     weight, labels, other = (y, ly, x) if y.weight else (x, lx, y)
     summed = [name for name in labels if name not in lo]
@@ -66,7 +68,7 @@ def _note(call: Call, x: Value, y: Value, lx: Labels, ly: Labels, lo: Labels, ev
 
 
 def _activation_roles(
-    call: Call, x: Value, y: Value, lx: Labels, ly: Labels, lo: Labels, everything: dict[str, Dim]
+    call: OpCall, x: Value, y: Value, lx: Labels, ly: Labels, lo: Labels, everything: dict[str, Dim]
 ) -> str:
     """Attention by matrix products: scores, then their softmax times the values."""
     batch = [name for name in lx if name in ly and name in lo]
@@ -97,14 +99,14 @@ def _role(dim: Dim, role: str) -> None:
         give_role(dim, role)
 
 
-def linear(call: Call) -> Value:
+def linear(call: OpCall) -> Value:
     """x @ weight.T + bias."""
     x, weight = call.value("input"), call.value("weight")
     out = _matmul(call, x, weight, transposed=True)
     return _biased(call, out, call.args.get("bias"))
 
 
-def _biased(call: Call, out: Value, bias: Value | None, dim: int = -1) -> Value:
+def _biased(call: OpCall, out: Value, bias: Value | None, dim: int = -1) -> Value:
     """Add a bias along one dimension: the result is zero at a masked unit where the bias is too."""
     if bias is None:
         return out
@@ -127,7 +129,7 @@ def _added(old: Dim, bias: Dim) -> Dim:
     )
 
 
-def _matmul(call: Call, x: Value, y: Value, transposed: bool = False) -> Value:
+def _matmul(call: OpCall, x: Value, y: Value, transposed: bool = False) -> Value:
     batch = [f"b{i}" for i in range(max(x.rank, y.rank) - 2)]
     left = (["m", "k"] if x.rank > 1 else ["k"])[-max(x.rank, 1) :]
     right = ["k", "n"] if y.rank > 1 else ["k"]
@@ -139,26 +141,26 @@ def _matmul(call: Call, x: Value, y: Value, transposed: bool = False) -> Value:
     return contract(call, x, y, left, right, out)
 
 
-def matmul(call: Call) -> Value:
+def matmul(call: OpCall) -> Value:
     """matmul, mm, bmm, mv, dot."""
     names = [n for n in ("self", "input") if n in call.args]
     other = next(n for n in ("other", "mat2", "vec", "vec2", "tensor") if n in call.args)
     return _matmul(call, call.value(names[0]), call.value(other))
 
 
-def addmm(call: Call) -> Value:
+def addmm(call: OpCall) -> Value:
     """bias + x @ y (addmm, baddbmm)."""
     if call.get("beta", 1) == 0:
         return _product_of_two(call)
     return _biased(call, _product_of_two(call), call.value("self"))
 
 
-def _product_of_two(call: Call) -> Value:
+def _product_of_two(call: OpCall) -> Value:
     first, second = ("mat1", "mat2") if "mat1" in call.args else ("batch1", "batch2")
     return _matmul(call, call.value(first), call.value(second))
 
 
-def einsum(call: Call) -> Value:
+def einsum(call: OpCall) -> Value:
     """Einstein summation over one or two operands."""
     equation = str(call.args["equation"]).replace(" ", "")
     values = [v for v in call.args["tensors"] if isinstance(v, Value)]
@@ -171,7 +173,7 @@ def einsum(call: Call) -> Value:
     return contract(call, values[0], values[1], first, second, out)
 
 
-def attention(call: Call) -> Value:
+def attention(call: OpCall) -> Value:
     """scaled_dot_product_attention: heads, query/key and value dimensions get their roles."""
     q, k, v = call.value("query"), call.value("key"), call.value("value")
     if call.args.get("enable_gqa"):
@@ -204,7 +206,7 @@ def _repeated(q: Value, k: Value) -> Value:
     return Value((*k.dims[:-3], heads, *k.dims[-2:]), data=k.data, tag=k.tag)
 
 
-def convolution(call: Call) -> Value:
+def convolution(call: OpCall) -> Value:
     """conv1d, conv2d, conv3d: channels meet the weight, positions freeze."""
     x, weight = call.value("input"), call.value("weight")
     groups = int(call.get("groups", 1))
@@ -232,11 +234,11 @@ def convolution(call: Call) -> Value:
     return _biased(call, result, call.args.get("bias"), channel_at)
 
 
-def _places(call: Call, batch: Sequence[Dim], spatial: int) -> list[Dim]:
+def _places(call: OpCall, batch: Sequence[Dim], spatial: int) -> list[Dim]:
     return [*batch, *[fresh(s, "positions") for s in call.shape[-spatial:]]]
 
 
-def grouped(call: Call) -> Value:
+def grouped(call: OpCall) -> Value:
     """_grouped_mm: rows sorted by expert, each range times the matrix of its expert."""
     x, y = call.value("self"), call.value("mat2")
     if y.rank != 3 or x.rank != 2:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from secateur.torch.trace.atoms import Dim, expand, fresh, mark
 from secateur.torch.trace.rules.product import _biased
-from secateur.torch.trace.values import Call, Rule, Value, broadcast, remap
+from secateur.torch.trace.values import OpCall, Rule, Value, broadcast, remap
 
 
-def _without(call: Call, x: Value, axes: list[int], zero: bool | None) -> Value:
+def _without(call: OpCall, x: Value, axes: list[int], zero: bool | None) -> Value:
     keeps = len(call.shape) == x.rank
     dims: list[Dim] = []
     for i, dim in enumerate(x.dims):
@@ -18,7 +18,7 @@ def _without(call: Call, x: Value, axes: list[int], zero: bool | None) -> Value:
     return call.new(dims, tag=x.tag)
 
 
-def total(call: Call) -> Value:
+def total(call: OpCall) -> Value:
     """A sum: allowed over an axis that is zero at masked units."""
     x = call.value("self")
     axes = call.axes()
@@ -30,12 +30,12 @@ def total(call: Call) -> Value:
     return replace(_without(call, x, axes, None), tag=x.tag or "sum", over=x.over or over)
 
 
-def norm(call: Call) -> Value:
+def norm(call: OpCall) -> Value:
     """A vector norm: a sum of powers, so zeros do not count."""
     return total(call)
 
 
-def average(call: Call) -> Value | list[Value]:
+def average(call: OpCall) -> Value | list[Value]:
     """mean, var, std: divided by the number of units."""
     x = call.value("self")
     axes = call.axes()
@@ -45,7 +45,7 @@ def average(call: Call) -> Value | list[Value]:
     return [result] * len(call.shapes) if len(call.shapes) > 1 else result
 
 
-def average_pool(call: Call) -> Value:
+def average_pool(call: OpCall) -> Value:
     """Adaptive pooling freezes the positions it pools and keeps channels."""
     x = call.value("self")
     dims = list(x.dims)
@@ -63,7 +63,7 @@ def _extent(dim: Dim) -> int:
     return total
 
 
-def pick(call: Call) -> Value | list[Value]:
+def pick(call: OpCall) -> Value | list[Value]:
     """max, min, any, argmax, topk, sort, cumsum, ...: units are compared with one another or counted in order."""
     x = call.value("self")
     axes = call.axes() if call.name not in ("topk", "sort", "argsort", "msort") else [call.axis(default=-1)]
@@ -86,7 +86,7 @@ def pick(call: Call) -> Value | list[Value]:
     return results if len(results) > 1 else results[0]
 
 
-def softmax(call: Call) -> Value:
+def softmax(call: OpCall) -> Value:
     """Units along the dimension share one sum."""
     x = call.value("self")
     axis = call.axis(default=-1)
@@ -94,7 +94,7 @@ def softmax(call: Call) -> Value:
     return call.new([remap(d, zero=False) for d in x.dims], tag="prob")
 
 
-def layer_norm(call: Call) -> Value | list[Value]:
+def layer_norm(call: OpCall) -> Value | list[Value]:
     """layer_norm: the last dimensions are normalised together, then scaled and shifted."""
     x = call.value("input")
     count = len(call.args["normalized_shape"])
@@ -108,7 +108,7 @@ def layer_norm(call: Call) -> Value | list[Value]:
     return _several(call, _biased_last(call, out))
 
 
-def _several(call: Call, value: Value) -> Value | list[Value]:
+def _several(call: OpCall, value: Value) -> Value | list[Value]:
     if len(call.shapes) == 1:
         return value
     frozen = [call.new(call.frozen_dims("statistics of a norm", i)) for i in range(1, len(call.shapes))]
@@ -119,20 +119,20 @@ def _scaled(x: Value, weight: Value | None) -> Value:
     if weight is None:
         return x
     shape = [_extent(d) for d in x.dims]
-    fake = Call("mul", {"x": x, "w": weight}, [tuple(shape)], None)  # type: ignore[arg-type]
+    fake = OpCall("mul", {"x": x, "w": weight}, [tuple(shape)], None)  # type: ignore[arg-type]
     return Value(tuple(broadcast(fake, [x, weight], any)), data=True)
 
 
-def _biased_last(call: Call, out: Value) -> Value:
+def _biased_last(call: OpCall, out: Value) -> Value:
     bias = call.args.get("bias")
     if bias is None:
         return out
     shape = [_extent(d) for d in out.dims]
-    fake = Call("add", {"x": out, "b": bias}, [tuple(shape)], None)  # type: ignore[arg-type]
+    fake = OpCall("add", {"x": out, "b": bias}, [tuple(shape)], None)  # type: ignore[arg-type]
     return Value(tuple(broadcast(fake, [out, bias], all)), data=True)
 
 
-def batch_norm(call: Call) -> Value | list[Value]:
+def batch_norm(call: OpCall) -> Value | list[Value]:
     """batch_norm with stored statistics: each channel by itself."""
     x = call.value("input")
     if call.get("training", False):
@@ -150,11 +150,11 @@ def _scale_channel(x: Value, weight: Value | None) -> Value:
         return x
     shape = [_extent(d) for d in x.dims]
     shaped = Value((weight.dims[0], *[()] * (x.rank - 2)), weight=weight.weight)
-    fake = Call("mul", {"x": x, "w": shaped}, [tuple(shape)], None)  # type: ignore[arg-type]
+    fake = OpCall("mul", {"x": x, "w": shaped}, [tuple(shape)], None)  # type: ignore[arg-type]
     return Value(tuple(broadcast(fake, [x, shaped], any)), data=True)
 
 
-def group_norm(call: Call) -> Value | list[Value]:
+def group_norm(call: OpCall) -> Value | list[Value]:
     """group_norm: channels of a group are normalised together."""
     x = call.value("input")
     mark(x.dims[1], f"normalised by {call.name}", "normed")

@@ -14,10 +14,10 @@ from secateur.torch.trace.atoms import (
     regroup,
     unify,
 )
-from secateur.torch.trace.values import Call, Rule, Value, remap, same, words
+from secateur.torch.trace.values import OpCall, Rule, Value, remap, same, words
 
 
-def view(call: Call) -> Value:
+def view(call: OpCall) -> Value:
     """view, reshape, flatten, unflatten: the same factors grouped anew."""
     x = call.value("self")
     dims = regroup(x.dims, call.shape)
@@ -33,13 +33,13 @@ def _same_axes(a: Dim, b: Dim) -> bool:
     return [f.atom for f in expand(a)] == [f.atom for f in expand(b)]
 
 
-def _moved(call: Call, order: list[int]) -> Value:
+def _moved(call: OpCall, order: list[int]) -> Value:
     x = call.value("self")
     stored = tuple(x.order[i] for i in order) if x.order is not None else None
     return call.new([x.dims[i] for i in order], tag=x.tag, weight=x.weight, order=stored, looked_up=x.looked_up)
 
 
-def transpose(call: Call) -> Value:
+def transpose(call: OpCall) -> Value:
     """Two dimensions change places."""
     rank = call.value("self").rank
     first, second = ("axis0", "axis1") if "axis0" in call.args else ("dim0", "dim1")
@@ -49,7 +49,7 @@ def transpose(call: Call) -> Value:
     return _moved(call, order)
 
 
-def transpose_all(call: Call) -> Value:
+def transpose_all(call: OpCall) -> Value:
     """t, numpy_T, mT, adjoint: the last two dimensions change places (all, for numpy_T)."""
     order = list(range(call.value("self").rank))
     if call.name in ("mT", "mH", "adjoint"):
@@ -59,13 +59,13 @@ def transpose_all(call: Call) -> Value:
     return _moved(call, order)
 
 
-def permute(call: Call) -> Value:
+def permute(call: OpCall) -> Value:
     """Dimensions change places."""
     rank = call.value("self").rank
     return _moved(call, [int(d) % rank for d in call.args["dims"]])
 
 
-def movedim(call: Call) -> Value:
+def movedim(call: OpCall) -> Value:
     """Dimensions move to other places; those not named keep their order."""
     rank = call.value("self").rank
     source, target = call.axes("source"), call.axes("destination")
@@ -74,14 +74,14 @@ def movedim(call: Call) -> Value:
     return _moved(call, [places[i] if i in places else next(rest) for i in range(rank)])
 
 
-def unsqueeze(call: Call) -> Value:
+def unsqueeze(call: OpCall) -> Value:
     """A dimension of size one is added."""
     x = call.value("self")
     at = call.axis(rank=x.rank + 1)
     return call.new([*x.dims[:at], (), *x.dims[at:]], tag=x.tag, weight=x.weight, looked_up=x.looked_up)
 
 
-def squeeze(call: Call) -> Value:
+def squeeze(call: OpCall) -> Value:
     """Dimensions of size one are dropped."""
     x = call.value("self")
     named = call.axes() if call.args.get("dim") is not None else range(x.rank)
@@ -89,7 +89,7 @@ def squeeze(call: Call) -> Value:
     return call.new(dims, tag=x.tag, weight=x.weight, looked_up=x.looked_up)
 
 
-def grow(call: Call) -> Value:
+def grow(call: OpCall) -> Value:
     """expand, expand_as, broadcast_to: the tensor is constant along the new positions."""
     x = call.value("self")
     dims: list[Dim] = []
@@ -100,7 +100,7 @@ def grow(call: Call) -> Value:
     return call.new(dims, tag=x.tag, weight=x.weight, looked_up=x.looked_up)
 
 
-def repeat(call: Call) -> Value:
+def repeat(call: OpCall) -> Value:
     """Tiling: repeats come outside the positions that were there."""
     x = call.value("self")
     times = [int(t) for t in call.get("repeats", call.get("dims", []))]
@@ -113,7 +113,7 @@ def repeat(call: Call) -> Value:
     return call.new(dims)
 
 
-def repeat_interleave(call: Call) -> Value:
+def repeat_interleave(call: OpCall) -> Value:
     """Every position several times in a row: repeats come inside."""
     x = call.value("self")
     count = call.args.get("repeats")
@@ -125,12 +125,12 @@ def repeat_interleave(call: Call) -> Value:
     return call.new(dims)
 
 
-def _frozen(call: Call, reason: str) -> Value:
+def _frozen(call: OpCall, reason: str) -> Value:
     call.freeze_all(reason)
     return call.new(call.frozen_dims(reason))
 
 
-def slice_(call: Call) -> Value:
+def slice_(call: OpCall) -> Value:
     """A range of positions, with or without a step."""
     x = call.value("self")
     axis = call.axis()
@@ -169,7 +169,7 @@ def _extent(dim: Dim) -> int:
     return total
 
 
-def select(call: Call) -> Value:
+def select(call: OpCall) -> Value:
     """One position of a dimension."""
     x = call.value("self")
     axis = call.axis()
@@ -190,7 +190,7 @@ def select(call: Call) -> Value:
     return call.new(dims, weight=x.weight, order=order, looked_up=looked)
 
 
-def split(call: Call) -> list[Value]:
+def split(call: OpCall) -> list[Value]:
     """split, chunk, split_with_sizes, tensor_split: consecutive ranges."""
     x = call.value("self")
     axis = call.axis()
@@ -204,7 +204,7 @@ def split(call: Call) -> list[Value]:
     return parts
 
 
-def unbind(call: Call) -> list[Value]:
+def unbind(call: OpCall) -> list[Value]:
     """Every position of a dimension by itself."""
     x = call.value("self")
     axis = call.axis()
@@ -213,7 +213,7 @@ def unbind(call: Call) -> list[Value]:
     return [call.new(dims) for _ in call.shapes]
 
 
-def cat(call: Call) -> Value:
+def cat(call: OpCall) -> Value:
     """Concatenation: a sum along one dimension, the same axes along the others."""
     values = [v for v in call.args["tensors"] if isinstance(v, Value)]
     values = [v for v in values if v.rank == len(call.shape)]
@@ -240,7 +240,7 @@ def _together(dims: list[Dim]) -> Dim:
     )
 
 
-def stack(call: Call) -> Value:
+def stack(call: OpCall) -> Value:
     """Tensors side by side along a new dimension."""
     values = [v for v in call.args["tensors"] if isinstance(v, Value)]
     axis = call.axis(rank=len(call.shape))
@@ -249,7 +249,7 @@ def stack(call: Call) -> Value:
     return call.new(dims)
 
 
-def pad(call: Call) -> Value:
+def pad(call: OpCall) -> Value:
     """Padding freezes the dimensions it widens."""
     x = call.value("self")
     amounts = list(call.args["pad"])
@@ -266,7 +266,7 @@ def pad(call: Call) -> Value:
     return call.new(dims)
 
 
-def shuffle(call: Call) -> Value:
+def shuffle(call: OpCall) -> Value:
     """roll, flip: positions change places along the dimensions named."""
     x = call.value("self")
     dims = list(x.dims)
@@ -276,7 +276,7 @@ def shuffle(call: Call) -> Value:
     return call.new(dims)
 
 
-def triangle(call: Call) -> Value:
+def triangle(call: OpCall) -> Value:
     """tril, triu: depends on the two last positions."""
     x = call.value("self")
     for dim in x.dims[-2:]:
@@ -284,7 +284,7 @@ def triangle(call: Call) -> Value:
     return call.new(x.dims)
 
 
-def diagonal(call: Call) -> Value:
+def diagonal(call: OpCall) -> Value:
     """diagonal: freezes the two dimensions read."""
     x = call.value("self")
     i, j = call.axis("dim1", default=0), call.axis("dim2", default=1)
@@ -294,20 +294,20 @@ def diagonal(call: Call) -> Value:
     return call.new([*dims, fresh(call.shape[-1], "a diagonal")])
 
 
-def as_real(call: Call) -> Value:
+def as_real(call: OpCall) -> Value:
     """A complex tensor seen as pairs of real ones."""
     x = call.value("self")
     return call.new([*x.dims, fresh(2, "real and imaginary part", zero=True)])
 
 
-def as_complex(call: Call) -> Value:
+def as_complex(call: OpCall) -> Value:
     """Pairs of real numbers seen as complex ones."""
     x = call.value("self")
     mark(x.dims[-1], "real and imaginary part")
     return call.new(x.dims[:-1])
 
 
-def overwrite(call: Call) -> Value:
+def overwrite(call: OpCall) -> Value:
     """copy_: the source takes the place of what was there."""
     x, source = call.value("self"), call.value("src")
     dims: list[Dim] = []
