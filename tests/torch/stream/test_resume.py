@@ -34,7 +34,7 @@ def test_a_stopped_run_goes_on_to_the_same_files(make, tuned, on_disk, tmp_path,
     prune_folder(tmp_path / "in", tmp_path / "whole", windows(), recipe(reconstruct=tuned))
     choose = stream.choose
     monkeypatch.setattr(
-        stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, on_disk, choose(*a, **k).expected)
+        stream, "choose", lambda *a, **k: stream.MemoryPlan(choose(*a, **k).batch, on_disk, choose(*a, **k).expected)
     )
     with pytest.raises(Stop):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(reconstruct=tuned), stopped_after(2))
@@ -55,7 +55,7 @@ def test_damaged_states_are_made_again(tmp_path, monkeypatch):
     write_model(tmp_path / "in")
     prune_folder(tmp_path / "in", tmp_path / "whole", windows(), recipe())
     choose = stream.choose
-    monkeypatch.setattr(stream, "choose", lambda *a, **k: stream.Choice(choose(*a, **k).batch, True, 0))
+    monkeypatch.setattr(stream, "choose", lambda *a, **k: stream.MemoryPlan(choose(*a, **k).batch, True, 0))
     with pytest.raises(Stop):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(), stopped_after(2))
     state = next((tmp_path / ".out.partial" / "states").iterdir())
@@ -100,7 +100,7 @@ from secateur.torch.stream import run as stream
 from pathlib import Path
 choose = stream.choose
 disk = sys.argv[2] == "disk"
-stream.choose = lambda *a, **k: stream.Choice(choose(*a, **k).batch, disk, 0)
+stream.choose = lambda *a, **k: stream.MemoryPlan(choose(*a, **k).batch, disk, 0)
 here = Path(sys.argv[1])
 print("ready", flush=True)
 stream.prune_folder(here / "in", here / "out", windows(48, 48), recipe(reconstruct=True, distil={"passes": 1}))

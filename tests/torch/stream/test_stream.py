@@ -167,7 +167,7 @@ def test_owl_spreads_the_sparsity_in_both_paths(on_disk, tmp_path, monkeypatch):
     plan = secateur.prune(host, criterion=wanda, pattern=secateur.Element(), budget=OWL(0.7), data=data)
     values = {"criterion": "wanda", "pattern": "element", "sparsity": 0.7, "owl": True}
     choose = run.choose
-    monkeypatch.setattr(run, "choose", lambda *a, **k: run.Choice(choose(*a, **k).batch, on_disk, 0))
+    monkeypatch.setattr(run, "choose", lambda *a, **k: run.MemoryPlan(choose(*a, **k).batch, on_disk, 0))
     with pytest.raises(Stop):
         prune_folder(tmp_path / "in", tmp_path / "out", ids, recipe(**values), stopped_after(1))
     report = prune_folder(tmp_path / "in", tmp_path / "out", ids, recipe(**values))
