@@ -94,7 +94,7 @@ def prune(
             in_dims = {name: layout.linears[name].contracted for name in names}
             masks = select_weights(scores, in_dims, pattern, budget, kinds)
         if repair is not None:
-            masks, new = repair_weights(host, repair, names, pattern, budget, stats, kinds, masks)
+            masks, new = repair_weights(host, repair, names, pattern, budget, stats, kinds, start=masks)
         assert masks is not None
         plan = Plan(masks=masks, weights=new)
         counted = {"tensors": len(names), "weights": sum(int(mask.size) for mask in masks.values())}
