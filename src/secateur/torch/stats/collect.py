@@ -5,13 +5,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from secateur.arrays import to_numpy
 from secateur.errors import DataError
-from secateur.layout import Layout
+from secateur.layout import Layout, sum_by_owner
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
 from secateur.torch.base.batches import IGNORED, evaluating, run, size_of, to_device, with_decoder_inputs
 from secateur.torch.stats.attention_scores import observe_attention
@@ -218,10 +217,6 @@ def _input_hook(
             for axis in readers:
                 owner = layout.owners(param, axis)[in_dim]
                 assert owner is not None
-                tally.add("unit_act", axis, _sum_units(owner, magnitude, layout.axis(axis).size), rows.shape[0])
+                tally.add("unit_act", axis, sum_by_owner(owner, magnitude, layout.axis(axis).size), rows.shape[0])
 
     return look
-
-
-def _sum_units(owner: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    return np.bincount(owner + 1, weights=values, minlength=size + 1)[1:]
