@@ -1,4 +1,4 @@
-"""The few things that differ between array libraries, so that the rest of the core need not know which one it has."""
+"""What differs between array libraries, so that the rest of the core works with any of them."""
 
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ def namespace(*arrays: Array) -> Any:
 
 
 def to_numpy(array: Array) -> np.ndarray:
-    """The array as numpy: no copy where it lies in main memory, float32 where numpy lacks the type (bfloat16)."""
+    """The array as numpy: without a copy where it is in main memory; float16 and bfloat16 of torch become float32."""
     if isinstance(array, np.ndarray):
         return array
     if array_api_compat.is_torch_array(array):
@@ -36,5 +36,5 @@ def all_finite(array: Array) -> bool:
     xp = namespace(array)
     if not xp.isdtype(array.dtype, "real floating") or not array_api_compat.size(array):
         return bool(xp.all(xp.isfinite(array)))
-    # NaN passes through a maximum, and two passes without a copy are twice as fast as asking every element
+    # NaN passes through a maximum, and two passes without a copy are twice as fast as a test of every element
     return bool(xp.isfinite(xp.max(array))) and bool(xp.isfinite(xp.min(array)))

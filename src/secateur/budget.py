@@ -1,5 +1,5 @@
-"""Budgets: who gives how much. A budget turns scores into the number of entries (weights, blocks, units) that each
-tensor or axis keeps; which ones they are, `secateur.select` decides by rank.
+"""Budgets: how much each tensor or axis loses. A budget turns scores into the number of entries (weights, blocks,
+units) that each tensor or axis keeps; `secateur.select` chooses by rank which entries these are.
 """
 
 from collections.abc import Mapping
@@ -13,22 +13,24 @@ from secateur.errors import PlanError
 
 @dataclass(frozen=True)
 class Uniform:
-    """The same share of every tensor or axis goes."""
+    """Every tensor or axis loses the same share of its entries."""
 
     sparsity: float
 
 
 @dataclass(frozen=True)
 class Global:
-    """The lowest scores of all go, wherever they are, until `sparsity` of the total cost is gone."""
+    """The lowest scores of all tensors or axes are removed, until `sparsity` of the total cost is gone."""
 
     sparsity: float
 
 
 @dataclass(frozen=True)
 class PerKind:
-    """Ranks within each kind (all FFN neurons of the model, all heads) so that unlike things are never compared
-    (Fang et al., 2024, call it isomorphic). `sparsity` is one number, or one for each kind; kinds left out stay.
+    """Ranks within each kind (all FFN neurons of the model, all heads), so that scores of different kinds are never
+    compared (Fang et al., 2024, call it isomorphic).
+
+    sparsity: one number, or one for each kind; kinds without a number keep everything.
     """
 
     sparsity: float | Mapping[str, float]
@@ -36,17 +38,17 @@ class PerKind:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Everything that scores `tau` or less goes."""
+    """Every entry that scores `tau` or less is removed."""
 
     tau: float
 
 
 @dataclass(frozen=True)
 class OWL:
-    """Layers with many outlying scores keep more (Yin et al., 2024): see `owl`. Entries of one kind are one layer; for
-    single weights and blocks.
+    """Layers with many outlying scores keep more (Yin et al., 2024): see `owl`. For single weights and blocks.
 
-    A score is an outlier above `multiple` times the mean of its layer; densities differ by at most 2 `spread`.
+    A layer is all entries of one kind. A score is an outlier when it is above `multiple` times the mean of its layer;
+    densities differ by at most 2 `spread`.
     """
 
     sparsity: float
@@ -59,8 +61,11 @@ Budget: TypeAlias = Uniform | Global | PerKind | Threshold | OWL
 
 @dataclass(frozen=True)
 class Entries:
-    """What is ranked of one tensor or axis: scores of shape (entries,), the cost of one entry, and its kind.
+    """What is ranked of one tensor or axis.
 
+    scores: shape (entries,).
+    kind: of the tensor or axis.
+    cost: of one entry.
     floor: how many entries must stay (1 for axes, 0 for weights).
     """
 
@@ -71,7 +76,7 @@ class Entries:
 
 
 def check_sparsity(sparsity: float) -> float:
-    """Return it as a float; PlanError unless 0 <= sparsity < 1."""
+    """The sparsity as a float; PlanError unless 0 <= sparsity < 1."""
     if not 0.0 <= float(sparsity) < 1.0:
         raise PlanError(f"sparsity {sparsity} is outside [0, 1); 0.5 removes half")
     return float(sparsity)
@@ -118,24 +123,27 @@ def owl(shares: np.ndarray, sparsity: float, spread: float = 0.08, sizes: np.nda
     shares = np.asarray(shares, dtype=np.float64)
     reach = shares.max() - shares.min()
     lift = 2 * spread * (shares - shares.min()) / reach if reach > 0 else np.zeros_like(shares)
-    found = check_sparsity(sparsity) + np.average(lift, weights=sizes) - lift
-    if found.min() < 0 or found.max() >= 1:
+    by_layer = check_sparsity(sparsity) + np.average(lift, weights=sizes) - lift
+    if by_layer.min() < 0 or by_layer.max() >= 1:
         raise PlanError(
-            f"at sparsity {sparsity} a spread of {spread} gives layers from {found.min():.3g} to {found.max():.3g}; "
-            "lower the spread"
+            f"at sparsity {sparsity} a spread of {spread} gives layers from {by_layer.min():.3g} to "
+            f"{by_layer.max():.3g}; lower the spread"
         )
-    return found
+    return by_layer
 
 
 def least_loss(
     errors: np.ndarray, shares: np.ndarray, sizes: np.ndarray, weights: np.ndarray, sparsity: float
 ) -> np.ndarray:
-    """Sparsity of each tensor, shape (tensors,), that makes sum_i weights_i errors_i(share_i) least while the mean by
-    size is `sparsity`.
+    """Sparsity of each tensor, (tensors,), for which sum_i weights_i errors_i(share_i) is least while their mean,
+    weighted by size, is `sparsity`. Steps are taken in the order of their cost for each weight that is pruned.
 
-    errors (tensors, steps): error of each tensor at each of the rising `shares` (steps,), convex, linear between them.
-    sizes, weights (tensors,): number of weights; what an error costs. The cheapest steps a weight are taken first.
-    Raises PlanError when the shares do not reach on both sides of `sparsity`.
+    errors (tensors, steps): error of each tensor at each of the shares, convex, linear between them.
+    shares (steps,): sparsities in rising order.
+    sizes (tensors,): number of weights.
+    weights (tensors,): what an error costs.
+
+    Raises PlanError when `sparsity` does not lie between the first and the last share.
     """
     if not shares[0] <= check_sparsity(sparsity) <= shares[-1]:
         raise PlanError(f"sparsity {sparsity} lies outside the shares {shares[0]:.3g} to {shares[-1]:.3g} on offer")
@@ -146,18 +154,19 @@ def least_loss(
     taken = steps.reshape(-1)[order]
     left = size.sum() * sparsity - size.sum() * shares[0]
     taken = np.clip(left - (np.cumsum(taken) - taken), 0, taken)
-    found = np.zeros(steps.size)
-    found[order] = taken
-    return shares[0] + found.reshape(steps.shape).sum(1) / size
+    pruned = np.zeros(steps.size)
+    pruned[order] = taken
+    return shares[0] + pruned.reshape(steps.shape).sum(1) / size
 
 
 def _by_outliers(entries: Mapping[str, Entries], budget: OWL) -> dict[str, int]:
+    """What each tensor keeps under OWL."""
     layers = list(dict.fromkeys(e.kind for e in entries.values()))
     pooled = [np.concatenate([e.scores for e in entries.values() if e.kind == layer]) for layer in layers]
     shares = np.array([outliers(scores, budget.multiple) for scores in pooled])
     sizes = np.array([len(scores) for scores in pooled])
-    found = dict(zip(layers, owl(shares, budget.sparsity, budget.spread, sizes), strict=True))
-    kept = {key: len(e.scores) - round(len(e.scores) * found[e.kind]) for key, e in entries.items()}
+    sparsities = dict(zip(layers, owl(shares, budget.sparsity, budget.spread, sizes), strict=True))
+    kept = {key: len(e.scores) - round(len(e.scores) * sparsities[e.kind]) for key, e in entries.items()}
     over = sum(kept.values()) - (sizes.sum() - round(sizes.sum() * budget.sparsity))
     for key in list(entries)[: abs(over)]:  # rounding: at most one weight a tensor
         kept[key] -= int(np.sign(over))
@@ -165,10 +174,12 @@ def _by_outliers(entries: Mapping[str, Entries], budget: OWL) -> dict[str, int]:
 
 
 def _keep_share(count: int, sparsity: float, floor: int) -> int:
+    """How many of `count` entries stay, never fewer than the floor (or all, where there are fewer)."""
     return max(count - round(count * sparsity), min(floor, count))
 
 
 def _above(key: str, scores: np.ndarray, tau: float) -> int:
+    """How many scores are above a threshold; PlanError where none is."""
     kept = int((scores > tau).sum())
     if kept == 0:
         raise PlanError(
@@ -178,7 +189,7 @@ def _above(key: str, scores: np.ndarray, tau: float) -> int:
 
 
 def _lowest(entries: Mapping[str, Entries], sparsity: float) -> dict[str, int]:
-    """Cut from the bottom of one common ranking (score per cost) until the cost is met, never past a floor."""
+    """Remove the lowest of one common ranking (score per cost) until the cost is met, and never go below a floor."""
     if all(e.floor == 0 and e.cost == 1.0 for e in entries.values()):
         return _lowest_of_equals(entries, sparsity)
     keys, rank, cost, bound = [], [], [], 0.0
@@ -197,7 +208,7 @@ def _lowest(entries: Mapping[str, Entries], sparsity: float) -> dict[str, int]:
 
 
 def _lowest_of_equals(entries: Mapping[str, Entries], sparsity: float) -> dict[str, int]:
-    """The same for entries of equal cost, by one partition instead of a sort: weights come in millions."""
+    """`_lowest` for entries of equal cost, by one partition instead of a sort: weights come in millions."""
     total = sum(len(e.scores) for e in entries.values())
     count = round(total * sparsity)
     if count == 0:

@@ -21,25 +21,29 @@ class VerifyError(SecateurError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of a verification: largest difference over all outputs (see `difference`), batches seen."""
+    """Result of a verification.
+
+    difference: the largest over all outputs, see `difference`.
+    batches: how many were seen.
+    inexact: why the models differ by design (hidden width between layer norms): only shape and finiteness count then.
+    """
 
     difference: float
     batches: int
     inexact: str = ""
-    """Why the models differ by design (hidden width between layer norms), so that only shape and finiteness count."""
 
 
 def verify(host: Host, plan: Plan, data: Iterable[Any], *, batches: int = 2, tolerance: float = TOLERANCE) -> Verdict:
     """Run masked and shrunk on real inputs; raise VerifyError when they differ by more than `tolerance` or give NaN.
 
-    A host may have a `contract(plan)`: how inputs are translated, which outputs count, and why removal is inexact.
+    A host may have a method `contract(plan)`: how to translate inputs, which outputs count, and why removal is inexact.
     """
     contract = host.contract(plan) if hasattr(host, "contract") else None
     shrunk = host.copy()
     shrunk.resize(plan)
     worst, seen = 0.0, 0
-    for given in islice(data, batches):
-        batch = contract.before(given) if contract else given
+    for raw_batch in islice(data, batches):
+        batch = contract.before(raw_batch) if contract else raw_batch
         with host.masked(plan):
             expected = host.outputs(batch)
         if any(np.isnan(output).any() for output in expected):
@@ -72,7 +76,7 @@ def difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
         if not np.array_equal(finite, np.isfinite(b)):
             return float("inf")
         if finite.any():
-            apart, scale = (float(np.abs(x).max()) for x in (a[finite] - b[finite], a[finite]))
-            if apart:
-                worst = max(worst, apart / scale if scale else float("inf"))
+            largest, scale = (float(np.abs(x).max()) for x in (a[finite] - b[finite], a[finite]))
+            if largest:
+                worst = max(worst, largest / scale if scale else float("inf"))
     return worst

@@ -1,6 +1,5 @@
-"""What a plan costs: parameters, multiply-accumulates, and latency, measured side by side or from a table."""
+"""What a plan costs: parameters, multiply-accumulates, and latency, measured side by side or predicted from a table."""
 
-import importlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -17,16 +16,16 @@ from secateur.plan import Plan
 
 @dataclass(frozen=True)
 class Parameters:
-    """How many parameters a model holds (buffers left out), and how many of them are not zero."""
+    """How many parameters a model has, without buffers, and how many of them are not zero."""
 
     total: int
     nonzero: int
 
 
 def parameters(layout: Layout, plan: Plan | None = None) -> Parameters:
-    """Count by the plan: `total` after removal of whole units, `nonzero` after element masks too.
+    """Count the parameters that a plan leaves: `total` after removal of whole units, `nonzero` after element masks too.
 
-    Zeros that a model came with count where they are in the plan, as `host.plan` has them.
+    Zeros that were in the model before pruning count as zeros where the plan contains them, as `host.plan` does.
     """
     plan = plan or Plan()
     total = nonzero = 0
@@ -44,7 +43,7 @@ def parameters(layout: Layout, plan: Plan | None = None) -> Parameters:
 def macs(layout: Layout, plan: Plan | None = None) -> int:
     """Multiply-accumulates of one forward pass on the example input that the layout was traced with.
 
-    Counts matrix products (weights and attention); units that go are not counted, single zeros are.
+    Counts matrix products (of weights, and in attention). Removed units do not count; single weights that are zero do.
     """
     keep = (plan or Plan()).keep
     sizes = layout.resized({name: units for name, units in keep.items() if layout.axis(name).path is None}).sizes
@@ -74,15 +73,15 @@ def unit_parameters(layout: Layout, axis: str) -> float:
             total += float(np.prod(shape, dtype=np.int64))
             continue
         unowned = [float((owner < 0).mean()) for owner in layout.owners(param, axis) if owner is not None]
-        share = 1.0 - float(np.prod(unowned))
+        share = 1.0 - float(np.prod(unowned))  # of the parameter that belongs to units of the axis
         total += share * float(np.prod(shape, dtype=np.int64))
     return total / layout.axis(axis).size
 
 
 def side_by_side(calls: Mapping[str, Callable[[], object]], repeats: int = 30, warmup: int = 3) -> dict[str, float]:
-    """Median seconds of each call, taken in turn (A B A B ...) so that drift of the machine hits all alike.
+    """Median seconds of each call. They run in turn (A B A B ...), so that drift of the machine affects all alike.
 
-    The caller pins threads. Each measurement is one call.
+    The caller sets the number of threads. Each measurement is one call.
     """
     for call in calls.values():
         for _ in range(warmup):
@@ -98,15 +97,17 @@ def side_by_side(calls: Mapping[str, Callable[[], object]], repeats: int = 30, w
 
 @dataclass(frozen=True)
 class Curve:
-    """What blocks of one kind and size cost on a runtime: relative change of whole-model latency when one of them is
-    left with so many units (`sizes` ascending, the last is the full size, where the change is 0).
+    """What axes of one kind and size cost on a runtime.
+
+    sizes: numbers of units, ascending; the last is the full size.
+    changes: relative change of the latency of the whole model when one axis has that many units; 0 at the full size.
     """
 
     sizes: tuple[int, ...]
     changes: tuple[float, ...]
 
     def at(self, size: int) -> float:
-        """Linear between measured sizes; below the smallest, the slope of the first piece goes on."""
+        """The change at a size: linear between measured sizes; below them, on the line through the two smallest."""
         if size < self.sizes[0] and len(self.sizes) > 1:
             slope = (self.changes[1] - self.changes[0]) / (self.sizes[1] - self.sizes[0])
             return self.changes[0] + slope * (size - self.sizes[0])
@@ -115,7 +116,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Latency on one runtime as a sum over blocks: `dense_ms` and a curve for each axis that can be pruned."""
+    """Latency of a model on one runtime: that of the dense model, changed by a curve for each axis that can be pruned.
+
+    batch, length, threads: the calls that were measured.
+    dense_ms: milliseconds of the dense model.
+    curves: group of equal axes -> its curve.
+    axes: axis -> its group.
+    together: what cutting every axis to half changes beyond the sum of its curves: smaller activations share a cache.
+    """
 
     runtime: str
     batch: int
@@ -123,26 +131,26 @@ class LatencyTable:
     threads: int
     dense_ms: float
     curves: Mapping[str, Curve]
-    """Curve by group of equal axes."""
     axes: Mapping[str, str]
-    """Group of each axis."""
     together: float = 0.0
-    """What cutting every axis to half changes beyond the sum of its curves: smaller activations share a cache."""
 
     def share(self, sizes: Mapping[str, int]) -> float:
-        """Latency over that of the dense model; `sizes` gives units left of an axis, all of it where not named."""
+        """Latency relative to that of the dense model.
+
+        sizes: axis -> units that are left; axes without an entry are whole. PlanError for an axis the table lacks.
+        """
         unknown = next((name for name in sizes if name not in self.axes), None)
         if unknown is not None:
             raise PlanError(f"the latency table has no axis {unknown!r}; it has {', '.join(self.axes)}")
-        alone = sum(self.curves[self.axes[name]].at(size) for name, size in sizes.items())
-        return 1.0 + alone + self.together * self._depth(sizes)
+        change = sum(self.curves[self.axes[name]].at(size) for name, size in sizes.items())
+        return 1.0 + change + self.together * self._depth(sizes)
 
     def _depth(self, sizes: Mapping[str, int]) -> float:
-        """How far all groups are cut together: 0 while one of them is whole, 1 with every axis at half."""
+        """How far all groups are cut together: 0 while one of them is whole, 1 when every axis is at half."""
         depth = 1.0
         for group, curve in self.curves.items():
             full = curve.sizes[-1]
-            axes = [name for name, of in self.axes.items() if of == group]
+            axes = [name for name, its_group in self.axes.items() if its_group == group]
             cut = statistics.fmean(1 - sizes.get(name, full) / full for name in axes)
             depth *= cut / (1 - (full // 2) / full)
         return depth if len(self.curves) > 1 else 0.0
@@ -152,22 +160,11 @@ class LatencyTable:
         return self.dense_ms * self.share(sizes)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The table as values that JSON can hold."""
         return asdict(self)
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "LatencyTable":
-        """From what `as_json` gave."""
+        """Read what `as_json` writes."""
         curves = {k: Curve(tuple(c["sizes"]), tuple(c["changes"])) for k, c in data["curves"].items()}
         return LatencyTable(**{**data, "curves": curves})
-
-
-def latency(runtime: str, host: Any, **options: Any) -> LatencyTable:
-    """A table of block latencies of a model measured on a runtime (onnx, openvino, executorch, litert, torch): what
-    each number of heads and FFN neurons costs. Kept by runtime, machine, shape and layout.
-
-    options: batch, length, threads, points (sizes measured of each kind of block), step (wide axes are measured at its
-    multiples, where it is exact), turns, cache.
-    Raises DeployError when the runtime is not there or refuses the model.
-    """
-    return importlib.import_module("secateur.deploy.jobs.latency_table").latency_table(host, runtime, **options)

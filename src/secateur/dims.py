@@ -56,8 +56,8 @@ def parse_dims(text: str) -> tuple[Dim, ...]:
 
     dims = []
     while position < len(tokens):
-        one = factor()
-        dims.append(one if isinstance(one, tuple) else ((one,),))
+        outermost = factor()
+        dims.append(outermost if isinstance(outermost, tuple) else ((outermost,),))
     return tuple(dims)
 
 
@@ -66,8 +66,9 @@ def format_dims(dims: tuple[Dim, ...]) -> str:
     return " ".join(_format_dim(dim, bare=True) for dim in dims)
 
 
-def _format_dim(dim: Dim, bare: bool) -> str:
-    terms = [" ".join(_format_dim(f, False) if isinstance(f, tuple) else str(f) for f in term) for term in dim]
+def _format_dim(dim: Dim, *, bare: bool = False) -> str:
+    """One dimension as text; `bare`: a single axis or number stands without parentheses."""
+    terms = [" ".join(_format_dim(f) if isinstance(f, tuple) else str(f) for f in term) for term in dim]
     if bare and len(dim) == 1 and len(dim[0]) == 1 and not isinstance(dim[0][0], tuple):
         return terms[0]
     return f"({' + '.join(terms)})"
@@ -84,11 +85,12 @@ def names(dim: Dim) -> Iterator[str]:
 
 
 def extent(dim: Dim, sizes: Mapping[str, int]) -> int:
-    """The number of positions along a dimension when each axis has the size given."""
+    """The number of positions along a dimension. sizes: axis -> its size."""
     return sum(int(np.prod([_factor_extent(f, sizes) for f in term], dtype=np.int64)) for term in dim)
 
 
 def _factor_extent(factor: Factor, sizes: Mapping[str, int]) -> int:
+    """The number of positions of one factor; LayoutError for an axis without a size."""
     if isinstance(factor, tuple):
         return extent(factor, sizes)
     if isinstance(factor, int):

@@ -6,7 +6,7 @@ class SecateurError(ValueError):
 
 
 class LayoutError(SecateurError):
-    """A layout is malformed, or something does not fit it."""
+    """A layout is malformed, or does not fit a model."""
 
 
 class PlanError(SecateurError):

@@ -1,4 +1,4 @@
-"""Writing without half-written results: a folder or file appears whole under its name, or not at all."""
+"""Writes results so that a folder or file appears whole under its name, or not at all."""
 
 import contextlib
 import json
@@ -12,8 +12,8 @@ from typing import Any
 from secateur.errors import SecateurError
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Raise SecateurError when `path` exists (unless `overwrite`), should never be replaced, or cannot be written."""
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """SecateurError when `path` exists (unless `overwrite`), must not be replaced, or cannot be written."""
     if path.exists() and not overwrite:
         raise SecateurError(f"{path} exists; choose another output or pass --overwrite")
     if path.is_symlink() and not path.exists():
@@ -31,7 +31,7 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def _precious(path: Path) -> str | None:
-    """Why a folder is more than an earlier output, if it is."""
+    """Why a folder must not be replaced, or None where it may be."""
     whole = path.resolve()
     for name, folder in (("the working folder", Path.cwd()), ("your home", Path.home())):
         if folder.resolve().is_relative_to(whole):
@@ -40,6 +40,7 @@ def _precious(path: Path) -> str | None:
 
 
 def _nearest_parent(path: Path) -> Path:
+    """The innermost folder above a path that exists."""
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -47,11 +48,11 @@ def _nearest_parent(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside `path` that takes its name when the block ends well and vanishes otherwise."""
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path`: it takes that name when the context ends well, and is deleted otherwise."""
     path = Path(path)
-    check_output(path, overwrite)
-    made = [parent for parent in path.absolute().parents if not parent.exists()]
+    check_output(path, overwrite=overwrite)
+    missing_parents = [parent for parent in path.absolute().parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary.chmod(0o755)
@@ -68,7 +69,7 @@ def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if not path.exists():
             with contextlib.suppress(OSError):
-                for parent in made:
+                for parent in missing_parents:
                     parent.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""open: find the Host for a model. The only place that knows which frameworks there are."""
+"""open: finds the Host for a model. The only file that knows which frameworks there are, and imports them by name."""
 
 import importlib
 import sys
@@ -15,14 +15,14 @@ def open(model: Any, example: Any = None, **options: Any) -> Host:
 
     model: a `torch.nn.Module`, a Hugging Face model, a folder or hub id that `from_pretrained` loads; a built Keras 3
         model or a `.keras` file.
-    example: one batch the model can run, as a mapping of keyword arguments or a tuple; made up from the config of a
+    example: one batch that the model can run, as a mapping of keyword arguments or a tuple; made from the config of a
         Hugging Face model when left out.
-    options: `layout=` (a Layout by hand, for models that cannot be traced), `loss=` (`loss(model, batch)` for models
-        without one of their own); for folders also `task=`, `dtype=`, `revision=`, `trust_remote_code=`.
+    options: `layout=` (a Layout by hand, for models that cannot be traced), `loss=` (`loss(model, batch)`, for models
+        that compute none); for folders also `task=`, `dtype=`, `revision=`, `trust_remote_code=`.
         For Keras models see `secateur.keras.KerasHost`.
 
-    A model that was pruned before is taken as it is: the exact zeros of its linear weights, and the masks of
-    `torch.nn.utils.prune`, become `host.plan`, which fine-tuning holds.
+    The exact zeros of the linear weights of a model that was pruned before, and the masks of `torch.nn.utils.prune`,
+    become `host.plan`, which fine-tuning holds at zero.
     Raises ModelError with one sentence when the model cannot be opened.
     """
     layout = options.pop("layout", None)
@@ -59,10 +59,12 @@ def keras_module(module: str) -> Any:
 
 
 def _keras() -> Any:
+    """The Keras host."""
     return keras_module("secateur.keras")
 
 
 def _torch(module: str) -> Any:
+    """A module of the torch host; ModelError when torch or transformers is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
-"""Host: what secateur asks of a framework. One adapter per framework; everything else is written against this.
+"""Host: what secateur needs of a framework. Each framework has one adapter, and all other code uses this protocol.
 
-`secateur.open` finds the adapter; `tests/conformance.py` is what an adapter has to pass.
+`secateur.open` finds the adapter; every adapter passes the tests of `tests/conformance.py`.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -18,7 +18,7 @@ from secateur.stats import Stats
 
 @runtime_checkable
 class Host(Protocol):
-    """A model in its framework. `layout` describes the model as it now is: after `resize` it is another one."""
+    """A model in its framework. `layout` describes the model in its present state: `resize` changes it."""
 
     layout: Layout
 
@@ -37,7 +37,7 @@ class Host(Protocol):
         axes: Sequence[str] | None = None,
         weights: Sequence[str] | None = None,
     ) -> Stats:
-        """Run the model over batches and sum up the quantities of `secateur.stats`, padding left out.
+        """Run the model over batches and sum the quantities of `secateur.stats`, without padding.
 
         axes: the axes whose unit quantities are wanted (default: all that can be pruned).
         weights: the linear weights whose grams are wanted (default: all).
@@ -49,12 +49,12 @@ class Host(Protocol):
         ...
 
     def masked(self, plan: Plan) -> AbstractContextManager[Any]:
-        """A context in which everything the plan removes is zero (whole layers are bypassed); undone at its end."""
+        """A context in which what the plan removes is zero (whole layers are bypassed); undone at its end."""
         ...
 
     def hold(self, plan: Plan) -> AbstractContextManager[Any]:
-        """A context for training in which what the plan removes, and what had been pruned when the model was opened, is
-        zero after every optimizer step, and stays zero.
+        """A context for training: what the plan removes, and what was pruned before the model was opened, is zero after
+        every optimizer step, and after the context.
         """
         ...
 
@@ -67,5 +67,5 @@ class Host(Protocol):
         ...
 
     def save(self, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False) -> None:
-        """Write a folder that the framework loads again, whole or not at all."""
+        """Write a folder that the framework can load, whole or not at all."""
         ...

@@ -1,4 +1,4 @@
-"""Rows of text and labels from CSV, JSON lines, Parquet or a `datasets` folder, checked before anything is run."""
+"""Rows of text and labels from CSV, JSON, JSON lines, Parquet or a `datasets` folder, checked as they are read."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ READERS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".
 
 @dataclass(frozen=True)
 class Rows:
-    """Texts, and one label each (or None where the data has none)."""
+    """Texts, and a label for each text (or None where the data has no labels)."""
 
     texts: list[str]
     labels: list[Any] | None = None
@@ -22,7 +22,7 @@ class Rows:
         return len(self.texts)
 
     def take(self, indices: Sequence[int]) -> "Rows":
-        """The rows at those positions."""
+        """The rows at the positions `indices`."""
         labels = None if self.labels is None else [self.labels[i] for i in indices]
         return Rows([self.texts[i] for i in indices], labels)
 
@@ -51,7 +51,8 @@ def read_rows(
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:
-    import pandas as pd
+    """Columns of a file, as a data frame of pandas."""
+    import pandas as pd  # slow to import
 
     kind = READERS.get(path.suffix.lower())
     if kind is None:
@@ -70,7 +71,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
 
 
 def _read_folder(path: Path, split: str | None) -> Mapping[str, Any]:
-    from datasets import DatasetDict, load_from_disk
+    """Columns of a `datasets` folder, as a data frame of pandas."""
+    from datasets import DatasetDict, load_from_disk  # optional
 
     try:
         data = load_from_disk(str(path))
@@ -87,6 +89,7 @@ def _read_folder(path: Path, split: str | None) -> Mapping[str, Any]:
 
 
 def _column(columns: Mapping[str, Any], name: str, path: Path, option: str) -> Any:
+    """A column of a data frame; DataError where it does not exist or has empty cells. option: that names it."""
     if name not in columns:
         raise DataError(f"{path} has no column {name!r} ({option}); it has {', '.join(map(str, columns))}")
     column = columns[name]
@@ -118,7 +121,7 @@ def label_ids(rows: Rows, label2id: Mapping[str, int], classes: int) -> list[int
 
 
 def shuffled(rows: Rows, seed: int = 0) -> Rows:
-    """The rows in an order drawn with the seed: files are often sorted by label."""
+    """The rows in a random order that the seed decides: files are often sorted by label."""
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     return rows.take(order)
@@ -132,16 +135,16 @@ def split_rows(rows: Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
     for i in range(len(rows)):
         groups.setdefault(rows.labels[i] if rows.labels else None, []).append(i)
     rng = random.Random(seed)
-    rest: list[int] = []
-    held: list[int] = []
+    first: list[int] = []
+    second: list[int] = []
     for key in sorted(groups, key=str):
         indices = groups[key]
         rng.shuffle(indices)
         cut = round(len(indices) * share)
-        held += indices[:cut]
-        rest += indices[cut:]
-    if not rest or not held:
+        second += indices[:cut]
+        first += indices[cut:]
+    if not first or not second:
         raise DataError(f"{len(rows)} rows are too few to hold out {share:.0%} of them")
-    rng.shuffle(rest)
-    rng.shuffle(held)
-    return rows.take(rest), rows.take(held)
+    rng.shuffle(first)
+    rng.shuffle(second)
+    return rows.take(first), rows.take(second)

@@ -1,8 +1,8 @@
 """Axis and Layout: what every dimension of every parameter means, and how a unit is found, summed and taken.
 
-All places that carry an axis are coupled. Scoring, zeroing and removing a unit start from the same question, which
-position belongs to which unit (`Layout.owners`), so they cannot disagree. No framework is needed here: arrays
-come in as numpy, or as anything that the array API describes.
+All dimensions that carry an axis are coupled. Scoring, zeroing and removing a unit all use one answer to the question
+which position belongs to which unit (`Layout.owners`), so they cannot disagree. No framework is needed: arrays are
+numpy's, or of any library that the array API describes.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,10 +25,10 @@ class Axis:
 
     kind: `head`, `kv`, `group`, `qk`, `v`, `ffn`, `hidden`, `layer`, `expert`, `vocab`, or another word.
     frozen: why it cannot be pruned, or None.
-    parts: an axis that is a product of others, outermost first (query heads are `kv x group`). Its kept units must be
-        equally many in every kept unit of the first part.
+    parts: the axes, outermost first, of which this one is the product (query heads are `kv x group`). Every kept unit
+        of the first part must keep equally many of its units.
     path: the module list whose element i is unit i (layers, lists of experts).
-    multiple: of which the number of kept units must be a multiple, as the model runs with no other (the rows of
+    multiple: the number of kept units must be a multiple of this, as the model runs with no other number (the rows of
         grouped products are aligned).
     """
 
@@ -43,12 +43,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Linear:
-    """A weight that multiplies activations: which tensor it reads, and which of its dimensions is contracted.
+    """A weight that multiplies activations: which tensor it reads, and which of its dimensions are contracted.
 
-    reads: an identifier; weights that read the same tensor have the same one.
+    reads: an identifier of the tensor; weights that read the same tensor have the same identifier.
     in_dim: index of the contracted dimension in the stored weight (1 for `torch.nn.Linear`, 0 for a Keras kernel).
-    outer: further contracted dimensions outside of it: an attention output kernel (head, v, hidden) reads both first.
-    inputs: names of the model's inputs that the tensor is computed from; a layout read from text does not know them.
+    outer: contracted dimensions outside `in_dim`: an attention output kernel (head, v, hidden) contracts the first two.
+    inputs: names of the model's inputs from which the tensor is computed; a layout read from text lacks them.
     """
 
     reads: str
@@ -66,8 +66,8 @@ class Linear:
 class Product:
     """A matrix product of the forward pass, for counting: `calls` x the extents of `dims` multiply-accumulates.
 
-    weight: the parameter involved, or None for a product of activations. `calls` counts what no axis describes
-    (batch, positions) on the example input.
+    weight: the parameter that is multiplied, or None for a product of activations.
+    calls: the product of what no axis describes (batch, positions) on the example input.
     """
 
     weight: str | None
@@ -77,16 +77,22 @@ class Product:
 
 @dataclass(frozen=True)
 class Layout:
-    """The axes of a model and the axis string of each parameter (and of each buffer that follows an axis)."""
+    """The axes of a model and the dimensions of each parameter (and of each buffer that carries an axis).
+
+    axes: name -> axis.
+    params: parameter or buffer -> its dimensions.
+    linears: the parameters that multiply activations.
+    products: the matrix products of the forward pass.
+    tied: second name of a shared parameter -> its name in `params`.
+    buffers: which of `params` are buffers, which nobody trains or counts; a layout read from text lacks them.
+    """
 
     axes: Mapping[str, Axis]
     params: Mapping[str, tuple[Dim, ...]]
     linears: Mapping[str, Linear] = field(default_factory=dict)
     products: tuple[Product, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
-    """Second name of a shared parameter -> the name under which it stands in `params`."""
     buffers: frozenset[str] = field(default=frozenset(), compare=False)
-    """Which of `params` are buffers, which nobody trains or counts. The host knows; the text form does not say it."""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -94,17 +100,17 @@ class Layout:
         return {axis.name: axis.size for axis in self.axes.values()}
 
     def shape(self, param: str) -> tuple[int, ...]:
-        """Shape of a parameter as the layout has it."""
+        """Shape of a parameter by the sizes of the axes."""
         return tuple(extent(dim, self.sizes) for dim in self.params[param])
 
     def axis(self, name: str) -> Axis:
-        """The axis of that name; LayoutError names what there is otherwise."""
+        """The axis of that name; LayoutError lists the names where there is none."""
         if name not in self.axes:
             raise LayoutError(f"no axis {name!r}; the layout has {', '.join(sorted(self.axes))}")
         return self.axes[name]
 
-    def of_kind(self, kind: str, prunable: bool = True) -> list[Axis]:
-        """Axes of a kind, in order; only those that can be pruned unless told otherwise."""
+    def of_kind(self, kind: str, *, prunable: bool = True) -> list[Axis]:
+        """Axes of a kind, in order; only those that can be pruned, or all of them."""
         return [a for a in self.axes.values() if a.kind == kind and not (prunable and a.frozen)]
 
     def kinds(self) -> list[str]:
@@ -112,9 +118,9 @@ class Layout:
         return list(dict.fromkeys(a.kind for a in self.axes.values() if not a.frozen))
 
     def readers(self, names: Iterable[str] | None = None) -> dict[str, str]:
-        """Linear weight -> the first of `names` (default: all linear weights) that reads the same tensor as it does.
+        """Linear weight -> the first of `names` (default: all linear weights) that reads the same tensor.
 
-        A weight that is shared under a second name reads several tensors, so it stands for itself.
+        A weight that is shared under a second name reads several tensors, so it is mapped to itself.
         """
         shared = set(self.tied.values())
         first: dict[str, str] = {}
@@ -131,9 +137,9 @@ class Layout:
     # -- which position belongs to which unit ---------------------------------------------------------------------
 
     def owners(self, param: str, axis: str) -> list[np.ndarray | None]:
-        """For each dimension of `param`: the unit of `axis` that owns each position (-1: none), or None throughout.
+        """For each dimension of `param`: the unit of `axis` that owns each position (-1: none); None where none does.
 
-        A parameter inside the module list of a layer or expert axis is owned whole: see `member_of`.
+        A parameter inside the module list of a layer or expert axis belongs whole to one unit: see `member_of`.
         """
         parts = self.axis(axis).parts or (axis,)
         result: list[np.ndarray | None] = []
@@ -175,33 +181,29 @@ class Layout:
     def reduce(self, param: str, array: Any, axis: str) -> np.ndarray:
         """Sum an array of the parameter's shape over each unit of `axis`: float64 of shape (axis size,).
 
-        An element that the axis reaches through two dimensions counts once.
+        An element that belongs to a unit through two dimensions counts once.
         """
         size = self.axis(axis).size
-        whole = self.member_of(param, axis)
-        if whole is not None:
-            return np.bincount([whole], weights=[float(array.sum())], minlength=size)
-        owners = self.owners(param, axis)
-        carried = [i for i, owner in enumerate(owners) if owner is not None]
+        unit = self.member_of(param, axis)
+        if unit is not None:
+            return np.bincount([unit], weights=[float(array.sum())], minlength=size)
+        owners = {dim: owner for dim, owner in enumerate(self.owners(param, axis)) if owner is not None}
         total = np.zeros(size)
-        for i in carried:
-            other = tuple(d for d in range(len(owners)) if d != i)
-            vector = to_numpy(array.sum(other) if other else array).astype(np.float64)
-            total += _sum_by_owner(owners[i], vector, size)
-        if len(carried) == 2:
-            a, b = (owners[i] for i in carried)
-            assert a is not None
-            assert b is not None
-            both = to_numpy(array).astype(np.float64)
-            rest = tuple(d for d in range(both.ndim) if d not in carried)
-            both = both.sum(rest) * ((a[:, None] == b[None, :]) & (a[:, None] >= 0))
-            total -= _sum_by_owner(a, both.sum(1), size)
+        for dim, owner in owners.items():
+            rest = tuple(d for d in range(len(array.shape)) if d != dim)
+            vector = to_numpy(array.sum(rest) if rest else array).astype(np.float64)
+            total += sum_by_owner(owner, vector, size)
+        if len(owners) == 2:
+            a, b = owners.values()
+            rest = tuple(d for d in range(len(array.shape)) if d not in owners)
+            twice = to_numpy(array).astype(np.float64).sum(rest) * ((a[:, None] == b[None, :]) & (a[:, None] >= 0))
+            total -= sum_by_owner(a, twice.sum(1), size)
         return total
 
     def kept(self, param: str, keep: Keep) -> list[np.ndarray | None] | None:
-        """Which positions of each dimension remain: bool per dimension, None where all do.
+        """Which positions of each dimension remain: one bool array for each dimension, None where all remain.
 
-        Returns None when the whole parameter goes, with the layer or expert that holds it.
+        Returns None when the whole parameter is removed, with the layer or expert that it belongs to.
         """
         result: list[np.ndarray | None] = [None] * len(self.params[param])
         for axis, units in keep.items():
@@ -220,7 +222,7 @@ class Layout:
         return result
 
     def kept_shape(self, param: str, keep: Keep) -> tuple[int, ...] | None:
-        """Shape of a parameter after removal; None when it goes altogether."""
+        """Shape of a parameter after removal; None when the whole parameter is removed."""
         kept = self.kept(param, keep)
         if kept is None:
             return None
@@ -343,12 +345,12 @@ class Layout:
 
 
 def aligned(axis: Axis, count: int) -> int:
-    """The nearest number of units, at least one multiple, that the axis can keep; ties to the larger."""
+    """The number of units nearest to `count` that the axis can keep, at least one multiple; ties to the larger."""
     return min(axis.size, max(1, (count + axis.multiple // 2) // axis.multiple) * axis.multiple)
 
 
-def _sum_by_owner(owner: np.ndarray | None, vector: np.ndarray, size: int) -> np.ndarray:
-    assert owner is not None
+def sum_by_owner(owner: np.ndarray, vector: np.ndarray, size: int) -> np.ndarray:
+    """Sum of a vector over the positions of each unit, float64 of shape (size,). owner: see `Layout.owners`."""
     return np.bincount(owner + 1, weights=vector, minlength=size + 1)[1:]
 
 

@@ -26,13 +26,13 @@ WEIGHTS_NAME = "plan-weights.safetensors"
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays.
+    """What stays of a model.
 
     keep: axis -> sorted indices of the kept units.
     masks: parameter -> bool array of its shape, True where the weight stays.
     sizes: size of each axis in `keep` before pruning, so that a plan for another model is refused.
     provenance: criterion, pattern, budget and whatever else explains the decision (JSON values).
-    weights: parameter -> what its weights become, for masks that came with repair.
+    weights: parameter -> its new weights, for masks that were made by repair.
     """
 
     keep: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def structured(self) -> bool:
-        """Whether whole units go, so that tensors can shrink."""
+        """Whether whole units are removed, so that tensors can shrink."""
         return bool(self.keep)
 
     def check(self, layout: Layout) -> "Plan":
@@ -60,7 +60,7 @@ class Plan:
         return Plan(keep, self.masks, {name: layout.axis(name).size for name in keep}, self.provenance, self.weights)
 
     def mask(self, layout: Layout, param: str) -> np.ndarray | None:
-        """Everything the plan says of one parameter as a bool array of its shape; None when all of it stays."""
+        """What stays of a parameter, units and masks together, as a bool array of its shape; None when all does."""
         mask = self.masks.get(param)
         kept = layout.kept(param, self.keep)
         if kept is None:
@@ -166,7 +166,7 @@ def _renumbered(layout: Layout, plan: Plan, param: str) -> str:
 
 
 def to_be_written(written: Mapping[str, np.ndarray | None], name: str, plan: Plan) -> bool:
-    """Whether a host has pruned a parameter that has not got the plan's weights yet. written: see `note_written`."""
+    """Whether a host has pruned a parameter and not yet given it the plan's weights. written: see `note_written`."""
     return name in written and name in plan.weights and written[name] is not plan.weights[name]
 
 

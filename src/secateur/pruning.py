@@ -1,4 +1,4 @@
-"""The one walk: layout -> stats -> scores -> plan -> repair."""
+"""prune: layout -> stats -> scores -> plan, and the repair of the weights that stay."""
 
 import fnmatch
 import inspect
@@ -16,14 +16,25 @@ from secateur.host import Host
 from secateur.layout import Axis, Layout
 from secateur.plan import Plan
 from secateur.repair.walk import Repair, layer_of, repair_weights
-from secateur.select import NM, Pattern, Unit, check_budget, resolve_axes, select_units, select_weights
+from secateur.select import (
+    NM,
+    Block,
+    Element,
+    Pattern,
+    Unit,
+    check_budget,
+    needed_budget,
+    resolve_axes,
+    select_units,
+    select_weights,
+)
 from secateur.stats import OF_AXIS, OF_WEIGHT, Stats
 
 Criterion = Callable[..., Array]
 
 NOTICEABLE = 0.01
-"""A linear weight of which this share is exactly zero was pruned: training leaves none, float16 one in a million.
-Weights dequantised from few bits can pass it, too; whoever wants those to move sets `host.plan = None`.
+"""A linear weight of which this share is exactly zero was pruned: training leaves no zero, float16 one in a million.
+Weights that were dequantised from few bits can reach it too; `host.plan = None` lets their zeros change.
 """
 
 
@@ -45,60 +56,111 @@ def prune(
     data: batches, needed when the criterion asks for more than weights and `stats` does not hold it.
     weights: names or glob patterns of the weights that element, N:M and block patterns may touch
         (default: `default_weights`).
-    repair: a method of `secateur.repair`, which chooses single weights, N:M groups or blocks and mends what stays, on
-        the inputs that the dense model gives each layer; the plan then holds new weights. With a criterion too, its
-        choice is what the method starts from.
+    repair: a method of `secateur.repair`, which chooses single weights, N:M groups or blocks and changes the weights
+        that stay, on the inputs that the dense model gives each layer; the plan then contains new weights. The method
+        starts from the choice of the criterion where there is one.
 
     Raises PlanError for budgets and patterns that cannot be met, DataError when data is missing or gives NaN,
     ModelError when a weight is NaN or infinite.
     """
     budget = Uniform(float(budget)) if isinstance(budget, int | float) else budget
-    layout = host.layout
     if pattern is None or (criterion is None and repair is None):
         raise PlanError("prune needs a pattern, and a criterion or a repair")
-    if repair is not None and isinstance(pattern, Unit):
+    if not isinstance(pattern, Unit):
+        return prune_weights(host, criterion, pattern, budget, data, stats=stats, weights=weights, repair=repair)
+    if criterion is None or repair is not None:
         raise PlanError(f"repair prunes single weights, N:M groups or blocks, not {pattern}")
+    return prune_units(host, criterion, pattern, budget, data, stats=stats)
+
+
+def prune_units(
+    host: Host,
+    criterion: Criterion,
+    pattern: Unit,
+    budget: Budget | None,
+    data: Iterable[Any] | None = None,
+    *,
+    stats: Stats | None = None,
+) -> Plan:
+    """`prune` for whole units of axes."""
+    layout, budget = host.layout, needed_budget(pattern, budget)
+    needs = needs_of(criterion)
+    check_weights(host)
+    axes = resolve_axes(layout, pattern)
+    stats = _statistics(host, criterion, needs, data, stats, axes=[axis.name for axis in axes])
+    scores = {axis.name: unit_scores(host, criterion, axis, stats) for axis in axes}
+    costs = {axis.name: unit_parameters(layout, axis.name) for axis in axes}
+    keep = select_units(layout, scores, costs, budget)
+    multiples: dict[str, list[str]] = {}
+    for axis in axes:
+        if axis.multiple > 1:
+            multiples.setdefault(str(axis.multiple), []).append(axis.name)
+    counted = {"axes": len(axes), "units": sum(axis.size for axis in axes)}
+    return Plan(keep, provenance=_provenance(criterion, None, pattern, budget, counted, multiples)).check(layout)
+
+
+def prune_weights(
+    host: Host,
+    criterion: Criterion | None,
+    pattern: Element | NM | Block,
+    budget: Budget | None,
+    data: Iterable[Any] | None = None,
+    *,
+    stats: Stats | None = None,
+    weights: Sequence[str] | None = None,
+    repair: Repair | None = None,
+) -> Plan:
+    """`prune` for single weights, N:M groups and blocks."""
     check_budget(pattern, budget)
     needs = needs_of(criterion) if criterion is not None else []
     check_weights(host)
-    axes = resolve_axes(layout, pattern) if isinstance(pattern, Unit) else []
-    names = [] if axes else choose_weights(layout, weights)
-    asked = [*needs, "gram"] if repair is not None else needs
-    wanted = [need for need in asked if need != "weight" and not (stats and stats.sums.get(need))]
-    if wanted:
-        if data is None:
-            who = f"criterion {criterion.__name__}" if criterion is not None else "repair"
-            raise DataError(f"{who} needs {', '.join(wanted)}; pass data")
-        of_grams = {"weights": names} if "gram" in wanted else {}
-        collected = host.collect(wanted, data, [axis.name for axis in axes] if axes else None, **of_grams)
-        stats = collected.merge(stats) if stats else collected
-    stats = stats or Stats()
-    multiples: dict[str, list[str]] = {}
-    if axes:
-        assert criterion is not None
-        assert budget is not None
-        scores = {axis.name: unit_scores(host, criterion, axis, stats) for axis in axes}
-        costs = {axis.name: unit_parameters(layout, axis.name) for axis in axes}
-        plan = Plan(keep=select_units(layout, scores, costs, budget))
-        counted = {"axes": len(axes), "units": sum(axis.size for axis in axes)}
-        for axis in axes:
-            if axis.multiple > 1:
-                multiples.setdefault(str(axis.multiple), []).append(axis.name)
-    else:
-        assert not isinstance(pattern, Unit)
-        kinds = {name: (layer_of if isinstance(budget, OWL) else kind_of)(layout, name) for name in names}
-        masks: dict[str, np.ndarray] | None = None
-        new: dict[str, np.ndarray] = {}
-        if criterion is not None:
-            scores = {name: weight_scores(host, criterion, name, stats) for name in names}
-            in_dims = {name: layout.linears[name].contracted for name in names}
-            masks = select_weights(scores, in_dims, pattern, budget, kinds)
-        if repair is not None:
-            masks, new = repair_weights(host, repair, names, pattern, budget, stats, kinds, masks)
-        assert masks is not None
-        plan = Plan(masks=masks, weights=new)
-        counted = {"tensors": len(names), "weights": sum(int(mask.size) for mask in masks.values())}
-    provenance = {
+    layout, names = host.layout, choose_weights(host.layout, weights)
+    stats = _statistics(host, criterion, [*needs, "gram"] if repair is not None else needs, data, stats, weights=names)
+    kinds = {name: (layer_of if isinstance(budget, OWL) else kind_of)(layout, name) for name in names}
+    masks: dict[str, np.ndarray] = {}
+    new: dict[str, np.ndarray] = {}
+    if criterion is not None:
+        scores = {name: weight_scores(host, criterion, name, stats) for name in names}
+        in_dims = {name: layout.linears[name].contracted for name in names}
+        masks = select_weights(scores, in_dims, pattern, budget, kinds)
+    if repair is not None:
+        masks, new = repair_weights(host, repair, names, pattern, budget, stats, kinds, start=masks or None)
+    counted = {"tensors": len(names), "weights": sum(int(mask.size) for mask in masks.values())}
+    provenance = _provenance(criterion, repair, pattern, budget, counted)
+    return Plan(masks=masks, provenance=provenance, weights=new).check(layout)
+
+
+def _statistics(
+    host: Host,
+    criterion: Criterion | None,
+    needs: Sequence[str],
+    data: Iterable[Any] | None,
+    stats: Stats | None,
+    *,
+    axes: Sequence[str] | None = None,
+    weights: Sequence[str] | None = None,
+) -> Stats:
+    """The quantities `needs`: those that `stats` lacks are collected from the data; DataError when there is none."""
+    wanted = [need for need in needs if need != "weight" and not (stats and stats.sums.get(need))]
+    if not wanted:
+        return stats or Stats()
+    if data is None:
+        who = f"criterion {criterion.__name__}" if criterion is not None else "repair"
+        raise DataError(f"{who} needs {', '.join(wanted)}; pass data")
+    collected = host.collect(wanted, data, axes, weights if "gram" in wanted else None)
+    return collected.merge(stats) if stats else collected
+
+
+def _provenance(
+    criterion: Criterion | None,
+    repair: Repair | None,
+    pattern: Pattern,
+    budget: Budget | None,
+    counted: Mapping[str, int],
+    multiples: Mapping[str, list[str]] | None = None,
+) -> dict[str, Any]:
+    """What explains a plan: see `Plan.provenance`. multiples: number -> axes that keep a multiple of it."""
+    return {
         "criterion": criterion.__name__ if criterion is not None else None,
         **({"repair": getattr(repair, "__name__", str(repair))} if repair is not None else {}),
         "pattern": str(pattern),
@@ -107,14 +169,13 @@ def prune(
         **({"multiples": multiples} if multiples else {}),
         "secateur": __version__,
     }
-    return Plan(plan.keep, plan.masks, {}, provenance, plan.weights).check(layout)
 
 
 def earlier_zeros(weights: Mapping[str, Array]) -> Plan | None:
-    """What was pruned before a model was opened: the exact zeros of its linear weights as a plan; None for a dense one.
+    """What was pruned before a model was opened: exact zeros of its linear weights as a plan; None for a dense model.
 
-    They count once any weight has a noticeable share of them (`NOTICEABLE`), then in all weights. A weight that is zero
-    throughout is one that begins there (a fresh head, an adapter), and is left free.
+    Zeros count in all weights once one weight has a noticeable share of them (`NOTICEABLE`). A weight that is zero
+    throughout is untrained (a new head, an adapter) and is left out.
     """
     counts = {}
     for name, weight in weights.items():
@@ -124,19 +185,20 @@ def earlier_zeros(weights: Mapping[str, Array]) -> Plan | None:
     if not any(n >= NOTICEABLE * np.prod(weights[name].shape, dtype=np.int64) for name, n in counts.items()):
         return None
     masks = {name: to_numpy(weights[name] != 0) for name in counts}
-    found = {"tensors": len(counts), "zeros": sum(counts.values())}
-    return Plan(masks=masks, provenance={"criterion": "zeros found in the model", "pattern": "element", "found": found})
+    totals = {"tensors": len(counts), "zeros": sum(counts.values())}
+    provenance = {"criterion": "zeros found in the model", "pattern": "element", "found": totals}
+    return Plan(masks=masks, provenance=provenance)
 
 
 def check_weights(host: Host) -> None:
-    """ModelError when a parameter, whatever the criterion looks at, is NaN or infinite."""
+    """ModelError when a parameter is NaN or infinite, whether a criterion reads it or not."""
     for param in host.layout.params:
         if not all_finite(host.read(param)):
             raise ModelError(f"{param} holds NaN or infinite weights; repair the model before pruning it")
 
 
 def needs_of(criterion: Criterion) -> list[str]:
-    """What a criterion asks for: the names of its parameters without a default."""
+    """The quantities that a criterion asks for: the names of its parameters without a default."""
     needs = [p.name for p in inspect.signature(criterion).parameters.values() if p.default is p.empty]
     known = {"weight", *OF_WEIGHT, *OF_AXIS}
     for need in needs:
@@ -147,9 +209,10 @@ def needs_of(criterion: Criterion) -> list[str]:
 
 
 def default_weights(layout: Layout) -> list[str]:
-    """The weights that count when the user names none: linear weights inside the repeated layers; where no layers
-    repeat, those of attention and feed-forward parts; where there are none of these, all linear weights. Embeddings,
-    norms, biases and task heads do not count.
+    """The weights that are pruned when the user names none: linear weights inside the repeated layers.
+
+    Where no layers repeat they are those of attention and feed-forward parts, and where there are none of these, all
+    linear weights. Embeddings, norms, biases and task heads are never among them.
     """
     paths = [axis.path for axis in layout.axes.values() if axis.kind == "layer" and axis.path]
     inside = [name for name in layout.linears if any(name.startswith(f"{path}.") for path in paths)]
@@ -160,7 +223,7 @@ def default_weights(layout: Layout) -> list[str]:
 
 
 def choose_weights(layout: Layout, patterns: Sequence[str] | None) -> list[str]:
-    """The weights that the glob patterns name, or the default ones; PlanError when there is none."""
+    """The weights that the glob patterns name, or `default_weights`; PlanError when there is none."""
     if patterns is None:
         names = default_weights(layout)
     else:
@@ -173,7 +236,7 @@ def choose_weights(layout: Layout, patterns: Sequence[str] | None) -> list[str]:
 
 
 def kind_of(layout: Layout, param: str) -> str:
-    """Kind of the first axis of a weight that is not the residual stream: `head`, `kv`, `ffn`, ..."""
+    """Kind of the first axis of a weight that is not the residual stream (`head`, `kv`, `ffn`, ...), else `hidden`."""
     for axis in layout.axes.values():
         if axis.kind != "hidden" and layout.carries(param, axis.name):
             return axis.kind
@@ -193,7 +256,7 @@ def weight_scores(host: Host, criterion: Criterion, param: str, stats: Stats) ->
 
 
 def _weight_argument(host: Host, param: str, need: str, stats: Stats) -> Array:
-    """What a criterion is given of one parameter, in float32 or better."""
+    """The argument `need` of a criterion for one parameter, in float32 or better."""
     if need == "weight":
         return single(host.read(param))
     value = stats.mean(need, param)
@@ -223,6 +286,7 @@ def unit_scores(host: Host, criterion: Criterion, axis: Axis, stats: Stats) -> n
 
 
 def _axis_mean(layout: Layout, axis: Axis, need: str, stats: Stats) -> np.ndarray:
+    """The argument `need` of a criterion for the units of an axis, (units,)."""
     if stats.has(need, axis.name):
         return np.asarray(stats.mean(need, axis.name))
     for whole in layout.axes.values():  # a group of query heads counts as the sum of its heads

@@ -9,27 +9,27 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
+from secateur import repair
 from secateur.errors import PlanError
 from secateur.select import NM, Unit, parse_pattern
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
+_BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 NEEDS_NO_DATA = ("magnitude",)
-"""Methods that look at weights only."""
+"""Methods that read weights only."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without numbers to the base of 60, for which `2:4` would be 124."""
+    """YAML without numbers in base 60, in which `2:4` would be 124."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, re.compile(r"^[-+]?[0-9][0-9_]*$") if tag.endswith(":int") else form)
-        for tag, form in found
+        for tag, form in resolvers
         if not tag.endswith(":float") or first not in "0123456789"
     ]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?$"), list("0123456789")
@@ -37,8 +37,12 @@ _Loader.add_implicit_resolver(
 
 
 class Reconstruction(BaseModel):
-    """How the kept weights of a block are tuned on the dense model's output: passes over the calibration windows, and
-    the step of Adam relative to the mean magnitude of the kept weights of each matrix.
+    """How the kept weights of a block are tuned to the output of the dense block.
+
+    passes: over the calibration windows.
+    rate: the first step of Adam, relative to the root mean square of the kept weights of each matrix.
+    windows: how many windows a step reads.
+    bfloat16: whether products are in bfloat16; None: where the processor is faster in them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,15 +50,18 @@ class Reconstruction(BaseModel):
     passes: float = Field(2.0, gt=0, le=100)
     rate: float = Field(0.01, gt=0, lt=1)
     windows: int = Field(1, ge=1)
-    """Windows a step."""
     bfloat16: bool | None = None
-    """Products in bfloat16; by default where the processor is faster in them."""
 
 
 class Distillation(BaseModel):
-    """How the whole model is tuned on the dense model's answers when all blocks are pruned: passes over the calibration
-    windows; the step of Adam, and how many steps it takes to rise to it; windows a step; the weight of the hidden
-    states beside the answers; bfloat16 products, by default where the processor is faster in them.
+    """How the whole model is tuned to the answers of the dense model after all blocks are pruned.
+
+    passes: over the calibration windows.
+    rate: the step of Adam.
+    warmup: how many steps it takes to rise to that rate.
+    windows: how many windows a step reads.
+    hidden: the weight of the error of the hidden states beside that of the answers.
+    bfloat16: whether products are in bfloat16; None: where the processor is faster in them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -68,7 +75,7 @@ class Distillation(BaseModel):
 
 
 class Allocation(BaseModel):
-    """Blocks lose differently much, by the outliers among their Wanda scores: see `secateur.budget.OWL`."""
+    """Each block has its own sparsity, by the outliers among its Wanda scores: see `secateur.budget.OWL`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -77,10 +84,10 @@ class Allocation(BaseModel):
 
 
 class Sensitivity(BaseModel):
-    """Each weight matrix loses as much as the loss of the model bears: see `secateur.torch.stream.sensitivity`.
+    """Each weight matrix has its own sparsity, by what it costs in loss: see `secateur.torch.stream.sensitivity`.
 
+    windows: how many calibration windows are read for it.
     spread: how far the sparsity of a matrix may lie from the stated one.
-    windows: how many calibration windows are looked at.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,19 +102,28 @@ STAGES: dict[str, type[BaseModel]] = {
     "reconstruct": Reconstruction,
     "distil": Distillation,
 }
-"""What a recipe may ask for beside pruning, all of which reads calibration text; `true` takes the defaults."""
+"""What a recipe may ask for besides pruning, all of which reads calibration text; `true` takes the defaults."""
 
 
 class Recipe(BaseModel):
     """One-shot pruning of a language model, block by block.
 
-    criterion: a method of `secateur.repair`, or several such as `wanda+swaps`, of which each begins with what the one
-    before it kept; options: keyword arguments of the last.
-    pattern, sparsity: as everywhere; N:M says itself how much goes.
-    owl: spread the sparsity over the blocks by their outliers. sensitivity: over the matrices, by what the loss bears.
-    calibration: text files; windows are drawn from all of them in turn. samples: windows; context: tokens in each.
-    memory: the most that a run may take, such as 4GiB; reconstruct: tune every block on the dense model's output;
-    distil: tune the whole model, once it is pruned, on the dense model's answers.
+    model, output: folders of the dense and of the pruned model.
+    task: such as CausalLM, for the class that opens the model; None: the class that its config names.
+    criterion: a method of `secateur.repair`, or several such as `wanda+swaps`, each of which starts from what the
+        method before it kept.
+    options: keyword arguments of the last method.
+    pattern, sparsity: what is pruned, and how much of it; an N:M pattern takes no sparsity.
+    owl: give each block its own sparsity, by its outliers.
+    sensitivity: give each matrix its own sparsity, by what it costs in loss.
+    calibration: text files; equally many windows are drawn from each.
+    text_column: where the text is in tables.
+    samples: number of windows.
+    context: tokens in a window.
+    seed: of everything random.
+    memory: the most bytes that a run may take; as text, such as 4GiB.
+    reconstruct: tune every block to the output of the dense block.
+    distil: tune the whole pruned model to the answers of the dense model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -168,16 +184,16 @@ class Recipe(BaseModel):
     @field_validator("sparsity")
     @classmethod
     def _stated_once(cls, value: float | None, info: ValidationInfo) -> float | None:
-        fixed = _fixed(info)
-        if fixed is not None and fixed == (value is not None):
-            says = "says itself how much goes; leave out sparsity" if fixed else "needs a sparsity, such as 0.5"
-            raise ValueError(f"pattern {info.data['pattern']} {says}")
+        is_nm = _is_nm(info)
+        if is_nm is not None and is_nm == (value is not None):
+            advice = "says itself how much goes; leave out sparsity" if is_nm else "needs a sparsity, such as 0.5"
+            raise ValueError(f"pattern {info.data['pattern']} {advice}")
         return value
 
     @field_validator("owl", "sensitivity")
     @classmethod
     def _dealt_once(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and _fixed(info):
+        if value is not None and _is_nm(info):
             raise ValueError(f"pattern {info.data['pattern']} takes the same everywhere; leave out {info.field_name}")
         if value is not None and info.data.get("owl"):
             raise ValueError("owl and sensitivity both deal out the sparsity; leave out one")
@@ -185,53 +201,51 @@ class Recipe(BaseModel):
 
     @property
     def walks(self) -> bool:
-        """Whether calibration text has to run through the blocks while they are pruned."""
+        """Whether calibration text has to run through the blocks while these are pruned."""
         return self.criterion not in NEEDS_NO_DATA or self.reconstruct is not None
 
     @property
     def readers(self) -> list[str]:
-        """What of the recipe reads calibration text."""
+        """The criterion and the stages that read calibration text."""
         stages = [name for name in STAGES if getattr(self, name) is not None]
         return stages if self.criterion in NEEDS_NO_DATA else [self.criterion, *stages]
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result, but for model and text."""
+        """Everything in the recipe that decides the result; model and text are not part of it."""
         return self.model_dump(mode="json", exclude={"model", "output", "memory", "calibration", "text_column", "task"})
 
 
-def _fixed(info: ValidationInfo) -> bool | None:
-    """Whether the pattern says itself how much goes; None where it is wrong."""
+def _is_nm(info: ValidationInfo) -> bool | None:
+    """Whether the pattern is N:M, which is its own sparsity; None where there is no valid pattern."""
     return isinstance(parse_pattern(info.data["pattern"]), NM) if "pattern" in info.data else None
 
 
 def find_method(criterion: str) -> Any:
     """The method of `secateur.repair` that a criterion names; of several, as in `ria+swaps`, the last, which starts
-    with those before it.
+    from those before it. PlanError for a name or an order that does not exist.
     """
-    from secateur import repair
-
     known = sorted(n for n in repair.__all__ if n not in ("Gram", "by_criterion", "layer_loss", "prepare"))
     method: Any = None
     for name in criterion.split("+"):
         if name not in known:
             raise PlanError(f"no method {name!r} prunes block by block; there is {', '.join(known)}")
-        found = getattr(repair, name)
+        next_method = getattr(repair, name)
         if method is not None:
-            if "start" not in inspect.signature(found).parameters:
+            if "start" not in inspect.signature(next_method).parameters:
                 raise PlanError(
                     f"{name} chooses by itself what stays, so nothing comes before it in {criterion}; alps, "
                     "least_squares and swaps go on from another method"
                 )
-            found = functools.partial(found, start=method)
-        method = found
+            next_method = functools.partial(next_method, start=method)
+        method = next_method
     return method
 
 
 def check_options(criterion: str, options: dict[str, Any]) -> None:
     """PlanError unless the last method of a criterion has options of these names and types."""
     name = criterion.rpartition("+")[2]
-    found = inspect.signature(find_method(name)).parameters.values()
-    known = {p.name: p.annotation for p in found if p.kind is p.KEYWORD_ONLY and p.name not in ("start", "fast")}
+    parameters = inspect.signature(find_method(name)).parameters.values()
+    known = {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("start", "fast")}
     for option, value in options.items():
         if option not in known:
             raise PlanError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
@@ -258,7 +272,7 @@ def read_bytes(text: str) -> int:
     number = text.strip().rstrip("BbIiKkMmGg ")
     unit = text.strip()[len(number) :].strip().upper()
     try:
-        value = int(float(number) * _UNITS[unit])
+        value = int(float(number) * _BYTES[unit])
     except (ValueError, KeyError, OverflowError):
         raise PlanError(f"memory {text!r} is not understood; write 4GiB, 800MiB or 4GB") from None
     if value <= 0:
@@ -275,11 +289,31 @@ def make_recipe(**values: Any) -> Recipe:
 
 
 def read_recipe(path: Path, **values: Any) -> Recipe:
-    """A recipe from a YAML file; `values` win over what it says. PlanError names the line of what is wrong.
+    """A recipe from a YAML file, in which `values` replace entries. PlanError names the line of what is wrong.
 
-    Paths in the file are relative to the folder of the file. A stage that `values` only switch on (True) is as the file
-    describes it.
+    Paths in the file are relative to the folder of the file. A stage that `values` only switch on (True) stays as the
+    file describes it.
     """
+    data, node = _read_yaml(path)
+    replaced = {name: value for name, value in values.items() if not (value is True and data.get(name))}
+    try:
+        Recipe(**{**data, **replaced})
+    except ValidationError as error:
+        location, sentence = _first(error)
+        where = "" if location and location[0] in replaced else f"{path}, line {_line(node, location)}: "
+        raise PlanError(f"{where}{sentence}") from None
+    except TypeError as error:
+        raise PlanError(f"{path}: {error}") from None
+    for name in ("calibration", "output"):
+        if name in data:
+            data[name] = _beside(path, data[name])
+    if isinstance(data.get("model"), str) and (path.parent / data["model"]).exists():
+        data["model"] = str(path.parent / data["model"])
+    return make_recipe(**{**data, **replaced})
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
+    """The entries of a recipe, and the node of its YAML document; PlanError names the line of what is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
@@ -293,47 +327,34 @@ def read_recipe(path: Path, **values: Any) -> Recipe:
         raise PlanError(f"{path}, line {line}: {error.problem}") from None
     if not isinstance(data, dict):
         raise PlanError(f"{path} is no recipe: it holds {type(data).__name__}, not a list of names and values")
-    given = {name: value for name, value in values.items() if not (value is True and data.get(name))}
-    try:
-        Recipe(**{**data, **given})
-    except ValidationError as error:
-        place, sentence = _first(error)
-        where = "" if place and place[0] in given else f"{path}, line {_line(node, place)}: "
-        raise PlanError(f"{where}{sentence}") from None
-    except TypeError as error:
-        raise PlanError(f"{path}: {error}") from None
-    for name in ("calibration", "output"):
-        if name in data:
-            data[name] = _beside(path, data[name])
-    if isinstance(data.get("model"), str) and (path.parent / data["model"]).exists():
-        data["model"] = str(path.parent / data["model"])
-    return make_recipe(**{**data, **given})
+    return data, node
 
 
 def _beside(path: Path, value: Any) -> Any:
+    """A path, or each of a list, relative to the folder of `path`."""
     return [_beside(path, item) for item in value] if isinstance(value, list) else path.parent / value
 
 
 def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
-    """Where the first error is, and what is wrong in a sentence."""
-    found = error.errors()[0]
-    place = tuple(part for part in found["loc"] if isinstance(part, str | int))
-    if found["type"] == "value_error":
-        return place, found["msg"].removeprefix("Value error, ")
-    if found["type"] == "extra_forbidden":
-        known = STAGES.get(str(place[0]), Recipe) if len(place) > 1 else Recipe
-        return place, f"{place[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
-    return place, f"{place[-1]!r}: {_lowered(found['msg'])} (got {found['input']!r})"
+    """Where the first error is (names and positions of entries, outermost first), and a sentence about it."""
+    first = error.errors()[0]
+    location = tuple(part for part in first["loc"] if isinstance(part, str | int))
+    if first["type"] == "value_error":
+        return location, first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known = STAGES.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
+        return location, f"{location[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
+    return location, f"{location[-1]!r}: {_lowered(first['msg'])} (got {first['input']!r})"
 
 
 def _lowered(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
 
 
-def _line(node: Any, place: tuple[Any, ...]) -> int:
-    """Line of an entry of a YAML document, from 1."""
+def _line(node: Any, location: tuple[Any, ...]) -> int:
+    """Line, from 1, of the entry at a location in a YAML document, or of the innermost entry around it."""
     line = node.start_mark.line + 1 if node is not None else 1
-    for part in place:
+    for part in location:
         if isinstance(node, yaml.MappingNode):
             pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
             if pair is None:

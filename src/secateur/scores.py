@@ -1,4 +1,4 @@
-"""Scores of outputs: accuracy or perplexity, and how far a model has moved from the dense one (KL, flips)."""
+"""Scores of outputs: accuracy or perplexity, and how far a model is from the dense model (KL, flips)."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,11 @@ from secateur.errors import DataError
 
 @dataclass(frozen=True)
 class Score:
-    """Result on labelled examples. `kl` in nats and `flips` (share of changed answers) are against the dense model."""
+    """Result on labelled examples.
+
+    kl: KL divergence from the dense model to this one, in nats.
+    flips: share of examples for which the two models answer differently.
+    """
 
     accuracy: float
     loss: float
@@ -48,10 +52,15 @@ class TextScore:
     """Result on windows that do not overlap. Means are over predicted tokens, in nats; every window predicts all of its
     tokens but the first.
 
-    delta, interval: mean over windows of the difference in negative log-likelihood to the dense model, and its 95%
-    interval (paired, normal, over windows; None for a single one). kl: KL divergence from the dense model to this one;
-    flips: share of tokens of which the most likely one has changed. unigram: loss of a model that knows nothing but how
-    often each token occurs in this very text.
+    context: tokens in a window.
+    windows, tokens: how many of them, and how many tokens were predicted.
+    loss, perplexity: mean negative log-likelihood, and its exponential.
+    unigram: loss of a model that knows only how often each token occurs in this text.
+    dense_perplexity: that of the dense model.
+    delta: mean over windows of the difference in negative log-likelihood to the dense model.
+    interval: 95% interval of delta (paired, normal, over windows; None for a single window).
+    kl: KL divergence from the dense model to this one.
+    flips: share of positions at which the two models find another token most likely.
     """
 
     context: int
@@ -68,7 +77,7 @@ class TextScore:
 
     @property
     def collapsed(self) -> str | None:
-        """Why this is no language model any more, or None."""
+        """Why a model with this score is of no use as a language model, or None."""
         if not math.isfinite(self.loss):
             return "its loss is not a finite number"
         if self.loss > self.unigram:
@@ -86,10 +95,14 @@ def text_score(
     kl: np.ndarray | None = None,
     flips: np.ndarray | None = None,
 ) -> TextScore:
-    """Put together a score.
+    """The score of a model from its losses.
 
-    losses: negative log-likelihood of each window, mean over its predicted tokens, (windows,); tokens: ids (windows,
-    context). dense: losses of the dense model; kl, flips: means of each window.
+    losses (windows,): negative log-likelihood of each window, mean over its predicted tokens.
+    tokens (windows, context): token ids.
+    dense (windows,): losses of the dense model.
+    kl, flips (windows,): means over the predicted tokens of each window.
+
+    Raises DataError when losses and windows differ in number.
     """
     windows, context = tokens.shape
     if losses.shape != (windows,) or (dense is not None and dense.shape != (windows,)):

@@ -1,7 +1,7 @@
 """Patterns, and the choice under a budget: which weights, blocks or units stay.
 
-Scores arrive as numpy arrays; ranking breaks ties by position, so that a stated count is met to the last weight and
-the same scores always give the same plan.
+Scores are numpy arrays; ranking breaks ties by position, so that a stated count is met to the last weight and the same
+scores always give the same plan.
 """
 
 from collections.abc import Mapping
@@ -89,18 +89,25 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def check_budget(pattern: Pattern, budget: Budget | None) -> None:
-    """PlanError when a budget is missing, or is one that the pattern cannot follow."""
+    """PlanError when a budget is missing, or is one that the pattern cannot follow; N:M needs none."""
     if isinstance(pattern, NM):
         share = 1 - pattern.keep / pattern.of
         if budget is not None and not (isinstance(budget, Uniform) and abs(budget.sparsity - share) < 1e-9):
             raise PlanError(f"pattern {pattern} is its own budget ({share:g} zeros); leave out {budget}")
-    elif budget is None:
+    else:
+        needed_budget(pattern, budget)
+
+
+def needed_budget(pattern: Element | Block | Unit, budget: Budget | None) -> Budget:
+    """The budget; PlanError when it is missing, or is one that the pattern cannot follow."""
+    if budget is None:
         raise PlanError(f"pattern {pattern} needs a sparsity or a threshold")
-    elif isinstance(pattern, Unit) and isinstance(budget, OWL):
+    if isinstance(pattern, Unit) and isinstance(budget, OWL):
         raise PlanError(
             f"OWL deals a sparsity out by the outliers among single weights, not to units such as {pattern}; "
             "use Uniform, Global or PerKind"
         )
+    return budget
 
 
 # -- units ------------------------------------------------------------------------------------------------------------
@@ -108,21 +115,22 @@ def check_budget(pattern: Pattern, budget: Budget | None) -> None:
 
 def resolve_axes(layout: Layout, unit: Unit) -> list[Axis]:
     """The prunable axes that a Unit pattern names; PlanError says why one cannot be pruned."""
-    found: list[Axis] = []
+    resolved: list[Axis] = []
     for word in unit.what:
         if word in layout.axes:
             if layout.axes[word].frozen:
                 raise PlanError(f"axis {word} cannot be pruned (frozen: {layout.axes[word].frozen})")
-            found.append(layout.axes[word])
+            resolved.append(layout.axes[word])
             continue
         axes = [axis for axis in layout.of_kind(word) if axis.size > 1]
         if not axes:
             raise PlanError(_nothing_of(layout, word))
-        found += axes
-    return list(dict.fromkeys(found))
+        resolved += axes
+    return list(dict.fromkeys(resolved))
 
 
 def _nothing_of(layout: Layout, kind: str) -> str:
+    """Why no axis of a kind can be pruned."""
     axes = layout.of_kind(kind, prunable=False)
     frozen = [axis for axis in axes if axis.frozen]
     if axes and not frozen:
@@ -138,7 +146,8 @@ def select_units(
 ) -> dict[str, np.ndarray]:
     """Kept units of each axis, sorted.
 
-    scores: axis -> shape (units,); costs: axis -> cost of one unit (parameters, MACs), for budgets that compare axes.
+    scores: axis -> shape (units,).
+    costs: axis -> cost of one unit (parameters, MACs), for budgets that compare axes.
     Query heads of grouped attention are chosen so that every group keeps equally many: the best, the second best,
     ... of all groups form a slot, and slots are what the budget ranks. Where an axis must keep a multiple of some
     number, the budget's share is rounded to the nearest one.
@@ -162,6 +171,7 @@ def select_units(
 
 
 def _groups(layout: Layout, axis: Axis) -> int:
+    """How many groups the units of an axis form that must keep equally many."""
     return layout.axis(axis.parts[0]).size if axis.parts else 1
 
 
@@ -177,13 +187,17 @@ def select_weights(
 ) -> dict[str, np.ndarray]:
     """Masks, True where a weight stays.
 
-    scores: parameter -> signed contributions in its shape; in_dims: which of its dimensions are contracted.
-    An N:M pattern is its own budget; the others need one. PlanError when sizes are not multiples of the pattern.
+    scores: parameter -> signed contributions in its shape.
+    in_dims: parameter -> which of its dimensions are contracted.
+    budget: None for an N:M pattern, which is its own budget.
+    kinds: parameter -> its kind, for budgets that rank within kinds.
+
+    Raises PlanError for a missing budget, and when sizes are not multiples of the pattern.
     """
-    check_budget(pattern, budget)
     if isinstance(pattern, NM):
+        check_budget(pattern, budget)
         return {name: _by_rows(name, s, in_dims[name], pattern) for name, s in scores.items()}
-    assert budget is not None
+    budget = needed_budget(pattern, budget)
     blocks = {name: _block_scores(name, s, in_dims[name], pattern) for name, s in scores.items()}
     kinds = kinds or {}
     entries = {name: Entries(b.reshape(-1), kinds.get(name, "")) for name, b in blocks.items()}
@@ -211,24 +225,26 @@ def top(scores: np.ndarray, count: int) -> np.ndarray:
 
 
 def _inner(in_dim: InDims) -> tuple[int, ...]:
+    """The contracted dimensions as a tuple."""
     return (in_dim,) if isinstance(in_dim, int) else in_dim
 
 
 def rows_of(array: Array, in_dim: InDims) -> Array:
-    """A weight with its contracted dimensions last, as one: (..., out, in); on any array library."""
+    """A weight with its contracted dimensions last, as one dimension: (..., out, in); on any array library."""
     inner = _inner(in_dim)
     moved = namespace(array).moveaxis(array, inner, tuple(range(-len(inner), 0)))
     return moved.reshape(*moved.shape[: -len(inner)], -1) if len(inner) > 1 else moved
 
 
 def restored(array: np.ndarray, in_dim: InDims, shape: tuple[int, ...]) -> np.ndarray:
-    """Rows back as a weight of that shape."""
+    """The inverse of `rows_of`: rows (..., out, in) as a weight of that shape."""
     inner = _inner(in_dim)
-    apart = array.reshape(*array.shape[:-1], *(shape[d] for d in inner))
-    return np.ascontiguousarray(np.moveaxis(apart, range(-len(inner), 0), inner))
+    unfolded = array.reshape(*array.shape[:-1], *(shape[d] for d in inner))
+    return np.ascontiguousarray(np.moveaxis(unfolded, range(-len(inner), 0), inner))
 
 
 def _block_scores(name: str, scores: np.ndarray, in_dim: InDims, pattern: Element | Block) -> np.ndarray:
+    """Score of each weight or block, (..., out, in) or (..., out / rows, in / columns)."""
     rows = rows_of(scores, in_dim)
     if isinstance(pattern, Element):
         return np.abs(rows)
@@ -240,6 +256,7 @@ def _block_scores(name: str, scores: np.ndarray, in_dim: InDims, pattern: Elemen
 
 
 def _by_rows(name: str, scores: np.ndarray, in_dim: InDims, pattern: NM) -> np.ndarray:
+    """The mask of a weight under an N:M pattern."""
     rows = np.abs(rows_of(scores, in_dim))
     if rows.shape[-1] % pattern.of:
         raise PlanError(f"{name} has {rows.shape[-1]} inputs, not a multiple of {pattern.of}; use another pattern")

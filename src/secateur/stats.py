@@ -1,8 +1,8 @@
-"""Stats: running sums of what was seen on data. Merging two of them adds them, so any split of the data, over batches
-or over machines, ends in the same sums.
+"""Stats: running sums of the quantities that criteria read. To merge two of them is to add them, so that every split
+of the data, over batches or over machines, gives the same sums.
 
-A criterion asks for a quantity by naming it as a parameter; the tables below are the quantities a Host can collect.
-What a criterion receives is the mean: the sum divided by the count of what was summed.
+A criterion asks for a quantity by the name of a parameter; the tables below list the quantities that a Host collects.
+A criterion receives the mean: the sum divided by the number of items that were summed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,12 +33,16 @@ OF_AXIS = {
 """Quantities kept for each unit of an axis; shape (axis size,)."""
 
 NEEDS_GRADIENT = {"grad", "grad_sq", "unit_grad_sq"}
-"""Quantities for which the Host runs a backward pass."""
+"""Quantities that need a backward pass."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Running sums: quantity -> parameter or axis -> sum, and the number of items (tokens, labels, batches) in each."""
+    """Running sums.
+
+    sums: quantity -> parameter or axis -> sum.
+    counts: quantity -> parameter or axis -> number of items (tokens, labels, batches) in the sum.
+    """
 
     sums: Mapping[str, Mapping[str, Array]] = field(default_factory=dict)
     counts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -55,18 +59,18 @@ class Stats:
         return Stats(sums, counts)
 
     def has(self, quantity: str, key: str) -> bool:
-        """Whether anything was seen of the quantity for that parameter or axis."""
+        """Whether the quantity was collected for a parameter or axis."""
         return key in self.sums.get(quantity, {})
 
     def mean(self, quantity: str, key: str) -> Array:
-        """Sum over count; DataError when nothing was collected."""
+        """Sum divided by count; DataError when nothing was collected."""
         if not self.has(quantity, key):
             raise DataError(f"no {quantity} was collected for {key}; the data never reached it")
         return self.sums[quantity][key] / self.counts[quantity][key]
 
 
 class Tally:
-    """Collects one pass over data into a Stats, adding in place so that memory does not grow with the data."""
+    """Collects a Stats over one pass of data; sums are added in place, so that memory does not grow with the data."""
 
     def __init__(self) -> None:
         self._sums: dict[str, dict[str, Array]] = {}
@@ -83,8 +87,9 @@ class Tally:
         counts[key] = counts.get(key, 0.0) + count
 
     def add_gates(self, layout: Layout, products: Mapping[str, Array], axes: Iterable[str]) -> None:
-        """Add "unit_grad_sq" of one batch; products: linear weight -> w dL/dw, in its shape.
+        """Add "unit_grad_sq" of one batch.
 
+        products: linear weight -> w dL/dw, in its shape. axes: those whose units are wanted.
         A gate on the output of a unit scales the weights that read it: dL/dgate = sum over them of w dL/dw.
         """
         for axis in axes:
@@ -94,5 +99,5 @@ class Tally:
                 self.add("unit_grad_sq", axis, gate**2, 1)
 
     def stats(self) -> Stats:
-        """What was seen so far."""
+        """The sums so far."""
         return Stats(self._sums, self._counts)

@@ -59,7 +59,7 @@ def command(
     kinds.refuse(context_, kind)
     for path in (plot, export_kit):
         if path is not None:
-            check_output(path, overwrite)
+            check_output(path, overwrite=overwrite)
     batches, lengths = numbers(batch, "--batch"), numbers(length, "--length")
     chosen = None if runtime is None else [name.strip() for name in runtime.split(",") if name.strip()]
     if results is not None:

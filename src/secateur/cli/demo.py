@@ -25,7 +25,7 @@ def command(
     """Train MiniLM on movie reviews, prune it four ways, fine-tune, shrink, save, reload, compare."""
     from secateur.files import check_output
 
-    check_output(output, overwrite)
+    check_output(output, overwrite=overwrite)
     common.note("loading torch and transformers ...")
 
     from dataclasses import asdict

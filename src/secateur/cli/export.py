@@ -70,7 +70,7 @@ def command(
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
-    check_output(output, overwrite)
+    check_output(output, overwrite=overwrite)
     if is_keras_file(model):
         from secateur.cli import keras
 

@@ -170,7 +170,7 @@ def command(
     if model is None or output is None:
         raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
     kinds.refuse(context_, kind_of(model, sweep, sweep_by))
-    check_output(output, overwrite)
+    check_output(output, overwrite=overwrite)
     score = find_criterion(criterion)
     shape = parse_pattern(pattern)
     values = [make_budget(value, sweep_by, budget) for value in read_list(sweep)] if sweep is not None else None
@@ -204,7 +204,7 @@ def command(
         from secateur.jobs.sweep import sweep as try_all
 
         points = try_all(host, score, shape, values, material, common.track)
-        with new_folder(output, overwrite) as folder:
+        with new_folder(output, overwrite=overwrite) as folder:
             outcomes.write_sweep(points, folder, f"{criterion}, {pattern}")
         outcomes.show_sweep(points, json, output)
         return

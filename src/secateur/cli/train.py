@@ -39,7 +39,7 @@ def command(
         from secateur.cli import keras
 
         keras.refuse_training(model)
-    check_output(output, overwrite)
+    check_output(output, overwrite=overwrite)
     rows = common.read_data(data, text_column, label_column, split)
 
     from secateur.jobs.train import classifier_options, fine_tune

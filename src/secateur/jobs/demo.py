@@ -183,7 +183,7 @@ def run_demo(
     )
     dense_logits = logits(host, track(data.test, "dense model"))
     tuning = Tuning(settings.epochs, settings.learning_rate, settings.seed + 1)
-    with new_folder(output, overwrite) as partial:
+    with new_folder(output, overwrite=overwrite) as partial:
         say("dense model: the same extra training as the pruned ones will get, for comparison")
         longest = replace(tuning, epochs=2 * tuning.epochs)
         control = dense_control(host, data, longest, partial / "dense", dense_logits, track)

@@ -233,7 +233,7 @@ def run(
     )
     if output is None:
         return outcome
-    with new_folder(output, overwrite) as temporary:
+    with new_folder(output, overwrite=overwrite) as temporary:
         small.save(temporary, plan, overwrite=True, tokenizer=data.tokenizer, **(save_options or {}))
         outcome = reloaded(outcome, small, temporary, data.test, linears)
     return replace(outcome, folder=str(output))

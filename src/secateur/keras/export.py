@@ -73,7 +73,7 @@ def export(
         raise ModelError(f"{path} must end in {SUFFIX[target]} for {target}")
     if sparse and target != "tflite":
         raise ModelError(f"the sparse weight format is LiteRT's; use target tflite, not {target}")
-    check_output(path, overwrite)
+    check_output(path, overwrite=overwrite)
     run(model, example)  # Keras exports only what has been called
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work, _quiet():

@@ -15,7 +15,7 @@ NAME = "model.keras"
 
 def save(model: keras.Model, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False) -> None:
     """Write `model.keras`, and `plan.json` beside it, whole or not at all."""
-    with new_folder(Path(folder), overwrite) as work:
+    with new_folder(Path(folder), overwrite=overwrite) as work:
         write(model, work, plan)
 
 

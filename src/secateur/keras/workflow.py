@@ -187,7 +187,7 @@ def run(
         plan = _tune(small, host.layout, criterion, pattern, budget, plan, train, tuning)
         tuned = score(logits(small.model, test, size), test.y, dense)
     expected = small.outputs(test.batches(size)[0])
-    with new_folder(output, overwrite) as folder:
+    with new_folder(output, overwrite=overwrite) as folder:
         files.write(small.model, folder, plan)
         again = KerasHost(files.load(folder), test.batches(size)[0])
         apart = difference(expected, again.outputs(test.batches(size)[0]))

@@ -1,4 +1,4 @@
-"""Repair: pruning of one linear layer that mends the weights it keeps, from the gram of the layer's inputs.
+"""Repair: prunes one linear layer, and changes the weights that stay so that its output on its inputs changes least.
 
 Every method is a function `method(weight, gram, pattern, sparsity=None, **options) -> new weight`:
 
@@ -7,11 +7,11 @@ Every method is a function `method(weight, gram, pattern, sparsity=None, **optio
 - pattern: `Element()`, `NM(keep, of)` or `Block(rows, columns)`; sparsity: the fraction of zeros, None for N:M.
   A stated number of zeros is met to the last weight; each method says whether it counts per row or over the matrix.
 - gram may be a `Gram` (see `prepare`), so that linears that read the same tensor factorise it once. Methods that take
-  `damp` (added to the diagonal, relative to its mean) damp it so; without, it keeps its own, 0.01 unless told.
+  `damp` add that to the diagonal, relative to its mean; None leaves the damping of a `Gram`, and is 0.01 for an array.
 
 Raises PlanError for a pattern or sparsity that cannot be met, DataError for a gram that is not finite or does not fit
 and ModelError for weights that are not finite. A gram that is not positive definite is damped, and a warning says by
-how much. What is lost is `layer_loss`: the mean over tokens of |W x - W' x|^2.
+how much. The loss of a layer is `layer_loss`: the mean over tokens of |W x - W' x|^2.
 """
 
 from secateur.repair.alps import alps

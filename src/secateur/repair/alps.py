@@ -3,17 +3,15 @@
 In the scale where the gram has a unit diagonal, C, with v0 the dense row: B = (C + rho I)^-1 (C v0 - V + rho D),
 D = the kept part of B + V / rho, V += rho (B - D), while rho grows and the choice settles. It begins at the SparseGPT
 solution D with V = C (v0 - D), the dual that makes a fit on its support stationary, so that rho may start high and a
-dozen steps do; each step solves with a Cholesky factor, so no eigenvectors are needed.
+dozen steps suffice; each step solves with a Cholesky factor, so no eigenvectors are needed.
 """
 
-from array_api_compat import device
-
-from secateur.arrays import Array, namespace
+from secateur.arrays import Array
 from secateur.errors import PlanError
-from secateur.repair.forms import fast_form
+from secateur.repair.forms import inner_loop
 from secateur.repair.gram import Gram
-from secateur.repair.least_squares import refit
-from secateur.repair.problem import Problem, choose, pose
+from secateur.repair.loops import choose
+from secateur.repair.problem import Problem, pose
 from secateur.repair.start import Start, start_mask
 from secateur.select import NM, Block, Element
 
@@ -37,40 +35,39 @@ def alps(
 ) -> Array:
     """Prune and mend a weight (out, in); see `secateur.repair` for arguments and errors.
 
-    start: where it begins (a mask, a pruned weight or a method); SparseGPT when left out. rho: the first penalty, and
-    growth: its factor from step to step; a lower growth takes more steps and finds slightly better choices. steps: the
-    most that are taken. tolerance: of the least squares fit at the end.
+    start: where it begins (a mask, a pruned weight or a method); SparseGPT when left out.
+    rho: the first penalty.
+    growth: factor of the penalty from step to step; a lower one takes more steps and finds slightly better choices.
+    steps: the most that are taken.
+    tolerance: of the least squares fit at the end.
     Counts over the matrix: element and block patterns have round(sparsity * number of weights or blocks) zeros.
     """
     if not (rho > 0 and growth >= 1):
         raise PlanError(f"the penalty begins above 0 and does not shrink, unlike rho {rho} and growth {growth}")
     problem = pose(weight, gram, pattern, sparsity, damp)
-    mask, values = start_mask(problem, start, fast)
-    values, mask = choose_by_splitting(problem, values, mask, rho, growth, steps, fast)
-    xp = problem.xp
-    scale = xp.astype(problem.gram.scale, problem.weight.dtype)[None, :]
-    corr = xp.astype(problem.gram.correlation, problem.weight.dtype)
-    fit = (fast_form("refit", values) if fast else None) or refit
-    values = fit(values, problem.weight * scale, corr, mask & ~problem.gram.dead[None, :], tolerance)
-    return problem.finish(values / scale, mask)
+    mask, values = start_mask(problem, start, fast=fast)
+    values, mask = _choose_by_splitting(problem, values, mask, rho, growth, steps, fast=fast)
+    refit = inner_loop("refit", values, fast=fast)
+    live = mask & ~problem.gram.dead[None, :]
+    values = refit(values, problem.weight * problem.scale, problem.corr, live, tolerance)
+    return problem.finish(values / problem.scale, mask)
 
 
-def choose_by_splitting(
-    problem: Problem, values: Array, mask: Array, rho: float, growth: float, steps: int, fast: bool
+def _choose_by_splitting(
+    problem: Problem, values: Array, mask: Array, rho: float, growth: float, steps: int, *, fast: bool
 ) -> tuple[Array, Array]:
     """The splitting itself: weights in the scale of a unit diagonal (out, in), and the mask of what they keep."""
-    xp = problem.xp
-    solve = (fast_form("solve_positive", problem.weight) if fast else None) or solve_positive
+    xp, corr = problem.xp, problem.corr
+    solve_positive = inner_loop("solve_positive", problem.weight, fast=fast)
     alive = xp.astype(~problem.gram.dead, problem.weight.dtype)[None, :]
-    scale = xp.astype(problem.gram.scale, problem.weight.dtype)[None, :] * alive
-    corr = xp.astype(problem.gram.correlation, problem.weight.dtype)
+    scale = problem.scale * alive
     dense = problem.weight * scale
     kept = values * scale * xp.astype(mask, values.dtype)
     target = dense @ corr
     dual = target - kept @ corr
     total = float(xp.sum(xp.astype(mask, xp.float64)))
     for _ in range(steps):
-        free = solve(corr, rho, target - dual + rho * kept)
+        free = solve_positive(corr, rho, target - dual + rho * kept)
         pulled = (free + dual / rho) * alive
         before, mask = mask, choose(pulled**2, problem.pattern, problem.zeros)
         kept = pulled * xp.astype(mask, pulled.dtype)
@@ -79,11 +76,3 @@ def choose_by_splitting(
         if float(xp.sum(xp.astype(mask != before, xp.float64))) <= SETTLED * total:
             break
     return kept, mask
-
-
-def solve_positive(corr: Array, rho: float, right: Array) -> Array:
-    """The rows x of right (out, in) with (corr + rho I) x = right."""
-    xp = namespace(corr)
-    index = xp.arange(corr.shape[0], device=device(corr))
-    shifted = xp.where(index[:, None] == index[None, :], corr + rho, corr)
-    return xp.matrix_transpose(xp.linalg.solve(shifted, xp.matrix_transpose(right)))

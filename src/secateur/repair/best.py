@@ -1,4 +1,4 @@
-"""The best that is known here for one layer at a bounded cost, as a composition of the methods."""
+"""The composition of the methods that loses least on one layer at a bounded cost."""
 
 from secateur.arrays import Array
 from secateur.repair.alps import alps
@@ -23,6 +23,6 @@ def best(
     See `secateur.repair` for arguments and errors, and `alps` for `growth`. Counts over the matrix.
     """
     problem = pose(weight, gram, pattern, sparsity, damp)
-    wide, held = problem.weight, problem.gram
-    start = alps(wide, held, pattern, sparsity, growth=growth, tolerance=1e-2, fast=fast)
-    return problem.xp.astype(swaps(wide, held, pattern, sparsity, start=start, passes=1, fast=fast), weight.dtype)
+    start = alps(problem.weight, problem.gram, pattern, sparsity, growth=growth, tolerance=1e-2, fast=fast)
+    new = swaps(problem.weight, problem.gram, pattern, sparsity, start=start, passes=1, fast=fast)
+    return problem.xp.astype(new, weight.dtype)

@@ -13,10 +13,11 @@ from array_api_compat import device
 
 from secateur.arrays import Array, all_finite, namespace, to_numpy
 from secateur.errors import DataError, PlanError
-from secateur.repair.forms import fast_form
+from secateur.repair.forms import inner_loop
+from secateur.repair.loops import with_diagonal
 
 WIDE_INPUTS = 4096
-"""Grams of more inputs are factorised in their own type, else in float64."""
+"""Grams of more inputs than this are factorised in their own type, others in float64."""
 
 DAMP = 0.01
 """Added to the diagonal, relative to its mean (Frantar and Alistarh, 2023)."""
@@ -24,10 +25,12 @@ DAMP = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """The gram of one tensor that linears read, as `prepare` makes it.
+    """The gram of one tensor that linear layers read, as `prepare` makes it.
 
-    given (in, in): as collected; damp: what is added to the diagonal, relative to its mean; squares (in,):
-    its diagonal, the mean square of each input, in float64; dead (in,): which inputs are always zero.
+    given (in, in): the gram as it was collected.
+    damp: what is added to the diagonal, relative to its mean.
+    squares (in,): the diagonal, which is the mean square of each input, in float64.
+    dead (in,): which inputs are always zero.
     """
 
     given: Array
@@ -41,22 +44,22 @@ class Gram:
         return int(self.given.shape[0])
 
     def damped(self, damp: float) -> "Gram":
-        """The same gram with another damping; asked again, the same one, so that its factors are shared too."""
+        """The gram with another damping; each damping is made once, so that its factors are shared too."""
         if damp == self.damp:
             return self
-        others: dict[float, Gram] = self.__dict__.setdefault("_others", {})
-        return others.setdefault(damp, Gram(self.given, damp, self.squares, self.dead))
+        by_damping: dict[float, Gram] = self.__dict__.setdefault("_by_damping", {})
+        return by_damping.setdefault(damp, Gram(self.given, damp, self.squares, self.dead))
 
     @property
     def wide(self) -> Any:
-        """The type in which it is factorised: float64, but for large grams in float32, where memory counts."""
+        """The type in which the gram is factorised: float64, or its own where it is large and memory counts."""
         xp = namespace(self.given)
         return self.given.dtype if self.size > WIDE_INPUTS else xp.float64
 
     @property
     def matrix(self) -> Array:
-        """The damped, positive definite gram (in, in); rows of dead inputs are zero but for the diagonal."""
-        return _with_diagonal(self.given, self._diagonal(self.damping), self.dead)
+        """The damped, positive definite gram (in, in); rows of dead inputs are zero beside the diagonal."""
+        return with_diagonal(self.given, self._diagonal(self.damping), self.dead)
 
     @functools.cached_property
     def damping(self) -> float:
@@ -71,8 +74,8 @@ class Gram:
 
     @functools.cached_property
     def _factor(self) -> tuple[Array, float]:
-        """Cholesky factor of the damped matrix with both of its axes reversed, and the damping that it took."""
-        reversed_factor = fast_form("reversed_factor", self.given) or _reversed_factor
+        """Cholesky factor of the damped matrix with both of its axes reversed, and the damping that was needed."""
+        reversed_factor = inner_loop("reversed_factor", self.given)
         share = self.damp
         for _ in range(14):
             try:
@@ -92,7 +95,7 @@ class Gram:
 
     @property
     def _mean(self) -> float:
-        """Mean of the diagonal over living inputs; 1 where there is none."""
+        """Mean of the diagonal over inputs that are not dead; 1 where all are."""
         xp = namespace(self.given)
         living = self.size - int(xp.sum(xp.astype(self.dead, xp.int64)))
         return float(xp.sum(self.squares)) / living if living else 1.0
@@ -105,8 +108,8 @@ class Gram:
         """
         factor, self.__dict__["damping"] = self._factor
         del self.__dict__["_factor"]
-        inverse = fast_form("triangular_inverse", factor) or _triangular_inverse
-        return inverse(namespace(factor).flip(factor, axis=(0, 1)))
+        triangular_inverse = inner_loop("triangular_inverse", factor)
+        return triangular_inverse(namespace(factor).flip(factor, axis=(0, 1)))
 
     @functools.cached_property
     def scale(self) -> Array:
@@ -120,11 +123,11 @@ class Gram:
 
 
 def prepare(gram: "Array | Gram", damp: float | None = None, like: Array | None = None) -> Gram:
-    """Check a gram of shape (in, in), or damp a `Gram` as asked. It is factorised when a method first needs that.
+    """Check a gram of shape (in, in), or change the damping of a `Gram`. Factors are computed when a method needs them.
 
-    damp: what is added to the diagonal, relative to the mean of the diagonal over living inputs; None for what a `Gram`
-    has, and `DAMP` for an array. Where the result is not positive definite the damping grows tenfold until it is, and
-    a RuntimeWarning says to what.
+    damp: what is added to the diagonal, relative to the mean of the diagonal over inputs that are not dead; None for
+    what a `Gram` has, and `DAMP` for an array. Where the result is not positive definite the damping grows tenfold
+    until it is, and a RuntimeWarning says to what.
     like: the array whose library and device the result takes, where the gram has another one.
 
     Raises DataError when the gram is not square, not finite or has a negative diagonal, PlanError for a damping that is
@@ -150,41 +153,10 @@ def prepare(gram: "Array | Gram", damp: float | None = None, like: Array | None 
 
 
 def _like(gram: Array, like: Array | None) -> Array:
-    """The gram in the library and on the device of another array."""
+    """The gram in the library and on the device of the array `like`, where there is one."""
     if like is None:
         return gram
     xp = namespace(like)
     if type(gram) is not type(like) and xp is not namespace(gram):
         gram = to_numpy(gram)
     return xp.asarray(gram, device=device(like))
-
-
-def _with_diagonal(given: Array, diagonal: Array, dead: Array) -> Array:
-    """The gram made symmetric in the type of the diagonal, with that diagonal; zero beside it for dead inputs."""
-    xp = namespace(given)
-    wide = xp.astype(given, diagonal.dtype, copy=False)
-    wide = (wide + xp.matrix_transpose(wide)) / 2
-    if bool(xp.any(dead)):
-        alive = xp.astype(~dead, diagonal.dtype)
-        wide = wide * alive[:, None] * alive[None, :]
-    index = xp.arange(len(diagonal), device=device(given))
-    return xp.where(index[:, None] == index[None, :], diagonal[None, :], wide)
-
-
-def _reversed_factor(given: Array, diagonal: Array, dead: Array) -> Array:
-    """Cholesky factor of `_with_diagonal` with both of its axes reversed."""
-    xp = namespace(given)
-    return xp.linalg.cholesky(xp.flip(_with_diagonal(given, diagonal, dead), axis=(0, 1)))
-
-
-def _triangular_inverse(upper: Array, base: int = 64) -> Array:
-    """Inverse of an upper triangular matrix by halves: [A B; 0 C]^-1 = [A^-1, -A^-1 B C^-1; 0, C^-1]."""
-    xp = namespace(upper)
-    size = upper.shape[0]
-    if size <= base:
-        return xp.linalg.inv(upper)
-    half = size // 2
-    a, c = _triangular_inverse(upper[:half, :half], base), _triangular_inverse(upper[half:, half:], base)
-    corner = -(a @ upper[:half, half:] @ c)
-    below = xp.zeros((size - half, half), dtype=upper.dtype, device=device(upper))
-    return xp.concat([xp.concat([a, corner], axis=1), xp.concat([below, c], axis=1)], axis=0)

@@ -1,4 +1,4 @@
-"""What every method does before and after its own idea: checks, working precision, exact zeros, choice by rank."""
+"""What every method does before and after its own idea: checks, working precision, exact zeros."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +10,18 @@ from secateur.arrays import Array, all_finite, namespace, to_numpy
 from secateur.budget import check_sparsity
 from secateur.errors import DataError, ModelError, PlanError
 from secateur.repair.gram import Gram, prepare
-from secateur.select import NM, Block, Element, nm_mask, top
+from secateur.select import NM, Block, Element
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One layer to prune: weight (out, in) in float32 or float64, its gram, and what may stay."""
+    """One layer to prune.
+
+    weight (out, in): in float32 or float64.
+    gram: of its inputs.
+    pattern, sparsity: what may stay; the sparsity that the pattern means, for N:M.
+    original (out, in): the weight in the type in which it came.
+    """
 
     weight: Array
     gram: Gram
@@ -30,12 +36,12 @@ class Problem:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of what is chosen: (1, 1) but for blocks."""
+        """Rows and columns of what is chosen or removed whole: those of a block, else (1, 1)."""
         return (self.pattern.rows, self.pattern.columns) if isinstance(self.pattern, Block) else (1, 1)
 
     @property
     def asked(self) -> float | None:
-        """The sparsity as an argument: None for N:M."""
+        """The sparsity as an argument of a method: None for N:M."""
         return None if isinstance(self.pattern, NM) else self.sparsity
 
     @property
@@ -45,8 +51,18 @@ class Problem:
         out, inputs = self.weight.shape
         return round((out // rows) * (inputs // columns) * self.sparsity)
 
+    @property
+    def scale(self) -> Array:
+        """Square root of the diagonal of the gram, (1, in), in the type of the weight."""
+        return self.xp.astype(self.gram.scale, self.weight.dtype)[None, :]
+
+    @property
+    def corr(self) -> Array:
+        """The gram scaled to a unit diagonal, (in, in), in the type of the weight."""
+        return self.xp.astype(self.gram.correlation, self.weight.dtype)
+
     def finish(self, weight: Array, mask: Array) -> Array:
-        """The weight with exact zeros outside the mask, in the type of the original; dead inputs as they were."""
+        """The weight with exact zeros outside the mask, in the type of the original; dead inputs keep their weights."""
         xp = self.xp
         if bool(xp.any(self.gram.dead)):
             weight = xp.where(self.gram.dead[None, :], self.weight, weight)
@@ -99,47 +115,8 @@ def check_pattern(shape: tuple[int, ...], pattern: Any, sparsity: float | None) 
 def layer_loss(weight: Array, new: Array, gram: Array) -> float:
     """Mean over tokens of |W x - W' x|^2 = tr((W - W') H (W - W')^T), in float64.
 
-    weight, new: (out, in); gram: (in, in), or a `Gram`, whose damping then counts.
+    weight, new: (out, in); gram: (in, in), or a `Gram`, of which the damped matrix is taken.
     """
     matrix = gram.matrix if isinstance(gram, Gram) else gram
     change = to_numpy(weight).astype(np.float64) - to_numpy(new).astype(np.float64)
     return float(np.sum((change @ to_numpy(matrix).astype(np.float64)) * change))
-
-
-def choose(scores: Array, pattern: Element | NM | Block, zeros: int | None, by_row: bool = False) -> Array:
-    """Bool mask of shape (out, in), True for what stays: the best of each N:M group, or all but the `zeros` lowest.
-
-    For blocks, `zeros` counts blocks and the score of a block is the sum over its weights. `by_row` deals the zeros out
-    evenly among the rows (of weights or blocks), one more to the first ones where they do not divide. Ties go to the
-    lower index.
-    """
-    if isinstance(pattern, NM):
-        return nm_mask(scores, pattern)
-    xp = namespace(scores)
-    rows, columns = (pattern.rows, pattern.columns) if isinstance(pattern, Block) else (1, 1)
-    out, inputs = scores.shape
-    if (rows, columns) != (1, 1):
-        scores = xp.sum(xp.reshape(scores, (out // rows, rows, inputs // columns, columns)), axis=(1, 3))
-    grid = to_numpy(scores)
-    if by_row:
-        each, more = divmod(zeros or 0, len(grid))
-        first, last = _best_of_rows(grid[:more], each + 1), _best_of_rows(grid[more:], each)
-        alive = np.concatenate([first, last])
-    else:
-        alive = top(grid.reshape(-1), grid.size - (zeros or 0)).reshape(grid.shape)
-    if (rows, columns) != (1, 1):
-        alive = np.repeat(np.repeat(alive, rows, axis=0), columns, axis=1)
-    return xp.asarray(alive, device=device(scores))
-
-
-def _best_of_rows(scores: np.ndarray, zeros: int) -> np.ndarray:
-    """All but the `zeros` lowest of each row, ties to the lower index."""
-    if not zeros or not len(scores):
-        return np.ones(scores.shape, dtype=bool)
-    if zeros >= scores.shape[1]:
-        return np.zeros(scores.shape, dtype=bool)
-    last = np.partition(scores, zeros, axis=1)[:, zeros, None]
-    alive = scores >= last
-    for row in np.flatnonzero(alive.sum(1) != scores.shape[1] - zeros):  # ties
-        alive[row] = top(scores[row], scores.shape[1] - zeros)
-    return alive

@@ -1,4 +1,4 @@
-"""The walk of one-shot repair over a model: grams -> sparsity of each weight -> new weights."""
+"""One-shot repair of the weights of a model: grams -> sparsity of each weight -> new weights."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +26,16 @@ def repair_weights(
     budget: Budget | None,
     stats: Stats,
     kinds: Mapping[str, str],
+    *,
     start: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Masks and new weights of the named linear weights; `stats` holds their grams.
+    """Masks and new weights of the named linear weights; weights that read the same tensor share a factorised gram.
 
-    method: see `secateur.repair`. A budget other than a uniform one is dealt out by Wanda scores, ranked within `kinds`
-    where it asks for kinds or layers. start: masks that the method begins with. Weights that read the same tensor share
-    one factorised gram.
+    method: see `secateur.repair`.
+    budget: one that is not uniform is divided by Wanda scores, ranked within `kinds` where it asks for kinds or layers.
+    stats: holds the grams.
+    kinds: weight -> its kind or layer.
+    start: masks that the method begins with.
 
     Raises DataError for a weight whose gram was not collected, PlanError when the method takes no start.
     """
@@ -47,13 +50,13 @@ def repair_weights(
         raise PlanError(f"{_name(method)} chooses by itself what stays; leave out the criterion")
     shares = _sparsities(host, names, readers, pattern, budget, stats, kinds)
     masks, weights = {}, {}
-    held, last = None, None
+    gram, gram_name = None, None
     for name in sorted(names, key=lambda n: names.index(readers[n])):
         weight = _matrix(host.layout, name, host.read(name))
-        if readers[name] != last:
-            held, last = prepare(stats.mean("gram", readers[name]), like=weight), readers[name]
+        if readers[name] != gram_name:
+            gram, gram_name = prepare(stats.mean("gram", readers[name]), like=weight), readers[name]
         options = {} if start is None else {"start": _like(weight, _matrix(host.layout, name, start[name]))}
-        new = to_numpy(method(weight, held, pattern, shares[name], **options))
+        new = to_numpy(method(weight, gram, pattern, shares[name], **options))
         weights[name] = _stored(host.layout, name, new)
         masks[name] = weights[name] != 0
     return {name: masks[name] for name in names}, {name: weights[name] for name in names}
@@ -78,7 +81,7 @@ def _sparsities(
     stats: Stats,
     kinds: Mapping[str, str],
 ) -> dict[str, float | None]:
-    """The sparsity of each weight; None for N:M."""
+    """The sparsity of each weight; None for N:M. See `repair_weights` for the arguments."""
     if isinstance(pattern, NM):
         return dict.fromkeys(names)
     if isinstance(budget, Uniform):
@@ -93,19 +96,20 @@ def _sparsities(
 
 
 def _matrix(layout: Layout, name: str, array: Array) -> Array:
-    """A weight as (out, in): an attention kernel (hidden, head, v) of Keras is (head v, hidden)."""
+    """A weight as (out, in): an attention kernel (hidden, head, v) of Keras becomes (head v, hidden)."""
     rows = rows_of(array, layout.linears[name].contracted)
     return rows.reshape(-1, rows.shape[-1])
 
 
 def _stored(layout: Layout, name: str, matrix: np.ndarray) -> np.ndarray:
-    """(out, in) back in the shape of the weight."""
+    """A matrix (out, in) in the shape that the weight is stored in."""
     shape, inputs = layout.shape(name), layout.linears[name].contracted
     outputs = [n for dim, n in enumerate(shape) if dim not in inputs]
     return restored(matrix.reshape(*outputs, -1), inputs, shape)
 
 
 def _like(weight: Array, mask: np.ndarray) -> Array:
+    """The mask in the array library of the weight."""
     return namespace(weight).asarray(np.ascontiguousarray(mask))
 
 

@@ -71,7 +71,7 @@ def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> No
         "changes": changes_of(model).to_json(),
     }
     config = getattr(model, "config", None)
-    with new_folder(Path(folder), overwrite) as temporary:
+    with new_folder(Path(folder), overwrite=overwrite) as temporary:
         if config is not None and hasattr(config, "save_pretrained"):
             config.save_pretrained(temporary)
         save_file(tensors, temporary / WEIGHTS)

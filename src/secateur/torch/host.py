@@ -111,7 +111,9 @@ class TorchHost:
         weights: Sequence[str] | None = None,
     ) -> Stats:
         """See `secateur.host.Host.collect`."""
-        return collect(self.model, self.layout, self.parameters(), needs, data, axes, self.loss, weights)
+        return collect(
+            self.model, self.layout, self.parameters(), needs, data, axes=axes, loss=self.loss, weights=weights
+        )
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
         """Floating-point outputs in evaluation mode, caches left out."""

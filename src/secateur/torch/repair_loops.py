@@ -1,6 +1,6 @@
-"""Fast forms of the inner loops of `secateur.repair` for torch tensors, equal to the pure ones.
+"""Fast forms for torch tensors of the loops in `secateur.repair.loops`, under the same names, with equal results.
 
-On the CPU they run in the compiled kernels; without them, or on another device, in torch operations over all rows.
+On the CPU they run in the compiled kernels; without these, or on another device, in torch operations over all rows.
 """
 
 import functools
@@ -11,26 +11,23 @@ from typing import Any
 import torch
 
 from secateur.kernels.native import load_native
-from secateur.repair.least_squares import STEPS, default_tolerance
-from secateur.repair.problem import choose
-from secateur.repair.sparsegpt import shares
-from secateur.repair.swaps import inverses_of, patterns_of, slack_of
-from secateur.repair.swaps import swap_pass as pure_swap_pass
+from secateur.repair import loops
+from secateur.repair.loops import STEPS, choose, default_tolerance, inverses_of, patterns_of, shares, slack_of
 from secateur.select import NM, Element
 
 
 @functools.cache
 def kernels() -> ModuleType | None:
-    """The compiled kernels when they have the loops of repair, else None."""
+    """The compiled kernels where they contain the loops of repair, else None."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is slow here is not the sparse layers that the warning speaks of
+        warnings.simplefilter("ignore")  # the warning is about sparse layers, which are not used here
         native = load_native()
     return native if native is not None and hasattr(native, "repair_sweep") else None
 
 
-def reversed_factor(given: torch.Tensor, diagonal: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
-    """See `secateur.repair.gram._reversed_factor`; holds two matrices at most beside the gram."""
-    reverse = given.flip(0, 1).to(diagonal.dtype)
+def reversed_factor(gram: torch.Tensor, diagonal: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
+    """Fast form of `secateur.repair.loops.reversed_factor`; holds two matrices at most beside the gram."""
+    reverse = gram.flip(0, 1).to(diagonal.dtype)
     if dead.any():
         gone = dead.flip(0)
         reverse[gone] = 0
@@ -40,16 +37,16 @@ def reversed_factor(given: torch.Tensor, diagonal: torch.Tensor, dead: torch.Ten
 
 
 def triangular_inverse(upper: torch.Tensor, base: int = 64) -> torch.Tensor:
-    """Inverse of an upper triangular matrix by halves, into one new matrix."""
+    """Fast form of `secateur.repair.loops.triangular_inverse`, which writes into one new matrix."""
     inverse = torch.zeros_like(upper)
-    work = [(0, len(upper))]
+    open_parts = [(0, len(upper))]
     parts = []
-    while work:  # halves before the whole: parts is used from its end
-        start, end = work.pop()
+    while open_parts:  # each part before its halves: the loop below takes them from the end
+        start, end = open_parts.pop()
         parts.append((start, end))
         if end - start > base:
             middle = (start + end) // 2
-            work += [(start, middle), (middle, end)]
+            open_parts += [(start, middle), (middle, end)]
     for start, end in reversed(parts):
         if end - start <= base:
             inverse[start:end, start:end] = torch.linalg.inv(upper[start:end, start:end])
@@ -63,7 +60,7 @@ def triangular_inverse(upper: torch.Tensor, base: int = 64) -> torch.Tensor:
 def sweep(
     weight: torch.Tensor, upper: torch.Tensor, dead: torch.Tensor, pattern: Any, sparsity: float, band: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `secateur.repair.sparsegpt.sweep`."""
+    """Fast form of `secateur.repair.loops.sweep`."""
     upper = upper.contiguous()
     diagonal = upper.diagonal()
     inverse = torch.where(dead, torch.zeros_like(diagonal), 1 / diagonal)
@@ -73,8 +70,8 @@ def sweep(
         here = rest[:, start:end]
         if not isinstance(pattern, NM):
             masks[:, start:end] = choose((here * inverse[start:end]).square(), pattern, zeros)
-        band_of = _native_band if _fits(weight) else _sweep_band
-        errors = band_of(here, masks[:, start:end], upper[start:end, start:end], inverse[start:end], pattern)
+        sweep_band = _native_band if _fits(weight) else _sweep_band
+        errors = sweep_band(here, masks[:, start:end], upper[start:end, start:end], inverse[start:end], pattern)
         if end < weight.shape[1]:
             rest[:, end:].addmm_(errors, upper[start:end, end:], alpha=-1)
     return rest, masks
@@ -83,7 +80,11 @@ def sweep(
 def _sweep_band(
     here: torch.Tensor, mask: torch.Tensor, upper: torch.Tensor, inverse: torch.Tensor, pattern: Any
 ) -> torch.Tensor:
-    """Sweep over the columns of a band, in place in `here` (and, for N:M, in `mask`); the errors that it leaves."""
+    """Sweep over the columns of a band in place; returns the errors that the columns behind it take, (out, columns).
+
+    here (out, columns): the weights. mask (out, columns): what stays, which is chosen here for N:M.
+    upper (columns, columns), inverse (columns,): as in `sweep`.
+    """
     columns, keep = here.T.contiguous(), mask.T.contiguous()
     errors = torch.zeros_like(columns)
     for j in range(len(columns)):
@@ -100,23 +101,29 @@ def _sweep_band(
 
 
 def _fits(*tensors: torch.Tensor) -> bool:
-    """Whether the compiled loops take the tensors: in main memory, all float32 or all float64."""
-    kinds = {t.dtype for t in tensors}
-    fits = all(t.device.type == "cpu" for t in tensors) and kinds in ({torch.float32}, {torch.float64})
+    """Whether there are compiled loops, and they take the tensors: in main memory, all float32 or all float64."""
+    dtypes = {t.dtype for t in tensors}
+    fits = all(t.device.type == "cpu" for t in tensors) and dtypes in ({torch.float32}, {torch.float64})
     return fits and kernels() is not None
+
+
+def _native() -> ModuleType:
+    """The compiled kernels, where `_fits` says that there are some."""
+    native = kernels()
+    if native is None:
+        raise RuntimeError("the compiled loops of repair are not there")
+    return native
 
 
 def _native_band(
     here: torch.Tensor, mask: torch.Tensor, upper: torch.Tensor, inverse: torch.Tensor, pattern: Any
 ) -> torch.Tensor:
     """`_sweep_band` in the compiled loop."""
-    native = kernels()
-    assert native is not None
     keep = mask.to(torch.uint8, copy=True).contiguous()
     errors = torch.empty(here.shape, dtype=here.dtype)
     inverse = inverse.contiguous()
-    keeps, of = (pattern.keep, pattern.of) if isinstance(pattern, NM) else (0, 0)
-    native.repair_sweep(
+    nm_keep, nm_of = (pattern.keep, pattern.of) if isinstance(pattern, NM) else (0, 0)
+    _native().repair_sweep(
         here.data_ptr(),
         here.stride(0),
         *here.shape,
@@ -124,8 +131,8 @@ def _native_band(
         upper.stride(0),
         inverse.data_ptr(),
         keep.data_ptr(),
-        keeps,
-        of,
+        nm_keep,
+        nm_of,
         errors.data_ptr(),
         here.dtype == torch.float64,
         torch.get_num_threads(),
@@ -138,53 +145,69 @@ def _native_band(
 def swap_pass(
     values: torch.Tensor, dense: torch.Tensor, corr: torch.Tensor, mask: torch.Tensor, dead: torch.Tensor, pattern: Any
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """See `secateur.repair.swaps.swap_pass`."""
+    """Fast form of `secateur.repair.loops.swap_pass`; the pure one where the compiled loops lack the pattern."""
     patterns = patterns_of(pattern)
     if not _fits(values, dense, corr) or not (isinstance(pattern, Element) or patterns is not None):
-        return pure_swap_pass(values, dense, corr, mask, dead, pattern)
-    native = kernels()
-    assert native is not None
-    corr, left = corr.contiguous(), (dense - values) @ corr
+        return loops.swap_pass(values, dense, corr, mask, dead, pattern)
+    corr, residual = corr.contiguous(), (dense - values) @ corr
     values = values.contiguous().clone()
-    rows, inputs = values.shape
-    wide, threads = values.dtype == torch.float64, torch.get_num_threads()
     if patterns is not None:
-        kept = mask.to(torch.uint8, copy=True).contiguous()
-        inverses = inverses_of(corr, patterns, pattern.of).contiguous()
-        ways = torch.from_numpy(patterns)
-        changed = native.repair_group(
-            corr.data_ptr(),
-            rows,
-            inputs,
-            slack_of(values),
-            values.data_ptr(),
-            left.data_ptr(),
-            kept.data_ptr(),
-            pattern.keep,
-            pattern.of,
-            ways.data_ptr(),
-            len(ways),
-            inverses.data_ptr(),
-            wide,
-            threads,
-            0,
-        )
-        return values, kept.bool(), changed
+        return _native_group_pass(values, residual, corr, mask, pattern, torch.from_numpy(patterns))
+    return _native_element_pass(values, residual, corr, mask, dead)
+
+
+def _native_group_pass(
+    values: torch.Tensor,
+    residual: torch.Tensor,
+    corr: torch.Tensor,
+    mask: torch.Tensor,
+    pattern: NM,
+    patterns: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Each N:M group takes the best of all its patterns (count, keep); in place in values and residual (out, in)."""
+    rows, inputs = values.shape
+    kept = mask.to(torch.uint8, copy=True).contiguous()
+    inverses = inverses_of(corr, patterns.numpy(), pattern.of).contiguous()
+    changed = _native().repair_group(
+        corr.data_ptr(),
+        rows,
+        inputs,
+        slack_of(values),
+        values.data_ptr(),
+        residual.data_ptr(),
+        kept.data_ptr(),
+        pattern.keep,
+        pattern.of,
+        patterns.data_ptr(),
+        len(patterns),
+        inverses.data_ptr(),
+        values.dtype == torch.float64,
+        torch.get_num_threads(),
+        0,
+    )
+    return values, kept.bool(), changed
+
+
+def _native_element_pass(
+    values: torch.Tensor, residual: torch.Tensor, corr: torch.Tensor, mask: torch.Tensor, dead: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Swaps of single weights within a row; in place in values and residual (out, in)."""
+    rows, inputs = values.shape
     kept = (mask & ~dead).to(torch.uint8).contiguous()
-    opened = (~mask & ~dead).to(values.dtype).contiguous()
+    allowed = (~mask & ~dead).to(values.dtype).contiguous()
     largest = (corr - torch.eye(inputs, dtype=corr.dtype)).abs().amax(1).contiguous()
-    changed = native.repair_swap(
+    changed = _native().repair_swap(
         corr.data_ptr(),
         largest.data_ptr(),
         rows,
         inputs,
         slack_of(values),
         values.data_ptr(),
-        left.data_ptr(),
-        opened.data_ptr(),
+        residual.data_ptr(),
+        allowed.data_ptr(),
         kept.data_ptr(),
-        wide,
-        threads,
+        values.dtype == torch.float64,
+        torch.get_num_threads(),
         0,
     )
     return values, kept.bool() | (mask & dead), changed
@@ -198,36 +221,38 @@ def refit(
     tolerance: float | None = None,
     steps: int = STEPS,
 ) -> torch.Tensor:
-    """See `secateur.repair.least_squares.refit`; rows that are done leave the products."""
+    """Fast form of `secateur.repair.loops.refit`; rows that are done leave the products."""
     keep = mask.to(values.dtype)
     tolerance = default_tolerance(values) if tolerance is None else tolerance
     values = values * keep
     goal = (keep * (dense @ corr)).square().sum(1) * tolerance**2
-    left = keep * ((dense - values) @ corr)
-    size = left.square().sum(1)
+    residual = keep * ((dense - values) @ corr)
+    size = residual.square().sum(1)
     busy = size > goal
-    direction, at = left, torch.arange(len(values), device=values.device)
+    direction, rows = residual, torch.arange(len(values), device=values.device)
     for _ in range(steps):
         if not busy.any():
             break
         if busy.sum() < 0.8 * len(busy):
-            at, keep, goal, left, direction, size = (t[busy] for t in (at, keep, goal, left, direction, size))
+            rows, keep, goal, residual, direction, size = (
+                t[busy] for t in (rows, keep, goal, residual, direction, size)
+            )
             busy = size > goal
         image = keep * (direction @ corr)
         below = (direction * image).sum(1)
         good = busy & (below > 0)
         step = torch.where(good, size / below.where(good, 1), 0)[:, None]
-        values.index_add_(0, at, step * direction)
-        left = left - step * image
-        after = left.square().sum(1)
-        direction = left + torch.where(good, after / size.where(good, 1), 0)[:, None] * direction
+        values.index_add_(0, rows, step * direction)
+        residual = residual - step * image
+        after = residual.square().sum(1)
+        direction = residual + torch.where(good, after / size.where(good, 1), 0)[:, None] * direction
         size = after
         busy = size > goal
     return values
 
 
 def solve_positive(corr: torch.Tensor, rho: float, right: torch.Tensor) -> torch.Tensor:
-    """See `secateur.repair.alps.solve_positive`."""
+    """Fast form of `secateur.repair.loops.solve_positive`."""
     shifted = corr.clone()
     shifted.diagonal().add_(rho)
     return torch.cholesky_solve(right.T, torch.linalg.cholesky(shifted)).T

@@ -56,12 +56,10 @@ def test_a_table_from_ratios(classifier):
 
 @pytest.mark.slow
 def test_a_table_is_measured_once(classifier, tmp_path, monkeypatch):
-    from secateur import cost
-
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     host = secateur.open(classifier)
-    found = cost.latency("torch", host, batch=2, length=9, points=2, turns=1)
+    found = secateur.deploy.latency_table(host, "torch", batch=2, length=9, points=2, turns=1)
     assert found.dense_ms > 0
     assert set(found.axes) == {a.name for kind in ("head", "ffn") for a in host.layout.of_kind(kind)}
     monkeypatch.setattr(latency_table, "measure", lambda *a: pytest.fail("measured again"))
-    assert cost.latency("torch", host, batch=2, length=9, points=2, turns=1) == found
+    assert secateur.deploy.latency_table(host, "torch", batch=2, length=9, points=2, turns=1) == found

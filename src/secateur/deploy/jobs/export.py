@@ -75,7 +75,7 @@ def export(
     target lacks (named), an output that exists or does not fit the disk, a program that differs from PyTorch.
     """
     target, output = find(to), Path(output)
-    check_output(output, overwrite)
+    check_output(output, overwrite=overwrite)
     check_wishes(target, generate, int8, sparse)
     check_packing(tokens, value, activations)
     folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
@@ -93,7 +93,7 @@ def export(
     tolerance = tolerance if tolerance is not None else parity.INT8_TOLERANCE if rounded else TOLERANCE
     if not tolerance >= 0:
         raise DeployError(f"tolerance {tolerance} is no number from 0 upwards")
-    with evaluating(model), new_folder(output, overwrite) as place:
+    with evaluating(model), new_folder(output, overwrite=overwrite) as place:
         with writing(target.name, model), on_disk(place, model):
             if generate:
                 graphs = generation.graphs_of(model, inputs)

@@ -71,7 +71,7 @@ def export(
     elif batch is not None:
         raise ModelError(f"{target} takes any batch; leave out batch")
     feeds = list(feeds_of(ports, data))
-    with new_folder(Path(output), overwrite) as place:
+    with new_folder(Path(output), overwrite=overwrite) as place:
         info = write(model, target, place, ports, feeds[0], sparse)
         try:
             found = compare(model, runner.load(place), ports, feeds, tolerance)

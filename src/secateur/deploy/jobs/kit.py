@@ -50,7 +50,7 @@ def write_kit(
         (refused if said else chosen).append(said or name)
     places: dict[str, dict[str, str]] = {}
     sizes: dict[str, dict[str, dict[str, Any]]] = {}
-    with new_folder(Path(folder), overwrite) as work:
+    with new_folder(Path(folder), overwrite=overwrite) as work:
         for runtime in chosen:
             for number, (name, source) in enumerate(named.items()):
                 say(f"{runtime}: {name}")

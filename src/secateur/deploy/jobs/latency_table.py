@@ -65,7 +65,18 @@ def latency_table(
     cache: bool = True,
     say: Say = lambda text: None,
 ) -> LatencyTable:
-    """See `secateur.cost.latency`."""
+    """A table of latencies of a model on a runtime: what each number of heads and FFN neurons costs.
+
+    runtime: onnx, openvino, executorch, litert or torch.
+    batch, length, threads: of the calls that are measured.
+    points: how many sizes of each kind of axis are measured.
+    step: wide axes are measured at multiples of it, where the table is exact.
+    turns: how often each cut model is timed in turn with the dense one.
+    cache: keep the table by runtime, machine, shape and layout, and take it from there the next time.
+    say: gets a line of text for each step.
+
+    Raises DeployError when the runtime is not there or refuses the model.
+    """
     runtime = check_runtimes([ALIASES.get(runtime, runtime)])[0]
     key = key_of(host.layout, runtime, batch, length, threads, points, step)
     place = cache_file().parent / f"latency-{key}.json"

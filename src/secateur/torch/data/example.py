@@ -1,4 +1,4 @@
-"""Example inputs for a Hugging Face model, made up from its config, so that it can be traced without data."""
+"""Example inputs for a Hugging Face model, made from its config, so that it can be traced without data."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from torch import nn
 from secateur.errors import ModelError
 
 BATCH, LENGTH, TARGET_LENGTH = 2, 13, 7
-"""Sizes that are unlikely to be the size of an axis."""
+"""Sizes of an example, chosen so that an axis hardly ever has one of them."""
 
 
 def example_for(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Keyword arguments that the model can run; ModelError when its inputs cannot be guessed."""
+    """Keyword arguments of the model; ModelError when its config does not say what they are."""
     config = getattr(model, "config", None)
     name = getattr(model, "main_input_name", None)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -27,6 +27,7 @@ def example_for(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _main_input(name: str, config: Any) -> dict[str, torch.Tensor] | None:
+    """The main input of a model and what belongs to it; None for an input that is not known here."""
     if name == "input_ids":
         ids = _ids(config, LENGTH)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -44,6 +45,7 @@ def _main_input(name: str, config: Any) -> dict[str, torch.Tensor] | None:
 
 
 def _ids(config: Any, length: int) -> torch.Tensor:
+    """Random token ids (BATCH, length), always the same."""
     vocabulary = getattr(config.get_text_config(), "vocab_size", None) or 2
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (BATCH, length), generator=generator)

@@ -1,4 +1,4 @@
-"""Runs language models over windows of text: loss of each window, KL and flips against a dense model."""
+"""Runs language models over windows of tokens: loss of each window, KL and flips against a dense model."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -13,8 +13,7 @@ from secateur.scores import TextScore, text_score
 from secateur.torch.base.batches import evaluating
 
 _POSITIONS = 256
-"""Positions of which the probabilities are held at once."""
-
+"""Positions whose probabilities are in memory at once."""
 
 Answers = Callable[[torch.Tensor], torch.Tensor]
 """A window of tokens (context,) -> logits (context - 1, vocabulary): see `logits_of`."""
@@ -28,33 +27,35 @@ def evaluate_text(
 ) -> TextScore:
     """Score a causal language model on windows (count, context), one at a time.
 
-    reference: the dense model, or a function that knows what it answers. Raises DataError when the two have other
-    vocabularies, ModelError for a model without next-token logits (an encoder, or an encoder-decoder).
+    reference: the dense model, or a function that returns its logits.
+    track: wraps the list of windows, with a word for what they are, to show progress.
+
+    Raises DataError when the vocabularies of the two models differ, ModelError for a model without next-token logits
+    (an encoder, or an encoder-decoder).
     """
-    losses, dense, kls, flips = [], [], [], []
+    losses, dense_losses, kls, flips = [], [], [], []
     dense_model = reference if isinstance(reference, nn.Module) else model
     with torch.no_grad(), evaluating(model), evaluating(dense_model):
         for window in track(list(windows), "windows"):
             logits = logits_of(model, window)
             losses.append(_loss(logits, window))
             if reference is not None:
-                known = isinstance(reference, nn.Module)
-                wanted = logits_of(reference, window) if known else reference(window)
+                in_torch = isinstance(reference, nn.Module)
+                wanted = logits_of(reference, window) if in_torch else reference(window)
                 if wanted.shape != logits.shape:
                     raise DataError(
                         f"the models have {logits.shape[-1]} and {wanted.shape[-1]} tokens; they cannot be compared"
                     )
-                dense.append(_loss(wanted, window))
+                dense_losses.append(_loss(wanted, window))
                 kl, flip = _distance(logits, wanted)
                 kls.append(kl)
                 flips.append(flip)
-    dense_losses = None if reference is None else np.array(dense)
-    kl_mean, flip_mean = (None, None) if reference is None else (np.array(kls), np.array(flips))
-    return text_score(np.array(losses), windows.numpy(), dense_losses, kl_mean, flip_mean)
+    against = (None, None, None) if reference is None else map(np.array, (dense_losses, kls, flips))
+    return text_score(np.array(losses), windows.numpy(), *against)
 
 
 def logits_of(model: Any, window: torch.Tensor) -> torch.Tensor:
-    """Logits (context - 1, vocabulary) for every token of a window but the first."""
+    """Logits (context - 1, vocabulary) for every token of a window but the first; ModelError where there are none."""
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError("perplexity is of decoders; an encoder-decoder has none on plain text")
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
@@ -67,11 +68,12 @@ def logits_of(model: Any, window: torch.Tensor) -> torch.Tensor:
 
 
 def chunks(count: int) -> Iterator[slice]:
-    """Positions in parts of which the probabilities are held at once."""
+    """`count` positions in parts, each of which has its probabilities in memory at once."""
     return (slice(start, start + _POSITIONS) for start in range(0, count, _POSITIONS))
 
 
 def _loss(logits: torch.Tensor, window: torch.Tensor) -> float:
+    """Mean negative log-likelihood of the tokens of a window but the first, in nats."""
     targets = window[1:].to(logits.device)
     total = sum(
         float(nn.functional.cross_entropy(logits[part].float(), targets[part], reduction="sum").double())
@@ -81,7 +83,7 @@ def _loss(logits: torch.Tensor, window: torch.Tensor) -> float:
 
 
 def _distance(logits: torch.Tensor, dense: torch.Tensor) -> tuple[float, float]:
-    """KL(dense || model) and the share of other first choices, means over positions."""
+    """Mean over positions of KL(dense || model), and the share of positions with another most likely token."""
     kl = flips = 0.0
     for part in chunks(len(logits)):
         q, p = logits[part].float().log_softmax(-1), dense[part].float().log_softmax(-1)

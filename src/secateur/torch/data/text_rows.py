@@ -12,23 +12,23 @@ from secateur.errors import DataError, ModelError
 from secateur.labelled_rows import Rows, label_ids
 
 VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenizer_config.json")
-"""Files of which a tokenizer has at least one; without any, transformers makes up one that knows no word."""
+"""Files of which a tokenizer has at least one; without any, transformers makes a tokenizer that knows no word."""
 
 
 def has_tokenizer(folder: Path | str) -> bool:
-    """Whether a folder holds the files of a tokenizer, whole or not."""
+    """Whether a folder has files of a tokenizer, even if damaged or incomplete."""
     return any(file for name in VOCABULARIES for file in Path(folder).glob(name))
 
 
 def load_tokenizer(source: Any, **options: Any) -> Any:
     """The tokenizer of a folder or hub id; ModelError when there is none."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # optional
 
     if Path(source).is_dir() and not has_tokenizer(source):
         raise ModelError(f"{source} holds no tokenizer; save the one that the model was trained with into it")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except Exception as error:  # what is wrong with the files shows in many ways
+    except Exception as error:  # damaged files raise many types of exception
         raise ModelError(f"{source} holds no tokenizer: {' '.join(str(error).split())[:200]}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -38,9 +38,10 @@ def load_tokenizer(source: Any, **options: Any) -> Any:
 
 
 def text_positions(model: nn.Module) -> int | None:
-    """How many tokens a text may have, where the config says so.
+    """How many tokens a text may have, or None where the config does not say it.
 
-    RoBERTa and its kin count positions from the padding index of their table on, so that the rows before are lost.
+    RoBERTa and models like it number positions from the padding index of their table on, so that they cannot use the
+    rows before it.
     """
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -58,6 +59,7 @@ def text_positions(model: nn.Module) -> int | None:
 
 
 def _input_embeddings(model: Any) -> Any:
+    """The table of token embeddings, or None where the model has none."""
     try:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -65,9 +67,10 @@ def _input_embeddings(model: Any) -> Any:
 
 
 def token_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int, new_tokens: int = 0) -> Any:
-    """What the tokenizer makes of texts, cut to `max_length`; the model must have positions for them and `new_tokens`.
+    """The output of the tokenizer for texts, cut to `max_length` tokens; `new_tokens`: how many the model will add.
 
-    Raises DataError: a text of more tokens than positions, a text of none, a token that the model does not know.
+    Raises DataError for a text that needs more positions than the model has, for a text without a token, and for a
+    token that the model does not know.
     """
     encoded = tokenizer(list(texts), truncation=True, max_length=min(max_length, tokenizer.model_max_length))
     lengths = [len(ids) for ids in encoded["input_ids"]]
@@ -94,7 +97,7 @@ def token_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str], max_length
 
 
 def encode(model: nn.Module, tokenizer: Any, rows: Rows, max_length: int) -> list[dict[str, Any]]:
-    """One feature mapping per row, `labels` included where the rows have them.
+    """One mapping of features for each row, with `labels` where the rows have labels.
 
     Raises DataError when labels do not fit the head of the model, or texts do not fit the model (see `token_ids`).
     """
@@ -111,9 +114,9 @@ def encode(model: nn.Module, tokenizer: Any, rows: Rows, max_length: int) -> lis
 
 
 class Batches(Sequence[dict[str, torch.Tensor]]):
-    """Features in batches, longest rows together so that little is padded; can be run through many times.
+    """Features in batches, ordered by length so that little is padded; can be iterated many times.
 
-    pad_to: pad every batch to this length instead of its longest row.
+    pad_to: the length of every batch; None: that of its longest row.
     """
 
     def __init__(

@@ -12,29 +12,33 @@ from secateur.errors import DataError
 
 
 def tokens_of(tokenizer: Any, texts: Sequence[str], vocabulary: int, limit: int | None = None) -> list[int]:
-    """Token ids of documents one after the other, each closed by the token that ends a text where there is one.
+    """Token ids of documents one after the other, each followed by the token that ends a text where there is one.
 
-    limit: stop when so many tokens are there. DataError when the tokenizer gives ids that the model does not know.
+    vocabulary: how many tokens the model knows; DataError for a token beyond it.
+    limit: no more documents are read once there are so many tokens.
     """
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    found: list[int] = []
+    tokens: list[int] = []
     for start in range(0, len(texts), 64):
         for ids in tokenizer(list(texts[start : start + 64]), verbose=False)["input_ids"]:
-            found += ids
+            tokens += ids
             if end is not None and ids and ids[-1] != end:
-                found.append(end)
-        if limit is not None and len(found) >= limit:
+                tokens.append(end)
+        if limit is not None and len(tokens) >= limit:
             break
-    largest = max(found, default=0)
+    largest = max(tokens, default=0)
     if largest >= vocabulary:
         raise DataError(
             f"the tokenizer gives token {largest}, the model knows {vocabulary}; they do not belong together"
         )
-    return found
+    return tokens
 
 
 def cut(tokens: Sequence[int], context: int, name: str, most: int | None = None) -> torch.Tensor:
-    """Windows (count, context) that do not overlap; the rest is left out. DataError when there is not even one."""
+    """Windows (count, context) that do not overlap, at most `most`; tokens beyond the last are not used.
+
+    DataError, with the name of the text, when there are fewer tokens than one window has.
+    """
     count = len(tokens) // context if most is None else min(len(tokens) // context, most)
     if count == 0:
         raise DataError(
@@ -46,9 +50,9 @@ def cut(tokens: Sequence[int], context: int, name: str, most: int | None = None)
 def sample_windows(
     tokenizer: Any, sources: Sequence[tuple[str, Sequence[str]]], vocabulary: int, samples: int, context: int, seed: int
 ) -> torch.Tensor:
-    """Calibration windows, equally many from each source (name, documents), documents in an order drawn with the seed.
+    """Calibration windows, equally many from each source (name, documents), in a random order that the seed decides.
 
-    Fewer than `samples` come back where the texts are short. DataError when a source has not even one window.
+    Returns fewer than `samples` where the texts are short. DataError when a source has less than one window.
     """
     parts = []
     for number, (name, texts) in enumerate(sources):
@@ -72,12 +76,12 @@ def check_context(positions: int | None, context: int) -> None:
 
 
 def batches_of(model: Any, windows: torch.Tensor, size: int) -> list[dict[str, Any]]:
-    """Keyword arguments of the model for `size` windows each.
+    """Batches of `size` windows as keyword arguments of the model.
 
     An encoder-decoder reads the first half of a window and writes the second.
     """
-    found = []
-    cached = "use_cache" in inspect.signature(model.forward).parameters
+    batches = []
+    has_cache = "use_cache" in inspect.signature(model.forward).parameters
     for start in range(0, len(windows), size):
         ids = windows[start : start + size]
         batch: dict[str, Any] = {"input_ids": ids}
@@ -85,10 +89,10 @@ def batches_of(model: Any, windows: torch.Tensor, size: int) -> list[dict[str, A
             half = ids.shape[1] // 2
             batch = {"input_ids": ids[:, :half], "decoder_input_ids": ids[:, half:]}
         batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        found.append({**batch, "use_cache": False} if cached else batch)
-    return found
+        batches.append({**batch, "use_cache": False} if has_cache else batch)
+    return batches
 
 
 def windows_hash(windows: torch.Tensor | None) -> str:
-    """SHA-256 of the tokens."""
+    """SHA-256 of the tokens; `none` where there are no windows."""
     return "none" if windows is None else hashlib.sha256(windows.contiguous().numpy().tobytes()).hexdigest()

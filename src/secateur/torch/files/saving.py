@@ -80,7 +80,7 @@ def save(
         )
     if any(tensor.is_meta for tensor in C.named_tensors(model).values()):
         raise ModelError("the model has tensors on the meta device, which hold no numbers; load its weights first")
-    with new_folder(Path(folder), overwrite) as temporary:
+    with new_folder(Path(folder), overwrite=overwrite) as temporary:
         if hugging_face:
             packed = _save_hugging_face(model, temporary, changes, config, pack, max_shard_size)
         else:

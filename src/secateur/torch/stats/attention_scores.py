@@ -1,8 +1,8 @@
-"""Attention scores of a Hugging Face model, seen through its `AttentionInterface`: no model is edited.
+"""Attention scores of a Hugging Face model, read through its `AttentionInterface`: no model is edited.
 
-The observer computes the softmax weights beside torch's SDPA and checks that they explain its output; where the model
-caps its scores or has sinks, which SDPA does not know, they give the output. A model that asks for anything else is
-refused rather than scored wrongly.
+The observer computes the softmax weights beside torch's SDPA and checks that they explain its output. Where the model
+caps its scores or has sinks, which SDPA cannot compute, the output is computed from the weights. A model that asks for
+anything else is refused rather than scored wrongly.
 """
 
 import contextlib
@@ -20,15 +20,63 @@ from secateur.torch.stats.padding import TokenMask
 NAME = "secateur_observer"
 
 KNOWN = {"scaling", "dropout", "is_causal", "position_ids", "output_attentions", "use_cache", "position_embeddings"}
-"""Arguments of attention that ask for nothing beyond SDPA; `secateur.runtime.layers.attention` goes by them too."""
+"""Arguments of attention that ask for nothing beyond SDPA; `secateur.runtime` uses this list too."""
 
 BY_WEIGHTS = ("softcap", "s_aux")
-"""Arguments that SDPA does not take, and `_weights` does: a cap of the scores, and a sink for each head."""
+"""Arguments that `_weights` takes and SDPA does not: a cap of the scores, and a sink for each head."""
 
 EXPLAINED = {*KNOWN, *BY_WEIGHTS, "position_bias", "sliding_window", "cache_position", "num_items_in_batch"}
-"""Arguments of which the softmax weights here take account, or that change no attention: a sliding window is in the
-mask too. Flags (True, False) change none either.
+"""Arguments that `_weights` takes into account, or that change no attention: a sliding window is in the mask too.
+Flags (True, False) change none either.
 """
+
+
+class _Observer:
+    """Computes attention as torch's SDPA does, and adds the quantities in `needs` of each call to a tally."""
+
+    def __init__(self, model: nn.Module, layout: Layout, needs: set[str], tally: Tally, token_mask: TokenMask) -> None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward  # optional
+
+        self.model, self.layout, self.needs, self.tally, self.token_mask = model, layout, needs, tally, token_mask
+        self._sdpa = sdpa_attention_forward
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._heads: dict[str, tuple[Axis, torch.Tensor | None]] = {}
+
+    def attend(
+        self, module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
+        """The output of an attention module, as the attention interface of transformers asks for it."""
+        path = self._paths.get(id(module))
+        unknown = [n for n, v in kwargs.items() if v is not None and not isinstance(v, bool) and n not in EXPLAINED]
+        if unknown:
+            raise ModelError(
+                f"the attention in {path or type(module).__name__} takes {unknown[0]!r}, which is not understood here, "
+                "so its heads cannot be scored by it; use magnitude, gradient, taylor, fisher or activation"
+            )
+        if any(kwargs.get(name) is not None for name in BY_WEIGHTS):
+            weights, values = _weights(module, query, key, value, attention_mask, kwargs)
+            output = (weights @ values).transpose(1, 2).to(query.dtype).contiguous()
+        else:
+            output, _ = self._sdpa(module, query, key, value, attention_mask, **kwargs)
+        scored = self._scored(path, query.shape[1]) if path is not None else None
+        if path is not None and scored is not None:
+            axis, grams = scored
+            with torch.no_grad():
+                weights, values = _weights(module, query, key, value, attention_mask, kwargs)
+                _explain(path, weights, values, output)
+                mask = self.token_mask(path, (query.shape[0], query.shape[2]))
+                _add(self.tally, axis.name, self.needs, weights, values, grams, mask)
+        return output, None
+
+    def _scored(self, path: str, heads: int) -> tuple[Axis, torch.Tensor | None] | None:
+        """The axis of the heads of a module, and `_output_grams` where they are needed; None without such an axis."""
+        if path not in self._heads:
+            axis = _head_axis(self.layout, path, heads)
+            if axis is None:
+                return None
+            with_output = "attn_output" in self.needs
+            self._heads[path] = (axis, _output_grams(self.model, self.layout, axis, path) if with_output else None)
+        return self._heads[path]
 
 
 @contextlib.contextmanager
@@ -37,10 +85,9 @@ def observe_attention(
 ) -> Iterator[None]:
     """While the context lasts, every forward pass adds the attention quantities in `needs` to `tally`.
 
-    Raises ModelError when the model does not go through the attention interface.
+    Raises ModelError when the model does not use the attention interface.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel  # optional
     from transformers.masking_utils import sdpa_mask
 
     if not isinstance(model, PreTrainedModel):
@@ -48,44 +95,9 @@ def observe_attention(
             "attention scores are read through the attention interface of transformers, which a "
             f"{type(model).__name__} does not have; use magnitude, gradient, taylor, fisher or activation"
         )
-    names = {id(module): name for name, module in model.named_modules()}
-    heads: dict[int, tuple[Axis, torch.Tensor | None]] = {}
-
-    def attend(
-        module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
-        path = names.get(id(module))
-        strange = [n for n, v in kwargs.items() if v is not None and not isinstance(v, bool) and n not in EXPLAINED]
-        if strange:
-            raise ModelError(
-                f"the attention in {path or type(module).__name__} takes {strange[0]!r}, which is not understood here, "
-                "so its heads cannot be scored by it; use magnitude, gradient, taylor, fisher or activation"
-            )
-        capped = any(kwargs.get(name) is not None for name in BY_WEIGHTS)
-        if capped:
-            weights, values = _weights(module, query, key, value, attention_mask, kwargs)
-            output = (weights @ values).transpose(1, 2).to(query.dtype).contiguous()
-        else:
-            output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        if path is not None:
-            if id(module) not in heads:
-                found = _head_axis(layout, path, query.shape[1])
-                if found is None:
-                    return output, None
-                heads[id(module)] = (
-                    found,
-                    _output_grams(model, layout, found, path) if "attn_output" in needs else None,
-                )
-            axis, grams = heads[id(module)]
-            with torch.no_grad():
-                weights, values = _weights(module, query, key, value, attention_mask, kwargs)
-                _explain(path, weights, values, output)
-                mask = token_mask(path, (query.shape[0], query.shape[2]))
-                _add(tally, axis.name, needs, weights, values, grams, mask)
-        return output, None
-
+    observer = _Observer(model, layout, needs, tally, token_mask)
     before = _implementations(model)
-    AttentionInterface.register(NAME, attend)
+    AttentionInterface.register(NAME, observer.attend)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     try:
         model.set_attn_implementation(NAME)
@@ -103,19 +115,20 @@ def observe_attention(
 
 
 def _implementations(model: nn.Module) -> list[tuple[Any, Any]]:
-    """The attention implementation of every config in the model, to be put back as it was."""
+    """Every config in the model, with its attention implementation, which can then be restored."""
     configs = {}
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation_internal"):
-            for one in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", {}))):
-                if one is not None and hasattr(one, "_attn_implementation_internal"):
-                    configs[id(one)] = (one, one._attn_implementation_internal)
+            parts = (getattr(config, key, None) for key in getattr(config, "sub_configs", {}))
+            for part in (config, *parts):
+                if part is not None and hasattr(part, "_attn_implementation_internal"):
+                    configs[id(part)] = (part, part._attn_implementation_internal)
     return list(configs.values())
 
 
 def _head_axis(layout: Layout, path: str, size: int) -> Axis | None:
-    """The axis of query heads whose projections lie under the attention module."""
+    """The axis of `size` query heads whose projections lie under the attention module at `path`, or None."""
     for axis in layout.axes.values():
         candidate = axis.kind == "head" and axis.size == size
         if candidate and any(param.startswith(f"{path}.") for param in layout.members(axis.name)):
@@ -142,6 +155,7 @@ def _output_grams(model: nn.Module, layout: Layout, axis: Axis, path: str) -> to
 
 
 def _shared_prefix(a: str, b: str) -> int:
+    """How many parts of two module paths are the same, from the start."""
     count = 0
     for x, y in zip(a.split("."), b.split("."), strict=False):
         if x != y:
@@ -153,7 +167,7 @@ def _shared_prefix(a: str, b: str) -> int:
 def _weights(
     module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, kwargs: Mapping[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax weights (batch, heads, queries, keys) and values repeated to the query heads, both float32.
+    """Softmax weights (batch, heads, queries, keys), and values repeated for the query heads, both float32.
 
     Scores are capped (softcap * tanh(score / softcap)) before the mask; a sink takes its share of each softmax.
     """
@@ -181,14 +195,14 @@ def _weights(
 
 
 def _explain(path: str, weights: torch.Tensor, values: torch.Tensor, output: torch.Tensor) -> None:
-    """Refuse to score an attention that softmax(QK)V does not reproduce."""
+    """ModelError for an attention whose output softmax(QK)V does not reproduce."""
     rows = ~(weights.sum(-1, keepdim=True) <= 0.5)
     expected = (weights @ values).masked_fill(~rows, 0.0)
-    got = output.transpose(1, 2).float().masked_fill(~rows, 0.0)
+    computed = output.transpose(1, 2).float().masked_fill(~rows, 0.0)
     tolerance = 2e-2 if output.dtype.itemsize == 2 else 1e-3
-    if not got.isfinite().all() or not weights.isfinite().all():
+    if not computed.isfinite().all() or not weights.isfinite().all():
         raise ModelError(f"the attention in {path} gives NaN or infinity; look for NaN or huge values in the weights")
-    if (expected - got).abs().max() > tolerance * max(1.0, float(got.abs().max())):
+    if (expected - computed).abs().max() > tolerance * max(1.0, float(computed.abs().max())):
         raise ModelError(
             f"the attention in {path} is not softmax(QK)V alone, so its heads cannot be scored by it; "
             "use magnitude, gradient, taylor, fisher or activation"
@@ -204,7 +218,10 @@ def _add(
     grams: torch.Tensor | None,
     mask: torch.Tensor | None,
 ) -> None:
-    """Sum each wanted quantity over real query tokens: (batch, heads, queries) -> (heads,)."""
+    """Add each quantity in `needs`, summed over real query tokens: (batch, heads, queries) -> (heads,).
+
+    weights, values: of `_weights`; grams: of `_output_grams`; mask (batch, queries): the real tokens, None for all.
+    """
     alive = torch.ones(weights.shape[0], weights.shape[2], device=weights.device) if mask is None else mask.float()
     count = float(alive.sum())
 

@@ -1,7 +1,8 @@
-"""collect: run a PyTorch model over data and sum up what the criteria ask for, padding left out."""
+"""collect: run a PyTorch model over data and sum the quantities that criteria ask for, without padding."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import nn
 
 from secateur.arrays import to_numpy
 from secateur.errors import DataError
-from secateur.layout import Layout
+from secateur.layout import Layout, sum_by_owner
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
 from secateur.torch.base.batches import IGNORED, evaluating, run, size_of, to_device, with_decoder_inputs
 from secateur.torch.stats.attention_scores import observe_attention
-from secateur.torch.stats.grams import input_of, linear_modules, real_rows, watch_grams
+from secateur.torch.stats.grams import watch_grams
+from secateur.torch.stats.linear_inputs import before_calls, input_of, linear_modules, real_rows
 from secateur.torch.stats.padding import Padding, TokenMask
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
@@ -27,12 +29,15 @@ def collect(
     parameters: Mapping[str, nn.Parameter],
     needs: Collection[str],
     data: Iterable[Any],
+    *,
     axes: Sequence[str] | None = None,
     loss: Loss | None = None,
     weights: Sequence[str] | None = None,
 ) -> Stats:
     """Sum the quantities `needs` over the batches, in evaluation mode.
 
+    axes: the axes whose unit quantities are wanted (default: all that can be pruned).
+    loss: `loss(model, batch)`, for models that compute none.
     weights: the linear weights whose grams are wanted (default: all).
 
     Raises DataError when there is no batch, or when a gradient is asked for and the model returns no loss.
@@ -44,27 +49,20 @@ def collect(
     if axes is None:
         axes = [axis.name for axis in layout.axes.values() if not axis.frozen]
     gradients = wanted & NEEDS_GRADIENT
-    tally = Tally()
-    padding = Padding(layout)
+    tally, padding = Tally(), Padding(layout)
     stream = (with_decoder_inputs(model, to_device(batch, model)) for batch in data)
     first = list(islice(stream, 1))
     shifted = bool(gradients and first) and loss is None and _shifts_labels(model, first[0])
     batches = 0
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        attention = {need for need in wanted if need.startswith("attn_")}
-        if attention:
-            stack.enter_context(observe_attention(model, layout, attention, tally, padding))
-        if wanted & {"act_sq", "unit_act"}:
-            stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, padding))
-        if "gram" in wanted:
-            stack.enter_context(watch_grams(linear_modules(model, layout), layout.readers(weights), tally, padding))
-        if gradients:
-            stack.enter_context(_gradients_on(parameters))
+    with (
+        evaluating(model),
+        _watching(model, layout, wanted, axes, weights, tally, padding),
+        _gradients_on(parameters) if gradients else contextlib.nullcontext(),
+    ):
         for batch in chain(first, stream):
             padding.see(batch)
             if gradients:
-                items = size_of(batch) if loss is not None else _labels_in(batch, shifted)
+                items = size_of(batch) if loss is not None else _labels_in(batch, shifted=shifted)
                 _backward(model, batch, loss)
                 _add_gradients(layout, parameters, gradients, axes, tally, items)
             else:
@@ -77,30 +75,55 @@ def collect(
     return tally.stats()
 
 
+@contextlib.contextmanager
+def _watching(
+    model: nn.Module,
+    layout: Layout,
+    wanted: set[str],
+    axes: Sequence[str],
+    weights: Sequence[str] | None,
+    tally: Tally,
+    token_mask: TokenMask,
+) -> Iterator[None]:
+    """While the context lasts, every forward pass adds the wanted quantities that need no gradient to `tally`."""
+    attention = {need for need in wanted if need.startswith("attn_")}
+    with contextlib.ExitStack() as stack:
+        if attention:
+            stack.enter_context(observe_attention(model, layout, attention, tally, token_mask))
+        if wanted & {"act_sq", "unit_act"}:
+            stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, token_mask))
+        if "gram" in wanted:
+            stack.enter_context(watch_grams(linear_modules(model, layout), layout.readers(weights), tally, token_mask))
+        yield
+
+
 @torch.no_grad()
 def _shifts_labels(model: nn.Module, batch: Any) -> bool:
-    """Whether the first label of a row has no part in the loss, as where each token is to be told from those before it.
+    """Whether the first label of a row has no part in the loss, as where each token is predicted from those before it.
 
-    The model is asked: it runs once with no other labels than the first of each row.
+    The model runs once on labels of which only the first of each row counts, and its loss shows it.
     """
     labels = _labels_of(batch)
     if labels is None or labels.dim() != 2 or labels.shape[1] < 2:
         return False
-    alone = torch.full_like(labels, IGNORED)
-    alone[:, 0] = labels[:, 0].clamp_min(0)
+    first_only = torch.full_like(labels, IGNORED)
+    first_only[:, 0] = labels[:, 0].clamp_min(0)
     with evaluating(model):
-        value = getattr(model(**{**batch, "labels": alone}), "loss", None)
+        value = getattr(model(**{**batch, "labels": first_only}), "loss", None)
     return value is not None and not (bool(value.isfinite().all()) and bool(value.any()))
 
 
 def _labels_of(batch: Any) -> torch.Tensor | None:
-    """The labels of a batch where they are class numbers."""
+    """The labels of a batch where they are class numbers, else None."""
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     return labels if isinstance(labels, torch.Tensor) and not labels.is_floating_point() else None
 
 
-def _labels_in(batch: Any, shifted: bool) -> int:
-    """How many items the model's own loss is the mean over: class labels that count, else examples."""
+def _labels_in(batch: Any, *, shifted: bool) -> int:
+    """The number of items over which the model's own loss is the mean: class labels that count, else examples.
+
+    shifted: the first label of each row does not count.
+    """
     labels = _labels_of(batch)
     if labels is None or not labels.dim():
         return size_of(batch)
@@ -111,6 +134,7 @@ def _labels_in(batch: Any, shifted: bool) -> int:
 
 
 def _backward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
+    """One backward pass; DataError without a loss, or for one that is not a finite number."""
     if loss is not None:
         value = loss(model, batch)
     else:
@@ -128,7 +152,7 @@ def _backward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
 
 @contextlib.contextmanager
 def _gradients_on(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Every floating parameter takes a gradient; flags and gradients are put back at the end."""
+    """Every floating-point parameter takes a gradient; flags and gradients are restored at the end."""
     floating = [p for p in parameters.values() if p.is_floating_point()]
     before = [(p, p.requires_grad, p.grad) for p in floating]
     try:
@@ -151,7 +175,7 @@ def _add_gradients(
     tally: Tally,
     items: int,
 ) -> None:
-    """Add what one backward pass left on the parameters; items: how many the loss is the mean over."""
+    """Add the gradients of one backward pass, and clear them. items: the number over which the loss is the mean."""
     products: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         grad = parameter.grad
@@ -177,51 +201,47 @@ def _watch_inputs(
     tally: Tally,
     token_mask: TokenMask,
 ) -> Iterator[None]:
-    """Hooks that see what each linear layer reads."""
-    handles = []
+    """While the context lasts, every forward pass adds "act_sq" and "unit_act", where they are wanted, to `tally`."""
     modules = linear_modules(model, layout)
+    hooks = []
     for param, linear in layout.linears.items():
-        readers = [axis for axis in axes if layout.reads(param, axis)] if "unit_act" in wanted else []
-        if "act_sq" not in wanted and not readers:
-            continue
-        inputs = layout.shape(param)[linear.in_dim]
-        for path, module in modules.get(param, {}).items():
-            hook = _input_hook(param, path, inputs, layout, readers, "act_sq" in wanted, tally, token_mask)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
+        owners = {}
+        for axis in axes if "unit_act" in wanted else ():
+            owner = layout.owners(param, axis)[linear.in_dim]
+            if owner is not None:
+                owners[axis] = owner
+        if "act_sq" in wanted or owners:
+            for path, module in modules.get(param, {}).items():
+                hooks.append((module, _InputHook(layout, param, path, "act_sq" in wanted, owners, tally, token_mask)))
+    with before_calls(hooks):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _input_hook(
-    param: str,
-    path: str,
-    inputs: int,
-    layout: Layout,
-    readers: Sequence[str],
-    squares: bool,
-    tally: Tally,
-    token_mask: TokenMask,
-) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    in_dim = layout.linears[param].in_dim
+@dataclass(frozen=True)
+class _InputHook:
+    """Adds what a linear weight reads in one module to a tally.
 
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rows = real_rows(path, input_of(module, args, kwargs), inputs, token_mask)
+    squares: whether "act_sq" is wanted.
+    owners: axis -> the unit that owns each input (see `Layout.owners`), for axes whose "unit_act" is wanted.
+    """
+
+    layout: Layout
+    param: str
+    path: str
+    squares: bool
+    owners: Mapping[str, np.ndarray]
+    tally: Tally
+    token_mask: TokenMask
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = self.layout.shape(self.param)[self.layout.linears[self.param].in_dim]
+        rows = real_rows(self.path, input_of(module, args, kwargs), inputs, self.token_mask)
         if rows is None:
             return
-        if squares:
-            tally.add("act_sq", param, rows.square().sum(0), rows.shape[0])
-        if readers:
+        if self.squares:
+            self.tally.add("act_sq", self.param, rows.square().sum(0), rows.shape[0])
+        if self.owners:
             magnitude = to_numpy(rows.abs().sum(0))
-            for axis in readers:
-                owner = layout.owners(param, axis)[in_dim]
-                assert owner is not None
-                tally.add("unit_act", axis, _sum_units(owner, magnitude, layout.axis(axis).size), rows.shape[0])
-
-    return look
-
-
-def _sum_units(owner: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    return np.bincount(owner + 1, weights=values, minlength=size + 1)[1:]
+            for axis, owner in self.owners.items():
+                units = sum_by_owner(owner, magnitude, self.layout.axis(axis).size)
+                self.tally.add("unit_act", axis, units, rows.shape[0])

@@ -1,5 +1,7 @@
-"""Which tokens of a batch are padding, for what each module reads: the mask of the stream that its input comes from,
-laid over the rows that it has.
+"""Which tokens of a batch are padding, among those that each module reads.
+
+The mask is that of the stream (encoder or decoder) from which the input of the module is computed, in the shape of the
+input.
 """
 
 import math
@@ -14,8 +16,8 @@ from secateur.layout import Layout
 from secateur.torch.base.batches import IGNORED, LABELS
 
 TokenMask = Callable[[str, tuple[int, ...]], torch.Tensor | None]
-"""(module path, shape of what it reads without the features) -> bool mask of the real ones, of that shape or of its
-first two dimensions, or None when all are real.
+"""(module path, shape of its input without the features) -> bool mask of the real tokens, of that shape or of its first
+two dimensions, or None when all are real.
 """
 
 
@@ -24,9 +26,9 @@ def no_padding(path: str, shape: tuple[int, ...]) -> None:
 
 
 class Padding:
-    """The TokenMask of one pass over data; `see` each batch before the model runs on it.
+    """The TokenMask of one pass over data; call `see` with each batch before the model runs on it.
 
-    unplaced: module path -> shape of what it read, where rows could not be matched with tokens, so that padding counts.
+    unplaced: module path -> shape of its input, where rows could not be matched with tokens, so that padding counts.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -37,11 +39,11 @@ class Padding:
         self.unplaced: dict[str, tuple[int, ...]] = {}
 
     def see(self, batch: Any) -> None:
-        """The batch that runs next."""
+        """Take the mask from this batch, which runs next."""
         self._batch = batch
 
     def report(self) -> None:
-        """A warning that names modules whose padding could not be told from tokens, if there are any."""
+        """Warn of modules whose padding could not be found, if there are any."""
         if self.unplaced:
             path, shape = next(iter(self.unplaced.items()))
             rows = " x ".join(map(str, shape))
@@ -52,7 +54,7 @@ class Padding:
             )
 
     def __call__(self, path: str, shape: tuple[int, ...]) -> torch.Tensor | None:
-        """See `TokenMask`; DataError where encoder or decoder are padded and the layout knows no decoder."""
+        """See `TokenMask`. DataError where there is padding and the layout does not say what the decoder reads."""
         mask = self._stream(path)
         if mask is None or shape[:2] == mask.shape:
             return mask
@@ -65,8 +67,10 @@ class Padding:
         return None
 
     def _stream(self, path: str) -> torch.Tensor | None:
-        """The mask (batch, positions) of the stream that a module reads: of an encoder-decoder, the decoder's where the
-        tensor is computed from what the decoder is given, else the encoder's.
+        """The mask (batch, positions) of the stream that a module reads.
+
+        In an encoder-decoder it is that of the decoder where the input of the module is computed from inputs of the
+        decoder, else that of the encoder.
         """
         if not isinstance(self._batch, Mapping):
             return None
@@ -86,27 +90,28 @@ class Padding:
         return decoder if _of_decoder(inputs) else encoder if inputs else None
 
     def _read_by(self, path: str) -> frozenset[str]:
-        """Inputs of the model from which that is computed which the linear weights in a module read."""
+        """Inputs of the model from which the input of the linear weights in a module is computed."""
         names = (self._layout.tied.get(f"{path}.weight", ""), *self._layout.linears)
-        found = [self._layout.linears[n] for n in names if n in self._layout.linears and _in(path, n, names[0])]
-        return frozenset().union(*(linear.inputs for linear in found))
-
-
-def _in(path: str, name: str, tied: str) -> bool:
-    return name == tied or name.startswith(f"{path}.")
+        linears = [
+            self._layout.linears[name]
+            for name in names
+            if name in self._layout.linears and (name == names[0] or name.startswith(f"{path}."))
+        ]
+        return frozenset().union(*(linear.inputs for linear in linears))
 
 
 def _of_decoder(names: frozenset[str]) -> bool:
-    """Whether one of the inputs is the decoder's; labels are, as a model makes its decoder's ids of them."""
+    """Whether one of the inputs belongs to the decoder; labels do, as a model makes decoder ids from them."""
     return any(name.startswith("decoder_") or name in LABELS for name in names)
 
 
 def _mask(value: Any) -> torch.Tensor | None:
+    """An attention mask (batch, positions) as bool; None for anything else."""
     return value.bool() if isinstance(value, torch.Tensor) and value.dim() == 2 else None
 
 
 def _decoder_mask(batch: Mapping[str, Any]) -> torch.Tensor | None:
-    """The decoder's mask; of ids made from labels, the positions whose label counts."""
+    """The mask of the decoder; where its ids are made from labels, the positions whose label counts."""
     labels, ids = batch.get("labels"), batch.get("decoder_input_ids")
     mask = _mask(batch.get("decoder_attention_mask"))
     if (

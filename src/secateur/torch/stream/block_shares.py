@@ -15,7 +15,7 @@ from secateur.criteria.wanda import wanda
 from secateur.recipe import Allocation
 from secateur.torch.blockwise.prune_block import counted
 from secateur.torch.blockwise.walk import Run
-from secateur.torch.stats.grams import input_of
+from secateur.torch.stats.linear_inputs import input_of
 
 
 def by_outliers(

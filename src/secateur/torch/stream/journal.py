@@ -98,7 +98,7 @@ def earlier(output: Path, overwrite: bool = False) -> Journal | None:
     before = _read(folder / "journal.json")
     if before is None:
         _sweep(folder)
-        check_output(output, overwrite)
+        check_output(output, overwrite=overwrite)
     elif output.exists() and not before.finished and not overwrite:
         raise SecateurError(f"{output} exists; choose another output or pass --overwrite")
     return before

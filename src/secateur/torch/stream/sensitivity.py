@@ -24,7 +24,7 @@ from secateur.torch.blockwise.block_states import States
 from secateur.torch.blockwise.prune_block import counted
 from secateur.torch.blockwise.walk import Run
 from secateur.torch.data.token_windows import batches_of
-from secateur.torch.stats.grams import input_of
+from secateur.torch.stats.linear_inputs import input_of
 from secateur.torch.stream.block_shares import exact
 from secateur.torch.stream.distil_whole import divergence
 
