@@ -18,11 +18,12 @@ from secateur.plan import Plan, note_written, resized_masks, to_be_written
 from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
 from secateur.torch.base.batches import evaluating, run, to_device
-from secateur.torch.base.manifest import named_tensors
+from secateur.torch.base.manifest import Changes, named_tensors
+from secateur.torch.files.saving import attach, save
 from secateur.torch.shrink.equality import Contract, contract_of
 from secateur.torch.shrink.masking import bypassed
 from secateur.torch.shrink.probe import derive
-from secateur.torch.shrink.resize import Changes, resize
+from secateur.torch.shrink.resize import resize
 from secateur.torch.stats.collect import Loss, collect
 from secateur.torch.train.hold import hold
 
@@ -191,6 +192,7 @@ class TorchHost:
         contract = self.contract(plan)
         earlier = None if self.plan is None else resized_masks(self.layout, replace(self.plan, keep=plan.keep))
         changes = resize(self.model, self.layout, plan.keep)
+        attach(self.model)
         self.changes = changes if self.changes is None else self.changes.merge(changes)
         self.example = contract.after(self.example)
         self._layout = self._marked(self.layout.resized(plan.keep)) if self._by_hand else None
@@ -202,8 +204,6 @@ class TorchHost:
 
     def save(self, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False, **extra: Any) -> None:
         """Write a folder that `from_pretrained` loads (after `import secateur` where sizes differ by layer)."""
-        from secateur.torch.files.saving import save
-
         save(self.model, folder, changes=self.changes, plan=plan, overwrite=overwrite, **extra)
 
 

@@ -13,11 +13,11 @@ from secateur.errors import ModelError, SecateurError
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.base.expected_errors import EXPECTED
+from secateur.torch.base.manifest import changes_of
 from secateur.torch.data.example import example_for
 from secateur.torch.files.safetensors_header import WEIGHTS
 from secateur.torch.files.saving import PICKLED, check_folder
 from secateur.torch.host import TorchHost
-from secateur.torch.shrink.resize import changes_of
 from secateur.torch.stats.collect import Loss
 
 

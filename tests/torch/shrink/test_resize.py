@@ -7,8 +7,8 @@ import transformers
 
 from secateur.errors import LayoutError, ModelError, PlanError
 from secateur.layout import Layout
-from secateur.torch.base.manifest import Changes, original, renamed
-from secateur.torch.shrink.resize import changes_of, new_sizes, resize
+from secateur.torch.base.manifest import Changes, changes_of, original, renamed
+from secateur.torch.shrink.resize import new_sizes, resize
 from tests.torch import tiny
 
 UNEVEN = {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.torch.base import manifest as C
+from secateur.torch.base import manifest
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 
 _KEYS = re.compile(r"head|kv|ffn|ff$|inner|interm|mlp|expert|vocab|hidden|d_model|dim|embd|layers?$|width|size$")
@@ -89,7 +89,7 @@ def _build(model: Any, config: Any) -> nn.Module:
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in C.named_tensors(model).items()}
+    return {name: tuple(tensor.shape) for name, tensor in manifest.named_tensors(model).items()}
 
 
 Difference = dict[str, tuple[tuple[int, ...] | None, tuple[int, ...] | None]]

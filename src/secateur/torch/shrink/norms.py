@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from secateur.layout import Layout
-from secateur.torch.base import manifest as C
+from secateur.torch.base import manifest
 from secateur.torch.base.expected_errors import EXPECTED
 
 WIDE = ("hidden", "embedding")
@@ -79,7 +79,7 @@ def _probe(module: nn.Module) -> Any:
         copy.deepcopy(module).to("cpu") if not module.weight.is_meta else copy.deepcopy(module).to_empty(device="cpu")
     )
     twin = twin.float()
-    for tensor in C.named_tensors(twin).values():
+    for tensor in manifest.named_tensors(twin).values():
         tensor.data.fill_(0.0)
     assert isinstance(twin.weight, torch.Tensor)
     twin.weight.data.fill_(1.0)

@@ -22,10 +22,11 @@ from torch import nn
 from secateur.dims import names
 from secateur.errors import SecateurError
 from secateur.layout import Axis, Layout
-from secateur.torch.base import manifest as C
+from secateur.torch.base import manifest
 from secateur.torch.base.batches import evaluating
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
-from secateur.torch.shrink.resize import changes_of, resize
+from secateur.torch.base.manifest import changes_of
+from secateur.torch.shrink.resize import resize
 from secateur.torch.trace.derive import trace
 from secateur.torch.trace.export import Example
 
@@ -210,8 +211,8 @@ def _unmasked(example: Example) -> Example:
 def _without_numbers(model: nn.Module) -> nn.Module:
     """A copy on the meta device; the numbers are never copied."""
     memo: dict[int, Any] = {}
-    for tensor in C.named_tensors(model).values():
-        memo[id(tensor)] = C.like(tensor, torch.empty_like(tensor, device="meta"))
+    for tensor in manifest.named_tensors(model).values():
+        memo[id(tensor)] = manifest.like(tensor, torch.empty_like(tensor, device="meta"))
     return copy.deepcopy(model, memo)
 
 
