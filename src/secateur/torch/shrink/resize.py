@@ -15,8 +15,9 @@ from secateur.layout import Layout
 from secateur.torch.base import manifest
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 from secateur.torch.base.manifest import Changes, changes_of, remember
+from secateur.torch.shrink.method_reads import powers
 from secateur.torch.shrink.norms import epsilons, rescale, shrinking
-from secateur.torch.shrink.size_attributes import LAYER_INDEX, MEANING, is_size, mirrors, powers
+from secateur.torch.shrink.size_attributes import LAYER_INDEX, MEANING, is_size, mirrors
 from secateur.torch.shrink.vocabulary import follow, kept_tokens, token_numbers
 
 logger = logging.getLogger(__name__)
