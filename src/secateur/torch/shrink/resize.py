@@ -61,7 +61,7 @@ def resize(model: nn.Module, layout: Layout, keep: Mapping[str, Sequence[int] | 
     manifest.set_configs(model, step)
     remember(model, total)
     if tokens:
-        follow(model, *tokens, numbers)
+        follow(model, tokens[1], numbers)
     return step
 
 
