@@ -164,7 +164,7 @@ def evaluate(host: TorchHost, test: Batches, dense: np.ndarray | None = None, tr
 
 
 def decide(host: TorchHost, steps: Sequence[Stage], calibration: Iterable[Any], track: Track = silent) -> Plan:
-    """The plan of all stages, each scored on the unpruned model, merged with what was pruned before it was opened."""
+    """The plan of all stages, each scored on the unchanged model, merged with what was pruned before it was opened."""
     plan = host.plan or Plan()
     for step in steps:
         data = track(calibration, f"{step.criterion.__name__} for {step.pattern}")
@@ -236,27 +236,7 @@ def run(
     small.resize(plan)
     tuned = None
     if tuning.epochs > 0:
-        gradual = None
-        if tuning.gradual:
-            small = host.copy()
-            gradual = gradually(small, steps, tuning, data)
-        element = resized_masks(host.layout, plan) if plan.masks and gradual is None else None
-        fine_tune(
-            small,
-            data.train,
-            data.tokenizer,
-            plan=element,
-            epochs=tuning.epochs,
-            learning_rate=tuning.learning_rate,
-            batch_size=data.batch_size,
-            seed=tuning.seed,
-            teacher=host.model if tuning.distil else None,
-            callbacks=[] if gradual is None else [gradual],
-            progress=track is not silent,
-        )
-        if gradual is not None:
-            plan = replace(gradual.plan.check(host.layout), provenance={**plan.provenance, "gradual": True})
-            small.apply(plan)
+        small, plan = _tune(host, small, steps, data, tuning, plan, progress=track is not silent)
         tuned = evaluate(small, data.test, dense_logits, track)
     count = parameters(host.layout, plan)
     outcome = Outcome(
@@ -277,6 +257,42 @@ def run(
         small.save(temporary, plan, overwrite=True, tokenizer=data.tokenizer, **(save_options or {}))
         outcome = reloaded(outcome, small, temporary, data.test, linears)
     return replace(outcome, folder=str(output))
+
+
+def _tune(
+    dense: TorchHost,
+    small: TorchHost,
+    steps: Sequence[Stage],
+    data: Data,
+    tuning: Tuning,
+    plan: Plan,
+    *,
+    progress: bool,
+) -> tuple[TorchHost, Plan]:
+    """Fine-tune `small` with its zeros held, or a copy of `dense` that is pruned gradually; the model and its plan."""
+    gradual, zeros = None, None
+    if plan.masks and not tuning.gradual:
+        zeros = resized_masks(dense.layout, plan)
+    if tuning.gradual:
+        small = dense.copy()
+        gradual = gradually(small, steps, tuning, data)
+    fine_tune(
+        small,
+        data.train,
+        data.tokenizer,
+        plan=zeros,
+        epochs=tuning.epochs,
+        learning_rate=tuning.learning_rate,
+        batch_size=data.batch_size,
+        seed=tuning.seed,
+        teacher=dense.model if tuning.distil else None,
+        callbacks=[] if gradual is None else [gradual],
+        progress=progress,
+    )
+    if gradual is not None:
+        plan = replace(gradual.plan.check(dense.layout), provenance={**plan.provenance, "gradual": True})
+        small.apply(plan)
+    return small, plan
 
 
 def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, linears: Sequence[str]) -> Outcome:

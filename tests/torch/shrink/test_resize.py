@@ -95,7 +95,7 @@ def test_value_width_alone_is_refused_and_nothing_changes():
 
 def test_tied_parameters_stay_tied_and_keep_dtype():
     model = tiny.llama().bfloat16()
-    model.model.embed_tokens.weight.requires_grad_(False)
+    model.model.embed_tokens.weight.requires_grad_(requires_grad=False)
     resize(model, tiny.layout_of(model), {"vocab": range(30)})
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.shape == (30, 32)

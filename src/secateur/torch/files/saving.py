@@ -94,9 +94,9 @@ def save(
         else:
             packed = _save_plain(model, temporary, changes, pack=pack)
         _save_companions(model, temporary, tokenizer, processor, plan)
-    if config is None:
-        return Saved(Path(folder), False, packed, reason)
-    return Saved(Path(folder), not packed, packed, "the weights are packed" if packed else reason)
+    if config is not None and packed:
+        reason = "the weights are packed"
+    return Saved(Path(folder), stock=config is not None and not packed, packed=packed, reason=reason)
 
 
 def _save_companions(model: nn.Module, folder: Path, tokenizer: Any, processor: Any, plan: Plan | None) -> None:

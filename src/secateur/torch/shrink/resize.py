@@ -149,12 +149,12 @@ def new_sizes(layout: Layout, keep: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 def _lists(layout: Layout, keep: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[int, ...], str]]:
     """Module lists that lose elements: (path, kept indices, kind of axis)."""
-    found = []
+    lists = []
     for name, units in keep.items():
         axis = layout.axes[name]
         if axis.path is not None and len(units) < axis.size:
-            found.append((axis.path, tuple(int(i) for i in units), axis.kind))
-    return found
+            lists.append((axis.path, tuple(int(i) for i in units), axis.kind))
+    return lists
 
 
 def _shapes(

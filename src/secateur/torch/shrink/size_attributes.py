@@ -106,8 +106,8 @@ def _heads(dim: Dim, kind_of: Kinds) -> list[Dim]:
 
 def _inside_heads(dim: Dim, kind_of: Kinds) -> list[Dim]:
     """The other factors of each term that has heads: each, and their product."""
-    others = [other for _, _, other in _terms_with_heads(dim, kind_of) if other]
-    return [((factor,),) for other in others for factor in other] + [(other,) for other in others]
+    inner_terms = [inner for _, _, inner in _terms_with_heads(dim, kind_of) if inner]
+    return [((factor,),) for inner in inner_terms for factor in inner] + [(inner,) for inner in inner_terms]
 
 
 def _heads_and_inside(dim: Dim, kind_of: Kinds) -> list[Dim]:

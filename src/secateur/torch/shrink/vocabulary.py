@@ -137,7 +137,7 @@ def _check_closed(tokenizer: Any, vocabulary: Mapping[str, int], kept: list[int]
         raise ModelError(f"a kept token is merged from {unmerged!r}, which is not kept; see `vocabulary.closed`")
 
 
-def _shrink_model(model: dict[str, Any], new_numbers: Mapping[int, int]) -> None:
+def _shrink_model(model: Any, new_numbers: Mapping[int, int]) -> None:
     """Remove tokens, and the merges that need them, from the model in a tokenizer's JSON, in place."""
     if isinstance(model["vocab"], dict):
         model["vocab"] = {token: new_numbers[i] for token, i in model["vocab"].items() if i in new_numbers}
