@@ -1,4 +1,4 @@
-"""What a compiled text model says to texts: a label with its probability, or the text it goes on with."""
+"""Answers of a compiled text model to texts: a label with its probability, or a generated continuation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from secateur.torch.data.text_rows import token_ids
 
 @dataclass(frozen=True)
 class Answer:
-    """One text's answer: `label` and `probability` of a classifier, or the `generated` continuation; `ms` a text."""
+    """The answer to one text.
+
+    text: the text.
+    ms: milliseconds that the model took, per text.
+    label: the most probable class, of a classifier.
+    probability: the probability of that class, of a classifier.
+    generated: the continuation, of a model that generates text.
+    """
 
     text: str
     ms: float
@@ -34,7 +41,7 @@ def batch_of(model: nn.Module, tokenizer: Any, texts: list[str], max_length: int
     """Texts as keyword arguments of the model, padded to one length.
 
     Raises:
-        DataError: for a text that gives no token, or more than the model has positions.
+        DataError: for a text that gives no token, or more tokens than the model has positions.
     """
     return dict(tokenizer.pad(token_ids(model, tokenizer, texts, max_length), return_tensors="pt"))
 
@@ -43,7 +50,7 @@ def classify(model: nn.Module, tokenizer: Any, texts: list[str], max_length: int
     """The most probable class of each text, in order.
 
     Raises:
-        DataError: for a text that gives no token, or more than the model has positions.
+        DataError: for a text that gives no token, or more tokens than the model has positions.
         ModelError: when the model gives no (texts, classes) logits.
     """
     config: Any = model.config
@@ -73,12 +80,12 @@ def continue_texts(model: Any, tokenizer: Any, texts: list[str], max_length: int
     """The greedy continuation of each text, one text at a time.
 
     Raises:
-        DataError: for a text that gives no token, or more, with the new ones, than the model has positions.
+        DataError: for a text that gives no token, or, with the new tokens, more than the model has positions.
     """
     answers = []
-    apart = getattr(model.config, "is_encoder_decoder", False)
+    is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
     for text in texts:
-        encoded = token_ids(model, tokenizer, [text], max_length, 0 if apart else new_tokens)
+        encoded = token_ids(model, tokenizer, [text], max_length, 0 if is_encoder_decoder else new_tokens)
         batch = tokenizer.pad(encoded, return_tensors="pt")
         batch.pop("token_type_ids", None)
         length = batch["input_ids"].shape[1]
@@ -88,6 +95,6 @@ def continue_texts(model: Any, tokenizer: Any, texts: list[str], max_length: int
                 **batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
             )
         ms = (time.perf_counter() - start) * 1e3
-        skip = 0 if apart else length
+        skip = 0 if is_encoder_decoder else length
         answers.append(Answer(text, ms, generated=tokenizer.decode(ids[0, skip:], skip_special_tokens=True)))
     return answers

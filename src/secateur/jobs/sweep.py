@@ -1,4 +1,4 @@
-"""Which threshold? Try several budgets of one criterion on a dense model and score each, without training."""
+"""Choose a threshold: try several budgets of one criterion on a dense model and score each, without training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,12 @@ from secateur.torch.host import TorchHost
 
 @dataclass(frozen=True)
 class Point:
-    """One budget: the share of counted weights or units that goes, the largest score that went, and the result."""
+    """The result of one budget.
+
+    sparsity: share of the counted weights or units that is removed.
+    threshold: the largest score that is removed; None for units, and where nothing is removed.
+    score: score of the pruned model.
+    """
 
     sparsity: float
     threshold: float | None
@@ -46,13 +51,13 @@ def sweep(
     for number, budget in enumerate(budgets, 1):
         plan = prune(host, criterion, pattern, budget, stats=stats)
         with host.masked(plan):
-            seen = logits(host, track(data.test, f"{number} of {len(budgets)}"))
-        points.append(Point(share(host, plan), cut(host, criterion, plan, stats), score(seen, labels, dense)))
+            pruned = logits(host, track(data.test, f"{number} of {len(budgets)}"))
+        points.append(Point(share(host, plan), cut(host, criterion, plan, stats), score(pruned, labels, dense)))
     return points
 
 
 def share(host: TorchHost, plan: Plan) -> float:
-    """Share of what the plan ranked that goes: of weights for masks, of units for axes."""
+    """Share of the ranked weights (for masks) or units (for axes) that the plan removes."""
     if plan.masks:
         return sum(int(m.size - m.sum()) for m in plan.masks.values()) / sum(m.size for m in plan.masks.values())
     total = sum(host.layout.sizes[name] for name in plan.keep)
@@ -60,10 +65,10 @@ def share(host: TorchHost, plan: Plan) -> float:
 
 
 def cut(host: TorchHost, criterion: Criterion, plan: Plan, stats: Stats) -> float | None:
-    """Largest |weight score| among the weights that go; None for units, and where nothing goes."""
-    gone = [
+    """Largest |weight score| among the removed weights; None for units, and where nothing is removed."""
+    largest = [
         float(np.abs(to_numpy(weight_scores(host, criterion, name, stats)))[~mask].max())
         for name, mask in plan.masks.items()
         if not mask.all()
     ]
-    return max(gone) if gone else None
+    return max(largest) if largest else None

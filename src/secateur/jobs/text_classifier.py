@@ -1,4 +1,4 @@
-"""The main job on a text classifier: prune, verify, fine-tune, shrink, save, reload, and measure what came of it."""
+"""The main job on a text classifier: prune, verify, fine-tune, shrink, save, reload, and measure the result."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import transformers
 
-import secateur.torch.files.saving
 from secateur.budget import Budget, Global, Uniform
 from secateur.check import difference, verify
 from secateur.cost import macs, parameters, side_by_side
@@ -25,6 +24,7 @@ from secateur.scores import Score, score
 from secateur.select import NM, Pattern, Unit
 from secateur.torch.data.text_rows import Batches
 from secateur.torch.files.safetensors_header import read_entries
+from secateur.torch.files.saving import save
 from secateur.torch.files.zero_packing import plain_name
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
@@ -41,7 +41,14 @@ def silent(items: Iterable[Any], description: str) -> Iterable[Any]:
 
 @dataclass(frozen=True)
 class Data:
-    """What the job sees: encoded training rows, calibration batches (a part of them), and disjoint test batches."""
+    """The data of a job.
+
+    train: encoded training rows.
+    calibration: batches of a part of the training rows.
+    test: batches of other rows.
+    tokenizer: the tokenizer, which is saved with the model.
+    batch_size: rows in a batch of fine-tuning.
+    """
 
     train: list[dict[str, Any]]
     calibration: Batches
@@ -52,7 +59,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Stage:
-    """One pruning decision: how to score, what to remove, how much. Several steps in turn make one plan."""
+    """One pruning decision; several stages, one after the other, make one plan.
+
+    criterion: how to score.
+    pattern: what to remove.
+    budget: how much to remove.
+    weights: names of the weights to prune; None for the default.
+    """
 
     criterion: Criterion
     pattern: Pattern
@@ -62,10 +75,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Fine-tuning after the choice; zero epochs for none.
+    """Fine-tuning after pruning.
 
-    distil: learn from the dense model besides the labels. gradual: do not prune at once, but along a cubic schedule
-    over the first `RAMP` of the steps, choosing anew from the weights as they change (element patterns, magnitude).
+    epochs: passes over the training rows; 0 for no fine-tuning.
+    learning_rate: the largest learning rate.
+    seed: seed of the order of the rows and of dropout.
+    distil: whether to learn from the dense model in addition to the labels.
+    gradual: whether to prune along a cubic schedule over the first `RAMP` of the steps, ranking the weights again as
+        they change (element patterns, magnitude), instead of all at once.
     """
 
     epochs: float = 0.0
@@ -82,9 +99,21 @@ RAMP_START = 0.5
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one job. Sizes in bytes, times in seconds. `macs_ratio` is None where the layout (written by hand)
-    lists no products, `difference` is masked against shrunk, and `inexact` says why it is not zero by design (hidden
-    width between layer norms), or is empty.
+    """The result of one job.
+
+    name: name of the job.
+    dense, pruned, tuned: scores of the dense, the pruned and the fine-tuned model; None without fine-tuning.
+    total: number of parameters of the pruned model.
+    nonzero: number of those parameters that are not zero.
+    macs_ratio: multiply-accumulates of the pruned over the dense model; None where the layout (written by hand) lists
+        no products.
+    difference: difference between the masked and the shrunk model.
+    folder: the saved folder; empty when nothing was saved.
+    bytes: size of the saved folder in bytes.
+    linear_bytes: size of the saved prunable weights in bytes.
+    reload_difference: difference between the saved and the reloaded model; NaN when nothing was saved.
+    inexact: why `difference` is not zero by design (hidden width between layer norms); empty when it is.
+    provenance: how the plan was made.
     """
 
     name: str
@@ -110,7 +139,8 @@ class Outcome:
 def logits(host: TorchHost, batches: Iterable[Any]) -> np.ndarray:
     """First output of the model over all batches, (examples, classes).
 
-    Raises ModelError when the model is no classifier, or answers NaN or infinity.
+    Raises:
+        ModelError: when the model is no classifier, or its output has NaN or infinity.
     """
     parts = []
     for batch in batches:
@@ -134,7 +164,7 @@ def evaluate(host: TorchHost, test: Batches, dense: np.ndarray | None = None, tr
 
 
 def decide(host: TorchHost, steps: Sequence[Stage], calibration: Iterable[Any], track: Track = silent) -> Plan:
-    """The plan of all steps, each scored on the model as it is, and of what had been pruned when it was opened."""
+    """The plan of all stages, each scored on the unchanged model, merged with what was pruned before it was opened."""
     plan = host.plan or Plan()
     for step in steps:
         data = track(calibration, f"{step.criterion.__name__} for {step.pattern}")
@@ -143,25 +173,29 @@ def decide(host: TorchHost, steps: Sequence[Stage], calibration: Iterable[Any], 
 
 
 def gradually(host: TorchHost, steps: Sequence[Stage], tuning: Tuning, data: Data) -> Gradual:
-    """The callback that prunes `host` by the steps while it trains; PlanError when they need more than weights."""
-    for step in steps:
-        fits = isinstance(step.budget, Uniform | Global) and not isinstance(step.pattern, Unit | NM)
-        if not fits or needs_of(step.criterion) != ["weight"]:
-            raise PlanError(
-                "gradual pruning ranks the weights again as they change: it takes the criterion magnitude, an element "
-                f"or block pattern, and a uniform or global sparsity, not {step.criterion.__name__} with {step.pattern}"
-            )
+    """The callback that prunes `host` by the stages while it trains; PlanError when they need more than weights."""
+    budgets = [_gradual_budget(step) for step in steps]
 
     def decide_at(progress: float) -> Plan:
         plan = host.plan or Plan()
-        for step in steps:
-            assert isinstance(step.budget, Uniform | Global)
-            budget = replace(step.budget, sparsity=step.budget.sparsity * progress)
+        for step, final in zip(steps, budgets, strict=True):
+            budget = replace(final, sparsity=final.sparsity * progress)
             plan = plan.merge(prune(host, step.criterion, step.pattern, budget, weights=step.weights))
         return plan
 
     count = max(1, round(tuning.epochs * -(-len(data.train) // data.batch_size)))
     return Gradual(host, decide_at, cubic(1.0, round(RAMP * count), start=RAMP_START), every=max(1, count // 25))
+
+
+def _gradual_budget(step: Stage) -> Uniform | Global:
+    """The budget of a stage; PlanError when the stage cannot be pruned gradually."""
+    by_weight = not isinstance(step.pattern, Unit | NM) and needs_of(step.criterion) == ["weight"]
+    if by_weight and isinstance(step.budget, Uniform | Global):
+        return step.budget
+    raise PlanError(
+        "gradual pruning ranks the weights again as they change: it takes the criterion magnitude, an element "
+        f"or block pattern, and a uniform or global sparsity, not {step.criterion.__name__} with {step.pattern}"
+    )
 
 
 def run(
@@ -179,8 +213,14 @@ def run(
 ) -> Outcome:
     """Do the whole job on a copy of the host; `host` itself stays dense.
 
-    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model says something else than the
-    saved one. Nothing is written then.
+    output: folder to save to; None to save nothing.
+    dense_logits: logits of the dense model on the test batches, if they are known.
+    track: shows progress.
+    save_options: further arguments of `secateur.torch.files.saving.save`.
+
+    Raises:
+        VerifyError: when the masked and the shrunk model differ.
+        ModelError: when the reloaded model differs from the saved model. In both cases nothing is written.
     """
     check_weights(host)
     if dense_logits is None:
@@ -196,27 +236,7 @@ def run(
     small.resize(plan)
     tuned = None
     if tuning.epochs > 0:
-        gradual = None
-        if tuning.gradual:
-            small = host.copy()
-            gradual = gradually(small, steps, tuning, data)
-        element = resized_masks(host.layout, plan) if plan.masks and gradual is None else None
-        fine_tune(
-            small,
-            data.train,
-            data.tokenizer,
-            plan=element,
-            epochs=tuning.epochs,
-            learning_rate=tuning.learning_rate,
-            batch_size=data.batch_size,
-            seed=tuning.seed,
-            teacher=host.model if tuning.distil else None,
-            callbacks=[] if gradual is None else [gradual],
-            progress=track is not silent,
-        )
-        if gradual is not None:
-            plan = replace(gradual.plan.check(host.layout), provenance={**plan.provenance, "gradual": True})
-            small.apply(plan)
+        small, plan = _tune(host, small, steps, data, tuning, plan, progress=track is not silent)
         tuned = evaluate(small, data.test, dense_logits, track)
     count = parameters(host.layout, plan)
     outcome = Outcome(
@@ -239,11 +259,47 @@ def run(
     return replace(outcome, folder=str(output))
 
 
+def _tune(
+    dense: TorchHost,
+    small: TorchHost,
+    steps: Sequence[Stage],
+    data: Data,
+    tuning: Tuning,
+    plan: Plan,
+    *,
+    progress: bool,
+) -> tuple[TorchHost, Plan]:
+    """Fine-tune `small` with its zeros held, or a copy of `dense` that is pruned gradually; the model and its plan."""
+    gradual, zeros = None, None
+    if plan.masks and not tuning.gradual:
+        zeros = resized_masks(dense.layout, plan)
+    if tuning.gradual:
+        small = dense.copy()
+        gradual = gradually(small, steps, tuning, data)
+    fine_tune(
+        small,
+        data.train,
+        data.tokenizer,
+        plan=zeros,
+        epochs=tuning.epochs,
+        learning_rate=tuning.learning_rate,
+        batch_size=data.batch_size,
+        seed=tuning.seed,
+        teacher=dense.model if tuning.distil else None,
+        callbacks=[] if gradual is None else [gradual],
+        progress=progress,
+    )
+    if gradual is not None:
+        plan = replace(gradual.plan.check(dense.layout), provenance={**plan.provenance, "gradual": True})
+        small.apply(plan)
+    return small, plan
+
+
 def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, linears: Sequence[str]) -> Outcome:
-    """Load what was saved and compare it with what was in memory; ModelError unless the logits are equal."""
-    again = TorchHost.untraced(load_model(folder))
+    """Load the saved model and compare it with the model in memory; ModelError unless the logits are equal."""
+    loaded = TorchHost.untraced(load_model(folder))
     batch = test[0]
-    gap = difference(host.outputs(batch), again.outputs(batch))
+    gap = difference(host.outputs(batch), loaded.outputs(batch))
     if gap != 0.0:
         raise ModelError(f"the model loaded from {folder} differs from the saved one by {gap:.2e}")
     return replace(
@@ -261,7 +317,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def tensor_bytes(folder: Path, names: Sequence[str]) -> int:
-    """Bytes that named parameters take in the safetensors files of a folder, packed parts included."""
+    """Bytes of the named parameters in the safetensors files of a folder, packed parameters included."""
     total, wanted = 0, set(names)
     for path in sorted(Path(folder).glob("*.safetensors")):
         if path.name != MASKS_NAME:
@@ -272,10 +328,13 @@ def tensor_bytes(folder: Path, names: Sequence[str]) -> int:
 def compare_latency(
     folders: dict[str, Path], size: tuple[int, int] = (8, 64), *, threads: int = 1, repeats: int = 40
 ) -> dict[str, float]:
-    """Median seconds of one forward pass of each saved text model, in turn, in a fresh process with pinned threads.
+    """Median seconds of one forward pass of each saved text model, run alternately in a new process.
 
-    size: (batch, tokens) of random ids without padding. A process of its own, because one that has trained keeps freed
-    memory at hand and so spares the larger model page faults that it has wherever it is deployed.
+    size: (batch, tokens) of random ids without padding.
+    threads: number of threads.
+    repeats: number of measured passes of each model.
+
+    A process that has trained keeps freed memory, which spares the larger model page faults that it has when deployed.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(
@@ -302,5 +361,5 @@ def _latency_here(folders: dict[str, str], size: tuple[int, int], threads: int, 
 
 
 def save_dense(host: TorchHost, folder: Path, tokenizer: Any, *, overwrite: bool = False) -> None:
-    """Write the unpruned model beside the pruned ones."""
-    secateur.torch.files.saving.save(host.model, folder, tokenizer=tokenizer, overwrite=overwrite)
+    """Save the unpruned model beside the pruned models."""
+    save(host.model, folder, tokenizer=tokenizer, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Fine-tuning with transformers' Trainer, zeros held; the dense model and every pruned one take the same road."""
+"""Fine-tuning with transformers' Trainer and held zeros, the same way for dense and pruned models."""
 
 import math
 import tempfile
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 
 from secateur.errors import DataError
 from secateur.labelled_rows import Rows
@@ -33,18 +34,24 @@ def fine_tune(
 ) -> float:
     """Train `host.model` in place on encoded rows (see `text_rows.encode`); returns the last mean loss.
 
-    plan: zeros to hold while training, besides those of `host.plan`; None for no others. teacher: the dense model to
-    learn from, besides labels (see `secateur.torch.train.distil_loss`). callbacks: further ones for the Trainer.
+    plan: zeros to hold during training, in addition to those of `host.plan`.
+    teacher: the dense model to learn from, in addition to labels (see `secateur.torch.train.distil_loss`).
+    callbacks: more callbacks for the Trainer.
+    progress: whether a progress bar is shown.
+
     AdamW, linear decay, 6% warm-up, gradient norm 1.
-    Raises DataError when `epochs` or the learning rate is no positive number, or the loss is NaN or infinite.
+
+    Raises:
+        DataError: when `epochs` or the learning rate is no positive number, or the loss is NaN or infinite.
     """
+    # Optional: Trainer imports packages of the extra `train` (accelerate, datasets).
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
 
     for value, option in ((epochs, "epochs"), (learning_rate, "the learning rate")):
         if not 0 < value < float("inf"):
             raise DataError(f"{option} must be a positive number, not {value}")
     steps = max(1, round(epochs * -(-len(features) // batch_size)))
-    keeper = Hold(host, plan or Plan()) if plan is not None or host.plan is not None else None
+    hold = Hold(host, plan or Plan()) if plan is not None or host.plan is not None else None
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -68,13 +75,13 @@ def fine_tune(
             args=arguments,
             train_dataset=features,
             data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[*callbacks, *([keeper] if keeper is not None else []), *([Bar()] if progress else [])],
+            callbacks=[*callbacks, *([hold] if hold is not None else []), *([Bar()] if progress else [])],
         )
         trainer.remove_callback(PrinterCallback)
         try:
             loss = trainer.train().training_loss
         finally:
-            for callback in (keeper, *callbacks):
+            for callback in (hold, *callbacks):
                 if isinstance(callback, Holding):
                     callback.close()
             _forget_gradients(host.model)
@@ -88,12 +95,12 @@ def fine_tune(
 
 def _distilling(teacher: nn.Module) -> Any:
     """A Trainer whose loss is the distillation loss."""
-    from transformers import Trainer
+    from transformers import Trainer  # optional, as in `fine_tune`
 
     teacher.eval()
 
     class Distilling(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, *, return_outputs: bool = False, **kwargs: Any) -> Any:
             loss, output = distillation_loss(model, teacher, inputs)
             return (loss, output) if return_outputs else loss
 
@@ -101,11 +108,11 @@ def _distilling(teacher: nn.Module) -> Any:
 
 
 def classifier_options(source: Any, rows: Rows, seed: int) -> dict[str, Any]:
-    """Options for loading `source` as a classifier of the labels in `rows`: a folder that already is one keeps its
-    head, any other gets a fresh one (drawn with `seed`) whose classes are the sorted labels.
-    """
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+    """Options for loading `source` as a classifier of the labels in `rows`.
 
+    A folder that is a classifier keeps its head; other folders get a new head (drawn with `seed`), whose classes are
+    the sorted labels.
+    """
     config = AutoConfig.from_pretrained(source)
     torch.manual_seed(seed)
     classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)

@@ -27,8 +27,8 @@ from secateur.runtime.layers.linear import ByTokens, SparseLinear
 from secateur.runtime.run.chain import ChainProgram, chains_of, use_chains
 from secateur.runtime.run.decoder_step import DecoderProgram, decoders_of, use_decoders
 from secateur.torch.base import manifest as C
-from secateur.torch.files.saving import read_json
-from secateur.torch.shrink.resize import changes_of, remember
+from secateur.torch.base.manifest import changes_of, remember
+from secateur.torch.files.saving import attach, read_json
 from secateur.torch.shrink.size_attributes import is_size
 
 WEIGHTS, MANIFEST = "runtime.safetensors", "runtime.json"
@@ -224,4 +224,5 @@ def _skeleton(folder: Path, manifest: dict[str, Any]) -> nn.Module:
     C.take_buffers(model, changes)
     C.set_configs(model, changes)
     remember(model, changes)
+    attach(model)
     return model

@@ -18,20 +18,25 @@ from secateur.plan import Plan, note_written, resized_masks, to_be_written
 from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
 from secateur.torch.base.batches import evaluating, run, to_device
-from secateur.torch.base.manifest import named_tensors
+from secateur.torch.base.manifest import Changes, named_tensors
+from secateur.torch.files.saving import attach, save
 from secateur.torch.shrink.equality import Contract, contract_of
 from secateur.torch.shrink.masking import bypassed
 from secateur.torch.shrink.probe import derive
-from secateur.torch.shrink.resize import Changes, resize
+from secateur.torch.shrink.resize import resize
 from secateur.torch.stats.collect import Loss, collect
 from secateur.torch.train.hold import hold
 
 
 class TorchHost:
-    """A model and its layout. `example` is a batch (mapping or tuple) that the model can run.
+    """A model and its layout.
 
-    loss: `loss(model, batch) -> scalar tensor`, for models whose output has no `.loss`: a mean over the examples.
+    model: the model, which is changed in place.
+    example: a batch (mapping or tuple) that the model can run.
     layout: a layout written by hand, for models that cannot be traced.
+    loss: `loss(model, batch) -> scalar tensor`, for models whose output has no `.loss`: a mean over the examples.
+    plan: what was pruned before the model was opened.
+    changes: how the model differs from the model that its class builds.
     """
 
     def __init__(
@@ -48,8 +53,9 @@ class TorchHost:
         self.example = example
         self.loss = loss
         self.plan = plan
-        """What had already been pruned when the model was opened (its zeros, see `secateur.pruning.earlier_zeros`), or
-        None. `hold` holds it too, and `resize` cuts it to size; set it to None to let these weights grow again.
+        """What was pruned before the model was opened (its zeros, see `secateur.pruning.earlier_zeros`), or None.
+
+        `hold` holds these zeros too, and `resize` cuts them to size; set it to None to let these weights grow again.
         """
         self.changes = changes
         self._by_hand = layout is not None
@@ -57,8 +63,8 @@ class TorchHost:
         self.layout.check({name: tuple(p.shape) for name, p in named_tensors(self.model).items()})
         weights = {name: self.read(name) for name in self.layout.linears}
         self._written: dict[str, np.ndarray | None] = {}
-        found = earlier_zeros({name: weight for name, weight in weights.items() if not weight.is_meta})
-        self.plan = plan.merge(found) if plan is not None and found is not None else plan or found
+        zeros = earlier_zeros({name: weight for name, weight in weights.items() if not weight.is_meta})
+        self.plan = plan.merge(zeros) if plan is not None and zeros is not None else plan or zeros
 
     @classmethod
     def untraced(cls, model: nn.Module) -> "TorchHost":
@@ -67,7 +73,7 @@ class TorchHost:
 
     @property
     def layout(self) -> Layout:
-        """The axes of the model as it now is; after a removal they are traced when they are first asked for."""
+        """The axes of the model in its present state; after a removal the first access traces them."""
         if self._layout is None:
             self._layout = self._marked(derive(self.model, self.example))
         return self._layout
@@ -77,12 +83,12 @@ class TorchHost:
         self._layout = layout
 
     def _marked(self, layout: Layout) -> Layout:
-        """The layout, in which buffers are said to be such."""
+        """The layout, with the model's buffers among its parameters listed as buffers."""
         buffers = dict(self.model.named_buffers(remove_duplicate=False))
         return replace(layout, buffers=frozenset(layout.params) & frozenset(buffers))
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that the layout names."""
+        """The model's parameters that the layout names."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
         return {name: named[name] for name in self.layout.params if name in named}
 
@@ -110,19 +116,19 @@ class TorchHost:
         axes: Sequence[str] | None = None,
         weights: Sequence[str] | None = None,
     ) -> Stats:
-        """See `secateur.host.Host.collect`."""
+        """Collect statistics; `secateur.host.Host.collect` describes the arguments."""
         return collect(
             self.model, self.layout, self.parameters(), needs, data, axes=axes, loss=self.loss, weights=weights
         )
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
-        """Floating-point outputs in evaluation mode, caches left out."""
+        """Floating-point outputs in evaluation mode, without caches."""
         with evaluating(self.model), torch.no_grad():
             return list(_floats(run(self.model, to_device(batch, self.model))))
 
     @contextlib.contextmanager
     def masked(self, plan: Plan) -> Iterator[None]:
-        """Zero what the plan removes, bypass whole layers, never route to removed experts; restore at the end."""
+        """A context in which removed units are zero, removed layers bypassed, and removed experts never chosen."""
         plan = plan.check(self.layout)
         saved: dict[str, torch.Tensor] = {}
         with contextlib.ExitStack() as stack:
@@ -147,8 +153,8 @@ class TorchHost:
     def apply(self, plan: Plan) -> None:
         """Write the plan's zeros, and the weights that repair has changed, into the model; nothing changes shape.
 
-        What was trained since is not undone: a weight whose zeros are in place already keeps its values, unless this
-        host put them there without the plan's weights, or with others.
+        Later training is not undone: a weight that already has its zeros keeps its values, unless this host wrote the
+        zeros without the plan's weights, or with other weights.
         """
         plan = plan.check(self.layout)
         for name in self.layout.params:
@@ -166,26 +172,26 @@ class TorchHost:
 
     @contextlib.contextmanager
     def hold(self, plan: Plan) -> Iterator[None]:
-        """Zeros of the plan, and of what had been pruned before, stay zero; see `secateur.torch.train.hold`."""
+        """A context in which zeros of the plan, and earlier zeros, stay zero; see `secateur.torch.train.hold`."""
         plan = (plan if self.plan is None else plan.merge(self.plan)).check(self.layout)
         parameters = self.parameters()
         self.apply(Plan(masks=plan.masks, weights=plan.weights))
-        found = {name: plan.mask(self.layout, name) for name in parameters}
-        masks = {name: torch.from_numpy(mask) for name, mask in found.items() if mask is not None}
+        arrays = {name: plan.mask(self.layout, name) for name in parameters}
+        masks = {name: torch.from_numpy(mask) for name, mask in arrays.items() if mask is not None}
         with contextlib.ExitStack() as stack:
             stack.enter_context(bypassed(self.model, self.layout, plan))
             stack.enter_context(hold(parameters, masks))
             yield
 
     def copy(self) -> "TorchHost":
-        """A deep copy of the model with the same layout."""
+        """A host of a deep copy of the model, with the same layout."""
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
         other._written = dict(self._written)
         return other
 
     def resize(self, plan: Plan) -> None:
-        """Remove units for real. The layout becomes another, in which names of layers follow their new numbers."""
+        """Remove units from the model. The layout changes too: names of layers follow their new numbers."""
         plan = plan.check(self.layout)
         self.apply(Plan(masks=plan.masks, weights=plan.weights))
         if not plan.keep:
@@ -193,19 +199,18 @@ class TorchHost:
         contract = self.contract(plan)
         earlier = None if self.plan is None else resized_masks(self.layout, replace(self.plan, keep=plan.keep))
         changes = resize(self.model, self.layout, plan.keep)
+        attach(self.model)
         self.changes = changes if self.changes is None else self.changes.merge(changes)
         self.example = contract.after(self.example)
         self._layout = self._marked(self.layout.resized(plan.keep)) if self._by_hand else None
         self.plan, self._written = earlier, {}
 
     def contract(self, plan: Plan) -> Contract:
-        """What the outputs of the masked and the shrunk model owe each other."""
+        """How the outputs of the masked and the shrunk model compare."""
         return contract_of(self.model, self.layout, plan.check(self.layout))
 
     def save(self, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False, **extra: Any) -> None:
         """Write a folder that `from_pretrained` loads (after `import secateur` where sizes differ by layer)."""
-        from secateur.torch.files.saving import save
-
         save(self.model, folder, changes=self.changes, plan=plan, overwrite=overwrite, **extra)
 
 

@@ -1,4 +1,4 @@
-"""Opening: from a module, a folder or a hub id to a TorchHost."""
+"""Open a module, a folder or a hub id as a TorchHost."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from secateur.arrays import to_numpy
 from secateur.errors import ModelError, SecateurError
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.base.expected_errors import EXPECTED
+from secateur.torch.base.manifest import changes_of
 from secateur.torch.data.example import example_for
 from secateur.torch.files.safetensors_header import WEIGHTS
 from secateur.torch.files.saving import PICKLED, check_folder
 from secateur.torch.host import TorchHost
-from secateur.torch.shrink.resize import changes_of
 from secateur.torch.stats.collect import Loss
 
 
@@ -43,17 +44,20 @@ def open_folder(
     """Load a Hugging Face folder or hub id with the class that its config names, and open it.
 
     task: the name of an Auto class without `AutoModelFor` (`SequenceClassification`, `CausalLM`), to load a checkpoint
-        for another task than the one it was saved with.
+        for another task than the task that it was saved for.
+    options: passed to `from_pretrained`.
     """
     model = load_model(source, task=task, **options)
     return open_module(model, example, layout=layout, loss=loss)
 
 
 def load_model(source: str | Path, *, task: str | None = None, **options: Any) -> nn.Module:
-    """Load a Hugging Face model; ModelError with one sentence when the folder is no model, is damaged, or when only
-    pickled weights are there, on the hub or in its cache too.
+    """Load a Hugging Face model from a folder, or from the hub or its cache.
+
+    Raises:
+        ModelError: with one sentence, when the source is no model, is damaged, or has pickled weights only.
     """
-    import transformers
+    import transformers  # optional: plain PyTorch modules do not need it
 
     local = _is_folder(source)
     if local:
@@ -63,9 +67,9 @@ def load_model(source: str | Path, *, task: str | None = None, **options: Any) -
     try:
         config = transformers.AutoConfig.from_pretrained(source, **_config_options(options))
         factory = find_class(transformers, config, task)
-        named = str(getattr(config, "transformers_weights", None) or "")
-        if named.endswith(".bin"):
-            raise ModelError(PICKLED.format(source=source, file=named))
+        weights_file = str(getattr(config, "transformers_weights", None) or "")
+        if weights_file.endswith(".bin"):
+            raise ModelError(PICKLED.format(source=source, file=weights_file))
         model = factory.from_pretrained(source, **{**options, "use_safetensors": True})
     except SecateurError:
         raise
@@ -82,8 +86,8 @@ def load_model(source: str | Path, *, task: str | None = None, **options: Any) -
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration of a model folder; ModelError when transformers cannot make one of it."""
-    import transformers
+    """The configuration of a model folder; ModelError when transformers cannot read it."""
+    import transformers  # optional: plain PyTorch modules do not need it
 
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -124,8 +128,6 @@ def _first_sentence(error: BaseException) -> str:
 
 def _take_masks(model: nn.Module) -> Plan | None:
     """Turn `weight_orig` and `weight_mask` of torch.nn.utils.prune into plain weights and a Plan."""
-    from torch.nn.utils import prune
-
     masks: dict[str, np.ndarray] = {}
     for path, module in model.named_modules():
         for name in [n.removesuffix("_mask") for n, _ in module.named_buffers(recurse=False) if n.endswith("_mask")]:

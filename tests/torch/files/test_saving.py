@@ -11,13 +11,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-import secateur  # noqa: F401  teaches transformers
+import secateur
 from secateur.errors import ModelError, SecateurError
 from secateur.layout import Layout
 from secateur.plan import Plan
+from secateur.torch.base.manifest import changes_of
 from secateur.torch.files import saving
 from secateur.torch.files.zero_packing import BITS
-from secateur.torch.shrink.resize import changes_of, resize
+from secateur.torch.shrink.resize import resize
 from tests.torch import tiny
 from tests.torch.shrink.test_resize import UNEVEN
 
@@ -99,6 +100,14 @@ def test_uniform_is_refused_with_the_reason(family, keep, reason, tmp_path):
     with pytest.raises(ModelError, match=reason):
         saving.save(shrunk(family, keep), tmp_path / "a", uniform=True)
     assert not any(tmp_path.iterdir())
+
+
+def test_save_pretrained_alone_saves_what_a_host_resized(tmp_path):
+    host = secateur.open(tiny.bert(), tiny.inputs(tiny.bert()))
+    host.resize(Plan({"L0.ffn": np.arange(5), "L1.head": np.arange(2)}, {}, {"L0.ffn": 48, "L1.head": 4}))
+    host.model.save_pretrained(tmp_path / "a")
+    loaded = type(host.model).from_pretrained(tmp_path / "a")
+    assert torch.equal(tiny.logits(loaded), tiny.logits(host.model))
 
 
 def test_a_reloaded_model_is_pruned_and_saved_again(tmp_path):

@@ -7,8 +7,8 @@ import transformers
 
 from secateur.errors import LayoutError, ModelError, PlanError
 from secateur.layout import Layout
-from secateur.torch.base.manifest import Changes, original, renamed
-from secateur.torch.shrink.resize import changes_of, new_sizes, resize
+from secateur.torch.base.manifest import Changes, changes_of, original, renamed
+from secateur.torch.shrink.resize import new_sizes, resize
 from tests.torch import tiny
 
 UNEVEN = {
@@ -95,7 +95,7 @@ def test_value_width_alone_is_refused_and_nothing_changes():
 
 def test_tied_parameters_stay_tied_and_keep_dtype():
     model = tiny.llama().bfloat16()
-    model.model.embed_tokens.weight.requires_grad_(False)
+    model.model.embed_tokens.weight.requires_grad_(requires_grad=False)
     resize(model, tiny.layout_of(model), {"vocab": range(30)})
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.shape == (30, 32)

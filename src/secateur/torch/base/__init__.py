@@ -1,1 +1,1 @@
-"""What every room of the PyTorch host uses: batches, compute type, expected errors, the manifest of a shrunk model."""
+"""What every part of the PyTorch host uses: batches, compute type, expected errors, the manifest of a shrunk model."""

@@ -1,4 +1,4 @@
-"""What a batch is: a mapping of keyword arguments, or a tuple of positional ones; moved, measured, run."""
+"""Batches, each a mapping of keyword arguments or a tuple of positional arguments: move, count and run them."""
 
 import contextlib
 import inspect
@@ -12,7 +12,7 @@ from secateur.errors import DataError
 
 LABELS = ("labels", "label", "label_ids", "start_positions", "end_positions")
 IGNORED = -100
-"""The label of positions that do not count."""
+"""The label of positions that do not count in a loss."""
 
 
 def to_device(batch: Any, model: nn.Module) -> Any:
@@ -31,14 +31,14 @@ def size_of(batch: Any) -> int:
 
 
 def without_labels(batch: Any) -> Any:
-    """The batch without what only a loss needs."""
+    """The batch without its labels, which only a loss needs."""
     return {k: v for k, v in batch.items() if k not in LABELS} if isinstance(batch, Mapping) else batch
 
 
 def with_decoder_inputs(model: nn.Module, batch: Any) -> Any:
-    """The batch with the decoder's ids that an encoder-decoder makes of its labels; every other batch as it is.
+    """The batch with the decoder ids that an encoder-decoder makes from labels; a batch for another model is unchanged.
 
-    The model's own method makes them where it has one; else labels move one to the right, behind the start token.
+    The model's own method makes the ids if it has one; otherwise the labels move right by one, after the start token.
     """
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     config = getattr(model, "config", None)
@@ -52,10 +52,10 @@ def with_decoder_inputs(model: nn.Module, batch: Any) -> Any:
     ):
         return batch
     make = getattr(model, "prepare_decoder_input_ids_from_labels", None) or getattr(model, "_shift_right", None)
-    return {**batch, "decoder_input_ids": make(labels) if make is not None else _shifted(labels, config)}
+    return {**batch, "decoder_input_ids": make(labels) if make is not None else _shift_right(labels, config)}
 
 
-def _shifted(labels: torch.Tensor, config: Any) -> torch.Tensor:
+def _shift_right(labels: torch.Tensor, config: Any) -> torch.Tensor:
     start, pad = (getattr(config, name, None) for name in ("decoder_start_token_id", "pad_token_id"))
     if start is None or pad is None:
         raise DataError(
@@ -66,14 +66,14 @@ def _shifted(labels: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def run(model: nn.Module, batch: Any) -> Any:
-    """Forward pass without labels."""
+    """The output of a forward pass on the batch without its labels."""
     batch = without_labels(with_decoder_inputs(model, batch))
     return model(**batch) if isinstance(batch, Mapping) else model(*batch)
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; the training flag of every module is put back at the end."""
+    """A context in which the model is in evaluation mode; at its end every module gets its training flag back."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

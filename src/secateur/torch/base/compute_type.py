@@ -1,4 +1,4 @@
-"""The type in which a model computes: float32 where it is pruned; products in bfloat16 where the processor gains."""
+"""The type in which a model computes: float32 while it is pruned, matrix products in bfloat16 where that is faster."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,16 +16,20 @@ def fast_bfloat16() -> bool:
 
 
 @contextlib.contextmanager
-def products_in(low: bool) -> Iterator[None]:
-    """Matrix products in bfloat16 while the context lasts, if `low`; weights keep their type."""
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if low else contextlib.nullcontext():
+def products_in(*, low_precision: bool) -> Iterator[None]:
+    """A context in which matrix products are computed in bfloat16 if `low_precision`; weights keep their type."""
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if low_precision else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def computing_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """A model whose parameters and buffers are of `dtype` while the context lasts, then of their own types again:
-    values of narrower types come back as they were. ModelError for parameters of wider ones, which would not.
+    """A context in which the parameters and buffers of a model have the type `dtype`.
+
+    Afterwards they have their own types again; values of narrower types come back unchanged.
+
+    Raises:
+        ModelError: when a parameter has a wider type, whose values would not come back.
     """
     narrow = []
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -38,5 +42,5 @@ def computing_in(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     try:
         yield
     finally:
-        for tensor, before in narrow:
-            tensor.data = tensor.data.to(before)
+        for tensor, own_type in narrow:
+            tensor.data = tensor.data.to(own_type)

@@ -1,7 +1,7 @@
-"""What code that is not ours may raise when it is tried out, and how that is said in one line.
+"""The errors that foreign code may raise when secateur tries it out, and their text in one line.
 
-For places where failing is an answer (this module is no norm, this configuration is refused): what is not listed here,
-an interrupt or a full memory, is no answer and goes on its way.
+For callers to whom a failure is an answer (this module is no norm, this configuration is refused). Errors that are not
+listed here, such as an interrupt or a full memory, are no answer and propagate.
 """
 
 EXPECTED: tuple[type[Exception], ...] = (
@@ -16,9 +16,9 @@ EXPECTED: tuple[type[Exception], ...] = (
     TypeError,
     ValueError,
 )
-try:  # what the configurations of transformers raise; a ValueError in some versions only
+try:  # configurations of transformers raise it; only in some versions it is a ValueError
     from huggingface_hub.errors import StrictDataclassError
-except ImportError:  # plain PyTorch modules need no transformers
+except ImportError:  # plain PyTorch modules do not need transformers
     pass
 else:
     EXPECTED = (*EXPECTED, StrictDataclassError)

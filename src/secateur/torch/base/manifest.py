@@ -1,7 +1,7 @@
 """Changes: how a shrunk model differs from the model that its class and configuration build, as plain data.
 
 A checkpoint of a shrunk model carries its Changes; `apply` replays them on a fresh skeleton, before weights load.
-Nothing in here knows a model class: names, sizes and attribute values are all there is.
+Changes name modules, sizes and attribute values, and no model class.
 """
 
 import copy
@@ -22,14 +22,14 @@ ATTRIBUTE = "_secateur_changes"
 class Changes:
     """The difference to the stock model, by the names of the shrunk model.
 
-    kept: module list -> old indices of the elements that remain; outer lists first, inner ones by new numbers.
+    kept: module list -> old indices of the elements that remain; outer lists first, inner lists by their new numbers.
     shapes: parameter or persistent buffer -> shape.
     takes: non-persistent buffer -> kept positions of each dimension (None: all of them).
     attributes: module -> attribute -> value.
-    configs: module -> key -> value, changed on its `config` for everyone who shares that object.
-    own_configs: module -> key -> value, changed on a copy of its `config` that it alone reads.
-    base: path of a configuration inside the root one -> key -> the value that builds the stock skeleton.
-    scales: module -> attribute -> value, of numbers that are no sizes (the epsilon of a norm over fewer channels).
+    configs: module -> key -> value, changed on its `config` for every module that shares that object.
+    own_configs: module -> key -> value, changed on a copy of its `config` that only this module reads.
+    base: path of a configuration inside the root configuration -> key -> the value that builds the stock skeleton.
+    scales: module -> attribute -> value, for numbers that are no sizes (the epsilon of a norm over fewer channels).
     """
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -47,11 +47,11 @@ class Changes:
     def to_json(self) -> dict[str, Any]:
         """The changes as JSON values; empty parts are left out."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: _listed(part) for name, part in parts.items() if part}
+        return {name: _as_json(part) for name, part in parts.items() if part}
 
     @staticmethod
     def from_json(data: Any) -> "Changes":
-        """Read what `to_json` wrote; ModelError names the entry that is not what it should be."""
+        """Read what `to_json` wrote; a ModelError names the entry that is malformed."""
         if not isinstance(data, dict):
             raise ModelError(f"the manifest's changes are {type(data).__name__}, expected an object")
         readers: dict[str, Callable[[Any, str], Any]] = {
@@ -75,7 +75,7 @@ class Changes:
         return Changes(**parts)
 
     def merge(self, later: "Changes") -> "Changes":
-        """Both steps as one: `later` was made on the model that has these changes."""
+        """These changes and then `later` as one; `later` was made on the model that has these changes."""
 
         def moved(part: Mapping[str, Any]) -> dict[str, Any]:
             names = {name: renamed(name, later.kept) for name in part}
@@ -101,11 +101,11 @@ class Changes:
             _overlay(moved(self.scales), later.scales),
         )
 
-    def fit(self, model: nn.Module, prefix: str = "", strict: bool = True) -> "Changes":
-        """The same changes under the names of `model`, which may lack or add a head around the base model `prefix`.
+    def fit(self, model: nn.Module, prefix: str = "", *, strict: bool = True) -> "Changes":
+        """These changes under the names of `model`, which may lack or add a head around the base model `prefix`.
 
-        strict: the model is of the class that was saved, so that every name must be there; otherwise what concerns
-        a head that the model does not have is left out.
+        strict: whether the model has the class that was saved, so that it must have every name. Otherwise changes to
+        a head that the model does not have are left out.
         """
         if strict or not prefix:
             return self
@@ -118,9 +118,9 @@ class Changes:
                 return inner + name if name else prefix
             return name.removeprefix(inner) if wrapped and not has and name != prefix else name
 
-        there = {path for path, _ in model.named_modules()} | named_tensors(model).keys()
+        present = {path for path, _ in model.named_modules()} | named_tensors(model).keys()
         moved = self._named(rename)
-        return moved._named(lambda name: name if original(name, moved.kept) in there else None)
+        return moved._named(lambda name: name if original(name, moved.kept) in present else None)
 
     def _named(self, rename: Callable[[str], str | None]) -> "Changes":
         def part(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Changes:
 
 
 def renamed(name: str, kept: Mapping[str, Iterable[int]]) -> str | None:
-    """The name of a module or parameter after elements of module lists were dropped; None when it went with them."""
+    """The name of a module or parameter after elements of module lists were dropped; None if it was in one of them."""
     for path in sorted(kept, key=lambda path: path.count(".")):
         if name.startswith(path + "."):
             index, dot, rest = name[len(path) + 1 :].partition(".")
@@ -145,7 +145,7 @@ def renamed(name: str, kept: Mapping[str, Iterable[int]]) -> str | None:
 
 
 def original(name: str, kept: Mapping[str, tuple[int, ...]]) -> str:
-    """The name before elements of module lists were dropped: `renamed` the other way round."""
+    """The name before elements of module lists were dropped: the inverse of `renamed`."""
     for path in sorted(kept, key=lambda path: -path.count(".")):
         if name.startswith(path + "."):
             index, dot, rest = name[len(path) + 1 :].partition(".")
@@ -154,12 +154,26 @@ def original(name: str, kept: Mapping[str, tuple[int, ...]]) -> str:
     return name
 
 
+def changes_of(model: nn.Module) -> Changes:
+    """What resizing or loading has changed in a model so far; empty for a stock model."""
+    return vars(model).get(ATTRIBUTE) or Changes()
+
+
+def remember(model: nn.Module, changes: Changes) -> None:
+    """Keep the changes with the model, where `changes_of` finds them."""
+    vars(model)[ATTRIBUTE] = changes
+
+
 def apply(model: nn.Module, changes: Changes, allowed: Callable[[str], bool]) -> None:
     """Give a stock skeleton the structure that `changes` describe, in place; the new tensors are uninitialised.
 
-    Non-persistent buffers keep their size until `take_buffers`, and configurations their numbers until `set_configs`,
-    so that the model can compute what follows from them first (rotary frequencies from hidden / heads).
-    allowed: which attribute names may be set. Raises ModelError when the changes do not fit the model.
+    Non-persistent buffers keep their size until `take_buffers`, and configurations keep their numbers until
+    `set_configs`, so that the model can first compute what follows from them (rotary frequencies from hidden / heads).
+
+    allowed: whether an attribute of that name may be set.
+
+    Raises:
+        ModelError: when the changes do not fit the model.
     """
     drop(model, changes.kept)
     tensors = named_tensors(model)
@@ -186,7 +200,7 @@ def take_buffers(model: nn.Module, changes: Changes) -> None:
 
 
 def drop(model: nn.Module, kept: Mapping[str, tuple[int, ...]]) -> None:
-    """Drop elements of module lists, outer lists first; ModelError when a list or an index is not there."""
+    """Drop elements of module lists, outer lists first; ModelError for a list or an index that does not exist."""
     for path in sorted(kept, key=lambda path: path.count(".")):
         modules = submodule(model, path)
         indices = kept[path]
@@ -215,7 +229,7 @@ def set_attributes(model: nn.Module, changes: Changes, allowed: Callable[[str], 
 
 
 def set_configs(model: nn.Module, changes: Changes) -> None:
-    """Set the configuration values of `changes`; ModelError for what a configuration does not have."""
+    """Set the configuration values of `changes`; ModelError for values that a configuration does not have."""
     for path, values in changes.configs.items():
         _set_config(submodule(model, path), path, values)
     for path, values in changes.own_configs.items():
@@ -261,15 +275,15 @@ def select(tensor: torch.Tensor, positions: Iterable[Iterable[int] | None]) -> t
     taken = tensor.detach()
     for dim, index in enumerate(positions):
         if index is not None:
-            where = list(index)
-            if where and max(where) >= taken.shape[dim]:
-                raise ModelError(f"position {max(where)} is outside a dimension of {taken.shape[dim]}")
-            taken = taken.index_select(dim, torch.as_tensor(where, dtype=torch.long, device=tensor.device))
+            indices = list(index)
+            if indices and max(indices) >= taken.shape[dim]:
+                raise ModelError(f"position {max(indices)} is outside a dimension of {taken.shape[dim]}")
+            taken = taken.index_select(dim, torch.as_tensor(indices, dtype=torch.long, device=tensor.device))
     return taken.contiguous()
 
 
 def like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """`new` as a parameter when `old` is one, with what else hangs on it."""
+    """`new` as a parameter, with the attributes of `old`, when `old` is a parameter; else `new` itself."""
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
         new.__dict__.update({k: v for k, v in old.__dict__.items() if not k.startswith("_backward")})
@@ -294,10 +308,10 @@ def submodule(model: nn.Module, path: str) -> nn.Module:
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
 
-def _listed(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _read_sizes(value: Any, where: str) -> tuple[int, ...]:
@@ -316,8 +330,8 @@ def _read_values(value: Any, where: str) -> dict[str, Value]:
     if not isinstance(value, dict):
         raise ModelError(f"the manifest's {where} is {value!r}, expected an object")
     for key, item in value.items():
-        for one in item if isinstance(item, list) else [item]:
-            if one is not None and not isinstance(one, int | str):
+        for element in item if isinstance(item, list) else [item]:
+            if element is not None and not isinstance(element, int | str):
                 raise ModelError(f"the manifest's {where} sets {key!r} to {item!r}, expected integers")
     return value
 

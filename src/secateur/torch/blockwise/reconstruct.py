@@ -56,7 +56,7 @@ def reconstruct(
             order = order or torch.randperm(batches, generator=generator).tolist()
             index = order.pop()
             args, kwargs = call(index)
-            with torch.enable_grad(), products_in(low_precision):
+            with torch.enable_grad(), products_in(low_precision=low_precision):
                 output = _stream(block(*args, **kwargs))
                 relative_error(output, target(index)).backward()
             for group in optimizer.param_groups:

@@ -1,1 +1,1 @@
-"""A model as a folder that `from_pretrained` opens, and back."""
+"""Save a model as a folder that `from_pretrained` opens, and load it."""

@@ -1,24 +1,24 @@
 """How `from_pretrained` opens a folder that secateur saved: the plug-in that transformers calls while loading.
 
-The manifest in config.json (`quantization_config`, method `secateur`) says the changes; the skeleton is resized on
-the meta device before its weights load, and packed weights are unpacked on the way. Afterwards the model is an
-ordinary one: it trains, casts and saves as any other, and `save_pretrained` writes the manifest again.
+The manifest in config.json (`quantization_config`, method `secateur`) lists the changes; the skeleton is resized on
+the meta device before its weights load, and packed weights are unpacked as they load. Afterwards the model is an
+ordinary model: it trains, casts and saves as any other, and `save_pretrained` writes the manifest again.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from secateur.errors import ModelError
-from secateur.torch.base import manifest as C
+from secateur.torch.base import manifest
 from secateur.torch.base.manifest import Changes
-from secateur.torch.files import zero_packing as packed
-from secateur.torch.files.safetensors_header import read_entries
+from secateur.torch.files import zero_packing
+from secateur.torch.files.safetensors_header import Entry, read_entries
 from secateur.torch.shrink.size_attributes import is_size
 
 METHOD = "secateur"
@@ -29,10 +29,12 @@ NOTE = "This checkpoint was pruned by secateur: `pip install secateur`, then `im
 class SecateurConfig(QuantizationConfigMixin):
     """The manifest as transformers keeps it in a config.
 
-    changes: `Changes.to_json()`. packed: whether the weight files hold packed tensors.
+    changes: `Changes.to_json()`.
+    packed: whether the weight files hold packed tensors.
+    format: the format of the manifest; ModelError for any but `FORMAT`.
     """
 
-    def __init__(self, changes: Any = None, packed: bool = False, format: int = FORMAT, **unknown: Any) -> None:
+    def __init__(self, changes: Any = None, *, packed: bool = False, format: int = FORMAT, **unknown: Any) -> None:
         unknown.pop("quant_method", None)
         unknown.pop("note", None)
         if format != FORMAT:
@@ -46,19 +48,19 @@ class SecateurConfig(QuantizationConfigMixin):
         self.changes = Changes.from_json(changes or {}).to_json()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Entries as of a dict, which transformers takes this for when a live model's config is given to load with."""
+        """`dict.get`: transformers takes this object for a dict when it loads with the config of a live model."""
         return getattr(self, key, default)
 
 
 class Unpack(ConversionOps):
-    """Turns bits and values back into the weight, while loading."""
+    """Turns the bits and values of a packed weight back into the weight while a model loads."""
 
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The unpacked tensor under the full name of its parameter."""
+        """Return the unpacked tensor under the full name of its parameter."""
         name, model = kwargs["full_layer_name"], kwargs["model"]
-        (bits,), (values,) = input_dict[packed.BITS], input_dict[packed.VALUES]
+        (bits,), (values,) = input_dict[zero_packing.BITS], input_dict[zero_packing.VALUES]
         shape = tuple(model.get_parameter_or_buffer(name).shape)
-        return {name: packed.unpack(bits, values, shape)}
+        return {name: zero_packing.unpack(bits, values, shape)}
 
 
 class SecateurQuantizer(HfQuantizer):
@@ -73,12 +75,12 @@ class SecateurQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         strict = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
-        self.fitted = self._changes().fit(model, model.base_model_prefix, strict)
-        C.apply(model, self.fitted, is_size)
+        self.fitted = self._changes().fit(model, model.base_model_prefix, strict=strict)
+        manifest.apply(model, self.fitted, is_size)
         check_files(model, kwargs.get("checkpoint_files"), self.fitted.shapes)
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        """Asked by the loader when a weight has another shape than the model: never a reason for random weights."""
+        """Raise ModelError; the loader asks when a weight has another shape than the model, to fill in random ones."""
         shape = tuple(model.get_parameter_or_buffer(param_name).shape)
         raise ModelError(
             f"{param_name} has another shape in the checkpoint than {shape}, which its manifest and class give; "
@@ -86,14 +88,14 @@ class SecateurQuantizer(HfQuantizer):
         )
 
     def get_weight_conversions(self) -> list[Any]:
-        """The conversion of packed weights."""
+        """Return the conversion of packed weights, if the files hold any."""
         if not self.quantization_config.packed:
             return []
-        return [WeightConverter([packed.BITS, packed.VALUES], "", [Unpack()])]
+        return [WeightConverter([zero_packing.BITS, zero_packing.VALUES], "", [Unpack()])]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        C.take_buffers(model, self.fitted)
-        C.set_configs(model, self.fitted)
+        manifest.take_buffers(model, self.fitted)
+        manifest.set_configs(model, self.fitted)
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(name, None)
         for module in model.modules():
@@ -103,7 +105,7 @@ class SecateurQuantizer(HfQuantizer):
         conversions = getattr(model, "_weight_conversions", None)
         if conversions is not None:
             model._weight_conversions = [c for c in conversions if not _unpacks(c)]
-        vars(model)[C.ATTRIBUTE] = self.fitted
+        manifest.remember(model, self.fitted)
         attach(model, self.fitted)
         return model
 
@@ -121,13 +123,13 @@ class SecateurQuantizer(HfQuantizer):
 
 
 def start_config(config: Any, changes: Changes) -> Any:
-    """A config as it was read, given the numbers that build the stock skeleton; in place."""
+    """Set the numbers that build the stock skeleton on a config, in place, and return the config."""
     vars(config).pop("transformers_weights", None)
     for path, values in changes.base.items():
-        place = config
+        part = config
         for name in path.split(".") if path else ():
-            place = getattr(place, name, None)
-        C.set_config(place, values, path)
+            part = getattr(part, name, None)
+        manifest.set_config(part, values, path)
     return config
 
 
@@ -136,7 +138,7 @@ def _unpacks(conversion: Any) -> bool:
 
 
 def attach(model: Any, changes: Changes) -> None:
-    """Put the manifest into the model's config, so that whatever saves the model saves it."""
+    """Put the manifest into the model's config, so that everything that saves the model saves the manifest too."""
     if changes:
         model.config.quantization_config = SecateurConfig(changes.to_json())
     else:
@@ -150,21 +152,22 @@ def check_files(model: Any, files: Any, shapes: Mapping[str, tuple[int, ...]]) -
         if not str(path).endswith(".safetensors"):
             raise ModelError(f"{path} is no safetensors file; secateur never opens pickled weights")
         for name, entry in read_entries(path).items():
-            plain = name.removesuffix(packed.BITS)
-            expected = next(
-                (shapes[n] for n in (plain, prefix + plain, plain.removeprefix(prefix)) if n in shapes), None
-            )
-            if expected is None:
-                continue
-            count = int(torch.Size(expected).numel())
-            bits = entry.shape == (-(-count // 8),) and entry.dtype == "U8"
-            fits = bits if name != plain else entry.shape == expected
-            if not fits:
+            plain = name.removesuffix(zero_packing.BITS)
+            names = (plain, prefix + plain, plain.removeprefix(prefix))
+            expected = next((shapes[n] for n in names if n in shapes), None)
+            if expected is not None and not _fits(entry, expected, is_bits=name != plain):
                 raise ModelError(f"{path} holds {name} as {entry.shape}, but its manifest says {plain} is {expected}")
 
 
+def _fits(entry: Entry, shape: tuple[int, ...], *, is_bits: bool) -> bool:
+    """Whether an entry of a file is a tensor of that shape, or the bits of such a tensor when it is packed."""
+    if is_bits:
+        return entry.shape == (-(-math.prod(shape) // 8),) and entry.dtype == "U8"
+    return entry.shape == shape
+
+
 def register() -> None:
-    """Make `quant_method: secateur` known to transformers; doing so again changes nothing."""
+    """Make `quant_method: secateur` known to transformers; a second call changes nothing."""
     if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
         auto.register_quantizer(METHOD)(SecateurQuantizer)
     if METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:

@@ -1,4 +1,4 @@
-"""Model files that are no folder yet: a GGUF file dequantised into one, a hub id fetched."""
+"""Make a model folder of a GGUF file, dequantised, or of a hub id, downloaded."""
 
 import contextlib
 import copy
@@ -18,22 +18,22 @@ from secateur.errors import ModelError
 
 @contextlib.contextmanager
 def dequantised(file: Path, output: Path) -> Iterator[Path]:
-    """The model of a GGUF file as a folder (see `convert_gguf`), which lies beside `output` while the context lasts.
+    """The model of a GGUF file as a folder (see `convert_gguf`) beside `output`, which exists while the context lasts.
 
-    What killed processes left there is removed; a folder that is in use is locked.
+    Folders that killed processes left there are removed; a folder in use is locked, and so is not removed.
     """
     parent, prefix = output.absolute().parent, f".{output.name}.gguf."
     parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(f"{glob.escape(prefix)}*"):
-        with contextlib.suppress(BlockingIOError), _locked(left):
-            shutil.rmtree(left)
-    place = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    with _locked(place):
+    for abandoned in parent.glob(f"{glob.escape(prefix)}*"):
+        with contextlib.suppress(BlockingIOError), _locked(abandoned):
+            shutil.rmtree(abandoned)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    with _locked(temporary):
         try:
-            convert_gguf(file, place / "model")
-            yield place / "model"
+            convert_gguf(file, temporary / "model")
+            yield temporary / "model"
         finally:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -47,11 +47,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Write the model of a GGUF file, dequantised to float32, as a folder; read whole by transformers.
+    """Write the model of a GGUF file, dequantised to float32, as a folder; transformers reads the file as a whole.
 
-    Raises ModelError where transformers cannot read it.
+    Raises:
+        ModelError: when transformers cannot read the file.
     """
-    import transformers
+    import transformers  # optional: plain PyTorch modules do not need it
 
     if not file.is_file():
         raise ModelError(f"{file} does not exist; pass a model folder, a hub id or a .gguf file")
@@ -59,7 +60,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     try:
         read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=name, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=name)
-    except Exception as error:  # an unknown architecture or a damaged file shows in many ways
+    except Exception as error:  # transformers raises many errors for unknown architectures and damaged files
         text = " ".join(str(error).split())[:200]
         raise ModelError(f"transformers cannot read {file}: {text}") from None
     config = copy.deepcopy(read.config)
@@ -72,14 +73,14 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 
 def fetch(name: str) -> Path:
-    """The folder of a hub id in the local cache, fetched where it is absent; ModelError when it cannot be had."""
-    from huggingface_hub import snapshot_download
+    """The folder of a hub id in the local cache, downloaded if absent; ModelError when the download fails."""
+    from huggingface_hub import snapshot_download  # optional: installed with transformers
 
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"{name} does not exist; pass a model folder or a hub id such as org/name")
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
-    except Exception as error:
+    except Exception as error:  # the network, the hub and the cache fail in many ways
         raise ModelError(
             f"{name} is no folder, and could not be fetched from the hub ({str(error).splitlines()[0][:150]})"
         ) from None

@@ -1,6 +1,6 @@
-"""What a safetensors file says it holds: names, types, shapes and byte ranges, checked against its length.
+"""The header of a safetensors file: names, types, shapes and byte ranges of tensors, checked against the file's length.
 
-Read with plain calls, not mapped.
+Files are read with plain calls, not memory-mapped.
 """
 
 import json
@@ -15,8 +15,9 @@ import torch
 from secateur.errors import ModelError
 
 WEIGHTS = "model.safetensors"
+"""Name of the weights of a checkpoint in one file."""
 INDEX = "model.safetensors.index.json"
-"""Names of the weights of a checkpoint: one file, or the index of several."""
+"""Name of the index of a checkpoint in several files."""
 TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -29,14 +30,20 @@ TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The types of safetensors files that torch computes with."""
+"""Type names of safetensors files -> torch types, without the types that torch does not compute with."""
 _LONGEST = 100_000_000
-"""Bytes of a header; safetensors takes no longer ones."""
+"""The most bytes of a header that safetensors accepts."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where the bytes of one tensor lie, and what they are."""
+    """One tensor of a safetensors file.
+
+    file: the file.
+    dtype: type name as in the file, a key of `TYPES` where torch computes with it.
+    shape: shape of the tensor.
+    begin, end: byte range in the file.
+    """
 
     file: Path
     dtype: str
@@ -51,8 +58,11 @@ class Entry:
 
 
 def read_entries(file: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file; ModelError when it is damaged: no such header, ranges that leave gaps or
-    overlap, that do not fit types and shapes, or that do not end where the file does.
+    """The tensors of a safetensors file.
+
+    Raises:
+        ModelError: when the file is damaged: it has no such header, or byte ranges that leave gaps or overlap, do not
+            fit types and shapes, or do not end at the end of the file.
     """
     file = Path(file)
     try:
@@ -61,11 +71,11 @@ def read_entries(file: Path) -> dict[str, Entry]:
             (length,) = struct.unpack("<Q", stream.read(8))
             header: dict[str, Any] = json.loads(stream.read(min(length, size, _LONGEST)))
         header.pop("__metadata__", None)
-        found = {name: _entry(file, about, 8 + length) for name, about in header.items()}
+        entries = {name: _entry(file, fields, 8 + length) for name, fields in header.items()}
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(file, error) from None
     reached = 8 + length
-    for name, entry in sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)):
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != reached or entry.end < entry.begin:
             raise _damaged(file, f"{name} lies at bytes {entry.begin} to {entry.end}, expected from {reached}")
         if entry.dtype in TYPES and entry.bytes != math.prod(entry.shape) * TYPES[entry.dtype].itemsize:
@@ -73,12 +83,12 @@ def read_entries(file: Path) -> dict[str, Entry]:
         reached = entry.end
     if reached != size:
         raise _damaged(file, f"its tensors end at byte {reached} of {size}")
-    return found
+    return entries
 
 
-def _entry(file: Path, about: Any, start: int) -> Entry:
-    begin, end = (start + int(offset) for offset in about["data_offsets"])
-    return Entry(file, str(about["dtype"]), tuple(int(n) for n in about["shape"]), begin, end)
+def _entry(file: Path, fields: Any, start: int) -> Entry:
+    begin, end = (start + int(offset) for offset in fields["data_offsets"])
+    return Entry(file, str(fields["dtype"]), tuple(int(n) for n in fields["shape"]), begin, end)
 
 
 def _damaged(file: Path, reason: object) -> ModelError:

@@ -1,6 +1,6 @@
-"""Weights of a checkpoint as byte ranges of its safetensors files: read one tensor, write one shard, all checked.
+"""Weights of a checkpoint as byte ranges of its safetensors files: read one tensor, write one shard, with checks.
 
-Files are read and written with plain calls, not mapped, so that a process never holds more of them than it asked for.
+Files are read and written with plain calls, not memory-mapped, so that a process holds only the parts that it reads.
 """
 
 import hashlib
@@ -21,30 +21,32 @@ from secateur.torch.files.saving import check_folder
 
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 _CHUNK = 1 << 22
+"""Bytes that are read or written at once."""
 
 
 def entries_of(folder: Path) -> dict[str, Entry]:
-    """Every tensor of a model folder by its name in the files.
+    """All tensors of a model folder by their names in the files.
 
-    Raises ModelError for a folder that is no model, for damaged or truncated files, for an index that names tensors
-    that its files do not hold, and for a tensor that two files hold.
+    Raises:
+        ModelError: for a folder that is no model, for damaged or truncated files, for an index that names tensors
+            that its files do not hold, and for a tensor that two files hold.
     """
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for file in check_folder(folder):
         for name, entry in read_entries(file).items():
-            if name in found:
-                raise ModelError(f"{file.name} and {found[name].file.name} both hold {name}; save the model again")
-            found[name] = entry
+            if name in entries:
+                raise ModelError(f"{file.name} and {entries[name].file.name} both hold {name}; save the model again")
+            entries[name] = entry
     index = folder / INDEX
     if index.is_file():
         for name, file_name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
-            if name not in found or found[name].file.name != file_name:
+            if name not in entries or entries[name].file.name != file_name:
                 raise ModelError(f"{index} says that {file_name} holds {name}, which it does not; copy the model again")
-    return found
+    return entries
 
 
 def read_tensor(entry: Entry) -> torch.Tensor:
-    """One tensor in memory of its own; ModelError for types that torch does not compute with."""
+    """A tensor, read into new memory; ModelError for types that torch does not compute with."""
     if entry.dtype not in TYPES:
         raise ModelError(f"{entry.file} holds weights of type {entry.dtype}; convert the model to float32 or bfloat16")
     raw = np.empty(entry.bytes, dtype=np.uint8)
@@ -58,9 +60,9 @@ def read_tensor(entry: Entry) -> torch.Tensor:
 
 
 def write_shard(path: Path, parts: Mapping[str, torch.Tensor | Entry], workspace: Path, *, flush: bool = True) -> str:
-    """Write a safetensors file, byte ranges of other files copied as they are; returns its SHA-256.
+    """Write a safetensors file of tensors, and of byte ranges of other files; returns its SHA-256.
 
-    The file is made in `workspace`, flushed to the disk and then renamed, so that `path` is whole or absent.
+    The file is written in `workspace`, flushed to the disk and then renamed, so that `path` is whole or absent.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -84,6 +86,7 @@ def write_shard(path: Path, parts: Mapping[str, torch.Tensor | Entry], workspace
 
 
 def _described(part: torch.Tensor | Entry) -> tuple[str, tuple[int, ...], int]:
+    """Type name, shape and bytes of a part."""
     if isinstance(part, Entry):
         return part.dtype, part.shape, part.bytes
     return _NAMES[part.dtype], tuple(part.shape), part.nbytes

@@ -1,6 +1,7 @@
 """Save a pruned PyTorch model as a folder that `from_pretrained` (or `load`) opens, and open it.
 
-Sizes that configuration numbers can say make a stock checkpoint, which needs no secateur. All others get a manifest.
+A model whose sizes the numbers of a configuration describe becomes a stock checkpoint, which opens without secateur.
+All other models get a manifest.
 """
 
 import copy
@@ -18,11 +19,11 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
 from secateur.plan import Plan
-from secateur.torch.base import manifest as C
-from secateur.torch.base.manifest import Changes
-from secateur.torch.files import zero_packing as P
+from secateur.torch.base import manifest
+from secateur.torch.base.manifest import Changes, changes_of, remember
+from secateur.torch.files import stock_config, zero_packing
 from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, read_entries
-from secateur.torch.shrink.resize import changes_of, check_attachable, remember
+from secateur.torch.shrink.resize import check_unquantized
 from secateur.torch.shrink.size_attributes import is_size
 from secateur.torch.shrink.vocabulary import save_tokenizer
 
@@ -36,7 +37,13 @@ PICKLED = (
 
 @dataclass(frozen=True)
 class Saved:
-    """What `save` wrote: whether the folder opens without secateur (and if not, why), and whether it is packed."""
+    """What `save` wrote.
+
+    folder: the folder.
+    stock: whether the folder opens without secateur.
+    packed: whether any weight is packed.
+    reason: why the folder needs secateur; empty for a stock checkpoint.
+    """
 
     folder: Path
     stock: bool
@@ -60,8 +67,9 @@ def save(
     """Write a model, whole or not at all.
 
     changes: everything that differs from the stock model; by default what the model itself remembers.
-    plan: written into the folder as well. tokenizer, processor: anything with `save_pretrained`.
+    plan: written into the folder as well.
     uniform: demand a stock checkpoint; ModelError with the reason when the sizes do not allow one.
+    tokenizer, processor: anything with `save_pretrained`, written into the folder as well.
     pack: store weights with many zeros as bitmask and values; by default when the plan holds element masks.
     max_shard_size: as in `save_pretrained`; for Hugging Face models only.
 
@@ -71,28 +79,34 @@ def save(
     pack = bool(plan is not None and plan.masks) and not uniform if pack is None else pack
     if uniform and pack:
         raise ModelError("a stock checkpoint cannot hold packed weights; pass either uniform or pack")
-    check_attachable(model)
-    hugging_face = hasattr(model, "save_pretrained") and hasattr(getattr(model, "config", None), "to_diff_dict")
+    check_unquantized(model)
+    hugging_face = hasattr(model, "save_pretrained") and _has_hugging_face_config(model)
     config, reason = _stock_config(model, changes) if hugging_face else (None, "plain PyTorch modules need secateur")
     if uniform and config is None:
         raise ModelError(
             f"no stock checkpoint can hold this model: {reason}; prune every layer alike, or leave out uniform"
         )
-    if any(tensor.is_meta for tensor in C.named_tensors(model).values()):
+    if any(tensor.is_meta for tensor in manifest.named_tensors(model).values()):
         raise ModelError("the model has tensors on the meta device, which hold no numbers; load its weights first")
     with new_folder(Path(folder), overwrite=overwrite) as temporary:
         if hugging_face:
-            packed = _save_hugging_face(model, temporary, changes, config, pack, max_shard_size)
+            packed = _save_hugging_face(model, temporary, changes, config, pack=pack, max_shard_size=max_shard_size)
         else:
-            packed = _save_plain(model, temporary, changes, pack)
-        if tokenizer is not None:
-            save_tokenizer(model, tokenizer, temporary)
-        if processor is not None:
-            processor.save_pretrained(temporary)
-        if plan is not None:
-            replace(plan, weights={}).save(temporary)  # the model has them
-    stock = config is not None and not packed
-    return Saved(Path(folder), stock, packed, "the weights are packed" if config is not None and packed else reason)
+            packed = _save_plain(model, temporary, changes, pack=pack)
+        _save_companions(model, temporary, tokenizer, processor, plan)
+    if config is not None and packed:
+        reason = "the weights are packed"
+    return Saved(Path(folder), stock=config is not None and not packed, packed=packed, reason=reason)
+
+
+def _save_companions(model: nn.Module, folder: Path, tokenizer: Any, processor: Any, plan: Plan | None) -> None:
+    """Write what goes with a model: its tokenizer, its processor and its plan, as far as there are any."""
+    if tokenizer is not None:
+        save_tokenizer(model, tokenizer, folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+    if plan is not None:
+        replace(plan, weights={}).save(folder)  # the model's files hold the weights
 
 
 def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> nn.Module:
@@ -107,9 +121,9 @@ def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> 
     check_folder(folder, CONFIG if model is None else MANIFEST)
     if model is not None:
         return _load_plain(folder, model)
-    import transformers
+    import transformers  # optional: plain PyTorch modules do not need it
 
-    from secateur.torch.files import from_pretrained_hook
+    from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     from_pretrained_hook.register()
     names = read_json(folder / CONFIG).get("architectures")
@@ -122,7 +136,7 @@ CONFIG = "config.json"
 
 
 def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
-    """The weight files of a model folder; ModelError says in a sentence why it is none, or why it is refused."""
+    """The weight files of a model folder; ModelError with the reason when it is no model folder, or is refused."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; give one that holds {description} and {WEIGHTS}")
@@ -139,19 +153,19 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
             raise ModelError(f"{folder / INDEX} points outside its folder, to {outside}; it is not to be trusted")
     else:
         files = [folder / WEIGHTS]
-    absent = next((f for f in files if not f.is_file()), None)
-    if absent:
+    missing = next((f for f in files if not f.is_file()), None)
+    if missing:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
         if pickled:
             raise ModelError(PICKLED.format(source=folder, file=pickled[0].name))
-        raise ModelError(f"{folder} is no saved model: {absent.name} is missing")
+        raise ModelError(f"{folder} is no saved model: {missing.name} is missing")
     for file in files:
         read_entries(file)
     return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object of a JSON file; ModelError when it holds none."""
+    """The object that a JSON file holds; ModelError when it holds no object."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -164,33 +178,48 @@ def read_json(path: Path) -> dict[str, Any]:
 # -- Hugging Face -------------------------------------------------------------------------------------------------
 
 
-def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
-    from secateur.torch.files import stock_config as stock
+def _has_hugging_face_config(model: nn.Module) -> bool:
+    return hasattr(getattr(model, "config", None), "to_diff_dict")
 
+
+def attach(model: nn.Module) -> None:
+    """Put the changes that a model remembers into its Hugging Face config, so that `save_pretrained` writes them.
+
+    A model without such a config is unchanged.
+    """
+    if _has_hugging_face_config(model):
+        from secateur.torch.files import from_pretrained_hook  # imports transformers
+
+        from_pretrained_hook.attach(model, changes_of(model))
+
+
+def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
+    """The configuration of a stock checkpoint of the model, or None and the reason why there is none."""
     if changes:
-        return stock.find_config(model)
+        return stock_config.find_config(model)
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     return config, ""
 
 
 def _save_hugging_face(
-    model: Any, folder: Path, changes: Changes, config: Any, pack: bool, max_shard_size: int | str | None
+    model: Any, folder: Path, changes: Changes, config: Any, *, pack: bool, max_shard_size: int | str | None
 ) -> bool:
-    """Write weights and config; returns whether any weight was packed."""
-    from secateur.torch.files import from_pretrained_hook
+    """Write weights and config, `config` where it is not None; returns whether any weight was packed."""
+    from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
-    packed = P.pack_folder(folder) if pack else False
+    packed = zero_packing.pack_folder(folder) if pack else False
     written = copy.deepcopy(model.config if config is None else config)
     written.dtype, written.architectures = model.config.dtype, model.config.architectures
     if config is None or packed:
-        manifest = Changes() if config is not None else changes
-        written.quantization_config = from_pretrained_hook.SecateurConfig(manifest.to_json(), packed)
+        listed = changes if config is None else Changes()
+        written.quantization_config = from_pretrained_hook.SecateurConfig(listed.to_json(), packed=packed)
     written.save_pretrained(folder)
     if config is None or packed:
-        # transformers skips methods that it does not know, with a warning; this makes it stop with a sentence.
+        # transformers only warns of a quantization method that it does not know, and goes on. This entry stops it with
+        # an error that names secateur.
         data = read_json(folder / CONFIG)
         write_json(folder / CONFIG, {**data, "transformers_weights": from_pretrained_hook.NOTE})
     return packed
@@ -199,7 +228,8 @@ def _save_hugging_face(
 # -- plain PyTorch modules ----------------------------------------------------------------------------------------
 
 
-def _save_plain(model: nn.Module, folder: Path, changes: Changes, pack: bool) -> bool:
+def _save_plain(model: nn.Module, folder: Path, changes: Changes, *, pack: bool) -> bool:
+    """Write the state and the manifest of a plain PyTorch module; returns whether any weight was packed."""
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict(keep_vars=True).items()}
     names: dict[int, str] = {}
     tied: dict[str, str] = {}
@@ -208,7 +238,7 @@ def _save_plain(model: nn.Module, folder: Path, changes: Changes, pack: bool) ->
         if first != name:
             tied[name] = first
     kept = {name: tensor.contiguous() for name, tensor in state.items() if name not in tied}
-    written = P.pack_state(kept) if pack else kept
+    written = zero_packing.pack_state(kept) if pack else kept
     save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
     packed = written.keys() != kept.keys()
     write_json(folder / MANIFEST, {"format": FORMAT, "packed": packed, "tied": tied, "changes": changes.to_json()})
@@ -222,25 +252,26 @@ def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
     changes, tied = Changes.from_json(data.get("changes") or {}), data.get("tied") or {}
     if not isinstance(tied, dict):
         raise ModelError(f"{folder / MANIFEST} is damaged: 'tied' is {tied!r}")
-    C.apply(model, changes, is_size)
+    manifest.apply(model, changes, is_size)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     try:
-        state = P.unpack_state(load_file(folder / WEIGHTS), shapes)
+        state = zero_packing.unpack_state(load_file(folder / WEIGHTS), shapes)
     except SafetensorError as error:
         raise ModelError(f"{folder / WEIGHTS} is damaged or cut short ({error}); save or copy it again") from None
     state.update({alias: state[name] for alias, name in tied.items() if name in state})
     _check_state(model, state, shapes)
     model.load_state_dict(state)
-    C.take_buffers(model, changes)
-    C.set_configs(model, changes)
+    manifest.take_buffers(model, changes)
+    manifest.set_configs(model, changes)
     remember(model, changes)
+    attach(model)
     return model
 
 
 def _check_state(model: nn.Module, state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     for name in sorted(shapes.keys() ^ state.keys()):
-        where = "the file lacks" if name in shapes else f"{type(model).__name__} lacks"
-        raise ModelError(f"{where} {name}; give the same fresh model that was pruned and saved")
+        lacking = "the file lacks" if name in shapes else f"{type(model).__name__} lacks"
+        raise ModelError(f"{lacking} {name}; give the same fresh model that was pruned and saved")
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
             raise ModelError(f"the file holds {name} as {tuple(state[name].shape)}, the model has it as {shape}")

@@ -1,7 +1,7 @@
-"""Weights with many zeros as a bitmask and the values that are left, in safetensors files.
+"""Weights with many zeros as a bitmask and the non-zero values, in safetensors files.
 
-n elements with z zeros take n/8 bytes + (n - z) values. A zero is the bit pattern of all zeros: -0.0 and NaN are
-values and come back bit for bit. Bits run from the most significant one of each byte, as in `numpy.packbits`.
+n elements with z zeros take n/8 bytes + (n - z) values. A zero is an element whose bits are all zero: -0.0 and NaN are
+values and come back bit for bit. The most significant bit of each byte comes first, as in `numpy.packbits`.
 """
 
 import json
@@ -21,7 +21,7 @@ BITS = ":secateur_bits"
 VALUES = ":secateur_values"
 _WORD = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 _LEAST_BYTES = 1024
-"""What packing must save at least, for it costs two entries in the header of the file."""
+"""The least number of bytes that packing must save, because it adds two entries to the header of the file."""
 
 
 def pack(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,10 +38,12 @@ def pack(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def unpack(bits: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The tensor that `pack` was given, on the device of `values`.
+    """The tensor that `pack` split, on the device of `values`.
 
-    Written as integers, for a float that torch assigns from one value passes through a conversion that changes NaNs.
-    Raises ModelError when bits or values are not as many as a tensor of `shape` has, or of a type that is not packed.
+    Values are written as integers, because torch changes NaNs when it assigns a single float.
+
+    Raises:
+        ModelError: when there are not as many bits or values as a tensor of `shape` has, or values have another type.
     """
     if values.dtype not in _WORD:
         raise ModelError(f"packed values of {values.dtype} are not weights; float32, float16 and bfloat16 are")
@@ -57,7 +59,7 @@ def unpack(bits: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> 
 
 
 def pays(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is at least a tenth (and a kilobyte) smaller when packed."""
+    """Whether packing makes a tensor smaller by at least a tenth and a kilobyte."""
     if tensor.dtype not in _WORD or tensor.numel() == 0:
         return False
     dense = tensor.numel() * tensor.element_size()
@@ -67,7 +69,7 @@ def pays(tensor: torch.Tensor) -> bool:
 
 
 def pack_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict with the tensors that it pays for packed under two names each."""
+    """A state dict in which each tensor that packing makes smaller is replaced by its bits and its values."""
     result: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         if pays(tensor):
@@ -78,7 +80,7 @@ def pack_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def unpack_state(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """The state dict that `pack_state` was given; ModelError when a packed tensor is not of the shape expected."""
+    """The state dict that `pack_state` packed; ModelError when a packed tensor does not have the expected shape."""
     result: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         if name.endswith(BITS):
@@ -92,9 +94,9 @@ def unpack_state(state: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[i
 
 
 def pack_folder(folder: Path) -> bool:
-    """Rewrite the safetensors files of a checkpoint, shards and index included; whether anything was packed."""
+    """Pack the safetensors files of a checkpoint, with its shards and index; returns whether any tensor was packed."""
     index_path = folder / INDEX
-    moved: dict[str, list[str]] = {}
+    new_names: dict[str, list[str]] = {}
     saved_bytes = 0
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -104,17 +106,17 @@ def pack_folder(folder: Path) -> bool:
         if packed.keys() == state.keys():
             continue
         for name in state.keys() - packed.keys():
-            moved[name] = [name + BITS, name + VALUES]
+            new_names[name] = [name + BITS, name + VALUES]
         saved_bytes += sum(t.nbytes for t in state.values()) - sum(t.nbytes for t in packed.values())
         save_file(packed, path.with_suffix(".tmp"), metadata=metadata)
         os.replace(path.with_suffix(".tmp"), path)
-    if moved and index_path.exists():
+    if new_names and index_path.exists():
         index = json.loads(index_path.read_text(encoding="utf-8"))
         weights = index["weight_map"]
-        index["weight_map"] = {new: file for name, file in weights.items() for new in moved.get(name, [name])}
+        index["weight_map"] = {new: file for name, file in weights.items() for new in new_names.get(name, [name])}
         index.get("metadata", {})["total_size"] = index.get("metadata", {}).get("total_size", 0) - saved_bytes
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return bool(moved)
+    return bool(new_names)
 
 
 def plain_name(key: str) -> str:

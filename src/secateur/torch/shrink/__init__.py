@@ -1,1 +1,1 @@
-"""Plan to smaller model: real removal of units, the Python attributes that repeat sizes, and a probe of it."""
+"""From a plan to a smaller model: removal of units, attributes that mirror sizes, and a probe that tries removal."""

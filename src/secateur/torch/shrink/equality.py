@@ -1,9 +1,9 @@
-"""What masked and shrunk models owe each other when a plan removes tokens, or hidden width between layer norms.
+"""How the outputs of masked and shrunk models compare when a plan removes tokens, or hidden width between layer norms.
 
-Most removals are exact: the same inputs give the same outputs. Removing tokens renumbers the others, so inputs are
+Most removals are exact: the same inputs give the same outputs. Removing tokens renumbers the kept tokens, so inputs are
 translated and only the logits of kept tokens are compared. Removing hidden width is exact under RMSNorm (its
 weight is scaled, see `norms`), but no LayerNorm of fewer channels equals the masked one: there the contract is
-"shrink, then fine-tune", and what is verified is that the model runs and that its outputs are finite.
+"shrink, then fine-tune", and `verify` checks that the model runs and that its outputs are finite.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,10 +28,11 @@ TOKENS = ("input_ids", "decoder_input_ids")
 class Contract:
     """How the outputs of a masked model and of the shrunk one compare.
 
-    inexact: why they differ by design, or empty.
-    tokens: kept token ids in order, of so many, when tokens are removed.
-    complete: gives a batch, still in old tokens, the inputs that the model would make of its labels.
-    widths: (size, kept units) of hidden and vocabulary axes: outputs as wide are compared on what is kept.
+    inexact: why they differ by design; empty when they do not.
+    tokens: kept token ids in order, when tokens are removed.
+    of: size of the vocabulary before, when tokens are removed.
+    widths: (size, kept units) of hidden and vocabulary axes: outputs of that width are compared on the kept units.
+    complete: adds the inputs that the model would make from labels to a batch in old token ids.
     """
 
     inexact: str = ""
@@ -41,12 +42,12 @@ class Contract:
     complete: Callable[[Any], Any] = lambda batch: batch
 
     def before(self, batch: Any) -> Any:
-        """The batch for the masked model: tokens that go are replaced by the first that stays, labels left out."""
+        """The batch for the masked model, without labels; the first kept token stands in for removed tokens."""
         if self.tokens is None:
             return batch
         known = np.full(self.of, self.tokens[0])
         known[self.tokens] = self.tokens
-        return self._mapped(batch, known)
+        return self._translated(batch, known)
 
     def after(self, batch: Any) -> Any:
         """The same batch for the shrunk model, in new token ids."""
@@ -54,43 +55,46 @@ class Contract:
             return batch
         new = np.zeros(self.of, dtype=np.int64)
         new[self.tokens] = np.arange(len(self.tokens))
-        return self._mapped(batch, new)
+        return self._translated(batch, new)
 
     def expected(self, outputs: list[np.ndarray], got: list[np.ndarray] | None = None) -> list[np.ndarray]:
         """Outputs of the masked model without the logits of removed tokens and the channels that go.
 
-        got: outputs of the shrunk model, which tell two axes of one size apart: what has kept its width is left as it
-        is, and where several axes could be meant it is the one that comes closest.
+        got: outputs of the shrunk model, which distinguish axes of equal size: an output that has kept its width is
+        returned whole, and if several axes fit, the axis whose kept channels are closest to `got` is taken.
         """
         pairs = zip(outputs, got if got is not None else [None] * len(outputs), strict=False)
-        return [self._narrowed(a, b) for a, b in pairs]
+        return [self._narrowed(masked, shrunk) for masked, shrunk in pairs]
 
-    def _narrowed(self, a: np.ndarray, b: np.ndarray | None) -> np.ndarray:
-        if not a.ndim or (b is not None and a.shape == b.shape):
-            return a
-        fitting = [a[..., units] for size, units in self.widths if size == a.shape[-1]]
-        if b is not None:
-            fitting = [c for c in fitting if c.shape == b.shape]
-            fitting.sort(key=lambda c: float(np.abs(c - b).max(initial=0.0)))
-        return fitting[0] if fitting else a
+    def _narrowed(self, masked: np.ndarray, shrunk: np.ndarray | None) -> np.ndarray:
+        if not masked.ndim or (shrunk is not None and masked.shape == shrunk.shape):
+            return masked
+        candidates = [masked[..., units] for size, units in self.widths if size == masked.shape[-1]]
+        if shrunk is not None:
+            candidates = [narrow for narrow in candidates if narrow.shape == shrunk.shape]
+            candidates.sort(key=lambda narrow: float(np.abs(narrow - shrunk).max(initial=0.0)))
+        return candidates[0] if candidates else masked
 
-    def _mapped(self, batch: Any, table: np.ndarray) -> Any:
-        def one(name: str, value: Any) -> Any:
-            if name not in TOKENS or not isinstance(value, torch.Tensor):
-                return value
-            where = torch.as_tensor(table, device=value.device, dtype=value.dtype)
-            return torch.where(value < 0, value, where[value.clamp_min(0)])
+    def _translated(self, batch: Any, table: np.ndarray) -> Any:
+        """The batch without labels, with its token ids looked up in a table; negative ids are unchanged."""
+
+        def translate(ids: Any) -> Any:
+            if not isinstance(ids, torch.Tensor):
+                return ids
+            new_ids = torch.as_tensor(table, device=ids.device, dtype=ids.dtype)
+            return torch.where(ids < 0, ids, new_ids[ids.clamp_min(0)])
 
         if isinstance(batch, Mapping):
-            return {k: one(k, v) for k, v in self.complete(batch).items() if k != "labels"}
+            inputs = {name: value for name, value in self.complete(batch).items() if name != "labels"}
+            return {name: translate(value) if name in TOKENS else value for name, value in inputs.items()}
         if isinstance(batch, tuple | list):
-            return type(batch)(one("input_ids" if not _is_float(v) else "", v) for v in batch)
+            return type(batch)(value if _is_float(value) else translate(value) for value in batch)
         raise ModelError(f"a batch of type {type(batch).__name__} cannot be translated to the kept tokens; use a dict")
 
 
 def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
-    """The contract of a plan, from the kinds of the axes it prunes and the norms that they pass."""
-    inexact, tokens, of, widths = "", None, 0, []
+    """The contract of a plan, from the kinds of the axes that it prunes and the norms over those axes."""
+    inexact, tokens, vocabulary, widths = "", None, 0, []
     for name, units in plan.keep.items():
         axis = layout.axis(name)
         if len(units) == axis.size:
@@ -107,8 +111,8 @@ def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
         if axis.kind == "vocab":
             if tokens is not None:
                 raise ModelError("tokens of one vocabulary at a time can be removed")
-            tokens, of = np.sort(np.asarray(units, dtype=np.int64)), axis.size
-    return Contract(inexact, tokens, of, tuple(widths), partial(with_decoder_inputs, model))
+            tokens, vocabulary = np.sort(np.asarray(units, dtype=np.int64)), axis.size
+    return Contract(inexact, tokens, vocabulary, tuple(widths), partial(with_decoder_inputs, model))
 
 
 def _is_float(value: Any) -> bool:

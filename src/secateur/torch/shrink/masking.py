@@ -1,7 +1,7 @@
-"""Masking what has no weights to zero: whole layers are bypassed, and routers never pick a removed expert.
+"""Masks for units that have no weights to set to zero: layers are bypassed, and routers never choose removed experts.
 
-A bypassed layer returns the residual stream as it came in. A masked expert has a router logit of minus infinity, so
-that every token goes to the best of those that remain, exactly as after removal.
+A bypassed layer returns the residual stream that it was given. A masked expert has a router logit of minus infinity, so
+that each token goes to the best of the remaining experts, exactly as after removal.
 """
 
 import contextlib
@@ -40,14 +40,14 @@ def removed_layers(layout: Layout, plan: Plan) -> Iterator[tuple[str, int]]:
 
 @contextlib.contextmanager
 def bypassed_module(module: nn.Module) -> Iterator[None]:
-    """The module returns the stream that it was given, in the form of its own output (tensor, tuple or mapping)."""
+    """A context in which the module returns its input stream, in the form of its output (tensor, tuple or mapping)."""
 
     def bypass(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         stream = first_of(output)
         if stream is None:
             raise ModelError(f"{type(module).__name__} returns no tensor; the layer cannot be bypassed, only removed")
-        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
-        entered = next((t for t in given if t.shape == stream.shape and t.dtype == stream.dtype), None)
+        inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        entered = next((t for t in inputs if t.shape == stream.shape and t.dtype == stream.dtype), None)
         if entered is None:
             raise ModelError(
                 f"{type(module).__name__} is given no tensor of the shape {tuple(stream.shape)} that it returns; "
@@ -63,7 +63,7 @@ def bypassed_module(module: nn.Module) -> Iterator[None]:
 
 
 def first_of(output: Any) -> torch.Tensor | None:
-    """The first tensor of what a module returned, or None."""
+    """The first tensor of a module's output, or None."""
     if isinstance(output, torch.Tensor):
         return output
     values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
@@ -71,7 +71,7 @@ def first_of(output: Any) -> torch.Tensor | None:
 
 
 def _replaced(output: Any, entered: torch.Tensor) -> Any:
-    """The output with its first tensor replaced."""
+    """The output with its first tensor replaced by `entered`."""
     if isinstance(output, torch.Tensor):
         return entered
     first = first_of(output)
@@ -86,9 +86,9 @@ def _replaced(output: Any, entered: torch.Tensor) -> Any:
 
 
 def _routers(model: nn.Module, layout: Layout, plan: Plan) -> dict[int, tuple[str, torch.Tensor, torch.Tensor]]:
-    """Router weights of the expert axes that lose units: id -> (name, weight, which outputs are removed)."""
+    """Router weights of the expert axes that lose units: id -> (name, weight, which of its outputs are removed)."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
-    found = {}
+    routers = {}
     for axis, units in plan.keep.items():
         if layout.axis(axis).kind != "expert" or len(units) == layout.axis(axis).size:
             continue
@@ -98,12 +98,12 @@ def _routers(model: nn.Module, layout: Layout, plan: Plan) -> dict[int, tuple[st
         removed = torch.ones(layout.axis(axis).size, dtype=torch.bool)
         removed[torch.as_tensor(units, dtype=torch.long)] = False
         for name in names:
-            found[id(tensors[name])] = (name, tensors[name], removed.to(tensors[name].device))
-    return found
+            routers[id(tensors[name])] = (name, tensors[name], removed.to(tensors[name].device))
+    return routers
 
 
 class _Routing(TorchFunctionMode):
-    """Logits of removed experts are minus infinity wherever a linear map reads one of the router weights."""
+    """A mode in which each linear map by a router weight returns minus infinity as the logits of removed experts."""
 
     def __init__(self, routers: Mapping[int, tuple[str, torch.Tensor, torch.Tensor]]) -> None:
         super().__init__()

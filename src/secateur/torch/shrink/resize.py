@@ -1,4 +1,4 @@
-"""Physically shrink a PyTorch model to the units that a plan keeps: tensors, module lists, and what mirrors them."""
+"""Physically shrink a PyTorch model to the units that a plan keeps: tensors, module lists, attributes and configs."""
 
 import copy
 import logging
@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from secateur.dims import extent
+from secateur.dims import extent, names
 from secateur.errors import ModelError
 from secateur.layout import Layout
-from secateur.torch.base import manifest as C
+from secateur.torch.base import manifest
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
-from secateur.torch.base.manifest import Changes
+from secateur.torch.base.manifest import Changes, changes_of, remember
+from secateur.torch.shrink.method_reads import powers
 from secateur.torch.shrink.norms import epsilons, rescale, shrinking
-from secateur.torch.shrink.size_attributes import LAYER_INDEX, MEANING, is_size, mirrors, powers
+from secateur.torch.shrink.size_attributes import LAYER_INDEX, MEANING, is_size, mirrors
 from secateur.torch.shrink.vocabulary import follow, kept_tokens, token_numbers
 
 logger = logging.getLogger(__name__)
@@ -44,33 +45,28 @@ def resize(model: nn.Module, layout: Layout, keep: Mapping[str, Sequence[int] | 
     `changes_of(model)` is everything in which the model now differs from what its class builds.
 
     Raises PlanError when `keep` does not fit the layout, ModelError when the layout does not fit the model or when a
-    Python attribute that the forward pass reads cannot be told; the model is then as it was.
+    Python attribute that the forward pass reads has no single new value; the model is then unchanged.
     """
     checked = layout.check_keep({name: np.asarray(units) for name, units in keep.items()})
     step, kept = plan_changes(model, layout, checked)
     total = changes_of(model).merge(step)
-    check_attachable(model)
+    check_unquantized(model)
     tokens = kept_tokens(layout, checked)
     generation = getattr(model, "generation_config", None)
     numbers = token_numbers(generation, *tokens) if tokens and generation is not None else {}
     rescale(model, shrinking(model, layout, checked))
     _take(model, layout, kept)
-    C.drop(model, step.kept)
-    C.set_attributes(model, step, is_size)
-    C.set_configs(model, step)
+    manifest.drop(model, step.kept)
+    manifest.set_attributes(model, step, is_size)
+    manifest.set_configs(model, step)
     remember(model, total)
     if tokens:
-        follow(model, *tokens, numbers)
+        follow(model, tokens[1], numbers)
     return step
 
 
-def changes_of(model: nn.Module) -> Changes:
-    """What `resize` or loading has changed in a model so far; empty for a stock model."""
-    return vars(model).get(C.ATTRIBUTE) or Changes()
-
-
-def check_attachable(model: nn.Module) -> None:
-    """ModelError when the model is quantized, so that its config has no room for what was changed."""
+def check_unquantized(model: nn.Module) -> None:
+    """ModelError when the model is quantized, so that its config has no room for the manifest of what was changed."""
     other = getattr(getattr(model, "config", None), "quantization_config", None)
     method = other.get("quant_method") if isinstance(other, Mapping) else getattr(other, "quant_method", None)
     if other is not None and method != "secateur":
@@ -78,30 +74,13 @@ def check_attachable(model: nn.Module) -> None:
         raise ModelError(f"the model is quantized with {name}; prune the unquantized model, then quantize that")
 
 
-def remember(model: nn.Module, changes: Changes) -> None:
-    """Keep the changes with the model, and in its Hugging Face config, so that `save_pretrained` writes them."""
-    vars(model)[C.ATTRIBUTE] = changes
-    if hasattr(getattr(model, "config", None), "to_diff_dict"):
-        from secateur.torch.files import from_pretrained_hook
-
-        from_pretrained_hook.attach(model, changes)
-
-
 def plan_changes(
     model: nn.Module, layout: Layout, keep: Mapping[str, np.ndarray]
 ) -> tuple[Changes, dict[str, list[np.ndarray | None] | None]]:
-    """The changes that removal makes, and what is kept of each parameter of the layout; the model is not touched."""
-    tensors = C.named_tensors(model)
-    layout.check({name: tuple(t.shape) for name, t in tensors.items()})
-    missing = next((name for name in layout.params if name not in tensors), None)
-    if missing:
-        raise ModelError(f"the layout describes {missing}, which {type(model).__name__} does not have")
-    sizes = new_sizes(layout, keep)
+    """The changes that removal makes, and what is kept of each parameter of the layout; the model is not changed."""
+    tensors = manifest.named_tensors(model)
+    sizes = _checked_sizes(model, layout, keep)
     kept = {name: layout.kept(name, keep) for name in layout.params}
-    for name, dims in layout.params.items():
-        shape = layout.kept_shape(name, keep)
-        if shape is not None and shape != tuple(extent(dim, sizes) for dim in dims):
-            raise ModelError(f"{name} would become {shape}, but its axes say {tuple(extent(d, sizes) for d in dims)}")
     lists = _lists(layout, keep)
     attributes, own_configs = mirrors(model, layout, sizes, kept)
     for path, indices, kind in lists:
@@ -111,12 +90,12 @@ def plan_changes(
 
     moves: dict[str, tuple[int, ...]] = {}
     for path, indices, _ in sorted(lists, key=lambda entry: entry[0].count(".")):
-        moved = C.renamed(path, moves)
+        moved = manifest.renamed(path, moves)
         if moved is not None:
             moves[moved] = indices
 
     def surviving(entries: Mapping[str, Any]) -> dict[str, Any]:
-        pairs = ((C.renamed(name, moves), value) for name, value in entries.items())
+        pairs = ((manifest.renamed(name, moves), value) for name, value in entries.items())
         return {name: value for name, value in pairs if name is not None}
 
     shapes, takes = _shapes(model, layout, tensors, kept)
@@ -133,6 +112,21 @@ def plan_changes(
         ),
         kept,
     )
+
+
+def _checked_sizes(model: nn.Module, layout: Layout, keep: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """`new_sizes`; ModelError when the layout does not fit the model, or shapes after removal do not fit the sizes."""
+    tensors = manifest.named_tensors(model)
+    layout.check({name: tuple(t.shape) for name, t in tensors.items()})
+    missing = next((name for name in layout.params if name not in tensors), None)
+    if missing:
+        raise ModelError(f"the layout describes {missing}, which {type(model).__name__} does not have")
+    sizes = new_sizes(layout, keep)
+    for name, dims in layout.params.items():
+        shape = layout.kept_shape(name, keep)
+        if shape is not None and shape != tuple(extent(dim, sizes) for dim in dims):
+            raise ModelError(f"{name} would become {shape}, but its axes say {tuple(extent(d, sizes) for d in dims)}")
+    return sizes
 
 
 def new_sizes(layout: Layout, keep: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -155,12 +149,12 @@ def new_sizes(layout: Layout, keep: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 def _lists(layout: Layout, keep: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[int, ...], str]]:
     """Module lists that lose elements: (path, kept indices, kind of axis)."""
-    found = []
+    lists = []
     for name, units in keep.items():
         axis = layout.axes[name]
         if axis.path is not None and len(units) < axis.size:
-            found.append((axis.path, tuple(int(i) for i in units), axis.kind))
-    return found
+            lists.append((axis.path, tuple(int(i) for i in units), axis.kind))
+    return lists
 
 
 def _shapes(
@@ -186,7 +180,7 @@ def _shapes(
 
 
 def _aliases(layout: Layout, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """Every name under which each parameter of the layout stands in the model."""
+    """All names that each parameter of the layout has in the model."""
     by_id: dict[int, list[str]] = {}
     for name, tensor in tensors.items():
         by_id.setdefault(id(tensor), []).append(name)
@@ -203,8 +197,8 @@ def _persistent(model: nn.Module, name: str) -> bool:
 
 
 def _take(model: nn.Module, layout: Layout, kept: Mapping[str, list[np.ndarray | None] | None]) -> None:
-    """Replace tensors by what is kept of them, once each however many names they have."""
-    tensors = C.named_tensors(model)
+    """Replace each tensor, under all its names, by the positions that are kept of it."""
+    tensors = manifest.named_tensors(model)
     aliases = _aliases(layout, tensors)
     done: dict[int, torch.Tensor] = {}
     for name, dims in kept.items():
@@ -214,12 +208,12 @@ def _take(model: nn.Module, layout: Layout, kept: Mapping[str, list[np.ndarray |
         for alias in aliases[name]:
             old = tensors[alias]
             if id(old) not in done:
-                done[id(old)] = C.like(old, C.select(old, positions))
-            C.put(model, alias, done[id(old)])
+                done[id(old)] = manifest.like(old, manifest.select(old, positions))
+            manifest.put(model, alias, done[id(old)])
 
 
 def _renumber(model: nn.Module, path: str, indices: tuple[int, ...], attributes: dict[str, dict[str, Any]]) -> None:
-    """Layer numbers that modules carry, for caches: the element that was i is now number `indices.index(i)`."""
+    """Renumber the layer indices that modules hold for caches: element i becomes element `indices.index(i)`."""
     for new, old in enumerate(indices):
         element = f"{path}.{old}"
         for inner, module in model.get_submodule(element).named_modules():
@@ -238,10 +232,13 @@ def _configs(
     lists: list[tuple[str, tuple[int, ...], str]],
     tokens: tuple[int, np.ndarray] | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Numbers of layers, hidden width, vocabulary and experts in configs: (by module path, old values of the root)."""
+    """Numbers of layers, hidden width, vocabulary and experts in configs.
+
+    Returns the new values by module path, and the old values by path inside the root configuration.
+    """
     configs: dict[str, dict[str, Any]] = {}
     base: dict[str, dict[str, Any]] = {}
-    places = {id(config): path for path, config in _config_tree(getattr(model, "config", None))}
+    paths = {id(config): path for path, config in _config_tree(getattr(model, "config", None))}
     for owner, config in _config_owners(model):
         layers = _layer_numbers(config, owner, model, lists)
         wide = _wide_numbers(config, owner, model, layout, sizes)
@@ -250,14 +247,17 @@ def _configs(
         changed = next((c for c in ({**wide, **layers}, layers, wide) if _valid(config, c)), {})
         if changed:
             configs[owner] = changed
-            if id(config) in places:
+            if id(config) in paths:
                 old = {key: getattr(config, key) for key in changed}
-                base[places[id(config)]] = {k: list(v) if isinstance(v, tuple) else v for k, v in old.items()}
+                base[paths[id(config)]] = {k: list(v) if isinstance(v, tuple) else v for k, v in old.items()}
     return configs, base
 
 
 def _valid(config: Any, changed: Mapping[str, Any]) -> bool:
-    """Whether a configuration with these numbers can be saved and read: some tie heads to width, or layers to names."""
+    """Whether a configuration with these numbers can be saved and read.
+
+    Some configurations demand that the number of heads divides the width, or that each layer has a name.
+    """
     tried = copy.deepcopy(config)
     try:
         for key, value in changed.items():
@@ -292,57 +292,61 @@ def _config_tree(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def _wide_numbers(
     config: Any, owner: str, model: nn.Module, layout: Layout, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Hidden width, vocabulary and experts, where all axes of that kind and size agree on the new one.
+    """Hidden width, vocabulary and experts, where all axes of that kind and size have the same new size.
 
-    A width that the forward pass raises to a power is a scale too, which must not follow: it stays.
+    A width that the forward pass raises to a power is a scale as well; a scale must not follow, so it stays.
     """
-    alias = getattr(config, "attribute_map", None) or {}
-    scales = {alias.get(name, name) for m in model.get_submodule(owner).modules() for name in powers(type(m))}
-    inside = [p for p in layout.params if not owner or p.startswith(owner + ".")]
-    used = {n for p in inside for dim in layout.params[p] for term in dim for n in _flat(term)}
+    canonical = getattr(config, "attribute_map", None) or {}
+    scales = {canonical.get(name, name) for m in model.get_submodule(owner).modules() for name in powers(type(m))}
+    dims = [dim for param, dims in layout.params.items() if _is_below(param, owner) for dim in dims]
+    axes = [layout.axes[name] for name in {name for dim in dims for name in names(dim)}]
     changed: dict[str, Any] = {}
     for key, meaning in MEANING.items():
         value = getattr(config, key, None)
-        if meaning not in ("hidden", "vocab", "expert") or type(value) is not int or alias.get(key, key) in scales:
+        if meaning not in ("hidden", "vocab", "expert") or type(value) is not int or canonical.get(key, key) in scales:
             continue
-        new = {sizes[n] for n in used if layout.axes[n].kind == meaning and layout.axes[n].size == value}
+        new = {sizes[axis.name] for axis in axes if axis.kind == meaning and axis.size == value}
         if len(new) == 1 and new != {value}:
             changed[key] = new.pop()
     return changed
 
 
-def _flat(term: tuple[Any, ...]) -> Iterator[str]:
-    for factor in term:
-        if isinstance(factor, str):
-            yield factor
-        elif isinstance(factor, tuple):
-            for inner in factor:
-                yield from _flat(inner)
+def _is_below(path: str, owner: str) -> bool:
+    """Whether the path of a module or parameter lies below the module `owner`; "" is the whole model."""
+    return not owner or path.startswith(owner + ".")
 
 
 def _layer_numbers(
     config: Any, owner: str, model: nn.Module, lists: list[tuple[str, tuple[int, ...], str]]
 ) -> dict[str, Any]:
-    """Number of layers and the lists with one entry per layer, when layers of a stack below `owner` go."""
+    """The number of layers and the lists with one entry per layer, when layers of a stack below `owner` are removed."""
     changed: dict[str, Any] = {}
     for path, indices, kind in lists:
-        if kind != "layer" or (owner and not path.startswith(owner + ".")):
-            continue
-        old = len(model.get_submodule(path))
-        inner = path[len(owner) + 1 :] if owner else path
-        stack = next((s for s in ("decoder", "encoder") if s in inner), "")
-        names = [key for key in LAYER_COUNTS if type(getattr(config, key, None)) is int]
-        special = [key for key in names if stack and stack in key]
-        generic = [key for key in names if "encoder" not in key and "decoder" not in key]
-        for key in special + (generic if not special or stack == "encoder" else []):
-            if getattr(config, key) == old:
-                changed[key] = len(indices)
-        for key, value in vars(config).items():
-            listed = (
-                isinstance(value, list | tuple)
-                and len(value) == old
-                and all(isinstance(item, int | str) for item in value)
-            )
-            if listed and ("layer" in key or "block" in key):
-                changed[key] = [value[i] for i in indices]
+        if kind == "layer" and _is_below(path, owner):
+            old = len(model.get_submodule(path))
+            inner = path[len(owner) + 1 :] if owner else path
+            changed |= {key: len(indices) for key in _count_keys(config, inner) if getattr(config, key) == old}
+            changed |= {key: [value[i] for i in indices] for key, value in _lists_per_layer(config, old)}
     return changed
+
+
+def _count_keys(config: Any, stack_path: str) -> list[str]:
+    """Configuration keys that may count the layers of the stack at a path.
+
+    Keys that name the encoder or decoder go before keys that do not; the latter count encoder layers too.
+    """
+    stack = next((side for side in ("decoder", "encoder") if side in stack_path), "")
+    keys = [key for key in LAYER_COUNTS if type(getattr(config, key, None)) is int]
+    special = [key for key in keys if stack and stack in key]
+    generic = [key for key in keys if "encoder" not in key and "decoder" not in key]
+    return special + generic if not special or stack == "encoder" else special
+
+
+def _lists_per_layer(config: Any, layers: int) -> Iterator[tuple[str, Sequence[int | str]]]:
+    """Keys and values of the configuration's lists that have one number or name for each layer."""
+    for key, value in vars(config).items():
+        names_layers = "layer" in key or "block" in key
+        if not names_layers or not isinstance(value, list | tuple) or len(value) != layers:
+            continue
+        if all(isinstance(item, int | str) for item in value):
+            yield key, value

@@ -133,9 +133,9 @@ def _accumulate(
 ) -> float:
     """Add the gradient of one batch; returns its loss."""
     inputs = {**batch, "output_hidden_states": True} if hidden else dict(batch)
-    with torch.no_grad(), products_in(low_precision):
+    with torch.no_grad(), products_in(low_precision=low_precision):
         wanted = teacher(index, inputs)
-    with torch.enable_grad(), products_in(low_precision):
+    with torch.enable_grad(), products_in(low_precision=low_precision):
         output = model(**inputs)
         error = _states_error(output, wanted, hidden) if hidden else None
     loss, ends, gradients = 0.0, [], []

@@ -1,1 +1,1 @@
-"""Zeros held while a user trains, as a context and as a Trainer callback, and the distillation loss."""
+"""Hold zeros while a user trains, as a context and as a Trainer callback; and the distillation loss."""

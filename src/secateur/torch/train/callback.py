@@ -1,4 +1,4 @@
-"""Callbacks of transformers' Trainer: Hold keeps zeros, Gradual adds them by a schedule, Bar shows progress."""
+"""Callbacks of transformers' Trainer: Hold keeps zeros, Gradual adds zeros by a schedule, Bar shows progress."""
 
 import contextlib
 from collections.abc import Callable
@@ -12,22 +12,22 @@ from secateur.schedule import Schedule
 
 
 class Holding(TrainerCallback):
-    """Something that holds zeros while a Trainer trains."""
+    """Base class of the callbacks that hold zeros while a Trainer trains."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._stack = contextlib.ExitStack()
 
     def close(self) -> None:
-        """Stop holding, if it still does."""
+        """Stop holding; no effect when nothing is held."""
         self._stack.close()
 
 
 class Hold(Holding):
     """`Trainer(..., callbacks=[Hold(host, plan)])`: what the plan removes is zero throughout the training.
 
-    The trainer must train `host.model`. Accumulation, schedulers, clipping and weight decay are all fine. A training
-    that ends in an exception does not reach `on_train_end`: call `close` then, or let go of the callback.
+    The trainer must train `host.model`. Accumulation, schedulers, clipping and weight decay are supported. A training
+    that ends in an exception does not reach `on_train_end`: call `close` then, or delete the callback.
     """
 
     def __init__(self, host: Host, plan: Plan) -> None:
@@ -52,11 +52,15 @@ class Bar(ProgressCallback):
 
 
 class Gradual(Holding):
-    """Prunes while it trains: every few steps the plan is decided anew at the sparsity of the schedule, and held.
+    """Prunes during training: every few steps it decides a new plan at the sparsity of the schedule, and holds it.
 
-    decide: sparsity -> Plan, such as `lambda s: prune(host, magnitude, Element(), Global(s))`. `plan` is the last one.
-    Zeros of an earlier decision may come back only if they are kept by a later one; their weights start from zero.
-    After a training that ends in an exception, call `close`.
+    host: the host of the model that the trainer trains.
+    decide: sparsity -> Plan, such as `lambda s: prune(host, magnitude, Element(), Global(s))`.
+    schedule: step -> sparsity.
+    every: number of steps from one decision to the next.
+
+    `plan` is the last decision. A weight that was removed comes back only if a later decision keeps it, and then starts
+    from zero. After a training that ends in an exception, call `close`.
     """
 
     def __init__(self, host: Host, decide: Callable[[float], Plan], schedule: Schedule, every: int = 10) -> None:
@@ -66,7 +70,7 @@ class Gradual(Holding):
         self.plan = Plan()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Decide anew where the schedule has moved."""
+        """Decide a new plan if the sparsity of the schedule has changed."""
         if state.global_step % self._every == 0:
             self._move(self._schedule(state.global_step))
 
@@ -76,7 +80,7 @@ class Gradual(Holding):
         self.close()
 
     def close(self) -> None:
-        """Stop holding, if it still does; a training that follows decides anew."""
+        """Stop holding, if anything is held; a later training starts with a new decision."""
         super().close()
         self._sparsity = -1.0
 

@@ -1,5 +1,6 @@
-"""Distillation: a pruned model learns from the dense one it came from, by its answers and its hidden states
-(Hinton et al., 2015; Sanh et al., 2020; Kurtic et al., 2022).
+"""Distillation: a pruned model learns from the logits and hidden states of the dense model from which it was pruned.
+
+Sources: Hinton et al., 2015; Sanh et al., 2020; Kurtic et al., 2022.
 """
 
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ TEMPERATURE = 2.0
 def distillation_loss(model: nn.Module, teacher: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
     """Task loss + T^2 KL(teacher || student at temperature T) + sum over layers of MSE(h_s, h_t) / MSE(h_t, 0).
 
-    Both are Hugging Face models; hidden states enter where both have equally many of equal shape (they do unless layers
-    or hidden width were removed), padding left out. Returns the loss and the student's output.
+    Both are Hugging Face models. Hidden states count where both models have equally many, of equal shape (unless
+    layers or hidden width were removed), without padding. Returns the loss and the student's output.
     """
     output = model(**batch, output_hidden_states=True)
     with torch.no_grad():
@@ -32,13 +33,13 @@ def distillation_loss(model: nn.Module, teacher: nn.Module, batch: Mapping[str, 
     pairs = list(zip(output.hidden_states or (), target.hidden_states or (), strict=False))
     if pairs and len(output.hidden_states) == len(target.hidden_states):
         mask = batch.get("attention_mask")
-        for mine, theirs in pairs[1:]:
-            if mine.shape == theirs.shape:
-                loss = loss + _relative_error(mine, theirs, mask)
+        for own, wanted in pairs[1:]:
+            if own.shape == wanted.shape:
+                loss = loss + _relative_error(own, wanted, mask)
     return loss, output
 
 
-def _relative_error(mine: torch.Tensor, theirs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is not None and mask.shape == mine.shape[:2]:
-        mine, theirs = mine[mask.bool()], theirs[mask.bool()]
-    return (mine - theirs).square().sum() / theirs.square().sum().clamp_min(1e-12)
+def _relative_error(own: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    if mask is not None and mask.shape == own.shape[:2]:
+        own, wanted = own[mask.bool()], wanted[mask.bool()]
+    return (own - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)

@@ -1,8 +1,9 @@
 """hold: zeros stay zero while a model trains, whatever the optimizer does.
 
-Gradients of removed weights are cleared as they accumulate, so that they enter neither momentum nor gradient clipping;
-and after every optimizer step the weights themselves are cleared, so that weight decay or an optimizer with a history
-cannot revive them. Works in any loop that calls `optimizer.step()`; for transformers' Trainer there is a callback.
+Gradients of removed weights are set to zero as they accumulate, so that they enter neither momentum nor gradient
+clipping. After each optimizer step the weights are set to zero, so that neither weight decay nor the state of an
+optimizer changes them. This works in any loop that calls `optimizer.step()`; for transformers' Trainer there is a
+callback.
 """
 
 import contextlib
@@ -14,14 +15,15 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integer types by width in bytes."""
+"""Width in bytes -> integer type."""
 
 
 @contextlib.contextmanager
 def hold(parameters: Mapping[str, nn.Parameter], masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Keep the weights where a mask is False at exactly zero until the context ends.
 
-    parameters, masks: by name; a mask is a bool tensor of the parameter's shape, True where the weight lives.
+    parameters: by name.
+    masks: bool tensors by the names of parameters, of their shapes, True where a weight is kept.
     """
     removed: dict[int, torch.Tensor] = {}
     handles: list[Any] = []
@@ -57,15 +59,15 @@ def _clear(parameter: nn.Parameter, removed: dict[int, torch.Tensor]) -> None:
 def zero(tensor: torch.Tensor, gone: torch.Tensor) -> None:
     """Set a floating-point tensor to +0 where the bool tensor `gone` is True, in place, infinity and NaN too.
 
-    Does what `masked_fill_` does; that goes through a tensor element by element, and where zeros are scattered no
-    processor foresees the next one.
+    The result is that of `masked_fill_`, which visits a tensor element by element: a processor cannot predict the
+    branches where zeros are scattered.
     """
     bits = _BITS[tensor.element_size()]
     tensor.view(bits).bitwise_and_(gone.to(bits).sub_(1))
 
 
 def _on_device(parameter: torch.Tensor, removed: dict[int, torch.Tensor]) -> torch.Tensor:
-    """The removed positions on the parameter's device: a model may move after the hold began."""
+    """The removed positions on the parameter's device, which may change during the hold."""
     gone = removed[id(parameter)]
     if gone.device != parameter.device:
         gone = removed[id(parameter)] = gone.to(parameter.device)
