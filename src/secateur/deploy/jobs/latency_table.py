@@ -2,8 +2,8 @@
 
 Axes of one kind and size share a curve: every axis of a group is cut to a size at once, the cut model is timed in turn
 with the dense one in processes of their own, and the change is split evenly between the axes. One more model, with
-all axes at half, tells what cuts bring together beyond the sum. Whole models, because a
-block timed alone pays for its own call, and misses what the runtime fuses across blocks and what caches hold.
+all axes at half, shows what cuts bring together beyond the sum. Whole models are measured, because a block timed alone
+pays for its own call, and misses what the runtime fuses across blocks and what caches hold.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ import numpy as np
 from secateur.cost import Curve, LatencyTable, unit_parameters
 from secateur.deploy import runner, target
 from secateur.deploy.jobs.bench import ALIASES, artefact, check_runtimes
-from secateur.deploy.jobs.timing import Say
+from secateur.deploy.jobs.timing import Say, Shape
+from secateur.deploy.operator_library import installed_library
 from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.plan import Plan
@@ -65,7 +66,13 @@ def latency_table(
     cache: bool = True,
     say: Say = lambda text: None,
 ) -> LatencyTable:
-    """See `secateur.cost.latency`."""
+    """The table of a model on a runtime at one shape, measured here unless it is in the cache.
+
+    runtime: torch, secateur, or a target of `secateur.deploy.export`.
+    batch, length: one shape. threads: of the process that is timed, pinned.
+    points, step: sizes of an axis, as `grid` makes them.
+    turns: rounds in which a cut model and the dense one are timed.
+    """
     runtime = check_runtimes([ALIASES.get(runtime, runtime)])[0]
     key = key_of(host.layout, runtime, batch, length, threads, points, step)
     place = cache_file().parent / f"latency-{key}.json"
@@ -109,7 +116,7 @@ def artefacts(
     host: TorchHost,
     runtime: str,
     configurations: Mapping[str, Sizes],
-    shape: tuple[int, int],
+    shape: Shape,
     work: Path,
     say: Say = lambda text: None,
 ) -> dict[str, Path]:
@@ -126,7 +133,7 @@ def artefacts(
         if sizes:
             cut.resize(plan)
         cut.save(folder, overwrite=True)
-        artefact(folder, runtime, place, shape, False, {})
+        artefact(folder, runtime, place, shape, loading={})
     return made
 
 
@@ -142,13 +149,14 @@ def measure(
     """Each artefact in turn with the dense one: medians over the dense median, and the dense median in ms."""
     ratios: dict[str, float] = {}
     seconds: list[float] = []
+    library = installed_library()
     with target.translated():
-        dense = runner.Worker(made[DENSE], batch, length, threads)
+        dense = runner.Worker(made[DENSE], batch, length, threads, library)
         try:
             for name, folder in made.items():
                 if name == DENSE:
                     continue
-                other = runner.Worker(folder, batch, length, threads)
+                other = runner.Worker(folder, batch, length, threads, library)
                 try:
                     pairs: tuple[list[float], list[float]] = ([], [])
                     for _ in range(turns):

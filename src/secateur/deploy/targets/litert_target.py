@@ -22,7 +22,7 @@ class Positional(nn.Module):
         return tuple(named_outputs(self.model, dict(zip(self.names, values, strict=True))).values())
 
 
-def write(graphs: Mapping[str, ExportUnit], folder: Path, int8: bool = False) -> dict[str, Written]:
+def write(graphs: Mapping[str, ExportUnit], folder: Path, *, int8: bool = False) -> dict[str, Written]:
     """Convert each graph at the shape of its inputs."""
     import litert_torch
 
