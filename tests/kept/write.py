@@ -146,7 +146,7 @@ def artefacts(home, targets):
 
     pack = sparse.pack_worthy  # without timing: a tiny layer is as fast dense
     sparse.pack_worthy = lambda weight, tokens, value, activations, measure: pack(
-        weight, tokens, value, activations, False
+        weight, tokens, value, activations, measure=False
     )
 
     work = home / "work"

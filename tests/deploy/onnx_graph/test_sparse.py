@@ -37,9 +37,7 @@ def pruned(model, share=0.8):
 @pytest.fixture
 def measured(monkeypatch):
     """Every sparse layer counts as faster, so that tests depend on no clock."""
-    monkeypatch.setattr(
-        sparse, "pack_worthy", lambda w, tokens, value, activations, measure: pack(w, tokens, value, activations, False)
-    )
+    monkeypatch.setattr(sparse, "pack_worthy", lambda *arguments, measure: pack(*arguments, measure=False))
 
 
 pack = sparse.pack_worthy
