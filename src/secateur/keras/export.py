@@ -30,7 +30,7 @@ TARGETS = {
     "openvino": ("tensorflow", "torch"),
     "saved_model": ("tensorflow",),
 }
-"""Target -> backends on which it is written right."""
+"""Target -> backends that write it correctly."""
 
 SUFFIX = {"litert": ".tflite", "tflite": ".tflite", "onnx": ".onnx", "openvino": ".xml", "saved_model": ""}
 
@@ -70,10 +70,10 @@ def export(
                 f"{model.name} cannot be written for {target}: {line(error.__cause__ or error)}"
             ) from error
         for made in sorted(Path(work).iterdir()):
-            place = path.parent / made.name
-            if place.is_dir():
-                shutil.rmtree(place)
-            made.replace(place)
+            destination = path.parent / made.name
+            if destination.is_dir():
+                shutil.rmtree(destination)
+            made.replace(destination)
     return path
 
 
