@@ -1,14 +1,14 @@
 """Runs and times exported artefacts with nothing but numpy and their runtime, so that it can be copied to any device.
 
-It is one file, however long, because it travels in export kits and imports nothing of secateur.
+It is one file, however long, because export kits carry it (as `device.py`), and it imports nothing of secateur.
 
-An artefact is a folder with `artefact.json`, which says what the program takes and gives. As a script, beside a
-`kit.json` that `secateur bench --export-kit` wrote:
+An artefact is a folder with `artefact.json`, which describes the inputs and outputs of the program. As a script, beside
+a `kit.json` that `secateur bench --export-kit` wrote:
 
-    python device.py [--threads N] [--output results.json]
+    python device.py [--threads N] [--output results.json] [--library secateur_onnx.so]
 
 Each artefact runs in a process of its own with pinned threads; the processes take turns (A B A B ...). Start-up is the
-time from the first line of this file to the first answer, the runtime's import included.
+time from the first line of this file to the first answer, with the import of the runtime.
 """
 
 import time
@@ -42,12 +42,12 @@ OPERATORS = "secateur_onnx"
 """The library of secateur's operators for ONNX Runtime."""
 FORMAT = 1
 SAFE_LEVELS = 64
-"""Largest whole number of an 8-bit weight that ONNX Runtime multiplies right on x86 without VNNI, where it adds two
+"""Largest whole number of an 8-bit weight that ONNX Runtime multiplies correctly on x86 without VNNI, where it adds two
 products in 16 bits: 255 * 65 * 2 > 32767."""
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Feed = Mapping[str, np.ndarray]
 Program = Callable[[Feed], dict[str, np.ndarray]]
-"""One graph on its runtime: named arrays in (those it does not know are left out), named arrays out."""
+"""One graph on its runtime: named arrays -> named arrays. It ignores inputs that it does not know."""
 
 
 class ArtefactError(Exception):
@@ -55,7 +55,7 @@ class ArtefactError(Exception):
 
 
 def read(folder: Path | str) -> dict[str, Any]:
-    """The description of an artefact; ArtefactError when the folder holds none, or a damaged one."""
+    """The description of an artefact; ArtefactError when the folder has none, or a damaged one."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ArtefactError(f"{folder} holds no exported model: it has no {MANIFEST}")
@@ -70,9 +70,9 @@ def read(folder: Path | str) -> dict[str, Any]:
                 if not Path(folder, name).is_file():
                     raise ArtefactError(f"{folder} is no whole artefact: {name} is missing; export it again")
         for name, size in info.get("sizes", {}).items():
-            there = (Path(folder) / name).stat().st_size
-            if there != size:
-                raise ArtefactError(f"{folder} is damaged: {name} has {there} bytes, not {size}; export it again")
+            actual = (Path(folder) / name).stat().st_size
+            if actual != size:
+                raise ArtefactError(f"{folder} is damaged: {name} has {actual} bytes, not {size}; export it again")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from None
     return info
@@ -316,15 +316,15 @@ def load(folder: Path | str, name: str = "model", threads: int = 1, library: str
 
 def overflows(info: Mapping[str, Any]) -> bool:
     """Whether a program holds weights of a full 8 bits that this processor cannot multiply in ONNX Runtime; False where
-    nothing tells which it is."""
+    the processor is unknown."""
     if info.get("levels", 0) <= SAFE_LEVELS:
         return False
-    known = processor_flags()
-    return bool(known) and not known & {"avx512_vnni", "avx_vnni", "amx_int8"}
+    flags = processor_flags()
+    return bool(flags) and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def processor_flags() -> set[str]:
-    """What an x86 processor says that it can, on Linux; empty elsewhere."""
+    """The instruction sets of an x86 processor, on Linux; empty elsewhere."""
     return {*processor_says("flags").split()}
 
 
@@ -337,15 +337,16 @@ def processor_says(field: str) -> str:
     return ""
 
 
-def _loader(where: Any) -> Callable[..., Program]:
-    if callable(where):
-        return where
-    module, _, function = where.partition(":")
+def _loader(entry: Any) -> Callable[..., Program]:
+    """The function of an entry of LOADERS; a string names its module and itself."""
+    if callable(entry):
+        return entry
+    module, _, function = entry.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
 def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
-    """The program behind a look at the shapes it is given: one sentence instead of what a runtime prints."""
+    """The program, which checks its inputs first: a wrong shape gives a sentence, not what the runtime prints."""
 
     def run(feed: Feed) -> dict[str, np.ndarray]:
         for port in graph["inputs"]:
@@ -353,15 +354,15 @@ def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
                 raise ArtefactError(f"the program takes {port['name']}, which is not among {', '.join(feed)}")
             shape = feed[port["name"]].shape
             fits = len(shape) == len(port["shape"]) and all(
-                isinstance(want, str) or have == want for have, want in zip(shape, port["shape"], strict=True)
+                isinstance(size, str) or actual == size for actual, size in zip(shape, port["shape"], strict=True)
             )
             at_most = port.get("at_most", {})
             if not fits or any(shape[int(dim)] > most for dim, most in at_most.items()):
-                asked = " x ".join(str(n) for n in port["shape"])
+                sizes = " x ".join(str(n) for n in port["shape"])
                 bound = f", at most {' x '.join(map(str, at_most.values()))}" if at_most else ""
                 raise ArtefactError(
                     f"{port['name']} has shape {' x '.join(map(str, shape))}, but this {target} program takes "
-                    f"{asked}{bound}; export it for that shape"
+                    f"{sizes}{bound}; export it for that shape"
                 )
         return program(feed)
 
@@ -369,13 +370,13 @@ def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
 
 
 def line(error: BaseException) -> str:
-    """What an exception says, on one line of bearable length."""
-    text = re.sub(r"Exception from [^ ]+:\d+:?", "", str(error))  # where in OpenVINO's sources
+    """The message of an exception, on one line of at most 240 characters."""
+    text = re.sub(r"Exception from [^ ]+:\d+:?", "", str(error))  # a line in OpenVINO's sources
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return text if len(text) < 240 else text[:237] + "..."
 
 
-# -- inputs made up from the description ----------------------------------------------------------------------------
+# -- made-up inputs ---------------------------------------------------------------------------------------------------
 
 
 def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
@@ -396,11 +397,11 @@ def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -
 
 
 def sizes_for(graph: Mapping[str, Any], batch: int, length: int) -> dict[str, int]:
-    """Values of the symbolic dimensions of a graph; a decoder's text is as long as the encoder's, no past."""
+    """Values of the symbolic dimensions of a graph: a decoder's text is as long as the encoder's, its cache is empty."""
     return {"batch": batch, "length": length, "target": length, "past": 0}
 
 
-# -- a process an artefact ------------------------------------------------------------------------------------------
+# -- timing: a process for each artefact ------------------------------------------------------------------------------
 
 
 def serve(folder: str, batch: int, length: int, threads: int, library: str | None = None) -> None:
@@ -410,7 +411,7 @@ def serve(folder: str, batch: int, length: int, threads: int, library: str | Non
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(value: dict[str, Any]) -> None:
+    def answer(value: dict[str, Any]) -> None:
         print(json.dumps(value), file=out, flush=True)
 
     try:
@@ -418,32 +419,32 @@ def serve(folder: str, batch: int, length: int, threads: int, library: str | Non
         feed = made_up(graph, sizes_for(graph, batch, length))
         program = load(folder, "model", threads, library)
         program(feed)
-    except Exception as error:  # whatever it is, the process that waits is told
-        say({"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"})
+    except Exception as error:  # the process that started this one waits for an answer
+        answer({"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"})
         return
-    say({"startup_s": time.perf_counter() - BORN})
+    answer({"startup_s": time.perf_counter() - BORN})
     for request in sys.stdin:
         runs = json.loads(request)["runs"]
         if not runs:
-            say({"peak_bytes": peak_bytes()})
+            answer({"peak_bytes": peak_bytes()})
             return
         seconds = []
-        for _ in range(runs + 1):  # the first run finds the caches of the other artefact
+        for _ in range(runs + 1):  # the first run finds data of the other artefact in the caches
             start = time.perf_counter()
             program(feed)
             seconds.append(time.perf_counter() - start)
-        say({"seconds": seconds[1:]})
+        answer({"seconds": seconds[1:]})
 
 
 def end_with_parent() -> None:
-    """Have Linux end this process with the one that started it: a stopped process notices nothing by itself."""
+    """Have Linux end this process together with its parent: a stopped process cannot notice that the parent ended."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
 
 
 def peak_bytes() -> int:
-    """The largest resident memory that this process has had, or 0 where that cannot be told."""
+    """The largest resident memory that this process has had, or 0 where the system does not report it."""
     try:
         for entry in Path("/proc/self/status").read_text().splitlines():
             if entry.startswith("VmHWM:"):
@@ -459,7 +460,7 @@ def peak_bytes() -> int:
 
 
 class Worker:
-    """A process that holds one artefact ready to be timed; it is stopped until it is asked, as the threads of some
+    """A process that holds one artefact ready to be timed. It is stopped between requests, because the threads of some
     runtimes go on spinning after a run.
     """
 
@@ -484,7 +485,7 @@ class Worker:
         self._send("SIGSTOP")
 
     def time(self, runs: int) -> list[float]:
-        """Seconds of so many runs."""
+        """Seconds of each of that many runs."""
         return self._ask(runs)["seconds"]
 
     def close(self) -> None:
@@ -495,7 +496,7 @@ class Worker:
         self.stop()
 
     def stop(self) -> None:
-        """End the process without asking it anything."""
+        """End the process without a last request."""
         self._process.kill()
         self._process.wait()
 
@@ -521,7 +522,7 @@ class Worker:
 
 
 def pin(threads: int) -> None:
-    """Keep this process on as many cores as it has threads, where the system can."""
+    """Keep this process on as many cores as it has threads, where the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
@@ -567,7 +568,7 @@ def measure(
 
 
 def machine() -> dict[str, Any]:
-    """What a result depends on besides the artefact."""
+    """The machine, on which results depend as on the artefact."""
     return {
         "processor": processor_says("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -579,7 +580,7 @@ def machine() -> dict[str, Any]:
 def run_kit(
     folder: Path, threads: int | None, say: Callable[[str], None], library: str | None = None
 ) -> dict[str, Any]:
-    """Time everything in a kit: what `kit.json` lists, at its shapes, artefacts of one runtime in turn."""
+    """Time everything that `kit.json` lists, at its shapes, artefacts of one runtime in turn."""
     kit = json.loads((folder / KIT).read_text(encoding="utf-8"))
     threads = threads or kit["threads"]
     rows: list[dict[str, Any]] = []
@@ -587,8 +588,8 @@ def run_kit(
         for batch in kit["batch"]:
             for length in kit["length"]:
                 say(f"{runtime}, {batch} x {length} ...")
-                places = {name: folder / place for name, place in artefacts.items()}
-                for name, row in measure(places, batch, length, threads, kit["turns"], library=library).items():
+                folders = {name: folder / place for name, place in artefacts.items()}
+                for name, row in measure(folders, batch, length, threads, kit["turns"], library=library).items():
                     rows.append({"model": name, "runtime": runtime, "batch": batch, "length": length, **row})
     return {"format": FORMAT, "kit": kit["id"], "threads": threads, "machine": machine(), "rows": rows}
 

@@ -1,6 +1,6 @@
 """rebuild: a model of the same layers with smaller sizes. Layers are made anew from changed configs, called in the
-order of the trace, and take over their weights. The result is a functional model of flat layers: sizes may differ by layer,
-and its `.keras` files need no more to load than those of the original.
+order of the trace, and take over their weights. The result is a functional model of flat layers: sizes may differ by
+layer, and its `.keras` files need no more to load than those of the original.
 """
 
 import warnings
