@@ -34,8 +34,9 @@ from keras import ops
 import secateur
 from secateur import criteria
 from secateur.cost import macs, side_by_side
+from secateur.deploy.jobs.keras_table import load
 from secateur.errors import ModelError
-from secateur.keras.export import SUFFIX, export, load
+from secateur.keras.export import SUFFIX, export
 from secateur.keras.host import KerasHost
 
 LENGTH, VOCAB, WIDTH, BLOCKS = 64, 4000, 96, 3

@@ -18,6 +18,7 @@ from kernels_layer import head
 from kernels_real import LENGTH
 
 from secateur.deploy import runner
+from secateur.deploy.operator_library import installed_library
 
 KINDS: dict[str, dict[str, Any]] = {
     "dense float32": {},
@@ -30,7 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def prepare(model: Path, work: Path, sparsity: float) -> dict[str, Path]:
     """Prune and export what is not there yet."""
     import secateur
-    from secateur.deploy.jobs.export import beside, export
+    from secateur.deploy.jobs.export import export, tokenizer_of
     from secateur.torch.open import load_model
 
     folder = work / f"pruned-{sparsity}"
@@ -38,7 +39,7 @@ def prepare(model: Path, work: Path, sparsity: float) -> dict[str, Path]:
         host = secateur.open(load_model(model))
         host.apply(secateur.prune(host, secateur.criteria.magnitude, secateur.Block(1, 4), sparsity))
         host.model.save_pretrained(folder)
-        beside(model).save_pretrained(folder)
+        tokenizer_of(model).save_pretrained(folder)
     places = {name: work / f"{name.replace(' ', '-')}-{sparsity}" for name in KINDS}
     for name, options in KINDS.items():
         if not places[name].exists():
@@ -72,7 +73,7 @@ def main() -> None:
         if args.prepare:
             continue
         for batch in args.batches:
-            rows = runner.measure(places, batch, LENGTH, args.threads, args.turns)
+            rows = runner.measure(places, batch, LENGTH, args.threads, args.turns, library=installed_library())
             float32, int8 = (rows[name]["median_ms"] for name in ("dense float32", "dense int8"))
             for name, row in rows.items():
                 info, took = runner.read(places[name]), row["median_ms"]

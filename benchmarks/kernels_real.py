@@ -20,6 +20,7 @@ from typing import Any
 from kernels_layer import head
 
 from secateur.deploy import runner
+from secateur.deploy.operator_library import installed_library
 
 LENGTH = 128
 DENSE = ("torch", "onnx", "openvino")
@@ -29,8 +30,8 @@ SPARSITIES = (0.8, 0.9)
 def prepare(model: Path, work: Path) -> None:
     """Prune and export what is not there yet."""
     import secateur
-    from secateur.deploy.jobs import torch_target as ours
-    from secateur.deploy.jobs.export import beside, export
+    from secateur.deploy.jobs import torch_runtimes as ours
+    from secateur.deploy.jobs.export import export, tokenizer_of
     from secateur.torch.open import load_model
 
     work.mkdir(parents=True, exist_ok=True)
@@ -40,7 +41,7 @@ def prepare(model: Path, work: Path) -> None:
             host = secateur.open(load_model(model))
             host.apply(secateur.prune(host, secateur.criteria.magnitude, secateur.Element(), sparsity))
             host.model.save_pretrained(folder)
-            beside(model).save_pretrained(folder)
+            tokenizer_of(model).save_pretrained(folder)
         for name, options in (("onnx", {}), ("openvino", {}), ("int8", {"int8": True, "tolerance": 10.0})):
             if not (work / name).exists():  # zeros make no difference to these
                 export(folder, "openvino" if name == "openvino" else "onnx", work / name, **options)
@@ -137,9 +138,8 @@ def main() -> None:
     if args.table:
         text = "\n".join(table(args.table, args.work)) + "\n"
     else:
-        rows = runner.measure(
-            {name: args.work / name for name in args.only or names()}, args.batch, LENGTH, args.threads, args.turns
-        )
+        places = {name: args.work / name for name in args.only or names()}
+        rows = runner.measure(places, args.batch, LENGTH, args.threads, args.turns, library=installed_library())
         text = json.dumps({"threads": args.threads, "batch": args.batch, "rows": rows}, indent=1)
     print(text)
     if args.out:

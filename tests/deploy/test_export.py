@@ -231,19 +231,19 @@ def test_a_tokenizer_that_is_there_is_read(classifier, tmp_path):
     import shutil
 
     copy = shutil.copytree(classifier, tmp_path / "copy")
-    assert exporting.beside(copy).pad_token is not None
+    assert exporting.tokenizer_of(copy).pad_token is not None
     (copy / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="holds no tokenizer: "):
-        exporting.beside(copy)
+        exporting.tokenizer_of(copy)
     for path in copy.glob("tokenizer*"):
         path.unlink()
-    assert exporting.beside(copy) is None
-    assert exporting.beside("nobody/knows-this-model") is None
+    assert exporting.tokenizer_of(copy) is None
+    assert exporting.tokenizer_of("nobody/knows-this-model") is None
 
 
 def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch):
     from secateur import runtime
-    from secateur.deploy.jobs import torch_target as ours
+    from secateur.deploy.jobs import torch_runtimes as ours
 
     compiled = []
 
@@ -268,7 +268,7 @@ def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch)
 @needs("onnx")
 def test_data_that_does_not_fit(classifier, tmp_path):
     kind = target.Target("onnx", (), "any", lambda *a: {})
-    ports = exporting.signature.ports_of(model := secateur.load(classifier), exporting.signature.inputs_of(model))
+    ports = exporting.ports_of(model := secateur.load(classifier), exporting.inputs_of(model))
     with pytest.raises(DeployError, match="texts need a tokenizer"):
         list(parity.batches(model, None, Rows(["a film"]), kind, ports, None))
     with pytest.raises(DeployError, match="a batch is a mapping"):

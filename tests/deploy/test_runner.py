@@ -101,7 +101,7 @@ def test_targets_and_graphs_that_are_unknown(tmp_path):
     assert (runner.load(write(tmp_path / "c"))(FEED)["sum"] == [[4, 6]]).all()
 
 
-@pytest.mark.parametrize("loader", ["shutil:rmtree", "rmtree", "load_sum", "secateur.deploy.jobs.torch_target:load"])
+@pytest.mark.parametrize("loader", ["shutil:rmtree", "rmtree", "load_sum", "secateur.deploy.jobs.torch_runtimes:load"])
 def test_a_description_names_no_code(tmp_path, loader):
     folder = write(tmp_path / "a", loader=loader)
     with pytest.raises(runner.ArtefactError, match=f"is for '{loader}'; this version runs onnx"):
@@ -134,8 +134,8 @@ def test_a_stopped_worker_ends_with_who_started_it(tmp_path):
     code = f"""
 import os, signal, sys
 sys.path.insert(0, {str(Path(runner.__file__).parent)!r})
-import device
-worker = device.Worker({str(tmp_path / "a")!r}, 1, 2, 1)
+import runner
+worker = runner.Worker({str(tmp_path / "a")!r}, 1, 2, 1)
 print(worker._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -146,7 +146,7 @@ def artefacts(home, targets):
 
     pack = sparse.pack_worthy  # without timing: a tiny layer is as fast dense
     sparse.pack_worthy = lambda weight, tokens, value, activations, measure: pack(
-        weight, tokens, value, activations, False
+        weight, tokens, value, activations, measure=False
     )
 
     work = home / "work"
@@ -199,7 +199,7 @@ def keras_files(home):
     """A Keras model with units and single weights removed, as a file and as an artefact."""
     import keras
 
-    from secateur.deploy.jobs.keras_target import export
+    from secateur.deploy.jobs.keras_jobs import export
     from tests.keras import models
 
     keras.utils.set_random_seed(0)

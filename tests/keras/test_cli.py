@@ -141,7 +141,7 @@ def test_refused(here, capsys, command, words, sentence):
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["savedmodel", "litert", "onnx", "openvino"])
 def test_export_agrees_with_keras(here, capsys, to):
-    from secateur.deploy.jobs.keras_target import ALIASES, PACKAGES
+    from secateur.deploy.jobs.keras_jobs import ALIASES, PACKAGES
     from secateur.keras.export import TARGETS
 
     target = ALIASES.get(to, to)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import secateur
-from secateur.keras.export import TARGETS, bench, export, load
+from secateur.deploy.jobs.keras_table import bench, load
+from secateur.keras.export import TARGETS, export
 from tests.keras import models
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import secateur
 from secateur import Plan
 from secateur.errors import DataError
-from secateur.keras.workflow import Arrays, KerasTuning, logits, run
+from secateur.keras.workflow import Arrays, KerasStage, KerasTuning, logits, run
 
 Sparse = keras.losses.SparseCategoricalCrossentropy
 X = np.random.default_rng(0).normal(size=(12, 6)).astype("float32")
@@ -108,9 +108,7 @@ def test_probabilities_are_not_softmaxed_again(end, tmp_path):
     exact /= exact.sum(-1, keepdims=True)
     assert -np.log(exact[np.arange(12), Y]).mean() == pytest.approx(wanted, rel=1e-5)
     host, data = secateur.open(model), Arrays(X, Y)
-    outcome = run(
-        host, secateur.criteria.taylor, secateur.Element(), secateur.budget.Global(0.5), data, data, KerasTuning(),
-        tmp_path / "out",
-    )  # fmt: skip
+    stage = KerasStage(secateur.criteria.taylor, secateur.Element(), secateur.budget.Global(0.5))
+    outcome = run(host, stage, data, data, KerasTuning(), tmp_path / "out")
     assert outcome.dense.loss == pytest.approx(wanted, rel=1e-5)
     assert host.loss.get_config()["from_logits"] == (end is None)

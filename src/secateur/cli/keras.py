@@ -50,7 +50,7 @@ def export(model: str, to: str, output: Path, data: Path | None, samples: int, *
     rows = None
     if data is not None:
         rows = keras_module("secateur.keras.workflow").read_arrays(data, network).take(slice(samples)).x
-    return keras_module("secateur.deploy.jobs.keras_target").export(network, to, output, data=rows, **options)
+    return keras_module("secateur.deploy.jobs.keras_jobs").export(network, to, output, data=rows, **options)
 
 
 def bench(models: Sequence[str], runtimes: list[str] | None, **options: Any) -> Any:
@@ -60,7 +60,7 @@ def bench(models: Sequence[str], runtimes: list[str] | None, **options: Any) -> 
     other = next((m for m in models if not is_keras_file(m)), None)
     if other is not None:
         raise PlanError(f"{other} is no .keras file; compare Keras models with each other")
-    return keras_module("secateur.deploy.jobs.keras_target").bench(models, runtimes, **options)
+    return keras_module("secateur.deploy.jobs.keras_jobs").bench(models, runtimes, **options)
 
 
 def _workflow(threads: int | None) -> Any:
@@ -96,7 +96,7 @@ def prune(
         *choice,
         train,
         test,
-        workflow.Tuning(**tuning),
+        workflow.KerasTuning(**tuning),
         output,
         calibration_samples=calibration_samples,
         overwrite=overwrite,

@@ -1,9 +1,10 @@
-"""Where a pruned model runs: written for a runtime, run there, compared with PyTorch, weighed and timed.
+"""Exports pruned models to runtimes, compares them with PyTorch there, and measures their size and latency.
 
     secateur.deploy.export("folder", "onnx", "out")
 
-One target a file (`onnx`, `openvino`, `executorch`, `litert`); each is a `Target`, which writes artefacts and describes
-what it can hold. `runner` loads and runs them; it needs no secateur, so that an export kit can carry it away.
+`targets/` has one file for each runtime (`onnx`, `openvino`, `executorch`, `litert`) with its `Target`, which writes
+artefacts and describes what it can hold. `runner` loads and runs them; it needs no secateur, so that an export kit can
+carry it.
 """
 
 import importlib

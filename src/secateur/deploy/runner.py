@@ -1,14 +1,14 @@
 """Runs and times exported artefacts with nothing but numpy and their runtime, so that it can be copied to any device.
 
-It is one file, however long, because it travels in export kits and imports nothing of secateur.
+It is one file, however long, because export kits carry it (as `device.py`), and it imports nothing of secateur.
 
-An artefact is a folder with `artefact.json`, which says what the program takes and gives. As a script, beside a
-`kit.json` that `secateur bench --export-kit` wrote:
+An artefact is a folder with `artefact.json`, which describes the inputs and outputs of the program. As a script, beside
+a `kit.json` that `secateur bench --export-kit` wrote:
 
-    python device.py [--threads N] [--output results.json]
+    python device.py [--threads N] [--output results.json] [--library secateur_onnx.so]
 
 Each artefact runs in a process of its own with pinned threads; the processes take turns (A B A B ...). Start-up is the
-time from the first line of this file to the first answer, the runtime's import included.
+time from the first line of this file to the first answer, with the import of the runtime.
 """
 
 import time
@@ -18,6 +18,7 @@ BORN = time.perf_counter()
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import ctypes  # noqa: E402
+import functools  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
@@ -28,7 +29,8 @@ import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Callable, Iterator, Mapping, Sequence  # noqa: E402
+from collections.abc import Callable, Mapping, Sequence  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -40,12 +42,12 @@ OPERATORS = "secateur_onnx"
 """The library of secateur's operators for ONNX Runtime."""
 FORMAT = 1
 SAFE_LEVELS = 64
-"""Largest whole number of an 8-bit weight that ONNX Runtime multiplies right on x86 without VNNI, where it adds two
+"""Largest whole number of an 8-bit weight that ONNX Runtime multiplies correctly on x86 without VNNI, where it adds two
 products in 16 bits: 255 * 65 * 2 > 32767."""
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Feed = Mapping[str, np.ndarray]
 Program = Callable[[Feed], dict[str, np.ndarray]]
-"""One graph on its runtime: named arrays in (those it does not know are left out), named arrays out."""
+"""One graph on its runtime: named arrays -> named arrays. It ignores inputs that it does not know."""
 
 
 class ArtefactError(Exception):
@@ -53,7 +55,7 @@ class ArtefactError(Exception):
 
 
 def read(folder: Path | str) -> dict[str, Any]:
-    """The description of an artefact; ArtefactError when the folder holds none, or a damaged one."""
+    """The description of an artefact; ArtefactError when the folder has none, or a damaged one."""
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise ArtefactError(f"{folder} holds no exported model: it has no {MANIFEST}")
@@ -68,49 +70,52 @@ def read(folder: Path | str) -> dict[str, Any]:
                 if not Path(folder, name).is_file():
                     raise ArtefactError(f"{folder} is no whole artefact: {name} is missing; export it again")
         for name, size in info.get("sizes", {}).items():
-            there = (Path(folder) / name).stat().st_size
-            if there != size:
-                raise ArtefactError(f"{folder} is damaged: {name} has {there} bytes, not {size}; export it again")
+            actual = (Path(folder) / name).stat().st_size
+            if actual != size:
+                raise ArtefactError(f"{folder} is damaged: {name} has {actual} bytes, not {size}; export it again")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from None
     return info
 
 
-# -- one function a runtime -----------------------------------------------------------------------------------------
+# -- runtimes ---------------------------------------------------------------------------------------------------------
 
 
-def load_onnx(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
-    """On ONNX Runtime, CPU, with sequential execution."""
+@dataclass(frozen=True)
+class Opened:
+    """A program on its runtime.
+
+    call: inputs in order -> outputs in order.
+    takes: the program's own names of its inputs, in that order; empty where an artefact does not use them.
+    gives: the same of its outputs.
+    """
+
+    call: Callable[[Sequence[Any]], list[np.ndarray]]
+    takes: Sequence[str] = ()
+    gives: Sequence[str] = ()
+
+
+def open_onnx(path: Path, threads: int, library: str | None = None) -> Opened:
+    """An `.onnx` file on ONNX Runtime, CPU, with sequential execution. library: of custom operators."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
-    if graph.get("operators"):
-        options.register_custom_ops_library(operators(folder))
-    session = onnxruntime.InferenceSession(str(folder / graph["files"][0]), options, providers=["CPUExecutionProvider"])
+    if library is not None:
+        options.register_custom_ops_library(library)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     takes = [port.name for port in session.get_inputs()]
     gives = [port.name for port in session.get_outputs()]
 
-    def run(feed: Feed) -> dict[str, np.ndarray]:
-        return dict(zip(gives, session.run(gives, {name: feed[name] for name in takes}), strict=True))
+    def call(values: Sequence[Any]) -> list[np.ndarray]:
+        return list(session.run(gives, dict(zip(takes, map(np.asarray, values), strict=True))))
 
-    return run
-
-
-def operators(folder: Path) -> str:
-    """The library of secateur's operators: the one of the secateur installed here, or one beside the program."""
-    beside = folder / f"{OPERATORS}.so"
-    try:
-        return importlib.import_module("secateur.runtime").onnx_library()
-    except (ImportError, OSError):
-        if beside.is_file():
-            return str(beside.resolve())
-    raise ArtefactError(f"the program runs on secateur's kernels: install secateur, or put {beside.name} there")
+    return Opened(call, takes, gives)
 
 
-def load_openvino(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
-    """On OpenVINO, CPU, in float32 (left to itself it computes in bfloat16 where the processor has it)."""
+def open_openvino(path: Path, threads: int) -> Opened:
+    """An `.xml` file on OpenVINO, CPU, in float32 (by default it computes in bfloat16 where the processor has it)."""
     import openvino
 
     settings = {
@@ -119,20 +124,19 @@ def load_openvino(folder: Path, graph: Mapping[str, Any], threads: int) -> Progr
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
     }
-    model = openvino.Core().compile_model(str(folder / graph["files"][0]), "CPU", settings)
-    takes = [port.any_name for port in model.inputs]
-    gives = {port.any_name: port for port in model.outputs}
+    model = openvino.Core().compile_model(str(path), "CPU", settings)
     request = model.create_infer_request()
+    takes, gives = ([port.any_name if port.names else "" for port in ports] for ports in (model.inputs, model.outputs))
 
-    def run(feed: Feed) -> dict[str, np.ndarray]:
-        found = request.infer({name: feed[name] for name in takes})
-        return {name: found[port] for name, port in gives.items()}
+    def call(values: Sequence[Any]) -> list[np.ndarray]:
+        outputs = request.infer({i: np.asarray(value) for i, value in enumerate(values)})
+        return [outputs[port] for port in model.outputs]
 
-    return run
+    return Opened(call, takes, gives)
 
 
-def load_executorch(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
-    """On ExecuTorch's portable runtime with XNNPACK; its Python face takes torch tensors, by position."""
+def open_executorch(path: Path, threads: int) -> Opened:
+    """A `.pte` file on ExecuTorch's portable runtime with XNNPACK, whose Python API takes torch tensors."""
     import torch
     from executorch.runtime import Runtime
 
@@ -141,33 +145,118 @@ def load_executorch(folder: Path, graph: Mapping[str, Any], threads: int) -> Pro
         from executorch.extension.pybindings import portable_lib
 
         portable_lib._threadpool_reset(threads)
-    method = Runtime.get().load_program(folder / graph["files"][0]).load_method("forward")
-    takes, gives = [port["name"] for port in graph["inputs"]], graph["outputs"]
+    method = Runtime.get().load_program(path).load_method("forward")
 
-    def run(feed: Feed) -> dict[str, np.ndarray]:
-        found = method.execute([torch.from_numpy(np.ascontiguousarray(feed[name])) for name in takes])
-        return {n: t.numpy().copy() for n, t in zip(gives, found[len(found) - len(gives) :], strict=True)}
+    def call(values: Sequence[Any]) -> list[np.ndarray]:
+        outputs = method.execute([torch.from_numpy(np.ascontiguousarray(value)) for value in values])
+        return [tensor.numpy().copy() for tensor in outputs]
 
-    return run
+    return Opened(call)
+
+
+def _interpreter(path: Path, threads: int) -> Any:
+    """LiteRT with XNNPACK, or the copy of it that TensorFlow brings."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as missing:
+        try:
+            from tensorflow.lite.python.interpreter import Interpreter
+        except ImportError:
+            raise missing from None
+    interpreter = Interpreter(str(path), num_threads=threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def open_litert(path: Path, threads: int) -> Opened:
+    """A `.tflite` file, whose inputs and outputs are its tensors in order."""
+    interpreter = _interpreter(path, threads)
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def call(values: Sequence[Any]) -> list[np.ndarray]:
+        for detail, value in zip(inputs, values, strict=True):
+            interpreter.set_tensor(detail["index"], np.asarray(value, dtype=detail["dtype"]))
+        interpreter.invoke()
+        return [interpreter.get_tensor(detail["index"]) for detail in outputs]
+
+    return Opened(call)
+
+
+def open_litert_torch(path: Path, threads: int) -> Opened:
+    """A `.tflite` file of litert_torch, whose signature has inputs args_0, args_1 ... and outputs output_0 ..."""
+    signature = _interpreter(path, threads).get_signature_runner()
+    types = {int(name.removeprefix("args_")): detail["dtype"] for name, detail in signature.get_input_details().items()}
+
+    def call(values: Sequence[Any]) -> list[np.ndarray]:
+        outputs = signature(**{f"args_{i}": np.asarray(values[i], dtype) for i, dtype in types.items()})
+        return [outputs[f"output_{i}"] for i in range(len(outputs))]
+
+    return Opened(call)
+
+
+def open_saved_model(path: Path, threads: int) -> Opened:
+    """A SavedModel folder (or the file in it) that Keras exported, on TensorFlow."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(path.parent if path.suffix else path))
+    signature = model.serve.concrete_functions[0].structured_input_signature[0]
+
+    def call(values: Sequence[Any]) -> list[np.ndarray]:
+        inputs = tf.nest.pack_sequence_as(signature, [tf.convert_to_tensor(value) for value in values])
+        return [np.asarray(x) for x in tf.nest.flatten(model.serve(*inputs))]
+
+    return Opened(call)
+
+
+OPENERS: dict[str, Callable[[Path, int], Opened]] = {
+    ".tflite": open_litert,
+    ".onnx": open_onnx,
+    ".xml": open_openvino,
+    ".pb": open_saved_model,
+    "": open_saved_model,
+}
+"""What opens a program that Keras wrote, by the ending of its file; a folder is a SavedModel."""
+
+
+# -- loaders: (folder, graph of the description, threads) -> program ---------------------------------------------------
+
+
+def by_name(opened: Opened) -> Program:
+    """A program whose own names are those of the artefact."""
+    return lambda feed: dict(zip(opened.gives, opened.call([feed[name] for name in opened.takes]), strict=True))
+
+
+def by_position(opened: Opened, graph: Mapping[str, Any]) -> Program:
+    """A program that takes and gives, in order, what the artefact names."""
+    takes = [port["name"] for port in graph["inputs"]]
+    return lambda feed: dict(zip(graph["outputs"], opened.call([feed[name] for name in takes]), strict=True))
+
+
+def load_onnx(folder: Path, graph: Mapping[str, Any], threads: int, library: str | None = None) -> Program:
+    """On ONNX Runtime. library: of secateur's operators, for a program that uses them."""
+    return by_name(open_onnx(folder / graph["files"][0], threads, library))
+
+
+def load_openvino(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
+    """On OpenVINO."""
+    return by_name(open_openvino(folder / graph["files"][0], threads))
+
+
+def load_executorch(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
+    """On ExecuTorch; tensors that the program changes in place come before its outputs."""
+    opened, count = open_executorch(folder / graph["files"][0], threads), len(graph["outputs"])
+    return by_position(Opened(lambda values: opened.call(values)[-count:]), graph)
 
 
 def load_litert(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
-    """On LiteRT with XNNPACK; one fixed shape."""
-    from ai_edge_litert.interpreter import Interpreter
+    """On LiteRT, written by litert_torch; one fixed shape."""
+    return by_position(open_litert_torch(folder / graph["files"][0], threads), graph)
 
-    interpreter = Interpreter(str(folder / graph["files"][0]), num_threads=threads)
-    interpreter.allocate_tensors()
-    signature = interpreter.get_signature_runner()
-    takes = [port["name"] for port in graph["inputs"]]
-    slots = {f"args_{i}": name for i, name in enumerate(takes)}
-    kinds = {slot: detail["dtype"] for slot, detail in signature.get_input_details().items()}
 
-    def run(feed: Feed) -> dict[str, np.ndarray]:
-        given = {slot: np.asarray(feed[slots[slot]], kind) for slot, kind in kinds.items()}
-        found = signature(**given)
-        return {name: found[f"output_{i}"] for i, name in enumerate(graph["outputs"])}
-
-    return run
+def load_keras_program(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
+    """A program that Keras wrote, on its runtime; only the order of its inputs and outputs is that of the model."""
+    path = folder / graph["files"][0]
+    return by_position(OPENERS[path.suffix](path, threads), graph)
 
 
 LOADERS = {
@@ -175,17 +264,30 @@ LOADERS = {
     "openvino": load_openvino,
     "executorch": load_executorch,
     "litert": load_litert,
-    "torch": "secateur.deploy.jobs.torch_target:load",
-    "secateur": "secateur.deploy.jobs.torch_target:load_sparse",
-    "keras": "secateur.deploy.jobs.keras_target:load",
-    "keras program": "secateur.programs:load",
+    "torch": "secateur.deploy.jobs.torch_runtimes:load",
+    "secateur": "secateur.deploy.jobs.torch_runtimes:load_sparse",
+    "keras": "secateur.deploy.jobs.keras_jobs:load",
+    "keras program": load_keras_program,
 }
 """What loads an artefact, by the `loader` of its description or else by its target. A description, which may come from
 a stranger, can name nothing else."""
 
 
-def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
-    """One graph of an artefact on its runtime; ArtefactError when it cannot be loaded."""
+def operators(folder: Path, library: str | None) -> str:
+    """The library of secateur's operators: the installed one that the caller names, or one beside the program."""
+    beside = folder / f"{OPERATORS}.so"
+    if library is not None:
+        return library
+    if beside.is_file():
+        return str(beside.resolve())
+    raise ArtefactError(f"the program runs on secateur's kernels: install secateur, or put {beside.name} there")
+
+
+def load(folder: Path | str, name: str = "model", threads: int = 1, library: str | None = None) -> Program:
+    """One graph of an artefact on its runtime; ArtefactError when it cannot be loaded.
+
+    library: where secateur's operators for ONNX Runtime are installed; without it they are looked for in the folder.
+    """
     folder, info = Path(folder), read(folder)
     if name not in info["graphs"]:
         raise ArtefactError(f"{folder} has no graph {name!r}; it has {', '.join(info['graphs'])}")
@@ -199,27 +301,30 @@ def load(folder: Path | str, name: str = "model", threads: int = 1) -> Program:
             stacklevel=2,
         )
     try:
-        program = _loader(LOADERS[key])(folder, graph, threads)
+        loader = _loader(LOADERS[key])
+        if graph.get("operators"):
+            loader = functools.partial(loader, library=operators(folder, library))
+        program = loader(folder, graph, threads)
     except ArtefactError:
         raise
     except ImportError as error:
         raise ArtefactError(f"{error.name} is not installed, which runs {info['target']} artefacts") from error
-    except Exception as error:
+    except Exception as error:  # every runtime breaks in its own way
         raise ArtefactError(f"{folder} is damaged or not for this runtime ({info['target']}): {line(error)}") from None
     return checked(program, graph, info["target"])
 
 
 def overflows(info: Mapping[str, Any]) -> bool:
     """Whether a program holds weights of a full 8 bits that this processor cannot multiply in ONNX Runtime; False where
-    nothing tells which it is."""
+    the processor is unknown."""
     if info.get("levels", 0) <= SAFE_LEVELS:
         return False
-    known = processor_flags()
-    return bool(known) and not known & {"avx512_vnni", "avx_vnni", "amx_int8"}
+    flags = processor_flags()
+    return bool(flags) and not flags & {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def processor_flags() -> set[str]:
-    """What an x86 processor says that it can, on Linux; empty elsewhere."""
+    """The instruction sets of an x86 processor, on Linux; empty elsewhere."""
     return {*processor_says("flags").split()}
 
 
@@ -232,15 +337,16 @@ def processor_says(field: str) -> str:
     return ""
 
 
-def _loader(where: Any) -> Callable[[Path, Mapping[str, Any], int], Program]:
-    if callable(where):
-        return where
-    module, _, function = where.partition(":")
+def _loader(entry: Any) -> Callable[..., Program]:
+    """The function of an entry of LOADERS; a string names its module and itself."""
+    if callable(entry):
+        return entry
+    module, _, function = entry.partition(":")
     return getattr(importlib.import_module(module), function)
 
 
 def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
-    """The program behind a look at the shapes it is given: one sentence instead of what a runtime prints."""
+    """The program, which checks its inputs first: a wrong shape gives a sentence, not what the runtime prints."""
 
     def run(feed: Feed) -> dict[str, np.ndarray]:
         for port in graph["inputs"]:
@@ -248,15 +354,15 @@ def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
                 raise ArtefactError(f"the program takes {port['name']}, which is not among {', '.join(feed)}")
             shape = feed[port["name"]].shape
             fits = len(shape) == len(port["shape"]) and all(
-                isinstance(want, str) or have == want for have, want in zip(shape, port["shape"], strict=True)
+                isinstance(size, str) or actual == size for actual, size in zip(shape, port["shape"], strict=True)
             )
             at_most = port.get("at_most", {})
             if not fits or any(shape[int(dim)] > most for dim, most in at_most.items()):
-                asked = " x ".join(str(n) for n in port["shape"])
+                sizes = " x ".join(str(n) for n in port["shape"])
                 bound = f", at most {' x '.join(map(str, at_most.values()))}" if at_most else ""
                 raise ArtefactError(
                     f"{port['name']} has shape {' x '.join(map(str, shape))}, but this {target} program takes "
-                    f"{asked}{bound}; export it for that shape"
+                    f"{sizes}{bound}; export it for that shape"
                 )
         return program(feed)
 
@@ -264,13 +370,13 @@ def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
 
 
 def line(error: BaseException) -> str:
-    """What an exception says, on one line of bearable length."""
-    text = re.sub(r"Exception from [^ ]+:\d+:?", "", str(error))  # where in OpenVINO's sources
+    """The message of an exception, on one line of at most 240 characters."""
+    text = re.sub(r"Exception from [^ ]+:\d+:?", "", str(error))  # a line in OpenVINO's sources
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return text if len(text) < 240 else text[:237] + "..."
 
 
-# -- inputs made up from the description ----------------------------------------------------------------------------
+# -- made-up inputs ---------------------------------------------------------------------------------------------------
 
 
 def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
@@ -291,54 +397,54 @@ def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -
 
 
 def sizes_for(graph: Mapping[str, Any], batch: int, length: int) -> dict[str, int]:
-    """Values of the symbolic dimensions of a graph; a decoder's text is as long as the encoder's, no past."""
+    """Values of the symbolic dimensions of a graph: a decoder's text is as long as the encoder's, with no cache."""
     return {"batch": batch, "length": length, "target": length, "past": 0}
 
 
-# -- a process an artefact ------------------------------------------------------------------------------------------
+# -- timing: a process for each artefact ------------------------------------------------------------------------------
 
 
-def serve(folder: str, batch: int, length: int, threads: int) -> None:
+def serve(folder: str, batch: int, length: int, threads: int, library: str | None = None) -> None:
     """Load an artefact, answer once, then time on request: one JSON object a line on the real standard output."""
     pin(threads)
     end_with_parent()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def say(value: dict[str, Any]) -> None:
+    def answer(value: dict[str, Any]) -> None:
         print(json.dumps(value), file=out, flush=True)
 
     try:
         graph = read(folder)["graphs"]["model"]
         feed = made_up(graph, sizes_for(graph, batch, length))
-        program = load(folder, "model", threads)
+        program = load(folder, "model", threads, library)
         program(feed)
-    except Exception as error:
-        say({"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"})
+    except Exception as error:  # the process that started this one waits for an answer
+        answer({"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"})
         return
-    say({"startup_s": time.perf_counter() - BORN})
+    answer({"startup_s": time.perf_counter() - BORN})
     for request in sys.stdin:
         runs = json.loads(request)["runs"]
         if not runs:
-            say({"peak_bytes": peak_bytes()})
+            answer({"peak_bytes": peak_bytes()})
             return
         seconds = []
-        for _ in range(runs + 1):  # the first run finds the caches of the other artefact
+        for _ in range(runs + 1):  # the first run finds data of the other artefact in the caches
             start = time.perf_counter()
             program(feed)
             seconds.append(time.perf_counter() - start)
-        say({"seconds": seconds[1:]})
+        answer({"seconds": seconds[1:]})
 
 
 def end_with_parent() -> None:
-    """Have Linux end this process with the one that started it: a stopped process notices nothing by itself."""
+    """Have Linux end this process together with its parent: a stopped process cannot notice that the parent ended."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
 
 
 def peak_bytes() -> int:
-    """The largest resident memory that this process has had, or 0 where that cannot be told."""
+    """The largest resident memory that this process has had, or 0 where the system does not report it."""
     try:
         for entry in Path("/proc/self/status").read_text().splitlines():
             if entry.startswith("VmHWM:"):
@@ -354,15 +460,16 @@ def peak_bytes() -> int:
 
 
 class Worker:
-    """A process that holds one artefact ready to be timed; it is stopped until it is asked, as the threads of some
+    """A process that holds one artefact ready to be timed. It is stopped between requests, because the threads of some
     runtimes go on spinning after a run.
     """
 
-    def __init__(self, folder: Path | str, batch: int, length: int, threads: int) -> None:
+    def __init__(self, folder: Path | str, batch: int, length: int, threads: int, library: str | None = None) -> None:
         environment = {**os.environ, **dict.fromkeys(POOLS, str(threads))}
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p and Path(p) != Path(__file__).parent)
         command = [sys.executable, "-P", __file__, "--serve", str(folder)]
         command += ["--batch", str(batch), "--length", str(length), "--threads", str(threads)]
+        command += ["--library", library] if library is not None else []
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -371,12 +478,14 @@ class Worker:
             text=True,
             env=environment,
         )
+        self._requests: Any = self._process.stdin
+        self._answers: Any = self._process.stdout
         self.peak_bytes = 0
         self.startup_s = self._answer()["startup_s"]
         self._send("SIGSTOP")
 
     def time(self, runs: int) -> list[float]:
-        """Seconds of so many runs."""
+        """Seconds of each of that many runs."""
         return self._ask(runs)["seconds"]
 
     def close(self) -> None:
@@ -387,15 +496,14 @@ class Worker:
         self.stop()
 
     def stop(self) -> None:
-        """End the process without asking it anything."""
+        """End the process without a last request."""
         self._process.kill()
         self._process.wait()
 
     def _ask(self, runs: int) -> dict[str, Any]:
-        assert self._process.stdin is not None
         self._send("SIGCONT")
-        self._process.stdin.write(json.dumps({"runs": runs}) + "\n")
-        self._process.stdin.flush()
+        self._requests.write(json.dumps({"runs": runs}) + "\n")
+        self._requests.flush()
         answer = self._answer()
         self._send("SIGSTOP")
         return answer
@@ -405,8 +513,7 @@ class Worker:
             self._process.send_signal(getattr(signal, name))
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        text = self._process.stdout.readline()
+        text = self._answers.readline()
         answer = json.loads(text) if text else {"error": "the process that ran the artefact died; is there memory?"}
         if "error" in answer:
             self.stop()
@@ -415,57 +522,53 @@ class Worker:
 
 
 def pin(threads: int) -> None:
-    """Keep this process on as many cores as it has threads, where the system can."""
+    """Keep this process on as many cores as it has threads, where the system supports it."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def measure(
-    artefacts: Mapping[str, Path | str], batch: int, length: int, threads: int, turns: int = 12, runs: int = 3
+    artefacts: Mapping[str, Path | str],
+    batch: int,
+    length: int,
+    threads: int,
+    turns: int = 12,
+    runs: int = 3,
+    *,
+    library: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Time artefacts in turn at one shape: name -> median and quartiles in ms, start-up in s, peak memory in bytes.
 
-    An artefact that cannot run has only an `error`, one sentence.
+    library: where secateur's operators are installed. An artefact that cannot run has only an `error`, one sentence.
     """
-    found: dict[str, dict[str, Any]] = {}
-    with workers(artefacts, batch, length, threads, found) as ready:
-        seconds: dict[str, list[float]] = {name: [] for name in ready}
+    rows: dict[str, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for name, folder in artefacts.items():
+            try:
+                workers[name] = Worker(folder, batch, length, threads, library)
+                stack.callback(workers[name].stop)
+            except ArtefactError as error:
+                rows[name] = {"error": str(error)}
+        seconds: dict[str, list[float]] = {name: [] for name in workers}
         for _ in range(turns):
-            for name, worker in ready.items():
+            for name, worker in workers.items():
                 seconds[name] += worker.time(runs)
-        for name, worker in ready.items():
+        for name, worker in workers.items():
             worker.close()
             low, middle, high = statistics.quantiles([1e3 * s for s in seconds[name]], n=4)
-            found[name] = {
+            rows[name] = {
                 "median_ms": middle,
                 "low_ms": low,
                 "high_ms": high,
                 "startup_s": worker.startup_s,
                 "peak_bytes": worker.peak_bytes,
             }
-    return {name: found[name] for name in artefacts}
-
-
-@contextlib.contextmanager
-def workers(
-    artefacts: Mapping[str, Path | str], batch: int, length: int, threads: int, failed: dict[str, dict[str, Any]]
-) -> Iterator[dict[str, Worker]]:
-    """A worker for each artefact that runs; what does not goes into `failed`."""
-    ready: dict[str, Worker] = {}
-    try:
-        for name, folder in artefacts.items():
-            try:
-                ready[name] = Worker(folder, batch, length, threads)
-            except ArtefactError as error:
-                failed[name] = {"error": str(error)}
-        yield ready
-    finally:
-        for worker in ready.values():
-            worker.stop()
+    return {name: rows[name] for name in artefacts}
 
 
 def machine() -> dict[str, Any]:
-    """What a result depends on besides the artefact."""
+    """The machine, on which results depend as on the artefact."""
     return {
         "processor": processor_says("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -474,8 +577,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def run_kit(folder: Path, threads: int | None, say: Callable[[str], None]) -> dict[str, Any]:
-    """Time everything in a kit: what `kit.json` lists, at its shapes, artefacts of one runtime in turn."""
+def run_kit(
+    folder: Path, threads: int | None, say: Callable[[str], None], library: str | None = None
+) -> dict[str, Any]:
+    """Time everything that `kit.json` lists, at its shapes, artefacts of one runtime in turn."""
     kit = json.loads((folder / KIT).read_text(encoding="utf-8"))
     threads = threads or kit["threads"]
     rows: list[dict[str, Any]] = []
@@ -483,8 +588,8 @@ def run_kit(folder: Path, threads: int | None, say: Callable[[str], None]) -> di
         for batch in kit["batch"]:
             for length in kit["length"]:
                 say(f"{runtime}, {batch} x {length} ...")
-                places = {name: folder / place for name, place in artefacts.items()}
-                for name, row in measure(places, batch, length, threads, kit["turns"]).items():
+                folders = {name: folder / place for name, place in artefacts.items()}
+                for name, row in measure(folders, batch, length, threads, kit["turns"], library=library).items():
                     rows.append({"model": name, "runtime": runtime, "batch": batch, "length": length, **row})
     return {"format": FORMAT, "kit": kit["id"], "threads": threads, "machine": machine(), "rows": rows}
 
@@ -494,17 +599,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path, help="default: results.json beside this script")
+    parser.add_argument("--library", help="secateur_onnx.so to use; default: the one beside each program")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
-        serve(options.serve, options.batch, options.length, options.threads)
+        serve(options.serve, options.batch, options.length, options.threads, options.library)
         return
     folder = Path(__file__).parent
     if not (folder / KIT).is_file():
         parser.error(f"there is no {KIT} beside this script; `secateur bench ... --export-kit FOLDER` writes one")
-    results = run_kit(folder, options.threads, lambda text: print(text, file=sys.stderr, flush=True))
+    results = run_kit(folder, options.threads, lambda text: print(text, file=sys.stderr, flush=True), options.library)
     target = options.output or folder / RESULTS
     target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for row in results["rows"]:

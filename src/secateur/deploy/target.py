@@ -7,14 +7,15 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from secateur.deploy import runner
+from secateur.deploy.operator_library import installed_library
 from secateur.errors import SecateurError
 
 TARGETS = ("onnx", "openvino", "executorch", "litert")
@@ -29,7 +30,7 @@ class DeployError(SecateurError):
 class Port:
     """One input of a graph. A dimension is a number or a symbol: batch, length, target (a decoder's length), past.
 
-    fill: what stands in it when inputs are made up: "ids" in [low, high), "normal", or a constant.
+    fill: its values when inputs are made up: "ids" in [low, high), "normal", or a constant.
     at_most: dimension -> largest size, where the symbols are bounded.
     """
 
@@ -59,8 +60,11 @@ class Written:
     outputs: Sequence[str]
 
 
-Writer = Callable[[Mapping[str, ExportUnit], Path, bool], dict[str, Written]]
-"""(graphs by name, folder, int8) -> what was written, by name."""
+class Writer(Protocol):
+    """How a target writes graphs."""
+
+    def __call__(self, graphs: Mapping[str, ExportUnit], folder: Path, *, int8: bool) -> dict[str, Written]:
+        """Write graphs, by name, into a folder; `int8` with 8-bit weights. Returns what was written, by name."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class Target:
             "bounded": "batches and lengths up to the ones it was exported for",
             "fixed": "one batch and length",
         }
-        more = ", generation with a key-value cache" if self.generates else ""
-        return f"{self.name} takes {takes[self.shapes]}{more}{f', {self.int8}' if self.int8 else ''}"
+        generation = ", generation with a key-value cache" if self.generates else ""
+        return f"{self.name} takes {takes[self.shapes]}{generation}{f', {self.int8}' if self.int8 else ''}"
 
     def load(self, folder: Path, graph: str = "model", threads: int = 1) -> runner.Program:
         """A written graph, ready to run; DeployError when it is damaged."""
@@ -111,9 +115,9 @@ def find(name: str) -> Target:
 
 
 def load(folder: Path | str, graph: str = "model", threads: int = 1) -> runner.Program:
-    """A graph of any artefact on its runtime; what goes wrong there, now or later, is a DeployError."""
+    """A graph of any artefact on its runtime; what goes wrong there, on loading or when it runs, is a DeployError."""
     with translated():
-        program = runner.load(folder, graph, threads)
+        program = runner.load(folder, graph, threads, installed_library())
 
     def run(feed: runner.Feed) -> dict[str, Any]:
         with translated():
@@ -130,7 +134,7 @@ def read(folder: Path | str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Errors of `runner`, which knows nothing of secateur, as DeployError."""
+    """Raise errors of `runner`, which imports nothing of secateur, as DeployError."""
     try:
         yield
     except runner.ArtefactError as error:
@@ -139,7 +143,9 @@ def translated() -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(target: str, model: nn.Module) -> Iterator[None]:
-    """Exporters kept quiet, and what goes wrong in them as one sentence that names the operation where one lacks."""
+    """Keep exporters quiet, and raise what goes wrong in them as one sentence, which names an operation that the target
+    lacks.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(warnings.catch_warnings())
@@ -151,7 +157,7 @@ def writing(target: str, model: nn.Module) -> Iterator[None]:
             yield
         except (SecateurError, OSError, MemoryError):
             raise
-        except Exception as error:
+        except Exception as error:  # every exporter breaks in its own way
             raise refusal(target, model, error) from error
 
 
@@ -170,8 +176,8 @@ def refusal(target: str, model: nn.Module, error: BaseException) -> DeployError:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     name = type(model).__name__
-    for one in reversed(chain):
-        text = str(one)
+    for cause in reversed(chain):
+        text = str(cause)
         if LACKS.search(text):
             operations = sorted(set(OPERATION.findall(text)))
             if operations:
@@ -179,7 +185,7 @@ def refusal(target: str, model: nn.Module, error: BaseException) -> DeployError:
                     f"{target} has no {', '.join(operations[:3])}, which {name} uses; choose another target, or "
                     "replace the operation in the model"
                 )
-    told = next((c for c in reversed(chain) if str(c).strip()), error)
+    first = next((cause for cause in reversed(chain) if str(cause).strip()), error)
     return DeployError(
-        f"{name} cannot be written for {target} ({type(told).__name__}: {runner.line(told)}); choose another target"
+        f"{name} cannot be written for {target} ({type(first).__name__}: {runner.line(first)}); choose another target"
     )

@@ -1,5 +1,5 @@
-"""Atoms: axes as they are found. Every dimension of a tensor is a product of atoms and plain numbers; atoms that meet
-in an operation become one by union-find.
+"""Atoms: axes before they have names. Every dimension of a tensor is a product of atoms and plain numbers; atoms that
+meet in an operation become one by union-find.
 """
 
 from dataclasses import dataclass, field
@@ -18,12 +18,17 @@ RANK = {
     "ffn": 1,
     "position": 0,
 }
-"""Which kind names an axis where atoms of two kinds meet: the higher one."""
+"""Where atoms of two kinds meet, the axis takes the kind with the higher number."""
 
 
 @dataclass(eq=False)
 class Atom:
-    """One axis in the making. depth: how many attention layers came before it."""
+    """One axis, or a part of one until it is joined.
+
+    depth: how many attention layers come before it.
+    frozen: why it cannot be pruned, or None.
+    joined: the atom that it has become one with, or None.
+    """
 
     size: int
     kind: str
@@ -32,7 +37,7 @@ class Atom:
     joined: "Atom | None" = field(default=None, repr=False)
 
     def root(self) -> "Atom":
-        """The atom that stands for all it was joined with."""
+        """The atom that stands for all atoms joined with this one."""
         atom = self
         while atom.joined is not None:
             atom = atom.joined
@@ -56,20 +61,20 @@ def atoms_in(factors: Factors) -> list[Atom]:
 
 
 def freeze(factors: Factors, reason: str) -> None:
-    """Say of every atom of a dimension why it cannot be pruned; the first reason stays."""
+    """Note of every atom of a dimension why it cannot be pruned; the first reason stays."""
     for atom in atoms_in(factors):
         atom.frozen = atom.frozen or reason
 
 
 def name_kind(factors: Factors, kind: str) -> None:
-    """Let a dimension that is one axis be of a kind, unless a stronger kind is known."""
+    """Give a kind to a dimension that is one axis, unless a kind of higher rank is known."""
     for atom in atoms_in(factors):
         if len(factors) == 1 and RANK[kind] > RANK[atom.kind]:
             atom.kind = kind
 
 
 def join(a: Factors, b: Factors, reason: str) -> Factors:
-    """Two dimensions are the same one; where their factors do not match, both are frozen for the reason given."""
+    """Join two dimensions that are the same one; where their factors do not match, both are frozen for the reason."""
     if not atoms_in(a) or not atoms_in(b):
         freeze(a, reason)
         freeze(b, reason)

@@ -1,4 +1,4 @@
-"""Batches as Keras has them: `(x, y)`, `(x, y, sample_weight)` or `x` alone, where x may be a dict or a list."""
+"""Batches of Keras: `(x, y)`, `(x, y, sample_weight)` or `x` alone, where x may be a dict or a list."""
 
 from typing import Any
 

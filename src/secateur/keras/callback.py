@@ -20,9 +20,10 @@ from secateur.select import Element, Pattern
 class GradualPruning(keras.callbacks.Callback):
     """`model.fit(..., callbacks=[GradualPruning(schedule=secateur.schedule.cubic(0.8, steps=500))])`.
 
-    schedule: training step -> sparsity; budget: how it is spread, by default over all weights together.
-    every: steps between two decisions. criterion, pattern, data, weights: as in `secateur.prune`; the criterion sees
-        the weights as they are at that step.
+    schedule: training step -> sparsity.
+    budget: how the sparsity is spread, by default over all weights together.
+    every: steps between two decisions.
+    criterion, pattern, data, weights: as in `secateur.prune`; the criterion sees the weights of that step.
     plan: the last decision. The zeros are held after the training too, until `secateur.keras.release(model)`.
     """
 
@@ -52,11 +53,9 @@ class GradualPruning(keras.callbacks.Callback):
         self._host = host = KerasHost(self.model, self.example)
         self._step, self._sparsity = 0, 0.0
         names = list(host.layout.params)
-        found = variables(self.model)
-        free = {
-            n: np.ones(tuple(found[n].shape), dtype=bool) for n in names if not hasattr(found[n].constraint, "mask")
-        }
-        hold(self.model, found, {n: m for n, m in free.items() if found[n].trainable})
+        by_name = variables(self.model)
+        free = {n: by_name[n] for n in names if not hasattr(by_name[n].constraint, "mask") and by_name[n].trainable}
+        hold(self.model, by_name, {n: np.ones(tuple(v.shape), dtype=bool) for n, v in free.items()})
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Decide anew where the schedule has moved."""
@@ -65,7 +64,7 @@ class GradualPruning(keras.callbacks.Callback):
         self._step += 1
 
     def on_train_end(self, logs: Any = None) -> None:
-        """End at the sparsity that the schedule gives for the last step."""
+        """Prune to the sparsity of the schedule at the last step."""
         self._move(self.schedule(self._step))
 
     def _move(self, sparsity: float) -> None:

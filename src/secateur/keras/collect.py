@@ -1,7 +1,8 @@
-"""collect: run a Keras model over data and sum up what the criteria ask for, padding left out."""
+"""collect: run a Keras model over data and sum up what the criteria ask for, without padding."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -19,12 +20,40 @@ from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
 ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What a run over data adds up.
+
+    needs: the quantities.
+    axes: the axes whose quantities are wanted, and grams: the weights whose grams are.
+    tokens: which positions of the batch are real.
+    """
+
+    layout: Layout
+    needs: set[str]
+    axes: Sequence[str]
+    grams: set[str]
+    tally: Tally = field(default_factory=Tally)
+    tokens: Tokens = field(default_factory=Tokens)
+
+    @property
+    def of_attention(self) -> set[str]:
+        """Quantities of attention scores."""
+        return {need for need in self.needs if need.startswith("attn_")}
+
+    @property
+    def of_inputs(self) -> set[str]:
+        """Quantities of the inputs of linear layers."""
+        return self.needs & {"act_sq", "unit_act", "gram"}
+
+
 def collect(
     model: keras.Model,
     layout: Layout,
     variables: Mapping[str, Any],
     needs: Collection[str],
     data: Iterable[Any],
+    *,
     axes: Sequence[str] | None = None,
     loss: Any = None,
     token_mask: Callable[[Any], Any] | None = None,
@@ -36,51 +65,40 @@ def collect(
     token_mask: inputs -> bool (batch, positions), for models whose padding Keras masks do not carry.
     Raises DataError when there is no batch, or when a gradient is asked for and there is no loss.
     """
-    wanted = set(needs)
-    unknown = wanted - set(OF_WEIGHT) - set(OF_AXIS)
+    unknown = set(needs) - set(OF_WEIGHT) - set(OF_AXIS)
     if unknown:
         raise DataError(f"the Keras host cannot collect {sorted(unknown)[0]!r}")
     if axes is None:
         axes = [axis.name for axis in layout.axes.values() if not axis.frozen]
-    tally, tokens = Tally(), Tokens()
+    grams = set(layout.readers(weights).values()) if "gram" in needs else set()
+    sums = _Sums(layout, set(needs), axes, grams)
     floating = {n: v for n, v in variables.items() if n in layout.params and "float" in str(v.dtype)}
-    wanted_gradients = wanted & NEEDS_GRADIENT
     batches = 0
-    with contextlib.ExitStack() as stack:
-        grams = set(layout.readers(weights).values()) if "gram" in wanted else set()
-        _watch(stack, model, layout, wanted, axes, grams, tally, tokens)
+    with _watched(model, sums):
         for batch in data:
             batches += 1
             x, _, _ = unpack(batch)
-            tokens.clear(token_mask(x) if token_mask else None)
-            if wanted_gradients:
-                found = gradients(model, floating, batch, loss)
-                _add_gradients(layout, floating, found, wanted_gradients, axes, tally)
+            sums.tokens.clear(token_mask(x) if token_mask else None)
+            if sums.needs & NEEDS_GRADIENT:
+                _add_gradients(sums, floating, gradients(model, floating, batch, loss))
             else:
                 run(model, x)
     if not batches:
         raise DataError("the data is empty: no batch was seen; pass at least one")
-    return tally.stats()
+    return sums.tally.stats()
 
 
-def _add_gradients(
-    layout: Layout,
-    variables: Mapping[str, Any],
-    found: BatchGradients,
-    wanted: set[str],
-    axes: Sequence[str],
-    tally: Tally,
-) -> None:
+def _add_gradients(sums: _Sums, variables: Mapping[str, Any], batch: BatchGradients) -> None:
     products: dict[str, np.ndarray] = {}
-    for name, grad in found.values.items():
+    for name, grad in batch.values.items():
         grad = grad.astype(np.float32)
-        if "grad" in wanted:
-            tally.add("grad", name, grad * found.items if found.mean else grad, found.items)
-        if "grad_sq" in wanted:
-            tally.add("grad_sq", name, grad**2, 1)
-        if "unit_grad_sq" in wanted and name in layout.linears:
+        if "grad" in sums.needs:
+            sums.tally.add("grad", name, grad * batch.items if batch.mean else grad, batch.items)
+        if "grad_sq" in sums.needs:
+            sums.tally.add("grad_sq", name, grad**2, 1)
+        if "unit_grad_sq" in sums.needs and name in sums.layout.linears:
             products[name] = grad * keras.ops.convert_to_numpy(variables[name])
-    tally.add_gates(layout, products, axes)
+    sums.tally.add_gates(sums.layout, products, sums.axes)
 
 
 def input_owner(layout: Layout, param: str, axis: str) -> np.ndarray:
@@ -89,46 +107,38 @@ def input_owner(layout: Layout, param: str, axis: str) -> np.ndarray:
     owners = layout.owners(param, axis)
     dims = linear.contracted
     result = np.full([shape[d] for d in dims], -1, dtype=np.int64)
-    for place, dim in enumerate(dims):
+    for position, dim in enumerate(dims):
         owner = owners[dim]
         if owner is not None:
             view = [1] * len(dims)
-            view[place] = -1
+            view[position] = -1
             result = np.where(owner.reshape(view) >= 0, owner.reshape(view), result)
     return result.reshape(-1)
 
 
-def _watch(
-    stack: contextlib.ExitStack,
-    model: keras.Model,
-    layout: Layout,
-    wanted: set[str],
-    axes: Sequence[str],
-    grams: set[str],
-    tally: Tally,
-    tokens: Tokens,
-) -> None:
-    attention = {need for need in wanted if need.startswith("attn_")}
-    inputs = wanted & {"act_sq", "unit_act", "gram"}
-    if not attention and not inputs:
-        return
-    found = dict(layers(model))
-    for path, layer in found.items():
-        kernel = f"{path}.kernel"
-        if isinstance(layer, ATTENTION) and base_of(layer) is not None and attention:
-            axis = _head_axis(layout, path)
-            if axis is not None:
-                mixing = _output_grams(layer) if "attn_output" in attention else None
-                use = _score_adder(tally, axis.name, attention, mixing)
-                stack.enter_context(replaced(layer, "_compute_attention", attending(layer, path, tokens, use)))
-        if kernel in layout.linears and inputs and base_of(layer) is not None:
-            readers = [a for a in axes if layout.reads(kernel, a)] if "unit_act" in wanted else []
-            owners = {axis: input_owner(layout, kernel, axis) for axis in readers}
-            sums = wanted & {"act_sq"} | ({"gram"} if kernel in grams else set())
-            adder = _input_adder(kernel, layout, owners, sums, tally)
-            stack.enter_context(replaced(layer, "call", reading(layer, tokens, adder)))
-        else:
-            stack.enter_context(replaced(layer, "call", noting(tokens)))
+@contextlib.contextmanager
+def _watched(model: keras.Model, sums: _Sums) -> Iterator[None]:
+    """While the context lasts, layers of the model add to the sums when they run."""
+    with contextlib.ExitStack() as stack:
+        if sums.of_attention or sums.of_inputs:
+            for path, layer in list(layers(model)):
+                for method, make in _watchers(path, layer, sums):
+                    stack.enter_context(replaced(layer, method, make))
+        yield
+
+
+def _watchers(path: str, layer: Any, sums: _Sums) -> Iterator[tuple[str, Callable[[Any], Any]]]:
+    """(method, its watched form) of a layer."""
+    layout, kernel, is_known = sums.layout, f"{path}.kernel", base_of(layer) is not None
+    axis = _head_axis(layout, path) if is_known and isinstance(layer, ATTENTION) and sums.of_attention else None
+    if axis is not None:
+        mixing = _output_grams(layer) if "attn_output" in sums.needs else None
+        use = _score_adder(sums.tally, axis.name, sums.of_attention, mixing)
+        yield "_compute_attention", attending(layer, path, sums.tokens, use)
+    if is_known and sums.of_inputs and kernel in layout.linears:
+        yield "call", reading(layer, sums.tokens, _input_adder(kernel, sums))
+    else:
+        yield "call", noting(sums.tokens)
 
 
 def _head_axis(layout: Layout, path: str) -> Axis | None:
@@ -138,13 +148,15 @@ def _head_axis(layout: Layout, path: str) -> Axis | None:
     return None
 
 
-def _input_adder(
-    param: str, layout: Layout, owners: Mapping[str, np.ndarray], sums: set[str], tally: Tally
-) -> Callable[[np.ndarray], None]:
+def _input_adder(param: str, sums: _Sums) -> Callable[[np.ndarray], None]:
+    layout, tally = sums.layout, sums.tally
+    axes = [axis for axis in sums.axes if layout.reads(param, axis)] if "unit_act" in sums.needs else []
+    owners = {axis: input_owner(layout, param, axis) for axis in axes}
+
     def add(rows: np.ndarray) -> None:
-        if "act_sq" in sums:
+        if "act_sq" in sums.needs:
             tally.add("act_sq", param, (rows.astype(np.float64) ** 2).sum(0), rows.shape[0])
-        if "gram" in sums:
+        if param in sums.grams:
             tally.add("gram", param, rows.T @ rows, rows.shape[0])
         magnitude = np.abs(rows).sum(0, dtype=np.float64)
         for axis, owner in owners.items():

@@ -28,13 +28,14 @@ def prune(
     example: Any = None,
     loss: Any = None,
 ) -> keras.Model:
-    """Set weights to zero and hold them there, with what was zero before, through every later `fit`; returns the model.
+    """Set weights to zero and hold them, and earlier zeros, at zero through every later `fit`; returns the model.
 
-    threshold: everything that scores this or less goes; or sparsity: the share of all weights together that goes.
+    threshold: weights that score this or less become zero.
+    sparsity: or the share of all weights together that becomes zero.
     pattern: `Element()` (default), `NM`, `Block`, or `Unit`, whose units are zeroed, not removed.
     criterion, data, weights, loss: as in `secateur.prune` and `secateur.open`.
 
-    Raises PlanError unless exactly one of threshold and sparsity is given (neither for N:M).
+    Raises PlanError unless exactly one of threshold and sparsity is passed (neither for N:M).
     """
     pattern = Element() if pattern is None else pattern
     host = KerasHost(model, example, loss=loss)

@@ -1,4 +1,4 @@
-"""export: a Keras model as a file for a runtime, and the table that compares dense and pruned there.
+"""export: a Keras model as a file for a runtime.
 
 Targets: `litert` (Keras' own export), `tflite` (TensorFlow's converter, with LiteRT's sparse weight format on request),
 `onnx`, `openvino`, `saved_model`. What a backend cannot write is an error that says which can.
@@ -10,8 +10,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ import keras
 import numpy as np
 from keras import tree
 
-from secateur import programs
-from secateur.cost import side_by_side
 from secateur.errors import ModelError
 from secateur.files import check_output
-from secateur.keras.batches import floats, run
+from secateur.keras.batches import run
 from secateur.keras.trace import line
 
 TARGETS = {
@@ -33,27 +30,15 @@ TARGETS = {
     "openvino": ("tensorflow", "torch"),
     "saved_model": ("tensorflow",),
 }
-"""Target -> backends on which it is written right."""
+"""Target -> backends that write it correctly."""
 
 SUFFIX = {"litert": ".tflite", "tflite": ".tflite", "onnx": ".onnx", "openvino": ".xml", "saved_model": ""}
-Call = Callable[[Any], list[np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model on one runtime. difference: largest absolute one to the model in Keras; sizes in bytes."""
-
-    target: str
-    model: str
-    difference: float
-    bytes: int
-    latency_ms: float
 
 
 def export(
     model: keras.Model, path: Path | str, target: str, example: Any, *, sparse: bool = False, overwrite: bool = False
 ) -> Path:
-    """Write a model for a runtime, in the shape of the example inputs (LiteRT) or any batch (the others).
+    """Write a model for a runtime, in the shape of the example inputs (LiteRT) or for any batch (other targets).
 
     example: inputs of the model (no labels). sparse: LiteRT's sparse weight format, for `tflite` only; it stores the
     tensors that have enough zeros by block or by value, and computes them as if they were dense.
@@ -76,19 +61,19 @@ def export(
     check_output(path, overwrite=overwrite)
     run(model, example)  # Keras exports only what has been called
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work, _quiet():
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work, quiet():
         written = Path(work) / path.name
         try:
-            _WRITERS[target](model, written, example, sparse)
+            _WRITERS["sparse tflite" if sparse else target](model, written, example)
         except Exception as error:  # every exporter breaks in its own way
             raise ModelError(
                 f"{model.name} cannot be written for {target}: {line(error.__cause__ or error)}"
             ) from error
         for made in sorted(Path(work).iterdir()):
-            place = path.parent / made.name
-            if place.is_dir():
-                shutil.rmtree(place)
-            made.replace(place)
+            destination = path.parent / made.name
+            if destination.is_dir():
+                shutil.rmtree(destination)
+            made.replace(destination)
     return path
 
 
@@ -99,22 +84,31 @@ def _signature(example: Any, batch: int | None) -> list[Any]:
     return [tree.map_structure(spec, example)]
 
 
-def _litert(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+def _litert(model: keras.Model, path: Path, example: Any) -> None:
     model.export(str(path), format="litert", input_signature=_signature(example, None), verbose=False)
 
 
-def _tflite(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+def _tflite(model: keras.Model, path: Path, example: Any) -> None:
+    path.write_bytes(_converter(model, example).convert())
+
+
+def _sparse_tflite(model: keras.Model, path: Path, example: Any) -> None:
     import tensorflow as tf
 
-    shapes = tree.map_structure(np.asarray, example)
-    inputs = tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), shapes)
-    converter = tf.lite.TFLiteConverter.from_keras_model(keras.Model(inputs, model(inputs, training=False)))
-    if sparse:
-        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+    converter = _converter(model, example)
+    converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     path.write_bytes(converter.convert())
 
 
-def _onnx(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+def _converter(model: keras.Model, example: Any) -> Any:
+    import tensorflow as tf
+
+    arrays = tree.map_structure(np.asarray, example)
+    inputs = tree.map_structure(lambda x: keras.Input(batch_shape=x.shape, dtype=str(x.dtype)), arrays)
+    return tf.lite.TFLiteConverter.from_keras_model(keras.Model(inputs, model(inputs, training=False)))
+
+
+def _onnx(model: keras.Model, path: Path, example: Any) -> None:
     if keras.backend.backend() == "torch":  # Keras' own export bakes the batch in there
         import torch
 
@@ -148,82 +142,32 @@ def _spell_erfc(path: Path) -> None:
         onnx.save(program, path)
 
 
-def _openvino(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+def _openvino(model: keras.Model, path: Path, example: Any) -> None:
     model.export(str(path), format="openvino", verbose=False)
 
 
-def _saved_model(model: keras.Model, path: Path, example: Any, sparse: bool) -> None:
+def _saved_model(model: keras.Model, path: Path, example: Any) -> None:
     model.export(str(path), format="tf_saved_model", verbose=False)
 
 
-_WRITERS: dict[str, Callable[[keras.Model, Path, Any, bool], None]] = {
+_WRITERS: dict[str, Callable[[keras.Model, Path, Any], None]] = {
     "litert": _litert,
     "tflite": _tflite,
+    "sparse tflite": _sparse_tflite,
     "onnx": _onnx,
     "openvino": _openvino,
     "saved_model": _saved_model,
 }
 
 
-def load(path: Path | str, target: str, threads: int = 1) -> Call:
-    """A written model on its runtime: inputs -> floating outputs."""
-    path = Path(path)
-    if not path.exists():
-        raise ModelError(f"no {target} model at {path}")
-    with _quiet():
-        program = programs.open(path, threads)
-    return lambda x: [a for a in program(tree.flatten(x)) if np.issubdtype(a.dtype, np.floating)]
-
-
-def bench(
-    models: Mapping[str, keras.Model],
-    example: Any,
-    targets: Sequence[str],
-    folder: Path | str,
-    *,
-    sparse: Sequence[str] = (),
-    repeats: int = 30,
-) -> list[Row]:
-    """Export models for runtimes, compare each with its model in Keras, and time them in turn on one thread.
-
-    sparse: models that are written in LiteRT's sparse format too (as `tflite sparse`).
-    """
-    rows: list[Row] = []
-    for target in targets:
-        calls: dict[str, Call] = {}
-        sizes: dict[str, int] = {}
-        for name, model in models.items():
-            for label in (name, *([f"{name}, sparse format"] if target == "tflite" and name in sparse else [])):
-                path = Path(folder) / f"{label.replace(', ', '-').replace(' ', '-')}-{target}{SUFFIX[target]}"
-                export(model, path, target, example, sparse=label != name, overwrite=True)
-                calls[label], sizes[label] = load(path, target), _bytes(path)
-        worst = {}
-        for label, call in calls.items():
-            expected = floats(run(models[label.removesuffix(", sparse format")], example))
-            worst[label] = max(float(np.abs(a - b).max()) for a, b in zip(expected, call(example), strict=True))
-        seconds = side_by_side({label: _bound(call, example) for label, call in calls.items()}, repeats)
-        rows += [Row(target, label, worst[label], sizes[label], 1e3 * seconds[label]) for label in calls]
-    return rows
-
-
-def _bound(call: Call, example: Any) -> Callable[[], object]:
-    return lambda: call(example)
-
-
-def _bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return sum(file.stat().st_size for file in (path, path.with_suffix(".bin")) if file.is_file())
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the chatter of exporters off the terminal."""
-    before = logging.root.manager.disable
+    disabled_before = logging.root.manager.disable
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.ERROR)
         try:
             yield
         finally:
-            logging.disable(before)
+            logging.disable(disabled_before)

@@ -20,7 +20,7 @@ def save(model: keras.Model, folder: Path | str, plan: Plan | None = None, *, ov
 
 
 def write(model: keras.Model, folder: Path, plan: Plan | None) -> None:
-    """The files of `save` in a folder that is there."""
+    """Write the files of `save` into an existing folder."""
     try:
         model.save(folder / NAME)
     except (NotImplementedError, TypeError, ValueError) as error:
@@ -33,7 +33,7 @@ def load(path: Path | str, custom_objects: dict[str, Any] | None = None) -> kera
     """Load a `.keras` file, or a folder that `save` wrote.
 
     custom_objects: the classes of layers that are neither Keras' own nor registered.
-    Raises ModelError with one sentence when there is none, or when it is damaged or unsafe.
+    Raises ModelError with one sentence when the file is missing, damaged or unsafe.
     """
     path = Path(path)
     file = path / NAME if path.is_dir() else path

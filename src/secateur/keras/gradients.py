@@ -15,14 +15,14 @@ Loss = Callable[[Any, Any], Any]
 
 
 class _OfValues(keras.losses.Loss):
-    """Values that are there already, weighted, masked and averaged as Keras does it."""
+    """Losses that are computed already, weighted, masked and averaged as Keras does it."""
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         return y_pred
 
 
 def loss_of(model: keras.Model, loss: Any) -> Callable[[Any, Any, Any, Any], Any]:
-    """(x, y, sample_weight, outputs) -> loss: the one given to `open`, else the one the model was compiled with."""
+    """(x, y, sample_weight, outputs) -> loss: `loss` itself, or that with which the model was compiled."""
     if loss is not None:
         function = keras.losses.get(loss)
         if isinstance(function, keras.losses.Loss):
@@ -52,23 +52,27 @@ def mask_of(outputs: Any) -> Any:
 
 
 def items_of(loss: Any, outputs: Any, weight: Any) -> tuple[float, bool]:
-    """How many items the loss of a batch goes over, and whether it is their mean (else their sum).
+    """How many items the loss of a batch runs over, and whether it is their mean (else their sum).
 
-    Keras takes the mean over what the last dimension of an output leaves: examples, or positions that are not masked;
-    only with the reduction "mean_with_sample_weight" over the sum of the sample weights.
+    Keras takes the mean over all dimensions of an output but the last: examples, or positions that are not masked. Only
+    the reduction "mean_with_sample_weight" divides by the sum of the sample weights instead.
     """
     reduction = getattr(loss, "reduction", None)
     first, mask = tree.flatten(outputs)[0], mask_of(outputs)
     shape = tuple(first.shape[:-1]) if len(first.shape) > 1 else tuple(first.shape)
     count = np.ones(shape) if mask is None else keras.ops.convert_to_numpy(mask).astype(np.float64)
     if weight is not None and reduction == "mean_with_sample_weight":
-        given = keras.ops.convert_to_numpy(tree.flatten(weight)[0])
-        count = count * given.reshape(*given.shape[: count.ndim], *[1] * (count.ndim - given.ndim))
+        weights = keras.ops.convert_to_numpy(tree.flatten(weight)[0])
+        count = count * weights.reshape(*weights.shape[: count.ndim], *[1] * (count.ndim - weights.ndim))
     return float(count.sum()), reduction != "sum"
 
 
 class BatchGradients(NamedTuple):
-    """Gradients of one batch by variable. items, mean: see `items_of`."""
+    """Gradients of one batch.
+
+    values: by name of the variable.
+    items, mean: what `items_of` returns.
+    """
 
     values: dict[str, np.ndarray]
     items: float
@@ -96,10 +100,10 @@ def gradients(model: keras.Model, variables: Mapping[str, Any], batch: Any, loss
             raise DataError(f"the loss has shape {tuple(value.shape)}; it must be one number, the mean over the batch")
         return value
 
-    value, found = (_by_tensorflow if keras.backend.backend() == "tensorflow" else _by_torch)(variables, forward)
+    value, by_name = (_by_tensorflow if keras.backend.backend() == "tensorflow" else _by_torch)(variables, forward)
     if not np.isfinite(value):
         raise DataError(f"the loss is {value} on this data; look for NaN or huge weights, or wrong labels")
-    return BatchGradients(found, *items[0])
+    return BatchGradients(by_name, *items[0])
 
 
 def _by_tensorflow(variables: Mapping[str, Any], forward: Callable[[], Any]) -> tuple[float, dict[str, np.ndarray]]:
@@ -110,8 +114,7 @@ def _by_tensorflow(variables: Mapping[str, Any], forward: Callable[[], Any]) -> 
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tensors)
         loss = forward()
-    found = tape.gradient(loss, tensors)
-    pairs = zip(names, found, strict=True)
+    pairs = zip(names, tape.gradient(loss, tensors), strict=True)
     return float(loss), {name: tf.convert_to_tensor(g).numpy() for name, g in pairs if g is not None}
 
 
@@ -123,12 +126,12 @@ def _by_torch(variables: Mapping[str, Any], forward: Callable[[], Any]) -> tuple
     before = [t.requires_grad for t in tensors]
     try:
         for t in tensors:
-            t.requires_grad_(True)
+            t.requires_grad_(requires_grad=True)
         with torch.enable_grad():
             loss = forward()
-        found = torch.autograd.grad(loss, tensors, allow_unused=True)
+        grads = torch.autograd.grad(loss, tensors, allow_unused=True)
     finally:
         for t, flag in zip(tensors, before, strict=True):
-            t.requires_grad_(flag)
-    pairs = zip(names, found, strict=True)
+            t.requires_grad_(requires_grad=flag)
+    pairs = zip(names, grads, strict=True)
     return float(loss.detach()), {name: g.detach().cpu().numpy() for name, g in pairs if g is not None}

@@ -1,4 +1,4 @@
-"""AxisGraph: what the rules write into while a trace is described: values of tensors, dimensions of weights."""
+"""AxisGraph: the values of tensors and dimensions of weights that rules note while they describe a trace."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Read:
 class AxisGraph:
     """State of one description.
 
-    sizes: what open dimensions of inputs count as, for multiply-accumulates only.
+    batch, length: sizes of the open dimensions of inputs, for multiply-accumulates only.
     """
 
     def __init__(self, batch: int = 1, length: int = 1) -> None:
@@ -37,11 +37,11 @@ class AxisGraph:
         self._keep: list[Any] = []
 
     def value(self, tensor: Any) -> Value:
-        """What is known of a symbolic tensor."""
+        """The value noted for a symbolic tensor, or its plain dimensions."""
         return self.values.get(id(tensor)) or plain(tensor.shape)
 
     def put(self, tensor: Any, value: Value) -> None:
-        """Say what a tensor is; one that has another rank than its value says is left plain, and the value frozen."""
+        """Note the value of a tensor; where their ranks differ, the tensor is plain, and the value frozen."""
         if len(value) != len(tensor.shape):
             self.freeze(value, "the shape of a tensor is not understood")
             value = plain(tensor.shape)
@@ -57,12 +57,12 @@ class AxisGraph:
         return self.weights[id(variable)][dim] if id(variable) in self.weights else self.new(size, kind)
 
     def weight(self, variable: Any, dims: Value, reason: str = "a shared weight has two readings") -> None:
-        """Say what the dimensions of a weight are."""
+        """Note the dimensions of a weight."""
         self.variables[id(variable)] = variable
-        before = self.weights.get(id(variable))
+        earlier = self.weights.get(id(variable))
         self.weights[id(variable)] = dims
-        if before is not None:
-            for a, b in zip(before, dims, strict=True):
+        if earlier is not None:
+            for a, b in zip(earlier, dims, strict=True):
                 join(a, b, reason)
 
     def linear(self, variable: Any, dims: Value, tensor: Any, contracted: Sequence[int], positions: Value) -> None:
@@ -88,7 +88,7 @@ class AxisGraph:
             freeze(factors, reason)
 
     def opaque(self, step: LayerCall, reason: str) -> None:
-        """Nothing is known of a step: what it touches is frozen, what it returns is plain."""
+        """Nothing is known of a step: freeze the tensors that it reads; those that it returns are plain."""
         for tensor in step.tensors():
             self.freeze(self.value(tensor), reason)
         for output in step.outputs:
@@ -109,7 +109,7 @@ class AxisGraph:
         return tuple(result)
 
     def constant(self, array: Any) -> Value | None:
-        """The value of an argument that is no symbolic tensor: a variable gets axes, an array plain dimensions."""
+        """The value of an argument that is no symbolic tensor: axes for a variable, plain dimensions for an array."""
         if isinstance(array, keras.Variable):
             if id(array) not in self.weights:
                 frozen = f"{array.name} is used outside of a layer that is known"

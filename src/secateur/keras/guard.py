@@ -1,4 +1,4 @@
-"""What this host refuses: models that are not built, compute in half precision, or are spread over devices."""
+"""Refuses models that are not built, that compute in half precision, or that are spread over devices."""
 
 from typing import Any
 

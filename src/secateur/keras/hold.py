@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Keep:
-    """A constraint: zero where the mask is False; what the weight was constrained by before comes first."""
+    """A constraint: zero where the mask is False. before: the constraint that the weight had, which runs first."""
 
     def __init__(self, mask: np.ndarray, before: Any, model: keras.Model) -> None:
         self.mask = keras.Variable(mask.astype("float32"), trainable=False, name="mask")
@@ -40,18 +40,18 @@ class Keep:
 def hold(model: keras.Model, variables: Mapping[str, Any], masks: Mapping[str, np.ndarray]) -> None:
     """Zero and constrain the weights that have a mask, and update the masks of those that are held already.
 
-    variables, masks: by name; a mask is a bool array of the weight's shape, True where it lives.
+    variables, masks: by name; a mask is a bool array of the weight's shape, True where a value is kept.
     """
-    fresh = False
+    is_new = False
     for name, mask in masks.items():
         variable = variables[name]
         if isinstance(variable.constraint, Keep):
             variable.constraint.mask.assign(mask.astype("float32"))
         else:
             variable.constraint = Keep(mask, variable.constraint, model)
-            fresh = True
+            is_new = True
         clear(variable, mask)
-    if fresh:
+    if is_new:
         retrace(model)
 
 
@@ -61,16 +61,16 @@ def clear(variable: Any, mask: np.ndarray) -> None:
 
 
 def release(model: keras.Model, variables: Mapping[str, Any]) -> None:
-    """Take the constraints of `hold` away again; zeros stay as they are until the next step."""
-    found = [v for v in variables.values() if isinstance(v.constraint, Keep)]
-    for variable in found:
+    """Take away the constraints of `hold`; zeros stay as they are until the next step."""
+    constrained = [v for v in variables.values() if isinstance(v.constraint, Keep)]
+    for variable in constrained:
         variable.constraint = variable.constraint.before
-    if found:
+    if constrained:
         retrace(model)
 
 
-def held(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The masks that are held, by name."""
+def held_masks(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The masks of weights that are held, by name."""
     return {
         name: keras.ops.convert_to_numpy(v.constraint.mask) > 0
         for name, v in variables.items()
@@ -79,6 +79,6 @@ def held(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def retrace(model: keras.Model) -> None:
-    """A compiled training step does not know of new constraints: have it made anew."""
+    """Make the compiled training step anew, because it does not know new constraints."""
     if getattr(model, "train_function", None) is not None:
         model.make_train_function(force=True)

@@ -17,7 +17,7 @@ from secateur.keras import files
 from secateur.keras.batches import floats, run, unpack
 from secateur.keras.collect import collect
 from secateur.keras.guard import check_inputs, check_model
-from secateur.keras.hold import clear, held, hold, release
+from secateur.keras.hold import clear, held_masks, hold, release
 from secateur.keras.layout import Description
 from secateur.keras.naming import variables
 from secateur.keras.rebuild import duplicate, rebuild
@@ -31,8 +31,8 @@ class KerasHost:
     """A model and its layout. `model` is another object after `resize`: Keras layers cannot change their sizes.
 
     example: one batch; needed for subclassed models, whose inputs are not known otherwise.
-    loss: a Keras loss or its name, or `loss(y, outputs)` with one value for each example or their mean (to which sample
-        weights do not reach), for gradients of models that are not compiled.
+    loss: for gradients of models that are not compiled: a Keras loss or its name, or `loss(y, outputs)` with one value
+        for each example, or their mean, which sample weights cannot reach.
     token_mask: inputs -> bool (batch, positions), True where a position is real, where Keras masks do not say it.
     layout: a layout written by hand; units cannot be removed then, as nothing is known of the layers.
     """
@@ -65,10 +65,10 @@ class KerasHost:
     # -- Host -----------------------------------------------------------------------------------------------------
 
     def _variable(self, param: str) -> Any:
-        found = variables(self.model)
-        if param not in found:
+        by_name = variables(self.model)
+        if param not in by_name:
             raise ModelError(f"the model has no parameter {param!r}")
-        return found[param]
+        return by_name[param]
 
     def read(self, param: str) -> np.ndarray:
         """The weight as numpy."""
@@ -88,9 +88,18 @@ class KerasHost:
         axes: Sequence[str] | None = None,
         weights: Sequence[str] | None = None,
     ) -> Stats:
-        """See `secateur.host.Host.collect`; batches are `(x, y)` or `x`."""
-        found = variables(self.model)
-        return collect(self.model, self.layout, found, needs, data, axes, self.loss, self.token_mask, weights)
+        """Sum the quantities `needs` over batches `(x, y)` or `x`, as `secateur.host.Host.collect` describes it."""
+        return collect(
+            self.model,
+            self.layout,
+            variables(self.model),
+            needs,
+            data,
+            axes=axes,
+            loss=self.loss,
+            token_mask=self.token_mask,
+            weights=weights,
+        )
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
         """Floating-point outputs in inference mode."""
@@ -99,26 +108,26 @@ class KerasHost:
     def masks(self, plan: Plan) -> dict[str, np.ndarray]:
         """Everything a plan removes, as bool arrays by weight."""
         plan = plan.check(self.layout)
-        found = {name: plan.mask(self.layout, name) for name in self.layout.params}
-        return {name: mask for name, mask in found.items() if mask is not None}
+        masks = {name: plan.mask(self.layout, name) for name in self.layout.params}
+        return {name: mask for name, mask in masks.items() if mask is not None}
 
     @contextlib.contextmanager
     def masked(self, plan: Plan) -> Iterator[None]:
         """Zero what the plan removes; restore at the end."""
-        masks, found = self.masks(plan), variables(self.model)
-        saved = {name: np.array(keras.ops.convert_to_numpy(found[name])) for name in masks}
+        masks, by_name = self.masks(plan), variables(self.model)
+        saved = {name: np.array(keras.ops.convert_to_numpy(by_name[name])) for name in masks}
         try:
             self._prune(masks, plan)
             yield
         finally:
             for name, value in saved.items():
-                found[name].assign(value)
+                by_name[name].assign(value)
 
     def apply(self, plan: Plan) -> None:
         """Write the plan's zeros, and the weights that repair has changed, into the model; nothing changes shape.
 
-        What was trained since is not undone: a weight whose zeros are in place already keeps its values, unless this
-        host put them there without the plan's weights, or with others.
+        Later training is not undone: a weight whose zeros are in place already keeps its values, unless this host wrote
+        these zeros without the plan's weights, or with other weights.
         """
         masks = self.masks(plan)
         self._prune(masks, plan)
@@ -126,28 +135,28 @@ class KerasHost:
             note_written(self._written, name, plan)
 
     def _prune(self, masks: Mapping[str, np.ndarray], plan: Plan) -> None:
-        found = variables(self.model)
+        by_name = variables(self.model)
         for name, mask in masks.items():
             new = self.read(name)[~mask].any() or to_be_written(self._written, name, plan)
             if name in plan.weights and new:
                 self.write(name, plan.weights[name])
-            clear(found[name], mask)
+            clear(by_name[name], mask)
 
     @contextlib.contextmanager
     def hold(self, plan: Plan) -> Iterator[None]:
-        """Zeros of the plan, and of what had been pruned before, stay zero in `fit`; see `secateur.keras.hold`."""
+        """While the context lasts, zeros of the plan, and zeros from before it, stay zero in `fit`."""
         plan = plan if self.plan is None else plan.merge(self.plan)
-        masks, found = self.masks(plan), variables(self.model)
+        masks, by_name = self.masks(plan), variables(self.model)
         self.apply(plan)
-        before = held({name: found[name] for name in masks})
-        hold(self.model, found, {name: mask & before.get(name, mask) for name, mask in masks.items()})
+        before = held_masks({name: by_name[name] for name in masks})
+        hold(self.model, by_name, {name: mask & before.get(name, mask) for name, mask in masks.items()})
         try:
             yield
         finally:
             for name, mask in masks.items():
-                clear(found[name], mask)
-            release(self.model, {name: found[name] for name in masks if name not in before})
-            hold(self.model, found, before)
+                clear(by_name[name], mask)
+            release(self.model, {name: by_name[name] for name in masks if name not in before})
+            hold(self.model, by_name, before)
 
     def copy(self) -> "KerasHost":
         """A copy of the model with the same layout; it is not compiled."""
@@ -198,9 +207,9 @@ def _describe(model: keras.Model, example: Any) -> Description:
 def symbols(model: keras.Model, x: Any) -> Any:
     """Symbolic inputs: as the model declares them, else in the shape of the example."""
     if isinstance(model, keras.Sequential) or hasattr(model, "_functional") or _declares(model):
-        told = model._inputs_struct if hasattr(model, "_inputs_struct") else model.inputs
-        told = told[0] if isinstance(told, list) and len(told) == 1 else told
-        return tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype, name=t.name), told)
+        declared = model._inputs_struct if hasattr(model, "_inputs_struct") else model.inputs
+        declared = declared[0] if isinstance(declared, list) and len(declared) == 1 else declared
+        return tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype, name=t.name), declared)
     check_inputs(x)
     return tree.map_structure(
         lambda a: keras.KerasTensor((None, *a.shape[1:]), keras.backend.standardize_dtype(a.dtype)), x

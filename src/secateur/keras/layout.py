@@ -16,7 +16,7 @@ from secateur.layout import Axis, Layout, Linear, Product
 
 
 class Description:
-    """A model described: its layout, its trace, and what every tensor of the trace is."""
+    """A model described: its layout, its trace, and the axes of every tensor of the trace."""
 
     def __init__(self, model: keras.Model, inputs: Any, batch: int = 1, length: int = 1) -> None:
         self.trace: Trace = trace(model, inputs, lambda operation: rule_for(operation) is not None)
@@ -31,7 +31,7 @@ class Description:
         self.layout = _layout(self.graph, self.names, variables(model))
 
     def dims(self, tensor: Any) -> "tuple[Dim | None, ...]":
-        """What a tensor of the trace is, in axes; None for open dimensions."""
+        """The dimensions of a tensor of the trace, in axes; None for open dimensions."""
         value = self.graph.value(tensor)
         return tuple(None if None in factors else _dim(factors, self.names) for factors in value)
 
@@ -50,29 +50,29 @@ def _walk(graph: AxisGraph, steps: list[LayerCall]) -> None:
 
 
 def _walk_inside(graph: AxisGraph, step: LayerCall) -> None:
-    """A layer with weights of its own: described, but what lies inside keeps its size, as it is rebuilt whole."""
+    """Describe a layer with weights of its own; layers inside it keep their sizes, because it is rebuilt whole."""
     before = set(graph.weights)
     _walk(graph, step.inner)
     reason = f"{step.path} ({type(step.operation).__name__}) uses weights of its own in Python code"
     for key, dims in graph.weights.items():
         if key not in before:
             graph.freeze(dims, reason)
-    for told, computed in zip(step.outputs, step.inner_outputs, strict=True):
-        graph.put(told, graph.value(computed))
+    for returned, computed in zip(step.outputs, step.inner_outputs, strict=True):
+        graph.put(returned, graph.value(computed))
 
 
 def _axis_names(graph: AxisGraph) -> dict[Atom, str]:
     """A name for every axis that a weight carries, in order of appearance."""
-    found: dict[Atom, str] = {}
+    names: dict[Atom, str] = {}
     taken: set[str] = set()
     for value in graph.weights.values():
         for factors in value:
             for atom in atoms_in(factors):
-                if atom not in found:
-                    found[atom] = ""
+                if atom not in names:
+                    names[atom] = ""
     plain_mlp = graph.depth < 0
     number = 0
-    for atom in found:
+    for atom in names:
         if atom.kind in ("hidden", "vocab", "classes", "channel", "position"):
             name = atom.kind
         elif plain_mlp:
@@ -83,8 +83,8 @@ def _axis_names(graph: AxisGraph) -> dict[Atom, str]:
         while unique in taken:
             unique, count = f"{name}_{count}", count + 1
         taken.add(unique)
-        found[atom] = unique
-    return found
+        names[atom] = unique
+    return names
 
 
 def _dim(factors: Factors, names: Mapping[Atom, str]) -> Dim:
@@ -101,7 +101,7 @@ def _dims(value: Value, names: Mapping[Atom, str]) -> tuple[Dim, ...]:
     return tuple(_dim(factors, names) for factors in value)
 
 
-def _layout(graph: AxisGraph, names: Mapping[Atom, str], found: Mapping[str, Any]) -> Layout:
+def _layout(graph: AxisGraph, names: Mapping[Atom, str], variables: Mapping[str, Any]) -> Layout:
     axes = {name: Axis(name, atom.size, atom.kind, atom.frozen) for atom, name in names.items()}
     for _, kv, heads in graph.attentions:
         if len(heads) > 1:
@@ -116,7 +116,7 @@ def _layout(graph: AxisGraph, names: Mapping[Atom, str], found: Mapping[str, Any
     linears: dict[str, Linear] = {}
     numbers: dict[int, str] = {}
     sources: dict[int, str] = {}
-    for name, variable in found.items():
+    for name, variable in variables.items():
         value = graph.weights.get(id(variable), plain(tuple(variable.shape)))
         params[name] = _dims(value, names)
         numbers[id(variable)] = name

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 DOT = "__"
-"""What stands for the dot of a path in the name of a layer."""
+"""Replaces the dot of a path in the name of a layer."""
 
 
 def layers(model: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
@@ -23,10 +23,10 @@ def _below(layer: keras.Layer, prefix: str, seen: set[int]) -> Iterator[tuple[st
         if id(child) in seen:
             continue
         seen.add(id(child))
-        told = child.name.replace(DOT, ".")
-        name, number = told, 2
+        own = child.name.replace(DOT, ".")
+        name, number = own, 2
         while name in taken:
-            name, number = f"{told}_{number}", number + 1
+            name, number = f"{own}_{number}", number + 1
         taken.add(name)
         path = f"{prefix}.{name}" if prefix else name
         yield path, child
@@ -40,7 +40,7 @@ def own_variables(layer: keras.Layer) -> list[Any]:
 
 def variables(model: keras.Layer) -> dict[str, Any]:
     """Every weight of the model by name (`block_0.attention.query.kernel`), a shared one once."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     seen: set[int] = set()
     for path, layer in [("", model), *layers(model)]:
         for variable in own_variables(layer):
@@ -49,7 +49,7 @@ def variables(model: keras.Layer) -> dict[str, Any]:
             seen.add(id(variable))
             name, number = variable.name, 2
             full = f"{path}.{name}" if path else name
-            while full in found:
+            while full in by_name:
                 full, number = f"{path}.{name}_{number}" if path else f"{name}_{number}", number + 1
-            found[full] = variable
-    return found
+            by_name[full] = variable
+    return by_name

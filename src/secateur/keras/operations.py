@@ -11,15 +11,15 @@ from secateur.keras.graph import AxisGraph
 from secateur.keras.trace import LayerCall
 
 
-def broadcast(graph: AxisGraph, step: LayerCall, operands: Sequence[Any], adds: bool = False) -> None:
+def broadcast(graph: AxisGraph, step: LayerCall, operands: Sequence[Any], *, adds: bool) -> None:
     """Element-wise with broadcasting. Two different axes that are added up are the residual stream."""
     values = [graph.value(x) if isinstance(x, keras.KerasTensor) else graph.constant(x) for x in operands]
-    found = [value for value in values if value is not None]
-    ends = [value[-1] for value in found if value and len(value[-1]) == 1 and atoms_in(value[-1])]
+    known = [value for value in values if value is not None]
+    ends = [value[-1] for value in known if value and len(value[-1]) == 1 and atoms_in(value[-1])]
     if adds and len({id(atoms_in(end)[0]) for end in ends}) > 1:
         for end in ends:
             name_kind(end, "hidden")
-    result = graph.broadcast(found, f"{step.path or step.operation.name} adds or multiplies what has no axis")
+    result = graph.broadcast(known, f"{step.path or step.operation.name} adds or multiplies what has no axis")
     graph.put(step.outputs[0], result)
 
 
@@ -33,28 +33,38 @@ def fold(value: Value, shape: Sequence[int | None]) -> Value | None:
                 return None
             result.append((left.pop(0),))
             continue
-        taken: list[Factor] = []
-        rest = size
-        while rest > 1:
-            if not left or left[0] is None:
-                return None
-            factor = left.pop(0)
-            extent = factor.root().size if isinstance(factor, Atom) else factor
-            assert extent is not None
-            if rest % extent == 0:
-                taken.append(factor)
-                rest //= extent
-            elif isinstance(factor, int) and factor % rest == 0:
-                taken.append(rest)
-                left.insert(0, factor // rest)
-                rest = 1
-            else:
-                return None
-        result.append(tuple(taken) or (1,))
+        factors = _take(left, size)
+        if factors is None:
+            return None
+        result.append(factors)
     return tuple(result) if not left else None
 
 
-def drop(graph: AxisGraph, step: LayerCall, value: Value, axes: Sequence[int], keepdims: bool) -> None:
+def _take(left: list[Factor], size: int) -> Factors | None:
+    """Remove factors with the product `size` from the front of a list; None where that would split an axis.
+
+    A number that is too large is divided: its rest stays at the front.
+    """
+    factors: list[Factor] = []
+    rest = size
+    while rest > 1:
+        factor = left.pop(0) if left else None
+        if factor is None:
+            return None
+        extent = factor.root().size if isinstance(factor, Atom) else factor
+        if rest % extent == 0:
+            factors.append(factor)
+            rest //= extent
+        elif isinstance(factor, int) and factor % rest == 0:
+            factors.append(rest)
+            left.insert(0, factor // rest)
+            rest = 1
+        else:
+            return None
+    return tuple(factors) or (1,)
+
+
+def drop(graph: AxisGraph, step: LayerCall, value: Value, axes: Sequence[int], *, keepdims: bool) -> None:
     """Sum, mean or maximum over some dimensions."""
     for axis in axes:
         freeze(value[axis], f"{step.path or step.operation.name} runs over it")
@@ -67,10 +77,10 @@ def _same(graph: AxisGraph, step: LayerCall) -> None:
     graph.put(step.outputs[0], graph.value(tensors[0]))
 
 
-def _binary(adds: bool) -> Callable[[AxisGraph, LayerCall], None]:
+def _binary(*, adds: bool) -> Callable[[AxisGraph, LayerCall], None]:
     def rule(graph: AxisGraph, step: LayerCall) -> None:
         operands = [x for x in tree.flatten((step.args, step.kwargs)) if x is not None]
-        broadcast(graph, step, operands, adds)
+        broadcast(graph, step, operands, adds=adds)
 
     return rule
 
@@ -78,7 +88,7 @@ def _binary(adds: bool) -> Callable[[AxisGraph, LayerCall], None]:
 def _reduce(graph: AxisGraph, step: LayerCall) -> None:
     value, axis = graph.value(step.tensors()[0]), step.operation.axis
     axes = range(len(value)) if axis is None else axis if isinstance(axis, list | tuple) else [axis]
-    drop(graph, step, value, [a % len(value) for a in axes], step.operation.keepdims)
+    drop(graph, step, value, [a % len(value) for a in axes], keepdims=step.operation.keepdims)
 
 
 def _transpose(graph: AxisGraph, step: LayerCall) -> None:
@@ -121,14 +131,14 @@ def _squeeze(graph: AxisGraph, step: LayerCall) -> None:
 
 
 def _item(graph: AxisGraph, step: LayerCall) -> None:
-    """x[:, 0], x[..., None]: whole dimensions stay, others lose their axis."""
+    """x[:, 0], x[..., None]: a dimension of which a part is taken loses its axis."""
     value, key = list(graph.value(step.tensors()[0])), step.args[1]
     key = key if isinstance(key, tuple) else (key,)
-    taken = sum(k is not None and k is not Ellipsis for k in key)
-    whole = [slice(None)] * (len(value) - taken)
-    place = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
+    indexed = sum(k is not None and k is not Ellipsis for k in key)
+    whole = [slice(None)] * (len(value) - indexed)
+    ellipsis = next((i for i, k in enumerate(key) if k is Ellipsis), len(key))
     result: list[Factors] = []
-    for k in (*key[:place], *whole, *key[place + 1 :]):
+    for k in (*key[:ellipsis], *whole, *key[ellipsis + 1 :]):
         if k is None:
             result.append((1,))
             continue
@@ -168,7 +178,7 @@ _UNARY = (
 )
 OPERATIONS: dict[str, Callable[[AxisGraph, LayerCall], None]] = {
     **dict.fromkeys(_UNARY.split(), _same),
-    **dict.fromkeys(("Add", "Subtract"), _binary(True)),
+    **dict.fromkeys(("Add", "Subtract"), _binary(adds=True)),
     **dict.fromkeys(
         [
             "Multiply",
@@ -188,7 +198,7 @@ OPERATIONS: dict[str, Callable[[AxisGraph, LayerCall], None]] = {
             "LogicalOr",
             "Where",
         ],
-        _binary(False),
+        _binary(adds=False),
     ),
     **dict.fromkeys(("Mean", "Sum", "Max", "Min", "Prod", "Any", "All"), _reduce),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),

@@ -1,6 +1,6 @@
-"""rebuild: a model of the same layers with smaller sizes. Layers are made anew from changed configs,
-called in the order of the trace, and take over their weights. The result is a functional model of flat layers: sizes
-may differ by layer, and `.keras` files of it need nothing that the original did not need.
+"""rebuild: a model of the same layers with smaller sizes. Layers are made anew from changed configs, called in the
+order of the trace, and take over their weights. The result is a functional model of flat layers: sizes may differ by
+layer, and its `.keras` files need no more to load than those of the original.
 """
 
 import warnings
@@ -36,8 +36,8 @@ def rebuild(model: keras.Model, described: Description, layout: Layout, keep: Ke
 
 
 def duplicate(model: keras.Model, described: Description, layout: Layout) -> keras.Model:
-    """An independent copy: of the same class where its config gives one; else, with a warning that says why not,
-    rebuilt as a functional model of the same layers.
+    """An independent copy: made from the model's config, of the same class; where that fails, with a warning that says
+    why, a functional model of the same layers.
     """
     try:
         with keras.saving.custom_object_scope(classes(model)):
@@ -77,23 +77,23 @@ def _replay(
     model: keras.Model, described: Description, resized: Layout, shapes: Mapping[int, tuple[int, ...]]
 ) -> keras.Model:
     made: dict[int, Any] = {}
-    told = described.trace.inputs
-    inputs = tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name), told)
-    now = {id(a): b for a, b in zip(tree.flatten(told), tree.flatten(inputs), strict=True)}
+    traced = described.trace.inputs
+    inputs = tree.map_structure(lambda t: keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name), traced)
+    replayed = {id(a): b for a, b in zip(tree.flatten(traced), tree.flatten(inputs), strict=True)}
 
     def renewed(value: Any) -> Any:
         if isinstance(value, keras.KerasTensor):
-            return now[id(value)]
+            return replayed[id(value)]
         return made.get(id(value), value) if isinstance(value, keras.Layer) else value
 
     for step in described.trace.steps:
         if isinstance(step.operation, keras.Layer) and id(step.operation) not in made:
             made[id(step.operation)] = _smaller(step, described, resized, shapes)
         operation = made.get(id(step.operation), step.operation)
-        given = {k: v for k, v in step.kwargs.items() if v is not None}
-        result = operation(*tree.map_structure(renewed, step.args), **tree.map_structure(renewed, given))
+        kwargs = {k: v for k, v in step.kwargs.items() if v is not None}
+        result = operation(*tree.map_structure(renewed, step.args), **tree.map_structure(renewed, kwargs))
         for old, new in zip(step.outputs, tree.flatten(result), strict=True):
-            now[id(old)] = new
+            replayed[id(old)] = new
     outputs = tree.map_structure(renewed, described.trace.outputs)
     return keras.Model(inputs, outputs, name=model.name)
 
@@ -136,11 +136,11 @@ def sizes(
         return {"filters": shape(layer._kernel)[-1]}
     if base is kl.EinsumDense:
         _, weight, output = letters(layer, len(step.args[0].shape))
-        found = dict(zip(weight, shape(layer.kernel), strict=True))
-        told = layer.get_config()["output_shape"]
-        told = list(told) if isinstance(told, list | tuple) else [told]
-        tail = output[len(output) - len(told) :]
-        return {"output_shape": tuple(found.get(a, n) for a, n in zip(tail, told, strict=True))}
+        size_of = dict(zip(weight, shape(layer.kernel), strict=True))
+        config = layer.get_config()["output_shape"]
+        declared = list(config) if isinstance(config, list | tuple) else [config]
+        tail = output[len(output) - len(declared) :]
+        return {"output_shape": tuple(size_of.get(letter, n) for letter, n in zip(tail, declared, strict=True))}
     if base is kl.MultiHeadAttention:
         _, heads, key_dim = shape(layer.query_dense.kernel)
         out = shape(layer.output_dense.kernel)[2:]
@@ -175,7 +175,7 @@ def _carry(model: keras.Model, new: keras.Model, layout: Layout, keep: Keep) -> 
 
 
 def _keep_scale(model: keras.Model, new: keras.Model) -> None:
-    """Attention divides by sqrt(key_dim): where key_dim shrank, the query projection makes up for it."""
+    """Attention divides by sqrt(key_dim): where key_dim shrank, scale the query projection to keep the scores."""
     before = {path: layer for path, layer in layers(model) if base_of(layer) is kl.MultiHeadAttention}
     for path, layer in layers(new):
         if path in before and layer.key_dim != before[path].key_dim:

@@ -1,5 +1,5 @@
-"""What each type of layer does to axes: one function a type. A layer counts as a type only when it runs that type's
-own `call`; a subclass that computes something else is entered or left opaque.
+"""What each type of layer does to axes: one function a type. A layer counts as of a type only when it runs that type's
+own `call`; a subclass that computes something else is entered, or left opaque.
 """
 
 from collections.abc import Callable
@@ -94,8 +94,8 @@ def attention(graph: AxisGraph, step: LayerCall) -> None:
     kv = graph.known(k.kernel, 1, k.kernel.shape[1], "kv" if grouped else "head")
     heads = kv
     if grouped:
-        before = graph.weights.get(id(q.kernel))
-        group = before[1][1:] if before else graph.new(q.kernel.shape[1] // k.kernel.shape[1], "group")
+        earlier = graph.weights.get(id(q.kernel))
+        group = earlier[1][1:] if earlier else graph.new(q.kernel.shape[1] // k.kernel.shape[1], "group")
         heads = (*kv, *group)
     qk = graph.known(q.kernel, 2, q.kernel.shape[2], "qk")
     out_v = graph.known(v.kernel, 2, v.kernel.shape[2], "v")
@@ -115,8 +115,8 @@ def attention(graph: AxisGraph, step: LayerCall) -> None:
     graph.attentions.append((layer, atoms_in(kv)[0], heads))
     graph.put(step.outputs[0], (*positions, *outs))
     for scores in step.outputs[1:]:
-        mine = plain(scores.shape)
-        graph.put(scores, (mine[0], heads, *mine[2:]))
+        dims = plain(scores.shape)
+        graph.put(scores, (dims[0], heads, *dims[2:]))
     for name in ("attention_mask", "query_mask", "value_mask", "key_mask"):
         if isinstance(step.kwargs.get(name), keras.KerasTensor):
             graph.freeze(graph.value(step.kwargs[name]), f"it masks {step.path}")
@@ -261,7 +261,7 @@ def pool(graph: AxisGraph, step: LayerCall) -> None:
     """Global pooling: one value a channel."""
     layer, value = step.operation, graph.value(step.args[0])
     channel = len(value) - 1 if layer.data_format == "channels_last" else 1
-    drop(graph, step, value, [i for i in range(1, len(value)) if i != channel], layer.keepdims)
+    drop(graph, step, value, [i for i in range(1, len(value)) if i != channel], keepdims=layer.keepdims)
 
 
 _ELEMENTWISE = (

@@ -1,8 +1,8 @@
 """trace: a Keras model as the flat list of the layers and operations it calls.
 
 Functional, Sequential, nested and subclassed models are followed in one way: `call` is run on symbolic tensors
-(`keras.KerasTensor`), which records a graph; layers that no rule describes are entered in turn. What cannot be called
-symbolically stays one step, with the reason.
+(`keras.KerasTensor`), which records a graph; layers that no rule describes are entered in turn. A layer that cannot be
+called symbolically stays one step, with the reason.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,9 +20,11 @@ from secateur.keras.naming import layers, own_variables
 class LayerCall:
     """One call of a layer or operation.
 
-    path: the layer's name in the model, None for operations. opaque: why nothing is known of it, or None.
-    inner: the steps inside a layer that mixes weights of its own with other layers; it is described by them, but can
+    path: the layer's name in the model, None for operations.
+    opaque: why nothing is known of the step, or None.
+    inner: the steps inside a layer that mixes weights of its own with other layers; they describe the layer, which can
     only be rebuilt as a whole.
+    inner_outputs: the tensors that the inner steps compute for `outputs`.
     """
 
     operation: Any
@@ -35,13 +37,13 @@ class LayerCall:
     inner_outputs: list[Any] = field(default_factory=list)
 
     def tensors(self) -> list[Any]:
-        """The symbolic tensors that it reads."""
+        """The symbolic tensors that the step reads."""
         return [x for x in tree.flatten((self.args, self.kwargs)) if isinstance(x, keras.KerasTensor)]
 
 
 @dataclass(eq=False)
 class Trace:
-    """Inputs and outputs as the model structures them, and its steps in the order of execution."""
+    """Inputs and outputs in the structure that the model has, and its steps in the order of execution."""
 
     inputs: Any
     outputs: Any
@@ -60,7 +62,7 @@ def trace(model: keras.Model, inputs: Any, described: Callable[[Any], bool]) -> 
     walk = _Tracer(paths, described, known)
     try:
         outputs = _enter(model, (inputs,), {})
-    except Exception as error:
+    except Exception as error:  # `call` is the user's code
         raise ModelError(
             f"{model.name} cannot be followed on symbolic tensors ({line(error)}); write `call` with keras.ops, or "
             "pass layout="
@@ -75,7 +77,10 @@ def trace(model: keras.Model, inputs: Any, described: Callable[[Any], bool]) -> 
 
 
 class _Tracer:
-    """Collects steps backwards from outputs; `alias` leads from what a layer returned to what its inside computed."""
+    """Collects steps backwards from outputs.
+
+    `_alias` leads from the tensor that a layer returned to the tensor that a step inside the layer computed.
+    """
 
     def __init__(self, paths: dict[int, str], described: Callable[[Any], bool], known: set[int]) -> None:
         self._paths, self._described, self._known = paths, described, known
@@ -92,7 +97,7 @@ class _Tracer:
         return tree.map_structure(lambda x: self.real(x) if isinstance(x, keras.KerasTensor) else x, structure)
 
     def back_from(self, outputs: Any) -> list[LayerCall]:
-        """Steps that compute the outputs from what is known, in order."""
+        """Steps that compute the outputs from known tensors, in order."""
         steps: list[LayerCall] = []
         for node in self._order(outputs):
             steps += self._steps(node)
@@ -143,7 +148,7 @@ class _Tracer:
             if len(tree.flatten(outputs)) != len(node.outputs):
                 raise ModelError("its outputs differ from call to call")
             inner = self.back_from(outputs)
-        except Exception as error:
+        except Exception as error:  # `call` is the user's code
             step.opaque = f"{path} ({type(operation).__name__}) cannot be described: {line(error)}"
             return [step]
         self._keep.append(outputs)
@@ -151,8 +156,8 @@ class _Tracer:
             step.inner = inner
             step.inner_outputs = [self.real(x) for x in tree.flatten(outputs)]
             return [step]
-        for told, computed in zip(node.outputs, tree.flatten(outputs), strict=True):
-            self._alias[id(told)] = computed
+        for returned, computed in zip(node.outputs, tree.flatten(outputs), strict=True):
+            self._alias[id(returned)] = computed
         return inner
 
 

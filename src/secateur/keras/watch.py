@@ -1,5 +1,5 @@
-"""Watching layers while a model runs: what linear weights read, and attention scores. No layer is edited; for the time
-of the context a layer's `call` is one that looks first.
+"""Watches layers while a model runs: the inputs of linear weights, and attention scores. For the time of a context a
+method of a layer is replaced by one that looks at its arguments first.
 """
 
 import contextlib
@@ -14,27 +14,27 @@ from secateur.keras.rules import letters
 
 
 class Tokens:
-    """Which positions are real: Keras masks as they are seen, by shape (batch, positions)."""
+    """Which positions of a batch are real: the Keras masks that layers have read, by shape (batch, positions)."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, ...], np.ndarray] = {}
 
-    def clear(self, given: Any = None) -> None:
-        """A new batch; given: its mask, where the user has a function for it."""
+    def clear(self, mask: Any = None) -> None:
+        """Begin a new batch, with its mask where the user has a function for it."""
         self._seen = {}
-        if given is not None:
-            mask = keras.ops.convert_to_numpy(given).astype(bool)
-            self._seen[mask.shape] = mask
+        if mask is not None:
+            real = keras.ops.convert_to_numpy(mask).astype(bool)
+            self._seen[real.shape] = real
 
     def note(self, tensor: Any) -> None:
         """Remember the mask that a tensor carries."""
         mask = getattr(tensor, "_keras_mask", None)
         if mask is not None and len(mask.shape) == 2:
-            found = keras.ops.convert_to_numpy(mask).astype(bool)
-            self._seen.setdefault(found.shape, found)
+            real = keras.ops.convert_to_numpy(mask).astype(bool)
+            self._seen.setdefault(real.shape, real)
 
     def of(self, tensor: Any) -> np.ndarray | None:
-        """The mask of a tensor (batch, positions, ...): its own, else the one seen for that many positions."""
+        """The mask of a tensor (batch, positions, ...): its own, else the last noted for that many positions."""
         mask = getattr(tensor, "_keras_mask", None)
         if mask is not None and len(mask.shape) == 2:
             return keras.ops.convert_to_numpy(mask).astype(bool)
@@ -43,7 +43,7 @@ class Tokens:
 
 @contextlib.contextmanager
 def replaced(layer: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
-    """While the context lasts, a method of one layer is another function, made from the method."""
+    """Temporarily replace `layer.name` by `make(layer.name)`."""
     setattr(layer, name, make(getattr(layer, name)))
     try:
         yield
@@ -52,8 +52,8 @@ def replaced(layer: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None
 
 
 def rows(layer: Any, x: Any, mask: np.ndarray | None) -> np.ndarray | None:
-    """What a Dense or EinsumDense reads as (tokens, inputs), float32, padding left out; None of an EinsumDense that has
-    one matrix for each unit of a dimension, as each of them reads something else.
+    """The inputs of a Dense or EinsumDense as (tokens, inputs), float32, without padding; None for an EinsumDense that
+    has one matrix for each unit of a dimension, because each matrix reads other inputs.
     """
     array = keras.ops.convert_to_numpy(x).astype(np.float32)
     if isinstance(layer, keras.layers.EinsumDense):
@@ -69,7 +69,7 @@ def rows(layer: Any, x: Any, mask: np.ndarray | None) -> np.ndarray | None:
 
 
 def noting(tokens: Tokens) -> Callable[[Any], Any]:
-    """For an embedding or any layer: note the mask of what it reads and returns."""
+    """For any layer: note the masks of the tensors that it reads."""
 
     def make(call: Any) -> Any:
         def look(*args: Any, **kwargs: Any) -> Any:
@@ -84,13 +84,13 @@ def noting(tokens: Tokens) -> Callable[[Any], Any]:
 
 
 def reading(layer: Any, tokens: Tokens, use: Callable[[np.ndarray], None]) -> Callable[[Any], Any]:
-    """For a linear layer: hand over its rows before it runs."""
+    """For a linear layer: pass its input rows to `use` before it runs."""
 
     def make(call: Any) -> Any:
         def look(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            found = rows(layer, inputs, tokens.of(inputs))
-            if found is not None:
-                use(found)
+            read = rows(layer, inputs, tokens.of(inputs))
+            if read is not None:
+                use(read)
             return call(inputs, *args, **kwargs)
 
         return look
@@ -103,7 +103,7 @@ Scores = Callable[[np.ndarray, np.ndarray, "np.ndarray | None"], None]
 
 
 def attending(layer: Any, path: str, tokens: Tokens, use: Scores) -> Callable[[Any], Any]:
-    """For an attention layer: compute its softmax weights beside it, check that they explain its output, hand over."""
+    """For an attention layer: compute its softmax weights, check that they explain its output, pass them to `use`."""
     scale = getattr(layer, "_inverse_sqrt_key_dim", None) or layer._inverse_sqrt_head_dim
 
     def make(compute: Any) -> Any:

@@ -50,8 +50,17 @@ class Arrays:
 
 
 @dataclass(frozen=True)
+class KerasStage:
+    """What to prune."""
+
+    criterion: Criterion
+    pattern: Pattern
+    budget: Budget | None
+
+
+@dataclass(frozen=True)
 class KerasTuning:
-    """Fine-tuning after pruning. gradual: prune along a cubic schedule meanwhile."""
+    """Fine-tuning after pruning. gradual: prune along a cubic schedule while training."""
 
     epochs: float = 0.0
     learning_rate: float = 1e-4
@@ -62,7 +71,13 @@ class KerasTuning:
 
 @dataclass(frozen=True)
 class KerasOutcome:
-    """What came of one job; sizes in bytes, `difference` is masked against shrunk."""
+    """The result of one job.
+
+    bytes: size of the folder.
+    difference: of the masked from the shrunk model.
+    reload_difference: of the reloaded from the saved model.
+    inexact: why masked and shrunk are not exactly equal, or ''.
+    """
 
     name: str
     dense: Score
@@ -90,20 +105,11 @@ def read_arrays(path: Path | None, model: keras.Model) -> Arrays:
     """
     if path is None:
         raise DataError("data is needed here; pass --data FILE.npz with arrays x and y")
-    if not path.exists():
-        raise DataError(f"no data at {path}")
-    if path.suffix != ".npz":
-        raise DataError(f"{path.name} is no .npz; Keras models take arrays: numpy.savez(file, x=..., y=...)")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read as .npz: {str(error).splitlines()[0]}") from None
+    arrays = _read_npz(path)
     names = [tensor.name for tensor in model.inputs or []]
     if "y" not in arrays or ("x" not in arrays and not set(names) <= set(arrays)):
         raise DataError(f"{path} needs arrays y and x (or {', '.join(names)}); it has {', '.join(arrays) or 'none'}")
-    x = arrays["x"] if "x" in arrays else {name: arrays[name] for name in names}
-    y = arrays["y"]
+    x, y = arrays["x"] if "x" in arrays else {name: arrays[name] for name in names}, arrays["y"]
     lengths = {len(y), *(len(a) for a in (x.values() if isinstance(x, dict) else [x]))}
     if len(lengths) > 1 or 0 in lengths:
         raise DataError(
@@ -114,17 +120,30 @@ def read_arrays(path: Path | None, model: keras.Model) -> Arrays:
     return Arrays(x, y)
 
 
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` by name."""
+    if not path.exists():
+        raise DataError(f"no data at {path}")
+    if path.suffix != ".npz":
+        raise DataError(f"{path.name} is no .npz; Keras models take arrays: numpy.savez(file, x=..., y=...)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read as .npz: {str(error).splitlines()[0]}") from None
+
+
 def split(data: Arrays, share: float, seed: int) -> tuple[Arrays, Arrays]:
     """Two disjoint parts, the second with about `share` of the rows of every label, both shuffled with the seed."""
     rng = np.random.default_rng(seed)
-    held: list[int] = []
+    held_out: list[int] = []
     for label in np.unique(data.y):
         rows = rng.permutation(np.flatnonzero(data.y == label))
-        held += rows[: round(len(rows) * share)].tolist()
-    rest = np.setdiff1d(np.arange(len(data)), held)
-    if not held or not len(rest):
+        held_out += rows[: round(len(rows) * share)].tolist()
+    rest = np.setdiff1d(np.arange(len(data)), held_out)
+    if not held_out or not len(rest):
         raise DataError(f"{len(data)} rows are too few to hold out {share:.0%} of them")
-    return data.take(rng.permutation(rest)), data.take(rng.permutation(held))
+    return data.take(rng.permutation(rest)), data.take(rng.permutation(held_out))
 
 
 def logits(model: keras.Model, data: Arrays, batch_size: int) -> np.ndarray:
@@ -132,8 +151,8 @@ def logits(model: keras.Model, data: Arrays, batch_size: int) -> np.ndarray:
     parts = [floats(run_model(model, x)) for x, _ in data.batches(batch_size)]
     if not parts[0] or parts[0][0].ndim != 2 or parts[0][0].shape[1] <= data.y.max():
         raise ModelError(f"{model.name} does not give one row of scores with a class {data.y.max()} for each example")
-    found = np.concatenate([part[0] for part in parts])
-    return np.log(np.clip(found, 1e-30, None)) if _are_probabilities(found) else found
+    scores = np.concatenate([part[0] for part in parts])
+    return np.log(np.clip(scores, 1e-30, None)) if _are_probabilities(scores) else scores
 
 
 def _are_probabilities(scores: np.ndarray) -> bool:
@@ -142,16 +161,14 @@ def _are_probabilities(scores: np.ndarray) -> bool:
 
 
 def _loss_for(model: keras.Model, data: Arrays) -> keras.losses.Loss:
-    """Cross-entropy of what the model gives on a few rows: logits or probabilities."""
+    """Cross-entropy for a model whose outputs on a few rows are logits or probabilities."""
     scores = floats(run_model(model, data.take(slice(8)).x))[0]
     return LOSS(from_logits=not _are_probabilities(scores))
 
 
 def run(
     host: KerasHost,
-    criterion: Criterion,
-    pattern: Pattern,
-    budget: Budget | None,
+    stage: KerasStage,
     train: Arrays,
     test: Arrays,
     tuning: KerasTuning,
@@ -163,7 +180,7 @@ def run(
 ) -> KerasOutcome:
     """Do the whole job on a copy; `host` itself stays dense.
 
-    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model says something else, DataError
+    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model gives other outputs, DataError
     for a number of epochs above 1 that is not whole.
     """
     if not (0 <= tuning.epochs <= 1 or float(tuning.epochs).is_integer()):
@@ -174,7 +191,7 @@ def run(
     dense = logits(host.model, test, size)
     host.loss = host.loss or _loss_for(host.model, test)
     calibration = train.take(slice(calibration_samples)).batches(size)
-    plan = prune(host, criterion, pattern, budget, say(calibration, "scoring"))
+    plan = prune(host, stage.criterion, stage.pattern, stage.budget, say(calibration, "scoring"))
     plan = plan if host.plan is None else host.plan.merge(plan).check(host.layout)
     verdict = verify(host, plan, test.batches(size))
     with host.masked(plan):
@@ -184,15 +201,15 @@ def run(
         small.resize(plan)
     tuned = None
     if tuning.epochs:
-        plan = _tune(small, host.layout, criterion, pattern, budget, plan, train, tuning)
+        plan = _tune(small, host.layout, stage, plan, train, tuning)
         tuned = score(logits(small.model, test, size), test.y, dense)
     expected = small.outputs(test.batches(size)[0])
     with new_folder(output, overwrite=overwrite) as folder:
         files.write(small.model, folder, plan)
         again = KerasHost(files.load(folder), test.batches(size)[0])
-        apart = difference(expected, again.outputs(test.batches(size)[0]))
-        if apart:
-            raise ModelError(f"the reloaded model differs from the saved one by {apart:.1e}; nothing was saved")
+        reloaded = difference(expected, again.outputs(test.batches(size)[0]))
+        if reloaded:
+            raise ModelError(f"the reloaded model differs from the saved one by {reloaded:.1e}; nothing was saved")
         weight = sum(file.stat().st_size for file in folder.iterdir())
     count = parameters(host.layout, plan)
     ratio = macs(host.layout, plan) / max(macs(host.layout), 1)
@@ -207,23 +224,14 @@ def run(
         verdict.difference,
         str(output),
         weight,
-        apart,
+        reloaded,
         verdict.inexact,
         dict(plan.provenance),
     )
 
 
-def _tune(
-    small: KerasHost,
-    layout: Layout,
-    criterion: Criterion,
-    pattern: Pattern,
-    budget: Budget | None,
-    plan: Plan,
-    train: Arrays,
-    tuning: KerasTuning,
-) -> Plan:
-    """Fine-tune with the zeros held, or pruned gradually; returns the plan that came of it."""
+def _tune(small: KerasHost, layout: Layout, stage: KerasStage, plan: Plan, train: Arrays, tuning: KerasTuning) -> Plan:
+    """Fine-tune with the zeros held, or prune gradually meanwhile; returns the plan of the zeros at the end."""
     keras.utils.set_random_seed(tuning.seed)
     loss = _loss_for(small.model, train)
     small.model.compile(keras.optimizers.AdamW(tuning.learning_rate, weight_decay=0.01), loss)
@@ -235,11 +243,14 @@ def _tune(
         with small.hold(resized_masks(layout, plan)):
             small.model.fit(part.x, part.y, **options)
         return plan
-    if not isinstance(budget, Uniform | Global) or isinstance(pattern, Unit):
+    budget = stage.budget
+    if not isinstance(budget, Uniform | Global) or isinstance(stage.pattern, Unit):
         raise PlanError("gradual pruning needs single weights or blocks, and a sparsity; leave out --gradual")
     every = max(1, steps // 20)
     schedule = cubic(budget.sparsity, steps=max(1, round(0.7 * steps)))
-    callback = GradualPruning(schedule, every=every, criterion=criterion, pattern=pattern, budget=type(budget))
+    callback = GradualPruning(
+        schedule, every=every, criterion=stage.criterion, pattern=stage.pattern, budget=type(budget)
+    )
     small.model.fit(part.x, part.y, callbacks=[callback], **options)
-    found = callback.plan.check(small.layout)
-    return replace(found, provenance={**found.provenance, "gradual": True})
+    last = callback.plan.check(small.layout)
+    return replace(last, provenance={**last.provenance, "gradual": True})

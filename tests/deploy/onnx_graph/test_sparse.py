@@ -16,7 +16,7 @@ from secateur.deploy import export, runner, target
 from secateur.deploy.onnx_graph import sparse
 from secateur.deploy.onnx_graph.graph import attributes
 from secateur.deploy.target import DeployError, Written
-from secateur.kernels.native import load_native
+from secateur.kernels.native import load_native, onnx_library
 from secateur.kernels.packing import describe
 from tests.torch import tiny
 
@@ -37,9 +37,7 @@ def pruned(model, share=0.8):
 @pytest.fixture
 def measured(monkeypatch):
     """Every sparse layer counts as faster, so that tests depend on no clock."""
-    monkeypatch.setattr(
-        sparse, "pack_worthy", lambda w, tokens, value, activations, measure: pack(w, tokens, value, activations, False)
-    )
+    monkeypatch.setattr(sparse, "pack_worthy", lambda *arguments, measure: pack(*arguments, measure=False))
 
 
 pack = sparse.pack_worthy
@@ -117,7 +115,7 @@ def written(tmp_path, nodes, constants, outputs=("y",), whole=None, shapes=(), x
     if mask:
         feed["mx"] = rng.standard_normal((x[0], 1, x[1], x[1])).astype(np.float32)
     before = runner.load_onnx(tmp_path, {"files": ["dense.onnx"]}, 1)(feed)
-    after = runner.load_onnx(tmp_path, {"files": ["model.onnx"], "operators": runner.OPERATORS}, 1)(feed)
+    after = runner.load_onnx(tmp_path, {"files": ["model.onnx"]}, 1, onnx_library())(feed)
     for name in outputs:
         np.testing.assert_allclose(after[name], before[name], rtol=1e-5, atol=1e-5)
     return [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
@@ -285,10 +283,10 @@ def test_refusals(tmp_path):
         export(net, "onnx", tmp_path / "out", example=x, sparse=True, value="half")
     assert not (tmp_path / "out").exists()
     openvino = pytest.importorskip("secateur.deploy.targets.openvino_target").TARGET
-    from secateur.deploy.jobs.export import check_wishes
+    from secateur.deploy.jobs.export import ExportOptions
 
     with pytest.raises(DeployError, match="openvino takes none of secateur's kernels"):
-        check_wishes(openvino, False, False, True)
+        ExportOptions(sparse=True).check(openvino)
 
 
 def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
@@ -297,10 +295,8 @@ def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
     graph = {"files": ["model.onnx"], "inputs": ports, "outputs": ["y"], "operators": runner.OPERATORS}
     info = {"format": runner.FORMAT, "target": "onnx", "graphs": {"model": graph}}
     (tmp_path / runner.MANIFEST).write_text(json.dumps(info))
-    from secateur.kernels import native
-
-    library = native.onnx_library()
-    monkeypatch.setattr("secateur.runtime.onnx_library", lambda: (_ for _ in ()).throw(FileNotFoundError()))
+    library = onnx_library()
+    monkeypatch.setattr(target, "installed_library", lambda: None)
     with pytest.raises(DeployError, match="install secateur, or put secateur_onnx.so there"):
         target.load(tmp_path)
     (tmp_path / "secateur_onnx.so").symlink_to(library)

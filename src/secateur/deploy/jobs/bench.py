@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from secateur.deploy import runner, target
+from secateur.deploy.jobs import torch_runtimes
 from secateur.deploy.jobs.export import export
 from secateur.deploy.jobs.results import Bench, short_names, words
-from secateur.deploy.jobs.timing import Say, in_turn
+from secateur.deploy.jobs.timing import Say, Shape, in_turn
 from secateur.deploy.target import TARGETS, DeployError
-from secateur.deploy.targets import inputs
+from secateur.deploy.targets.inputs import inputs_of, ports_of
 from secateur.errors import SecateurError
+from secateur.torch.open import load_model
 
 OURS = ("torch", "secateur")
 RUNTIMES = (*OURS, *TARGETS)
@@ -19,31 +23,31 @@ ALIASES = {"onnxruntime": "onnx", "pytorch": "torch"}
 
 def installed() -> list[str]:
     """The runtimes that can run here."""
-    found = list(OURS)
+    names = list(OURS)
     for name in TARGETS:
         try:
             target.find(name)
         except SecateurError:
             continue
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 def check_runtimes(names: Sequence[str] | None) -> list[str]:
     """Runtimes by the names that people use; DeployError for an unknown one or one that is not installed."""
     if names is None:
         return installed()
-    found = [ALIASES.get(name, name) for name in names]
-    for name in found:
+    chosen = [ALIASES.get(name, name) for name in names]
+    for name in chosen:
         if name not in RUNTIMES:
             raise DeployError(f"no runtime {name!r}; there is {', '.join(RUNTIMES)}")
         if name in TARGETS:
             target.find(name)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(chosen))
 
 
 def names_of(sources: Sequence[Path | str]) -> dict[str, Path]:
-    """A short name for each folder: its last part, or enough of it to tell them apart."""
+    """A short name for each folder: its last part, or enough of its path to be another than the rest."""
     folders = [Path(source) for source in sources]
     if not folders:
         raise DeployError("bench needs at least one folder of a model or an artefact")
@@ -70,16 +74,17 @@ def bench(
 ) -> Bench:
     """Export folders to runtimes (default: all that are installed), check parity, and time them side by side.
 
-    sources: model folders, the first being what others are compared with; or artefacts, each timed on its own runtime.
+    sources: model folders, with the first of which all are compared; or artefacts, each timed on its own runtime.
     batch, length: every pair is measured. threads: of each process, pinned. turns: rounds of A B A B ...
-    int8: with 8-bit weights on top where the runtime has them. options: for loading a folder.
+    int8: with 8-bit weights on top where the runtime has them.
+    options: for loading a folder, as `secateur.open` takes them.
 
     What a runtime refuses is a row with an `error`. Raises DeployError for folders or names that are wrong.
     """
     named, chosen = names_of(sources), check_runtimes(runtimes)
 
-    def make(name: str, runtime: str, place: Path, sizes: tuple[int, int]) -> Path:
-        return artefact(named[name], runtime, place, sizes, int8, options)
+    def make(name: str, runtime: str, place: Path, shape: Shape) -> Path:
+        return artefact(named[name], runtime, place, shape, int8=int8, loading=options)
 
     def fixed(runtime: str) -> bool:
         return runtime in TARGETS and target.find(runtime).shapes == "fixed"
@@ -89,9 +94,12 @@ def bench(
 
 
 def artefact(
-    folder: Path, runtime: str, place: Path, sizes: tuple[int, int], int8: bool, options: Mapping[str, Any]
+    folder: Path, runtime: str, place: Path, shape: Shape, *, int8: bool = False, loading: Mapping[str, Any]
 ) -> Path:
-    """An artefact of the folder for a runtime: the folder itself, or what is made from it at `place`."""
+    """An artefact of the folder for a runtime: the folder itself, or what is made from it at `place`.
+
+    shape: the largest, or the only one that the runtime then takes. loading: options for loading the folder.
+    """
     if (folder / runner.MANIFEST).is_file():
         made_for = target.read(folder)["target"]
         if made_for not in TARGETS:
@@ -104,24 +112,17 @@ def artefact(
     if int8 and (runtime in OURS or not target.find(runtime).int8):
         raise DeployError(f"{runtime} gets no 8-bit weights here")
     if runtime in OURS:
-        import torch
-
-        from secateur.deploy.jobs import torch_target as ours
-        from secateur.torch.open import load_model
-
-        ours.write(load_model(folder, dtype=torch.float32, **options), folder, runtime, place, **options)
+        model = load_model(folder, dtype=torch.float32, **loading)
+        torch_runtimes.write(model, folder, runtime, place, **loading)
         return place
-    kind = target.find(runtime)
     bounds: dict[str, Any] = {}
-    if kind.shapes != "any":
-        bounds = {"batch": sizes[0]} | ({"length": sizes[1]} if takes_tokens(folder, options) else {})
-    export(folder, runtime, place, int8=int8, **bounds, **options)
+    if target.find(runtime).shapes != "any":
+        bounds = {"batch": shape[0]} | ({"length": shape[1]} if takes_tokens(folder, loading) else {})
+    export(folder, runtime, place, int8=int8, **bounds, **loading)
     return place
 
 
-def takes_tokens(folder: Path, options: Mapping[str, Any]) -> bool:
+def takes_tokens(folder: Path, loading: Mapping[str, Any]) -> bool:
     """Whether the model in a folder takes tokens, so that its inputs have a length."""
-    from secateur.torch.open import load_model
-
-    model = load_model(folder, **options)
-    return any("length" in port.shape for port in inputs.ports_of(model, inputs.inputs_of(model)))
+    model = load_model(folder, **loading)
+    return any("length" in port.shape for port in ports_of(model, inputs_of(model)))

@@ -1,4 +1,4 @@
-"""How far a program is from the model that it was made from, gathered batch by batch; no framework is needed here."""
+"""How far a program is from the model that it was made from, summed up over batches; no framework is needed here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,11 +8,16 @@ import numpy as np
 from secateur.deploy.jobs.results import Parity
 
 SHAPES_NAMED = 3
+"""How many shapes an error names."""
 
 
 @dataclass
 class Comparison:
-    """Differences of each output over all data, so that they do not hang on how rows are put into batches."""
+    """Differences of each output over all data, which do not depend on how rows are put into batches.
+
+    gaps: largest absolute difference of an output, and largest: its largest magnitude.
+    equal, counted: answers that are the same, and all answers.
+    """
 
     gaps: dict[str, float] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
@@ -26,7 +31,7 @@ class Comparison:
         self.shapes[shape] = None
         self.examples += examples
 
-    def add(self, name: str, expected: np.ndarray, got: np.ndarray, ranked: bool) -> None:
+    def add(self, name: str, expected: np.ndarray, got: np.ndarray, *, ranked: bool) -> None:
         """Compare an output of one batch, arrays of one shape. ranked: the largest of the last axis is an answer."""
         gap = float(np.abs(expected - got).max()) if np.isfinite(got).all() else float("inf")
         self.gaps[name] = max(self.gaps.get(name, 0.0), gap)
@@ -36,7 +41,7 @@ class Comparison:
             self.equal, self.counted = self.equal + int(same.sum()), self.counted + same.size
 
     def parity(self, tolerance: float, reference: str, error: type[Exception]) -> Parity:
-        """What was found; `error` when there was nothing, or more than `tolerance` of an output's largest magnitude."""
+        """The result. Raises `error` without data, or for more than `tolerance` of an output's largest magnitude."""
         if not self.shapes:
             raise error("parity needs at least one batch of data")
         relative = max((gap / self.largest[name] for name, gap in self.gaps.items()), default=0.0)
@@ -51,5 +56,5 @@ class Comparison:
 
 
 def _some(shapes: Sequence[str]) -> str:
-    more = f" and {len(shapes) - SHAPES_NAMED} more" if len(shapes) > SHAPES_NAMED else ""
-    return ", ".join(shapes[:SHAPES_NAMED]) + more
+    rest = f" and {len(shapes) - SHAPES_NAMED} more" if len(shapes) > SHAPES_NAMED else ""
+    return ", ".join(shapes[:SHAPES_NAMED]) + rest

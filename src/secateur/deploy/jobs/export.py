@@ -7,8 +7,8 @@ import importlib.metadata
 import importlib.util
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from torch import nn
 
 from secateur.deploy import runner
 from secateur.deploy.jobs import generation, parity
-from secateur.deploy.jobs.results import TOLERANCE, Artefact
+from secateur.deploy.jobs.results import TOLERANCE, Artefact, Parity
 from secateur.deploy.onnx_graph import int8 as onnx_int8
 from secateur.deploy.onnx_graph.sparse import rewrite
-from secateur.deploy.target import DeployError, ExportUnit, Target, Written, find, writing
-from secateur.deploy.targets import inputs as signature
+from secateur.deploy.target import DeployError, ExportUnit, Port, Target, Written, find, writing
+from secateur.deploy.targets.inputs import SYMBOLS, TRAVELS, as_json, fitted, inputs_of, ports_of, tensors
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
 from secateur.kernels.packing import VALUES, check_activations
@@ -33,6 +33,72 @@ from secateur.torch.shrink.vocabulary import save_tokenizer
 
 VERSIONS = ("torch", "transformers")
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an artefact shall be, as `export` describes it."""
+
+    batch: int | None = None
+    length: int | None = None
+    generate: bool = False
+    int8: bool = False
+    sparse: bool = False
+    tokens: int = 128
+    value: str = "float32"
+    activations: str = "float32"
+    tolerance: float | None = None
+
+    def check(self, target: Target) -> None:
+        """DeployError for what the target does not do, and for numbers and types that cannot be."""
+        if self.generate and not target.generates:
+            raise DeployError(
+                f"{target.name} runs no generation with a cache here; use onnx or openvino, or leave it out"
+            )
+        if self.int8 and not target.int8:
+            raise DeployError(f"{target.name} gets no 8-bit weights here; use onnx or openvino")
+        if self.sparse and not target.sparse:
+            raise DeployError(f"{target.name} takes none of secateur's kernels; use onnx")
+        if self.tokens < 1:
+            raise DeployError(f"tokens must be positive, not {self.tokens}")
+        if self.value not in VALUES:
+            raise DeployError(f"value must be one of {', '.join(VALUES)}, not {self.value}")
+        try:
+            check_activations(self.value, self.activations)
+        except ValueError as error:
+            raise DeployError(str(error)) from error
+        if not self.permitted >= 0:
+            raise DeployError(f"tolerance {self.tolerance} is no number from 0 upwards")
+
+    @property
+    def rounded(self) -> bool:
+        """Whether weights are stored in fewer bits than PyTorch's."""
+        return self.int8 or (self.sparse and self.value != "float32")
+
+    @property
+    def permitted(self) -> float:
+        """Largest permitted relative error."""
+        if self.tolerance is not None:
+            return self.tolerance
+        return parity.INT8_TOLERANCE if self.rounded else TOLERANCE
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """One model on its way to one target.
+
+    folder: where the model was read from, if it was a folder on this machine.
+    inputs: example inputs of the model, by name.
+    ports: its inputs as the target can hold them.
+    """
+
+    target: Target
+    model: nn.Module
+    folder: Path | None
+    tokenizer: Any
+    options: ExportOptions
+    inputs: Mapping[str, torch.Tensor]
+    ports: list[Port]
 
 
 def export(
@@ -63,8 +129,8 @@ def export(
     data: rows of text or batches of tensors to compare on; made up when left out.
     example: a batch of inputs where the model's own description does not give them.
     batch, length: the largest that ExecuTorch takes, the only ones that LiteRT takes.
-    generate: with a key-value cache, for `secateur.deploy.generate`. int8: 8-bit weights on top; with `sparse` of the
-    layers that are not packed.
+    generate: with a key-value cache, for `secateur.deploy.generate`.
+    int8: 8-bit weights on top; with `sparse` of the layers that are not packed.
     sparse: sparse linear layers on secateur's kernels (onnx), chosen for `tokens` tokens in a call and stored as
     `value`, with `activations`, all as for `secateur.runtime.compile`. Such a program needs
     `secateur.runtime.onnx_library`.
@@ -76,78 +142,83 @@ def export(
     """
     target, output = find(to), Path(output)
     check_output(output, overwrite=overwrite)
-    check_wishes(target, generate, int8, sparse)
-    check_packing(tokens, value, activations)
+    wanted = ExportOptions(
+        batch=batch,
+        length=length,
+        generate=generate,
+        int8=int8,
+        sparse=sparse,
+        tokens=tokens,
+        value=value,
+        activations=activations,
+        tolerance=tolerance,
+    )
+    wanted.check(target)
     folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
-    if not isinstance(source, nn.Module):
-        options.setdefault("dtype", torch.float32)
-        model = load_model(source, **options)
-        tokenizer = tokenizer or beside(source)
-    else:
+    if isinstance(source, nn.Module):
         model = source
+    else:
+        model = load_model(source, **{"dtype": torch.float32, **options})
+        tokenizer = tokenizer or tokenizer_of(source)
     check_model(model, output)
     with evaluating(model):
-        inputs = dict(example) if example is not None else signature.inputs_of(model, tokenizer, folder)
-        ports = signature.fitted(target, model, signature.ports_of(model, inputs), batch, length)
-    rounded = int8 or (sparse and value != "float32")
-    tolerance = tolerance if tolerance is not None else parity.INT8_TOLERANCE if rounded else TOLERANCE
-    if not tolerance >= 0:
-        raise DeployError(f"tolerance {tolerance} is no number from 0 upwards")
-    with evaluating(model), new_folder(output, overwrite=overwrite) as place:
-        with writing(target.name, model), on_disk(place, model):
-            if generate:
-                graphs = generation.graphs_of(model, inputs)
+        inputs = dict(example) if example is not None else inputs_of(model, tokenizer, folder)
+        ports = fitted(target, model, ports_of(model, inputs), batch, length)
+        job = ExportJob(target, model, folder, tokenizer, wanted, inputs, ports)
+        with new_folder(output, overwrite=overwrite) as place:
+            info = _write(job, place)
+            write_json(place / runner.MANIFEST, info)  # the comparison reads it
+            found = _compare(job, place, data)
+            if isinstance(found, Parity):
+                info["parity"] = {**asdict(found), "made_up": data is None}
             else:
-                sizes = dict(signature.SYMBOLS)
-                graphs = {"model": ExportUnit(model, signature.tensors(ports, sizes), ports)}
-            written = target.write(graphs, place, int8 and not sparse)
-            packing = None
-            if sparse:
-                packing = rewrite(written, place, tokens=tokens, value=value, activations=activations)
-                if int8:
-                    for program in written.values():
-                        onnx_int8.quantise(place / program.files[0])
-        travel(model, folder, tokenizer, place)
-        info = describe(target, model, graphs, written, place, int8)
-        if packing is not None:
-            info["sparse"] = packing
-            for graph in info["graphs"].values():
-                graph["operators"] = runner.OPERATORS
-        if generate:
-            info["generation"] = generation.rule_of(model)
-        write_json(place / runner.MANIFEST, info)
-        found = made = None
-        if generate:
-            made = generation.compare(model, place, prompt(model, tokenizer, data, inputs), tolerance, rounded)
-            info["generation"]["parity"] = made
+                info["generation"]["parity"] = found
+            write_json(place / runner.MANIFEST, info)
+    forward, generated = (found, None) if isinstance(found, Parity) else (None, found)
+    return Artefact(output, target.name, info["bytes"], info["parameters"], info["zeros"], forward, generated)
+
+
+def _write(job: ExportJob, place: Path) -> dict[str, Any]:
+    """Write the programs of a job and what travels with them; returns what `artefact.json` says."""
+    target, model, options = job.target, job.model, job.options
+    packing = None
+    with writing(target.name, model), on_disk(place):
+        if options.generate:
+            graphs = generation.graphs_of(model, job.inputs)
         else:
-            batches = list(parity.batches(model, tokenizer, data, target, ports, length))
-            found = parity.compare(model, target.load(place), batches, tolerance)
-            info["parity"] = {**asdict(found), "made_up": data is None}
-        write_json(place / runner.MANIFEST, info)
-    return Artefact(output, target.name, info["bytes"], info["parameters"], info["zeros"], found, made)
+            graphs = {"model": ExportUnit(model, tensors(job.ports, SYMBOLS), job.ports)}
+        written = target.write(graphs, place, int8=options.int8 and not options.sparse)
+        if options.sparse:
+            packing = rewrite(
+                written, place, tokens=options.tokens, value=options.value, activations=options.activations
+            )
+            if options.int8:
+                for program in written.values():
+                    onnx_int8.quantise(place / program.files[0])
+    travel(model, job.folder, job.tokenizer, place)
+    info = {
+        **describe(target, model, graphs, written, place),
+        "int8": options.int8,
+        "levels": onnx_int8.levels() if options.int8 and target.name == "onnx" else 0,
+        "versions": {p: importlib.metadata.version(p) for p in (*VERSIONS, *distributions(target))},
+    }
+    if packing is not None:
+        info["sparse"] = packing
+        for graph in info["graphs"].values():
+            graph["operators"] = runner.OPERATORS
+    if options.generate:
+        info["generation"] = generation.rule_of(model)
+    return info
 
 
-def check_packing(tokens: int, value: str, activations: str) -> None:
-    """DeployError for a number of tokens or a type that cannot be."""
-    if tokens < 1:
-        raise DeployError(f"tokens must be positive, not {tokens}")
-    if value not in VALUES:
-        raise DeployError(f"value must be one of {', '.join(VALUES)}, not {value}")
-    try:
-        check_activations(value, activations)
-    except ValueError as error:
-        raise DeployError(str(error)) from error
-
-
-def check_wishes(target: Target, generate: bool, int8: bool, sparse: bool = False) -> None:
-    """DeployError for what a target does not do."""
-    if generate and not target.generates:
-        raise DeployError(f"{target.name} runs no generation with a cache here; use onnx or openvino, or leave it out")
-    if int8 and not target.int8:
-        raise DeployError(f"{target.name} gets no 8-bit weights here; use onnx or openvino")
-    if sparse and not target.sparse:
-        raise DeployError(f"{target.name} takes none of secateur's kernels; use onnx")
+def _compare(job: ExportJob, place: Path, data: Any) -> Parity | dict[str, Any]:
+    """What a comparison with PyTorch found: of one forward pass, or of generation."""
+    model, options = job.model, job.options
+    if options.generate:
+        prompts = prompts_of(model, job.tokenizer, data, job.inputs)
+        return generation.compare(model, place, prompts, options.permitted, rounded=options.rounded)
+    batches = list(parity.batches(model, job.tokenizer, data, job.target, job.ports, options.length))
+    return parity.compare(model, job.target.load(place), batches, options.permitted)
 
 
 def check_model(model: nn.Module, output: Path) -> None:
@@ -170,11 +241,11 @@ def check_model(model: nn.Module, output: Path) -> None:
 
 
 @contextlib.contextmanager
-def on_disk(place: Path, model: nn.Module) -> Any:
+def on_disk(place: Path) -> Iterator[None]:
     """What an exporter says when the disk is full, in one sentence; other errors pass."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # exporters report a full disk in many ways
         if shutil.disk_usage(place).free < 1_000_000:
             raise DeployError(
                 f"no space is left beside {place.parent / place.name.split('.')[1]}; make room"
@@ -182,7 +253,7 @@ def on_disk(place: Path, model: nn.Module) -> Any:
         raise
 
 
-def beside(source: Path | str) -> Any:
+def tokenizer_of(source: Path | str) -> Any:
     """The tokenizer of a folder or hub id, or None where there is none; ModelError for a folder's that is damaged."""
     if Path(source).is_dir():
         return load_tokenizer(source) if has_tokenizer(source) else None
@@ -196,7 +267,7 @@ def beside(source: Path | str) -> Any:
 def travel(model: nn.Module, folder: Path | None, tokenizer: Any, place: Path) -> None:
     """Put tokenizer and processors beside the program."""
     if folder is not None:
-        for pattern in signature.TRAVELS:
+        for pattern in TRAVELS:
             for file in folder.glob(pattern):
                 if file.is_file():
                     shutil.copyfile(file, place / file.name)
@@ -205,14 +276,9 @@ def travel(model: nn.Module, folder: Path | None, tokenizer: Any, place: Path) -
 
 
 def describe(
-    target: Target,
-    model: nn.Module,
-    graphs: Mapping[str, ExportUnit],
-    written: Mapping[str, Written],
-    place: Path,
-    int8: bool,
+    target: Target, model: nn.Module, graphs: Mapping[str, ExportUnit], written: Mapping[str, Written], place: Path
 ) -> dict[str, Any]:
-    """What `artefact.json` says."""
+    """What `artefact.json` says of the model and of the files."""
     sizes = {file: (place / file).stat().st_size for graph in written.values() for file in graph.files}
     count, zeros = zero_share(model)
     return {
@@ -220,21 +286,18 @@ def describe(
         "target": target.name,
         "class": type(model).__name__,
         "graphs": {
-            name: {
-                "files": list(graph.files),
-                "inputs": [signature.as_json(port) for port in graphs[name].ports],
-                "outputs": list(graph.outputs),
-            }
-            for name, graph in written.items()
+            name: describe_graph(graph.files, graphs[name].ports, graph.outputs) for name, graph in written.items()
         },
         "parameters": count,
         "zeros": zeros,
         "bytes": sum(sizes.values()),
         "sizes": sizes,
-        "int8": int8,
-        "levels": onnx_int8.levels() if int8 and target.name == "onnx" else 0,
-        "versions": {p: importlib.metadata.version(p) for p in (*VERSIONS, *distributions(target))},
     }
+
+
+def describe_graph(files: Sequence[str], ports: Sequence[Port], outputs: Sequence[str]) -> dict[str, Any]:
+    """What `artefact.json` says of one graph."""
+    return {"files": list(files), "inputs": [as_json(port) for port in ports], "outputs": list(outputs)}
 
 
 def distributions(target: Target) -> list[str]:
@@ -252,18 +315,20 @@ def zero_share(model: nn.Module) -> tuple[int, float]:
     return count, 1.0 - nonzero / size if size else 0.0
 
 
-def prompt(model: nn.Module, tokenizer: Any, data: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def prompts_of(
+    model: nn.Module, tokenizer: Any, data: Any, inputs: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Two prompts of the user's data of unequal length, padded on the left; or the made-up inputs."""
     if isinstance(data, Rows):
         if tokenizer is None:
             raise DeployError("texts need a tokenizer, and none lies beside the model; pass batches of tensors")
-        before = tokenizer.padding_side
+        side_before = tokenizer.padding_side
         tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
         try:
-            found = tokenizer(data.texts[:2], return_tensors="pt", padding=True, truncation=True, max_length=32)
+            encoded = tokenizer(data.texts[:2], return_tensors="pt", padding=True, truncation=True, max_length=32)
         finally:
-            tokenizer.padding_side = before
-        return {k: v for k, v in found.items() if k in inputs}
+            tokenizer.padding_side = side_before
+        return {k: v for k, v in encoded.items() if k in inputs}
     if data is not None:
         inputs = next(iter(data))
     return {k: v for k, v in inputs.items() if k == model.main_input_name or k == "attention_mask"}

@@ -1,8 +1,8 @@
 """Generation on a runtime: a decoder as one graph with its key-value cache as inputs and outputs, an encoder-decoder as
 three (encoder, first step, later steps); and the greedy loop around them, in numpy.
 
-What `generate` feeds is recorded by transformers' `decompose_for_generation`; a decoder's step is traced over several
-tokens at once, so that it is its own prefill on an empty cache.
+transformers' `decompose_for_generation` records the inputs of each step; a decoder's step is traced over several tokens
+at once, so that with an empty cache it also reads the prompt.
 """
 
 import functools
@@ -21,9 +21,9 @@ from secateur.deploy.target import DeployError, ExportUnit, Port
 from secateur.deploy.targets.inputs import ports_of, positions_of
 
 PAST, PRESENT = "input.", "output."
-"""How a graph tells the cache that it takes from the one that it gives."""
+"""Prefixes of the cache among the inputs and outputs of a graph."""
 NEW_TOKENS = 32
-"""How many tokens are compared, where the model has positions for them."""
+"""How many tokens `compare` generates, where the model has positions for them."""
 
 
 def graphs_of(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, ExportUnit]:
@@ -86,10 +86,12 @@ def generate(
 ) -> np.ndarray:
     """Greedy generation on the runtime of an exported artefact: token ids (batch, tokens), the prompt included.
 
-    inputs: what the tokenizer or feature extractor gives, prompts padded on the left. A row that has ended goes on with
-    padding. Other ways to choose a token (sampling, beams, forced or suppressed tokens) are left to the caller:
-    `on_logits` sees the scores of every step, (batch, vocabulary), and may change them in place. The program is loaded
-    at each call; `generator` loads it once. Raises DeployError for an artefact without a cache.
+    inputs: what the tokenizer or feature extractor returns, prompts padded on the left. A row that has ended goes on
+    with padding.
+    on_logits: called with the scores of every step, (batch, vocabulary), which it may change in place: for other ways
+    to choose a token (sampling, beams, forced or suppressed tokens).
+
+    The program is loaded at each call; `generator` loads it once. Raises DeployError for an artefact without a cache.
     """
     return generator(folder, threads=threads)(inputs, max_new_tokens, on_logits=on_logits)
 
@@ -128,12 +130,16 @@ def generator(folder: Path | str, *, threads: int = 1) -> Callable[..., np.ndarr
 
 @dataclass
 class _State:
-    """Where a generation stands: `given` goes into every step, `new` are the tokens that no graph has read yet.
+    """The state of a generation.
 
-    prompted: whether the prompt was the decoder's own, which then counts positions and masks what is padding.
+    inputs: what every step reads.
+    tokens: all tokens so far, (batch, tokens), and new: those that no graph has read yet.
+    past: the cache.
+    step: the graph of the next step.
+    prompted: whether the decoder itself reads the prompt; then it takes positions, and a mask of the padding.
     """
 
-    given: dict[str, np.ndarray]
+    inputs: dict[str, np.ndarray]
     tokens: np.ndarray
     new: np.ndarray
     past: dict[str, np.ndarray]
@@ -141,36 +147,36 @@ class _State:
     prompted: bool
 
     def feed(self) -> dict[str, np.ndarray]:
-        """What the graph of the next step may read."""
-        feed = {**self.given, **self.past, "decoder_input_ids": self.new, "input_ids": self.new}
+        """All values that the graph of the next step may read."""
+        feed = {**self.inputs, **self.past, "decoder_input_ids": self.new, "input_ids": self.new}
         if self.prompted:
-            positions = np.clip(self.given["attention_mask"].cumsum(-1) - 1, 0, None)
+            positions = np.clip(self.inputs["attention_mask"].cumsum(-1) - 1, 0, None)
             feed["position_ids"] = positions[:, -self.new.shape[1] :].astype(np.int64)
         return feed
 
     def take(self, new: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
-        """One more token (batch, 1) for each row, and the cache that the step gave."""
+        """Append one token (batch, 1) to each row, and keep the cache of the step that chose it."""
         self.new, self.tokens = new, np.concatenate([self.tokens, new], 1)
         self.past = {PAST + k.removeprefix(PRESENT): v for k, v in out.items() if "past_key_values" in k}
         self.step = "decode"
         if self.prompted:
-            mask = self.given["attention_mask"]
-            self.given["attention_mask"] = np.concatenate([mask, np.ones((len(new), 1), mask.dtype)], 1)
+            mask = self.inputs["attention_mask"]
+            self.inputs["attention_mask"] = np.concatenate([mask, np.ones((len(new), 1), mask.dtype)], 1)
 
 
-def _from_encoder(run: Mapping[str, Any], rule: Mapping[str, Any], given: dict[str, np.ndarray]) -> _State:
-    batch = len(next(iter(given.values())))
-    given["encoder_outputs.last_hidden_state"] = next(iter(run["encoder"](given).values()))
+def _from_encoder(run: Mapping[str, Any], rule: Mapping[str, Any], inputs: dict[str, np.ndarray]) -> _State:
+    batch = len(next(iter(inputs.values())))
+    inputs["encoder_outputs.last_hidden_state"] = next(iter(run["encoder"](inputs).values()))
     tokens = np.full((batch, 1), rule["start"], np.int64)
-    return _State(given, tokens, tokens, {}, "prefill", False)
+    return _State(inputs, tokens, tokens, {}, "prefill", prompted=False)
 
 
 def _from_prompt(
-    ports: list[dict[str, Any]], run: Mapping[str, Any], rule: Mapping[str, Any], given: dict[str, np.ndarray]
+    ports: list[dict[str, Any]], run: Mapping[str, Any], rule: Mapping[str, Any], inputs: dict[str, np.ndarray]
 ) -> _State:
-    tokens = given.pop("input_ids").astype(np.int64)
-    given.setdefault("attention_mask", np.ones_like(tokens))
-    return _State(given, tokens, tokens, caches(ports, len(tokens)), "decode", True)
+    tokens = inputs.pop("input_ids").astype(np.int64)
+    inputs.setdefault("attention_mask", np.ones_like(tokens))
+    return _State(inputs, tokens, tokens, caches(ports, len(tokens)), "decode", prompted=True)
 
 
 def rule_of(model: Any) -> dict[str, Any]:
@@ -184,19 +190,19 @@ def rule_of(model: Any) -> dict[str, Any]:
 
 
 def compare(
-    model: Any, folder: Path, inputs: Mapping[str, torch.Tensor], tolerance: float, rounded: bool = False
+    model: Any, folder: Path, inputs: Mapping[str, torch.Tensor], tolerance: float, *, rounded: bool = False
 ) -> dict[str, Any]:
     """Greedy tokens of the artefact and of PyTorch; DeployError when tokens or logits differ.
 
-    rounded: weights are stored in fewer bits, so that near ties turn out otherwise: the artefact goes on with PyTorch's
-    tokens, and only its logits are held to the tolerance.
+    rounded: weights are stored in fewer bits, which changes the order of almost equal logits: the artefact then goes on
+    with PyTorch's tokens, and only its logits must be within the tolerance.
 
     Returns how many new tokens were compared, the share of the steps (of every row) that choose the same token, and the
     largest relative error of the logits of a step.
     """
     positions = positions_of(model)
-    begun = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    count = NEW_TOKENS if positions is None else max(1, min(NEW_TOKENS, positions - begun))
+    prompt_length = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    count = NEW_TOKENS if positions is None else max(1, min(NEW_TOKENS, positions - prompt_length))
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": count, "min_new_tokens": count}
     expected = model.generate(**inputs, **options, output_logits=True, return_dict_in_generate=True)
     sequences = to_numpy(expected.sequences)
@@ -226,8 +232,10 @@ def _unended(
     chosen: list[np.ndarray],
     answers: np.ndarray | None,
 ) -> np.ndarray:
-    """Generation that goes on where a text has ended, as PyTorch does when it must give `count` tokens; where there are
-    `answers` (batch, count), it goes on with these whatever it has chosen.
+    """Generate `count` tokens, also after a text has ended, as PyTorch does with `min_new_tokens`.
+
+    seen, chosen: take the scores of each step, and the token that is best.
+    answers: tokens (batch, count) to go on with instead of those chosen.
     """
     end = target.read(folder)["generation"]["end"]
 

@@ -15,6 +15,7 @@ from secateur.deploy.jobs.timing import Say
 from secateur.deploy.target import DeployError
 from secateur.errors import SecateurError
 from secateur.files import new_folder, write_json
+from secateur.kernels.native import onnx_library
 
 
 def write_kit(
@@ -31,32 +32,23 @@ def write_kit(
     say: Say = lambda text: None,
     **options: Any,
 ) -> list[str]:
-    """Write artefacts and `device.py` (which needs numpy and the runtimes only) into a folder; options as for `bench`.
+    """Write artefacts and `device.py` (which needs numpy and the runtimes only) into a folder.
 
-    Returns what could not be exported, one sentence each. Raises DeployError when nothing could, or when a runtime is
-    asked for that needs secateur itself.
+    The arguments are those of `bench`. Returns what could not be exported, one sentence each.
+
+    Raises DeployError when nothing could be exported, or when a runtime is asked for that needs secateur itself.
     """
     named = names_of(sources)
-    chosen: list[str] = []
-    refused: list[str] = []
-    for name in check_runtimes(runtimes):
-        said = ""
-        if name in OURS:
-            said = f"{name} needs secateur on the device; a kit carries {', '.join(target.TARGETS)}"
-        elif target.find(name).shapes == "fixed" and (len(batch) > 1 or len(length) > 1):
-            said = f"{name} takes one shape; pass one batch and one length, or leave it out"
-        if said and runtimes is not None:
-            raise DeployError(said)
-        (refused if said else chosen).append(said or name)
+    chosen, refused = _portable(runtimes, one_shape=len(batch) == len(length) == 1)
     places: dict[str, dict[str, str]] = {}
     sizes: dict[str, dict[str, dict[str, Any]]] = {}
     with new_folder(Path(folder), overwrite=overwrite) as work:
         for runtime in chosen:
             for number, (name, source) in enumerate(named.items()):
                 say(f"{runtime}: {name}")
-                place = work / f"{runtime}-{number}"
+                place, shape = work / f"{runtime}-{number}", (max(batch), max(length))
                 try:
-                    made = artefact(source, runtime, place, (max(batch), max(length)), int8, options)
+                    made = artefact(source, runtime, place, shape, int8=int8, loading=options)
                 except SecateurError as error:
                     refused.append(f"{name} on {runtime}: {error}")
                     continue
@@ -80,18 +72,37 @@ def write_kit(
     return refused
 
 
+def _portable(runtimes: Sequence[str] | None, *, one_shape: bool) -> tuple[list[str], list[str]]:
+    """Runtimes that a kit can carry, and a sentence for each of the others.
+
+    Raises DeployError for one of the latter that was asked for by name.
+    """
+    chosen: list[str] = []
+    refused: list[str] = []
+    for name in check_runtimes(runtimes):
+        if name in OURS:
+            refused.append(f"{name} needs secateur on the device; a kit carries {', '.join(target.TARGETS)}")
+        elif target.find(name).shapes == "fixed" and not one_shape:
+            refused.append(f"{name} takes one shape; pass one batch and one length, or leave it out")
+        else:
+            chosen.append(name)
+    if refused and runtimes is not None:
+        raise DeployError(refused[0])
+    return chosen, refused
+
+
 def carry_library(info: dict[str, Any], place: Path) -> None:
     """Put the library of operators beside a program that needs it."""
     if any(graph.get("operators") for graph in info["graphs"].values()):
-        from secateur.runtime import onnx_library
-
         shutil.copyfile(onnx_library(), place / f"{runner.OPERATORS}.so")
 
 
 def read_results(path: Path | str) -> Bench:
-    """What `device.py` wrote on the device, as `bench` would have returned it; DeployError when it is no such file.
+    """What `device.py` wrote on the device, in the form that `bench` returns.
 
     path: the kit's folder with `results.json` in it, or the file; a `kit.json` beside it gives sizes.
+
+    Raises DeployError when it is no such file.
     """
     path = Path(path)
     file = path / runner.RESULTS if path.is_dir() else path

@@ -2,8 +2,8 @@
 
 Axes of one kind and size share a curve: every axis of a group is cut to a size at once, the cut model is timed in turn
 with the dense one in processes of their own, and the change is split evenly between the axes. One more model, with
-all axes at half, tells what cuts bring together beyond the sum. Whole models, because a
-block timed alone pays for its own call, and misses what the runtime fuses across blocks and what caches hold.
+all axes at half, shows what cuts bring together beyond the sum. Whole models are measured, because a block timed alone
+pays for its own call, and misses what the runtime fuses across blocks and what caches hold.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ import numpy as np
 from secateur.cost import Curve, LatencyTable, unit_parameters
 from secateur.deploy import runner, target
 from secateur.deploy.jobs.bench import ALIASES, artefact, check_runtimes
-from secateur.deploy.jobs.timing import Say
+from secateur.deploy.jobs.timing import Say, Shape
+from secateur.deploy.operator_library import installed_library
 from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.plan import Plan
@@ -67,8 +68,8 @@ def latency_table(
 ) -> LatencyTable:
     """A table of latencies of a model on a runtime: what each number of heads and FFN neurons costs.
 
-    runtime: onnx, openvino, executorch, litert or torch.
-    batch, length, threads: of the calls that are measured.
+    runtime: torch, secateur, or a target of `secateur.deploy.export`.
+    batch, length: the shape of the calls. threads: of the processes that are timed, pinned.
     points: how many sizes of each kind of axis are measured.
     step: wide axes are measured at multiples of it, where the table is exact.
     turns: how often each cut model is timed in turn with the dense one.
@@ -120,7 +121,7 @@ def artefacts(
     host: TorchHost,
     runtime: str,
     configurations: Mapping[str, Sizes],
-    shape: tuple[int, int],
+    shape: Shape,
     work: Path,
     say: Say = lambda text: None,
 ) -> dict[str, Path]:
@@ -137,7 +138,7 @@ def artefacts(
         if sizes:
             cut.resize(plan)
         cut.save(folder, overwrite=True)
-        artefact(folder, runtime, place, shape, False, {})
+        artefact(folder, runtime, place, shape, loading={})
     return made
 
 
@@ -153,13 +154,14 @@ def measure(
     """Each artefact in turn with the dense one: medians over the dense median, and the dense median in ms."""
     ratios: dict[str, float] = {}
     seconds: list[float] = []
+    library = installed_library()
     with target.translated():
-        dense = runner.Worker(made[DENSE], batch, length, threads)
+        dense = runner.Worker(made[DENSE], batch, length, threads, library)
         try:
             for name, folder in made.items():
                 if name == DENSE:
                     continue
-                other = runner.Worker(folder, batch, length, threads)
+                other = runner.Worker(folder, batch, length, threads, library)
                 try:
                     pairs: tuple[list[float], list[float]] = ([], [])
                     for _ in range(turns):

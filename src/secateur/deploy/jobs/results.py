@@ -1,4 +1,4 @@
-"""What `export` and `bench` find, as plain values; no framework is needed here."""
+"""What `export` and `bench` return, as plain values; no framework is needed here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,16 +10,19 @@ from secateur.deploy import runner
 TOLERANCE = 1e-4
 """Largest permitted relative error in float32: the largest difference of an output over its largest magnitude."""
 BATCHES = (1, 3, 8)
-"""Batch sizes that parity is looked at with, where a target leaves the choice."""
+"""Batch sizes of a comparison, where a target takes any."""
 WORTH_A_WORD = 0.1
-"""Share of zeros from which one wonders what they bring."""
+"""Share of zeros from which `bench` says that they bring nothing on a runtime."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What a comparison found. `relative_error` is the largest difference over the largest magnitude of an output, both
-    over all data, that of the worst output; `worst_logit` the largest difference as it is; `agreement` the share of
-    equal argmax of the logits (rows of a classifier, tokens of a decoder), or None where there are no logits.
+    """The result of a comparison, over all data.
+
+    relative_error: of the worst output: its largest difference over its largest magnitude.
+    worst_logit: largest absolute difference of any output.
+    agreement: share of equal argmax of the logits (rows of a classifier, tokens of a decoder); None without logits.
+    examples, shapes: what was compared. made_up: whether the inputs were random.
     """
 
     relative_error: float
@@ -33,7 +36,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Artefact:
-    """What `export` wrote. Sizes in bytes; `zeros` is the share of zeros in matrices."""
+    """What `export` wrote. zeros: the share of zeros in matrices."""
 
     folder: Path
     target: str
@@ -50,8 +53,12 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Timing:
-    """One model on one runtime at one shape. `ratio` is its median over that of the first model; `sparse` tells whether
-    it runs on secateur's kernels there; `error` says in a sentence why there is no time.
+    """One model on one runtime at one shape.
+
+    median_ms, low_ms, high_ms: median and quartiles.
+    ratio: the median over that of the first model.
+    sparse: whether it runs on secateur's kernels there.
+    error: a sentence that says why there is no time, or ''.
     """
 
     model: str
@@ -72,7 +79,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bench:
-    """What `bench` found: timings, sentences to mind, threads, and the machine."""
+    """The result of `bench`. warnings: sentences for the user. machine: as `runner.machine` returns it."""
 
     timings: list[Timing]
     warnings: list[str]
@@ -80,13 +87,13 @@ class Bench:
     machine: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; what was not measured is null."""
+        """Plain values; null for values that were not measured."""
         rows = [{k: None if isinstance(v, float) and v != v else v for k, v in asdict(t).items()} for t in self.timings]
         return {"threads": self.threads, "machine": self.machine, "warnings": self.warnings, "rows": rows}
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """What a table calls each: the last part of its path (without `.keras`), or the whole path where two are alike."""
+    """Names for a table: the last part of each path (without `.keras`), or the whole path where two are equal."""
     short = [path.stem if path.suffix == ".keras" else path.resolve().name for path in paths]
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
 
@@ -96,25 +103,27 @@ def timed(
 ) -> list[Timing]:
     """Rows of `runner.measure` with sizes and ratios."""
     first = next((row["median_ms"] for row in rows.values() if "median_ms" in row), float("nan"))
-    found = []
+    timings = []
     for name, row in rows.items():
         info = runner.read(artefacts[name])
         ratio = row["median_ms"] / first if "median_ms" in row else float("nan")
         sizes: dict[str, Any] = {"bytes": info["bytes"], "zeros": info["zeros"], "ratio": ratio}
         sizes["sparse"] = runtime == "secateur" or "sparse" in info
-        found.append(Timing(name, runtime, shape[0], shape[1], **row, **sizes))
-    return found
+        timings.append(Timing(name, runtime, shape[0], shape[1], **row, **sizes))
+    return timings
 
 
 def words(timings: Sequence[Timing], instead: str = ", or use the runtime secateur, which skips zeros") -> list[str]:
-    """Sentences to mind: where zeros bring nothing, and where a model that lost something is no faster."""
-    said: dict[tuple[str, str], str] = {}
+    """A sentence for each model and runtime on which its zeros bring nothing."""
+    sentences: dict[tuple[str, str], str] = {}
     for t in timings:
-        if t.error or t.zeros < WORTH_A_WORD or t.sparse or t.runtime == "secateur" or (t.model, t.runtime) in said:
+        if t.error or t.zeros < WORTH_A_WORD or t.sparse or t.runtime == "secateur":
+            continue
+        if (t.model, t.runtime) in sentences:
             continue
         took = f"; it takes {t.ratio:.2f} of the first model's time" if t.ratio == t.ratio and t.ratio != 1.0 else ""
-        said[t.model, t.runtime] = (
+        sentences[t.model, t.runtime] = (
             f"zeros bring nothing on {t.runtime}: {t.model} has {100 * t.zeros:.0f}% zeros, multiplied like any other "
             f"weight{took}. Remove heads and neurons{instead}"
         )
-    return list(said.values())
+    return list(sentences.values())

@@ -1,4 +1,4 @@
-"""Every model on every runtime at every shape, timed in turn; where artefacts come from is the caller's matter."""
+"""Every model on every runtime at every shape, timed in turn; the caller makes the artefacts."""
 
 import shutil
 import tempfile
@@ -7,11 +7,14 @@ from pathlib import Path
 
 from secateur.deploy import runner
 from secateur.deploy.jobs.results import Timing, timed
+from secateur.deploy.operator_library import installed_library
 from secateur.errors import ModelError, SecateurError
 
 Say = Callable[[str], None]
-Maker = Callable[[str, str, Path, tuple[int, int]], Path]
-"""Model, runtime, where to make it, (batch, length) -> the artefact; elsewhere when there is one already."""
+Shape = tuple[int, int]
+"""(batch, length)."""
+Maker = Callable[[str, str, Path, Shape], Path]
+"""(model, runtime, where to make it, shape) -> the artefact, which lies elsewhere when there is one already."""
 
 
 def in_turn(
@@ -32,42 +35,59 @@ def in_turn(
 
     Raises ModelError for sizes below one.
     """
-    for value in (*batch, *length):
-        if value < 1:
-            raise ModelError(f"batch and length are at least 1, not {value}")
+    for size in (*batch, *length):
+        if size < 1:
+            raise ModelError(f"batch and length are at least 1, not {size}")
+    shapes = [(b, n) for b in batch for n in length]
     timings: list[Timing] = []
     with tempfile.TemporaryDirectory(prefix="secateur-bench-") as work:
         for runtime in runtimes:
-            kept: dict[str, Path] = {}
-            refused: dict[str, str] = {}
-            for shape in [(b, n) for b in batch for n in length]:
+            artefacts = _Artefacts(runtime, names, make, Path(work), say)
+            for shape in shapes:
                 if fixed(runtime):
-                    _delete(kept, Path(work))
-                    refused.clear()
-                for name in names:
-                    if name in kept or name in refused:
-                        continue
-                    say(f"{runtime}: {name}")
-                    place = Path(work) / f"{runtime}-{names.index(name)}"
-                    try:
-                        kept[name] = make(name, runtime, place, shape if fixed(runtime) else (max(batch), max(length)))
-                    except SecateurError as error:
-                        refused[name] = str(error)
-                timings += [Timing(name, runtime, *shape, error=said) for name, said in refused.items()]
-                if kept:
-                    say(f"{runtime}: batch {shape[0]} x {shape[1]}")
-                    try:
-                        timings += timed(runner.measure(kept, *shape, threads, turns), kept, runtime, shape)
-                    except runner.ArtefactError as error:
-                        raise ModelError(str(error)) from None
-            _delete(kept, Path(work))
-    order = {name: i for i, name in enumerate(names)}
-    return sorted(timings, key=lambda t: (runtimes.index(t.runtime), t.batch, t.length, order[t.model]))
+                    artefacts.delete()
+                artefacts.make_missing(shape if fixed(runtime) else (max(batch), max(length)))
+                timings += artefacts.time(shape, threads, turns)
+            artefacts.delete()
+    position = {name: i for i, name in enumerate(names)}
+    return sorted(timings, key=lambda t: (runtimes.index(t.runtime), t.batch, t.length, position[t.model]))
 
 
-def _delete(kept: dict[str, Path], work: Path) -> None:
-    """Delete the artefacts that were made in `work`."""
-    for place in kept.values():
-        if place.is_relative_to(work):
-            shutil.rmtree(place)
-    kept.clear()
+class _Artefacts:
+    """The artefacts of all models for one runtime: `made` by model, and the reasons of those `refused`."""
+
+    def __init__(self, runtime: str, names: Sequence[str], make: Maker, work: Path, say: Say) -> None:
+        self.runtime, self.names, self.make, self.work, self.say = runtime, names, make, work, say
+        self.made: dict[str, Path] = {}
+        self.refused: dict[str, str] = {}
+
+    def make_missing(self, shape: Shape) -> None:
+        """Make what was neither made nor refused."""
+        for number, name in enumerate(self.names):
+            if name in self.made or name in self.refused:
+                continue
+            self.say(f"{self.runtime}: {name}")
+            try:
+                self.made[name] = self.make(name, self.runtime, self.work / f"{self.runtime}-{number}", shape)
+            except SecateurError as error:
+                self.refused[name] = str(error)
+
+    def time(self, shape: Shape, threads: int, turns: int) -> list[Timing]:
+        """One row a model."""
+        timings = [Timing(name, self.runtime, *shape, error=reason) for name, reason in self.refused.items()]
+        if self.made:
+            self.say(f"{self.runtime}: batch {shape[0]} x {shape[1]}")
+            try:
+                rows = runner.measure(self.made, *shape, threads, turns, library=installed_library())
+                timings += timed(rows, self.made, self.runtime, shape)
+            except runner.ArtefactError as error:
+                raise ModelError(str(error)) from None
+        return timings
+
+    def delete(self) -> None:
+        """Delete what was made in the working folder, and forget what was refused."""
+        for place in self.made.values():
+            if place.is_relative_to(self.work):
+                shutil.rmtree(place)
+        self.made.clear()
+        self.refused.clear()

@@ -1,23 +1,27 @@
 """Finds softmax(q k^T + mask) v of several heads in an ONNX graph, as torch's exporter writes it, and puts
-`secateur::Attention` in its place, which reads q, k and v as the linear layers give them, or as heads: from a cache,
-where keys and values are not repeated for the queries that share them.
+`secateur::Attention` in its place. The operator reads q, k and v as the linear layers return them, or as heads: those
+of a cache, where keys and values are not repeated for the queries that share them.
 
-What does not look exactly like it stays as it is.
+A graph that does not look exactly like this stays as it is.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.deploy.onnx_graph.graph import OnnxGraph, attributes
+from secateur.deploy.onnx_graph.graph import LAST, OnnxGraph, attributes
 
 SPLIT = [0, 2, 1, 3]
 """(batch, tokens, heads, width) to (batch, heads, tokens, width), and back."""
+Sizes = list[int | str] | None
 
 
 @dataclass(frozen=True)
 class ProjectedHeads:
-    """Where the heads of q, k or v come from: a value (batch, tokens, heads * width), or (batch, heads, tokens, width)
-    as it is; and the first two sizes of the former."""
+    """Where the heads of q, k or v come from.
+
+    source: a value (batch, tokens, heads * width), or (batch, heads, tokens, width) as it is.
+    tokens: the sizes of batch and tokens.
+    """
 
     source: str
     heads: int
@@ -25,69 +29,88 @@ class ProjectedHeads:
     tokens: list[int | str]
 
 
+@dataclass(frozen=True)
+class Operands:
+    """What an attention reads. scale: what the scores are multiplied by."""
+
+    q: ProjectedHeads
+    k: ProjectedHeads
+    v: ProjectedHeads
+    scale: float
+
+
 def fuse_attention(graph: OnnxGraph) -> int:
     """Replace every attention that is found; returns how many."""
-    found = 0
-    for softmax in [node for node in graph.nodes if node.op_type == "Softmax"]:
-        found += _fuse(graph, softmax)
-    return found
+    return sum(_fuse(graph, softmax) for softmax in [node for node in graph.nodes if node.op_type == "Softmax"])
 
 
 def _fuse(graph: OnnxGraph, softmax: Any) -> bool:
-    if attributes(softmax).get("axis", -1) not in (-1, 3):
-        return False
-    scores, mask = softmax.input[0], ""
-    add = graph.maker(scores, "Add")
-    if add is not None:
-        product = next((name for name in add.input if graph.maker(name, "MatMul") is not None), None)
-        if product is None:
-            return False
-        scores, mask = product, next((name for name in add.input if name != product), product)
-    product = graph.maker(scores, "MatMul")
+    """Replace the attention around a softmax, if there is one."""
+    product, mask = _scores(graph, softmax.input[0])
     after = graph.only_reader(softmax.output[0], "MatMul")
-    if product is None or after is None or after.input[0] != softmax.output[0]:
+    if attributes(softmax).get("axis", -1) not in LAST or product is None or after is None:
         return False
-    q_name, q_factor = _unscaled(graph, product.input[0])
-    k_name, k_factor = _unscaled(graph, product.input[1])
-    q, k, v = _heads(graph, q_name), _heads(graph, _untransposed(graph, k_name)), _heads(graph, after.input[1])
-    if q is None or k is None or v is None or q.width != k.width or (k.heads, k.width) != (v.heads, v.width):
+    operands = _operands(graph, product, after) if after.input[0] == softmax.output[0] else None
+    if operands is None:
         return False
-    if q.heads % k.heads:
-        return False
-    out, keep, taken = after.output[0], "", [softmax, after]
+    out, keep, replaced = after.output[0], "", [softmax, after]
     where = graph.only_reader(out, "Where")
     if where is not None:  # queries without keys give zeros
-        if where.input[2] != out or graph.scalar(where.input[1]) != 0.0:
-            return False
         keep = _kept(graph, mask, where.input[0])
-        if not keep:
+        if where.input[2] != out or graph.scalar(where.input[1]) != 0.0 or not keep:
             return False
         mask, out = "", where.output[0]
-        taken.append(where)
-    if not _is_mask(graph, mask) or not _is_mask(graph, keep):
-        return False
-    back = graph.only_reader(out, "Transpose")
-    if back is None or attributes(back).get("perm") != SPLIT:
-        return False
-    merged = graph.only_reader(back.output[0], "Reshape")
-    if merged is None:
-        return False
-    if graph.shape(merged.output[0]) != [*q.tokens, q.heads * q.width]:
+        replaced.append(where)
+    q, k, v = operands.q, operands.k, operands.v
+    merging = _merging(graph, out, [*q.tokens, q.heads * q.width])
+    if not merging or not _is_mask(graph, mask) or not _is_mask(graph, keep):
         return False
     graph.replace(
-        [*taken, back, merged],
+        [*replaced, *merging],
         "Attention",
         [q.source, k.source, v.source, mask, keep],
-        merged.output[0],
+        merging[-1].output[0],
         heads=q.heads,
         kv_heads=k.heads,
-        scale=q_factor * k_factor,
+        scale=operands.scale,
     )
     return True
 
 
+def _scores(graph: OnnxGraph, name: str) -> tuple[Any, str]:
+    """The product q k^T behind scores, or None, and the mask that was added to it, or ''."""
+    add = graph.maker(name, "Add")
+    if add is None:
+        return graph.maker(name, "MatMul"), ""
+    product = next((term for term in add.input if graph.maker(term, "MatMul") is not None), None)
+    if product is None:
+        return None, ""
+    return graph.maker(product, "MatMul"), next((term for term in add.input if term != product), product)
+
+
+def _operands(graph: OnnxGraph, product: Any, after: Any) -> Operands | None:
+    """q and k of the scores, and v of the product that follows, if their heads go together."""
+    q_name, q_factor = _unscaled(graph, product.input[0])
+    k_name, k_factor = _unscaled(graph, product.input[1])
+    q, k, v = _heads(graph, q_name), _heads(graph, _untransposed(graph, k_name)), _heads(graph, after.input[1])
+    if q is None or k is None or v is None:
+        return None
+    if q.width != k.width or (k.heads, k.width) != (v.heads, v.width) or q.heads % k.heads:
+        return None
+    return Operands(q, k, v, q_factor * k_factor)
+
+
+def _merging(graph: OnnxGraph, name: str, shape: list[int | str]) -> list[Any]:
+    """The two nodes that put heads (batch, heads, tokens, width) side by side, as a value of that shape; or []."""
+    back = graph.only_reader(name, "Transpose")
+    if back is None or attributes(back).get("perm") != SPLIT:
+        return []
+    merged = graph.only_reader(back.output[0], "Reshape")
+    return [back, merged] if merged is not None and graph.shape(merged.output[0]) == shape else []
+
+
 def _unscaled(graph: OnnxGraph, name: str) -> tuple[str, float]:
-    """A value without the number that it is multiplied by, and that number."""
+    """The value that is multiplied by a constant number, and that number; or the value itself and 1."""
     product = graph.maker(name, "Mul")
     for i in (0, 1):
         factor = graph.scalar(product.input[i]) if product is not None else None
@@ -97,22 +120,21 @@ def _unscaled(graph: OnnxGraph, name: str) -> tuple[str, float]:
 
 
 def _untransposed(graph: OnnxGraph, name: str) -> str:
-    """(batch, heads, tokens, width) behind (batch, heads, width, tokens); or ''.
+    """The value (batch, heads, tokens, width) that was transposed to (batch, heads, width, tokens); or ''.
 
-    torch's exporter goes through (batch * heads, tokens, width), with shapes computed as the program runs: what q is
-    multiplied by can then have no other order.
+    torch's exporter goes through (batch * heads, tokens, width), with shapes computed as the program runs: the value
+    that q is multiplied by can then have no other order.
     """
     node = graph.maker(name, "Transpose")
     if node is not None:
         return node.input[0] if attributes(node).get("perm") == [0, 1, 3, 2] else ""
-    outer = graph.maker(name, "Reshape")
-    middle = graph.maker(outer.input[0], "Transpose") if outer is not None else None
-    inner = graph.maker(middle.input[0], "Reshape") if middle is not None else None
+    middle = graph.behind(graph.maker(name, "Reshape"), "Transpose")
+    inner = graph.behind(middle, "Reshape")
     return inner.input[0] if inner is not None and attributes(middle).get("perm") == [0, 2, 1] else ""
 
 
 def _heads(graph: OnnxGraph, name: str) -> ProjectedHeads | None:
-    """What (batch, heads, tokens, width) was split from, or repeated from."""
+    """The value that (batch, heads, tokens, width) was split from or repeated from; None where the shape is unknown."""
     return _split(graph, name) or _whole(graph, _unrepeated(graph, name))
 
 
@@ -128,22 +150,27 @@ def _whole(graph: OnnxGraph, name: str) -> ProjectedHeads | None:
 
 
 def _unrepeated(graph: OnnxGraph, name: str) -> str:
-    """The value (batch, kv heads, tokens, width) whose heads were repeated, each as often as the others, one after the
-    other; or the value itself."""
+    """The value (batch, kv heads, tokens, width) whose heads were repeated, each equally often and copies side by side;
+    or the value itself.
+    """
     merged = graph.maker(name, "Reshape")
-    expand = graph.maker(merged.input[0], "Expand") if merged is not None else None
-    opened = graph.maker(expand.input[0], "Unsqueeze") if expand is not None else None
-    if expand is None or opened is None:
+    expand = graph.behind(merged, "Expand")
+    unsqueeze = graph.behind(expand, "Unsqueeze")
+    if unsqueeze is None:
         return name
-    few, wide, many = (graph.shape(value) for value in (opened.input[0], expand.output[0], name))
-    if few is None or wide is None or many is None or len(few) != 4 or len(wide) != 5 or len(many) != 4:
-        return name
-    repeats = wide[2]
-    same = [wide[0], wide[1], *wide[3:]] == few and [many[0], *many[2:]] == [few[0], *few[2:]]
-    if not same or not isinstance(few[1], int) or not isinstance(repeats, int) or many[1] != few[1] * repeats:
-        return name
-    # Sizes alone do not tell where the new dimension stands when two are equal.
-    return opened.input[0] if graph.scalar(opened.input[1]) == 2.0 else name
+    shapes = [graph.shape(value) for value in (unsqueeze.input[0], expand.output[0], name)]
+    # Sizes alone do not say where the new dimension stands when two are equal.
+    return unsqueeze.input[0] if graph.scalar(unsqueeze.input[1]) == 2.0 and _repeats(*shapes) else name
+
+
+def _repeats(few: Sizes, expanded: Sizes, many: Sizes) -> bool:
+    """Whether (batch, n, ...) becomes (batch, n, repeats, ...) and then (batch, n * repeats, ...)."""
+    if few is None or expanded is None or many is None or (len(few), len(expanded), len(many)) != (4, 5, 4):
+        return False
+    repeats = expanded[2]
+    if not isinstance(few[1], int) or not isinstance(repeats, int):
+        return False
+    return [*expanded[:2], *expanded[3:]] == few and many == [few[0], few[1] * repeats, *few[2:]]
 
 
 def _split(graph: OnnxGraph, name: str) -> ProjectedHeads | None:
@@ -163,23 +190,22 @@ def _split(graph: OnnxGraph, name: str) -> ProjectedHeads | None:
 
 
 def _kept(graph: OnnxGraph, mask: str, empty: str) -> str:
-    """The truth values (true: seen) behind an added mask and behind the queries that see nothing; or ''."""
-    product = graph.maker(mask, "Mul")
-    cast = next((c for c in (graph.maker(name, "Cast") for name in (product.input if product else ())) if c), None)
-    inverse = graph.maker(cast.input[0], "Not") if cast is not None else None
-    if product is None or cast is None or inverse is None:
+    """The truth values (true: seen) from which both an added mask and the truth values `empty` (true: the query sees
+    nothing) are computed; or ''.
+    """
+    product, less = graph.maker(mask, "Mul"), graph.maker(empty, "Less")
+    cast = graph.behind(product, "Cast")
+    inverse = graph.behind(cast, "Not")
+    count = graph.maker(less.input[0], "ReduceSum") if less is not None else None
+    counted = graph.behind(count, "Cast")
+    if inverse is None or counted is None or counted.input[0] != inverse.input[0]:
         return ""
     lowest = next((graph.scalar(name) for name in product.input if name != cast.output[0]), None)
-    less = graph.maker(empty, "Less")
-    count = graph.maker(less.input[0], "ReduceSum") if less is not None else None
-    counted = graph.maker(count.input[0], "Cast") if count is not None else None
-    if lowest is None or lowest > -1e30 or counted is None or counted.input[0] != inverse.input[0]:
-        return ""
-    return inverse.input[0]
+    return inverse.input[0] if lowest is not None and lowest <= -1e30 else ""
 
 
 def _is_mask(graph: OnnxGraph, name: str) -> bool:
-    """Whether a value is as the operator takes masks: four dimensions, keys in full; or left out."""
+    """Whether the operator takes a value as its mask: four dimensions, the last as long as the keys; or left out."""
     if not name:
         return True
     shape = graph.shape(name)

@@ -1,29 +1,33 @@
 """Finds chains of sparse linear layers, norms and attention in a rewritten ONNX graph, and puts one
-`secateur::SparseChain` in the place of each, which computes a whole encoder without leaving the kernels' own layout.
+`secateur::SparseChain` in the place of each, which computes a whole encoder in the kernels' own layout.
 
-A chain reads one value (batch, tokens, width) and gives one; only masks come in besides.
+A chain reads one value (batch, tokens, width), and masks, and returns one value.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from secateur.deploy.onnx_graph.graph import DOMAIN, LAYER_NORM, OnnxGraph, attributes, is_plain
+from secateur.deploy.onnx_graph.graph import DOMAIN, LAYER_NORM, OnnxGraph, attributes, is_plain, is_standard
 from secateur.kernels.packing import describe, unpack
 from secateur.kernels.steps import ATTENTION, LINEAR, NONE, NORM, Op, pack_together, table
 
 ALIGN = 64
-"""Of what is packed, as native/onnx/chain.h has it."""
-
-
+"""Alignment of packed data in bytes, as in native/onnx/chain.h."""
 GATE = 6
-"""Which input of SparseLinear its output is multiplied by; a chain has no step for that."""
+"""Number of the input of SparseLinear that its output is multiplied by; a chain has no step for a gate."""
 
 
 @dataclass
 class ChainNodes:
-    """Nodes that follow one another."""
+    """Nodes that follow one another.
+
+    source: the value that the chain reads.
+    values: the source, and what the nodes compute.
+    masks: the two masks of every attention, and `heads` their number of heads, once the chain has one.
+    """
 
     source: str
     nodes: list[Any] = field(default_factory=list)
@@ -34,23 +38,23 @@ class ChainNodes:
 
 def fuse_chains(graph: OnnxGraph) -> int:
     """Replace every chain that is found; returns how many."""
-    found = 0
-    graph.tidy()  # what nobody reads must not count as a reader
-    left = [node for node in graph.nodes if _kind(graph, node)]
-    while left:
-        chain = _grown(graph, left)
-        taken = {id(left[0])}
+    count = 0
+    graph.tidy()  # a node that nobody reads must not count as a reader
+    candidates = [node for node in graph.nodes if _kind(graph, node)]
+    while candidates:
+        chain = _grown(graph, candidates)
+        done = {id(candidates[0])}
         if len([node for node in chain.nodes if node.op_type == "SparseLinear"]) > 1:
             _replace(graph, chain)
-            taken |= {id(node) for node in chain.nodes}
-            found += 1
-        left = [node for node in left if id(node) not in taken]
-    return found
+            done |= {id(node) for node in chain.nodes}
+            count += 1
+        candidates = [node for node in candidates if id(node) not in done]
+    return count
 
 
 def _kind(graph: OnnxGraph, node: Any) -> str:
     """The operator's name if a chain could hold the node, or ''."""
-    if node.op_type == "LayerNormalization" and node.domain in ("", "ai.onnx"):
+    if is_standard(node, "LayerNormalization"):
         scale = graph.shape(node.input[1])
         fits = scale is not None and len(scale) == 1 and isinstance(scale[0], int) and is_plain(graph, node, scale[0])
         return node.op_type if fits else ""
@@ -73,7 +77,9 @@ def _input(node: Any, i: int) -> str:
 
 
 def _grown(graph: OnnxGraph, nodes: list[Any]) -> ChainNodes:
-    """The longest chain that begins with the first of some nodes and has one end; perhaps without nodes."""
+    """The longest chain that begins with the first of some nodes and has one output; without nodes where there is
+    none.
+    """
     source = nodes[0].input[0]
     chain = ChainNodes(source, values={source})
     shape = graph.shape(source)
@@ -103,7 +109,7 @@ def _joins(node: Any, chain: ChainNodes) -> bool:
 
 
 def _exits(graph: OnnxGraph, nodes: list[Any]) -> set[str]:
-    """Values of nodes that others see."""
+    """Values of nodes that other nodes read, or that are outputs of the graph."""
     inside = {id(node) for node in nodes}
     names = [node.output[0] for node in nodes]
     return {
@@ -112,9 +118,9 @@ def _exits(graph: OnnxGraph, nodes: list[Any]) -> set[str]:
 
 
 def _replace(graph: OnnxGraph, chain: ChainNodes) -> None:
-    steps = _merged(_steps(graph, chain))
+    steps = _merge_projections(_steps(graph, chain))
     output = chain.nodes[-1].output[0]
-    packed, table, numbers = _written(steps)
+    packed, table, numbers = _pack(steps)
     constants = {"packed": packed, "steps": table, "numbers": numbers}
     names = [graph.add_constant(array, f"{output}.{kind}") for kind, array in constants.items()]
     width = (graph.shape(chain.source) or [])[2]
@@ -133,9 +139,8 @@ def _steps(graph: OnnxGraph, chain: ChainNodes) -> list[Op]:
         has = attributes(node)
         if node.op_type == "Attention":
             reads = [value_of[name] for name in node.input[:3]]
-            width = graph.shape(node.input[0])
-            assert width is not None
-            heads = (has["heads"], has.get("kv_heads", has["heads"]), int(width[2]) // has["heads"])
+            width = int((graph.shape(node.input[0]) or [])[2])
+            heads = (has["heads"], has.get("kv_heads", has["heads"]), width // has["heads"])
             steps.append(Op(ATTENTION, reads, number=has.get("scale", 1.0), heads=heads))
         elif node.op_type == "LayerNormalization":
             steps.append(_norm(value_of[node.input[0]], NONE, floats(node, 1), floats(node, 2), LAYER_NORM, has))
@@ -146,58 +151,74 @@ def _steps(graph: OnnxGraph, chain: ChainNodes) -> list[Op]:
             steps.append(linear)
             residual, norm = _input(node, 3), has.get("norm", 0)
             if residual or norm:
-                beside = value_of[residual] if residual else NONE
-                steps.append(_norm(len(steps), beside, floats(node, 4), floats(node, 5), norm, has))
+                added = value_of[residual] if residual else NONE
+                steps.append(_norm(len(steps), added, floats(node, 4), floats(node, 5), norm, has))
         value_of[node.output[0]] = len(steps)
     return steps
 
 
 def _norm(
-    value: int, beside: int, scale: np.ndarray | None, shift: np.ndarray | None, norm: int, has: dict[str, Any]
+    value: int, added: int, scale: np.ndarray | None, shift: np.ndarray | None, norm: int, has: dict[str, Any]
 ) -> Op:
-    return Op(NORM, [value, beside], scale=scale, shift=shift, norm=norm, number=has.get("epsilon", 1e-5))
+    return Op(NORM, [value, added], scale=scale, shift=shift, norm=norm, number=has.get("epsilon", 1e-5))
 
 
-def _merged(steps: list[Op]) -> list[Op]:
-    """Linear layers that one attention alone reads, and which read the same value, as one layer."""
-    moved: dict[int, tuple[int, int]] = {}  # value: the value that holds it now, by its old number, and its first row
-    gone: set[int] = set()
+def _merge_projections(steps: list[Op]) -> list[Op]:
+    """The steps with the layers that compute q, k and v as one layer, where one attention alone reads them and they
+    read the same value.
+    """
+    rows: dict[int, tuple[int, int]] = {}
     for step in steps:
-        parts = [steps[value - 1] for value in step.reads if value > 0]
-        if step.kind != ATTENTION or len(parts) != 3 or len(set(step.reads)) != 3:
-            continue
-        readers = sum(value in step.reads for other in steps for value in other.reads)
-        alike = {(part.kind, tuple(part.reads), part.activation, part.value) for part in parts}
-        if readers != 3 or len(alike) != 1 or parts[0].kind != LINEAR or parts[0].activation:
-            continue
-        weights = [part.weight for part in parts if part.weight is not None]
-        rows = [len(weight) for weight in weights]
-        last = max(step.reads)
-        into = steps[last - 1]
-        if any(part.bias is not None for part in parts):
-            zeros = [np.zeros(n, np.float32) for n in rows]
-            into.bias = np.concatenate([z if p.bias is None else p.bias for p, z in zip(parts, zeros, strict=True)])
-        into.weight = np.concatenate(weights)
-        for i, value in enumerate(step.reads):
-            moved[value] = last, sum(rows[:i])
-            if value != last:
-                gone.add(value)
+        if step.kind == ATTENTION and _mergeable(steps, step):
+            rows |= _merge(steps, step.reads)
+    return _renumber(steps, rows)
+
+
+def _mergeable(steps: list[Op], attention: Op) -> bool:
+    projections = [steps[value - 1] for value in attention.reads if value > 0]
+    if len(projections) != 3 or len(set(attention.reads)) != 3:
+        return False
+    readers = sum(value in attention.reads for step in steps for value in step.reads)
+    kinds = {(step.kind, tuple(step.reads), step.activation, step.value) for step in projections}
+    return readers == 3 and len(kinds) == 1 and projections[0].kind == LINEAR and not projections[0].activation
+
+
+def _merge(steps: list[Op], values: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Put the layers that compute some values into the last of them.
+
+    Returns for each value the value that holds it then, and its first row there.
+    """
+    layers, last = [steps[value - 1] for value in values], max(values)
+    weights = [layer.weight for layer in layers if layer.weight is not None]
+    starts = np.cumsum([0, *map(len, weights)]).tolist()
+    merged = steps[last - 1]
+    if any(layer.bias is not None for layer in layers):
+        zeros = [np.zeros(len(weight), np.float32) for weight in weights]
+        biases = [zero if layer.bias is None else layer.bias for layer, zero in zip(layers, zeros, strict=True)]
+        merged.bias = np.concatenate(biases)
+    merged.weight = np.concatenate(weights)
+    return {value: (last, start) for value, start in zip(values, starts, strict=False)}
+
+
+def _renumber(steps: list[Op], rows: Mapping[int, tuple[int, int]]) -> list[Op]:
+    """The steps without those whose value another one holds; `rows` as `_merge` returns it, by old numbers."""
     number = {0: 0, NONE: NONE}
     kept: list[Op] = []
     for value, step in enumerate(steps, start=1):
-        if value in gone:
+        if rows.get(value, (value, 0))[0] != value:
             continue
+        holders = [rows.get(read, (read, 0)) for read in step.reads]
         if step.kind == ATTENTION:
-            a, b, c = (moved.get(old, (old, 0))[1] for old in step.reads)
-            step.first = a, b, c
-        step.reads = [number[moved.get(old, (old, 0))[0]] for old in step.reads]
+            q, k, v = (start for _, start in holders)
+            step.first = q, k, v
+        step.reads = [number[holder] for holder, _ in holders]
         kept.append(step)
         number[value] = len(kept)
     return kept
 
 
-def _written(steps: list[Op]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is packed, the table of steps and their numbers."""
+def _pack(steps: list[Op]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The packed weights and other arrays of steps, their table, and their numbers."""
     linear = [step for step in steps if step.weight is not None]
     for step, blob in zip(linear, pack_together([s.weight for s in linear], [s.value for s in linear]), strict=True):
         step.weight = blob

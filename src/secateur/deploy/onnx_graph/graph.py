@@ -1,5 +1,5 @@
-"""An ONNX graph with its edges at hand, for the rewriting of `sparse` and `onnx_int8`: who makes a value, who reads it,
-what shape it has, and how nodes are replaced.
+"""An ONNX graph with its edges, for the rewriting in `sparse` and `int8`: which node makes a value, which nodes read
+it, what shape it has, and how nodes are replaced.
 """
 
 from collections import defaultdict
@@ -11,6 +11,8 @@ import numpy as np
 DOMAIN = "secateur"
 LAYER_NORM, RMS_NORM = 1, 2
 """Numbers of norms in native/include/secateur/kernels.h."""
+LAST = (-1, 3)
+"""Numbers of the last of four dimensions."""
 
 
 class OnnxGraph:
@@ -36,17 +38,26 @@ class OnnxGraph:
     def maker(self, name: str, *kinds: str) -> Any:
         """The node that makes a value, if it is of one of those kinds, or None."""
         node = self.makers.get(name)
-        return node if node is not None and node.op_type in kinds and node.domain in ("", "ai.onnx") else None
+        return node if node is not None and is_standard(node, *kinds) else None
+
+    def behind(self, node: Any, *kinds: str) -> Any:
+        """The node that is reached from `node` by stepping from a node to the maker of one of its inputs, once for each
+        of the kinds; None where there is none, or where `node` is None.
+        """
+        for kind in kinds:
+            makers = (self.maker(name, kind) for name in (node.input if node is not None else ()))
+            node = next((maker for maker in makers if maker is not None), None)
+        return node
 
     def only_reader(self, name: str, *kinds: str) -> Any:
-        """The one node that reads a value which nobody else sees, if it is of one of those kinds, or None."""
+        """The only node that reads a value that is no output of the graph, if it is of one of those kinds, or None."""
         readers = self.readers[name]
         if len(readers) != 1 or name in self.kept or list(readers[0].input).count(name) != 1:
             return None
-        return readers[0] if readers[0].op_type in kinds and readers[0].domain in ("", "ai.onnx") else None
+        return readers[0] if is_standard(readers[0], *kinds) else None
 
     def shape(self, name: str) -> list[int | str] | None:
-        """Sizes and names of sizes, or None where they are not known."""
+        """The sizes of a value, those that are not fixed as names, or None where they are not known."""
         if name in self.constants:
             return list(self.constants[name].dims)
         return self._shapes.get(name)
@@ -59,7 +70,7 @@ class OnnxGraph:
         return tensor is not None and list(tensor.dims) == list(shape) and tensor.data_type == onnx.TensorProto.FLOAT
 
     def scalar(self, name: str) -> float | None:
-        """The number that a value is always, or None."""
+        """The value of a constant that holds one number, or None."""
         import onnx
 
         tensor = self.constants.get(name)
@@ -75,7 +86,7 @@ class OnnxGraph:
         return name
 
     def replace(self, taken: list[Any], operator: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        """Put one of our operators in the place of nodes, where the last of them stands."""
+        """Put one of secateur's operators in the place of nodes, where the last of them stands."""
         import onnx
 
         while inputs and not inputs[-1]:
@@ -86,18 +97,18 @@ class OnnxGraph:
         )
 
     def exchange(self, taken: list[Any], nodes: list[Any]) -> None:
-        """Put nodes in the place of others, where the last of these stands. A value that changes its type or shape must
-        get another name: what is noted of values that are still made is kept.
+        """Put `nodes` in the place of `taken`, where the last of the latter stands. A value that changes its type or
+        shape must get another name: the graph keeps its notes on types and shapes of values that a node still makes.
         """
-        gone = {id(n) for n in taken}
-        last = max(i for i, n in enumerate(self.nodes) if id(n) in gone)
-        before, after = ([n for n in part if id(n) not in gone] for part in (self.nodes[:last], self.nodes[last:]))
+        removed = {id(n) for n in taken}
+        last = max(i for i, n in enumerate(self.nodes) if id(n) in removed)
+        before, after = ([n for n in part if id(n) not in removed] for part in (self.nodes[:last], self.nodes[last:]))
         self.nodes = [*before, *nodes, *after]
         self.changed = True
         self._index()
 
     def tidy(self) -> set[str]:
-        """Drop nodes that nobody reads any more; returns the names of all values that are read."""
+        """Drop nodes whose values nobody reads; returns the names of all values that are read."""
         alive, used = [], set(self.kept)
         for node in reversed(self.nodes):
             if used.isdisjoint(node.output):
@@ -109,8 +120,8 @@ class OnnxGraph:
         return used
 
     def finish(self) -> None:
-        """Write what was replaced into the model, without what nobody reads any more, and without what is noted of
-        constants, which state their types and shapes themselves.
+        """Write what was replaced into the model, without what nobody reads, and without notes on constants, which
+        state their types and shapes themselves.
         """
         import onnx
 
@@ -129,6 +140,11 @@ class OnnxGraph:
             field.extend(values)
         if ours and all(entry.domain != DOMAIN for entry in self.model.opset_import):
             self.model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+
+
+def is_standard(node: Any, *kinds: str) -> bool:
+    """Whether a node is one of those operators of the ONNX standard."""
+    return node.op_type in kinds and node.domain in ("", "ai.onnx")
 
 
 def is_plain(graph: OnnxGraph, norm: Any, rows: int) -> bool:
@@ -160,13 +176,13 @@ def _shape(port: Any) -> list[int | str] | None:
 
 def _inner_names(node: Any) -> set[str]:
     """Values of the outer graph that the graphs inside a node (If, Loop) may read."""
-    found: set[str] = set()
-    inner: Iterable[Any] = [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
-    for graph in inner:
-        for one in graph.node:
-            found |= set(one.input) | _inner_names(one)
-        found |= {port.name for port in graph.output}
-    return found
+    names: set[str] = set()
+    graphs: Iterable[Any] = [g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)]
+    for graph in graphs:
+        for inner in graph.node:
+            names |= set(inner.input) | _inner_names(inner)
+        names |= {port.name for port in graph.output}
+    return names
 
 
 def other(node: Any, name: str) -> str:

@@ -1,8 +1,8 @@
-"""Eight bits in an ONNX program: dynamic quantisation by ONNX Runtime's own tool, and before it by hand what that tool
-does badly, an embedding whose weight is the output layer's, too.
+"""Eight bits in an ONNX program: dynamic quantisation by ONNX Runtime's own tool, and code for what that tool does
+badly: an embedding whose weight is the output layer's, too.
 
-The tool rounds such a weight with one scale for the whole vocabulary and turns it back into float32 at every call. Here
-it is stored once, with a scale a row, looked up as the embedding and multiplied as 8-bit integers as the output layer.
+The tool rounds such a weight with one scale for the whole vocabulary and converts it to float32 at every call. Here it
+is stored once, with a scale a row; the embedding looks rows up, and the output layer multiplies 8-bit integers.
 """
 
 import tempfile
@@ -20,14 +20,15 @@ LEVELS = 127
 
 
 def levels() -> int:
-    """Largest whole number that a weight is rounded to: fewer on x86 processors without VNNI (see `runner`)."""
+    """Largest whole number that a weight is rounded to: `runner.SAFE_LEVELS` on x86 processors without VNNI."""
     return LEVELS if {"avx512", "neon"} & {*available_isas()} else SAFE_LEVELS
 
 
 def quantise(path: Path) -> None:
     """Round the weights of the matrix products and embeddings of a program in place; other operators stay as they are.
 
-    Activations are rounded as they come, each tensor with a scale of its own (ONNX Runtime's dynamic quantisation).
+    Activations are rounded when the program runs, each tensor with a scale of its own (ONNX Runtime's dynamic
+    quantisation).
     """
     import onnx
     from onnxruntime.quantization import quantize_dynamic
@@ -36,7 +37,7 @@ def quantise(path: Path) -> None:
     graph = OnnxGraph(model)
     done = [node for name in tied(graph) for node in split(graph, name)]
     ours = [node.name for node in graph.nodes if node.domain == DOMAIN]  # the tool takes Attention for its own
-    graph.changed = True  # the tool infers shapes anew and trips over those noted of constants, which `finish` drops
+    graph.changed = True  # the tool infers shapes and fails on notes about constants, which `finish` drops
     graph.finish()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
@@ -54,23 +55,24 @@ def quantise(path: Path) -> None:
 
 
 def tied(graph: OnnxGraph) -> list[str]:
-    """Float weights (words, width) that are an embedding and, transposed, the output layer, read by no others."""
-    found = []
+    """Float weights (words, width) that an embedding reads and, transposed, the output layer, and no other node."""
+    names = []
     for name, tensor in graph.constants.items():
         if len(tensor.dims) != 2 or not graph.floats(name, *tensor.dims) or name in graph.kept:
             continue
         lookups = [node for node in graph.readers[name] if _looks_up(node, name)]
-        turned = [node for node in graph.readers[name] if _turns(graph, node)]
-        if lookups and turned and len(lookups) + len(turned) == len(graph.readers[name]):
-            found.append(name)
-    return found
+        transposed = [node for node in graph.readers[name] if _multiplies_transposed(graph, node)]
+        if lookups and transposed and len(lookups) + len(transposed) == len(graph.readers[name]):
+            names.append(name)
+    return names
 
 
 def _looks_up(node: Any, name: str) -> bool:
     return node.op_type == "Gather" and node.input[0] == name and attributes(node).get("axis", 0) == 0
 
 
-def _turns(graph: OnnxGraph, node: Any) -> bool:
+def _multiplies_transposed(graph: OnnxGraph, node: Any) -> bool:
+    """Whether a node transposes a matrix for products alone."""
     if node.op_type != "Transpose" or list(attributes(node).get("perm", [1, 0])) != [1, 0]:
         return False
     out = node.output[0]
@@ -79,8 +81,9 @@ def _turns(graph: OnnxGraph, node: Any) -> bool:
 
 
 def split(graph: OnnxGraph, name: str) -> list[str]:
-    """Put a tied weight's 8-bit integers and its scales of the rows in its place; returns the names of the nodes that
-    look up what is rounded already.
+    """Put the 8-bit integers of a tied weight and the scales of its rows in its place.
+
+    Returns the names of the nodes that look up what is rounded already.
     """
     import onnx
 
@@ -92,13 +95,13 @@ def split(graph: OnnxGraph, name: str) -> list[str]:
     scales = graph.add_constant(scale, f"{name}.scale")
     last = graph.add_constant(np.array([-1]), f"{name}.last")
     lookups: list[str] = []
-    for one in graph.readers[name]:
-        out = one.output[0]
-        if one.op_type == "Gather":
-            words, names = one.input[1], [f"{out}.lookup", f"{out}.scale_lookup"]
+    for reader in graph.readers[name]:
+        out = reader.output[0]
+        if reader.op_type == "Gather":
+            words, names = reader.input[1], [f"{out}.lookup", f"{out}.scale_lookup"]
             lookups += names
             graph.exchange(
-                [one],
+                [reader],
                 [
                     node("Gather", [whole, words], [f"{out}.int8"], names[0], axis=0),
                     node("Cast", [f"{out}.int8"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
@@ -110,20 +113,20 @@ def split(graph: OnnxGraph, name: str) -> list[str]:
             continue
         for product in graph.readers[out]:
             graph.exchange([product], _as_integers(product, f"{out}.int8", scales))
-        graph.exchange([one], [node("Transpose", [whole], [f"{out}.int8"], perm=[1, 0])])
+        graph.exchange([reader], [node("Transpose", [whole], [f"{out}.int8"], perm=[1, 0])])
     return lookups
 
 
 def _as_integers(product: Any, weight: str, scales: str) -> list[Any]:
-    """A product with a weight of 8-bit integers, in the order in which ONNX Runtime finds it and makes one of it."""
+    """A product with a weight of 8-bit integers, as nodes in the order in which ONNX Runtime fuses them into one."""
     import onnx
 
     node, out = onnx.helper.make_node, product.output[0]
-    given = [f"{out}.x.{part}" for part in ("int8", "scale", "zero")]
+    rounded, scale, zero = (f"{out}.x.{part}" for part in ("int8", "scale", "zero"))
     return [
-        node("DynamicQuantizeLinear", [product.input[0]], given),
-        node("MatMulInteger", [given[0], weight, given[2]], [f"{out}.int32"]),
+        node("DynamicQuantizeLinear", [product.input[0]], [rounded, scale, zero]),
+        node("MatMulInteger", [rounded, weight, zero], [f"{out}.int32"]),
         node("Cast", [f"{out}.int32"], [f"{out}.float"], to=onnx.TensorProto.FLOAT),
-        node("Mul", [given[1], scales], [f"{out}.scales"]),
+        node("Mul", [scale, scales], [f"{out}.scales"]),
         node("Mul", [f"{out}.float", f"{out}.scales"], [out]),
     ]

@@ -1,98 +1,102 @@
 """Finds what decoders compute between their layers in an ONNX graph, as torch's exporter writes it: root mean square
 norms and rotary positions, and puts `secateur::Norm` and `secateur::Rotary` in their place.
 
-A step of a small decoder spends as much time on such operators, a few numbers each, as on its sparse layers.
+A step of a small decoder spends as much time on such operators, on a few numbers each, as on its sparse layers.
 """
 
 from typing import Any
 
-from secateur.deploy.onnx_graph.graph import RMS_NORM, OnnxGraph, attributes, other
-
-LAST = (-1, 3)
-"""Numbers of the last of four dimensions."""
+from secateur.deploy.onnx_graph.graph import LAST, RMS_NORM, OnnxGraph, attributes, is_standard, other
 
 
 def fuse_norms(graph: OnnxGraph) -> int:
     """Replace x / sqrt(mean(x^2) + epsilon) * scale over the last dimension; returns how many."""
-    found = [(node, norm) for node in graph.nodes if (norm := _norm(graph, node)) is not None]
-    for node, (x, scale, epsilon) in found:
+    matches = [(node, norm) for node in graph.nodes if (norm := _norm(graph, node)) is not None]
+    for node, (x, scale, epsilon) in matches:
         graph.replace([node], "Norm", [x, scale], node.output[0], norm=RMS_NORM, epsilon=epsilon)
-    return len(found)
+    return len(matches)
 
 
 def _norm(graph: OnnxGraph, last: Any) -> tuple[str, str, float] | None:
     """(x, scale, epsilon) of a norm that ends in a node, or None."""
-    if last.op_type != "Mul" or last.domain not in ("", "ai.onnx"):
+    if not is_standard(last, "Mul"):
         return None
     scale = next((name for name in last.input if len(graph.shape(name) or ()) == 1 and name in graph.constants), None)
     if scale is None:
         return None
     product = graph.maker(other(last, scale), "Mul")
-    root = next((r for r in (graph.maker(n, "Reciprocal") for n in (product.input if product else ())) if r), None)
-    if product is None or root is None:
+    root = graph.behind(product, "Reciprocal")
+    if root is None:
         return None
     x = other(product, root.output[0])
-    inner = graph.maker(root.input[0], "Sqrt")
-    plus = graph.maker(inner.input[0], "Add") if inner is not None else None
-    mean = next((m for m in (graph.maker(n, "ReduceMean") for n in (plus.input if plus else ())) if m), None)
-    square = graph.maker(mean.input[0], "Pow") if mean is not None else None
-    if plus is None or mean is None or square is None or square.input[0] != x or graph.scalar(square.input[1]) != 2.0:
-        return None
-    epsilon, shape = graph.scalar(other(plus, mean.output[0])), graph.shape(x)
-    axis = graph.scalar(mean.input[1]) if len(mean.input) > 1 else None
-    if epsilon is None or shape is None or axis not in (-1, len(shape) - 1):
-        return None
-    width = shape[-1]
-    if not attributes(mean).get("keepdims", 1) or not isinstance(width, int) or not graph.floats(scale, width):
+    shape, epsilon = graph.shape(x), _epsilon(graph, root, x)
+    if epsilon is None or not shape or not isinstance(shape[-1], int) or not graph.floats(scale, shape[-1]):
         return None
     return x, scale, epsilon
 
 
+def _epsilon(graph: OnnxGraph, root: Any, x: str) -> float | None:
+    """The epsilon of 1 / sqrt(mean(x^2) + epsilon) over the last dimension of x; None for anything else."""
+    plus = graph.behind(root, "Sqrt", "Add")
+    mean = graph.behind(plus, "ReduceMean")
+    square = graph.behind(mean, "Pow")
+    shape = graph.shape(x)
+    if square is None or square.input[0] != x or graph.scalar(square.input[1]) != 2.0 or shape is None:
+        return None
+    axis = graph.scalar(mean.input[1]) if len(mean.input) > 1 else None
+    if axis not in (-1, len(shape) - 1) or not attributes(mean).get("keepdims", 1):
+        return None
+    return graph.scalar(other(plus, mean.output[0]))
+
+
 def fuse_rotary(graph: OnnxGraph) -> int:
-    """Replace x cos + turned(x) sin, with x as heads (batch, heads, tokens, width); returns how many."""
-    found = [(node, inputs) for node in graph.nodes if (inputs := _rotary(graph, node)) is not None]
-    for node, inputs in found:
+    """Replace x cos + rotate_half(x) sin, with x as heads (batch, heads, tokens, width); returns how many."""
+    matches = [(node, inputs) for node in graph.nodes if (inputs := _rotary(graph, node)) is not None]
+    for node, inputs in matches:
         graph.replace([node], "Rotary", inputs, node.output[0])
-    return len(found)
+    return len(matches)
 
 
 def _rotary(graph: OnnxGraph, add: Any) -> list[str] | None:
     """[x, cos, sin] of rotary positions that end in a node, or None."""
-    if add.op_type != "Add" or add.domain not in ("", "ai.onnx"):
+    if not is_standard(add, "Add"):
         return None
-    products = [graph.maker(name, "Mul") for name in add.input]
-    if None in products:
+    left, right = (graph.maker(name, "Mul") for name in add.input)
+    if left is None or right is None:
         return None
-    for plain, turned in (products, products[::-1]):
-        whole = next((c for c in (graph.maker(name, "Concat") for name in turned.input) if c), None)
-        if whole is None or attributes(whole).get("axis") not in LAST or len(whole.input) != 2:
-            continue
-        minus, first = graph.maker(whole.input[0], "Neg"), graph.maker(whole.input[1], "Slice")
-        second = graph.maker(minus.input[0], "Slice") if minus is not None else None
-        if first is None or second is None or first.input[0] != second.input[0]:
-            continue
-        x = first.input[0]
-        if x not in plain.input:
-            continue
-        cos, sin, shape = other(plain, x), other(turned, whole.output[0]), graph.shape(x)
-        if shape is None or len(shape) != 4 or not isinstance(shape[3], int) or shape[3] % 2:
-            continue
-        half = shape[3] // 2
-        if (
-            _bounds(graph, first) != (0, half)
-            or _bounds(graph, second)[0] != half
-            or _bounds(graph, second)[1] < 2 * half
-        ):
-            continue
-        if all(_is_turn(graph, name, shape) for name in (cos, sin)) and graph.shape(cos) == graph.shape(sin):
-            return [x, cos, sin]
-    return None
+    return _rotation(graph, left, right) or _rotation(graph, right, left)
 
 
-def _is_turn(graph: OnnxGraph, name: str, shape: list[int | str]) -> bool:
+def _rotation(graph: OnnxGraph, straight: Any, crossed: Any) -> list[str] | None:
+    """[x, cos, sin] where two products are x cos and rotate_half(x) sin, or None."""
+    concat = graph.behind(crossed, "Concat")
+    x = _halves_of(graph, concat)
+    if x is None or x not in straight.input:
+        return None
+    cos, sin = other(straight, x), other(crossed, concat.output[0])
+    angles = all(_is_table(graph, name, graph.shape(x) or []) for name in (cos, sin))
+    return [x, cos, sin] if angles and graph.shape(cos) == graph.shape(sin) else None
+
+
+def _halves_of(graph: OnnxGraph, concat: Any) -> str | None:
+    """The x (batch, heads, tokens, width) of rotate_half(x), which is (-second half, first half); or None."""
+    if concat is None or attributes(concat).get("axis") not in LAST or len(concat.input) != 2:
+        return None
+    first, second = graph.maker(concat.input[1], "Slice"), graph.behind(graph.maker(concat.input[0], "Neg"), "Slice")
+    if first is None or second is None or first.input[0] != second.input[0]:
+        return None
+    shape = graph.shape(first.input[0])
+    if shape is None or len(shape) != 4 or not isinstance(shape[3], int) or shape[3] % 2:
+        return None
+    half = shape[3] // 2
+    start, end = _bounds(graph, second)
+    return str(first.input[0]) if _bounds(graph, first) == (0, half) and start == half and end >= 2 * half else None
+
+
+def _is_table(graph: OnnxGraph, name: str, shape: list[int | str]) -> bool:
     """Whether a value is (batch or 1, 1, tokens, width) for heads of that shape."""
-    found = graph.shape(name)
-    return found is not None and len(found) == 4 and found[0] in (1, shape[0]) and found[1:] == [1, *shape[2:]]
+    sizes = graph.shape(name)
+    return sizes is not None and len(sizes) == 4 and sizes[0] in (1, shape[0]) and sizes[1:] == [1, *shape[2:]]
 
 
 def _bounds(graph: OnnxGraph, cut: Any) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 MatMul and Gemm with a constant weight become `secateur::SparseLinear` (native/onnx/operators.h), with the bias, the
 activation, the residual and the LayerNorm that follow; the attention between them becomes `secateur::Attention`.
-Weights and patterns are found in the graph itself, so a program of any exporter will do.
+Weights and patterns are found in the graph itself, so the program may come from any exporter.
 """
 
 from collections.abc import Mapping
@@ -13,16 +13,20 @@ import numpy as np
 
 from secateur.deploy.onnx_graph.attention import fuse_attention
 from secateur.deploy.onnx_graph.chains import fuse_chains
-from secateur.deploy.onnx_graph.graph import LAYER_NORM, OnnxGraph, attributes, is_plain, other
+from secateur.deploy.onnx_graph.graph import LAYER_NORM, OnnxGraph, attributes, is_plain, is_standard, other
 from secateur.deploy.onnx_graph.norms_and_rotary import fuse_norms, fuse_rotary
 from secateur.deploy.target import DeployError, Written
+from secateur.kernels.native import load_native, onnx_library
+from secateur.kernels.packing import ACTIVATIONS, describe, pack
+from secateur.runtime.compile_model import MIN_ZEROS
+from secateur.runtime.layers.tuning import choose, shared_out, unmeasured
 
 SHARED_BY = 4
-"""Threads among which an exported layer can be shared out: how many there will be is not known when it is packed."""
+"""Threads among which an exported layer can be shared out: their number is not known when the layer is packed."""
 ALIGN = 4096
-"""Of tensors in the file beside a program, so that they can be mapped into memory where they lie."""
+"""Alignment in bytes of tensors in the file beside a program, so that they can be mapped into memory where they lie."""
 EMBED = 1024
-"""Bytes up to which a tensor stays in the program itself."""
+"""Largest size in bytes of a tensor that stays in the program itself."""
 
 
 def rewrite(
@@ -42,19 +46,17 @@ def rewrite(
     """
     import onnx
 
-    from secateur.kernels.native import load_native, onnx_library
-
     if load_native() is None:
         raise DeployError("sparse programs are packed by the compiled kernels; install a C++17 compiler and reinstall")
-    onnx_library()
+    onnx_library()  # raises where secateur was installed without the library
     layers = packed = attentions = chains = norms = rotary = 0
     for program in written.values():
         path = folder / program.files[0]
         graph = OnnxGraph(onnx.load(path))
-        found = linears(graph)
-        layers += len(found)
-        for node, weight in found:
-            blob = pack_worthy(weight, tokens, value, activations, measure)
+        nodes = linears(graph)
+        layers += len(nodes)
+        for node, weight in nodes:
+            blob = pack_worthy(weight, tokens, value, activations, measure=measure)
             if blob is not None:
                 fuse_linear(graph, node, blob)
                 packed += 1
@@ -103,12 +105,8 @@ def save(model: Any, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, measure: bool) -> np.ndarray | None:
+def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, *, measure: bool) -> np.ndarray | None:
     """A weight (out, in) packed, or None where it has few zeros or measured no faster."""
-    from secateur.kernels.packing import pack
-    from secateur.runtime.compile_model import MIN_ZEROS
-    from secateur.runtime.layers.tuning import choose, shared_out, unmeasured
-
     if np.count_nonzero(weight) > (1 - MIN_ZEROS) * weight.size:
         return None
     if value == "int8" and not np.isfinite(weight).all():
@@ -124,15 +122,15 @@ def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, m
 
 def linears(graph: OnnxGraph) -> list[tuple[Any, np.ndarray]]:
     """The linear layers of a graph with their weights (out, in)."""
-    found = [(node, weight_of(graph, node)) for node in graph.nodes]
-    return [(node, weight) for node, weight in found if weight is not None]
+    weights = [(node, weight_of(graph, node)) for node in graph.nodes]
+    return [(node, weight) for node, weight in weights if weight is not None]
 
 
 def weight_of(graph: OnnxGraph, node: Any) -> np.ndarray | None:
     """The weight (out, in) of a linear layer that no other node reads, or None."""
     import onnx
 
-    if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
+    if not is_standard(node, "MatMul", "Gemm"):
         return None
     name = node.input[1]
     tensor = graph.constants.get(name)
@@ -140,22 +138,24 @@ def weight_of(graph: OnnxGraph, node: Any) -> np.ndarray | None:
         return None
     if len(graph.readers[name]) != 1 or name in graph.kept or node.input[0] in graph.constants:
         return None
-    has = attributes(node)
-    transposed = bool(has.get("transB", 0))
-    if node.op_type == "Gemm":
-        if has.get("alpha", 1.0) != 1.0 or has.get("beta", 1.0) != 1.0 or has.get("transA", 0):
-            return None
-        rows = tensor.dims[0] if transposed else tensor.dims[1]
-        if len(node.input) > 2 and node.input[2] and not graph.floats(node.input[2], rows):
-            return None
+    transposed = bool(attributes(node).get("transB", 0))
+    if node.op_type == "Gemm" and not _is_linear(graph, node, rows=tensor.dims[0] if transposed else tensor.dims[1]):
+        return None
     weight = onnx.numpy_helper.to_array(tensor)
     return np.ascontiguousarray(weight if transposed else weight.T)
 
 
-def fuse_linear(graph: OnnxGraph, node: Any, blob: np.ndarray) -> None:
-    """Put SparseLinear in the place of a linear layer and of what follows it, as far as that can be taken in."""
-    from secateur.kernels.packing import ACTIVATIONS, describe
+def _is_linear(graph: OnnxGraph, gemm: Any, *, rows: int) -> bool:
+    """Whether a Gemm computes x W + b without factors, where b is a constant of that many rows, or left out."""
+    has = attributes(gemm)
+    if has.get("alpha", 1.0) != 1.0 or has.get("beta", 1.0) != 1.0 or has.get("transA", 0):
+        return False
+    bias = gemm.input[2] if len(gemm.input) > 2 else ""
+    return not bias or graph.floats(bias, rows)
 
+
+def fuse_linear(graph: OnnxGraph, node: Any, blob: np.ndarray) -> None:
+    """Put SparseLinear in the place of a linear layer and of the operators after it that the kernel computes too."""
     rows = describe(blob).rows
     taken, out, bias = [node], node.output[0], ""
     if node.op_type == "Gemm" and len(node.input) > 2:
@@ -166,9 +166,9 @@ def fuse_linear(graph: OnnxGraph, node: Any, blob: np.ndarray) -> None:
         taken.append(add)
     activation, out = fuse_activation(graph, out, taken)
     residual = scale = shift = gate = ""
-    more: dict[str, Any] = {}
+    norm_attributes: dict[str, Any] = {}
     product = graph.only_reader(out, "Mul")
-    # Of two layers that are multiplied the one without an activation comes last.
+    # Of two layers that are multiplied, the one without an activation comes last.
     if product is not None and activation == "none" and same_shape(graph, out, other(product, out)):
         gate, out = other(product, out), product.output[0]
         taken.append(product)
@@ -179,11 +179,11 @@ def fuse_linear(graph: OnnxGraph, node: Any, blob: np.ndarray) -> None:
     norm = graph.only_reader(out, "LayerNormalization")
     if norm is not None and is_plain(graph, norm, rows):
         scale, shift, out = norm.input[1], norm.input[2] if len(norm.input) > 2 else "", norm.output[0]
-        more = {"norm": LAYER_NORM, "epsilon": attributes(norm).get("epsilon", 1e-5)}
+        norm_attributes = {"norm": LAYER_NORM, "epsilon": attributes(norm).get("epsilon", 1e-5)}
         taken.append(norm)
     packed = graph.add_constant(blob, f"{node.input[1]}.packed")
     inputs = [node.input[0], packed, bias, residual, scale, shift, gate]
-    graph.replace(taken, "SparseLinear", inputs, out, activation=ACTIVATIONS.index(activation), **more)
+    graph.replace(taken, "SparseLinear", inputs, out, activation=ACTIVATIONS.index(activation), **norm_attributes)
 
 
 def same_shape(graph: OnnxGraph, a: str, b: str) -> bool:

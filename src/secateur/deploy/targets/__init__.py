@@ -1,1 +1,1 @@
-"""One exporter a runtime, and the inputs of an exported program."""
+"""One exporter a runtime, and the inputs of exported programs."""

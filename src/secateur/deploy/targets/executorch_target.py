@@ -10,7 +10,7 @@ from secateur.deploy.target import ExportUnit, Port, Target, Written
 from secateur.deploy.targets import transformers_exporter
 
 
-def write(graphs: Mapping[str, ExportUnit], folder: Path, int8: bool = False) -> dict[str, Written]:
+def write(graphs: Mapping[str, ExportUnit], folder: Path, *, int8: bool = False) -> dict[str, Written]:
     """Write each graph by transformers' exporter for XNNPACK, on a copy of the model, which it changes."""
     from torch.export import Dim
     from transformers.exporters import ExecutorchConfig, ExecutorchExporter

@@ -1,5 +1,5 @@
-"""What a model takes, found from the model and what lies beside it: its signature, dummy inputs, config, tokenizer and
-image processor; never from its name.
+"""The inputs of a model, found from its signature, dummy inputs and config, and from the tokenizer and image processor
+that lie beside it; never from its name.
 """
 
 import inspect
@@ -23,13 +23,13 @@ SYMBOLS = {"batch": BATCH, "length": LENGTH, "target": TARGET_LENGTH}
 """Symbolic dimensions and the sizes that they have in an example."""
 TRAVELS = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model", "*.jinja"]
 TRAVELS += ["preprocessor_config.json", "processor_config.json", "generation_config.json", TABLE]
-"""Files that go with an artefact: what turns text or images into inputs."""
+"""Files that go with an artefact: tokenizers and image processors, and their settings."""
 DEFAULT_BOUNDS = {"batch": 8, "length": 128}
-"""Largest batch and length for targets that need to know them and were not told."""
+"""Largest batch and length for targets that need bounds, where the user names none."""
 
 
 def inputs_of(model: nn.Module, tokenizer: Any = None, source: Path | None = None) -> dict[str, torch.Tensor]:
-    """Example inputs of the model: what the tokenizer gives and the model takes, images of the processor's size."""
+    """Example inputs of the model: its own, those of the tokenizer that it takes, images of the processor's size."""
     example = example_for(model)
     takes = inspect.signature(model.forward).parameters
     for name in getattr(tokenizer, "model_input_names", ()):
@@ -58,24 +58,27 @@ def image_size(folder: Path) -> tuple[int, int] | None:
 
 
 def ports_of(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> list[Port]:
-    """The ports behind example inputs: whole numbers in two dimensions are tokens, everything else varies by batch."""
-    main = getattr(model, "main_input_name", None)
-    vocabulary = _vocabulary(model)
+    """The ports for example inputs: whole numbers in two dimensions are tokens, everything else varies by batch."""
+    main, vocabulary = getattr(model, "main_input_name", None), _vocabulary(model)
     ports = []
     for name, value in inputs.items():
         if not isinstance(value, torch.Tensor):
             raise DeployError(f"the example's {name} is a {type(value).__name__}, not a tensor; pass tensors only")
         shape: list[int | str] = ["batch", *map(int, value.shape[1:])]
-        tokens = value.dim() == 2 and not value.is_floating_point()
-        if tokens:
-            decoders = name.startswith("decoder_") and name != main
-            shape[1] = "target" if decoders else "length"
-        fill: str | float = "normal"
-        if not value.is_floating_point():
-            fill = value.flatten()[0].item() if bool((value == value.flatten()[0]).all()) else "ids"
+        if value.dim() == 2 and not value.is_floating_point():
+            of_decoder = name.startswith("decoder_") and name != main
+            shape[1] = "target" if of_decoder else "length"
         dtype = str(value.dtype).removeprefix("torch.")
-        ports.append(Port(name, dtype, tuple(shape), fill, high=vocabulary))
+        ports.append(Port(name, dtype, tuple(shape), _fill(value), high=vocabulary))
     return ports
+
+
+def _fill(value: torch.Tensor) -> str | float:
+    """How to make up inputs like an example: a constant where it has one number throughout."""
+    if value.is_floating_point():
+        return "normal"
+    first = value.flatten()[0]
+    return first.item() if bool((value == first).all()) else "ids"
 
 
 def _vocabulary(model: nn.Module) -> int:
@@ -86,48 +89,49 @@ def _vocabulary(model: nn.Module) -> int:
 
 def fitted(target: Target, model: nn.Module, ports: list[Port], batch: int | None, length: int | None) -> list[Port]:
     """The ports as the target can hold them; DeployError for shapes that it, or the model, cannot have."""
-    symbols = {n for port in ports for n in port.shape if isinstance(n, str)}
     if target.shapes == "any":
         if batch is not None or length is not None:
             raise DeployError(f"{target.name} takes any batch and length; leave out batch and length")
         return ports
-    asked = {"batch": batch, "length": length}
-    sizes = {name: most if asked[name] is None else int(asked[name] or 0) for name, most in DEFAULT_BOUNDS.items()}
     positions = positions_of(model)
-    if length is None and positions is not None:
-        sizes["length"] = min(sizes["length"], positions)
-    sizes["target"] = sizes["length"]
-    for name, value in sizes.items():
-        if value < 1 or (name != "batch" and value < 2):
-            raise DeployError(f"{name} {value} is too small; {target.name} needs at least one row and two tokens")
-    if length is not None and "length" not in symbols and "target" not in symbols:
+    most = min(DEFAULT_BOUNDS["length"], positions or DEFAULT_BOUNDS["length"]) if length is None else int(length)
+    sizes = {"batch": DEFAULT_BOUNDS["batch"] if batch is None else int(batch), "length": most, "target": most}
+    for name, size in sizes.items():
+        if size < 1 or (name != "batch" and size < 2):
+            raise DeployError(f"{name} {size} is too small; {target.name} needs at least one row and two tokens")
+    if any(symbol in port.shape for port in ports for symbol in ("length", "target")):
+        if positions is not None and most > positions:
+            raise DeployError(
+                f"length {most} is more than the {positions} positions of the model; pass length {positions}"
+            )
+    elif length is not None:
         raise DeployError(f"{type(model).__name__} takes no tokens, so there is no length {length}; leave it out")
-    if positions is not None and sizes["length"] > positions and symbols & {"length", "target"}:
-        raise DeployError(
-            f"length {sizes['length']} is more than the {positions} positions of the model; pass length {positions}"
-        )
-    if target.shapes == "fixed":
-        return [replace(p, shape=tuple(sizes.get(n, n) if isinstance(n, str) else n for n in p.shape)) for p in ports]
-    return [replace(p, at_most={i: sizes[n] for i, n in enumerate(p.shape) if isinstance(n, str)}) for p in ports]
+    limit = _fix if target.shapes == "fixed" else _bound
+    return [limit(port, sizes) for port in ports]
+
+
+def _fix(port: Port, sizes: Mapping[str, int]) -> Port:
+    """The port at one shape."""
+    return replace(port, shape=tuple(sizes.get(n, n) if isinstance(n, str) else n for n in port.shape))
+
+
+def _bound(port: Port, sizes: Mapping[str, int]) -> Port:
+    """The port with its symbols bounded."""
+    return replace(port, at_most={i: sizes[n] for i, n in enumerate(port.shape) if isinstance(n, str)})
 
 
 def positions_of(model: nn.Module) -> int | None:
     """How many tokens the model has positions for, where its config says so."""
     config = getattr(model, "config", None)
-    others = [getattr(config, name, None) for name in ("max_target_positions", "n_positions")]
-    found = [text_positions(model), *others]
-    return min((int(n) for n in found if isinstance(n, int) and n > 0), default=None)
+    limits = [text_positions(model), *(getattr(config, name, None) for name in ("max_target_positions", "n_positions"))]
+    return min((int(n) for n in limits if isinstance(n, int) and n > 0), default=None)
 
 
 def tensors(ports: list[Port], sizes: Mapping[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Made-up inputs of those sizes; symbols that are bounded below a size take the bound."""
+    """Made-up inputs of those sizes; a symbol whose bound is below its size takes the bound."""
     graph = {"inputs": [as_json(port) for port in ports]}
-    bounds = {n: min(sizes[n], most) for p in ports for n, most in _bounds(p).items()}
+    bounds = {str(p.shape[i]): min(sizes[str(p.shape[i])], most) for p in ports for i, most in p.at_most.items()}
     return {k: torch.from_numpy(v) for k, v in runner.made_up(graph, {**sizes, **bounds}, seed).items()}
-
-
-def _bounds(port: Port) -> dict[str, int]:
-    return {str(port.shape[dim]): most for dim, most in port.at_most.items()}
 
 
 def as_json(port: Port) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from secateur.deploy.targets.inputs import named_outputs
 
 
 class Positional(nn.Module):
-    """A model as LiteRT's converter wants it: tensors in by position, tensors out as a tuple."""
+    """A model in the form that LiteRT's converter takes: inputs by position, outputs as a tuple."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -22,17 +22,17 @@ class Positional(nn.Module):
         return tuple(named_outputs(self.model, dict(zip(self.names, values, strict=True))).values())
 
 
-def write(graphs: Mapping[str, ExportUnit], folder: Path, int8: bool = False) -> dict[str, Written]:
+def write(graphs: Mapping[str, ExportUnit], folder: Path, *, int8: bool = False) -> dict[str, Written]:
     """Convert each graph at the shape of its inputs."""
     import litert_torch
 
     written = {}
     for name, graph in graphs.items():
-        given = {k: v.int() if v.dtype == torch.int64 else v for k, v in graph.inputs.items()}
+        example = {k: v.int() if v.dtype == torch.int64 else v for k, v in graph.inputs.items()}
         with torch.no_grad():
-            outputs = list(named_outputs(graph.module, given))
-        converted = litert_torch.convert(Positional(graph.module, list(given)).eval(), tuple(given.values()))
-        # By way of memory: the converter's own writing ends the process when the disk is full.
+            outputs = list(named_outputs(graph.module, example))
+        converted = litert_torch.convert(Positional(graph.module, list(example)).eval(), tuple(example.values()))
+        # Written from memory, because the converter's own `export` ends the process when the disk is full.
         (folder / f"{name}.tflite").write_bytes(converted.model_content())
         written[name] = Written([f"{name}.tflite"], outputs)
     return written

@@ -9,8 +9,8 @@ from secateur.deploy.target import ExportUnit, Target, Written
 from secateur.deploy.targets import transformers_exporter
 
 
-def write(graphs: Mapping[str, ExportUnit], folder: Path, int8: bool = False) -> dict[str, Written]:
-    """Write each graph by transformers' exporter, optimised; `int8` quantises weights, and activations as they come."""
+def write(graphs: Mapping[str, ExportUnit], folder: Path, *, int8: bool = False) -> dict[str, Written]:
+    """Write each graph by transformers' exporter, optimised; `int8` rounds weights, and activations when it runs."""
     from torch.export import Dim
     from transformers.exporters import OnnxConfig, OnnxExporter
 

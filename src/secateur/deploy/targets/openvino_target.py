@@ -9,7 +9,7 @@ from secateur.deploy.target import DeployError, ExportUnit, Target, Written
 from secateur.deploy.targets import transformers_exporter
 
 
-def write(graphs: Mapping[str, ExportUnit], folder: Path, int8: bool = False) -> dict[str, Written]:
+def write(graphs: Mapping[str, ExportUnit], folder: Path, *, int8: bool = False) -> dict[str, Written]:
     """Write each graph by transformers' exporter, caches as plain inputs and outputs; `int8` compresses weights."""
     from torch.export import Dim
     from transformers.exporters import NNCFOpenVINOQuantizer, NNCFWeightCompressionConfig, OpenVINOConfig

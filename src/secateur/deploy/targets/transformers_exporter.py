@@ -1,7 +1,7 @@
-"""What the targets share that transformers' own exporters write: ONNX, OpenVINO, ExecuTorch.
+"""Writes graphs by transformers' own exporters, for ONNX, OpenVINO and ExecuTorch.
 
-They come with transformers and are changed with its models, so caches and attention patterns of new families are known
-there first. https://huggingface.co/docs/transformers/exporters
+The exporters change together with the models of transformers, so they are the first to know the caches and attention
+patterns of new families. https://huggingface.co/docs/transformers/exporters
 """
 
 import contextlib
@@ -24,7 +24,8 @@ def write(
 ) -> dict[str, Written]:
     """Export every graph and write them together, with the manifest that `ExportedModel.from_pretrained` reads.
 
-    settings: makes the exporter's config of `dynamic_shapes`. dimension: what a port has at a symbol's position.
+    settings: `dynamic_shapes` -> the exporter's config.
+    dimension: (port, position of a symbol) -> the dynamic dimension there, or None for a fixed one.
     """
     from transformers.exporters import ExportedModel
 
@@ -33,7 +34,7 @@ def write(
         for graph in graphs.values():
             if "past_key_values" not in graph.inputs and "use_cache" not in graph.inputs:
                 for config in configs_of(graph.module):
-                    stack.enter_context(attribute(config, "use_cache", False))
+                    stack.enter_context(attribute(config, "use_cache", value=False))
         for name, graph in graphs.items():
             components[name], outputs[name] = export(exporter, settings, graph, dimension)
     model = next(iter(graphs.values())).module
@@ -53,15 +54,15 @@ def write(
 
 
 def export(exporter: Any, settings: Any, graph: ExportUnit, dimension: Dimension) -> tuple[Any, list[str]]:
-    """One graph as a component of transformers', and the names of its outputs."""
+    """One graph as a component of transformers' `ExportedModel`, and the names of its outputs."""
     from transformers.exporters.utils import get_leaf_tensors
 
     inputs = {k: copy.deepcopy(v) for k, v in graph.inputs.items()}
     takes = inspect.signature(graph.module.forward).parameters
     if "use_cache" in takes and "past_key_values" not in inputs and "use_cache" not in inputs:
         inputs["use_cache"] = False
-    plain = all(port.name in inputs for port in graph.ports)
-    shapes = {p.name: dimensions(p, dimension) for p in graph.ports} if plain else None
+    named = all(port.name in inputs for port in graph.ports)
+    shapes = {p.name: dimensions(p, dimension) for p in graph.ports} if named else None
     with torch.no_grad():
         outputs = list(get_leaf_tensors(graph.module(**copy.deepcopy(inputs))))
     exported = exporter.export(graph.module, inputs, config=settings(shapes))
@@ -71,7 +72,7 @@ def export(exporter: Any, settings: Any, graph: ExportUnit, dimension: Dimension
 
 
 def strip(program: Any) -> None:
-    """Leave out what torch notes on each ONNX node about the source code it comes from."""
+    """Leave out torch's notes on each ONNX node about its source code."""
     nodes = getattr(getattr(program, "graph", None), "all_nodes", None)
     for node in nodes() if nodes is not None else ():
         node.metadata_props.clear()
@@ -79,5 +80,5 @@ def strip(program: Any) -> None:
 
 def dimensions(port: Port, dimension: Dimension) -> dict[int, Any]:
     """The dynamic dimensions of a port."""
-    found = {i: dimension(port, i) for i, n in enumerate(port.shape) if isinstance(n, str)}
-    return {i: value for i, value in found.items() if value is not None}
+    dynamic = {i: dimension(port, i) for i, n in enumerate(port.shape) if isinstance(n, str)}
+    return {i: value for i, value in dynamic.items() if value is not None}

@@ -1,8 +1,9 @@
-"""Keras models as artefacts: written for a runtime, compared with Keras there, and timed side by side, on the same
-terms as PyTorch models. PyTorch is not needed.
+"""export and bench for Keras models: write artefacts for runtimes, compare them with Keras, and time them side by side,
+as the other jobs do for PyTorch models. PyTorch is not needed.
 """
 
 import importlib.util
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,7 +19,7 @@ from keras import tree
 from secateur.deploy import runner
 from secateur.deploy.jobs.comparison import Comparison
 from secateur.deploy.jobs.results import BATCHES, TOLERANCE, Artefact, Bench, Parity, short_names, words
-from secateur.deploy.jobs.timing import Say, in_turn
+from secateur.deploy.jobs.timing import Say, Shape, in_turn
 from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
 from secateur.keras import files
@@ -36,7 +37,7 @@ FIXED = ("litert", "tflite")
 PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 ALIASES = {"savedmodel": "saved_model", "onnxruntime": "onnx", "tensorflow": KERAS}
 DEFAULT = (KERAS, "litert", "onnx", "openvino")
-"""Runtimes that `bench` takes when none are named, as far as they are there."""
+"""Runtimes that `bench` takes when none are named, as far as they are installed."""
 
 
 def export(
@@ -54,8 +55,8 @@ def export(
     """Write a model for a runtime, run it there, and compare.
 
     to: litert, tflite (TensorFlow's converter), onnx, openvino or saved_model.
-    data: inputs as the model takes them, to compare on; made up when left out.
-    batch, length: the only ones that LiteRT takes; length is for models whose inputs leave it open.
+    data: inputs of the model to compare on; made up when left out.
+    batch, length: the only sizes that LiteRT takes; length is for models whose inputs leave it open.
     sparse: LiteRT's sparse weight format (tflite).
 
     Raises SecateurError in one sentence: unknown target, missing runtime, an output that exists, an operation that the
@@ -72,31 +73,37 @@ def export(
         raise ModelError(f"{target} takes any batch; leave out batch")
     feeds = list(feeds_of(ports, data))
     with new_folder(Path(output), overwrite=overwrite) as place:
-        info = write(model, target, place, ports, feeds[0], sparse)
+        info = write(model, target, place, ports, feeds[0], sparse=sparse)
         try:
-            found = compare(model, runner.load(place), ports, feeds, tolerance)
+            parity = compare(model, runner.load(place), ports, feeds, tolerance)
         except runner.ArtefactError as error:
             raise ModelError(f"{model.name} was written for {target}, but does not run there: {error}") from error
-        found = replace(found, made_up=data is None)
-        info["parity"] = asdict(found)
+        parity = replace(parity, made_up=data is None)
+        info["parity"] = asdict(parity)
         write_json(place / runner.MANIFEST, info)
-    return Artefact(Path(output), target, info["bytes"], info["parameters"], info["zeros"], found, None)
+    return Artefact(Path(output), target, info["bytes"], info["parameters"], info["zeros"], parity, None)
 
 
 def write(
-    model: keras.Model, target: str, place: Path, ports: list[dict[str, Any]], feed: Mapping[str, Any], sparse: bool
+    model: keras.Model,
+    target: str,
+    place: Path,
+    ports: list[dict[str, Any]],
+    feed: Mapping[str, Any],
+    *,
+    sparse: bool = False,
 ) -> dict[str, Any]:
-    """The program and `artefact.json` in a folder that is there; returns what the latter says."""
-    told = _structured(model, feed)
+    """Write the program and `artefact.json` into an existing folder; returns what the latter says."""
+    example = _structured(model, feed)
     if target == KERAS:
         model.save(place / files.NAME)
         file, loader = place / files.NAME, KERAS
     else:
         file = place / f"model{SUFFIX[target]}"
-        write_program(model, file, target, told, sparse=sparse)
+        write_program(model, file, target, example, sparse=sparse)
         file = file / "saved_model.pb" if file.is_dir() else file
         loader = "keras program"
-    outputs = [f"output_{i}" for i in range(len(tree.flatten(run(model, told))))]
+    outputs = [f"output_{i}" for i in range(len(tree.flatten(run(model, example))))]
     matrices = [keras.ops.convert_to_numpy(w) for w in model.weights if len(w.shape) > 1]
     size = sum(w.size for w in matrices)
     info = {
@@ -121,8 +128,8 @@ def load(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.Program
     model = files.load(folder / graph["files"][0])
 
     def call(feed: runner.Feed) -> dict[str, np.ndarray]:
-        found = model.predict_on_batch(_structured(model, feed))
-        return dict(zip(graph["outputs"], tree.flatten(found), strict=True))
+        outputs = model.predict_on_batch(_structured(model, feed))
+        return dict(zip(graph["outputs"], tree.flatten(outputs), strict=True))
 
     return call
 
@@ -133,28 +140,28 @@ def _versions(target: str) -> dict[str, str]:
 
 
 def runtime_of(name: str) -> str:
-    """A runtime or target by the names that people use; ModelError when there is none, or when it is not installed."""
-    found = ALIASES.get(name, name)
-    if found not in (KERAS, *TARGETS):
+    """A runtime or target by the names that people use; ModelError for an unknown one or one that is not installed."""
+    runtime = ALIASES.get(name, name)
+    if runtime not in (KERAS, *TARGETS):
         raise ModelError(f"no runtime {name!r} for Keras models; there is {', '.join((KERAS, *TARGETS))}")
-    if found in PACKAGES and importlib.util.find_spec(PACKAGES[found]) is None:
-        raise ModelError(f"{PACKAGES[found]} is not installed; pip install {PACKAGES[found]}")
-    return found
+    if runtime in PACKAGES and importlib.util.find_spec(PACKAGES[runtime]) is None:
+        raise ModelError(f"{PACKAGES[runtime]} is not installed; pip install {PACKAGES[runtime]}")
+    return runtime
 
 
 # -- inputs -----------------------------------------------------------------------------------------------------------
 
 
 def ports_of(model: keras.Model, data: Any = None, length: int | None = None) -> list[dict[str, Any]]:
-    """What the model takes, as `artefact.json` has it: the first dimension is the batch.
+    """The inputs of the model in the form of `artefact.json`: the first dimension is the batch.
 
     Raises ModelError: a model without declared inputs and without data, a dimension that is open and no length.
     """
     check_model(model)
-    told = tree.flatten(symbols(model, data))
+    inputs = tree.flatten(symbols(model, data))
     tables = [layer.input_dim for _, layer in layers(model) if isinstance(layer, kl.Embedding)]
     ports = []
-    for number, tensor in enumerate(told):
+    for number, tensor in enumerate(inputs):
         name, kind = tensor.name or f"input_{number}", keras.backend.standardize_dtype(tensor.dtype)
         if None in tensor.shape[1:] and length is None:
             raise ModelError(f"input {name} has an open length; pass --length")
@@ -163,7 +170,7 @@ def ports_of(model: keras.Model, data: Any = None, length: int | None = None) ->
         ports.append(
             {"name": name, "dtype": kind, "shape": shape, "fill": fill, "low": 1, "high": min(tables, default=2)}
         )
-    if length is not None and all(None not in tensor.shape[1:] for tensor in told):
+    if length is not None and all(None not in tensor.shape[1:] for tensor in inputs):
         raise ModelError(f"the inputs of {model.name} have fixed sizes, so there is no length {length}; leave it out")
     return ports
 
@@ -175,27 +182,27 @@ def fixed(ports: Iterable[Mapping[str, Any]], batch: int) -> list[dict[str, Any]
 
 def feeds_of(ports: Sequence[Mapping[str, Any]], data: Any) -> Iterator[dict[str, np.ndarray]]:
     """Batches of inputs by name: of the data, in one size where the ports have one, else in several; or made up."""
-    graph, size = {"inputs": ports}, ports[0]["shape"][0]
+    size = ports[0]["shape"][0]
+    sizes = BATCHES if size == "batch" else (size,)
     if data is None:
-        for seed, batch in enumerate(BATCHES if size == "batch" else (size,)):
-            yield runner.made_up(graph, {"batch": batch}, seed)
+        for seed, batch in enumerate(sizes):
+            yield runner.made_up({"inputs": ports}, {"batch": batch}, seed)
         return
     arrays = dict(zip([port["name"] for port in ports], tree.flatten(data), strict=True))
-    count, start, number = len(next(iter(arrays.values()))), 0, 0
-    while start < count:
-        batch = BATCHES[number % len(BATCHES)] if size == "batch" else size
-        rows = (
-            np.arange(start, start + batch) % count if size != "batch" else np.arange(start, min(start + batch, count))
-        )
+    count, start = len(next(iter(arrays.values()))), 0
+    for batch in itertools.cycle(sizes):
+        if start >= count:
+            return
+        rows = np.arange(start, start + batch)
+        rows = rows[rows < count] if size == "batch" else rows % count
         yield {port["name"]: arrays[port["name"]][rows].astype(port["dtype"]) for port in ports}
-        start, number = start + batch, number + 1
+        start += batch
 
 
 def _structured(model: keras.Model, feed: Mapping[str, Any]) -> Any:
-    """Named arrays as the model takes them."""
+    """Named arrays in the structure that the model takes."""
     values = list(feed.values())
-    told = symbols(model, values[0] if len(values) == 1 else values)
-    return tree.pack_sequence_as(told, values)
+    return tree.pack_sequence_as(symbols(model, values[0] if len(values) == 1 else values), values)
 
 
 def compare(
@@ -206,7 +213,7 @@ def compare(
     tolerance: float,
 ) -> Parity:
     """Run both on every batch; ModelError when they differ by more than `tolerance` of the outputs."""
-    found = Comparison()
+    comparison = Comparison()
     for feed in feeds:
         expected = floats(run(model, _structured(model, feed)))
         shape = ", ".join("x".join(map(str, feed[port["name"]].shape)) for port in ports)
@@ -217,10 +224,10 @@ def compare(
         got = [a for a in answered.values() if np.issubdtype(a.dtype, np.floating)]
         if [a.shape for a in got] != [a.shape for a in expected]:
             raise ModelError(f"the program gives {[a.shape for a in got]}, Keras {[a.shape for a in expected]}")
-        found.ran(shape, len(next(iter(feed.values()))))
+        comparison.ran(shape, len(next(iter(feed.values()))))
         for number, (a, b) in enumerate(zip(expected, got, strict=True)):
-            found.add(f"output_{number}", a, b, ranked=number == 0 and a.ndim == 2)
-    return found.parity(tolerance, "Keras", ModelError)
+            comparison.add(f"output_{number}", a, b, ranked=number == 0 and a.ndim == 2)
+    return comparison.parity(tolerance, "Keras", ModelError)
 
 
 # -- bench ------------------------------------------------------------------------------------------------------------
@@ -236,8 +243,10 @@ def bench(
     turns: int = 12,
     say: Say = lambda text: None,
 ) -> Bench:
-    """Export `.keras` files to runtimes, check parity, and time them side by side; the first is what others are
-    compared with. length is for models whose inputs leave it open.
+    """Export `.keras` files to runtimes, check parity, and time them side by side; times are compared with the first's.
+
+    batch, length: every pair is measured; length is for models whose inputs leave it open.
+    threads: of each process, pinned. turns: rounds in which the models take turns.
 
     What a runtime refuses is a row with an `error`. Raises ModelError for files or names that are wrong.
     """
@@ -247,8 +256,8 @@ def bench(
     open_ended = any(None in tensor.shape[1:] for model in models.values() for tensor in model.inputs or [])
     lengths = length if open_ended else [_second(models)]
 
-    def make(name: str, runtime: str, place: Path, sizes: tuple[int, int]) -> Path:
-        return _artefact(models[name], runtime, place, sizes[0], sizes[1] if open_ended else None)
+    def make(name: str, runtime: str, place: Path, shape: Shape) -> Path:
+        return _artefact(models[name], runtime, place, shape[0], shape[1] if open_ended else None)
 
     def fixed(runtime: str) -> bool:
         return True  # the length goes into the artefact
@@ -258,7 +267,7 @@ def bench(
 
 
 def names_of(sources: Sequence[Path | str]) -> dict[str, Path]:
-    """A short name for each file: `dense` of dense.keras, or its path where two would be equal."""
+    """A short name for each file: `dense` for dense.keras, or its path where two names would be equal."""
     paths = [Path(source) for source in sources]
     names = short_names(paths)
     if len(set(names)) < len(names):
@@ -268,8 +277,8 @@ def names_of(sources: Sequence[Path | str]) -> dict[str, Path]:
 
 def _installed() -> list[str]:
     backend = keras.backend.backend()
-    there = [n for n in DEFAULT if n not in PACKAGES or importlib.util.find_spec(PACKAGES[n]) is not None]
-    return [n for n in there if n == KERAS or backend in TARGETS[n]]
+    installed = [n for n in DEFAULT if n not in PACKAGES or importlib.util.find_spec(PACKAGES[n]) is not None]
+    return [n for n in installed if n == KERAS or backend in TARGETS[n]]
 
 
 def _second(models: Mapping[str, keras.Model]) -> int:
@@ -283,5 +292,5 @@ def _artefact(model: keras.Model, runtime: str, place: Path, batch: int, length:
         return place
     ports = ports_of(model, length=length)
     place.mkdir()
-    write(model, KERAS, place, ports, runner.made_up({"inputs": ports}, {"batch": batch}), False)
+    write(model, KERAS, place, ports, runner.made_up({"inputs": ports}, {"batch": batch}))
     return place

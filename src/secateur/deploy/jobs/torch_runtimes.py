@@ -10,32 +10,30 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur import runtime
 from secateur.deploy import runner
-from secateur.deploy.jobs.export import beside, check_model, zero_share
-from secateur.deploy.targets import inputs as signature
+from secateur.deploy.jobs.export import check_model, describe_graph, tokenizer_of, zero_share
+from secateur.deploy.targets.inputs import inputs_of, named_outputs, ports_of
 from secateur.files import write_json
 from secateur.plan import MASKS_NAME
 from secateur.torch.open import load_model
 
 
-def write(model: nn.Module, source: Path, runtime: str, folder: Path, **options: Any) -> dict[str, Any]:
-    """Describe a model folder as an artefact for `torch` or `secateur`; returns the description."""
+def write(model: nn.Module, source: Path, target: str, folder: Path, **options: Any) -> dict[str, Any]:
+    """Describe a model folder as an artefact for `torch` or `secateur`; returns the description.
+
+    options: for loading the folder, as `secateur.open` takes them.
+    """
     check_model(model, folder)
-    inputs = signature.inputs_of(model, beside(source), source)
+    ports = ports_of(model, inputs_of(model, tokenizer_of(source), source))
     count, zeros = zero_share(model)
     info = {
         "format": runner.FORMAT,
-        "target": runtime,
+        "target": target,
         "source": str(source.resolve()),
         "options": {k: v for k, v in options.items() if isinstance(v, str | bool | int)},
         "class": type(model).__name__,
-        "graphs": {
-            "model": {
-                "files": [],
-                "inputs": [signature.as_json(port) for port in signature.ports_of(model, inputs)],
-                "outputs": [],
-            }
-        },
+        "graphs": {"model": describe_graph([], ports, [])},
         "parameters": count,
         "zeros": zeros,
         "bytes": sum(file.stat().st_size for file in source.glob("*.safetensors") if file.name != MASKS_NAME),
@@ -48,7 +46,7 @@ def write(model: nn.Module, source: Path, runtime: str, folder: Path, **options:
 
 def load(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.Program:
     """The model in evaluation mode under `torch.inference_mode`."""
-    model = _model(folder, threads)
+    model = _open_source(folder, threads)
     return _program(lambda feed: model)
 
 
@@ -56,23 +54,20 @@ def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.
     """The model with its sparse layers on secateur's kernels, chosen by measurement at the first input's size, with
     what follows them fused and blocks of an encoder as one call.
     """
-    from secateur import runtime
+    model = _open_source(folder, threads)
+    compiled: list[nn.Module] = []
 
-    model = _model(folder, threads)
-    ready: list[nn.Module] = []
-
-    def compiled(feed: runner.Feed) -> nn.Module:
-        if not ready:
+    def compile_once(feed: runner.Feed) -> nn.Module:
+        if not compiled:
             first = next(iter(feed.values()))
             tokens = first.size if first.ndim == 2 else first.shape[0]
-            example = {name: torch.from_numpy(np.asarray(value)) for name, value in feed.items()}
-            ready.append(runtime.compile(model, tokens=int(tokens), example=example))
-        return ready[0]
+            compiled.append(runtime.compile(model, tokens=int(tokens), example=_tensors(feed)))
+        return compiled[0]
 
-    return _program(compiled)
+    return _program(compile_once)
 
 
-def _model(folder: Path, threads: int) -> nn.Module:
+def _open_source(folder: Path, threads: int) -> nn.Module:
     torch.set_num_threads(threads)
     info = runner.read(folder)
     return load_model(info["source"], dtype=torch.float32, **info["options"])
@@ -80,8 +75,11 @@ def _model(folder: Path, threads: int) -> nn.Module:
 
 def _program(model: Callable[[runner.Feed], nn.Module]) -> runner.Program:
     def run(feed: runner.Feed) -> dict[str, np.ndarray]:
-        given = {name: torch.from_numpy(np.asarray(value)) for name, value in feed.items()}
         with torch.inference_mode():
-            return {k: v.numpy() for k, v in signature.named_outputs(model(feed), given).items()}
+            return {k: v.numpy() for k, v in named_outputs(model(feed), _tensors(feed)).items()}
 
     return run
+
+
+def _tensors(feed: runner.Feed) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in feed.items()}
