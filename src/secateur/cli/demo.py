@@ -36,10 +36,10 @@ def command(
     output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)] = Path(
         "demo-out"
     ),
-    full: Annotated[bool, typer.Option("--full", help="2.5 times the training reviews, 1,530 to test on.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Three times the training reviews, 1,530 to test on.")] = False,
     cache: Annotated[Path, typer.Option(help="Where the trained dense model is kept.")] = Path(".cache/secateur"),
     train_rows: Annotated[
-        int | None, typer.Option(help="Reviews to train on. [default: 1600; with --full 4000]", min=64)
+        int | None, typer.Option(help="Reviews to train on. [default: 1280; with --full 4000]", min=64)
     ] = None,
     epochs: Annotated[float, typer.Option(help="Epochs of every fine-tuning.", min=0.0)] = 1.0,
     threads: common.ThreadsOption = None,

@@ -72,7 +72,7 @@ class Settings:
 
 
 FULL = Settings()
-SHORT = Settings(train_rows=1600, calibration_rows=256, test_rows=1000)
+SHORT = Settings(train_rows=1280, calibration_rows=256, test_rows=1000)
 """What `secateur demo` runs without `--full`: the same steps on fewer reviews."""
 
 
