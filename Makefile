@@ -10,6 +10,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# Those that need no arguments, models or packages besides the test environment; benchmarks/README.md lists all.
+BENCHMARKS := kernels_layer kernels_decode kernels_int8 kernels_model
+
 .PHONY: venv demo demo-full test test-fast lint bench wheel clean
 
 venv: $(STAMP)
@@ -44,7 +47,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 wheel:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -93,7 +93,7 @@ def make_programs(dense: Path, pruned: list[Path]) -> None:
 
 def restore(plain: Path, output: Path, value: str | None) -> None:
     """A copy of an artefact with int8 weights; with a value, its sparse layers packed as that, and the rest int8."""
-    with new_folder(output, False) as place:
+    with new_folder(output) as place:
         shutil.copytree(plain, place, dirs_exist_ok=True)
         info = json.loads((place / runner.MANIFEST).read_text())
         (graph,) = info["graphs"].values()

@@ -77,7 +77,7 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
     folder = CACHE / name
     if not (folder / "config.json").is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
-        with new_folder(folder, True) as temporary:
+        with new_folder(folder, overwrite=True) as temporary:
             write(temporary)
     return folder
 
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("name", choices=list(FOLDERS))
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    with new_folder(options.folder, False) as temporary:
+    with new_folder(options.folder) as temporary:
         shutil.copytree(FOLDERS[options.name](), temporary, dirs_exist_ok=True)
 
 
