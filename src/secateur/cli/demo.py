@@ -36,7 +36,7 @@ def command(
     output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)] = Path(
         "demo-out"
     ),
-    full: Annotated[bool, typer.Option("--full", help="Three times the training reviews, 1,530 to test on.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="More and longer reviews, 1,530 of them to test on.")] = False,
     cache: Annotated[Path, typer.Option(help="Where the trained dense model is kept.")] = Path(".cache/secateur"),
     train_rows: Annotated[
         int | None, typer.Option(help="Reviews to train on. [default: 1280; with --full 4000]", min=64)
@@ -55,7 +55,7 @@ def command(
 
     from dataclasses import asdict, replace
 
-    from secateur.jobs.demo import FULL, SHORT, demo_rows, run_demo, slug, standard_error
+    from secateur.jobs.demo import FULL, SHORT, demo_rows, described, run_demo, slug, standard_error
 
     common.quiet_libraries()
     common.set_threads(threads)
@@ -68,8 +68,8 @@ def command(
     train, test = demo_rows(settings)
     error = standard_error(lines[0].dense, len(test))
     common.print_table(
-        f"MiniLM on {len(train):,} movie reviews (accuracy on {len(test):,} held-out reviews; one standard error is "
-        f"about {100 * error:.1f} points)",
+        f"MiniLM on {len(train):,} {described(settings)}; accuracy on {len(test):,} held-out reviews, one standard error "
+        f"is about {100 * error:.1f} points",
         COLUMNS,
         [cells(line) for line in lines],
     )

@@ -57,6 +57,7 @@ class Settings:
     """Sizes of the demo.
 
     train_rows: reviews to train on. test_rows: reviews to test on, at most `TEST_ROWS`.
+    longest: characters that a review may have; None for reviews of any length.
     dense_epochs: epochs of the dense model, before anything is pruned.
     epochs: epochs of each fine-tuning. The 80% row takes twice as many, and so does the dense model that all rows are
     compared with: it trains on for as long as the pruned model that trains longest.
@@ -69,11 +70,12 @@ class Settings:
     calibration_rows: int = 512
     seed: int = 0
     test_rows: int = TEST_ROWS
+    longest: int | None = None
 
 
 FULL = Settings()
-SHORT = Settings(train_rows=1280, calibration_rows=256, test_rows=1000)
-"""What `secateur demo` runs without `--full`: the same steps on fewer reviews."""
+SHORT = Settings(train_rows=1280, calibration_rows=256, test_rows=1000, longest=100)
+"""What `secateur demo` runs without `--full`: the same steps on fewer and shorter reviews."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,23 @@ def reviews(source: str = "rotten_tomatoes") -> Rows:
     return rows.take([i for i, name in enumerate(sources) if name == source])
 
 
+def described(settings: Settings) -> str:
+    """Which reviews the demo takes, in words."""
+    return "movie reviews" + (f" of at most {settings.longest} characters" if settings.longest is not None else "")
+
+
 def demo_rows(settings: Settings) -> tuple[Rows, Rows]:
     """Disjoint training and test rows, stratified and shuffled with a fixed seed."""
     rows = reviews()
+    if settings.longest is not None:
+        rows = rows.take([i for i, text in enumerate(rows.texts) if len(text) <= settings.longest])
     rest, test = split_rows(rows, TEST_ROWS / len(rows), seed=0)
     train = rest.take(range(min(settings.train_rows, len(rest))))
     return train, test.take(range(min(settings.test_rows, len(test))))
 
 
-UNTRAINED = ("epochs", "calibration_rows", "test_rows")
-"""Settings that the dense model does not depend on."""
+UNTRAINED = ("epochs", "calibration_rows", "test_rows", "longest")
+"""Settings that the dense model does not depend on, but through its training rows."""
 
 
 def dense_model(settings: Settings, cache: Path, train: Rows, *, progress: bool = True) -> tuple[Path, bool]:
@@ -197,7 +206,7 @@ def run_demo(
     tuning = Tuning(settings.epochs, settings.learning_rate, settings.seed + 1)
     recipes = procedures(tuning)
     parts = len(recipes) + 3
-    say(f"1/{parts} train MiniLM on {len(train):,} movie reviews; {len(test):,} others are held out for the test")
+    say(f"1/{parts} train MiniLM on {len(train):,} {described(settings)}; {len(test):,} others are held out")
     folder, cached = dense_model(settings, cache, train, progress=track is not silent)
     say(f"dense model {'taken from the cache' if cached else 'trained'}: {folder}")
     say("derive named axes from the traced model, and remove units of each kind on trial")
