@@ -1,24 +1,39 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Two commands do everything on a fresh machine: `make demo` and `make test`. They share `.venv`: `make demo` installs what
+# the demo needs, `make test` adds the rest.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # A file of tests stays in one process, as its models are made once; each process computes on one thread. Files go in the
 # order of tests/conftest.py.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: venv demo test test-fast lint bench wheel clean
+# Those that need no arguments, models or packages besides the test environment; benchmarks/README.md lists all.
+BENCHMARKS := kernels_layer kernels_decode kernels_int8 kernels_model
+
+.PHONY: venv demo demo-full test test-fast lint bench wheel clean
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	$(BIN)/python -m pip check
-	touch $(STAMP)
+	touch $(STAMP) $(DEMO_STAMP)
 
-demo: $(STAMP)
+$(DEMO_STAMP): pyproject.toml constraints.txt CMakeLists.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the demo's packages (torch is the largest) ..."
+	$(INSTALL) -e '.[demo]'
+	touch $(DEMO_STAMP)
+
+demo: $(DEMO_STAMP)
 	$(BIN)/secateur demo --output demo-out --overwrite
+
+demo-full: $(DEMO_STAMP)
+	$(BIN)/secateur demo --full --output demo-out --overwrite
 
 test: $(STAMP) lint
 	$(PYTEST)
@@ -32,7 +47,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 wheel:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -23,6 +23,8 @@ import models
 import numpy as np
 import torch
 import transformers
+from deploy_grid import BATCH, CACHE, LENGTH, keep, make_grid
+from deploy_report import write
 
 from secateur.cost import macs
 from secateur.deploy import runner
@@ -40,11 +42,10 @@ from secateur.torch.data.text_rows import encode, load_tokenizer
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_folder
 
-CACHE = Path(__file__).parent.parent / ".cache" / "deploy"
-BATCH, LENGTH, ROWS, SEED = 8, 64, 200, 0
+ROWS, SEED = 200, 0
 TARGETS = ("onnx", "openvino", "executorch", "litert")
 FIXED = ("executorch", "litert")
-"""Those that are told their shapes on export."""
+"""Targets whose shapes are fixed on export."""
 IMAGE = 98
 """Pixels of DINOv2's images here: seven patches a side."""
 NAMES = {
@@ -81,7 +82,7 @@ def uneven(host: TorchHost, seed: int = SEED) -> Plan:
 def pruned(
     source: Path | Any, name: str, choose: Callable[[TorchHost], Plan], example: Any = None, train: Rows | None = None
 ) -> Path:
-    """A pruned folder of a model (a folder or a module) under the cache, fine-tuned for an epoch on rows."""
+    """The pruned folder, under the cache, of a model (a folder or a module), fine-tuned for an epoch on `train`."""
     folder = CACHE / "models" / name
     if not folder.exists():
         if isinstance(source, Path):
@@ -156,7 +157,7 @@ def reviews() -> Rows:
 
 
 def make_table(targets: list[str], names: list[str]) -> None:
-    """Export everything to everything; what is known from an earlier run is not done again."""
+    """Export every model to every target; rows of an earlier run are not made again."""
     transformers.logging.set_verbosity_error()
     for target in targets:
         for name in names:
@@ -164,15 +165,15 @@ def make_table(targets: list[str], names: list[str]) -> None:
                 kept_as = f"table-{target}-{name}{'-generate' if generate else ''}"
                 if list(kept(kept_as)):
                     continue
-                row = one(name, target, generate)
+                row = export_one(name, target, generate=generate)
                 print(name, target, "generate" if generate else "", row, flush=True)
                 keep(kept_as, row)
 
 
-def one(name: str, target: str, generate: bool) -> dict[str, Any]:
+def export_one(name: str, target: str, *, generate: bool) -> dict[str, Any]:
     """One export: what parity found, or the sentence of the refusal."""
     if name.startswith("minilm") and artefact_of(name, target).exists():
-        return again(name, target)
+        return parity_again(name, target)
     text = name.startswith(("minilm", "smollm2"))
     data = None
     if text:
@@ -193,7 +194,7 @@ def one(name: str, target: str, generate: bool) -> dict[str, Any]:
         return {"parity": asdict(made.parity) if made.parity else made.generation, "bytes": made.bytes, "s": seconds}
 
 
-def again(name: str, target: str) -> dict[str, Any]:
+def parity_again(name: str, target: str) -> dict[str, Any]:
     """Parity of an artefact that is there already."""
     place, folder = artefact_of(name, target), folder_of(name)
     model, tokenizer = load_model(folder, dtype=torch.float32).eval(), load_tokenizer(folder)
@@ -207,22 +208,22 @@ def _inputs(place: Path) -> list[dict[str, Any]]:
     return runner.read(place)["graphs"]["model"]["inputs"]
 
 
-def artefact_of(name: str, target: str, int8: bool = False) -> Path:
+def artefact_of(name: str, target: str, *, int8: bool = False) -> Path:
     """Where the artefact of a MiniLM is kept, so that a timed run is short."""
     return CACHE / "artefacts" / f"{name}-{target}{'-int8' if int8 else ''}"
 
 
-def make_latency(runtime: str, int8: bool = False) -> None:
+def make_latency(runtime: str, *, int8: bool = False) -> None:
     """The MiniLMs side by side on one runtime; with 8-bit weights, beside the dense one in float32.
 
-    What is not exported yet is exported, and then nothing timed: call it again, on a quiet machine.
+    A call that has to export something times nothing: call it again, on a quiet machine.
     """
     kept = {"float32": artefact_of("minilm-dense", runtime)} if int8 else {}
     exported = False
     for name in ("minilm-dense", "minilm-half", "minilm-uneven"):
         kept[name] = folder_of(name)
         if runtime in TARGETS:
-            place = artefact_of(name, runtime, int8)
+            place = artefact_of(name, runtime, int8=int8)
             if not place.exists():
                 sizes = {} if runtime in ("onnx", "openvino") else {"batch": BATCH, "length": LENGTH}
                 export(folder_of(name), runtime, place, data=reviews(), int8=int8, **sizes)
@@ -235,12 +236,6 @@ def make_latency(runtime: str, int8: bool = False) -> None:
     for timing, name in zip(found.timings, kept, strict=True):
         print(runtime, name, f"{timing.median_ms:.2f} ms, {timing.ratio:.3f}", timing.error, flush=True)
         keep(f"latency-{runtime}{'-int8' if int8 else ''}-{name}", asdict(timing))
-
-
-def keep(name: str, value: Any) -> None:
-    """Store one result."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    write_json(CACHE / f"{name}.json", value)
 
 
 def kept(pattern: str) -> Iterator[tuple[str, Any]]:
@@ -281,12 +276,8 @@ def main() -> None:
         for runtime in [options.runtime] if options.runtime else ("onnx", "openvino"):
             make_latency(runtime, int8=True)
     elif options.stage == "grid":
-        from deploy_grid import make_grid
-
         make_grid(options.runtime or "onnx", folder_of("minilm-dense"))
     else:
-        from deploy_report import write
-
         write(CACHE, NAMES, mac_ratios())
 
 

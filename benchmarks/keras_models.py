@@ -179,7 +179,7 @@ def _task(place: Path, make: Any, data: tuple[Any, Any], epochs: int, tune: int,
     def note(model: keras.Model, fact: dict[str, Any]) -> None:
         label = fact["model"]
         fact |= {"task": place.name, "parameters": model.count_params(), "after": accuracy(model, test)}
-        _export(model, place, label, sample[:BATCH], fact["sparse"])
+        _export(model, place, label, sample[:BATCH], sparse=fact["sparse"])
         fact["parity"] = _parity(model, place, label, sample)
         facts.append(fact)
         written.write_text(json.dumps(facts, indent=1))
@@ -233,11 +233,11 @@ def _stem(label: str) -> str:
     return re.sub(r"\W+", "-", label).strip("-")
 
 
-def _path(place: Path, label: str, target: str, sparse: bool = False) -> Path:
+def _path(place: Path, label: str, target: str, *, sparse: bool = False) -> Path:
     return place / f"{_stem(label)}{'-sparse' if sparse else ''}{SUFFIX[target] or f'-{target}'}"
 
 
-def _export(model: keras.Model, place: Path, label: str, example: np.ndarray, sparse: bool) -> None:
+def _export(model: keras.Model, place: Path, label: str, example: np.ndarray, *, sparse: bool) -> None:
     for target in TARGETS:
         export(model, _path(place, label, target), target, example, overwrite=True)
     if sparse:
@@ -304,7 +304,7 @@ def _speed(place: Path, facts: list[dict[str, Any]], target: str, repeats: int) 
     for fact in facts:
         label = fact["model"]
         for sparse in (False, True) if target == "litert" and fact["sparse"] else (False,):
-            path, key = _path(place, label, target, sparse), f"{label}, sparse format" if sparse else label
+            path, key = _path(place, label, target, sparse=sparse), f"{label}, sparse format" if sparse else label
             calls[key], worst[key] = load(path, target), fact["parity"][target]
             beside = path.with_suffix(".bin") if target == "openvino" else Path(f"{path}.data")
             files = path.rglob("*") if path.is_dir() else (path, beside)

@@ -111,7 +111,7 @@ class DenseAnswers:
     def __init__(self, folder: Path, windows: dict[str, torch.Tensor]) -> None:
         from secateur.torch.open import load_model
 
-        self.model: Any = load_model(folder).eval().requires_grad_(False)
+        self.model: Any = load_model(folder).eval().requires_grad_(requires_grad=False)
         path = CACHE / f"dense-{CONTEXT}x{TEST_WINDOWS}.safetensors"
         if not path.is_file():
             states = {}
@@ -222,7 +222,7 @@ def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: P
     from secateur.torch.stream.distil_whole import distil
 
     began = time.process_time()
-    model, dense = (load_model(f).eval().requires_grad_(False) for f in (output, smollm2_folder()))
+    model, dense = (load_model(f).eval().requires_grad_(requires_grad=False) for f in (output, smollm2_folder()))
     blocks = json.loads((output / "pruned.json").read_text())["blocks"]
 
     def say(step: int, steps: int, loss: float) -> None:

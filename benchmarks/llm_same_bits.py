@@ -39,7 +39,7 @@ def main() -> None:
     loaded: torch.nn.Module = load_model(folder)
     run.prune_loaded(loaded, windows, recipe)
     choose = run.choose
-    run.choose = lambda *a, **k: MemoryPlan(choose(*a, **k).batch, True, 0)
+    run.choose = lambda *a, **k: MemoryPlan(choose(*a, **k).batch, on_disk=True, expected=0)
     with tempfile.TemporaryDirectory() as place:
         run.prune_folder(folder, Path(place) / "out", windows, recipe)
         streamed = load_model(Path(place) / "out").state_dict()

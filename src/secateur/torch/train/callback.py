@@ -47,6 +47,12 @@ class Hold(Holding):
 class Bar(ProgressCallback):
     """The Trainer's progress bar on standard error, without its log lines on standard output."""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show an empty bar that says what it counts."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say nothing."""
 
