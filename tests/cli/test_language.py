@@ -367,10 +367,10 @@ def test_scores_by_hand():
 def test_losses_and_distances_equal_plain_ones(llm):
     from secateur.torch.data.run_windows import evaluate_text
     from secateur.torch.open import load_model
-    from tests.torch import tiny
+    from tests import zoo
     from tests.torch.language import windows
 
-    model, other = load_model(llm), tiny.llama()
+    model, other = load_model(llm), zoo.llama()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.1)

@@ -6,8 +6,7 @@ import torch
 from secateur import runtime
 from secateur.kernels.native import load_native
 from secateur.runtime.layers import attention as module
-
-from ..torch import tiny
+from tests import zoo
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 
@@ -73,7 +72,7 @@ def calls(monkeypatch):
 
 
 def test_a_compiled_encoder(monkeypatch, tmp_path):
-    model = pruned(tiny.bert(num_hidden_layers=2))
+    model = pruned(zoo.bert(num_hidden_layers=2))
     fast = runtime.compile(model, tokens=32, measure=False)
     assert model.config._attn_implementation == "sdpa"
     assert fast.config._attn_implementation == module.NAME
@@ -94,7 +93,7 @@ def test_a_compiled_encoder(monkeypatch, tmp_path):
 
 
 def test_a_causal_decoder_attends_as_before(monkeypatch):
-    model = pruned(tiny.llama(num_hidden_layers=2))
+    model = pruned(zoo.llama(num_hidden_layers=2))
     fast = runtime.compile(model, tokens=32, measure=False)
     count = calls(monkeypatch)
     ids = torch.randint(4, 50, (1, 16))

@@ -20,8 +20,8 @@ from secateur.runtime.layers import attention, operators
 from secateur.runtime.run import install_chain
 from secateur.runtime.run.chain import chains_of, leaves
 from secateur.torch.data.example import example_for
-
-from ..torch import slow, tiny
+from tests import zoo
+from tests.torch import slow
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -30,11 +30,11 @@ IMAGES = {"image_size": 16, "patch_size": 8}
 
 
 def bert():
-    return tiny.bert(num_hidden_layers=2)
+    return zoo.bert(num_hidden_layers=2)
 
 
 def vit():
-    return tiny.vit(num_hidden_layers=2)
+    return zoo.vit(num_hidden_layers=2)
 
 
 def distilbert():
@@ -434,8 +434,8 @@ def test_two_threads_at_once(calls):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (tiny.t5, "encoder.block.0 reads more than one stream and one mask"),
-        (tiny.gpt2, ""),
+        (zoo.t5, "encoder.block.0 reads more than one stream and one mask"),
+        (zoo.gpt2, ""),
         (
             lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SIZES, **IMAGES)),
             "encoder.layers.0 computes mul.Tensor in encoder.layers.0.mlp.activation_fn",

@@ -5,12 +5,12 @@ import random
 import torch
 
 from secateur.recipe import make_recipe
-from tests.torch import tiny
+from tests import zoo
 
-WORDS = [f"w{i}" for i in range(tiny.VOCAB - 4)]
+WORDS = [f"w{i}" for i in range(zoo.VOCAB - 4)]
 
 
-def write_model(folder, make=tiny.llama, shard="20KB", **options):
+def write_model(folder, make=zoo.llama, shard="20KB", **options):
     """A random model in several shards, with its tokenizer; returns the model."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -36,7 +36,7 @@ def write_text(path, documents=40, words=20, seed=0):
 
 def windows(count=6, context=16, seed=0):
     """Random calibration windows."""
-    return torch.randint(3, tiny.VOCAB, (count, context), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(3, zoo.VOCAB, (count, context), generator=torch.Generator().manual_seed(seed))
 
 
 def files(folder):

@@ -17,7 +17,7 @@ from secateur.deploy.jobs import generation
 from secateur.deploy.onnx_graph import int8, sparse
 from secateur.deploy.target import DeployError
 from secateur.kernels.native import load_native
-from tests.torch import tiny
+from tests import zoo
 
 WORDS, WIDTH = 60, 32
 
@@ -94,7 +94,7 @@ def test_eight_bits_from_elsewhere_that_overflow_here_are_said(flags, levels, wa
 def test_generation_of_a_sparse_decoder_with_eight_bits_for_the_rest(tmp_path, monkeypatch):
     pack = sparse.pack_worthy
     monkeypatch.setattr(sparse, "pack_worthy", lambda *arguments: pack(*arguments[:-1], False))
-    model = tiny.llama(num_hidden_layers=1)
+    model = zoo.llama(num_hidden_layers=1)
     secateur.open(model).apply(
         secateur.prune(secateur.open(model), secateur.criteria.magnitude, secateur.Block(8, 1), 0.5)
     )

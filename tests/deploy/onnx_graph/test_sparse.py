@@ -18,7 +18,7 @@ from secateur.deploy.onnx_graph.graph import attributes
 from secateur.deploy.target import DeployError, Written
 from secateur.kernels.native import load_native
 from secateur.kernels.packing import describe
-from tests.torch import tiny
+from tests import zoo
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 
@@ -78,7 +78,7 @@ def test_weights_lie_aligned_in_a_smaller_file(measured, tmp_path):
 
 @pytest.mark.slow
 def test_generation_of_a_pruned_decoder(measured, tmp_path):
-    made = export(pruned(tiny.llama(num_hidden_layers=2)), "onnx", tmp_path / "out", generate=True, sparse=True)
+    made = export(pruned(zoo.llama(num_hidden_layers=2)), "onnx", tmp_path / "out", generate=True, sparse=True)
     assert made.generation["equal"]
     (file,) = (tmp_path / "out").glob("*.onnx")
     nodes = onnx.load(file).graph.node
