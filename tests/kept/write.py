@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import secateur
 from secateur import runtime
 from tests import zoo
-from tests.tiny_text import write_classifier
+from tests.text_models import write_classifier
 from tests.zoo import Sentence
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}

@@ -11,7 +11,8 @@ from secateur.recipe import Distillation
 from secateur.torch.stream import distil_whole
 from secateur.torch.stream.run import prune_folder, prune_loaded
 from tests import zoo
-from tests.torch.language import recipe, windows, write_model
+from tests.text_models import write_model
+from tests.torch.language import recipe, windows
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 

@@ -16,7 +16,8 @@ from secateur.errors import SecateurError
 from secateur.torch.stream import run as stream
 from secateur.torch.stream.run import prune_folder
 from tests import zoo
-from tests.torch.language import Stop, files, recipe, stopped_after, windows, write_model
+from tests.text_models import write_model
+from tests.torch.language import Stop, files, recipe, stopped_after, windows
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 

@@ -13,7 +13,8 @@ from secateur.torch.stream import run
 from secateur.torch.stream.run import prune_folder, prune_loaded
 from secateur.torch.stream.sensitivity import by_sensitivity
 from tests import zoo
-from tests.torch.language import windows, write_model
+from tests.text_models import write_model
+from tests.torch.language import windows
 
 
 def test_least_loss_against_every_choice():

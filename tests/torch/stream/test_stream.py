@@ -15,8 +15,9 @@ from secateur.select import NM
 from secateur.torch.stream import journal, run
 from secateur.torch.stream.run import prune_folder, prune_loaded
 from tests import zoo
+from tests.text_models import write_model
 from tests.torch import slow
-from tests.torch.language import Stop, files, recipe, same, stopped_after, windows, write_model
+from tests.torch.language import Stop, files, recipe, same, stopped_after, windows
 
 FAMILIES = {"llama": (zoo.llama, 21), "gpt2": (zoo.gpt2, 12), "bert": (zoo.bert, 18), "t5": (zoo.t5, 38)}
 pytestmark = pytest.mark.usefixtures("traced_once")
