@@ -143,6 +143,12 @@ def pruned(model, density=0.2, pattern="element", seed=0, only=is_linear):
     return model.eval()
 
 
+def plain(make, density=0.2):
+    """A module of plain PyTorch with random weights and zeros."""
+    torch.manual_seed(0)
+    return pruned(noisy(make()), density)
+
+
 # -- models to be traced --------------------------------------------------------------------------------------------
 
 
