@@ -143,10 +143,15 @@ def pruned(model, density=0.2, pattern="element", seed=0, only=is_linear):
     return model.eval()
 
 
-def plain(make, density=0.2):
+def plain(make, density=0.2, pattern="element"):
     """A module of plain PyTorch with random weights and zeros."""
     torch.manual_seed(0)
-    return pruned(noisy(make()), density)
+    return pruned(noisy(make()), density, pattern)
+
+
+def linear(columns, rows, pattern="element", density=0.2):
+    """A linear layer (rows, columns) with zeros."""
+    return plain(lambda: nn.Linear(columns, rows), density, pattern)
 
 
 # -- models to be traced --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from secateur.kernels.native import load_native
 from secateur.runtime import compile_model
 from secateur.runtime.layers.tuning import unmeasured
 from secateur.runtime.run import install_chain
-from tests.runtime.blocks import Holder, added, chained, compiled, encoder, holder, text
+from tests.runtime.blocks import added, chained, compiled, encoder, holder, text
 from tests.runtime.checks import compare
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")

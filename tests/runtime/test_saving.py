@@ -16,11 +16,6 @@ from tests import zoo
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
-
-
 def compiled(model, keep):
     host = secateur.open(model)
     host.apply(secateur.prune(host, secateur.criteria.magnitude, secateur.Element(), 0.7))
