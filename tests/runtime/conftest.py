@@ -1,14 +1,8 @@
-"""What tests of the sparse runtime share: a cache of their own, and calls of the kernels that are counted."""
+"""What tests of the sparse runtime share: calls of the kernels that are counted."""
 
 from collections import Counter
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """No measurement of another test or of the user is read."""
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

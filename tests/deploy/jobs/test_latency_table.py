@@ -55,10 +55,9 @@ def test_a_table_from_ratios(classifier):
 
 
 @pytest.mark.slow
-def test_a_table_is_measured_once(classifier, tmp_path, monkeypatch):
+def test_a_table_is_measured_once(classifier, monkeypatch):
     from secateur import cost
 
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     host = secateur.open(classifier)
     found = cost.latency("torch", host, batch=2, length=9, points=2, turns=1)
     assert found.dense_ms > 0
