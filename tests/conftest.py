@@ -1,11 +1,19 @@
-"""No test asks the network: a hub id that a test names is looked for in the cache only. Processes that share the tests
-get the longest files first, so that they end together."""
+"""No test asks the network, nor reads what was measured before. The longest files come first, so that processes that
+share the tests end together."""
 
 import os
 from collections import Counter
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-LONGEST = ("test_native.py", "test_keras.py", "test_trace_random.py")  # one or two tests that take minutes
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a hub id that a test names is looked for in the cache only
+LONGEST = ("test_keras_backends.py", "test_recipes.py")  # few tests, each of which takes long
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No measurement of another test or of the user is read."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
 
 
 def pytest_collection_modifyitems(items):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .tiny_text import write_classifier, write_texts
+from .text_models import write_classifier, write_texts
 
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).parents[1]
@@ -40,10 +40,10 @@ def language(request, here):
     """A language model, text and the recipes that a page shows, for the pages that speak of them."""
     page = request.node.callspec.params.get("page")
     if page and "./llm" in (ROOT / page).read_text():
-        from .torch.language import write_model, write_text
+        from .text_models import write_documents, write_model
 
         write_model(here / "llm")
-        write_text(here / "news.txt")
+        write_documents(here / "news.txt")
         for code in blocks(page, "yaml"):
             name = code.split("\n", 1)[0].removeprefix("# ")
             (here / name).write_text(code)

@@ -1,65 +1,20 @@
 """A tiny classifier with its tokenizer and its data on disk, and the real entry point called in-process."""
 
 import json
-import random
 import shutil
 from types import SimpleNamespace
 
 import pytest
 
 from secateur.cli import main
-
-GOOD = ("good", "fine", "great", "lovely", "bright")
-BAD = ("bad", "poor", "awful", "dull", "grim")
-PLAIN = ("the", "film", "was", "a", "plot", "with", "some", "of", "it", "in")
-
-
-def sentences(count, seed=0):
-    """Texts whose label can be read off their words: (text, label)."""
-    rng = random.Random(seed)
-    rows = []
-    for i in range(count):
-        label = ("neg", "pos")[i % 2]
-        words = [*rng.choices(PLAIN, k=rng.randint(2, 8)), *rng.choices(GOOD if label == "pos" else BAD, k=2)]
-        rng.shuffle(words)
-        rows.append((" ".join(words), label))
-    return rows
-
-
-def write_csv(path, rows, header="text,label"):
-    path.write_text("\n".join([header, *(f"{text},{label}" for text, label in rows)]) + "\n")
-    return path
+from tests.text_models import sentences, write_classifier, write_csv
 
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
     """A random BERT without a head, and a tokenizer of whole words."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *PLAIN]
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    )
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=32,
-    )
     folder = tmp_path_factory.mktemp("encoder") / "encoder"
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_classifier(folder, "BertModel", max_position_embeddings=32, initializer_range=0.02)
 
 
 @pytest.fixture(scope="session")

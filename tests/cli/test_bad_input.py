@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.cli.conftest import sentences, write_csv
+from tests.text_models import sentences, write_csv, write_texts
 
 WEIGHT = "bert.encoder.layer.1.output.dense.weight"
 
@@ -181,7 +181,7 @@ def test_a_folder_without_a_tokenizer(prune, copy):
 
 
 def test_a_model_that_is_no_classifier(refused, encoder, place, tmp_path):
-    rows = write_csv(tmp_path / "rows.csv", [(t, int(label == "pos")) for t, label in sentences(40)])
+    rows = write_texts(tmp_path / "rows.csv", 40)
     for extra in (["eval"], ["prune", "--sparsity", "0.5", "--output", place / "out"]):
         sentence = refused(extra[0], encoder, "--data", rows, *extra[1:])
         assert "a BertModel does not give one row of class scores" in sentence
@@ -195,7 +195,7 @@ def test_a_model_with_nothing_prunable(prune, encoder, tmp_path):
     config = transformers.AutoConfig.from_pretrained(encoder, num_attention_heads=1, num_labels=2)
     transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "one")
     transformers.AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / "one")
-    rows = write_csv(tmp_path / "rows.csv", [(t, int(label == "pos")) for t, label in sentences(40)])
+    rows = write_texts(tmp_path / "rows.csv", 40)
     sentence = prune("--pattern", "head", model=tmp_path / "one", rows=rows)
     assert "no axis or kind 'head'; it has" in sentence
 

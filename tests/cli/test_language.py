@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from secateur.errors import PlanError
-from tests.torch.language import write_model, write_text
+from tests.text_models import write_documents, write_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ def llm(tmp_path_factory):
 
 @pytest.fixture
 def text(tmp_path):
-    return write_text(tmp_path / "text.txt")
+    return write_documents(tmp_path / "text.txt")
 
 
 OPTIONS = ("--criterion", "sparsegpt", "--pattern", "2:4", "--samples", 6, "--context", 16)
@@ -130,7 +130,7 @@ def test_bad_text_and_options(refused, llm, text, place, tmp_path):
     def prune(*extra, source=text):
         return refused("prune", llm, "--calibration", source, *extra, "--output", place / "out")
 
-    short = write_text(tmp_path / "short.txt", documents=1, words=5)
+    short = write_documents(tmp_path / "short.txt", documents=1, words=5)
     assert "has 6 tokens, fewer than one window of 16" in prune(*OPTIONS, source=short)
     assert "no text at" in prune(*OPTIONS, source=tmp_path / "absent.txt")
     assert "windows of 128 tokens exceed the 64 positions" in prune("--pattern", "2:4", "--context", 128)
@@ -367,10 +367,10 @@ def test_scores_by_hand():
 def test_losses_and_distances_equal_plain_ones(llm):
     from secateur.torch.data.run_windows import evaluate_text
     from secateur.torch.open import load_model
-    from tests.torch import tiny
+    from tests import zoo
     from tests.torch.language import windows
 
-    model, other = load_model(llm), tiny.llama()
+    model, other = load_model(llm), zoo.llama()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(1.1)

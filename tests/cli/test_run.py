@@ -5,45 +5,26 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tests import zoo
+
 TEXTS = ["the film was good great", "the plot was awful poor"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def pruned(copy):
-    """The classifier with 70% of each linear weight gone, saved anew."""
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(copy).eval()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 8:
-            smallest = module.weight.abs().flatten().kthvalue(int(0.7 * module.weight.numel())).values
-            module.weight.data[module.weight.abs() <= smallest] = 0
-    model.save_pretrained(copy)
+    """The classifier with 80% of each linear weight gone, saved anew."""
+    zoo.pruned(transformers.AutoModelForSequenceClassification.from_pretrained(copy)).save_pretrained(copy)
     return copy
 
 
 @pytest.fixture
 def decoder(encoder, tmp_path):
-    torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
-    config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
-    for name, weight in model.named_parameters():
-        if "proj" in name:
-            weight.data.mul_(torch.rand_like(weight) < 0.2)
-    model.save_pretrained(tmp_path / "decoder")
     tokenizer.save_pretrained(tmp_path / "decoder")
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    special = {"bos_token_id": None, "eos_token_id": None}
+    model = zoo.llama(**sizes, **special, vocab_size=len(tokenizer), max_position_embeddings=2048)
+    zoo.pruned(model).save_pretrained(tmp_path / "decoder")
     return tmp_path / "decoder"
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import secateur
 
-from ..tiny_text import write_classifier, write_texts
+from ..text_models import write_classifier, write_texts
 
 
 @pytest.fixture(scope="session")

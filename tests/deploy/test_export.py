@@ -17,8 +17,7 @@ from secateur.deploy.jobs.export import export
 from secateur.deploy.target import DeployError, refusal
 from secateur.errors import ModelError
 from secateur.labelled_rows import Rows
-
-from ..torch import models, tiny
+from tests import zoo
 
 SLOW = pytest.mark.slow
 LACKING = {
@@ -99,13 +98,13 @@ def test_uneven_on_every_target(name, uneven, rows, tmp_path):
 
 @pytest.mark.parametrize("name", EACH)
 def test_images_on_every_target(name, tmp_path):
-    made = export(tiny.vit(num_hidden_layers=1), name, tmp_path / "out", **sizes(name, length=False))
+    made = export(zoo.vit(num_hidden_layers=1), name, tmp_path / "out", **sizes(name, length=False))
     assert made.parity.relative_error < 1e-4
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[needs(n), SLOW]) for n in ("onnx", "openvino")])
 def test_generation_of_an_uneven_decoder(name, tmp_path):
-    model = tiny.llama(num_hidden_layers=2)
+    model = zoo.llama(num_hidden_layers=2)
     host = secateur.open(model)
     kv, ffn = host.layout.of_kind("kv"), host.layout.of_kind("ffn")
     host.resize(secateur.Plan({kv[0].name: np.array([0, 3]), kv[1].name: np.array([1]), ffn[1].name: np.arange(11)}))
@@ -121,7 +120,7 @@ def test_generation_of_an_uneven_decoder(name, tmp_path):
 @SLOW
 @needs("onnx")
 def test_generation_of_an_encoder_decoder(tmp_path):
-    model, _ = models.make("whisper")
+    model, _ = zoo.structure("whisper")
     made = export(model, "onnx", tmp_path / "out", generate=True)
     assert made.generation["equal"]
     assert sorted(json.loads((tmp_path / "out" / "artefact.json").read_text())["graphs"]) == [
@@ -197,14 +196,14 @@ def test_shapes_that_cannot_be(pretend, classifier, tmp_path):
     assert "length 65 is more than the 64 positions" in refused(tmp_path, classifier, "litert", length=65)
     assert "batch 0 is too small" in refused(tmp_path, classifier, "executorch", batch=0)
     assert "length 1 is too small" in refused(tmp_path, classifier, "executorch", length=1)
-    assert "takes no tokens, so there is no length 9" in refused(tmp_path, tiny.vit(), "litert", length=9)
+    assert "takes no tokens, so there is no length 9" in refused(tmp_path, zoo.vit(), "litert", length=9)
 
 
 def test_wishes_that_cannot_be(pretend, classifier, tmp_path):
     assert "litert runs no generation" in refused(tmp_path, classifier, "litert", generate=True)
     assert "litert gets no 8-bit weights" in refused(tmp_path, classifier, "litert", int8=True)
     assert "BertForSequenceClassification does not generate" in refused(tmp_path, classifier, "onnx", generate=True)
-    assert "weights of torch.bfloat16" in refused(tmp_path, tiny.bert().bfloat16(), "onnx")
+    assert "weights of torch.bfloat16" in refused(tmp_path, zoo.bert().bfloat16(), "onnx")
     assert "tolerance nan is no number" in refused(tmp_path, classifier, "onnx", tolerance=float("nan"))
     with torch.device("meta"):
         assert "meta device" in refused(tmp_path, nn.Linear(2, 2), "onnx")

@@ -11,7 +11,7 @@ from secateur.pruning import default_weights
 from secateur.select import Element, Unit
 from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
 from secateur.torch.open import open_folder, open_module
-from tests.tiny_text import write_classifier, write_texts
+from tests.text_models import write_classifier, write_texts
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import secateur
 from secateur import runtime
 from secateur.kernels.native import load_native
-from tests.torch.models import Sentence
+from tests.zoo import Sentence
 
 HERE = Path(__file__).parent
 TOLERANCE = 2e-5

@@ -20,27 +20,27 @@ from safetensors.torch import save_file
 
 import secateur
 from secateur import runtime
-from tests.tiny_text import write_classifier
-from tests.torch import tiny
-from tests.torch.models import Sentence
+from tests import zoo
+from tests.text_models import write_classifier
+from tests.zoo import Sentence
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24}
 FOLDERS = {
     # name: (model, units that stay by axis, share of zeros or None)
-    "bert-uneven": (lambda: tiny.bert(**SMALL), {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(20)}, None),
-    "bert-stock": (lambda: tiny.bert(**SMALL), {"L0.ffn": range(8), "L1.ffn": range(4, 12)}, None),
-    "bert-zeros": (lambda: tiny.bert(**SMALL), {}, 0.8),
-    "llama-kv-zeros": (lambda: tiny.llama(**SMALL), {"L0.kv": [1, 3], "L1.ffn": range(16)}, 0.5),
-    "llama-width": (lambda: tiny.llama(**SMALL), {"hidden": range(8)}, None),
-    "gpt2-layers": (lambda: tiny.gpt2(n_embd=16, n_inner=24), {"layers": [0, 2], "L2.head": [1, 2]}, None),
+    "bert-uneven": (lambda: zoo.bert(**SMALL), {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(20)}, None),
+    "bert-stock": (lambda: zoo.bert(**SMALL), {"L0.ffn": range(8), "L1.ffn": range(4, 12)}, None),
+    "bert-zeros": (lambda: zoo.bert(**SMALL), {}, 0.8),
+    "llama-kv-zeros": (lambda: zoo.llama(**SMALL), {"L0.kv": [1, 3], "L1.ffn": range(16)}, 0.5),
+    "llama-width": (lambda: zoo.llama(**SMALL), {"hidden": range(8)}, None),
+    "gpt2-layers": (lambda: zoo.gpt2(n_embd=16, n_inner=24), {"layers": [0, 2], "L2.head": [1, 2]}, None),
     "t5-heads": (
-        lambda: tiny.t5(d_model=16, d_kv=4, d_ff=24, num_layers=2),
+        lambda: zoo.t5(d_model=16, d_kv=4, d_ff=24, num_layers=2),
         {"encoder.head": [0, 3], "decoder.L0.ffn": range(9)},
         None,
     ),
-    "vit-ffn": (lambda: tiny.vit(**SMALL), {"L0.ffn": range(10), "L1.head": [0, 1, 2]}, None),
+    "vit-ffn": (lambda: zoo.vit(**SMALL), {"L0.ffn": range(10), "L1.head": [0, 1, 2]}, None),
     "mixtral-experts": (
-        lambda: tiny.mixtral(hidden_size=16, intermediate_size=12),
+        lambda: zoo.mixtral(hidden_size=16, intermediate_size=12),
         {"L0.expert": [0, 1, 3], "L1.ffn": range(8)},
         None,
     ),
@@ -62,7 +62,7 @@ def numbers(place, model, batch):
 
 def pruned(model, keep, zeros):
     """A host with units and single weights removed, and the plan."""
-    example = tiny.inputs(model) if isinstance(model, transformers.PreTrainedModel) else None
+    example = zoo.inputs(model) if isinstance(model, transformers.PreTrainedModel) else None
     host = secateur.open(model, example)
     units = secateur.Plan({name: np.array(list(kept)) for name, kept in keep.items()}).check(host.layout)
     plan = units
@@ -80,7 +80,7 @@ def folders(home):
         place.mkdir(parents=True)
         host, plan = pruned(make(), keep, zeros)
         host.save(place / "model", plan)
-        numbers(place, host.model, tiny.inputs(host.model))
+        numbers(place, host.model, zoo.inputs(host.model))
 
 
 def plain(home):
@@ -99,8 +99,8 @@ def plain(home):
 
 def plans(home):
     """A plan with units, masks and mended weights, and its arrays as JSON."""
-    host = secateur.open(tiny.llama(**SMALL))
-    batches = [tiny.inputs(host.model, seed) for seed in range(4)]
+    host = secateur.open(zoo.llama(**SMALL))
+    batches = [zoo.inputs(host.model, seed) for seed in range(4)]
     pattern = secateur.NM(keep=2, of=4)
     weights = secateur.prune(host, pattern=pattern, data=batches, repair=secateur.repair.sparsegpt)
     units = secateur.prune(host, secateur.criteria.magnitude, secateur.Unit("ffn"), 0.5)
@@ -119,10 +119,10 @@ def plans(home):
 def compiled(home):
     """Models for secateur's own kernels: a chain of layers, blocks of a decoder, N:M in int8, blocks."""
     shapes = {
-        "bert-chain": (tiny.bert, {}, {}),
-        "bert-uneven": (tiny.bert, {"L0.ffn": range(32), "L1.head": [0, 2]}, {}),
-        "llama-steps": (tiny.llama, {}, {"value": "int8", "tokens": 4}),
-        "bert-blocks": (tiny.bert, {}, {"value": "float16", "tokens": 8}),
+        "bert-chain": (zoo.bert, {}, {}),
+        "bert-uneven": (zoo.bert, {"L0.ffn": range(32), "L1.head": [0, 2]}, {}),
+        "llama-steps": (zoo.llama, {}, {"value": "int8", "tokens": 4}),
+        "bert-blocks": (zoo.bert, {}, {"value": "float16", "tokens": 8}),
     }
     for name, (make, keep, options) in shapes.items():
         host = secateur.open(make(num_hidden_layers=2))
@@ -131,7 +131,7 @@ def compiled(home):
         share = None if name == "llama-steps" else 0.8
         host.apply(secateur.prune(host, secateur.criteria.magnitude, pattern, share))
         host.resize(secateur.Plan({axis: np.array(list(kept)) for axis, kept in keep.items()}))
-        batch = tiny.inputs(host.model)
+        batch = zoo.inputs(host.model)
         fast = runtime.compile(host.model, measure=False, example=batch, **options)
         place = home / "compiled" / name
         place.mkdir(parents=True)
@@ -145,9 +145,7 @@ def artefacts(home, targets):
     from secateur.deploy.onnx_graph import sparse
 
     pack = sparse.pack_worthy  # without timing: a tiny layer is as fast dense
-    sparse.pack_worthy = lambda weight, tokens, value, activations, measure: pack(
-        weight, tokens, value, activations, measure=False
-    )
+    sparse.pack_worthy = lambda *arguments, measure: pack(*arguments, measure=False)
 
     work = home / "work"
     host = secateur.open(write_classifier(work))
@@ -155,7 +153,7 @@ def artefacts(home, targets):
     host.resize(secateur.Plan({first.name: np.arange(20), second.name: np.arange(48)}))
     host.apply(secateur.prune(host, secateur.criteria.magnitude, secateur.Element(), 0.8))
     host.save(work / "small")
-    llama = tiny.llama(**SMALL)
+    llama = zoo.llama(**SMALL)
     wishes = {
         "onnx": (work / "small", "onnx", {}),
         "onnx-int8": (work / "small", "onnx", {"int8": True}),

@@ -17,11 +17,11 @@ from secateur.select import NM, Block, Element, Unit
 from ..fake import FakeHost
 
 torch = pytest.importorskip("torch")
-from ..torch import tiny
+from tests import zoo
 
 
 def batches(model, count=3):
-    found = [tiny.inputs(model, seed) for seed in range(count)]
+    found = [zoo.inputs(model, seed) for seed in range(count)]
     for batch in found:
         batch["attention_mask"][0, 5:] = 0
     return found
@@ -38,9 +38,9 @@ def inputs_of(model, path, data):
     return torch.cat([x[b["attention_mask"].bool()] for x, b in zip(seen, data, strict=True)]).double()
 
 
-@pytest.mark.parametrize(("make", "stack"), [(tiny.llama, "model.layers"), (tiny.gpt2, "transformer.h")])
+@pytest.mark.parametrize(("make", "stack"), [(zoo.llama, "model.layers"), (zoo.gpt2, "transformer.h")])
 def test_each_weight_is_repaired_on_its_own_inputs(make, stack):
-    model = make(num_hidden_layers=2) if make is tiny.llama else make(n_layer=2)
+    model = make(num_hidden_layers=2) if make is zoo.llama else make(n_layer=2)
     host, data = secateur.open(model), batches(model)
     plan = secateur.prune(host, repair=repair.sparsegpt, pattern=NM(2, 4), data=data)
     names = default_weights(host.layout)
@@ -59,7 +59,7 @@ def test_each_weight_is_repaired_on_its_own_inputs(make, stack):
 
 
 def test_the_damping_that_a_method_is_given_counts():
-    model = tiny.llama(num_hidden_layers=1)
+    model = zoo.llama(num_hidden_layers=1)
     host, data = secateur.open(model), batches(model)
     name = "model.layers.0.mlp.down_proj.weight"
     stats = host.collect(["gram"], data, weights=[name])
@@ -77,7 +77,7 @@ def test_the_damping_that_a_method_is_given_counts():
 
 @pytest.mark.slow
 def test_linears_that_read_the_same_tensor_share_one_gram():
-    model = tiny.llama(num_hidden_layers=2)
+    model = zoo.llama(num_hidden_layers=2)
     host, data = secateur.open(model), batches(model)
     names = default_weights(host.layout)
     stats = host.collect(["gram"], data, weights=names)
@@ -94,7 +94,7 @@ def test_linears_that_read_the_same_tensor_share_one_gram():
 
 @pytest.mark.slow
 def test_apply_hold_resize_save_and_load(tmp_path):
-    model = tiny.bert(num_hidden_layers=2)
+    model = zoo.bert(num_hidden_layers=2)
     host, data = secateur.open(model), batches(model)
     dense = host.outputs(data[0])
     plan = secateur.prune(host, repair=repair.best, pattern=Element(), budget=0.5, data=data)
@@ -133,7 +133,7 @@ def test_apply_hold_resize_save_and_load(tmp_path):
 
 
 def test_weights_that_are_mended_replace_those_that_were_only_masked():
-    host = secateur.open(tiny.llama(num_hidden_layers=1))
+    host = secateur.open(zoo.llama(num_hidden_layers=1))
     data, name = batches(host.model), "model.layers.0.mlp.up_proj.weight"
     first = secateur.prune(host, criteria.magnitude, NM(2, 4))
     mended = secateur.prune(host, criteria.magnitude, NM(2, 4), data=data, repair=repair.least_squares)

@@ -6,8 +6,7 @@ import torch
 from secateur import runtime
 from secateur.kernels.native import load_native
 from secateur.runtime.layers import attention as module
-
-from ..torch import tiny
+from tests import zoo
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 
@@ -55,48 +54,31 @@ def test_bad_calls():
         attention(q, q, q, torch.zeros(1, 1, 4, 4, dtype=torch.int64), 1.0)
 
 
-def pruned(model):
-    torch.manual_seed(0)
-    for one in model.modules():
-        if isinstance(one, torch.nn.Linear):
-            one.weight.data *= torch.rand_like(one.weight) < 0.2
-    return model
-
-
-def calls(monkeypatch):
-    """Counts how often the kernels attend."""
-    from secateur.runtime.layers import operators
-
-    count, real = [], operators._KERNELS[operators.attention]
-    monkeypatch.setitem(operators._KERNELS, operators.attention, lambda *a: count.append(1) or real(*a))
-    return count
-
-
-def test_a_compiled_encoder(monkeypatch, tmp_path):
-    model = pruned(tiny.bert(num_hidden_layers=2))
+def test_a_compiled_encoder(calls, tmp_path):
+    model = zoo.pruned(zoo.bert(num_hidden_layers=2))
     fast = runtime.compile(model, tokens=32, measure=False)
     assert model.config._attn_implementation == "sdpa"
     assert fast.config._attn_implementation == module.NAME
     ids = torch.randint(4, 50, (3, 16))
     mask = torch.ones_like(ids)
     mask[1, 9:] = 0
-    count = calls(monkeypatch)
+    calls.clear()
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=mask)[0]
         torch.testing.assert_close(fast(input_ids=ids, attention_mask=mask)[0], expected, rtol=1e-4, atol=1e-5)
-        assert len(count) == 2
+        assert calls["attention"] == 2
         torch.testing.assert_close(fast(ids[:, :5])[0], model(ids[:, :5])[0], rtol=1e-4, atol=1e-5)
-        assert len(count) == 4
+        assert calls["attention"] == 4
         runtime.save(fast, tmp_path / "fast")
         again = runtime.load(tmp_path / "fast")
         torch.testing.assert_close(again(input_ids=ids, attention_mask=mask)[0], expected, rtol=1e-4, atol=1e-5)
-    assert len(count) == 6
+    assert calls["attention"] == 6
 
 
-def test_a_causal_decoder_attends_as_before(monkeypatch):
-    model = pruned(tiny.llama(num_hidden_layers=2))
+def test_a_causal_decoder_attends_as_before(calls):
+    model = zoo.pruned(zoo.llama(num_hidden_layers=2))
     fast = runtime.compile(model, tokens=32, measure=False)
-    count = calls(monkeypatch)
+    calls.clear()
     ids = torch.randint(4, 50, (1, 16))
     with torch.inference_mode():
         torch.testing.assert_close(fast(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-5)
@@ -108,7 +90,7 @@ def test_a_causal_decoder_attends_as_before(monkeypatch):
         a, b = (m.generate(ids[:1, :9], max_new_tokens=5, do_sample=False) for m in (fast, model))
     assert a.tolist() == b.tolist()
     # Where a mask says which keys are seen, and for the tokens that are added one by one, all but the first.
-    assert len(count) == 2 + 2 * 4
+    assert calls["attention"] == 2 + 2 * 4
 
 
 @pytest.mark.parametrize(

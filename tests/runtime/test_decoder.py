@@ -3,7 +3,7 @@
 import copy
 import json
 import pickle
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,6 +21,7 @@ from secateur.kernels.steps import ATTENTION, ROTARY
 from secateur.runtime import saving
 from secateur.runtime.compile_model import STEPPED
 from secateur.runtime.run import decoder_step, install_decoder_step
+from tests import zoo
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
 
@@ -37,18 +38,9 @@ SIZES = {
 }
 
 
-def decoder(name, seed=0, **more):
-    torch.manual_seed(seed)
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, **more})
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    for path, module in model.named_modules():
-        if type(module) is nn.Linear:
-            nn.init.normal_(module.weight, std=0.2)
-            if path != "lm_head":
-                module.weight.data.mul_(torch.rand(module.weight.shape) < 0.3)
-        if hasattr(module, "variance_epsilon"):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-    return model
+def decoder(name, **more):
+    model = zoo.random_model(f"{name}ForCausalLM", {**SIZES, **more})
+    return zoo.pruned(model, 0.3, only=lambda m: zoo.is_linear(m) and m is not model.lm_head)
 
 
 MODELS = {
@@ -320,13 +312,8 @@ def test_several_threads_at_once():
     model = decoder("Llama")
     fast = compiled(model)
     expected = generated(model, prompt()).sequences
-    got = []
-    threads = [threading.Thread(target=lambda: got.append(generated(fast, prompt()).sequences)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(got) == 8
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda _: generated(fast, prompt()).sequences, range(8)))
     assert all(torch.equal(one, expected) for one in got)
 
 

@@ -9,6 +9,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 from secateur.kernels import native
 from secateur.kernels import packing as packed
 from secateur.runtime import onnx_library
+from tests.deploy.onnx_graph.programs import session
+from tests.kernels.weights import blocked, sparse
 
 pytestmark = pytest.mark.skipif(native.load_native() is None, reason="needs the compiled kernels")
 
@@ -31,20 +33,6 @@ def program(blob, bias=None, activation=None, constant=True, features=None):
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
 
 
-def session(model, threads=1):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(onnx_library())
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def sparse(rows, cols, density=0.2, block=1, seed=0):
-    rng = np.random.default_rng(seed)
-    mask = np.repeat(rng.random((-(-rows // block), cols)) < density, block, 0)[:rows]
-    return (rng.standard_normal((rows, cols)) * mask).astype(np.float32)
-
-
 FORMATS = [
     ({"format": "tiled"}, 1),
     ({"format": "tiled", "value": "bfloat16", "tile": 64}, 1),
@@ -57,7 +45,7 @@ FORMATS = [
 @pytest.mark.parametrize(("packing", "block"), FORMATS)
 @pytest.mark.parametrize("shape", [(70,), (1, 70), (5, 70), (2, 33, 70), (0, 70)])
 def test_same_as_the_kernels_from_python(packing, block, shape):
-    blob = packed.pack(sparse(50, 70, block=block), **packing)
+    blob = packed.pack(blocked(50, 70, 0.2, block), **packing)
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     bias = np.linspace(-1, 1, 50, dtype=np.float32)
     (y,) = session(program(blob, bias)).run(None, {"x": x})
@@ -68,14 +56,14 @@ def test_same_as_the_kernels_from_python(packing, block, shape):
 
 @pytest.mark.parametrize("activation", range(len(packed.ACTIVATIONS)))
 def test_activations_without_bias(activation):
-    blob = packed.pack(sparse(24, 40))
+    blob = packed.pack(sparse(24, 40, 0.2))
     x = np.random.default_rng(2).standard_normal((7, 40)).astype(np.float32)
     (y,) = session(program(blob, activation=activation)).run(None, {"x": x})
     assert np.array_equal(y, packed.linear(blob, x, activation=packed.ACTIVATIONS[activation]))
 
 
 def test_the_threads_of_a_session_change_nothing():
-    blob = packed.pack(sparse(600, 300), tile=32)
+    blob = packed.pack(sparse(600, 300, 0.2), tile=32)
     x = np.random.default_rng(3).standard_normal((150, 300)).astype(np.float32)
     one, four = (session(program(blob), threads).run(None, {"x": x})[0] for threads in (1, 4))
     assert np.array_equal(one, four)
@@ -83,7 +71,7 @@ def test_the_threads_of_a_session_change_nothing():
 
 
 def test_not_a_number_spreads_as_in_a_dense_product():
-    blob = packed.pack(sparse(8, 16, density=0.5))
+    blob = packed.pack(sparse(8, 16, 0.5))
     x = np.ones((2, 16), np.float32)
     x[1, 3] = np.inf
     (y,) = session(program(blob)).run(None, {"x": x})
@@ -93,7 +81,7 @@ def test_not_a_number_spreads_as_in_a_dense_product():
 
 
 def test_what_is_wrong_is_told():
-    blob = packed.pack(sparse(8, 16))
+    blob = packed.pack(sparse(8, 16, 0.2))
     damaged = blob.copy()
     damaged[len(damaged) // 2 :] = 255
     for model, words in [
@@ -137,7 +125,7 @@ def run(operator, inputs, **attributes):
 @pytest.mark.parametrize("packing", [{"format": "tiled"}, {"format": "block", "block": 4}, {"format": "bitmask"}])
 def test_residual_and_norm(norm, packing):
     rng = np.random.default_rng(4)
-    blob = packed.pack(sparse(48, 30, block=4), **packing)
+    blob = packed.pack(blocked(48, 30, 0.2, 4), **packing)
     x, residual = (rng.standard_normal((2, 37, n)).astype(np.float32) for n in (30, 48))
     bias, scale, shift = (rng.standard_normal(48).astype(np.float32) for _ in range(3))
     y = run("SparseLinear", [x, blob, bias, residual, scale, shift], activation=1, norm=norm, epsilon=1e-3)

@@ -11,14 +11,9 @@ import secateur
 from secateur import runtime
 from secateur.errors import ModelError, SecateurError
 from secateur.kernels.native import load_native
-from tests.torch import tiny
+from tests import zoo
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
 
 
 def compiled(model, keep):
@@ -31,26 +26,26 @@ def compiled(model, keep):
 @pytest.mark.parametrize(
     ("make", "keep"),
     [
-        (tiny.bert, {"L0.ffn": range(16), "L1.ffn": range(4, 24), "L0.head": [0, 2]}),
-        pytest.param(tiny.bert, {"layers": [1]}, marks=pytest.mark.slow),
-        pytest.param(tiny.gpt2, {"L0.ffn": range(16), "L1.head": [1, 2]}, marks=pytest.mark.slow),
-        (tiny.llama, {"L0.ffn": range(16), "L1.kv": [1]}),
+        (zoo.bert, {"L0.ffn": range(16), "L1.ffn": range(4, 24), "L0.head": [0, 2]}),
+        pytest.param(zoo.bert, {"layers": [1]}, marks=pytest.mark.slow),
+        pytest.param(zoo.gpt2, {"L0.ffn": range(16), "L1.head": [1, 2]}, marks=pytest.mark.slow),
+        (zoo.llama, {"L0.ffn": range(16), "L1.kv": [1]}),
     ],
 )
 def test_removed_units_are_removed_again(make, keep, tmp_path):
     fast = compiled(make(), {name: list(units) for name, units in keep.items()})
     runtime.save(fast, tmp_path / "fast")
     again = runtime.load(tmp_path / "fast")
-    assert torch.equal(tiny.logits(again), tiny.logits(fast))
+    assert torch.equal(zoo.logits(again), zoo.logits(fast))
     shapes = [{n: tuple(t.shape) for n, t in m.state_dict().items()} for m in (fast, again)]
     assert shapes[0] == shapes[1]
     runtime.save(again, tmp_path / "again")
-    assert torch.equal(tiny.logits(runtime.load(tmp_path / "again")), tiny.logits(fast))
+    assert torch.equal(zoo.logits(runtime.load(tmp_path / "again")), zoo.logits(fast))
 
 
 @pytest.fixture(scope="module")
 def fast():
-    return compiled(tiny.bert(num_hidden_layers=1), {})
+    return compiled(zoo.bert(num_hidden_layers=1), {})
 
 
 def test_an_output_is_not_overwritten_unasked(fast, tmp_path):

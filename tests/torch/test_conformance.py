@@ -7,8 +7,8 @@ from torch import nn
 import secateur
 from secateur.torch.files import saving
 from secateur.torch.host import TorchHost
+from tests import zoo
 from tests.conformance import Conformance
-from tests.torch import tiny
 
 HOSTS: dict[type, TorchHost] = {}
 
@@ -38,7 +38,7 @@ class TorchConformance(Conformance):
         generator = torch.Generator().manual_seed(0)
         found = []
         for size in self.sizes:
-            ids = torch.randint(3, tiny.VOCAB, (size, self.length), generator=generator)
+            ids = torch.randint(3, zoo.VOCAB, (size, self.length), generator=generator)
             mask = torch.ones_like(ids)
             mask[0, slice(0, 2) if self.pad_side == "left" else slice(5, None)] = 0
             found.append({"input_ids": ids, "attention_mask": mask, "labels": self.labels(generator, size)})
@@ -115,17 +115,17 @@ class TorchConformance(Conformance):
 
 class TestBert(TorchConformance):
     def model(self):
-        return tiny.bert(num_hidden_layers=2)
+        return zoo.bert(num_hidden_layers=2)
 
 
 class TestLlama(TorchConformance):
     pad_side = "left"
 
     def model(self):
-        return tiny.llama(num_hidden_layers=2)
+        return zoo.llama(num_hidden_layers=2)
 
     def labels(self, generator, size):
-        labels = torch.randint(3, tiny.VOCAB, (size, self.length), generator=generator)
+        labels = torch.randint(3, zoo.VOCAB, (size, self.length), generator=generator)
         labels[:, 0] = labels[0, :3] = -100  # what a padding position would predict
         return labels
 
@@ -138,7 +138,7 @@ class TestLlama(TorchConformance):
 
 class TestViT(TorchConformance):
     def model(self):
-        return tiny.vit(num_hidden_layers=2)
+        return zoo.vit(num_hidden_layers=2)
 
     def batches(self):
         generator = torch.Generator().manual_seed(0)

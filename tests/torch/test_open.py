@@ -12,23 +12,23 @@ from secateur import Element, Plan, criteria
 from secateur.cost import parameters, unit_parameters
 from secateur.errors import ModelError
 from secateur.torch.files import saving
-from tests.torch import tiny
+from tests import zoo
 
 NAMES = ["bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.0.output.dense"]
 
 
 def test_masks_of_torch_become_the_plan(tmp_path):
-    model = tiny.bert(num_hidden_layers=1)
+    model = zoo.bert(num_hidden_layers=1)
     masks = {}
     for path in NAMES:
         torch_prune.l1_unstructured(model.get_submodule(path), "weight", amount=0.4)
         masks[f"{path}.weight"] = model.get_submodule(path).weight_mask.bool().numpy().copy()
-    before = tiny.logits(model)
+    before = zoo.logits(model)
     host = secateur.open(model)
     assert set(host.plan.masks) == set(masks)
     for name, mask in masks.items():
         np.testing.assert_array_equal(host.plan.masks[name], mask)
-    assert torch.equal(tiny.logits(model), before)
+    assert torch.equal(zoo.logits(model), before)
     assert not any(name.endswith(("_orig", "_mask")) for name in model.state_dict())
 
     plan = host.plan.merge(secateur.prune(host, criteria.magnitude, Element(), 0.6))
@@ -37,11 +37,11 @@ def test_masks_of_torch_become_the_plan(tmp_path):
         assert not plan.masks[name][~mask].any()
         assert int((host.read(name) == 0).sum()) == round(0.6 * mask.size)
     host.save(tmp_path / "out", plan)
-    assert torch.equal(tiny.logits(saving.load(tmp_path / "out")), tiny.logits(model))
+    assert torch.equal(zoo.logits(saving.load(tmp_path / "out")), zoo.logits(model))
 
 
 def test_zeros_become_the_plan_and_are_held_through_resize():
-    model = tiny.bert(num_hidden_layers=1)
+    model = zoo.bert(num_hidden_layers=1)
     host = secateur.open(model)
     assert host.plan is None
     plan = secateur.prune(host, criteria.magnitude, Element(), 0.6)
@@ -66,7 +66,7 @@ def test_zeros_become_the_plan_and_are_held_through_resize():
 
 
 def test_a_few_zeros_are_no_pruning():
-    model = tiny.bert(num_hidden_layers=1)
+    model = zoo.bert(num_hidden_layers=1)
     weight = model.get_submodule(NAMES[0]).weight  # 48 x 32
     weight.data.view(-1)[:15] = 0
     assert secateur.open(model).plan is None
@@ -75,7 +75,7 @@ def test_a_few_zeros_are_no_pruning():
 
 
 def test_a_mask_that_nothing_applies():
-    model = tiny.bert(num_hidden_layers=1)
+    model = zoo.bert(num_hidden_layers=1)
     linear = model.get_submodule(NAMES[0])
     torch_prune.l1_unstructured(linear, "weight", amount=0.4)
     linear._forward_pre_hooks.clear()
@@ -84,11 +84,11 @@ def test_a_mask_that_nothing_applies():
 
 
 def test_folders_and_names(tmp_path):
-    model = tiny.bert(num_hidden_layers=1)
+    model = zoo.bert(num_hidden_layers=1)
     model.save_pretrained(tmp_path / "model")
     for source in (tmp_path / "model", str(tmp_path / "model")):
         host = secateur.open(source)
-        assert torch.equal(tiny.logits(host.model), tiny.logits(model))
+        assert torch.equal(zoo.logits(host.model), zoo.logits(model))
     for source, message in (
         (tmp_path / "absent", "does not exist; pass a model folder"),
         ("no-such-org/no-such-model", "no model of that name could be loaded"),
@@ -111,7 +111,7 @@ def test_pickled_weights_of_a_hub_id_stay_closed(tmp_path, monkeypatch, config):
 
     from secateur.torch.open import load_model
 
-    model, cache = tiny.bert(num_hidden_layers=1), tmp_path / "models--org--pick"
+    model, cache = zoo.bert(num_hidden_layers=1), tmp_path / "models--org--pick"
     snapshot = cache / "snapshots" / "abc"
     (cache / "refs").mkdir(parents=True)
     (cache / "refs" / "main").write_text("abc")
@@ -127,7 +127,7 @@ def test_pickled_weights_of_a_hub_id_stay_closed(tmp_path, monkeypatch, config):
         load_model("org/pick", cache_dir=tmp_path)
     model.save_pretrained(snapshot)
     if not config:
-        assert torch.equal(tiny.logits(load_model("org/pick", cache_dir=tmp_path)), tiny.logits(model))
+        assert torch.equal(zoo.logits(load_model("org/pick", cache_dir=tmp_path)), zoo.logits(model))
 
 
 def test_buffers_are_no_parameters():
@@ -139,5 +139,5 @@ def test_buffers_are_no_parameters():
     assert unit_parameters(host.layout, axis) == 8 + 1 + 2 + 2
     host.resize(Plan(keep={axis: np.arange(4)}))
     assert parameters(host.layout).total == sum(p.numel() for p in net.parameters()) == 54
-    llama = tiny.llama(num_hidden_layers=1)
+    llama = zoo.llama(num_hidden_layers=1)
     assert parameters(secateur.open(llama).layout).total == sum(p.numel() for p in llama.parameters())

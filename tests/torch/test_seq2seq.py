@@ -7,7 +7,7 @@ import transformers
 import secateur
 from secateur import Element, Unit, criteria
 from secateur.torch.base.batches import run, with_decoder_inputs
-from tests.torch import tiny
+from tests import zoo
 
 SIZES = {"vocab_size": 50, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48,
          "decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
@@ -15,7 +15,7 @@ SIZES = {"vocab_size": 50, "d_model": 32, "encoder_layers": 1, "decoder_layers":
 
 
 def t5():
-    return tiny.t5(num_layers=1, num_decoder_layers=1)
+    return zoo.t5(num_layers=1, num_decoder_layers=1)
 
 
 def bart(kind="ConditionalGeneration"):
@@ -47,7 +47,7 @@ def test_outputs_are_those_that_the_model_gives_with_labels(make):
 def test_a_classifier_makes_its_decoder_inputs_itself():
     batch = {**labelled(), "labels": torch.tensor([0, 1])}
     assert with_decoder_inputs(bart("SequenceClassification"), batch) is batch
-    assert with_decoder_inputs(tiny.llama(), labelled()).keys() == labelled().keys()
+    assert with_decoder_inputs(zoo.llama(), labelled()).keys() == labelled().keys()
 
 
 def test_every_need_is_collected_and_plans_are_verified():

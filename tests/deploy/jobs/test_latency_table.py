@@ -55,8 +55,7 @@ def test_a_table_from_ratios(classifier):
 
 
 @pytest.mark.slow
-def test_a_table_is_measured_once(classifier, tmp_path, monkeypatch):
-    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+def test_a_table_is_measured_once(classifier, monkeypatch):
     host = secateur.open(classifier)
     found = secateur.deploy.latency_table(host, "torch", batch=2, length=9, points=2, turns=1)
     assert found.dense_ms > 0

@@ -17,9 +17,8 @@ from secateur.deploy.onnx_graph.chains import fuse_chains
 from secateur.deploy.onnx_graph.graph import OnnxGraph
 from secateur.kernels.native import load_native, onnx_library
 from secateur.kernels.packing import pack
-from tests.deploy.onnx_graph.test_sparse import measured, pruned  # noqa: F401
-from tests.runtime.test_onnx_library import session
-from tests.torch import tiny
+from tests import zoo
+from tests.deploy.onnx_graph.programs import session
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 FLOAT = onnx.TensorProto.FLOAT
@@ -142,8 +141,8 @@ def test_other_formats_stay_outside(other, expected):
 
 
 @pytest.mark.slow
-def test_norms_before_the_layers(measured, tmp_path):  # noqa: F811
-    export(pruned(tiny.vit()), "onnx", tmp_path / "out", sparse=True, tolerance=1e-5)
+def test_norms_before_the_layers(measured, tmp_path):
+    export(zoo.pruned(zoo.vit()), "onnx", tmp_path / "out", sparse=True, tolerance=1e-5)
     info = json.loads((tmp_path / "out" / "artefact.json").read_text())["sparse"]
     assert info["chains"] == 1
     (file,) = (tmp_path / "out").glob("*.onnx")

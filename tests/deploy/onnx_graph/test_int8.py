@@ -14,10 +14,10 @@ pytest.importorskip("onnxruntime")
 import secateur
 from secateur.deploy import export, generator, runner
 from secateur.deploy.jobs import generation
-from secateur.deploy.onnx_graph import int8, sparse
+from secateur.deploy.onnx_graph import int8
 from secateur.deploy.target import DeployError
 from secateur.kernels.native import load_native
-from tests.torch import tiny
+from tests import zoo
 
 WORDS, WIDTH = 60, 32
 
@@ -91,10 +91,8 @@ def test_eight_bits_from_elsewhere_that_overflow_here_are_said(flags, levels, wa
 
 @pytest.mark.slow
 @pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
-def test_generation_of_a_sparse_decoder_with_eight_bits_for_the_rest(tmp_path, monkeypatch):
-    pack = sparse.pack_worthy
-    monkeypatch.setattr(sparse, "pack_worthy", lambda *arguments, measure: pack(*arguments, measure=False))
-    model = tiny.llama(num_hidden_layers=1)
+def test_generation_of_a_sparse_decoder_with_eight_bits_for_the_rest(measured, tmp_path):
+    model = zoo.llama(num_hidden_layers=1)
     secateur.open(model).apply(
         secateur.prune(secateur.open(model), secateur.criteria.magnitude, secateur.Block(8, 1), 0.5)
     )

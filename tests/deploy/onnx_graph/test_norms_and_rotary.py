@@ -10,7 +10,7 @@ pytest.importorskip("onnxruntime")
 
 from secateur.deploy.onnx_graph.graph import attributes
 from secateur.kernels.native import load_native
-from tests.deploy.onnx_graph.test_sparse import measured, weight, written  # noqa: F401
+from tests.deploy.onnx_graph.programs import weight, written
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 
@@ -44,7 +44,7 @@ def rms(square="x", power="two", last=("s", "n")):
         ([("Abs", ["x"], ["o"], {}), *rms(square="o")], [-1], np.linspace(0.5, 2, 32), 0),
     ],
 )
-def test_norms(measured, tmp_path, nodes, axes, scale, expected):  # noqa: F811
+def test_norms(measured, tmp_path, nodes, axes, scale, expected):
     constants = {"two": 2.0, "three": 3.0, "eps": 5.0, "s": scale, "w": weight(32, 48)}
     found = written(tmp_path, nodes, constants, ("y", "z"), whole={"axes": axes})
     assert found.count("Norm") == expected
@@ -81,7 +81,7 @@ def rotary(first="zero half", second="half end", turned=("u", "a"), cos="c"):
         (rotary(cos="c4"), 0),
     ],
 )
-def test_rotary_positions(measured, tmp_path, nodes, expected):  # noqa: F811
+def test_rotary_positions(measured, tmp_path, nodes, expected):
     whole = {"heads": [1], "zero": [0], "quarter": [4], "half": [8], "end": [2**40], "last": [3]}
     shapes = {"c": [2, 1, "n", 16], "s": [2, 1, "n", 16], "c4": [2, 3, "n", 16]}
     found = written(tmp_path, nodes, {"w": weight(16, 24)}, ("y", "z"), whole, shapes, (2, 3, 5, 16))
@@ -99,7 +99,7 @@ def repeated(name, axis):
 
 
 @pytest.mark.parametrize(("axis", "kv_heads"), [("two", 2), ("one", 4)])
-def test_attention_over_a_cache(measured, tmp_path, axis, kv_heads):  # noqa: F811
+def test_attention_over_a_cache(measured, tmp_path, axis, kv_heads):
     nodes = [
         ("Slice", ["x", "zero", "two", "one"], ["k"], {}),
         ("Slice", ["x", "two", "end", "one"], ["v"], {}),
@@ -149,7 +149,7 @@ GATED = [
         ([GATED[3], ("Mul", ["u1", "f"], ["y"], {})], ("y",), ["SparseLinear", "Mul"]),
     ],
 )
-def test_gates(measured, tmp_path, nodes, outputs, expected):  # noqa: F811
+def test_gates(measured, tmp_path, nodes, outputs, expected):
     constants = {name: weight(32, 32) * (0.2 + 0.1 * i) for i, name in enumerate("gud")} | {"f": np.linspace(-1, 1, 32)}
     shapes = ["g1", "g3", "u1", "h"]
     assert written(tmp_path, nodes, constants, outputs, shapes=shapes) == expected

@@ -15,37 +15,18 @@ import secateur
 from secateur.deploy import export, runner, target
 from secateur.deploy.onnx_graph import sparse
 from secateur.deploy.onnx_graph.graph import attributes
-from secateur.deploy.target import DeployError, Written
+from secateur.deploy.target import DeployError
 from secateur.kernels.native import load_native, onnx_library
 from secateur.kernels.packing import describe
-from tests.torch import tiny
+from tests import zoo
+from tests.deploy.onnx_graph.programs import weight, written
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 
 
-def pruned(model, share=0.8):
-    """A copy whose linear layers have so many zeros at random."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.weight.data *= torch.rand_like(module.weight) >= share
-            if module.bias is not None:
-                module.bias.data.normal_()  # a bias of zeros is left out by the exporter
-    return model
-
-
-@pytest.fixture
-def measured(monkeypatch):
-    """Every sparse layer counts as faster, so that tests depend on no clock."""
-    monkeypatch.setattr(sparse, "pack_worthy", lambda *arguments, measure: pack(*arguments, measure=False))
-
-
-pack = sparse.pack_worthy
-
-
 @pytest.mark.slow
 def test_a_pruned_classifier(measured, classifier, rows, tmp_path):
-    model = pruned(secateur.load(classifier))
+    model = zoo.pruned(zoo.noisy(secateur.load(classifier)))  # the exporter leaves out a bias of zeros
     model.save_pretrained(tmp_path / "pruned")
     for file in classifier.glob("tokenizer*"):
         (tmp_path / "pruned" / file.name).write_bytes(file.read_bytes())
@@ -76,7 +57,7 @@ def test_weights_lie_aligned_in_a_smaller_file(measured, tmp_path):
 
 @pytest.mark.slow
 def test_generation_of_a_pruned_decoder(measured, tmp_path):
-    made = export(pruned(tiny.llama(num_hidden_layers=2)), "onnx", tmp_path / "out", generate=True, sparse=True)
+    made = export(zoo.pruned(zoo.llama(num_hidden_layers=2)), "onnx", tmp_path / "out", generate=True, sparse=True)
     assert made.generation["equal"]
     (file,) = (tmp_path / "out").glob("*.onnx")
     nodes = onnx.load(file).graph.node
@@ -85,45 +66,6 @@ def test_generation_of_a_pruned_decoder(measured, tmp_path):
     info = json.loads((tmp_path / "out" / "artefact.json").read_text())["sparse"]
     assert (info["norms"], info["rotary"], info["attentions"]) == (5, 4, 2)
     assert not {"Softmax", "Sigmoid", "Sqrt", "Slice"} & {node.op_type for node in nodes}
-
-
-def written(tmp_path, nodes, constants, outputs=("y",), whole=None, shapes=(), x=(6, 32), mask=False):
-    """The operators of a program of those nodes, after it gave the same in ONNX Runtime as it is and rewritten.
-
-    x: shape of the input. whole: constants of whole numbers. shapes: what the program notes of its values (those of x,
-    or by name). mask: whether there is a second input mx (batch, 1, tokens, tokens).
-    """
-    info = onnx.helper.make_tensor_value_info
-    symbolic = ["n" if i == len(x) - 2 else n for i, n in enumerate(x)]
-    shapes = shapes if isinstance(shapes, dict) else dict.fromkeys(shapes, symbolic)
-    more = [info("mx", onnx.TensorProto.FLOAT, [x[0], 1, "n", "n"])] if mask else []
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node(op, i, o, **more) for op, i, o, more in nodes],
-        "g",
-        [info("x", onnx.TensorProto.FLOAT, symbolic), *more],
-        [info(name, onnx.TensorProto.FLOAT, None) for name in outputs],
-        [onnx.numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()]
-        + [onnx.numpy_helper.from_array(np.asarray(v, np.int64), k) for k, v in (whole or {}).items()],
-        value_info=[info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes.items()],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    onnx.save(model, tmp_path / "dense.onnx")
-    onnx.save(model, tmp_path / "model.onnx")
-    sparse.rewrite({"model": Written(["model.onnx"], list(outputs))}, tmp_path, tokens=8, value="float32")
-    rng = np.random.default_rng(0)
-    feed = {"x": rng.standard_normal(x).astype(np.float32)}
-    if mask:
-        feed["mx"] = rng.standard_normal((x[0], 1, x[1], x[1])).astype(np.float32)
-    before = runner.load_onnx(tmp_path, {"files": ["dense.onnx"]}, 1)(feed)
-    after = runner.load_onnx(tmp_path, {"files": ["model.onnx"]}, 1, onnx_library())(feed)
-    for name in outputs:
-        np.testing.assert_allclose(after[name], before[name], rtol=1e-5, atol=1e-5)
-    return [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
-
-
-def weight(*shape):
-    rng = np.random.default_rng(1)
-    return rng.standard_normal(shape) * (rng.random(shape) < 0.2)
 
 
 BIAS = np.linspace(-1, 1, 48)
@@ -258,8 +200,7 @@ def test_attention(measured, tmp_path, mask, where, scale, expected):
 @pytest.mark.slow
 def test_activations_are_rounded_when_asked(measured, tmp_path):
     torch.manual_seed(0)
-    net, x = nn.Linear(64, 64).eval(), {"input": torch.randn(40, 64)}
-    net.weight.data *= (torch.rand(64, 16) < 0.3).repeat_interleave(4, 1)
+    net, x = zoo.linear(64, 64, "1x4", 0.3), {"input": torch.randn(40, 64)}
     export(net, "onnx", tmp_path / "out", example=x, sparse=True, tokens=40, value="int8", activations="int8")
     info = json.loads((tmp_path / "out" / "artefact.json").read_text())
     assert info["sparse"]["activations"] == "int8"

@@ -19,15 +19,17 @@ from secateur.torch.base.manifest import changes_of
 from secateur.torch.files import saving
 from secateur.torch.files.zero_packing import BITS
 from secateur.torch.shrink.resize import resize
-from tests.torch import tiny
+from tests import zoo
+from tests.torch.exact import mask
+from tests.torch.layouts import layout_of
 from tests.torch.shrink.test_resize import UNEVEN
 
 UNIFORM_FFN = {f"L{i}.ffn": range(0, 48, 3) for i in range(3)}
 
 
 def shrunk(family, keep=None, **options):
-    model = getattr(tiny, family)(**options)
-    resize(model, tiny.layout_of(model), UNEVEN[family] if keep is None else keep)
+    model = zoo.build(family, **options)
+    resize(model, layout_of(model), UNEVEN[family] if keep is None else keep)
     return model
 
 
@@ -44,14 +46,14 @@ def test_different_sizes_per_layer_reload_exactly(family, tmp_path):
     assert not saved.stock
     assert "sizes differ by layer" in saved.reason
     loaded = type(model).from_pretrained(tmp_path / "a")
-    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))
     assert changes_of(loaded) == changes_of(model)
     loaded.save_pretrained(tmp_path / "b")
     again = type(model).from_pretrained(tmp_path / "b")
     for (name, a), (other, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other
         assert torch.equal(a, b)
-    assert torch.equal(tiny.logits(again), tiny.logits(model))
+    assert torch.equal(zoo.logits(again), zoo.logits(model))
     assert (load_file(tmp_path / "a/model.safetensors").keys()) == load_file(tmp_path / "b/model.safetensors").keys()
 
 
@@ -84,7 +86,7 @@ def test_sizes_that_the_config_can_say_make_a_stock_checkpoint(family, keep, num
     assert "transformers_weights" not in config
     loaded = type(model).from_pretrained(tmp_path / "a")
     assert not changes_of(loaded)
-    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))
 
 
 @pytest.mark.parametrize(
@@ -103,11 +105,11 @@ def test_uniform_is_refused_with_the_reason(family, keep, reason, tmp_path):
 
 
 def test_save_pretrained_alone_saves_what_a_host_resized(tmp_path):
-    host = secateur.open(tiny.bert(), tiny.inputs(tiny.bert()))
+    host = secateur.open(zoo.bert(), zoo.inputs(zoo.bert()))
     host.resize(Plan({"L0.ffn": np.arange(5), "L1.head": np.arange(2)}, {}, {"L0.ffn": 48, "L1.head": 4}))
     host.model.save_pretrained(tmp_path / "a")
     loaded = type(host.model).from_pretrained(tmp_path / "a")
-    assert torch.equal(tiny.logits(loaded), tiny.logits(host.model))
+    assert torch.equal(zoo.logits(loaded), zoo.logits(host.model))
 
 
 def test_a_reloaded_model_is_pruned_and_saved_again(tmp_path):
@@ -115,21 +117,21 @@ def test_a_reloaded_model_is_pruned_and_saved_again(tmp_path):
     saving.save(model, tmp_path / "a")
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     assert loaded.config.num_hidden_layers == 2
-    text = str(tiny.layout_of(tiny.bert(num_hidden_layers=2)))
+    text = str(layout_of(zoo.bert(num_hidden_layers=2)))
     text = "\n".join("  L1.ffn 10 ffn" if line.split()[:1] == ["L1.ffn"] else line for line in text.splitlines())
     resize(loaded, Layout.from_text(text), {"layers": [1], "L1.ffn": [1, 5], "L1.head": [2]})
     saving.save(loaded, tmp_path / "b")
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "b")
     assert len(again.bert.encoder.layer) == 1
     assert again.bert.encoder.layer[0].attention.self.layer_idx == 0
-    assert torch.equal(tiny.logits(again), tiny.logits(loaded))
+    assert torch.equal(zoo.logits(again), zoo.logits(loaded))
 
 
 def test_headless_and_headed_classes(tmp_path):
     model = shrunk("bert", {**UNEVEN["bert"], "layers": [0, 2]})
     saving.save(model, tmp_path / "task")
     base = transformers.AutoModel.from_pretrained(tmp_path / "task")
-    ids = tiny.inputs(model)
+    ids = zoo.inputs(model)
     with torch.no_grad():
         expected = model.bert(**ids).last_hidden_state
         assert torch.equal(base(**ids).last_hidden_state, expected)
@@ -144,7 +146,7 @@ def test_headless_and_headed_classes(tmp_path):
     saving.save(llama, tmp_path / "llama")
     base = transformers.AutoModel.from_pretrained(tmp_path / "llama")
     with torch.no_grad():
-        ids = tiny.inputs(llama)
+        ids = zoo.inputs(llama)
         assert torch.equal(base(**ids).last_hidden_state, llama.model(**ids).last_hidden_state)
 
 
@@ -153,7 +155,7 @@ def test_generation_after_reload_uses_its_cache(tmp_path):
         model = shrunk(family, {**UNEVEN[family], **more})
         saving.save(model, tmp_path / family)
         loaded = type(model).from_pretrained(tmp_path / family)
-        ids = tiny.inputs(model)["input_ids"]
+        ids = zoo.inputs(model)["input_ids"]
         options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
         cached = loaded.generate(ids, use_cache=True, **options)
         assert torch.equal(cached, loaded.generate(ids, use_cache=False, **options))
@@ -170,7 +172,7 @@ def test_dtype_device_map_and_casts(tmp_path):
     config = transformers.AutoConfig.from_pretrained(tmp_path / "a")
     for options in ({"device_map": "auto"}, {"config": config}, {"config": loaded.config}):
         other = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a", dtype=torch.float32, **options)
-        assert torch.equal(tiny.logits(other), tiny.logits(model))
+        assert torch.equal(zoo.logits(other), zoo.logits(model))
     other, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not any(report.values())
     assert loaded.half().dtype == torch.float16
@@ -184,7 +186,7 @@ def test_sharded_checkpoints(tmp_path):
     saving.save(model, tmp_path / "a", max_shard_size="40KB")
     assert len(list((tmp_path / "a").glob("model-*.safetensors"))) > 1
     loaded = type(model).from_pretrained(tmp_path / "a")
-    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))
 
 
 def sparse(model, fraction=0.8):
@@ -199,7 +201,7 @@ def sparse(model, fraction=0.8):
 @pytest.mark.parametrize("family", ["bert", "llama", "mixtral", "t5"])
 @pytest.mark.parametrize("sharded", [False, True])
 def test_packed_weights(family, sharded, tmp_path):
-    model = sparse(getattr(tiny, family)())
+    model = sparse(zoo.build(family))
     options = {"max_shard_size": "40KB"} if sharded else {}
     saved = saving.save(model, tmp_path / "a", pack=True, **options)
     assert saved.packed
@@ -211,10 +213,10 @@ def test_packed_weights(family, sharded, tmp_path):
     size = {f: sum(p.stat().st_size for p in (tmp_path / f).glob("*.safetensors")) for f in ("a", "dense")}
     assert size["a"] < 0.55 * size["dense"]
     loaded = type(model).from_pretrained(tmp_path / "a")
-    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))
     assert not hasattr(loaded.config, "quantization_config")
     loaded.save_pretrained(tmp_path / "b")
-    assert torch.equal(tiny.logits(type(model).from_pretrained(tmp_path / "b")), tiny.logits(model))
+    assert torch.equal(zoo.logits(type(model).from_pretrained(tmp_path / "b")), zoo.logits(model))
     half = type(model).from_pretrained(tmp_path / "a", dtype=torch.bfloat16)
     assert torch.equal(half.state_dict()[NAMES[family]], model.state_dict()[NAMES[family]].bfloat16())
 
@@ -228,8 +230,8 @@ NAMES = {
 
 
 def test_packed_and_shrunk_with_its_plan(tmp_path):
-    model = sparse(tiny.bert(intermediate_size=200))
-    layout = tiny.layout_of(model)
+    model = sparse(zoo.bert(intermediate_size=200))
+    layout = layout_of(model)
     keep = {"L0.ffn": np.arange(100), "L1.head": np.arange(2)}
     name = "bert.encoder.layer.2.output.dense.weight"
     plan = Plan(keep, {name: (model.state_dict()[name] != 0).numpy()}, {"L0.ffn": 200, "L1.head": 4})
@@ -237,7 +239,7 @@ def test_packed_and_shrunk_with_its_plan(tmp_path):
     saved = saving.save(model, tmp_path / "a", plan=plan)
     assert saved.packed
     loaded = saving.load(tmp_path / "a")
-    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))
     read = Plan.load(tmp_path / "a")
     assert read.keep["L1.head"].tolist() == [0, 1]
     assert (read.masks[name] == plan.masks[name]).all()
@@ -256,7 +258,7 @@ for folder in sys.argv[1:]:
 @pytest.mark.slow
 def test_without_secateur_the_folder_names_it(tmp_path):
     saving.save(shrunk("bert"), tmp_path / "shrunk")
-    saving.save(sparse(tiny.bert()), tmp_path / "packed", pack=True)
+    saving.save(sparse(zoo.bert()), tmp_path / "packed", pack=True)
     folders = [str(tmp_path / name) for name in ("shrunk", "packed")]
     done = subprocess.run([sys.executable, "-c", WITHOUT, *folders], capture_output=True, text=True)
     said = done.stdout.splitlines()
@@ -411,7 +413,7 @@ def test_saving_is_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="either uniform or pack"):
         saving.save(model, tmp_path / "b", uniform=True, pack=True)
     with pytest.raises(ModelError, match="meta device"):
-        saving.save(tiny.bert().to("meta"), tmp_path / "b")
+        saving.save(zoo.bert().to("meta"), tmp_path / "b")
 
 
 # -- plain PyTorch modules ------------------------------------------------------------------------------------------
@@ -485,21 +487,21 @@ def test_trainer_pipeline_and_lora(tmp_path):
     peft = pytest.importorskip("peft")
     saving.save(shrunk("bert"), tmp_path / "a")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
-    row = {k: v[0] for k, v in tiny.inputs(model).items()}
+    row = {k: v[0] for k, v in zoo.inputs(model).items()}
     rows = [{**row, "labels": torch.tensor(i % 2)} for i in range(8)]
     arguments = transformers.TrainingArguments(
         str(tmp_path / "t"), max_steps=3, save_steps=3, report_to=[], use_cpu=True, disable_tqdm=True
     )
     transformers.Trainer(model, arguments, train_dataset=rows).train()
     checkpoint = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "t/checkpoint-3")
-    assert torch.equal(tiny.logits(checkpoint), tiny.logits(model.eval()))
+    assert torch.equal(zoo.logits(checkpoint), zoo.logits(model.eval()))
     transformers.Trainer(checkpoint, arguments, train_dataset=rows).train(
         resume_from_checkpoint=str(tmp_path / "t/checkpoint-3")
     )
 
     base = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     lora = peft.get_peft_model(base, peft.LoraConfig(target_modules=["query", "dense"], r=2, task_type="SEQ_CLS"))
-    lora(**tiny.inputs(model), labels=torch.tensor([0, 1])).loss.backward()
+    lora(**zoo.inputs(model), labels=torch.tensor([0, 1])).loss.backward()
     with torch.no_grad():
         for name, tensor in lora.named_parameters():
             if "lora_B" in name:
@@ -507,11 +509,11 @@ def test_trainer_pipeline_and_lora(tmp_path):
     lora.eval().save_pretrained(tmp_path / "lora")
     fresh = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
     again = peft.PeftModel.from_pretrained(fresh, tmp_path / "lora").eval()
-    assert torch.equal(tiny.logits(again), tiny.logits(lora))
+    assert torch.equal(zoo.logits(again), zoo.logits(lora))
     merged = again.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
-    assert torch.equal(tiny.logits(loaded), tiny.logits(merged))
+    assert torch.equal(zoo.logits(loaded), zoo.logits(merged))
 
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]))
@@ -530,17 +532,17 @@ def test_minilm(tmp_path):
     torch.manual_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(source).eval()
     generator = np.random.default_rng(0)
-    layout = tiny.layout_of(model)
+    layout = layout_of(model)
     keep = {f"L{i}.head": np.sort(generator.permutation(12)[: 4 + i]) for i in range(6)}
     keep |= {f"L{i}.ffn": np.sort(generator.permutation(1536)[: 500 + 90 * i]) for i in range(6)}
-    reference = tiny.mask(transformers.AutoModelForSequenceClassification.from_pretrained(source).eval(), layout, keep)
+    reference = mask(transformers.AutoModelForSequenceClassification.from_pretrained(source).eval(), layout, keep)
     reference.classifier.load_state_dict(model.classifier.state_dict())
     resize(model, layout, keep)
-    torch.testing.assert_close(tiny.logits(model), tiny.logits(reference), rtol=0, atol=1e-5)
+    torch.testing.assert_close(zoo.logits(model), zoo.logits(reference), rtol=0, atol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     saving.save(model, tmp_path / "a", tokenizer=tokenizer)
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "a")
-    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))
     batch = tokenizer(["a fine film", "no"], return_tensors="pt", padding=True)
     with torch.no_grad():
         base = transformers.AutoModel.from_pretrained(tmp_path / "a")
@@ -552,12 +554,12 @@ def test_two_towers_each_with_its_config(tmp_path):
     from secateur.torch.trace.derive import trace
 
     size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
-    text = {**size, "vocab_size": tiny.VOCAB, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2}
+    text = {**size, "vocab_size": zoo.VOCAB, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2}
     vision = {**size, "image_size": 16, "patch_size": 8}
     torch.manual_seed(0)
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
     model = transformers.CLIPModel(config).eval()
-    inputs = {"input_ids": torch.randint(3, tiny.VOCAB, (2, 9)), "pixel_values": torch.randn(2, 3, 16, 16)}
+    inputs = {"input_ids": torch.randint(3, zoo.VOCAB, (2, 9)), "pixel_values": torch.randn(2, 3, 16, 16)}
     layout = trace(model, inputs)
     stacks = {axis.path: axis.name for axis in layout.of_kind("layer")}
     resize(model, layout, {stacks["text_model.encoder.layers"]: [0, 2], "vision_model.L1.ffn": range(9)})
@@ -580,8 +582,8 @@ def test_a_config_that_ties_layers_to_names_stays_readable(tmp_path):
     config = {"image_size": 16, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
     torch.manual_seed(0)
     model = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**config)).eval()
-    layout = trace(model, tiny.inputs(model))
+    layout = trace(model, zoo.inputs(model))
     resize(model, layout, {layout.of_kind("layer")[0].name: [0, 2]})
     saving.save(model, tmp_path / "a")
     loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "a")
-    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))

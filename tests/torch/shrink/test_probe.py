@@ -18,7 +18,7 @@ from secateur.torch.host import TorchHost
 from secateur.torch.shrink.probe import derive, probe
 from secateur.torch.trace.derive import trace
 from tests.torch.exact import randomize
-from tests.torch.models import make
+from tests.zoo import structure
 
 
 class Stubborn(nn.Module):
@@ -74,7 +74,7 @@ def test_modules_that_the_forward_pass_rebuilds_are_frozen():
 
 
 def test_experts_of_a_grouped_product_keep_multiples_and_the_plan_says_so():
-    model, example = make("mixtral")
+    model, example = structure("mixtral")
     host = TorchHost(randomize(model), example)
     assert [(a.name, a.multiple) for a in host.layout.axes.values() if a.multiple > 1] == [
         ("hidden", 8),
@@ -113,7 +113,7 @@ def test_an_error_in_a_line():
 def test_a_large_model_with_a_mask_is_tried_out_without_numbers(monkeypatch, caplog):
     """transformers asks whether a mask is all ones, which no tensor without numbers can say."""
     monkeypatch.setattr("secateur.torch.shrink.probe.SMALL", 0)
-    model, example = make("phi3")
+    model, example = structure("phi3")
     assert "attention_mask" in example
     derived = derive(model, example)
     assert "was not tried out" not in caplog.text

@@ -9,7 +9,9 @@ from secateur.errors import LayoutError, ModelError, PlanError
 from secateur.layout import Layout
 from secateur.torch.base.manifest import Changes, changes_of, original, renamed
 from secateur.torch.shrink.resize import new_sizes, resize
-from tests.torch import tiny
+from tests import zoo
+from tests.torch.exact import mask
+from tests.torch.layouts import layout_of
 
 UNEVEN = {
     "bert": {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(0, 48, 2), "L2.ffn": range(10)},
@@ -38,12 +40,12 @@ UNEVEN["llama"].pop("L1.v")  # one head_dim serves q, k and v: see test_value_wi
 
 @pytest.mark.parametrize("family", UNEVEN)
 def test_removed_equals_masked(family):
-    model = getattr(tiny, family)()
-    layout, dense = tiny.layout_of(model), tiny.logits(model)
-    masked = tiny.logits(tiny.mask(copy.deepcopy(model), layout, UNEVEN[family]))
+    model = zoo.build(family)
+    layout, dense = layout_of(model), zoo.logits(model)
+    masked = zoo.logits(mask(model, layout, UNEVEN[family]))
     resize(model, layout, UNEVEN[family])
     assert (dense - masked).abs().max() > 1e-3
-    torch.testing.assert_close(tiny.logits(model), masked, rtol=0, atol=1e-5)
+    torch.testing.assert_close(zoo.logits(model), masked, rtol=0, atol=1e-5)
     for name, tensor in model.named_parameters():
         if name in layout.params:
             assert tuple(tensor.shape) == layout.kept_shape(name, UNEVEN[family])
@@ -51,8 +53,8 @@ def test_removed_equals_masked(family):
 
 
 def test_attributes_that_mirror_sizes():
-    model = tiny.bert()
-    resize(model, tiny.layout_of(model), {"L0.head": [0, 3], "L0.ffn": range(7)})
+    model = zoo.bert()
+    resize(model, layout_of(model), {"L0.head": [0, 3], "L0.ffn": range(7)})
     attention, layer = model.bert.encoder.layer[0].attention, model.bert.encoder.layer[0]
     assert (attention.self.num_attention_heads, attention.self.all_head_size) == (2, 16)
     assert attention.self.attention_head_size == 8
@@ -61,42 +63,42 @@ def test_attributes_that_mirror_sizes():
     assert (layer.intermediate.dense.out_features, layer.output.dense.in_features) == (7, 7)
     assert model.bert.encoder.layer[1].attention.self.all_head_size == 32
 
-    model = tiny.gpt2()
-    resize(model, tiny.layout_of(model), {"L0.head": [0, 3, 2]})
+    model = zoo.gpt2()
+    resize(model, layout_of(model), {"L0.head": [0, 3, 2]})
     attention = model.transformer.h[0].attn
     assert (attention.num_heads, attention.split_size, attention.c_attn.nf, attention.c_proj.nx) == (3, 24, 72, 24)
     assert attention.embed_dim == 32
 
-    model = tiny.llama()
-    resize(model, tiny.layout_of(model), {"L0.head": [0, 2, 4, 6], "L1.kv": [3]})
+    model = zoo.llama()
+    resize(model, layout_of(model), {"L0.head": [0, 2, 4, 6], "L1.kv": [3]})
     assert [layer.self_attn.num_key_value_groups for layer in model.model.layers] == [1, 2, 2]
 
 
 def test_hidden_width_reaches_norms_embeddings_and_config():
-    model = tiny.gpt2()
-    layout = tiny.layout_of(model)
+    model = zoo.gpt2()
+    layout = layout_of(model)
     resize(model, layout, {"hidden": range(20)})
     assert model.transformer.h[1].ln_1.normalized_shape == (20,)
     assert model.transformer.wte.embedding_dim == 20
     assert model.transformer.embed_dim == 20
     assert model.config.n_embd == 20
     assert model.lm_head.weight is model.transformer.wte.weight
-    assert tiny.logits(model).shape == (2, 7, tiny.VOCAB)
+    assert zoo.logits(model).shape == (2, 7, zoo.VOCAB)
 
 
 def test_value_width_alone_is_refused_and_nothing_changes():
-    model = tiny.gpt2()
-    layout, before = tiny.layout_of(model), tiny.logits(model)
+    model = zoo.gpt2()
+    layout, before = layout_of(model), zoo.logits(model)
     with pytest.raises(ModelError, match=r"head_dim = 8 could become 5 or 8.*prune them alike"):
         resize(model, layout, {"L0.v": range(5)})
-    assert torch.equal(tiny.logits(model), before)
+    assert torch.equal(zoo.logits(model), before)
     assert not changes_of(model)
 
 
 def test_tied_parameters_stay_tied_and_keep_dtype():
-    model = tiny.llama().bfloat16()
+    model = zoo.llama().bfloat16()
     model.model.embed_tokens.weight.requires_grad_(requires_grad=False)
-    resize(model, tiny.layout_of(model), {"vocab": range(30)})
+    resize(model, layout_of(model), {"vocab": range(30)})
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.lm_head.weight.shape == (30, 32)
     assert model.lm_head.weight.dtype == torch.bfloat16
@@ -107,42 +109,42 @@ def test_tied_parameters_stay_tied_and_keep_dtype():
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_layers_go_and_generation_uses_its_cache(family):
-    model = getattr(tiny, family)()
-    layout = tiny.layout_of(model)
+    model = zoo.build(family)
+    layout = layout_of(model)
     reference = copy.deepcopy(model)
     layers = "model.layers" if family == "llama" else "transformer.h"
     stack = reference.get_submodule(layers)
     stack[1].forward = lambda hidden_states, *args, **kwargs: hidden_states
-    expected = tiny.logits(reference)
+    expected = zoo.logits(reference)
     resize(model, layout, {"layers": [0, 2], "L0.ffn": range(24)} if family == "llama" else {"layers": [0, 2]})
     if family == "gpt2":
-        assert torch.equal(tiny.logits(model), expected)
+        assert torch.equal(zoo.logits(model), expected)
     assert [getattr(m, "layer_idx") for m in model.modules() if hasattr(m, "layer_idx")] == [0, 1]  # noqa: B009
     assert model.config.num_hidden_layers == 2
-    ids = tiny.inputs(model)["input_ids"]
+    ids = zoo.inputs(model)["input_ids"]
     cached = model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=True, pad_token_id=0)
     plain = model.generate(ids, max_new_tokens=8, do_sample=False, use_cache=False, pad_token_id=0)
     assert torch.equal(cached, plain)
 
 
 def test_layers_of_one_stack_only():
-    model = tiny.t5()
-    resize(model, tiny.layout_of(model), {"encoder.layers": [0, 2], "decoder.layers": [0]})
+    model = zoo.t5()
+    resize(model, layout_of(model), {"encoder.layers": [0, 2], "decoder.layers": [0]})
     assert (model.config.num_layers, model.config.num_decoder_layers) == (2, 1)
     assert (model.encoder.config.num_layers, model.decoder.config.num_layers) == (2, 1)
-    assert tiny.logits(model).shape == (2, 4, tiny.VOCAB)
+    assert zoo.logits(model).shape == (2, 5, zoo.VOCAB)
 
 
 def test_experts():
-    model = tiny.mixtral()
-    layout = tiny.layout_of(model)
+    model = zoo.mixtral()
+    layout = layout_of(model)
     resize(model, layout, {"L0.expert": [0, 2, 3], "L1.expert": [1, 2]})
     blocks = [layer.mlp for layer in model.model.layers]
     assert [(b.gate.num_experts, b.experts.num_experts) for b in blocks] == [(3, 3), (2, 2)]
-    assert tiny.logits(model).isfinite().all()
+    assert zoo.logits(model).isfinite().all()
     with pytest.raises(ModelError, match="routes every token to 2 experts; 1 would remain"):
-        other = tiny.mixtral()
-        resize(other, tiny.layout_of(other), {"L0.expert": [1]})
+        other = zoo.mixtral()
+        resize(other, layout_of(other), {"L0.expert": [1]})
 
 
 def test_module_list_of_experts_in_layers_that_go():
@@ -188,7 +190,7 @@ def test_non_persistent_buffers_are_taken():
 
 
 def test_new_sizes_of_a_product():
-    layout = tiny.layout_of(tiny.llama())
+    layout = layout_of(zoo.llama())
     sizes = new_sizes(layout, {"L0.head": np.array([0, 4]), "L0.kv": np.array([0, 2])})
     assert (sizes["L0.kv"], sizes["L0.group"], sizes["L0.head"]) == (2, 1, 2)
     sizes = new_sizes(layout, {"L0.kv": np.array([0, 2])})
@@ -196,30 +198,30 @@ def test_new_sizes_of_a_product():
 
 
 def test_what_is_refused():
-    model = tiny.bert()
-    layout = tiny.layout_of(model)
+    model = zoo.bert()
+    layout = layout_of(model)
     with pytest.raises(PlanError, match="no unit would remain"):
         resize(model, layout, {"L0.ffn": []})
     with pytest.raises(LayoutError, match="has shape"):
-        resize(tiny.bert(intermediate_size=40), layout, {"L0.ffn": [0]})
+        resize(zoo.bert(intermediate_size=40), layout, {"L0.ffn": [0]})
     with pytest.raises(ModelError, match="the layout describes bert.embeddings"):
-        resize(tiny.llama(), layout, {"L0.ffn": [0]})
+        resize(zoo.llama(), layout, {"L0.ffn": [0]})
     model.config.quantization_config = {"quant_method": "awq"}
     with pytest.raises(ModelError, match="quantized with awq"):
         resize(model, layout, {"L0.ffn": [0]})
 
 
 def test_two_steps_merge_into_one():
-    once, twice = tiny.bert(), tiny.bert()
-    layout = tiny.layout_of(once)
+    once, twice = zoo.bert(), zoo.bert()
+    layout = layout_of(once)
     resize(once, layout, {"layers": [0, 2], "L2.ffn": [2, 4, 9], "L2.head": [1, 3]})
     resize(twice, layout, {"layers": [0, 2], "L2.ffn": range(10), "L2.head": [1, 3]})
-    second = Layout.from_text(str(tiny.layout_of(tiny.bert(num_hidden_layers=2))).replace("L1.ffn 48", "L1.ffn 10"))
+    second = Layout.from_text(str(layout_of(zoo.bert(num_hidden_layers=2))).replace("L1.ffn 48", "L1.ffn 10"))
     text = str(second)
     text = "\n".join(_sized(line, {"L1.ffn": 10, "L1.head": 2}) for line in text.splitlines())
     resize(twice, Layout.from_text(text), {"L1.ffn": [2, 4, 9]})
     assert changes_of(twice) == changes_of(once)
-    assert torch.equal(tiny.logits(once), tiny.logits(twice))
+    assert torch.equal(zoo.logits(once), zoo.logits(twice))
 
 
 def _sized(line, sizes):
@@ -228,8 +230,8 @@ def _sized(line, sizes):
 
 
 def test_changes_are_json_and_names_move():
-    model = tiny.llama()
-    step = resize(model, tiny.layout_of(model), {"layers": [1, 2], "L1.kv": [0], "hidden": range(16)})
+    model = zoo.llama()
+    step = resize(model, layout_of(model), {"layers": [1, 2], "L1.kv": [0], "hidden": range(16)})
     assert Changes.from_json(step.to_json()) == Changes.from_json(changes_of(model).to_json())
     kept = {"layers": (0, 2), "layers.1.experts": (1,)}
     assert renamed("layers.2.experts.1.weight", kept) == "layers.1.experts.0.weight"
@@ -307,7 +309,7 @@ def test_convolutions():
     model, x = Depthwise(), torch.randn(2, 4, 9)
     text = "axes\n  f 6 ffn\nparameters\n  a.weight : f 4 1\n  a.bias : f\n  b.weight : f 1 3\n  b.bias : f\n"
     layout = Layout.from_text(text + "  c.weight : f 4 1\n  c.bias : 4")
-    masked = tiny.mask(copy.deepcopy(model), layout, {"f": [0, 5]})
+    masked = mask(model, layout, {"f": [0, 5]})
     resize(model, layout, {"f": [0, 5]})
     torch.testing.assert_close(model(x), masked(x))
     assert (model.b.in_channels, model.b.out_channels, model.b.groups, model.c.in_channels) == (2, 2, 2, 2)

@@ -18,7 +18,8 @@ from secateur.torch.host import TorchHost
 from secateur.torch.shrink.vocabulary import TABLE, closed, shrink
 from tests.torch import slow
 from tests.torch.exact import randomize
-from tests.torch.models import host_of, make
+from tests.torch.layouts import host_of
+from tests.zoo import structure
 
 BPE = {t: i for i, t in enumerate(["<s>", "</s>", "a", "b", "c", "d", "ab", "cd", "abcd", "bc", "aa"])}
 
@@ -58,7 +59,7 @@ def test_logits_of_kept_tokens_are_equal(name):
 
 
 def test_special_tokens_of_the_config_move_or_stay(tmp_path):
-    model, example = make("llama")
+    model, example = structure("llama")
     model.config.eos_token_id = [1, 40]
     model.generation_config.eos_token_id = [1, 40]
     host = TorchHost(randomize(model), example)

@@ -7,13 +7,13 @@ import transformers
 
 import secateur
 from secateur.errors import ModelError
-from tests.torch import tiny
+from tests import zoo
 
 NEEDS = ["attn_sum", "attn_mass", "attn_output", "attn_confidence", "attn_entropy"]
 
 
 def padded(model, side):
-    batch = tiny.inputs(model)
+    batch = zoo.inputs(model)
     mask = torch.ones_like(batch["input_ids"])
     mask[1, (slice(0, 3) if side == "left" else slice(4, None))] = 0
     return {**batch, "attention_mask": mask}
@@ -74,7 +74,7 @@ def compare(stats, axis, wanted):
 
 
 def test_bert_with_padding():
-    model = tiny.bert(num_hidden_layers=2)
+    model = zoo.bert(num_hidden_layers=2)
     host, batch = secateur.open(model), padded(model, "right")
     stats = host.collect(NEEDS, [batch])
     weights = attentions(model, batch)
@@ -88,8 +88,8 @@ def test_bert_with_padding():
 
 
 def test_llama_with_groups_and_left_padding():
-    model = tiny.llama(num_hidden_layers=2)
-    host, batch = secateur.open(model), padded(tiny.llama(), "left")
+    model = zoo.llama(num_hidden_layers=2)
+    host, batch = secateur.open(model), padded(zoo.llama(), "left")
     stats = host.collect(NEEDS, [batch])
     weights = attentions(model, batch)
     paths = [f"model.layers.{i}.self_attn.v_proj" for i in range(2)]
@@ -102,8 +102,8 @@ def test_llama_with_groups_and_left_padding():
 
 @pytest.mark.slow
 def test_t5_shares_its_heads_between_layers():
-    model = tiny.t5(num_layers=2)
-    host, batch = secateur.open(model), padded(tiny.t5(), "right")
+    model = zoo.t5(num_layers=2)
+    host, batch = secateur.open(model), padded(zoo.t5(), "right")
     axis = next(
         a for a in host.layout.of_kind("head") if any(p.startswith("encoder.") for p in host.layout.members(a.name))
     )
@@ -128,11 +128,11 @@ def implementations(model):
 def test_the_implementation_is_restored(implementation):
     from transformers import AttentionInterface
 
-    model = tiny.bert(num_hidden_layers=1)
+    model = zoo.bert(num_hidden_layers=1)
     model.set_attn_implementation(implementation)
     host = secateur.open(model)
     before = implementations(model)
-    host.collect(["attn_mass"], [tiny.inputs(model)])
+    host.collect(["attn_mass"], [zoo.inputs(model)])
     assert implementations(model) == before
     with pytest.raises(IndexError):
         host.collect(["attn_mass"], [{"input_ids": torch.tensor([[10**6]])}])
@@ -141,12 +141,12 @@ def test_the_implementation_is_restored(implementation):
 
 
 def test_weights_that_are_nan_give_no_score():
-    model = tiny.bert(num_hidden_layers=1)
+    model = zoo.bert(num_hidden_layers=1)
     host = secateur.open(model)
     with torch.no_grad():
         model.get_parameter("bert.encoder.layer.0.attention.self.query.weight").fill_(float("nan"))
     with pytest.raises(ModelError, match="gives NaN or infinity"):
-        host.collect(["attn_mass"], [tiny.inputs(model)])
+        host.collect(["attn_mass"], [zoo.inputs(model)])
 
 
 def test_a_model_without_the_interface():
@@ -160,7 +160,7 @@ def test_a_model_without_the_interface():
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["softcap", "sinks"])
 def test_capped_scores_and_sinks_are_those_of_the_model_itself(what):
-    sizes = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"vocab_size": zoo.VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "max_position_embeddings": 64}
     torch.manual_seed(0)
     if what == "softcap":
@@ -189,9 +189,9 @@ def test_capped_scores_and_sinks_are_those_of_the_model_itself(what):
 
 
 def test_an_argument_of_attention_that_nobody_knows():
-    model = tiny.bert(num_hidden_layers=1)
+    model = zoo.bert(num_hidden_layers=1)
     host = secateur.open(model)
-    host.collect(["attn_mass"], [{**tiny.inputs(model), "output_router_logits": True}])
+    host.collect(["attn_mass"], [{**zoo.inputs(model), "output_router_logits": True}])
     with pytest.raises(ModelError, match=r"attention\.self takes 'tilt', which is not understood here") as caught:
-        host.collect(["attn_mass"], [{**tiny.inputs(model), "tilt": torch.ones(4)}])
+        host.collect(["attn_mass"], [{**zoo.inputs(model), "tilt": torch.ones(4)}])
     assert "\n" not in str(caught.value)

@@ -9,7 +9,7 @@ import secateur
 from secateur import Unit, criteria
 from secateur.errors import DataError
 from secateur.pruning import unit_scores
-from tests.torch import tiny
+from tests import zoo
 
 
 def batches(model, sizes=(4, 4, 1), seed=0):
@@ -26,7 +26,7 @@ def batches(model, sizes=(4, 4, 1), seed=0):
 
 @pytest.fixture
 def host():
-    return secateur.open(tiny.bert(num_hidden_layers=1))
+    return secateur.open(zoo.bert(num_hidden_layers=1))
 
 
 def test_grad_is_that_of_the_mean_loss_over_all_rows(host):
@@ -44,7 +44,7 @@ def test_grad_is_that_of_the_mean_loss_over_all_rows(host):
 
 
 def masked_bert():
-    config = tiny.bert(num_hidden_layers=1).config
+    config = zoo.bert(num_hidden_layers=1).config
     return transformers.BertForMaskedLM(config).eval()
 
 
@@ -64,9 +64,9 @@ def labelled_tokens(first_counts):
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda: tiny.llama(num_hidden_layers=1), id="causal"),
+        pytest.param(lambda: zoo.llama(num_hidden_layers=1), id="causal"),
         pytest.param(masked_bert, id="masked", marks=pytest.mark.slow),
-        pytest.param(lambda: tiny.t5(num_layers=1, num_decoder_layers=1), id="seq2seq", marks=pytest.mark.slow),
+        pytest.param(lambda: zoo.t5(num_layers=1, num_decoder_layers=1), id="seq2seq", marks=pytest.mark.slow),
     ],
 )
 def test_grad_of_token_labels_is_the_same_however_rows_are_batched(make, first_counts):
@@ -171,7 +171,7 @@ def test_a_loss_that_is_no_number(host):
 
 
 def test_bfloat16():
-    host = secateur.open(tiny.bert(num_hidden_layers=1).to(torch.bfloat16))
+    host = secateur.open(zoo.bert(num_hidden_layers=1).to(torch.bfloat16))
     data = batches(host.model)
     for criterion in (criteria.taylor, criteria.fisher, criteria.activation, criteria.attention_mass):
         kind = "head" if criterion is criteria.attention_mass else "ffn"

@@ -12,7 +12,8 @@ from secateur import Element, criteria
 from secateur.errors import DataError
 from secateur.layout import Layout
 from secateur.repair import sparsegpt
-from tests.torch import slow, tiny
+from tests import zoo
+from tests.torch import slow
 
 
 class ByName(nn.Module):
@@ -118,7 +119,7 @@ ENCODER = ("encoder.", "EncDecAttention.k", "EncDecAttention.v")
 
 @pytest.mark.parametrize("given", [True, False])
 def test_encoder_and_decoder_have_each_their_own_padding(given):
-    host = secateur.open(tiny.t5(num_layers=1, num_decoder_layers=1))
+    host = secateur.open(zoo.t5(num_layers=1, num_decoder_layers=1))
     batch = equal_lengths()
     if not given:
         del batch["decoder_attention_mask"]
@@ -132,7 +133,7 @@ def test_encoder_and_decoder_have_each_their_own_padding(given):
 
 
 def test_a_layout_that_knows_no_decoder_is_refused_with_padding_only():
-    host = secateur.open(tiny.t5(num_layers=1, num_decoder_layers=1))
+    host = secateur.open(zoo.t5(num_layers=1, num_decoder_layers=1))
     by_hand = secateur.open(host.model, layout=Layout.from_text(str(host.layout)))
     batch = equal_lengths()
     with pytest.raises(DataError, match="the layout does not say what reads the encoder"):

@@ -10,8 +10,9 @@ from secateur.errors import DataError, PlanError
 from secateur.recipe import Distillation
 from secateur.torch.stream import distil_whole
 from secateur.torch.stream.run import prune_folder, prune_loaded
-from tests.torch import tiny
-from tests.torch.language import recipe, windows, write_model
+from tests import zoo
+from tests.text_models import write_model
+from tests.torch.language import recipe, windows
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -38,8 +39,8 @@ def tuned(make, options, whole):
 @pytest.mark.parametrize(("hidden", "passes", "calls"), [(0.0, 2.5, 4), (0.0, 1.0, 4), (1.0, 1.5, 6)])
 def test_a_second_pass_runs_the_output_layer_alone_and_gives_the_same_bits(hidden, passes, calls):
     options = Distillation(passes=passes, hidden=hidden)
-    once, losses, ran = tuned(tiny.llama, options, whole=False)
-    again, whole_losses, ran_whole = tuned(tiny.llama, options, whole=True)
+    once, losses, ran = tuned(zoo.llama, options, whole=False)
+    again, whole_losses, ran_whole = tuned(zoo.llama, options, whole=True)
     assert ran == calls
     assert ran_whole == round(4 * passes)
     assert losses == whole_losses
@@ -53,7 +54,7 @@ def test_logits_that_the_output_layer_does_not_give_are_computed_anew():
             output.logits = output.logits * 2
             return output
 
-    assert tuned(lambda: Scaled(tiny.llama().config), Distillation(passes=2.0), whole=False)[2] == 8
+    assert tuned(lambda: Scaled(zoo.llama().config), Distillation(passes=2.0), whole=False)[2] == 8
 
 
 @pytest.mark.slow
@@ -64,6 +65,6 @@ def test_distillation_that_cannot_be(tmp_path, monkeypatch):
     losses = iter([3.0, float("nan")])
     monkeypatch.setattr(distil_whole, "_accumulate", lambda *a: next(losses))
     with pytest.raises(DataError, match="distillation diverged at step 2; lower its rate"):
-        prune_loaded(tiny.llama(), windows(), recipe(distil=True))
+        prune_loaded(zoo.llama(), windows(), recipe(distil=True))
     with pytest.raises(PlanError, match="distil needs calibration text"):
         prune_folder(tmp_path / "in", tmp_path / "other", None, recipe(criterion="magnitude", distil=True))

@@ -15,8 +15,9 @@ import pytest
 from secateur.errors import SecateurError
 from secateur.torch.stream import run as stream
 from secateur.torch.stream.run import prune_folder
-from tests.torch import tiny
-from tests.torch.language import Stop, files, recipe, stopped_after, windows, write_model
+from tests import zoo
+from tests.text_models import write_model
+from tests.torch.language import Stop, files, recipe, stopped_after, windows
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(
     ("make", "tuned", "on_disk"),
     [
-        (tiny.llama, False, False),
-        pytest.param(tiny.llama, True, True, marks=pytest.mark.slow),
-        pytest.param(tiny.t5, True, False, marks=pytest.mark.slow),
+        (zoo.llama, False, False),
+        pytest.param(zoo.llama, True, True, marks=pytest.mark.slow),
+        pytest.param(zoo.t5, True, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_files(make, tuned, on_disk, tmp_path, monkeypatch):

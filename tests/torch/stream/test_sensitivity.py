@@ -12,8 +12,9 @@ from secateur.recipe import make_recipe
 from secateur.torch.stream import run
 from secateur.torch.stream.run import prune_folder, prune_loaded
 from secateur.torch.stream.sensitivity import by_sensitivity
-from tests.torch import tiny
-from tests.torch.language import windows, write_model
+from tests import zoo
+from tests.text_models import write_model
+from tests.torch.language import windows
 
 
 def test_least_loss_against_every_choice():
@@ -36,7 +37,7 @@ def test_least_loss_against_every_choice():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [tiny.llama, tiny.gpt2])
+@pytest.mark.parametrize("make", [zoo.llama, zoo.gpt2])
 def test_folder_and_memory_agree_to_the_last_zero(make, tmp_path, monkeypatch):
     model = write_model(tmp_path / "in", make)
     recipe = make_recipe(criterion="sparsegpt", sparsity=0.6, sensitivity=True, samples=6, context=16)

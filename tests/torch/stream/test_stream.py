@@ -14,10 +14,12 @@ from secateur.repair import prepare, sparsegpt
 from secateur.select import NM
 from secateur.torch.stream import journal, run
 from secateur.torch.stream.run import prune_folder, prune_loaded
-from tests.torch import slow, tiny
-from tests.torch.language import Stop, files, recipe, same, stopped_after, windows, write_model
+from tests import zoo
+from tests.text_models import write_model
+from tests.torch import slow
+from tests.torch.language import Stop, files, recipe, same, stopped_after, windows
 
-FAMILIES = {"llama": (tiny.llama, 21), "gpt2": (tiny.gpt2, 12), "bert": (tiny.bert, 18), "t5": (tiny.t5, 38)}
+FAMILIES = {"llama": (zoo.llama, 21), "gpt2": (zoo.gpt2, 12), "bert": (zoo.bert, 18), "t5": (zoo.t5, 38)}
 pytestmark = pytest.mark.usefixtures("traced_once")
 
 
@@ -51,7 +53,7 @@ def test_options_of_the_method_count_and_are_checked(tmp_path):
     write_model(tmp_path / "in")
     states = []
     for damp in (0.01, 100.0):
-        model = type(tiny.llama()).from_pretrained(tmp_path / "in")
+        model = type(zoo.llama()).from_pretrained(tmp_path / "in")
         prune_loaded(model, windows(), recipe(options={"damp": damp}))
         states.append(model.state_dict())
     assert any(not torch.equal(value, states[1][name]) for name, value in states[0].items())
@@ -72,8 +74,8 @@ def test_options_of_the_method_count_and_are_checked(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_models_of_half_precision_give_the_same_bits_from_a_folder_and_in_memory(dtype, tmp_path):
-    write_model(tmp_path / "in", lambda: tiny.llama().to(dtype))
-    model = type(tiny.llama()).from_pretrained(tmp_path / "in")
+    write_model(tmp_path / "in", lambda: zoo.llama().to(dtype))
+    model = type(zoo.llama()).from_pretrained(tmp_path / "in")
     before = {name: p.clone() for name, p in model.named_parameters()}
     report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
     again = prune_loaded(model, windows(), recipe())
@@ -83,13 +85,13 @@ def test_models_of_half_precision_give_the_same_bits_from_a_folder_and_in_memory
     pruned = {layer["name"] for layer in report.layers}
     assert {name for name, p in model.named_parameters() if not torch.equal(p, before[name])} == pruned
     with pytest.raises(ModelError, match="is torch.float64, and blocks are pruned in torch.float32; pass"):
-        prune_loaded(tiny.llama().double(), windows(), recipe())
+        prune_loaded(zoo.llama().double(), windows(), recipe())
 
 
 def test_the_teacher_has_no_dropout(tmp_path):
     found = []
     for training in (False, True):
-        model = tiny.llama(attention_dropout=0.5).train(training)
+        model = zoo.llama(attention_dropout=0.5).train(training)
         found.append(prune_loaded(model, windows(), recipe(distil={"passes": 1})).distilled)
         assert model.training is training
     assert found[0] == found[1]
@@ -238,7 +240,7 @@ def test_what_is_written_is_exact_and_said(tmp_path):
 
 
 def test_weights_keep_the_type_of_the_files(tmp_path):
-    model = tiny.llama().to(torch.bfloat16)
+    model = zoo.llama().to(torch.bfloat16)
     model.save_pretrained(tmp_path / "in", max_shard_size="20KB")
     prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
@@ -248,7 +250,7 @@ def test_weights_keep_the_type_of_the_files(tmp_path):
 
 @pytest.mark.slow
 def test_experts_are_left_as_they_were_and_named(tmp_path):
-    model = write_model(tmp_path / "in", tiny.mixtral)
+    model = write_model(tmp_path / "in", zoo.mixtral)
     report = prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe())
     assert "model.layers.0.mlp.experts.gate_up_proj" in report.left_out
     prune_loaded(model, windows(), recipe())
@@ -370,8 +372,8 @@ def test_memory_that_is_too_small_or_puts_states_on_disk(tmp_path):
     from secateur.torch.stream.memory_plan import choose
     from secateur.torch.trace.derive import trace
 
-    model = tiny.llama()
-    layout = trace(model, tiny.inputs(model))
+    model = zoo.llama()
+    layout = trace(model, zoo.inputs(model))
     blocks = [f"model.layers.{i}" for i in range(3)]
 
     def chosen(limit, count=10**6):
@@ -387,7 +389,7 @@ def test_memory_that_is_too_small_or_puts_states_on_disk(tmp_path):
 def test_memory_of_what_takes_gradients_of_the_whole_model():
     from secateur.torch.stream.memory_plan import whole_model
 
-    model = tiny.llama().to("meta")
+    model = zoo.llama().to("meta")
     names = [n for n, _ in model.named_parameters() if n.endswith("_proj.weight")]
 
     def need(tokens, beside, limit=2**40):

@@ -20,7 +20,7 @@ from secateur.torch.shrink.norms import centred_norms, norms_over
 from secateur.torch.trace.derive import trace
 from tests.torch import slow
 from tests.torch.exact import difference
-from tests.torch.models import host_of
+from tests.torch.layouts import host_of
 
 NEOX_ROPE = {"rope_type": "default", "rope_theta": 10000}
 

@@ -13,14 +13,14 @@ from secateur.torch.shrink.resize import resize
 from secateur.torch.trace.derive import trace
 from tests.torch import slow
 from tests.torch.exact import choose, difference, mask, outputs, randomize
-from tests.torch.models import FAMILIES, make
+from tests.zoo import STRUCTURES, structure
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 UNEQUAL_HEADS = {"torch_encoder": "nn.MultiheadAttention asserts that its heads fill the embedding"}
 
 
 LONG = ("whisper", "mamba", "swin", "roformer")
-CASES = [*(name for name in FAMILIES if name not in LONG), *slow(*LONG)]
+CASES = [*(name for name in STRUCTURES if name not in LONG), *slow(*LONG)]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def traced():
 
     def get(name):
         if name not in made:
-            model, example = make(name)
+            model, example = structure(name)
             made[name] = (randomize(model), example, trace(model, example))
         return made[name]
 
@@ -118,7 +118,7 @@ def test_tied_weights(traced):
 
 
 def test_the_model_comes_back_as_it_was():
-    model, example = make("llama")
+    model, example = structure("llama")
     model.train()
     model.config.use_cache = True
     before = copy.deepcopy(model.config.to_dict())

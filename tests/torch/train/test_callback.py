@@ -8,12 +8,12 @@ from transformers import Trainer, TrainingArguments
 import secateur
 from secateur import Element, Hold, Unit, criteria, schedule
 from secateur.plan import resized_masks
-from tests.torch import tiny
+from tests import zoo
 
 
 def rows(count=64):
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, tiny.VOCAB, (count, 6), generator=generator)
+    ids = torch.randint(3, zoo.VOCAB, (count, 6), generator=generator)
     return [{"input_ids": row, "attention_mask": torch.ones_like(row), "labels": int(row[0] > 25)} for row in ids]
 
 
@@ -46,7 +46,7 @@ def zeros_are_exactly(host, plan):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["element", "units", "both"])
 def test_zeros_after_200_steps(what, tmp_path):
-    host = secateur.open(tiny.bert(num_hidden_layers=2))
+    host = secateur.open(zoo.bert(num_hidden_layers=2))
     plan = secateur.prune(host, criteria.magnitude, Element(), 0.6)
     units = secateur.prune(host, criteria.magnitude, Unit("head", "ffn"), 0.5)
     if what == "units":
@@ -70,7 +70,7 @@ def test_zeros_after_200_steps(what, tmp_path):
 
 @pytest.mark.slow
 def test_masks_follow_renumbered_layers():
-    host = secateur.open(tiny.bert(num_hidden_layers=3))
+    host = secateur.open(zoo.bert(num_hidden_layers=3))
     element = secateur.prune(host, criteria.magnitude, Element(), 0.6)
     plan = element.merge(secateur.Plan(keep={"layers": np.array([0, 2]), "L2.ffn": np.arange(0, 48, 2)}))
     small = resized_masks(host.layout, plan)
@@ -93,7 +93,7 @@ def test_an_exception_in_training_leaves_nothing_held():
             raise KeyError
 
     before = len(hooks)
-    host = secateur.open(tiny.bert(num_hidden_layers=1))
+    host = secateur.open(zoo.bert(num_hidden_layers=1))
     gradual = Gradual(
         host, lambda s: secateur.prune(host, criteria.magnitude, Element(), s), schedule.constant(0.5), every=1
     )

@@ -1,122 +1,22 @@
-"""Tiny random models and layouts written by hand, for tests of what happens to a model once its axes are known."""
+"""Layouts: written by hand for the tiny models, and traced once for each structure."""
 
 import re
 
-import torch
-import transformers
-
 from secateur.layout import Layout
+from secateur.torch.host import TorchHost
+from tests import zoo
+from tests.torch.exact import randomize
 
-VOCAB = 50
-
-
-def bert(**options):
-    config = {
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "max_position_embeddings": 40,
-    }
-    return _build(transformers.BertForSequenceClassification, transformers.BertConfig(**{**config, **options}))
+HOSTS: dict[str, TorchHost] = {}
 
 
-def llama(**options):
-    config = {
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 6,
-        "intermediate_size": 48,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": True,
-    }
-    return _build(transformers.LlamaForCausalLM, transformers.LlamaConfig(**{**config, **options}))
-
-
-def vit(**options):
-    config = {
-        "image_size": 16,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "num_labels": 3,
-    }
-    return _build(transformers.ViTForImageClassification, transformers.ViTConfig(**{**config, **options}))
-
-
-def gpt2(**options):
-    config = {
-        "vocab_size": VOCAB,
-        "n_embd": 32,
-        "n_layer": 3,
-        "n_head": 4,
-        "n_positions": 64,
-        "n_inner": 48,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    return _build(transformers.GPT2LMHeadModel, transformers.GPT2Config(**{**config, **options}))
-
-
-def t5(**options):
-    config = {
-        "vocab_size": VOCAB,
-        "d_model": 32,
-        "d_kv": 6,
-        "d_ff": 48,
-        "num_layers": 3,
-        "num_decoder_layers": 2,
-        "num_heads": 4,
-        "decoder_start_token_id": 0,
-    }
-    return _build(transformers.T5ForConditionalGeneration, transformers.T5Config(**{**config, **options}))
-
-
-def mixtral(**options):
-    config = {
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 6,
-        "intermediate_size": 24,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "max_position_embeddings": 64,
-    }
-    return _build(transformers.MixtralForCausalLM, transformers.MixtralConfig(**{**config, **options}))
-
-
-def _build(cls, config):
-    torch.manual_seed(0)
-    model = cls(config).eval()
-    with torch.no_grad():  # biases and norms are born constant, which would hide a wrong selection
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-def inputs(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    vocab = getattr(model.config, "vocab_size", VOCAB)
-    ids = torch.randint(3, vocab, (2, 7), generator=generator)
-    if "image_size" in model.config.to_dict():
-        size = model.config.image_size
-        return {"pixel_values": torch.randn(2, 3, size, size, generator=generator)}
-    both = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {**both, "decoder_input_ids": ids[:, :4]} if model.config.is_encoder_decoder else both
-
-
-def logits(model, seed=0):
-    with torch.no_grad():
-        return model(**inputs(model, seed)).logits
+def host_of(name, **config):
+    """A host of its own with random weights, of a model that is traced once in a run; config: numbers to be changed."""
+    key = f"{name} {config}"
+    if key not in HOSTS:
+        model, example = zoo.structure(name, **config)
+        HOSTS[key] = TorchHost(randomize(model), example)
+    return HOSTS[key].copy()
 
 
 # (pattern of a name, dimensions): L stands for the layer; the first pattern that matches counts
@@ -251,16 +151,3 @@ def layout_of(model):
         word, _, rest = kind.partition(" ")
         axes.append(f"  {name} {size} {word} {rest}".rstrip())
     return Layout.from_text("\n".join(["axes", *axes, "parameters", *lines, *(["tied", *tied] if tied else [])]))
-
-
-def mask(model, layout, keep):
-    """Zero every position that a unit outside `keep` owns, in place: what resizing must equal."""
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if name in layout.params:
-                for dim, alive in enumerate(layout.kept(name, keep) or []):
-                    if alive is not None:
-                        shape = [1] * tensor.dim()
-                        shape[dim] = -1
-                        tensor.mul_(torch.tensor(alive).reshape(shape))
-    return model

@@ -1,0 +1,12 @@
+"""What tests of sparse programs share."""
+
+import pytest
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Every sparse layer counts as faster, so that tests depend on no clock."""
+    from secateur.deploy.onnx_graph import sparse
+
+    pack = sparse.pack_worthy
+    monkeypatch.setattr(sparse, "pack_worthy", lambda *arguments, measure: pack(*arguments, measure=False))
