@@ -1,9 +1,12 @@
-"""The core needs no framework, and never imports one."""
+"""The walls of the house: who imports whom, by floors; the core without frameworks; each host without the other."""
 
+import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -17,6 +20,162 @@ CORE = [
     if file.parent != HOME or not file.name.startswith("_")
 ]
 """Every module that belongs to no framework, runtime or command."""
+
+FLOORS = (
+    "_version errors arrays files dims layout plan",
+    "stats criteria budget select schedule scores labelled_rows documents kernels",
+    "host repair recipe",
+    "pruning check cost find_host",
+    "torch.base",
+    "torch.trace",
+    "torch.data torch.stats",
+    "torch.shrink",
+    "torch.files",
+    "torch.train",
+    "torch.host torch.open torch.repair_loops",
+    "torch.blockwise",
+    "torch.stream",
+    "keras",
+    "runtime.layers",
+    "runtime.program",
+    "runtime.run",
+    "runtime.compile_model runtime.saving",
+    "deploy.runner deploy.operator_library",
+    "deploy.target",
+    "deploy.onnx_graph",
+    "deploy.targets",
+    "deploy.jobs",
+    "report",
+    "jobs",
+    "cli",
+)
+"""From the ground up. A module imports from its own floor and from those below."""
+
+BY_STRING = {
+    "secateur": "public names load when they are first used",
+    "secateur.runtime": "public names load when they are first used",
+    "secateur.deploy": "public names load when they are first used",
+    "secateur.find_host": "the only place that knows which frameworks there are",
+    "secateur.repair.forms": "the fast form of an inner loop, if the arrays are tensors",
+    "secateur.deploy.target": "one module a runtime",
+    "secateur.deploy.runner": "one loader a runtime; the file itself travels without secateur",
+    "secateur.kernels.native": "the compiled module, which may be missing",
+    "secateur.cli.keras": "commands for Keras models start without PyTorch",
+}
+"""Modules that may import modules of ours by a name in a string, and why. Circles through them are meant."""
+
+INSIDE_FUNCTIONS = 8
+"""The most imports of our own modules inside functions, outside `cli`; each says on its line why it is there."""
+FILES = 16
+"""The most modules in a folder; the core and `keras` have more, each of which says what it is."""
+
+
+class Import(NamedTuple):
+    """One import of a module of ours. kind: "top", "function" or "string"."""
+
+    module: str
+    kind: str
+    line: int
+
+
+def module_name(file):
+    parts = ("secateur", *file.relative_to(HOME).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(file): file for file in sorted(HOME.rglob("*.py"))}
+
+
+def imports_of(module):
+    """Every import of our own modules in a file, but those for type checkers alone."""
+    tree = ast.parse(SOURCES[module].read_text())
+    typing = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    inside = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in typing:
+            continue
+        kind = "function" if id(node) in inside else "top"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "secateur":
+            for name in {f"{node.module}.{alias.name}" for alias in node.names}:
+                yield Import(name if name in SOURCES else node.module, kind, node.lineno)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name in SOURCES:
+                    yield Import(alias.name, kind, node.lineno)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            named = node.value.partition(":")[0]
+            if named in SOURCES and "." in named:
+                yield Import(named, "string", node.lineno)
+
+
+GRAPH = {module: sorted(set(imports_of(module))) for module in SOURCES}
+
+
+def floor_of(module):
+    """The number of a module's floor; None for a package that only loads public names."""
+    path = module.removeprefix("secateur").lstrip(".")
+    for number, rooms in enumerate(FLOORS):
+        if any(path == room or path.startswith(f"{room}.") for room in rooms.split()):
+            return number
+    return None
+
+
+def test_there_is_no_circle():
+    graph = {
+        module: {i.module for i in found if i.module != module and not (i.kind == "string" and module in BY_STRING)}
+        for module, found in GRAPH.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_imports_go_down():
+    homeless = [m for m in SOURCES if floor_of(m) is None]
+    assert homeless == ["secateur", "secateur.deploy", "secateur.runtime", "secateur.torch"]
+    wrong = [
+        f"{module}:{i.line} imports {i.module}"
+        for module, found in GRAPH.items()
+        for i in found
+        if floor_of(module) is not None and floor_of(i.module) is not None
+        if floor_of(i.module) > floor_of(module) and not (i.kind == "string" and module in BY_STRING)
+    ]
+    assert wrong == []
+    rooms = " ".join(FLOORS).split()
+    missing = [r for r in rooms if f"secateur.{r}" not in SOURCES]
+    assert missing == []
+
+
+def test_imports_by_string_are_few_and_have_a_reason():
+    by_string = {module for module, found in GRAPH.items() if any(i.kind == "string" for i in found)}
+    assert by_string <= set(BY_STRING)
+    loads = re.compile(r"\bimport_module\(|\b__import__\(")
+    assert {module for module, file in SOURCES.items() if loads.search(file.read_text())} <= set(BY_STRING)
+
+
+def test_imports_inside_functions_are_few_and_have_a_reason():
+    found = {
+        (module, i.line)
+        for module, imports in GRAPH.items()
+        for i in imports
+        if i.kind == "function" and not module.startswith("secateur.cli")
+    }
+    assert len(found) <= INSIDE_FUNCTIONS, sorted(found)
+    lines = {(module, line): SOURCES[module].read_text().splitlines()[line - 1] for module, line in found}
+    assert [place for place, line in lines.items() if "#" not in line] == []
+
+
+def test_folders_are_small():
+    counts = {
+        folder.name: len(list(folder.glob("*.py"))) for folder in HOME.rglob("*") if (folder / "__init__.py").is_file()
+    }
+    assert {name for name, count in counts.items() if count > FILES} <= {"keras"}
 
 
 def test_the_core_lives_without_frameworks():
@@ -36,12 +195,12 @@ assert not [name for name in sys.modules if name.startswith("secateur.torch")]
     assert done.returncode == 0, done.stderr
 
 
-def test_every_module_of_the_core_stands_in_the_house():
-    assert {"recipe", "repairing", "repair.sparsegpt", "criteria.ria"} <= set(CORE)
+def test_every_room_stands_on_the_page():
+    assert {"recipe", "repair.walk", "repair.sparsegpt", "criteria.ria"} <= set(CORE)
     page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
-    rows = "\n".join(line for line in page.splitlines() if line.startswith("|"))
-    listed = {word.strip("/") for word in re.findall(r"`([^`]+)`", rows)}
-    assert [name for name in CORE if "." not in name and name not in listed] == []
+    listed = {word.strip("/") for word in re.findall(r"[\w./]+", page)}
+    rooms = {room for room in " ".join(FLOORS).split() if not room.startswith("_")}
+    assert sorted(room for room in rooms if not {room.replace(".", "/"), room.split(".")[-1]} & listed) == []
 
 
 @pytest.mark.parametrize(("room", "blocked"), [("torch", "keras tensorflow"), ("keras", "torch transformers")])
