@@ -17,6 +17,7 @@ from secateur.errors import ModelError
 from secateur.kernels.native import load_native
 from secateur.runtime import compile_model, saving
 from secateur.runtime.layers import attention, operators
+from secateur.runtime.layers.tuning import unmeasured
 from secateur.runtime.run import install_chain
 from secateur.runtime.run.chain import chains_of, leaves
 from secateur.torch.data.example import example_for
@@ -479,7 +480,7 @@ def test_the_faster_way_is_kept(faster, calls, monkeypatch):
         lambda functions: [f() is None or t for f, t in zip(functions, times, strict=True)],
     )
     monkeypatch.setattr(
-        compile_model, "choose", lambda array, bias, tokens, *rest: compile_model.unmeasured(array, tokens, "float32")
+        compile_model, "choose", lambda array, bias, tokens, **_: unmeasured(array, tokens=tokens, value="float32")
     )
     model, fast, batch = compiled(Holder, added(), measure=True)
     assert fast.secateur_report.blocks == (3 if faster else 0)

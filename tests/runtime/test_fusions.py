@@ -18,8 +18,8 @@ from secateur.errors import ModelError
 from secateur.kernels.native import load_native
 from secateur.runtime import compile_model, saving
 from secateur.runtime.layers import attention, operators
-from secateur.runtime.layers import fused as onecall
 from secateur.runtime.layers import tuning as choosing
+from secateur.runtime.layers.fused import fused_modules
 from secateur.runtime.layers.linear import ByTokens
 from secateur.runtime.run.install_chain import ChainOutcome
 
@@ -32,7 +32,7 @@ WHAT = ("activations", CALLS, "gates", "norms")
 @pytest.fixture(autouse=True)
 def layer_by_layer(monkeypatch):
     """No blocks as one call, which would hide what is fused into their layers."""
-    monkeypatch.setattr(compile_model, "chain_blocks", lambda *args: ChainOutcome())
+    monkeypatch.setattr(compile_model, "chain_blocks", lambda *args, **kwargs: ChainOutcome())
     monkeypatch.setattr(compile_model, "step_blocks", lambda *args: (0, ""))
 
 
@@ -97,8 +97,8 @@ def native(monkeypatch):
     return calls
 
 
-def always_sparse(array, bias, tokens, value, use_cache, activations, full):
-    tiled = choosing.unmeasured(array, tokens, value, activations).packing
+def always_sparse(array, bias, *, tokens, value, activations, **_):
+    tiled = choosing.unmeasured(array, tokens=tokens, value=value, activations=activations).packing
     return choosing.FormatChoice({"format": "bitmask"} if tokens == 1 else tiled, 2.0, 1.0)
 
 
@@ -202,14 +202,14 @@ def fused(inner, **options):
     return model, runtime.compile(model, measure=False, example=example, **options), example
 
 
-def is_one_call(fast):
-    return list(onecall.one_calls(fast)) == ["inner"]
+def is_fused(fast):
+    return list(fused_modules(fast)) == ["inner"]
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, lambda n: nn.LayerNorm(n, elementwise_affine=False)])
 def test_nan_and_layouts_reach_the_output(norm, native):
     model, fast, (x, residual) = fused(Output(norm))
-    assert is_one_call(fast)
+    assert is_fused(fast)
     odd = x.clone()
     odd[0, 1, 3], odd[1, 2, 0] = float("nan"), float("inf")
     lost = residual.clone()
@@ -256,13 +256,13 @@ def test_hooks_prevent_fusion(native):
     inner = Output()
     inner.scale.register_forward_hook(lambda *_: seen.append("before"))
     _, fast, example = fused(inner)
-    assert not is_one_call(fast)
+    assert not is_fused(fast)
     with torch.inference_mode():
         seen.clear()
         fast(*example)
         assert seen == ["before"]
         _, fast, example = fused(Output())
-        assert is_one_call(fast)
+        assert is_fused(fast)
         fast.inner.lose.register_forward_hook(lambda *_: seen.append("late"))
         fast(*example)
         assert seen == ["before", "late"]
@@ -301,17 +301,17 @@ def test_other_modules_are_left_alone():
 
     for cls in (Twice, Inner, Pair, Scaled, Stored):
         model, fast, example = fused(cls())
-        assert not onecall.one_calls(fast), cls
+        assert not fused_modules(fast), cls
         with torch.inference_mode():
             for got, expected in zip(fast(*example), model(*example), strict=True):
                 torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     model = prune(Repeated(Output()))
     example = (torch.randn(2, 5, 24), torch.randn(2, 5, 40))
-    assert not onecall.one_calls(runtime.compile(model, measure=False, example=example))
+    assert not fused_modules(runtime.compile(model, measure=False, example=example))
     shared_norm = nn.Sequential(nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24)), nn.Sequential(nn.Linear(24, 24)))
     shared_norm[1].append(shared_norm[0][1])
     fast = runtime.compile(prune(shared_norm), measure=False, example=(torch.randn(3, 24),))
-    assert not onecall.one_calls(fast)
+    assert not fused_modules(fast)
 
 
 class Pair(nn.Module):
@@ -369,7 +369,7 @@ def test_gates_and_written_norms(pair, norm, native, tmp_path):
     model = prune(nn.Sequential(norm(), pair()))
     x = torch.randn(2, 5, 24)
     fast = runtime.compile(model, measure=False, example=(x,))
-    assert {*onecall.one_calls(fast)} == {"0", "1"}
+    assert {*fused_modules(fast)} == {"0", "1"}
     saving.save(fast, tmp_path / "saved")
     odd = x.clone()
     odd[0, 1, 3], odd[1, 2, 0] = float("nan"), float("inf")
@@ -436,7 +436,7 @@ def test_what_is_no_gate_and_no_norm():
         torch.manual_seed(0)
         model = prune(nn.Sequential(inner, nn.Linear(24, 24), nn.Tanh()))
         fast = runtime.compile(model, measure=False, example=(x,))
-        assert not onecall.one_calls(fast), inner
+        assert not fused_modules(fast), inner
         with torch.inference_mode():
             torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -454,7 +454,7 @@ def test_a_norm_alone_and_a_residual_of_the_input(native):
     model = prune(nn.Sequential(nn.Sequential(nn.Linear(24, 24), nn.LayerNorm(24)), Block(), nn.Linear(24, 5)))
     x = torch.randn(3, 7, 24)
     fast = runtime.compile(model, measure=False, example=(x,))
-    assert list(onecall.one_calls(fast)) == ["0", "1"]
+    assert list(fused_modules(fast)) == ["0", "1"]
     with torch.inference_mode():
         native.clear()
         torch.testing.assert_close(fast(x), model(x), rtol=1e-5, atol=1e-5)
@@ -462,7 +462,7 @@ def test_a_norm_alone_and_a_residual_of_the_input(native):
 
 
 def test_an_activation_that_stays_is_not_lost(monkeypatch):
-    def at_few_tokens(array, bias, tokens, value, use_cache, activations, full):
+    def at_few_tokens(array, bias, *, tokens, **_):
         return choosing.FormatChoice({"format": "bitmask"} if tokens == 1 else None, 2.0, 1.0)
 
     monkeypatch.setattr(compile_model, "choose", at_few_tokens)
@@ -474,7 +474,7 @@ def test_an_activation_that_stays_is_not_lost(monkeypatch):
     plain = runtime.compile(
         prune(Holder(Output())), tokens=(1, 100), example=(torch.randn(2, 5, 24), torch.randn(2, 5, 40))
     )
-    assert is_one_call(plain)
+    assert is_fused(plain)
     with torch.inference_mode():
         for tokens in (1, 90):
             x, residual = torch.randn(tokens, 24), torch.randn(tokens, 40)

@@ -93,7 +93,7 @@ def test_eight_bits_from_elsewhere_that_overflow_here_are_said(flags, levels, wa
 @pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
 def test_generation_of_a_sparse_decoder_with_eight_bits_for_the_rest(tmp_path, monkeypatch):
     pack = sparse.pack_worthy
-    monkeypatch.setattr(sparse, "pack_worthy", lambda *arguments: pack(*arguments[:-1], False))
+    monkeypatch.setattr(sparse, "pack_worthy", lambda w, **options: pack(w, **{**options, "measure": False}))
     model = tiny.llama(num_hidden_layers=1)
     secateur.open(model).apply(
         secateur.prune(secateur.open(model), secateur.criteria.magnitude, secateur.Block(8, 1), 0.5)

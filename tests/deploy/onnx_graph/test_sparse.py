@@ -16,8 +16,8 @@ from secateur.deploy import export, runner, target
 from secateur.deploy.onnx_graph import sparse
 from secateur.deploy.onnx_graph.graph import attributes
 from secateur.deploy.target import DeployError, Written
+from secateur.kernels.format import describe
 from secateur.kernels.native import load_native
-from secateur.kernels.packing import describe
 from tests.torch import tiny
 
 pytestmark = pytest.mark.skipif(load_native() is None, reason="needs the compiled kernels")
@@ -37,9 +37,7 @@ def pruned(model, share=0.8):
 @pytest.fixture
 def measured(monkeypatch):
     """Every sparse layer counts as faster, so that tests depend on no clock."""
-    monkeypatch.setattr(
-        sparse, "pack_worthy", lambda w, tokens, value, activations, measure: pack(w, tokens, value, activations, False)
-    )
+    monkeypatch.setattr(sparse, "pack_worthy", lambda w, **options: pack(w, **{**options, "measure": False}))
 
 
 pack = sparse.pack_worthy
@@ -324,7 +322,7 @@ def test_an_exported_layer_can_be_shared_among_threads():
     weight[np.abs(weight) < 1.5] = 0
     torch.set_num_threads(1)
     try:
-        packed = sparse.pack_worthy(weight, 128, "float32", "float32", measure=False)
+        packed = sparse.pack_worthy(weight, tokens=128, value="float32", activations="float32", measure=False)
     finally:
         torch.set_num_threads(threads)
     found = describe(packed)

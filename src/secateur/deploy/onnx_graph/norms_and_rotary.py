@@ -6,7 +6,8 @@ A step of a small decoder spends as much time on such operators, a few numbers e
 
 from typing import Any
 
-from secateur.deploy.onnx_graph.graph import RMS_NORM, OnnxGraph, attributes, other
+from secateur.deploy.onnx_graph.graph import OnnxGraph, attributes, other
+from secateur.kernels.format import RMS_NORM
 
 LAST = (-1, 3)
 """Numbers of the last of four dimensions."""

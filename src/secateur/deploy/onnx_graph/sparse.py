@@ -13,9 +13,10 @@ import numpy as np
 
 from secateur.deploy.onnx_graph.attention import fuse_attention
 from secateur.deploy.onnx_graph.chains import fuse_chains
-from secateur.deploy.onnx_graph.graph import LAYER_NORM, OnnxGraph, attributes, is_plain, other
+from secateur.deploy.onnx_graph.graph import OnnxGraph, attributes, is_plain, other
 from secateur.deploy.onnx_graph.norms_and_rotary import fuse_norms, fuse_rotary
 from secateur.deploy.target import DeployError, Written
+from secateur.kernels.format import ACTIVATIONS, LAYER_NORM, describe
 
 SHARED_BY = 4
 """Threads among which an exported layer can be shared out: how many there will be is not known when it is packed."""
@@ -54,7 +55,7 @@ def rewrite(
         found = linears(graph)
         layers += len(found)
         for node, weight in found:
-            blob = pack_worthy(weight, tokens, value, activations, measure)
+            blob = pack_worthy(weight, tokens=tokens, value=value, activations=activations, measure=measure)
             if blob is not None:
                 fuse_linear(graph, node, blob)
                 packed += 1
@@ -103,23 +104,23 @@ def save(model: Any, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, measure: bool) -> np.ndarray | None:
-    """A weight (out, in) packed, or None where it has few zeros or measured no faster."""
+def pack_worthy(weight: np.ndarray, *, tokens: int, value: str, activations: str, measure: bool) -> np.ndarray | None:
+    """A packed weight (out, in), or None where the weight has few zeros or measured no faster."""
     from secateur.kernels.packing import pack
     from secateur.runtime.compile_model import MIN_ZEROS
-    from secateur.runtime.layers.tuning import choose, shared_out, unmeasured
+    from secateur.runtime.layers.tuning import choose, unmeasured, with_row_blocks
 
     if np.count_nonzero(weight) > (1 - MIN_ZEROS) * weight.size:
         return None
     if value == "int8" and not np.isfinite(weight).all():
         return None
     if measure:
-        choice = choose(weight, None, tokens, value, activations=activations)
+        choice = choose(weight, None, tokens=tokens, value=value, activations=activations)
     else:
-        choice = unmeasured(weight, tokens, value, activations)
+        choice = unmeasured(weight, tokens=tokens, value=value, activations=activations)
     if choice.packing is None:
         return None
-    return pack(weight, **shared_out(choice.packing, weight.shape[0], tokens, SHARED_BY))
+    return pack(weight, **with_row_blocks(choice.packing, weight.shape[0], tokens, threads=SHARED_BY))
 
 
 def linears(graph: OnnxGraph) -> list[tuple[Any, np.ndarray]]:
@@ -154,8 +155,6 @@ def weight_of(graph: OnnxGraph, node: Any) -> np.ndarray | None:
 
 def fuse_linear(graph: OnnxGraph, node: Any, blob: np.ndarray) -> None:
     """Put SparseLinear in the place of a linear layer and of what follows it, as far as that can be taken in."""
-    from secateur.kernels.packing import ACTIVATIONS, describe
-
     rows = describe(blob).rows
     taken, out, bias = [node], node.output[0], ""
     if node.op_type == "Gemm" and len(node.input) > 2:
