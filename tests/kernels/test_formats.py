@@ -42,7 +42,7 @@ def rounded_product(weight, x):
 )
 @settings(max_examples=60, deadline=None)
 def test_quad_equals_a_product_of_integers(
-    name, rows, cols, tokens, density, tile, chunk, row_block, threads, size, seed
+    name, *, rows, cols, tokens, density, tile, chunk, row_block, threads, size, seed
 ):
     rng = np.random.default_rng(seed)
     weight = in_quads(rows, cols, density, seed)
@@ -92,7 +92,7 @@ def test_quad_sums_of_the_longest_rows_do_not_overflow(name):
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_nm_equals_a_float64_product(name, rows, cols, tokens, groups, density, value, with_bias, threads, seed):
+def test_nm_equals_a_float64_product(name, *, rows, cols, tokens, groups, density, value, with_bias, threads, seed):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, cols), dtype=np.float32)
     bias = rng.standard_normal(rows, dtype=np.float32) if with_bias else None

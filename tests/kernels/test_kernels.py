@@ -36,7 +36,7 @@ NM = {"format": "nm"}
 )
 @settings(max_examples=60, deadline=None)
 def test_tiled_equals_a_float64_product(
-    name, rows, cols, tokens, density, tile, chunk, row_block, with_bias, threads, seed
+    name, *, rows, cols, tokens, density, tile, chunk, row_block, with_bias, threads, seed
 ):
     rng = np.random.default_rng(seed)
     weight = sparse(rows, cols, density, seed)
@@ -64,7 +64,7 @@ def test_tiled_equals_a_float64_product(
 )
 @settings(max_examples=60, deadline=None)
 def test_block_equals_a_float64_product(
-    name, rows, cols, tokens, density, block, value, chunk, row_block, with_bias, threads, seed
+    name, *, rows, cols, tokens, density, block, value, chunk, row_block, with_bias, threads, seed
 ):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, cols), dtype=np.float32)
@@ -89,7 +89,7 @@ def test_block_equals_a_float64_product(
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_bitmask_equals_a_float64_product(name, rows, cols, tokens, density, value, with_bias, threads, seed):
+def test_bitmask_equals_a_float64_product(name, *, rows, cols, tokens, density, value, with_bias, threads, seed):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, cols), dtype=np.float32)
     bias = rng.standard_normal(rows, dtype=np.float32) if with_bias else None

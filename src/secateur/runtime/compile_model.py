@@ -249,7 +249,7 @@ def _pack_layer(
         return LayerReport(name, shape, 1.0, "dense", reason), None
     array = np.ascontiguousarray(weight.detach().numpy())
     density = np.count_nonzero(array) / array.size
-    has_few_zeros = density > 1 - MIN_ZEROS
+    has_few_zeros = bool(density > 1 - MIN_ZEROS)
     full = (is_shared or has_few_zeros) and bool(full_packings(tokens, settings.full_value))
     value = settings.full_value if full else settings.value
     if is_shared and not full:

@@ -172,8 +172,8 @@ class Fused(Swapped):
         """Compute the fusion, or run the plain class where the kernels cannot compute it."""
         fusion = self.fusion
         inputs = self._inputs(fusion, args, kwargs)
-        if inputs is not None and not self.training and not is_watched_inside(self):  # type: ignore[attr-defined, arg-type]
-            output = fusion.compute(self, *inputs)  # type: ignore[arg-type]
+        if inputs is not None and not self.training and not is_watched_inside(self):  # type: ignore[attr-defined]
+            output = fusion.compute(self, *inputs)
             if output is not None:
                 return output
         return super().forward(*args, **kwargs)  # type: ignore[misc]

@@ -21,8 +21,8 @@ class Swapped:
         return _blank, (kind, plain), self.__dict__
 
 
-def swap_class(module: Any, kind: type[Swapped]) -> None:
-    """Put a subclass of `Swapped` before the class of a module."""
+def swap_class(module: Any, kind: Any) -> None:
+    """Put `kind`, a subclass of `Swapped`, before the class of a module."""
     plain: Any = type(module)
     module.__class__ = _swapped(kind, plain)
 

@@ -4,7 +4,7 @@ attention over a cache, from one stream to one stream. It reads the graph, never
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,9 +214,8 @@ class _DecoderReader(ChainReader):
         if CACHE not in call.inputs:
             raise NoChainError("takes no cache")
         inputs = {name: value for name, value in call.inputs.items() if name not in {*IGNORED, CACHE}}
-        tensors = [name for name, value in inputs.items() if isinstance(value, torch.Tensor)]
         masks = self._masks(inputs)
-        pairs = [name for name, value in inputs.items() if _is_pair(value)]
+        tensors, pairs = _names(inputs, _is_tensor), _names(inputs, _is_pair)
         if len(masks) > 1 or (self.mask is not None and not masks) or not bool(self.angles) <= len(pairs) <= 1:
             raise NoChainError("makes its mask of attention or its positions itself")
         streams = [name for name in tensors if name not in masks]
@@ -239,8 +238,16 @@ _DecoderReader.readers = {
 }
 
 
+def _names(inputs: Mapping[str, Any], has_kind: Callable[[Any], bool]) -> list[str]:
+    return [name for name, value in inputs.items() if has_kind(value)]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
 def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(item, torch.Tensor) for item in value)
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_tensor, value))
 
 
 def _rotary(add: Node) -> _Rotary | None:
