@@ -150,27 +150,27 @@ class DecoderRunner:
         size = (batch, kv_heads, 1, width)
         stride = (kv_heads * width, width, kv_heads * width, 1)
         key, value = (values.as_strided(size, stride, prepared.first(read, batch)) for read in step.reads[1:])
-        keys, held = inputs.cache.update(key, value, getattr(self.attention, LAYER_INDEX))
-        count = keys.shape[2]
-        if keys.shape != (batch, kv_heads, count, width) or held.shape != keys.shape:
-            raise ValueError(f"the cache gives keys {tuple(keys.shape)} and values {tuple(held.shape)}")
-        if keys.dtype is not torch.float32 or held.dtype is not torch.float32:
-            raise TypeError(f"packed layers want a cache in float32, not {keys.dtype}")
-        keys, held = (t if t.stride(3) == 1 else t.contiguous() for t in (keys, held))
+        all_keys, all_values = inputs.cache.update(key, value, getattr(self.attention, LAYER_INDEX))
+        count = all_keys.shape[2]
+        if all_keys.shape != (batch, kv_heads, count, width) or all_values.shape != all_keys.shape:
+            raise ValueError(f"the cache gives keys {tuple(all_keys.shape)} and values {tuple(all_values.shape)}")
+        if all_keys.dtype is not torch.float32 or all_values.dtype is not torch.float32:
+            raise TypeError(f"packed layers want a cache in float32, not {all_keys.dtype}")
+        all_keys, all_values = (t if t.stride(3) == 1 else t.contiguous() for t in (all_keys, all_values))
         if inputs.mask is not None and inputs.mask.shape[3] not in (1, count):
             raise ValueError(f"the mask is of {inputs.mask.shape[3]} keys, but the cache holds {count}")
         mask, added, kept, strides = mask_of(inputs.mask, (batch, heads, 1, count))
         arguments = (
-            keys.data_ptr(),
-            held.data_ptr(),
+            all_keys.data_ptr(),
+            all_values.data_ptr(),
             count,
-            keys.stride()[:3],
-            held.stride()[:3],
+            all_keys.stride()[:3],
+            all_values.stride()[:3],
             added,
             kept,
             strides,
         )
-        return arguments, (keys, held, mask)
+        return arguments, (all_keys, all_values, mask)
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, TokenInputs] | None:
         """The token and its inputs in the arguments of a block; None where the kernels cannot compute the call."""
@@ -256,21 +256,21 @@ class _Prepared:
     def _locate(self, part: tuple[nn.Module, str]) -> tuple[int, int]:
         """Add a tensor of a module to the parts; its index, and its bytes."""
         module, name = part
-        held: Any = module._buffers if name in module._buffers else module._parameters
-        tensor = held.get(name)
+        tensors: Any = module._buffers if name in module._buffers else module._parameters
+        tensor = tensors.get(name)
         if not isinstance(tensor, torch.Tensor) or not tensor.is_contiguous():
             raise AttributeError(f"{type(module).__name__} has no {name}")
         if tensor.dtype not in (torch.uint8, torch.float32) or tensor.device.type != "cpu":
             raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}")
-        self.parts.append((held, name, tensor))
+        self.parts.append((tensors, name, tensor))
         self.addresses.append(tensor.data_ptr())
         return len(self.parts) - 1, tensor.nbytes
 
     def is_current(self) -> bool:
         """Whether the modules still hold the same tensors, at the same addresses."""
         return all(
-            tensor.data_ptr() == address and held.get(name) is tensor
-            for (held, name, tensor), address in zip(self.parts, self.addresses, strict=True)
+            tensor.data_ptr() == address and tensors.get(name) is tensor
+            for (tensors, name, tensor), address in zip(self.parts, self.addresses, strict=True)
         )
 
     def first(self, value: int, batch: int) -> int:
@@ -305,7 +305,7 @@ def _checked(program: DecoderProgram) -> tuple[int, int, int]:
         raise ValueError("heads are three numbers")
     heads = attends[0].heads
     if any(step.kind == ROTARY and step.heads[2] != heads[2] for step in program.steps):
-        raise ValueError("heads are turned that are wider than those of attention")
+        raise ValueError("rotary heads have another width than those of attention")
     if any(not 0 <= step.activation < len(ACTIVATIONS) for step in program.steps):
         raise ValueError("there is an unknown activation")
     if program.form.given not in range(8):
