@@ -107,7 +107,7 @@ def packings(tokens: int, zeros: Zeros, value: str, activations: str) -> list[Pa
 def full_packings(tokens: int, value: str) -> list[Packing]:
     """The arguments of `pack` worth measuring for a weight with few zeros, all of whose weights are stored.
 
-    At few tokens the smaller type saves memory traffic; at many tokens the dense product is as fast.
+    A smaller type pays at few tokens, where reading the weights takes the time; at many a dense product is better.
     """
     is_worth = tokens <= FEW_TOKENS and value != "float32"
     return [{"format": "block", "block": BLOCKS[-1], "value": value}] if is_worth else []

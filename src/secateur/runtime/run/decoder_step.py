@@ -334,11 +334,11 @@ def _located(block: nn.Module, step: Op, layer: Any, batch: int) -> Op:
         packed = _layer(block, step, batch)
         bias = None if step.bias is None else (packed, "bias")
         return replace(step, weight=(packed, "packed"), bias=bias)
-    scale, shift = (_held(block, path) for path in (step.scale, step.shift))
+    scale, shift = (_module_and_name(block, path) for path in (step.scale, step.shift))
     return replace(step, scale=scale, shift=shift)
 
 
-def _held(block: nn.Module, path: str | None) -> tuple[nn.Module, str] | None:
+def _module_and_name(block: nn.Module, path: str | None) -> tuple[nn.Module, str] | None:
     """The module that holds a tensor, and its name there."""
     if path is None:
         return None
