@@ -19,7 +19,8 @@ import torch
 from kernels_layer import head, turn
 from turns import medians_us
 
-from secateur.kernels.packing import GROUPS, VALUES_OF, pack
+from secateur.kernels.format import GROUPS, VALUES_OF
+from secateur.kernels.packing import pack
 from secateur.runtime import isa
 from secateur.runtime.layers.operators import run as called
 from secateur.runtime.layers.operators import sparse_linear

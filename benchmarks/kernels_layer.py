@@ -165,7 +165,7 @@ def measure(tokens: int, layers: Layers, threads: int, seconds: float) -> Took:
     rows, cols = layers.weights[0].shape
     weights = layers.weights[: how_many(tokens, cols, rows)]
     x = torch.from_numpy(np.random.default_rng(1).standard_normal((tokens, cols), dtype=np.float32))
-    choice = choose(weights[0], None, tokens, use_cache=False)
+    choice = choose(weights[0], None, tokens=tokens, use_cache=False)
     others: dict[str, list[Run]] = {
         "torch": [partial(torch.nn.functional.linear, x, torch.from_numpy(weight)) for weight in weights]
     }

@@ -145,7 +145,7 @@ def artefacts(home, targets):
     from secateur.deploy.onnx_graph import sparse
 
     pack = sparse.pack_worthy  # without timing: a tiny layer is as fast dense
-    sparse.pack_worthy = lambda *arguments, measure: pack(*arguments, measure=False)
+    sparse.pack_worthy = lambda weight, **options: pack(weight, **{**options, "measure": False})
 
     work = home / "work"
     host = secateur.open(write_classifier(work))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from secateur.kernels import packing as P
 from secateur.kernels import reference
+from secateur.kernels.format import GROUPS, MAX_QUAD_COLUMNS, VALUES, describe
 from secateur.kernels.native import available_isas, load_native
 from tests.kernels.weights import close, dense, in_groups, in_quads
 
@@ -41,7 +42,7 @@ def rounded_product(weight, x):
 )
 @settings(max_examples=60, deadline=None)
 def test_quad_equals_a_product_of_integers(
-    name, rows, cols, tokens, density, tile, chunk, row_block, threads, size, seed
+    name, *, rows, cols, tokens, density, tile, chunk, row_block, threads, size, seed
 ):
     rng = np.random.default_rng(seed)
     weight = in_quads(rows, cols, density, seed)
@@ -69,13 +70,13 @@ def test_quad_is_near_the_float_product(name):
 
 @pytest.mark.parametrize("name", ISAS)
 def test_quad_sums_of_the_longest_rows_do_not_overflow(name):
-    weight = np.ones((2, P.MAX_QUAD_COLUMNS), np.float32)
+    weight = np.ones((2, MAX_QUAD_COLUMNS), np.float32)
     weight[1] = -1
-    x = np.repeat(np.array([[3.0], [-2.0], [0.5]], np.float32), P.MAX_QUAD_COLUMNS, axis=1)
+    x = np.repeat(np.array([[3.0], [-2.0], [0.5]], np.float32), MAX_QUAD_COLUMNS, axis=1)
     y = P.linear(P.pack(weight, format="quad", value="int8", chunk=128), x, isa=name)
     assert np.allclose(y, dense(weight, x), rtol=1e-6)
     with pytest.raises(ValueError, match="at most 65536 columns"):
-        P.pack(np.ones((1, P.MAX_QUAD_COLUMNS + 1), np.float32), format="quad", value="int8")
+        P.pack(np.ones((1, MAX_QUAD_COLUMNS + 1), np.float32), format="quad", value="int8")
 
 
 @pytest.mark.parametrize("name", ISAS)
@@ -83,15 +84,15 @@ def test_quad_sums_of_the_longest_rows_do_not_overflow(name):
     rows=st.integers(1, 70),
     cols=st.integers(1, 200),
     tokens=st.integers(1, 20),
-    groups=st.sampled_from(P.GROUPS),
+    groups=st.sampled_from(GROUPS),
     density=st.sampled_from([0.0, 0.5, 1.0]),
-    value=st.sampled_from(P.VALUES),
+    value=st.sampled_from(VALUES),
     with_bias=st.booleans(),
     threads=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_nm_equals_a_float64_product(name, rows, cols, tokens, groups, density, value, with_bias, threads, seed):
+def test_nm_equals_a_float64_product(name, *, rows, cols, tokens, groups, density, value, with_bias, threads, seed):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, cols), dtype=np.float32)
     bias = rng.standard_normal(rows, dtype=np.float32) if with_bias else None
@@ -101,7 +102,7 @@ def test_nm_equals_a_float64_product(name, rows, cols, tokens, groups, density, 
     P.validate(blob)
     stored = P.unpack(blob)
     assert np.array_equal(stored, reference.unpack(blob))
-    assert P.describe(blob).nonzeros == np.count_nonzero(weight)
+    assert describe(blob).nonzeros == np.count_nonzero(weight)
     assert value != "float32" or np.array_equal(stored, weight)
     y = P.linear(blob, x, bias, threads=threads, isa=name)
     assert close(y, dense(stored, x, bias), stored, x)

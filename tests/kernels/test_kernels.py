@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from secateur.kernels import packing as P
 from secateur.kernels import reference
+from secateur.kernels.format import ACTIVATIONS, BLOCKS, VALUES, VALUES_OF, describe
 from secateur.kernels.native import available_isas, isa, load_native
 from tests.kernels.weights import blocked, close, dense, in_groups, sparse
 
@@ -35,7 +36,7 @@ NM = {"format": "nm"}
 )
 @settings(max_examples=60, deadline=None)
 def test_tiled_equals_a_float64_product(
-    name, rows, cols, tokens, density, tile, chunk, row_block, with_bias, threads, seed
+    name, *, rows, cols, tokens, density, tile, chunk, row_block, with_bias, threads, seed
 ):
     rng = np.random.default_rng(seed)
     weight = sparse(rows, cols, density, seed)
@@ -53,8 +54,8 @@ def test_tiled_equals_a_float64_product(
     cols=st.integers(1, 150),
     tokens=st.integers(1, 90),
     density=st.sampled_from([0.0, 0.02, 0.1, 0.5, 0.9, 1.0]),
-    block=st.sampled_from(P.BLOCKS),
-    value=st.sampled_from(P.VALUES),
+    block=st.sampled_from(BLOCKS),
+    value=st.sampled_from(VALUES),
     chunk=st.sampled_from([1, 7, 64, 384]),
     row_block=st.sampled_from([8, 32]),
     with_bias=st.booleans(),
@@ -63,7 +64,7 @@ def test_tiled_equals_a_float64_product(
 )
 @settings(max_examples=60, deadline=None)
 def test_block_equals_a_float64_product(
-    name, rows, cols, tokens, density, block, value, chunk, row_block, with_bias, threads, seed
+    name, *, rows, cols, tokens, density, block, value, chunk, row_block, with_bias, threads, seed
 ):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, cols), dtype=np.float32)
@@ -82,13 +83,13 @@ def test_block_equals_a_float64_product(
     cols=st.integers(1, 150),
     tokens=st.integers(1, 20),
     density=st.sampled_from([0.0, 0.02, 0.1, 0.5, 0.9, 1.0]),
-    value=st.sampled_from(P.VALUES_OF["bitmask"]),
+    value=st.sampled_from(VALUES_OF["bitmask"]),
     with_bias=st.booleans(),
     threads=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_bitmask_equals_a_float64_product(name, rows, cols, tokens, density, value, with_bias, threads, seed):
+def test_bitmask_equals_a_float64_product(name, *, rows, cols, tokens, density, value, with_bias, threads, seed):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((tokens, cols), dtype=np.float32)
     bias = rng.standard_normal(rows, dtype=np.float32) if with_bias else None
@@ -104,9 +105,9 @@ def test_bitmask_equals_a_float64_product(name, rows, cols, tokens, density, val
 )
 def test_stored_values_are_as_close_as_their_type(packing):
     weight = in_groups(37, 83, 2, 4)
-    for value in P.VALUES_OF[packing["format"]]:
+    for value in VALUES_OF[packing["format"]]:
         blob = P.pack(weight, **{**packing, "value": value})
-        info = P.describe(blob)
+        info = describe(blob)
         assert (info.value, info.rows, info.cols, info.nonzeros) == (value, 37, 83, np.count_nonzero(weight))
         assert np.array_equal(P.unpack(blob), reference.unpack(blob))
         error = np.abs(P.unpack(blob) - weight)
@@ -160,7 +161,7 @@ def test_damage_in_every_format_is_refused_or_harmless(packing):
         except ValueError:
             refused += 1
             continue
-        if P.describe(hurt).cols == 130:
+        if describe(hurt).cols == 130:
             P.linear(hurt, np.ones((5, 130), np.float32))
     assert refused > (5 if packing == NM else 20)  # any index of nm is one of its group
 
@@ -194,7 +195,7 @@ def test_unpack_gives_the_weight_back_in_both_implementations(shape, density):
     blob = P.pack(weight, tile=16, chunk=50, row_block=40)
     assert np.array_equal(P.unpack(blob), weight)
     assert np.array_equal(reference.unpack(blob), weight)
-    info = P.describe(blob)
+    info = describe(blob)
     assert (info.format, info.value, info.rows, info.cols) == ("tiled", "float32", *shape)
     assert info.nonzeros == np.count_nonzero(weight)
 
@@ -228,7 +229,7 @@ def test_rows_that_share_columns(name, value):
 def test_a_tiled_weight_of_another_layout_is_refused():
     blob = P.pack(sparse(20, 30, 0.5))
     blob[52] = 0  # p[3] of the header
-    for read in (P.describe, P.validate, P.unpack, reference.unpack):
+    for read in (describe, P.validate, P.unpack, reference.unpack):
         with pytest.raises(ValueError, match="written by another version of secateur; pack the weight again"):
             read(blob)
     with pytest.raises(ValueError, match="written by another version"):
@@ -244,7 +245,7 @@ def test_bfloat16_rounds_to_nearest_even():
 
 
 @pytest.mark.parametrize("name", ISAS)
-@pytest.mark.parametrize("activation", P.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("tokens", [3, 40])
 def test_activations(name, activation, tokens):
     weight = np.eye(50, dtype=np.float32)
@@ -332,7 +333,7 @@ def test_damaged_blobs_are_refused():
     with pytest.raises(ValueError, match="damaged"):
         P.validate(blob[:-64])
     with pytest.raises(ValueError, match="damaged"):
-        P.describe(np.zeros(256, np.uint8))
+        describe(np.zeros(256, np.uint8))
     refused = 0
     rng = np.random.default_rng(0)
     for _ in range(300):

@@ -40,4 +40,4 @@ def compare_from_threads(fast, model, batches, turns=10):
 
 def fused_modules(model):
     """Paths of the modules that run as one call."""
-    return list(fused.one_calls(model))
+    return list(fused.fused_modules(model))

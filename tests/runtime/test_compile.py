@@ -235,9 +235,8 @@ def test_an_activation_that_others_need_is_not_fused():
         assert torch.allclose(fast(x), model(x), atol=1e-6)
 
 
-def test_a_layer_takes_the_form_for_the_call(monkeypatch, tmp_path):
-    def at_few_tokens(array, bias, *given, tokens=None, **options):
-        tokens = given[0] if given else tokens
+def test_a_layer_takes_the_variant_for_the_call(monkeypatch, tmp_path):
+    def at_few_tokens(array, bias, *, tokens, **_):
         packing = {"format": "bitmask"} if tokens == 1 else {"format": "tiled"} if array.shape[0] == 64 else None
         return choosing.FormatChoice(packing, 2.0, 1.0)
 
@@ -245,12 +244,12 @@ def test_a_layer_takes_the_form_for_the_call(monkeypatch, tmp_path):
     model = zoo.pruned(nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5)))
     fast = runtime.compile(model, tokens=(1, 100), example=(torch.randn(3, 40),))
     assert isinstance(fast[0], ByTokens)
-    assert [form.activation for form in fast[0].layers] == ["relu", "relu"]
+    assert [variant.activation for variant in fast[0].layers] == ["relu", "relu"]
     assert isinstance(fast[1], nn.Identity)
     assert fast[2].layers[1].weight is model[2].weight
     used = []
-    for number, form in enumerate(fast[0].layers):
-        form.register_forward_hook(lambda *_, number=number: used.append(number))
+    for number, variant in enumerate(fast[0].layers):
+        variant.register_forward_hook(lambda *_, number=number: used.append(number))
     runtime.save(fast, tmp_path / "fast")
     again = runtime.load(
         tmp_path / "fast", zoo.pruned(nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5)), seed=3)
@@ -267,7 +266,7 @@ def test_a_layer_takes_the_form_for_the_call(monkeypatch, tmp_path):
     assert "At 100 tokens: 1 of 2 linear layers" in text
 
 
-def test_a_layer_of_one_form_is_held_once():
+def test_a_layer_of_one_variant_is_held_once():
     model = linear(96, 64, "8x1")
     assert isinstance(runtime.compile(model, tokens=(1, 64), measure=False), SparseLinear)
     with pytest.raises(ValueError, match=r"tokens must be positive, not \(0, 4\)"):

@@ -16,8 +16,8 @@ from transformers.masking_utils import sdpa_mask
 
 from secateur import runtime
 from secateur.errors import ModelError
+from secateur.kernels.format import ATTENTION, ROTARY
 from secateur.kernels.native import load_native
-from secateur.kernels.steps import ATTENTION, ROTARY
 from secateur.runtime import saving
 from secateur.runtime.compile_model import STEPPED
 from secateur.runtime.run import decoder_step, install_decoder_step
@@ -72,9 +72,9 @@ def steps(monkeypatch):
     """The shapes of what programs were run on."""
     seen, real = [], decoder_step.DecoderRunner.run
 
-    def run(self, x, given, prepared):
+    def run(self, x, inputs, prepared):
         seen.append(tuple(x.shape))
-        return real(self, x, given, prepared)
+        return real(self, x, inputs, prepared)
 
     monkeypatch.setattr(decoder_step.DecoderRunner, "run", run)
     return seen
@@ -151,9 +151,9 @@ def test_saved_copied_and_pickled_decoders(tmp_path, steps):
         steps.clear()
         same(model, one, prompt())
         assert len(steps) == 21
-        program = one.model.layers[0].program
-        assert program.block is one.model.layers[0]
-        assert {id(m) for m, _ in program.inside} == {id(m) for m in one.model.layers[0].modules()}
+        runner = one.model.layers[0].runner
+        assert runner.block is one.model.layers[0]
+        assert {id(m) for m, _ in runner.inside} == {id(m) for m in one.model.layers[0].modules()}
 
 
 def test_a_damaged_plan_is_refused(tmp_path):
@@ -326,14 +326,14 @@ def test_what_cannot_take_a_token_at_a_time_says_why():
 
 def test_a_block_that_would_give_something_else_is_left_alone(monkeypatch):
     real = decoder_step.DecoderRunner.run
-    monkeypatch.setattr(decoder_step.DecoderRunner, "run", lambda self, *given: real(self, *given) * 1.001)
+    monkeypatch.setattr(decoder_step.DecoderRunner, "run", lambda self, *args: real(self, *args) * 1.001)
     fast = compiled(decoder("Llama"))
     assert not decoder_step.decoders_of(fast)
     assert fast.secateur_report.apart == "model.layers.0 gives another result one token at a time"
 
-    def keeps_nothing(self, x, given, prepared):
-        given.cache = copy.deepcopy(given.cache)
-        return real(self, x, given, prepared)
+    def keeps_nothing(self, x, inputs, prepared):
+        inputs.cache = copy.deepcopy(inputs.cache)
+        return real(self, x, inputs, prepared)
 
     monkeypatch.setattr(decoder_step.DecoderRunner, "run", keeps_nothing)
     assert not decoder_step.decoders_of(compiled(decoder("Llama")))

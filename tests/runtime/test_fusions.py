@@ -148,14 +148,14 @@ def fused(make, **options):
     return model, runtime.compile(model, measure=False, example=example, **options), example
 
 
-def is_one_call(fast):
+def is_fused(fast):
     return fused_modules(fast) == ["inner"]
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm, lambda n: nn.LayerNorm(n, elementwise_affine=False)])
 def test_nan_and_layouts_reach_the_output(norm, calls):
     model, fast, (x, residual) = fused(lambda: Output(norm))
-    assert is_one_call(fast)
+    assert is_fused(fast)
     odd = x.clone()
     odd[0, 1, 3], odd[1, 2, 0] = float("nan"), float("inf")
     lost = residual.clone()
@@ -202,13 +202,13 @@ def test_hooks_prevent_fusion(calls):
     inner = Output()
     inner.scale.register_forward_hook(lambda *_: seen.append("before"))
     _, fast, example = fused(lambda: inner)
-    assert not is_one_call(fast)
+    assert not is_fused(fast)
     with torch.inference_mode():
         seen.clear()
         fast(*example)
         assert seen == ["before"]
         _, fast, example = fused(Output)
-        assert is_one_call(fast)
+        assert is_fused(fast)
         fast.inner.lose.register_forward_hook(lambda *_: seen.append("late"))
         fast(*example)
         assert seen == ["before", "late"]
@@ -296,7 +296,7 @@ def test_an_activation_that_stays_is_not_lost():
         **options,
         example=(torch.randn(2, 5, 24), torch.randn(2, 5, 40)),
     )
-    assert is_one_call(plain)
+    assert is_fused(plain)
     with torch.inference_mode():
         for tokens in (1, 90):
             x, residual = torch.randn(tokens, 24), torch.randn(tokens, 40)

@@ -8,6 +8,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from secateur.kernels import native
 from secateur.kernels import packing as packed
+from secateur.kernels.format import ACTIVATIONS
 from secateur.runtime import onnx_library
 from tests.deploy.onnx_graph.programs import session
 from tests.kernels.weights import blocked, sparse
@@ -54,12 +55,12 @@ def test_same_as_the_kernels_from_python(packing, block, shape):
     np.testing.assert_allclose(y.reshape(-1, 50), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("activation", range(len(packed.ACTIVATIONS)))
+@pytest.mark.parametrize("activation", range(len(ACTIVATIONS)))
 def test_activations_without_bias(activation):
     blob = packed.pack(sparse(24, 40, 0.2))
     x = np.random.default_rng(2).standard_normal((7, 40)).astype(np.float32)
     (y,) = session(program(blob, activation=activation)).run(None, {"x": x})
-    assert np.array_equal(y, packed.linear(blob, x, activation=packed.ACTIVATIONS[activation]))
+    assert np.array_equal(y, packed.linear(blob, x, activation=ACTIVATIONS[activation]))
 
 
 def test_the_threads_of_a_session_change_nothing():

@@ -52,7 +52,7 @@ def command(
     from secateur import runtime
     from secateur.cli import kinds
     from secateur.jobs.answer import batch_of, classify, continue_texts, generates
-    from secateur.kernels.packing import VALUES, check_activations
+    from secateur.kernels.format import VALUES, check_activations
     from secateur.runtime.saving import MANIFEST
     from secateur.torch.data.text_rows import load_tokenizer
     from secateur.torch.open import load_model

@@ -1,7 +1,8 @@
-"""Finds the compiled kernels; says once, in a sentence, when they are missing."""
+"""Finds the compiled kernels, and warns once when they are missing."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import re
 import warnings
@@ -15,7 +16,7 @@ ISAS = ("auto", "portable", "neon", "avx2", "avx512")
 
 @functools.cache
 def load_native() -> ModuleType | None:
-    """The module of compiled kernels, or None; without it a warning tells so, once a process."""
+    """The module of compiled kernels, or None; its absence causes one warning in a process."""
     try:
         return import_module("secateur.kernels._native")
     except ImportError as error:
@@ -54,8 +55,7 @@ def isa(requested: str = "auto") -> str:
     resolved = native.resolve_isa(code)
     if resolved < 0:
         raise ValueError(
-            f"instruction set {requested!r} (or what SECATEUR_ISA names) is not available on this CPU or in "
-            f"this "
+            f"instruction set {requested!r} (or what SECATEUR_ISA names) is not available on this CPU or in this "
             f"build; available: {', '.join(available_isas())}"
         )
     return ISAS[resolved]
@@ -75,9 +75,9 @@ def onnx_library() -> str:
     Raises:
         FileNotFoundError: when secateur was installed without it.
     """
-    built = find_spec("secateur.kernels._native")  # an editable install keeps what is built elsewhere
-    beside = built.origin if built is not None and built.origin is not None else __file__
-    path = Path(beside).with_name("secateur_onnx.so")
+    built = find_spec("secateur.kernels._native")  # an editable install keeps compiled files in another folder
+    module = built.origin if built is not None and built.origin is not None else __file__
+    path = Path(module).with_name("secateur_onnx.so")
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing: secateur was installed without a C++17 compiler; install one and reinstall secateur"
@@ -87,15 +87,13 @@ def onnx_library() -> str:
 
 @functools.cache
 def share_openmp() -> bool:
-    """Let the kernels run on the OpenMP threads that torch has started, if it has; true when they do.
+    """Let the kernels run on the OpenMP threads that torch has started, if there are any; true when they do.
 
-    Two pools on the same cores would fight: OpenMP threads spin for a while after each parallel region.
+    Two pools would compete for the same cores: OpenMP threads spin for a while after each parallel region.
     """
     native = load_native()
     if native is None:
         return False
-    import ctypes
-
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:

@@ -1,70 +1,41 @@
-"""Packs a sparse weight into one flat buffer that the kernels read (and that can be saved and
-memory-mapped), and
-unpacks it again. Buffers are one-dimensional uint8 arrays; see native/src/blob.h for what is inside.
+"""Packs a sparse weight into one flat buffer that the kernels read (and that can be saved and memory-mapped), and
+unpacks it again. Buffers are one-dimensional uint8 arrays; native/src/blob.h describes their layout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from secateur.kernels import reference
+from secateur.kernels.format import (
+    ACTIVATIONS,
+    BLOCKS,
+    FORMATS,
+    GROUPS,
+    MAX_QUAD_COLUMNS,
+    QUAD,
+    VALUES,
+    VALUES_OF,
+    describe,
+)
 from secateur.kernels.native import isa, isa_code, load_native
-
-FORMATS = ("tiled", "block", "bitmask", "quad", "nm")
-VALUES = ("float32", "bfloat16", "float16", "int8")
-VALUES_OF = {
-    "tiled": VALUES[:2],
-    "block": VALUES,
-    "bitmask": ("float32", "bfloat16", "int8"),
-    "quad": ("int8",),
-    "nm": VALUES,
-}
-"""The value types that each format stores; int8 is symmetric with one scale a row."""
-ROUNDS_ACTIVATIONS = ("quad",)
-"""The formats that round activations to 8 bits on the way in."""
-ACTIVATION_TYPES = ("float32", "int8")
-"""What a layer may round its inputs to."""
-BLOCKS = (4, 8)
-GROUPS = ((1, 4), (2, 4), (4, 8))
-"""(keep, of) of the nm format: at most `keep` of `of` consecutive weights of a row are nonzero."""
-ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
-NORMS = ("none", "layer_norm", "rms_norm")
-"""By their numbers in native/include/secateur/kernels.h, as the activations are."""
-
-
-@dataclass(frozen=True)
-class PackedInfo:
-    """What a packed weight says about itself: `rows` x `cols`, stored `nonzeros`, format parameters."""
-
-    format: str
-    value: str
-    rows: int
-    cols: int
-    nonzeros: int
-    tile: int = 0
-    chunk: int = 0
-    row_block: int = 0
-    block: int = 0
-    keep: int = 0
-    of: int = 0
-
 
 BLOCK_CHUNK = 384
 """Columns whose tile of activations shares the L1 cache in the block format."""
 BLOCK_CHUNK_INT8 = 1024
-"""The same for int8, whose blocks of one token are so quick that the ends of short runs of them would tell."""
-
+"""Columns of a chunk of int8 blocks. One token passes through an int8 block so quickly that the ends of short chunks
+would take a noticeable share of the time."""
+TILED_CHUNK = 128
+"""Columns whose tile of activations shares the L1 cache in the tiled format."""
 QUAD_CHUNK = 256
-"""The same for the quad format."""
-MAX_QUAD_COLUMNS = 65536
-"""Its sums of uint8 times int8 stay below 2^31."""
-
-
+"""Columns whose tile of activations shares the L1 cache in the quad format."""
 ACCUMULATORS, ACCUMULATORS_AVX2 = 65536, 12288
-"""Outputs of a tile that a block of rows works on: a quarter of an L2 cache of 1 MiB; with AVX2 what did best on a
-processor with 512 KiB."""
+"""Outputs of a tile that a block of rows works on: a quarter of an L2 cache of 1 MiB; with AVX2 the number that did
+best on a processor with 512 KiB."""
 
 
 def block_rows_for(rows: int) -> int:
@@ -73,8 +44,7 @@ def block_rows_for(rows: int) -> int:
 
 
 def tiled_defaults(isa: str, density: float) -> tuple[int, int]:
-    """(tile, chunk) that did best on the machines tried: tokens side by side, columns that share the L1
-    cache."""
+    """The (tile, chunk) that did best on the machines tried: tokens side by side, columns that share the L1 cache."""
     if isa == "avx512":
         return (
             (64, 96) if density > 0.3 else (64, 128) if density > 0.15 else (48, 256) if density > 0.07 else (32, 384)
@@ -85,18 +55,33 @@ def tiled_defaults(isa: str, density: float) -> tuple[int, int]:
 
 
 def chain_defaults(isa: str, density: float) -> tuple[int, int]:
-    """The same for a chain of layers, whose activations stay in one layout: wide tiles at any density."""
+    """The (tile, chunk) for a chain of layers. Its activations stay in one layout, so tiles are wide at any density."""
     return tiled_defaults(isa, max(density, 0.2))
 
 
 def row_block_for(rows: int, tile: int, tokens: int = 1, threads: int = 2) -> int:
-    """Rows in blocks of equal size, whose accumulators leave room in the L2 cache: as few blocks as leave `threads`
-    enough to share out at `tokens` tokens, because runs of equal rows are longer in large ones."""
+    """Rows of a block in the tiled format.
+
+    Blocks are of equal size, and their accumulators leave room in the L2 cache. There are as few blocks as `threads`
+    threads can share out evenly at `tokens` tokens, because runs of equal rows are longer in large blocks.
+    """
     most = max(64, min(1024, (ACCUMULATORS_AVX2 if isa() == "avx2" else ACCUMULATORS) // tile))
     tiles = -(-tokens // tile)
     shares = 1 if threads == 1 else -(-2 * threads // tiles)
     blocks = max(min(shares, rows // 128), -(-rows // most), 1)
     return -(-rows // blocks)
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """The parameters of `pack`; 0 means "chosen by the size of the weight"."""
+
+    tile: int
+    chunk: int
+    row_block: int
+    block: int
+    keep: int
+    of: int
 
 
 def pack(
@@ -139,66 +124,82 @@ def pack(
     if value not in VALUES_OF[format]:
         raise ValueError(f"format {format!r} does not store {value}: use one of {', '.join(VALUES_OF[format])}")
     _check_range(weight, value)
-    rows, cols = weight.shape
-    start = (weight.ctypes.data, rows, cols, cols, VALUES.index(value))
-    if format == "bitmask":
-        return native.pack_bitmask(*start)
-    if format == "nm":
-        if (keep, of) not in GROUPS:
-            known = ", ".join(f"{n}:{m}" for n, m in GROUPS)
-            raise ValueError(f"the nm format has no {keep}:{of}; use one of {known}")
-        if not fits_groups(weight != 0, keep, of):
-            raise ValueError(
-                f"the weight is not {keep}:{of}: some {of} consecutive weights of a row hold more nonzeros"
-            )
-        return native.pack_nm(*start, keep, of)
-    if format == "block":
-        chunk = chunk or (BLOCK_CHUNK_INT8 if value == "int8" else BLOCK_CHUNK)
-        row_block = row_block or block_rows_for(rows)
-        if block not in BLOCKS or not 1 <= chunk <= 65536 or row_block % block:
-            raise ValueError(
-                f"block {block}, chunk {chunk} and row_block {row_block} do not fit: block is 4 or 8 and divides "
-                "row_block, chunk is at most 65536"
-            )
-        return native.pack_block(*start, block, chunk, row_block)
-    chunk = chunk or (QUAD_CHUNK if format == "quad" else 128)
-    row_block = row_block or row_block_for(rows, tile)
-    if format == "quad":
-        if (
-            tile % 16
-            or not 16 <= tile <= 128
-            or chunk % 4
-            or chunk < 4
-            or (chunk - 4) * tile > 65535
-            or cols > MAX_QUAD_COLUMNS
-        ):
-            raise ValueError(
-                f"tile {tile}, chunk {chunk} and {cols} columns do not fit: tile is a multiple of 16 up to 128, chunk "
-                f"one of 4 with (chunk - 4) * tile below 65536, and there are at most {MAX_QUAD_COLUMNS} columns"
-            )
-        return native.pack_quad(*start[:-1], tile, chunk, row_block)
-    if tile % 16 or not 16 <= tile <= 128 or chunk < 1 or (chunk - 1) * tile * 4 > 65535:
+    return _PACK[format](native, weight, value, _Parameters(tile, chunk, row_block, block, keep, of))
+
+
+def _pack_tiled(native: ModuleType, weight: np.ndarray, value: str, wanted: _Parameters) -> np.ndarray:
+    tile, chunk = wanted.tile, wanted.chunk or TILED_CHUNK
+    if not _is_tile(tile) or chunk < 1 or (chunk - 1) * tile * 4 > 65535:
         raise ValueError(
             f"tile {tile} and chunk {chunk} do not fit: tile is a multiple of 16 up to 128, and (chunk - 1) * tile * 4 "
             "must stay below 65536"
         )
-    return native.pack_tiled(*start, tile, chunk, row_block)
+    return native.pack_tiled(*_source(weight, value), tile, chunk, wanted.row_block or row_block_for(len(weight), tile))
 
 
-def describe(packed: np.ndarray) -> PackedInfo:
-    """Read the header of a packed weight.
+def _pack_quad(native: ModuleType, weight: np.ndarray, value: str, wanted: _Parameters) -> np.ndarray:
+    tile, chunk, cols = wanted.tile, wanted.chunk or QUAD_CHUNK, weight.shape[1]
+    if not _is_tile(tile) or chunk % QUAD or chunk < QUAD or (chunk - QUAD) * tile > 65535 or cols > MAX_QUAD_COLUMNS:
+        raise ValueError(
+            f"tile {tile}, chunk {chunk} and {cols} columns do not fit: tile is a multiple of 16 up to 128, chunk "
+            f"one of 4 with (chunk - 4) * tile below 65536, and there are at most {MAX_QUAD_COLUMNS} columns"
+        )
+    row_block = wanted.row_block or row_block_for(len(weight), tile)
+    return native.pack_quad(*_source(weight, value)[:-1], tile, chunk, row_block)
 
-    Raises:
-        ValueError: when it is not one, or is damaged.
+
+def _pack_block(native: ModuleType, weight: np.ndarray, value: str, wanted: _Parameters) -> np.ndarray:
+    block, chunk = wanted.block, wanted.chunk or (BLOCK_CHUNK_INT8 if value == "int8" else BLOCK_CHUNK)
+    row_block = wanted.row_block or block_rows_for(len(weight))
+    if block not in BLOCKS or not 1 <= chunk <= 65536 or row_block % block:
+        raise ValueError(
+            f"block {block}, chunk {chunk} and row_block {row_block} do not fit: block is 4 or 8 and divides "
+            "row_block, chunk is at most 65536"
+        )
+    return native.pack_block(*_source(weight, value), block, chunk, row_block)
+
+
+def _pack_bitmask(native: ModuleType, weight: np.ndarray, value: str, wanted: _Parameters) -> np.ndarray:
+    return native.pack_bitmask(*_source(weight, value))
+
+
+def _pack_nm(native: ModuleType, weight: np.ndarray, value: str, wanted: _Parameters) -> np.ndarray:
+    keep, of = wanted.keep, wanted.of
+    if (keep, of) not in GROUPS:
+        known = ", ".join(f"{n}:{m}" for n, m in GROUPS)
+        raise ValueError(f"the nm format has no {keep}:{of}; use one of {known}")
+    if not fits_groups(weight != 0, keep, of):
+        raise ValueError(f"the weight is not {keep}:{of}: some {of} consecutive weights of a row hold more nonzeros")
+    return native.pack_nm(*_source(weight, value), keep, of)
+
+
+_PACK: dict[str, Callable[[ModuleType, np.ndarray, str, _Parameters], np.ndarray]] = {
+    "tiled": _pack_tiled,
+    "block": _pack_block,
+    "bitmask": _pack_bitmask,
+    "quad": _pack_quad,
+    "nm": _pack_nm,
+}
+
+
+def _source(weight: np.ndarray, value: str) -> tuple[int, int, int, int, int]:
+    """The arguments that every native packer begins with: address, rows, columns, floats from row to row, value type.
+
+    The quad packer takes no value type.
     """
-    return reference.describe(packed)
+    rows, cols = weight.shape
+    return weight.ctypes.data, rows, cols, cols, VALUES.index(value)
+
+
+def _is_tile(tile: int) -> bool:
+    return tile % 16 == 0 and 16 <= tile <= 128
 
 
 def validate(packed: np.ndarray) -> None:
     """Check every index inside a packed weight of unknown origin, so that no kernel reads or writes outside.
 
     Raises:
-        ValueError: when something is out of place.
+        ValueError: when an index leads outside, or the header is damaged.
     """
     native = load_native()
     if native is not None:
@@ -208,10 +209,10 @@ def validate(packed: np.ndarray) -> None:
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:
-    """The dense float32 weight (rows, cols) of a packed one.
+    """The dense float32 weight (rows, cols) of a packed weight.
 
     Raises:
-        ValueError: when it is not a packed weight, or is damaged.
+        ValueError: when `packed` is not a packed weight, or is damaged.
     """
     native = load_native()
     if native is None:
@@ -268,14 +269,6 @@ def linear(
         isa_code(isa),
     )
     return y
-
-
-def check_activations(value: str, activations: str) -> None:
-    """ValueError for a type of activations that is unknown or does not go with the type of the weights."""
-    if activations not in ACTIVATION_TYPES:
-        raise ValueError(f"activations must be one of {', '.join(map(repr, ACTIVATION_TYPES))}, not {activations!r}")
-    if activations == "int8" and value != "int8":
-        raise ValueError(f"activations='int8' goes with value='int8', not {value!r}; pass both")
 
 
 def fits_groups(nonzero: np.ndarray, keep: int, of: int) -> bool:

@@ -1,46 +1,14 @@
-"""Reads packed weights in plain numpy: the slow path where no kernels are compiled, and what the kernels
-are tested
-against. The layout is described in native/src/blob.h.
+"""Reads packed weights in plain numpy: the slow path where no kernels are compiled, and the reference that the kernels
+are tested against. native/src/blob.h describes the layout.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from secateur.kernels.packing import PackedInfo
-
-MAGIC = b"SECPACK1"
-HEADER_BYTES = 128
-TILED_LAYOUT = 3
-
-
-def describe(packed: np.ndarray) -> PackedInfo:
-    """Read and check the header; see `secateur.kernels.packing.describe`."""
-    from secateur.kernels.packing import FORMATS, GROUPS, VALUES, VALUES_OF, PackedInfo
-
-    if packed.dtype != np.uint8 or packed.ndim != 1 or packed.size < HEADER_BYTES:
-        raise ValueError(f"a packed weight is a flat uint8 array of at least {HEADER_BYTES} bytes, not "
-                         f"{packed.dtype} {packed.shape}")  # fmt: skip
-    head = packed[:HEADER_BYTES].tobytes()
-    format_code, value, rows, cols = np.frombuffer(head, "<u4", 4, 8).tolist()
-    nonzeros, size = np.frombuffer(head, "<u8", 2, 24).tolist()
-    p = np.frombuffer(head, "<u4", 4, 40).tolist()
-    known = head[:8] == MAGIC and size == packed.size and rows and cols
-    name = FORMATS[format_code - 1] if known and 1 <= format_code <= len(FORMATS) else ""
-    if not name or value >= len(VALUES) or VALUES[value] not in VALUES_OF[name]:
-        raise ValueError("this is not a packed weight, or it is damaged; pack the weight again")
-    if name == "tiled" and p[3] != TILED_LAYOUT:
-        raise ValueError("this packed weight was written by another version of secateur; pack the weight again")
-    if name == "nm":
-        if (p[0], p[1]) not in GROUPS:
-            raise ValueError("this is not a packed weight, or it is damaged; pack the weight again")
-        return PackedInfo(name, VALUES[value], rows, cols, nonzeros, keep=p[0], of=p[1])
-    first = "block" if name == "block" else "tile"
-    return PackedInfo(name, VALUES[value], rows, cols, nonzeros, chunk=p[1], row_block=p[2], **{first: p[0]})
+from secateur.kernels.format import HEADER_BYTES, PackedInfo, describe
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:

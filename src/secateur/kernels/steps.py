@@ -1,7 +1,7 @@
-"""What a chain of layers consists of, step by step, and the table that the kernels read it from: see sct_chain in
-native/include/secateur/kernels.h and the fields of a row in native/include/secateur/steps.h.
+"""The steps of a chain of layers or of a decoder's block, and the table that the kernels read them from: see sct_chain
+and sct_token in native/include/secateur/kernels.h, and the fields of a row in native/include/secateur/steps.h.
 
-Value 0 is what a chain reads; step i writes value i + 1.
+Value 0 is the input; step i writes value i + 1.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import numpy as np
 from secateur.kernels.native import isa
 from secateur.kernels.packing import chain_defaults, pack, row_block_for
 
-LINEAR, NORM, ATTENTION = range(3)
-"""Kinds of steps, by their numbers in native/include/secateur/kernels.h."""
-ROTARY, GATE = 3, 4
-"""Kinds that decoders have besides, a token at a time, and chains do not: heads turned by their positions, and the
-product of two values."""
 NONE = -1
-"""The number of a value or part that is not there."""
-FIELDS = 17
-"""Of a row of the table."""
+"""The number of a value, or the index of a part, that does not exist."""
 
 
 @dataclass
 class Op:
-    """One step: the values that it reads, and what it holds. `weight`, `bias`, `scale` and `shift` are arrays, or what
-    stands for them where the chain is kept (None: there is none). `number` is a norm's epsilon or what attention
-    multiplies scores by; `first` are the rows where q, k and v begin, `heads` (heads, kv heads, width of one),
-    `rows` the outputs of a layer that is computed elsewhere and has no weight here.
+    """One step. Field names are keys of runtime.json in saved folders.
+
+    - `kind`: LINEAR, NORM, ATTENTION, ROTARY or GATE
+    - `reads`: the numbers of the values that the step reads
+    - `first`: the rows where queries, keys and values begin in the values read (attention)
+    - `weight`, `bias`, `scale`, `shift`: arrays, or what stands for them (paths in a program); None where there is none
+    - `value`: the type that the weight is stored in
+    - `activation`, `norm`: indices into `ACTIVATIONS` and `NORMS`
+    - `number`: the epsilon of a norm, or the factor of attention scores
+    - `heads`: (query heads, key/value heads, width of a head)
+    - `rows`: the outputs of a linear layer that is computed elsewhere and has no weight here
     """
 
     kind: int
@@ -50,7 +50,7 @@ class Op:
 
 
 def step_from_json(data: Mapping[str, Any]) -> Op:
-    """A step from what `dataclasses.asdict` made of it."""
+    """Read a step that `dataclasses.asdict` has written."""
     return Op(**{**data, "first": tuple(data["first"]), "heads": tuple(data["heads"])})
 
 
@@ -71,15 +71,16 @@ def pack_together(weights: Sequence[np.ndarray], values: Sequence[str]) -> list[
     return [packed(weight, value) for weight, value in zip(weights, values, strict=True)]
 
 
-def table(steps: Sequence[Op], place: Callable[[Any], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the steps (count, fields) and their numbers (count); `place` gives the place and the bytes of a
-    weight, bias, scale or shift, in this order for each step.
+def table(steps: Sequence[Op], locate: Callable[[Any], tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the steps (count, STEP_FIELDS) and the `number` of each step (count).
+
+    `locate` gives the index and the bytes of a weight, bias, scale or shift. It is called in this order for each step.
     """
     rows = []
     for step in steps:
-        weight = (NONE, step.rows) if step.weight is None else place(step.weight)
-        others = [NONE if part is None else place(part)[0] for part in (step.bias, step.scale, step.shift)]
+        weight = (NONE, step.rows) if step.weight is None else locate(step.weight)
+        vectors = [NONE if part is None else locate(part)[0] for part in (step.bias, step.scale, step.shift)]
         rows.append(
-            [step.kind, *three_reads(step), *step.first, *weight, *others, step.activation, step.norm, *step.heads]
+            [step.kind, *three_reads(step), *step.first, *weight, *vectors, step.activation, step.norm, *step.heads]
         )
     return np.array(rows, np.int64), np.array([step.number for step in steps], np.float32)

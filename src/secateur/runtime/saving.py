@@ -1,12 +1,14 @@
-"""Saves a compiled model with its packed weights and maps it back into memory: no dense copy is made at load.
+"""Saves a compiled model with its packed weights and maps it back into memory; no dense copy is made at load.
 
-A folder holds `runtime.safetensors` (every tensor; packed weights as they lie in memory), `runtime.json` (which modules
-are packed, and what was removed from the stock model) and, for Hugging Face models, their `config.json`, from which the
-skeleton is built.
+A folder holds `runtime.safetensors` (every tensor; packed weights as they lie in memory), `runtime.json` (the manifest:
+which modules are packed, and which were removed from the stock model) and, for Hugging Face models, their
+`config.json`, from which the skeleton is built.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,20 @@ from secateur.kernels.native import load_native
 from secateur.kernels.packing import unpack, validate
 from secateur.runtime.compile_model import put_module, share_copy
 from secateur.runtime.layers.attention import use_attention
-from secateur.runtime.layers.fused import from_json, one_calls, to_json, use_one_call
-from secateur.runtime.layers.linear import ByTokens, SparseLinear
+from secateur.runtime.layers.fused import from_json, fused_modules, to_json, use_fused
+from secateur.runtime.layers.linear import ByTokens, SparseLinear, layer_shape
 from secateur.runtime.run.chain import ChainProgram, chains_of, use_chains
 from secateur.runtime.run.decoder_step import DecoderProgram, decoders_of, use_decoders
 from secateur.torch.base import manifest as C
 from secateur.torch.base.manifest import changes_of, remember
 from secateur.torch.files.saving import attach, read_json
 from secateur.torch.shrink.size_attributes import is_size
+from secateur.torch.stream.lazy_model import parameters_on_meta
 
 WEIGHTS, MANIFEST = "runtime.safetensors", "runtime.json"
 FORMAT_VERSION = 2
 PARTS = {"class": str, "packed": dict, "identities": list, "aliases": dict}
-"""What every manifest holds."""
+"""The keys that every manifest has, and the types of their values."""
 
 
 def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -47,25 +50,16 @@ def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> No
     packed = {name: module.activation for name, module in model.named_modules() if isinstance(module, SparseLinear)}
     if not packed:
         raise ModelError("the model has no packed layer: compile it with secateur.runtime.compile first")
-    tensors: dict[str, torch.Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[Any, str] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else id(tensor)
-        if place in first:
-            aliases[name] = first[place]
-        else:
-            first[place] = name
-            tensors[name] = tensor.detach().contiguous()
+    tensors, aliases = _distinct_tensors(model)
     manifest = {
         "version": FORMAT_VERSION,
         "class": type(model).__name__,
         "packed": packed,
         "by_tokens": {name: m.tokens for name, m in model.named_modules() if isinstance(m, ByTokens)},
-        "one_calls": {name: to_json(one) for name, one in one_calls(model).items()},
-        "chains": {name: [asdict(plan) for plan in plans] for name, plans in chains_of(model).items()},
-        "decoders": {name: asdict(plan) for name, plan in decoders_of(model).items()},
-        # Activations that were fused into a packed layer: the skeleton has them still.
+        "one_calls": {name: to_json(fusion) for name, fusion in fused_modules(model).items()},
+        "chains": {name: [asdict(program) for program in programs] for name, programs in chains_of(model).items()},
+        "decoders": {name: asdict(program) for name, program in decoders_of(model).items()},
+        # Activations that were fused into a packed layer: the skeleton still has their modules.
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
         "aliases": aliases,
         "changes": changes_of(model).to_json(),
@@ -78,14 +72,29 @@ def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> No
         write_json(temporary / MANIFEST, manifest)
 
 
+def _distinct_tensors(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a model, each once, and the other names of tensors that have several."""
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        memory = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else id(tensor)
+        if memory in first:
+            aliases[name] = first[memory]
+        else:
+            first[memory] = name
+            tensors[name] = tensor.detach().contiguous()
+    return tensors, aliases
+
+
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Read a model that `save` wrote, in eval mode; its tensors are views of the mapped file.
 
-    Without compiled kernels packed layers become dense ones.
+    Without compiled kernels packed layers become dense.
 
     Args:
-        folder: where `save` wrote to.
-        model: a skeleton of the same architecture and sizes (weights are ignored; it may lie on the meta device).
+        folder: the folder that `save` wrote.
+        model: a skeleton of the same architecture and sizes (weights are ignored; it may be on the meta device).
             Not needed for Hugging Face models, those with removed units included.
 
     Raises:
@@ -96,26 +105,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise ModelError(f"{folder} holds no {MANIFEST} and {WEIGHTS}: write them with secateur.runtime.save")
     manifest = _read_manifest(folder / MANIFEST)
     model = _skeleton(folder, manifest) if model is None else share_copy(model)
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ModelError(f"{folder / WEIGHTS} is damaged or cut short ({error}); save or copy it again") from None
-    for name, source in manifest["aliases"].items():
-        if source not in tensors:
-            raise ModelError(f"{folder / WEIGHTS} lacks {source}; save or copy the model again")
-        tensors[name] = tensors[source]
-    for name, tokens in manifest.get("by_tokens", {}).items():
-        model = _put_forms(model, name, tokens)
-    for name, activation in manifest["packed"].items():
-        model = _put_packed(model, name, activation, tensors)
-    for name in manifest["identities"]:
-        put_module(model, name, nn.Identity())
-    for name, one in manifest.get("one_calls", {}).items():
-        try:
-            use_one_call(_layer(model, name), from_json(one))
-        except (TypeError, KeyError, ValueError) as error:
-            raise ModelError(f"{folder / MANIFEST} is damaged: {name!r} is {one!r} ({error})") from None
+    tensors = _read_tensors(folder / WEIGHTS, manifest["aliases"])
+    model = _put_layers(folder / MANIFEST, manifest, model, tensors)
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
@@ -126,21 +117,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             "that was saved"
         )
     for parameter in model.parameters():
-        parameter.requires_grad_(False)
+        parameter.requires_grad_(requires_grad=False)
     use_attention(model)
     model.eval()
-    for name, plans in manifest.get("chains", {}).items() if load_native() is not None else ():
-        try:
-            use_chains(_layer(model, name), [ChainProgram.from_json(plan) for plan in plans])
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise ModelError(f"{folder / MANIFEST} is damaged: the chains of {name!r} do not fit ({error})") from None
     if load_native() is not None:
-        try:
-            use_decoders(
-                model, {name: DecoderProgram.from_json(plan) for name, plan in manifest.get("decoders", {}).items()}
-            )
-        except (TypeError, LookupError, AttributeError, ValueError, OverflowError) as error:
-            raise ModelError(f"{folder / MANIFEST} is damaged: its decoders do not fit ({error})") from None
+        _put_programs(folder / MANIFEST, manifest, model)
     return model
 
 
@@ -154,13 +135,55 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _put_forms(model: nn.Module, name: str, tokens: list[int]) -> nn.Module:
-    """The skeleton with a layer as often as it was saved, each to be filled with its own form."""
-    forms = ByTokens([share_copy(_layer(model, name)) for _ in tokens], tokens)
-    if not name:
-        return forms
-    put_module(model, name, forms)
+def _read_tensors(path: Path, aliases: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """The tensors of the file, under all their names."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(f"{path} is damaged or cut short ({error}); save or copy it again") from None
+    for name, source in aliases.items():
+        if source not in tensors:
+            raise ModelError(f"{path} lacks {source}; save or copy the model again")
+        tensors[name] = tensors[source]
+    return tensors
+
+
+def _put_layers(
+    path: Path, manifest: Mapping[str, Any], model: nn.Module, tensors: dict[str, torch.Tensor]
+) -> nn.Module:
+    """Replace the modules of a skeleton by those of the manifest, which `path` names in errors."""
+    for name, tokens in manifest.get("by_tokens", {}).items():
+        # One copy of the layer for each variant; `load` replaces them by what was saved.
+        model = put_module(model, name, ByTokens([share_copy(_layer(model, name)) for _ in tokens], tokens))
+    for name, activation in manifest["packed"].items():
+        model = _put_packed(model, name, activation, tensors)
+    for name in manifest["identities"]:
+        put_module(model, name, nn.Identity())
+    for name, fusion in manifest.get("one_calls", {}).items():
+        with _damaged(path, f"{name!r} is {fusion!r}", TypeError, KeyError, ValueError):
+            use_fused(_layer(model, name), from_json(fusion))
     return model
+
+
+def _put_programs(path: Path, manifest: Mapping[str, Any], model: nn.Module) -> None:
+    """Install the chains and decoder steps of a manifest, which `path` names in errors."""
+    for name, programs in manifest.get("chains", {}).items():
+        with _damaged(path, f"the chains of {name!r} do not fit", TypeError, KeyError, AttributeError, ValueError):
+            use_chains(_layer(model, name), [ChainProgram.from_json(program) for program in programs])
+    wrong = (TypeError, LookupError, AttributeError, ValueError, OverflowError)
+    with _damaged(path, "its decoders do not fit", *wrong):
+        decoders = {name: DecoderProgram.from_json(data) for name, data in manifest.get("decoders", {}).items()}
+        use_decoders(model, decoders)
+
+
+@contextlib.contextmanager
+def _damaged(path: Path, what: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn these errors into a ModelError that says which part of a manifest is damaged."""
+    try:
+        yield
+    except errors as error:
+        raise ModelError(f"{path} is damaged: {what} ({error})") from None
 
 
 def _layer(model: nn.Module, name: str) -> nn.Module:
@@ -171,8 +194,25 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """Put a packed layer into a skeleton; without kernels a dense layer, unless an activation is fused into it."""
     prefix = f"{name}." if name else ""
-    packed = tensors.get(f"{prefix}packed")
+    packed = _checked_blob(name, tensors.get(f"{prefix}packed"))
+    bias, in_model = tensors.get(f"{prefix}bias"), layer_shape(_layer(model, name))
+    if load_native() is None and activation == "none":
+        weight = torch.from_numpy(unpack(packed.numpy()))
+        tensors[f"{prefix}weight"] = weight
+        del tensors[f"{prefix}packed"]
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        return put_module(model, name, layer)
+    tensors[f"{prefix}packed"] = packed
+    sparse = SparseLinear(packed, bias, activation)
+    if name and in_model != layer_shape(sparse):
+        raise ModelError(f"layer {name!r} is {in_model} in the model but {layer_shape(sparse)} in the file")
+    return put_module(model, name, sparse)
+
+
+def _checked_blob(name: str, packed: torch.Tensor | None) -> torch.Tensor:
+    """The packed weight of a layer, aligned and valid."""
     if packed is None:
         raise ModelError(f"the file lacks the packed weight of layer {name!r}; save the model again")
     if packed.data_ptr() % 8:
@@ -181,36 +221,14 @@ def _put_packed(model: nn.Module, name: str, activation: str, tensors: dict[str,
         validate(packed.numpy())
     except ValueError as error:
         raise ModelError(f"layer {name!r}: {error}") from error
-    bias = tensors.get(f"{prefix}bias")
-    if load_native() is not None or activation != "none":
-        tensors[f"{prefix}packed"] = packed
-        layer: nn.Module = SparseLinear(packed, bias, activation)
-    else:
-        weight = torch.from_numpy(unpack(packed.numpy()))
-        tensors[f"{prefix}weight"] = weight
-        del tensors[f"{prefix}packed"]
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    if not name:
-        return layer
-    old = _layer(model, name)
-    rows_cols = (
-        getattr(old, "out_features", getattr(old, "nf", None)),
-        getattr(old, "in_features", getattr(old, "nx", None)),
-    )
-    if isinstance(layer, SparseLinear) and rows_cols != (layer.out_features, layer.in_features):
-        raise ModelError(
-            f"layer {name!r} is {rows_cols} in the model but {(layer.out_features, layer.in_features)} in the file"
-        )
-    put_module(model, name, layer)
-    return model
+    return packed
 
 
 def _skeleton(folder: Path, manifest: dict[str, Any]) -> nn.Module:
-    """An empty Hugging Face model of the saved class and sizes: parameters on meta, buffers computed as usual."""
+    """An empty Hugging Face model of the saved class and sizes: parameters on meta, buffers computed."""
     import transformers
 
-    from secateur.torch.files.from_pretrained_hook import start_config
-    from secateur.torch.stream.lazy_model import parameters_on_meta
+    from secateur.torch.files.from_pretrained_hook import start_config  # it imports transformers, which is optional
 
     cls = getattr(transformers, manifest["class"], None)
     if cls is None or not (folder / "config.json").exists():

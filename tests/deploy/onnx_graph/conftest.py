@@ -9,4 +9,4 @@ def measured(monkeypatch):
     from secateur.deploy.onnx_graph import sparse
 
     pack = sparse.pack_worthy
-    monkeypatch.setattr(sparse, "pack_worthy", lambda *arguments, measure: pack(*arguments, measure=False))
+    monkeypatch.setattr(sparse, "pack_worthy", lambda weight, **options: pack(weight, **{**options, "measure": False}))

@@ -16,8 +16,8 @@ from secateur.deploy import export, runner, target
 from secateur.deploy.onnx_graph import sparse
 from secateur.deploy.onnx_graph.graph import attributes
 from secateur.deploy.target import DeployError
+from secateur.kernels.format import describe
 from secateur.kernels.native import load_native, onnx_library
-from secateur.kernels.packing import describe
 from tests import zoo
 from tests.deploy.onnx_graph.programs import weight, written
 
@@ -261,7 +261,7 @@ def test_an_exported_layer_can_be_shared_among_threads():
     weight[np.abs(weight) < 1.5] = 0
     torch.set_num_threads(1)
     try:
-        packed = sparse.pack_worthy(weight, 128, "float32", "float32", measure=False)
+        packed = sparse.pack_worthy(weight, tokens=128, value="float32", activations="float32", measure=False)
     finally:
         torch.set_num_threads(threads)
     found = describe(packed)

@@ -24,7 +24,7 @@ from secateur.deploy.target import DeployError, ExportUnit, Port, Target, Writte
 from secateur.deploy.targets.inputs import SYMBOLS, TRAVELS, as_json, fitted, inputs_of, ports_of, tensors
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
-from secateur.kernels.packing import VALUES, check_activations
+from secateur.kernels.format import VALUES, check_activations
 from secateur.labelled_rows import Rows
 from secateur.torch.base.batches import evaluating
 from secateur.torch.data.text_rows import has_tokenizer, load_tokenizer

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from secateur.deploy.onnx_graph.graph import DOMAIN, LAYER_NORM, OnnxGraph, attributes, is_plain, is_standard
-from secateur.kernels.packing import describe, unpack
-from secateur.kernels.steps import ATTENTION, LINEAR, NONE, NORM, Op, pack_together, table
+from secateur.deploy.onnx_graph.graph import DOMAIN, OnnxGraph, attributes, is_plain, is_standard
+from secateur.kernels.format import ATTENTION, LAYER_NORM, LINEAR, NORM, describe
+from secateur.kernels.packing import unpack
+from secateur.kernels.steps import NONE, Op, pack_together, table
 
 ALIGN = 64
 """Alignment of packed data in bytes, as in native/onnx/chain.h."""

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 DOMAIN = "secateur"
-LAYER_NORM, RMS_NORM = 1, 2
-"""Numbers of norms in native/include/secateur/kernels.h."""
 LAST = (-1, 3)
 """Numbers of the last of four dimensions."""
 

@@ -6,7 +6,8 @@ A step of a small decoder spends as much time on such operators, on a few number
 
 from typing import Any
 
-from secateur.deploy.onnx_graph.graph import LAST, RMS_NORM, OnnxGraph, attributes, is_standard, other
+from secateur.deploy.onnx_graph.graph import LAST, OnnxGraph, attributes, is_standard, other
+from secateur.kernels.format import RMS_NORM
 
 
 def fuse_norms(graph: OnnxGraph) -> int:

@@ -13,13 +13,14 @@ import numpy as np
 
 from secateur.deploy.onnx_graph.attention import fuse_attention
 from secateur.deploy.onnx_graph.chains import fuse_chains
-from secateur.deploy.onnx_graph.graph import LAYER_NORM, OnnxGraph, attributes, is_plain, is_standard, other
+from secateur.deploy.onnx_graph.graph import OnnxGraph, attributes, is_plain, is_standard, other
 from secateur.deploy.onnx_graph.norms_and_rotary import fuse_norms, fuse_rotary
 from secateur.deploy.target import DeployError, Written
+from secateur.kernels.format import ACTIVATIONS, LAYER_NORM, describe
 from secateur.kernels.native import load_native, onnx_library
-from secateur.kernels.packing import ACTIVATIONS, describe, pack
+from secateur.kernels.packing import pack
 from secateur.runtime.compile_model import MIN_ZEROS
-from secateur.runtime.layers.tuning import choose, shared_out, unmeasured
+from secateur.runtime.layers.tuning import choose, unmeasured, with_row_blocks
 
 SHARED_BY = 4
 """Threads among which an exported layer can be shared out: their number is not known when the layer is packed."""
@@ -56,7 +57,7 @@ def rewrite(
         nodes = linears(graph)
         layers += len(nodes)
         for node, weight in nodes:
-            blob = pack_worthy(weight, tokens, value, activations, measure=measure)
+            blob = pack_worthy(weight, tokens=tokens, value=value, activations=activations, measure=measure)
             if blob is not None:
                 fuse_linear(graph, node, blob)
                 packed += 1
@@ -105,19 +106,19 @@ def save(model: Any, path: Path) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def pack_worthy(weight: np.ndarray, tokens: int, value: str, activations: str, *, measure: bool) -> np.ndarray | None:
-    """A weight (out, in) packed, or None where it has few zeros or measured no faster."""
+def pack_worthy(weight: np.ndarray, *, tokens: int, value: str, activations: str, measure: bool) -> np.ndarray | None:
+    """A packed weight (out, in), or None where the weight has few zeros or measured no faster."""
     if np.count_nonzero(weight) > (1 - MIN_ZEROS) * weight.size:
         return None
     if value == "int8" and not np.isfinite(weight).all():
         return None
     if measure:
-        choice = choose(weight, None, tokens, value, activations=activations)
+        choice = choose(weight, None, tokens=tokens, value=value, activations=activations)
     else:
-        choice = unmeasured(weight, tokens, value, activations)
+        choice = unmeasured(weight, tokens=tokens, value=value, activations=activations)
     if choice.packing is None:
         return None
-    return pack(weight, **shared_out(choice.packing, weight.shape[0], tokens, SHARED_BY))
+    return pack(weight, **with_row_blocks(choice.packing, weight.shape[0], tokens, threads=SHARED_BY))
 
 
 def linears(graph: OnnxGraph) -> list[tuple[Any, np.ndarray]]:

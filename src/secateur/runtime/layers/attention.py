@@ -1,6 +1,6 @@
-"""Attention between sparse layers on the kernels' own threads, through the attention interface of transformers.
+"""Attention between sparse layers on the kernels, through the attention interface of transformers.
 
-With the linear layers ten times cheaper, attention is what is left of an encoder; torch's kernel for it does not gain
+With linear layers ten times cheaper, attention takes most of an encoder's time, and torch's kernel for it does not gain
 from a second thread at one short text.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from secateur.kernels.native import load_native
+from secateur.runtime.layers.operators import attention, run
 from secateur.torch.stats.attention_scores import KNOWN
 
 NAME = "secateur"
@@ -36,23 +37,22 @@ def use_attention(model: nn.Module) -> bool:
 def attend(
     module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls: query (batch, heads, queries, width), key and value (batch, kv heads, keys, width).
+    """The attention function that transformers calls.
 
-    Gives (batch, queries, heads, width). Whatever the kernels do not know goes to torch's SDPA.
+    query is (batch, heads, queries, width), key and value are (batch, kv heads, keys, width); returns (batch, queries,
+    heads, width) and no attention weights. Calls that the kernels cannot compute go to torch's SDPA.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if not _fits(module, query, key, value, attention_mask, kwargs):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    from secateur.runtime.layers.operators import attention, run
-
     scale = kwargs.get("scaling")
     factor = query.shape[3] ** -0.5 if scale is None else scale
     return run(attention, query, key, value, attention_mask, factor), None
 
 
 def _fits(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether the kernels know all that is asked; what is in `KNOWN` changes nothing beyond what is looked at here."""
+    """Whether the kernels can compute the call; arguments in `KNOWN` change nothing beyond what is checked here."""
     if any(value is not None and name not in KNOWN for name, value in kwargs.items()):
         return False
     if kwargs.get("dropout") or kwargs.get("output_attentions"):
@@ -62,7 +62,7 @@ def _fits(module: nn.Module, q: Any, k: Any, v: Any, mask: Any, kwargs: dict[str
     if v.shape != k.shape or q.shape[3] != k.shape[3]:
         return False
     if mask is None:
-        causal = kwargs.get("is_causal")
+        is_causal = kwargs.get("is_causal")
         # A query alone, the last of its text, sees all keys.
-        return q.shape[2] == 1 or not (getattr(module, "is_causal", True) if causal is None else causal)
+        return q.shape[2] == 1 or not (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     return mask.dim() == 4 and mask.dtype in (torch.float32, torch.bool) and mask.shape[3] == k.shape[2]

@@ -1,29 +1,35 @@
-"""Modules that are no more than a linear layer, a sum and a norm, or a gated pair of layers, or a norm that is written
-out, run as one or two calls of the kernels."""
+"""Modules that run as one or two calls of the kernels: a linear layer with a sum and a norm, a gated pair of linear
+layers, and a norm that is written in single operations of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache, reduce
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.kernels.packing import ACTIVATIONS, NORMS
-from secateur.runtime.layers.hooks import is_watched
+from secateur.kernels.format import ACTIVATIONS, NO_NORM, NORMS
+from secateur.runtime.layers.hooks import is_watched_inside
 from secateur.runtime.layers.linear import ByTokens, SparseLinear
 from secateur.runtime.layers.operators import norm as norm_operator
 from secateur.runtime.layers.operators import run, sparse_linear, sparse_linear_after
+from secateur.runtime.layers.swap_class import Swapped, swap_class
 
 
 @dataclass(frozen=True)
 class LinearAddNorm:
-    """How a module is norm(linear(x) + residual).
+    """A module that computes norm(linear(x) + residual). Field names are keys of runtime.json in saved folders.
 
-    `linear`, `scale` and `shift` are paths inside the module ('' where the norm has none), `names` the parameters of
-    its forward, `x` and `residual` those that the layer reads and that is added to its output (None: nothing is).
+    - `linear`: the path of the linear layer inside the module
+    - `names`: the parameters of the module's forward that may be passed by position
+    - `x`: the parameter that the linear layer reads
+    - `residual`: the parameter that is added to the layer's output; None where nothing is added
+    - `norm`: one of `NORMS`
+    - `scale`, `shift`: the paths of the norm's parameters inside the module; '' where the norm has none
+    - `epsilon`: what the norm adds to the variance
     """
 
     linear: str
@@ -36,17 +42,17 @@ class LinearAddNorm:
     epsilon: float = 0.0
 
     def inside(self) -> tuple[str, ...]:
-        """Paths of what the module has to hold."""
+        """Paths of the layers and parameters that the module must have."""
         return self.linear, self.scale, self.shift
 
     def inputs(self) -> tuple[str, ...]:
-        """The arguments that the module is called with, no others."""
+        """The only arguments that the module may be called with."""
         return (self.x,) if self.residual in (None, self.x) else (self.x, str(self.residual))
 
     def compute(self, module: nn.Module, x: Any, residual: Any = None) -> torch.Tensor | None:
-        """What the module gives for these inputs, or None where the kernels do not know how."""
+        """The output of the module, or None where the kernels cannot compute it."""
         residual = x if self.residual == self.x else residual
-        layer, scale, shift = _form(module, self.linear, x), _inner(module, self.scale), _inner(module, self.shift)
+        layer, scale, shift = _packed(module, self.linear, x), _inner(module, self.scale), _inner(module, self.shift)
         if layer is None or not _known(x, scale, shift):
             return None
         if self.residual is not None and not (
@@ -71,10 +77,13 @@ class LinearAddNorm:
 
 @dataclass(frozen=True)
 class Gated:
-    """How a module is down(activation(gate(x)) * up(x)), or ends with the product (`down` is '').
+    """A module that computes down(activation(gate(x)) * up(x)). Field names are keys of runtime.json in saved folders.
 
-    `gate`, `up` and `down` are paths inside the module, `names` the parameters of its forward, `x` the one that is
-    read. The module of the activation may have gone: `activation` says what it is.
+    - `gate`, `up`: the paths of the two linear layers inside the module
+    - `down`: the path of the linear layer that reads the product; '' where the module ends with the product
+    - `activation`: one of `ACTIVATIONS`; the module that computed it may be gone
+    - `names`: the parameters of the module's forward that may be passed by position
+    - `x`: the parameter that both layers read
     """
 
     gate: str
@@ -85,20 +94,20 @@ class Gated:
     x: str
 
     def inside(self) -> tuple[str, ...]:
-        """Paths of what the module has to hold."""
+        """Paths of the layers and parameters that the module must have."""
         return self.gate, self.up, self.down
 
     def inputs(self) -> tuple[str, ...]:
-        """The arguments that the module is called with, no others."""
+        """The only arguments that the module may be called with."""
         return (self.x,)
 
     def compute(self, module: nn.Module, x: Any) -> torch.Tensor | None:
-        """What the module gives for this input, or None where the kernels do not know how."""
-        gate, up = _form(module, self.gate, x), _form(module, self.up, x)
+        """The output of the module, or None where the kernels cannot compute it."""
+        gate, up = _packed(module, self.gate, x), _packed(module, self.up, x)
         if gate is None or up is None or not _known(x):
             return None
         code = ACTIVATIONS.index(self.activation)
-        opened = run(sparse_linear, x, gate.packed, gate.bias, gate.out_features, code)
+        gate_output = run(sparse_linear, x, gate.packed, gate.bias, gate.out_features, code)
         product = run(
             sparse_linear_after,
             x,
@@ -106,9 +115,9 @@ class Gated:
             up.bias,
             up.out_features,
             up.activation_code,
-            opened,
+            gate_output,
             None,
-            0,
+            NO_NORM,
             None,
             None,
             0.0,
@@ -118,7 +127,15 @@ class Gated:
 
 @dataclass(frozen=True)
 class PrimitiveNorm:
-    """How a module is a norm over the last dimension, written out in its forward: see LinearAddNorm."""
+    """A module that computes a norm over the last dimension in single operations of torch. Field names are keys of
+    runtime.json in saved folders.
+
+    - `norm`: one of `NORMS`
+    - `names`: the parameters of the module's forward that may be passed by position
+    - `x`: the parameter that is normalised
+    - `scale`: the path of the norm's parameter inside the module; '' where it has none
+    - `epsilon`: what the norm adds to the mean of the squares
+    """
 
     norm: str
     names: tuple[str, ...]
@@ -127,100 +144,86 @@ class PrimitiveNorm:
     epsilon: float = 0.0
 
     def inside(self) -> tuple[str, ...]:
-        """Paths of what the module has to hold."""
+        """Paths of the layers and parameters that the module must have."""
         return (self.scale,)
 
     def inputs(self) -> tuple[str, ...]:
-        """The arguments that the module is called with, no others."""
+        """The only arguments that the module may be called with."""
         return (self.x,)
 
     def compute(self, module: nn.Module, x: Any) -> torch.Tensor | None:
-        """What the module gives for this input, or None where the kernels do not know how."""
+        """The output of the module, or None where the kernels cannot compute it."""
         scale = _inner(module, self.scale)
         if not _known(x, scale):
             return None
         return run(norm_operator, x, NORMS.index(self.norm), scale, None, self.epsilon)
 
 
-One = LinearAddNorm | Gated | PrimitiveNorm
-KINDS: Mapping[str, type[One]] = {"linear": LinearAddNorm, "gated": Gated, "norm": PrimitiveNorm}
+Fusion = LinearAddNorm | Gated | PrimitiveNorm
+KINDS: Mapping[str, type[Fusion]] = {"linear": LinearAddNorm, "gated": Gated, "norm": PrimitiveNorm}
 
 
-class _FusedForward:
-    """Comes before the class of a module whose children stay as they are; what it does not know runs there."""
+class Fused(Swapped):
+    """Comes before the class of a module whose children stay as they are; unknown calls run in the plain class."""
 
-    one_call: One
+    fusion: Fusion
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        one = self.one_call
-        inputs = self._inputs(one, args, kwargs)
-        if inputs is not None and not self.training and not _watched(self):  # type: ignore[attr-defined]
-            output = one.compute(self, *inputs)
+        """Compute the fusion, or run the plain class where the kernels cannot compute it."""
+        fusion = self.fusion
+        inputs = self._inputs(fusion, args, kwargs)
+        if inputs is not None and not self.training and not is_watched_inside(self):  # type: ignore[attr-defined]
+            output = fusion.compute(self, *inputs)
             if output is not None:
                 return output
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     @staticmethod
-    def _inputs(one: One, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
-        """What `one` computes from, where the module is called with that and nothing else."""
-        inputs = one.inputs()
-        if not kwargs and args and len(args) == len(inputs) and one.names[: len(args)] == inputs:
+    def _inputs(fusion: Fusion, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+        """The inputs of the fusion, where the module is called with these and nothing else."""
+        inputs = fusion.inputs()
+        if not kwargs and args and len(args) == len(inputs) and fusion.names[: len(args)] == inputs:
             return args
-        given = {**dict(zip(one.names, args, strict=False)), **kwargs}
-        if len(args) + len(kwargs) != len(inputs) or any(name not in given for name in inputs):
+        by_name = {**dict(zip(fusion.names, args, strict=False)), **kwargs}
+        if len(args) + len(kwargs) != len(inputs) or any(name not in by_name for name in inputs):
             return None
-        return tuple(given[name] for name in inputs)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        plain: Any = type(self).__mro__[2]
-        return _blank, (plain,), self.__dict__
+        return tuple(by_name[name] for name in inputs)
 
 
-@cache
-def _in_one_call(plain: Any) -> Any:
-    return type(f"LinearAddNorm{plain.__name__}", (_FusedForward, plain), {})
-
-
-def _blank(plain: Any) -> Any:
-    """For copy and pickle, which find no class that was made here by its name."""
-    return object.__new__(_in_one_call(plain))
-
-
-def use_one_call(module: nn.Module, one: One) -> None:
+def use_fused(module: Any, fusion: Fusion) -> None:
     """Let a module run as one call from now on, wherever it can: not in training, with hooks on its children, in other
-    types than float32, or with other arguments than `one` knows.
+    types than float32, or with other arguments than those of the fusion.
 
     Raises:
-        ValueError: when the module does not hold what `one` names.
+        ValueError: when the module lacks a layer or parameter of the fusion, or the norm or activation is unknown.
     """
     for name, known in (("norm", NORMS), ("activation", ACTIVATIONS)):
-        if getattr(one, name, known[0]) not in known:
-            raise ValueError(f"unknown {name} {getattr(one, name)!r}: use one of {', '.join(known)}")
-    for path in filter(None, one.inside()):
+        if getattr(fusion, name, known[0]) not in known:
+            raise ValueError(f"unknown {name} {getattr(fusion, name)!r}: use one of {', '.join(known)}")
+    for path in filter(None, fusion.inside()):
         try:
             _inner(module, path)
         except AttributeError:
             raise ValueError(f"{type(module).__name__} has no {path!r}") from None
-    plain: Any = type(module)
-    module.__class__ = _in_one_call(plain)
-    module.one_call = one
+    swap_class(module, Fused)
+    module.fusion = fusion
 
 
-def one_calls(model: nn.Module) -> dict[str, One]:
+def fused_modules(model: nn.Module) -> dict[str, Fusion]:
     """The modules that run as one call, by path."""
-    return {name: module.one_call for name, module in model.named_modules() if isinstance(module, _FusedForward)}
+    return {name: module.fusion for name, module in model.named_modules() if isinstance(module, Fused)}
 
 
-def to_json(one: One) -> dict[str, Any]:
-    """For a manifest."""
-    return {"kind": next(kind for kind, cls in KINDS.items() if type(one) is cls), **asdict(one)}
+def to_json(fusion: Fusion) -> dict[str, Any]:
+    """A fusion as JSON for a manifest."""
+    return {"kind": next(kind for kind, cls in KINDS.items() if type(fusion) is cls), **asdict(fusion)}
 
 
-def from_json(data: Mapping[str, Any]) -> One:
-    """What `to_json` made, or an older one without a kind.
+def from_json(data: Mapping[str, Any]) -> Fusion:
+    """Read a fusion that `to_json` has written; without a kind, as older versions wrote it, it is a LinearAddNorm.
 
     Raises:
-        TypeError, KeyError: when it is none.
+        TypeError, KeyError: when the data is not a fusion.
     """
     fields = {**data, "names": tuple(data["names"])}
     return KINDS[fields.pop("kind", "linear")](**fields)
@@ -232,30 +235,16 @@ def _inner(module: Any, path: str) -> Any:
     return reduce(getattr, path.split("."), module) if "." in path else getattr(module, path)
 
 
-def _form(module: nn.Module, path: str, x: Any) -> SparseLinear | None:
-    """The packed layer at a path, in the form for x."""
+def _packed(module: nn.Module, path: str, x: Any) -> SparseLinear | None:
+    """The packed layer at a path, for the number of tokens in x; None where the layer is dense."""
     layer = _inner(module, path)
     if isinstance(layer, ByTokens) and isinstance(x, torch.Tensor):
-        layer = layer.form(x)
+        layer = layer.layer_for(x)
     return layer if isinstance(layer, SparseLinear) else None
 
 
-def _known(x: Any, *others: torch.Tensor | None) -> bool:
-    """Whether x is float32, and neither it nor the others need a gradient."""
+def _known(x: Any, *parameters: torch.Tensor | None) -> bool:
+    """Whether x is float32, and neither x nor the parameters need a gradient."""
     if not isinstance(x, torch.Tensor) or x.dtype is not torch.float32:
         return False
-    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, *others))
-
-
-def _watched(module: nn.Module) -> bool:
-    """Whether something inside has hooks; asked at each call, for hooks and children may be new. A loop, which takes a
-    third of the time of a generator.
-    """
-    for child in module._modules.values():
-        if child is None:
-            continue
-        if (child._forward_hooks or child._forward_pre_hooks) and is_watched(child):
-            return True
-        if child._modules and _watched(child):
-            return True
-    return False
+    return not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, *parameters))

@@ -1,16 +1,18 @@
-"""The modules that stand in for a sparse nn.Linear (or transformers Conv1D): its weight is packed, once or
-for each size of call; inference only."""
+"""The modules that replace a sparse nn.Linear (or transformers Conv1D). Their weight is packed, once or for each size
+of call; they have no backward."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from secateur.kernels.packing import ACTIVATIONS, describe
+from secateur.kernels.format import ACTIVATIONS, describe
+from secateur.kernels.packing import unpack
 from secateur.runtime.layers.operators import run, sparse_linear
 
 
@@ -20,11 +22,10 @@ class SparseLinear(nn.Module):
     Args:
         packed: the packed weight, a flat uint8 tensor from `secateur.kernels.packing.pack`.
         bias: (out_features,) float32, or None.
-        activation: one of 'none', 'relu', 'gelu', 'gelu_tanh', 'silu'; applied while the outputs are in
-            cache.
+        activation: one of 'none', 'relu', 'gelu', 'gelu_tanh', 'silu'; applied while the outputs are in cache.
 
     Raises:
-        ValueError: when `packed` is no packed weight or the bias does not fit.
+        ValueError: when `packed` is not a packed weight or the bias does not fit.
     """
 
     def __init__(self, packed: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none"):
@@ -41,7 +42,7 @@ class SparseLinear(nn.Module):
         """Apply one of `ACTIVATIONS` to the outputs from now on.
 
         Raises:
-            ValueError: for an unknown one.
+            ValueError: for an unknown activation.
         """
         self.activation_code = ACTIVATIONS.index(activation)
         self.activation = activation
@@ -54,26 +55,22 @@ class SparseLinear(nn.Module):
         """
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
-                "a packed layer has no backward: run under torch.inference_mode() or torch.no_grad(), or "
-                "train the "
+                "a packed layer has no backward: run under torch.inference_mode() or torch.no_grad(), or train the "
                 "uncompiled model"
             )
         return run(sparse_linear, x, self.packed, self.bias, self.out_features, self.activation_code)
 
     @property
     def weight(self) -> torch.Tensor:
-        """A stand-in on the meta device with the dense weight's shape and type, for code that only asks
-        for those."""
+        """A placeholder on the meta device with the dense weight's shape and type, for code that only reads those."""
         return torch.empty((self.out_features, self.in_features), device="meta")
 
     def dense_weight(self) -> torch.Tensor:
-        """The weight (out_features, in_features), unpacked anew at each call."""
-        from secateur.kernels.packing import unpack
-
+        """The weight (out_features, in_features); each call unpacks it again."""
         return torch.from_numpy(np.asarray(unpack(self.packed.numpy())))
 
-    def _apply(self, fn, recurse: bool = True):
-        # Asked on empty tensors first, so that a refused move or cast leaves the layer as it was.
+    def _apply(self, fn, recurse=True):
+        # `fn` is tried on empty tensors first, so that a refused move or cast leaves the layer unchanged.
         packed, bias = fn(torch.empty(0, dtype=torch.uint8)), fn(torch.empty(0))
         if packed.dtype != torch.uint8 or packed.device.type != "cpu":
             raise TypeError("a packed layer stays on the CPU; move the model before compiling it")
@@ -93,39 +90,45 @@ class SparseLinear(nn.Module):
 
 
 class ByTokens(nn.Module):
-    """One linear layer in several forms, each for calls of about so many tokens: a decoder's prompt, and its steps.
+    """One linear layer in several variants, each for calls of about so many tokens: a decoder's prompt, and its steps.
 
     Args:
         layers: modules that compute the same: SparseLinear, or the dense layer.
-        tokens: for each, the number of tokens (rows of x) that it is best at, rising. Between two, the form of the
-            nearer one by ratio is taken.
+        tokens: for each, the number of tokens (rows of x) that it is best at, rising. Between two numbers, the variant
+            of the nearer number by ratio is taken.
     """
 
     def __init__(self, layers: Sequence[nn.Module], tokens: Sequence[int]):
         super().__init__()
         self.layers, self.tokens = nn.ModuleList(layers), tuple(tokens)
         self._limits = [math.sqrt(a * b) for a, b in zip(self.tokens, self.tokens[1:], strict=False)]
-        first = layers[0]
-        self.in_features = getattr(first, "in_features", getattr(first, "nx", None))
-        self.out_features = getattr(first, "out_features", getattr(first, "nf", None))
+        self.out_features, self.in_features = layer_shape(layers[0])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to x (..., in_features), float32."""
-        return self.form(x)(x)
+        return self.layer_for(x)(x)
 
-    def form(self, x: torch.Tensor) -> nn.Module:
-        """The form that is best for x (..., in_features)."""
-        return self.form_for(math.prod(x.shape[:-1]))
+    def layer_for(self, x: torch.Tensor) -> nn.Module:
+        """The variant that is best for x (..., in_features)."""
+        return self.layer_for_tokens(math.prod(x.shape[:-1]))
 
-    def form_for(self, tokens: int) -> nn.Module:
-        """The form that is best for so many tokens."""
+    def layer_for_tokens(self, tokens: int) -> nn.Module:
+        """The variant that is best for so many tokens."""
         return self.layers[sum(tokens > limit for limit in self._limits)]
 
     @property
     def weight(self) -> torch.Tensor:
-        """A stand-in on the meta device, as that of SparseLinear."""
+        """A placeholder on the meta device with the dense weight's shape and type, for code that only reads those."""
         return torch.empty((self.out_features, self.in_features), device="meta")
 
     def extra_repr(self) -> str:
         """What print(model) shows."""
         return f"tokens={', '.join(map(str, self.tokens))}"
+
+
+def layer_shape(layer: nn.Module) -> tuple[Any, Any]:
+    """(out, in) of a linear layer or a transformers Conv1D; None for what the module does not say."""
+    return (
+        getattr(layer, "out_features", getattr(layer, "nf", None)),
+        getattr(layer, "in_features", getattr(layer, "nx", None)),
+    )

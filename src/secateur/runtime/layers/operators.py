@@ -1,4 +1,4 @@
-"""The kernels as torch operators, `secateur::sparse_linear` (alone, or with a gate, a residual and a norm after it),
+"""The kernels as torch operators, `secateur::sparse_linear` (also with a gate, a residual and a norm after it),
 `secateur::norm`, `secateur::attention` and `secateur::sparse_chain`, opaque to torch.compile and torch.export.
 
 Inference only: the operators have no backward.
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.autograd import profiler
 
+from secateur.kernels.format import ACTIVATIONS, NORMS, STEP_FIELDS
 from secateur.kernels.native import load_native, share_openmp
-from secateur.kernels.packing import ACTIVATIONS, NORMS
-from secateur.kernels.steps import FIELDS
+from secateur.kernels.reference import unpack
 
 _library = torch.library.Library("secateur", "FRAGMENT")
 _library.define(
@@ -30,9 +30,11 @@ _library.define("norm(Tensor x, int norm, Tensor? scale, Tensor? shift, float ep
 
 
 def run(operator: Any, x: torch.Tensor, *args: Any) -> torch.Tensor:
-    """operator(x, *args), without torch's dispatcher where nothing could tell: it takes 10 microseconds a call, half of
-    what a small layer needs for a token."""
-    return _KERNELS[operator](x, *args) if alone(x) else operator(x, *args)
+    """operator(x, *args), without torch's dispatcher where nobody can notice its absence.
+
+    The dispatcher takes 10 microseconds a call, half of the time that a small layer needs for a token.
+    """
+    return _KERNELS[operator](x, *args) if is_eager(x) else operator(x, *args)
 
 
 _is_compiling, _is_tracing = torch.compiler.is_compiling, torch._C._is_tracing
@@ -40,8 +42,8 @@ _modes, _functions = torch._C._len_torch_dispatch_stack, torch._C._len_torch_fun
 _transform = torch._C._functorch.peek_interpreter_stack
 
 
-def alone(x: torch.Tensor) -> bool:
-    """Whether no compiler, tracer, mode, transform or profiler looks on."""
+def is_eager(x: torch.Tensor) -> bool:
+    """Whether no compiler, tracer, mode, transform or profiler is active, and x is a plain tensor."""
     return (
         not _is_compiling()
         and type(x) is torch.Tensor
@@ -60,14 +62,14 @@ def _sparse_linear(
     _check_type(x)
     if native is None:
         return _without_kernels(x, packed, bias, activation)
-    matrix, tokens, apart = _matrix(x)
-    y = x.new_empty(*x.shape[:-1], out_features)  # numbers are read faster than a tuple of them
+    matrix, tokens, stride = _matrix(x)
+    y = x.new_empty(*x.shape[:-1], out_features)  # torch reads numbers faster than a tuple of them
     native.linear(
         packed.data_ptr(),
         packed.numel(),
         matrix.data_ptr(),
         tokens,
-        apart,
+        stride,
         x.shape[-1],
         _address(bias),
         activation,
@@ -92,38 +94,41 @@ def _sparse_linear_after(
     shift: torch.Tensor | None,
     epsilon: float,
 ) -> torch.Tensor:
-    """norm(activation(x w^T + bias) * gate + residual): gate and residual have the shape of the output, scale and shift
-    are (out_features,); norm is one of `NORMS` by number."""
+    """norm(activation(x w^T + bias) * gate + residual).
+
+    gate and residual have the shape of the output, scale and shift are (out_features,); norm is an index into `NORMS`.
+    """
+    # The order of the arguments is that of the operator's schema, in which torch passes them.
     _check_type(x)
     shape = (*x.shape[:-1], out_features)
-    for name, other in (("gate", gate), ("residual", residual)):
-        if other is not None:
-            _check_type(other)
-            if other.shape != shape:
-                raise ValueError(f"the {name} is {tuple(other.shape)}, but the output {shape}")
+    for name, operand in (("gate", gate), ("residual", residual)):
+        if operand is not None:
+            _check_type(operand)
+            if operand.shape != shape:
+                raise ValueError(f"the {name} is {tuple(operand.shape)}, but the output {shape}")
     scale, shift = _of_norm(scale, out_features), _of_norm(shift, out_features)
     native = load_native()
     if native is None:
         y = _without_kernels(x, packed, bias, activation)
         y = y if gate is None else y * gate
         return _norm_without_kernels(y if residual is None else y + residual, norm, scale, shift, epsilon)
-    matrix, tokens, apart = _matrix(x)
-    gates, _, gates_apart = (None, 0, 0) if gate is None else _matrix(gate)
-    added, _, added_apart = (None, 0, 0) if residual is None else _matrix(residual)
+    matrix, tokens, stride = _matrix(x)
+    gate, _, gate_stride = (None, 0, 0) if gate is None else _matrix(gate)
+    residual, _, residual_stride = (None, 0, 0) if residual is None else _matrix(residual)
     y = x.new_empty(*shape)
     native.linear_after(
         packed.data_ptr(),
         packed.numel(),
         matrix.data_ptr(),
         tokens,
-        apart,
+        stride,
         x.shape[-1],
         _address(bias),
         activation,
-        _address(gates),
-        gates_apart,
-        _address(added),
-        added_apart,
+        _address(gate),
+        gate_stride,
+        _address(residual),
+        residual_stride,
         norm,
         _address(scale),
         _address(shift),
@@ -139,20 +144,20 @@ def _sparse_linear_after(
 def _norm(
     x: torch.Tensor, norm: int, scale: torch.Tensor | None, shift: torch.Tensor | None, epsilon: float
 ) -> torch.Tensor:
-    """A norm of `NORMS`, by number, over the last dimension of x (..., width); scale and shift are (width,)."""
+    """A norm over the last dimension of x (..., width); norm is an index into `NORMS`, scale and shift are (width,)."""
     _check_type(x)
     width = x.shape[-1]
     scale, shift = _of_norm(scale, width), _of_norm(shift, width)
     native = load_native()
     if native is None:
         return _norm_without_kernels(x, norm, scale, shift, epsilon)
-    matrix, tokens, apart = _matrix(x)
+    matrix, tokens, stride = _matrix(x)
     y = x.new_empty(x.shape)
     native.norm(
         matrix.data_ptr(),
         tokens,
         width,
-        apart,
+        stride,
         norm,
         _address(scale),
         _address(shift),
@@ -184,8 +189,11 @@ def _of_norm(vector: torch.Tensor | None, width: int) -> torch.Tensor | None:
 
 
 def _matrix(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """x (..., features) as tokens whose features lie side by side: the tensor, which must live until the kernels have
-    run, the number of tokens, and how far they are apart."""
+    """x (..., features) as a matrix (tokens, features) with contiguous rows.
+
+    Returns the tensor, which must live until the kernels have run, the number of tokens, and the floats from token to
+    token.
+    """
     features = x.shape[-1]
     if x.is_contiguous():
         return x, x.numel() // max(1, features), features
@@ -195,15 +203,11 @@ def _matrix(x: torch.Tensor) -> tuple[torch.Tensor, int, int]:
 
 
 def _without_kernels(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, activation: int) -> torch.Tensor:
-    from secateur.kernels import reference
-
-    return activated(
-        torch.nn.functional.linear(x, torch.from_numpy(reference.unpack(packed.numpy())), bias), activation
-    )
+    return activated(torch.nn.functional.linear(x, torch.from_numpy(unpack(packed.numpy())), bias), activation)
 
 
 def activated(y: torch.Tensor, activation: int) -> torch.Tensor:
-    """torch's own activation, one of `ACTIVATIONS` by number."""
+    """An activation, an index into `ACTIVATIONS`, computed by torch."""
     name = ACTIVATIONS[activation]
     if name == "none":
         return y
@@ -235,9 +239,10 @@ _library.define("attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float sca
 def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
-    """softmax(scale q k^T + mask) v for q (batch, heads, queries, width) and k, v (batch, kv heads, keys, width), all
-    float32; mask, in four dimensions that broadcast, is added or (bool) says which keys are seen. Returns (batch,
-    queries, heads, width).
+    """softmax(scale q k^T + mask) v for q (batch, heads, queries, width) and k, v (batch, kv heads, keys, width).
+
+    All are float32. The mask has four dimensions that broadcast; it is added, or (bool) says which keys are seen.
+    Returns (batch, queries, heads, width).
     """
     native = load_native()
     if native is None:
@@ -280,9 +285,10 @@ def _attention(
 def mask_of(
     mask: torch.Tensor | None, sizes: tuple[int, int, int, int]
 ) -> tuple[torch.Tensor | None, int, int, tuple[int, ...]]:
-    """A mask of attention (batch, heads, queries, keys) with the keys of a query side by side; its address where it is
-    added and where it says what is seen, of which one is 0; and its strides but the last. The mask must live until the
-    kernels have run.
+    """A mask of attention for the kernels.
+
+    Returns the mask (batch, heads, queries, keys) with contiguous keys, which must live until the kernels have run; its
+    address if it is added, else 0; its address if it is bool, else 0; and its strides over batch, heads and queries.
     """
     if mask is None:
         return None, 0, 0, (0, 0, 0)
@@ -317,16 +323,18 @@ def _sparse_chain(
     heads: int,
     rows: int,
 ) -> torch.Tensor:
-    """A chain of layers over x (batch, tokens, width), float32; gives (batch, tokens, rows). `steps` (count, fields)
-    and `numbers` are a table of `secateur.kernels.steps`, with numbers of `parts` for places; parts are packed weights
-    and float32 vectors. `heads` are those of every attention, and mask is as for `attention`.
+    """A chain of layers over x (batch, tokens, width), float32; returns (batch, tokens, rows).
+
+    `steps` (count, fields) and `numbers` are a table of `secateur.kernels.steps`, in which weights and vectors are
+    indices into `parts`: packed weights and float32 vectors. `heads` is the number of heads of every attention, and
+    mask is as for `attention`.
     """
     native = load_native()
     if native is None:
         raise RuntimeError("a chain needs the compiled kernels; run its layers one by one")
     _check_type(x)
-    whole = steps.dtype == torch.int64 and numbers.dtype == torch.float32 and steps.shape == (*numbers.shape, FIELDS)
-    if x.dim() != 3 or not whole:
+    has_types = steps.dtype == torch.int64 and numbers.dtype == torch.float32
+    if x.dim() != 3 or not has_types or steps.shape != (*numbers.shape, STEP_FIELDS):
         raise ValueError(
             f"a chain takes (batch, tokens, width) and a table of steps, not {tuple(x.shape)} and {tuple(steps.shape)}"
         )
@@ -364,7 +372,7 @@ def _fake_chain(
     return x.new_empty((x.shape[0], x.shape[1], rows))
 
 
-def _fake_norm(x: torch.Tensor, *more: Any) -> torch.Tensor:
+def _fake_norm(x: torch.Tensor, *norm: Any) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 

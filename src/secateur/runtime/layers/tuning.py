@@ -1,8 +1,8 @@
-"""Chooses by measurement whether a layer runs sparse, and in which packing; remembers it for this machine.
+"""Chooses by measurement whether a layer runs sparse, and in which packing, and remembers the choice for this machine.
 
-A choice depends on the shape, the density (in steps), the pattern, the value type and the number of tokens and
-threads, not on the values, so layers of equal shape share one measurement, and a small JSON file in the user's cache
-shares it between runs.
+A choice depends on the shape, the density (in steps), the pattern of zeros, the value type and the number of tokens and
+threads, not on the weights themselves. So layers of equal shape share one measurement, and a small JSON file in the
+user's cache folder shares it between runs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from secateur.kernels.format import BLOCKS, VALUES_OF
 from secateur.kernels.native import isa
-from secateur.kernels.packing import BLOCKS, VALUES_OF, pack, row_block_for, tiled_defaults
+from secateur.kernels.packing import pack, row_block_for, tiled_defaults
 from secateur.kernels.zero_patterns import Zeros, zeros_of
 from secateur.runtime.layers.operators import run, sparse_linear
 
@@ -29,22 +30,28 @@ CACHE_VERSION = 6
 WORTH = 0.95  # sparse must take less than this share of the dense time
 SECONDS_A_CANDIDATE = 0.02
 FEW_TOKENS = 16
-"""Up to here weights come from memory, not from a cache, in a model of any size, and are measured so."""
+"""Up to so many tokens layers are timed with their weights out of the caches, as they are in a large model."""
 MASK_TOKENS = 8
-"""Up to here the bitmask format is worth a measurement."""
+"""Up to so many tokens the bitmask format is worth a measurement."""
 GROUP_TOKENS = 16
-"""The same for the nm format."""
+"""Up to so many tokens the nm format is worth a measurement."""
 EVICT_BYTES = 64_000_000
+"""Bytes that are read to drive weights out of the caches."""
+
+Packing = dict[str, Any]
+"""The keyword arguments of `pack`."""
 
 
 @dataclass(frozen=True)
 class FormatChoice:
-    """How one layer runs: dense where `packing` is None, else the arguments of `pack`; and the times it was chosen by.
+    """How one layer runs, and the times that decided it.
 
-    `possible` tells whether any format stores this value type for this pattern.
+    - `packing`: the arguments of `pack`; None for a layer that stays dense
+    - `dense_us`, `sparse_us`: microseconds of the dense layer and of the fastest packing; 0 where nothing was timed
+    - `possible`: whether any format stores this value type for this pattern of zeros
     """
 
-    packing: dict[str, Any] | None
+    packing: Packing | None
     dense_us: float = 0.0
     sparse_us: float = 0.0
     possible: bool = field(default=True)
@@ -58,65 +65,70 @@ def candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
         pairs = [(48, 128), (32, 128), (32, 192), (32, 384), (16, 384)]
     else:
         pairs = [(32, 128), (16, 256)]
-    useful = max(16, 2 ** (max(tokens, 1) - 1).bit_length())
-    kept = [(tile, chunk) for tile, chunk in pairs if tile <= useful]
-    return kept or pairs[-1:]
+    return _useful(pairs, tokens) or pairs[-1:]
 
 
 def quad_candidates(isa_name: str, tokens: int) -> list[tuple[int, int]]:
-    """The same for the quad format."""
+    """(tile, chunk) pairs worth measuring for the quad format."""
     pairs = [(128, 256), (64, 512), (32, 768)] if isa_name == "avx512" else [(16, 768), (32, 384), (64, 192)]
-    useful = max(16, 2 ** (max(tokens, 1) - 1).bit_length())
-    return [(tile, chunk) for tile, chunk in pairs if tile <= useful] or [(16, 768)]
+    return _useful(pairs, tokens) or [(16, 768)]
+
+
+def _useful(pairs: list[tuple[int, int]], tokens: int) -> list[tuple[int, int]]:
+    """The (tile, chunk) pairs with a tile no wider than the tokens, rounded up to a power of two of at least 16."""
+    widest = max(16, 2 ** (max(tokens, 1) - 1).bit_length())
+    return [(tile, chunk) for tile, chunk in pairs if tile <= widest]
 
 
 def density_step(density: float) -> float:
-    """Density rounded to a grid on which neighbours behave alike."""
+    """Density rounded to a grid; layers with the same rounded density share a measurement."""
     step = 0.01 if density < 0.1 else 0.05
     return round(round(density / step) * step, 2)
 
 
-def packings(tokens: int, zeros: Zeros, value: str, activations: str) -> list[dict[str, Any]]:
+def packings(tokens: int, zeros: Zeros, value: str, activations: str) -> list[Packing]:
     """The arguments of `pack` worth measuring for a pattern of zeros, most promising first.
 
     Formats that round activations are among them only where `activations` is 'int8'.
     """
-    found: list[dict[str, Any]] = []
+    promising: list[Packing] = []
     if zeros.quads and activations == "int8" and value in VALUES_OF["quad"]:
-        found += [{"format": "quad", "tile": t, "chunk": c, "value": value} for t, c in quad_candidates(isa(), tokens)]
-    found += [{"format": "block", "block": size, "value": value} for size in BLOCKS[::-1] if size <= zeros.block]
+        promising += [{"format": "quad", "tile": t, "chunk": chunk} for t, chunk in quad_candidates(isa(), tokens)]
+    promising += [{"format": "block", "block": size} for size in BLOCKS[::-1] if size <= zeros.block]
     if zeros.groups is not None and tokens <= GROUP_TOKENS:
-        keep, of = zeros.groups
-        found.append({"format": "nm", "keep": keep, "of": of, "value": value})
+        promising.append({"format": "nm", "keep": zeros.groups[0], "of": zeros.groups[1]})
     if value in VALUES_OF["tiled"]:
-        found += [{"format": "tiled", "tile": t, "chunk": c, "value": value} for t, c in candidates(isa(), tokens)]
+        promising += [{"format": "tiled", "tile": t, "chunk": chunk} for t, chunk in candidates(isa(), tokens)]
     if value in VALUES_OF["bitmask"] and tokens <= MASK_TOKENS:
-        found.append({"format": "bitmask", "value": value})
-    return found
+        promising.append({"format": "bitmask"})
+    return [packing | {"value": value} for packing in promising]
 
 
-def full_packings(tokens: int, value: str) -> list[dict[str, Any]]:
-    """The same for a weight with few zeros: at few tokens it is worth its bytes alone, at many a dense product is."""
-    few = tokens <= FEW_TOKENS and value != "float32"
-    return [{"format": "block", "block": BLOCKS[-1], "value": value}] if few else []
+def full_packings(tokens: int, value: str) -> list[Packing]:
+    """The arguments of `pack` worth measuring for a weight with few zeros, all of whose weights are stored.
+
+    A smaller type pays at few tokens, where reading the weights takes the time; at many a dense product is better.
+    """
+    is_worth = tokens <= FEW_TOKENS and value != "float32"
+    return [{"format": "block", "block": BLOCKS[-1], "value": value}] if is_worth else []
 
 
 def unmeasured(
-    weight: np.ndarray, tokens: int, value: str, activations: str = "float32", full: bool = False
+    weight: np.ndarray, *, tokens: int, value: str, activations: str = "float32", full: bool = False
 ) -> FormatChoice:
-    """The packing that did best on the machines tried."""
-    found = full_packings(tokens, value) if full else packings(tokens, zeros_of(weight), value, activations)
-    if not found:
+    """The packing that did best on the machines tried; the arguments are those of `choose`."""
+    promising = full_packings(tokens, value) if full else packings(tokens, zeros_of(weight), value, activations)
+    if not promising:
         return FormatChoice(None, possible=False)
-    if found[0]["format"] == "tiled":
+    if promising[0]["format"] == "tiled":
         tile, chunk = tiled_defaults(isa(), np.count_nonzero(weight) / weight.size)
         packing = {"format": "tiled", "tile": tile, "chunk": chunk, "value": value}
-        return FormatChoice(shared_out(packing, weight.shape[0], tokens))
-    return FormatChoice(found[0])
+        return FormatChoice(with_row_blocks(packing, weight.shape[0], tokens))
+    return FormatChoice(promising[0])
 
 
-def shared_out(packing: dict[str, Any], rows: int, tokens: int, threads: int = 0) -> dict[str, Any]:
-    """The packing with row blocks for a number of threads (0: torch's), where its format leaves them to be chosen."""
+def with_row_blocks(packing: Packing, rows: int, tokens: int, *, threads: int = 0) -> Packing:
+    """A packing whose row blocks suit a number of threads (0: torch's), where the format lets them be chosen."""
     if packing["format"] != "tiled":
         return packing
     return packing | {"row_block": row_block_for(rows, packing["tile"], tokens, threads or torch.get_num_threads())}
@@ -125,19 +137,28 @@ def shared_out(packing: dict[str, Any], rows: int, tokens: int, threads: int = 0
 def choose(
     weight: np.ndarray,
     bias: torch.Tensor | None,
+    *,
     tokens: int,
     value: str = "float32",
-    use_cache: bool = True,
     activations: str = "float32",
     full: bool = False,
+    use_cache: bool = True,
 ) -> FormatChoice:
-    """Measure dense against each packing for one weight (rows, cols), `tokens` tokens and torch's thread count; `full`:
-    for one with few zeros, of which all weights are stored."""
+    """Measure the dense layer against each packing.
+
+    Args:
+        weight: (rows, cols), float32.
+        bias: (rows,), or None.
+        tokens: rows of the input in the calls that are timed, on torch's present number of threads.
+        value: the type of the stored weights.
+        activations: 'int8' allows formats that round activations.
+        full: the weight has few zeros, and all its weights are stored.
+        use_cache: take and keep the choice in `cache_file`.
+    """
     density = np.count_nonzero(weight) / weight.size
     zeros = Zeros() if full else zeros_of(weight)
-    tried = full_packings(tokens, value) if full else packings(tokens, zeros, value, activations)
-    found = [shared_out(packing, weight.shape[0], tokens) for packing in tried]
-    if not found:
+    promising = full_packings(tokens, value) if full else packings(tokens, zeros, value, activations)
+    if not promising:
         return FormatChoice(None, possible=False)
     pattern = "full" if full else zeros
     parts = (*weight.shape, density_step(density), pattern, value, activations, tokens, torch.get_num_threads())
@@ -146,32 +167,35 @@ def choose(
     if key in known:
         return FormatChoice(**known[key])
     # Even with every weight gone the kernels have fixed costs; a nearly full layer needs no measuring.
-    choice = _measure(weight, bias, tokens, found if full or density < 0.8 else [])
+    is_measured = full or density < 0.8
+    tried = [with_row_blocks(packing, weight.shape[0], tokens) for packing in promising] if is_measured else []
+    choice = _measure(weight, bias, tokens, tried)
     if use_cache:
         known[key] = asdict(choice)
         _store(known)
     return choice
 
 
-def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, found: list[dict[str, Any]]) -> FormatChoice:
+def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, tried: list[Packing]) -> FormatChoice:
+    """Time the dense layer and each packing; the fastest packing must beat the dense layer by `WORTH`."""
     rows, cols = weight.shape
     x = torch.randn(tokens, cols)
     dense = torch.from_numpy(weight)
-    runs = [partial(run, sparse_linear, x, torch.from_numpy(pack(weight, **p)), bias, rows, 0) for p in found]
+    runs = [partial(run, sparse_linear, x, torch.from_numpy(pack(weight, **p)), bias, rows, 0) for p in tried]
     with torch.inference_mode():
-        cold = np.zeros(EVICT_BYTES // 8) if tokens <= FEW_TOKENS and found else None
+        cold = np.zeros(EVICT_BYTES // 8) if tokens <= FEW_TOKENS and tried else None
         dense_us, *sparse = interleaved([lambda: torch.nn.functional.linear(x, dense, bias), *runs], cold)
     if not sparse or min(sparse) > WORTH * dense_us:
         return FormatChoice(None, dense_us, min(sparse, default=dense_us))
-    return FormatChoice(found[int(np.argmin(sparse))], dense_us, min(sparse))
+    return FormatChoice(tried[int(np.argmin(sparse))], dense_us, min(sparse))
 
 
 def interleaved(functions: list[Callable[[], object]], cold: np.ndarray | None = None) -> list[float]:
-    """The lower quartile of the times of each function in microseconds, taken in turns so that load hits all alike.
+    """The lower quartile of the times of each function, in microseconds.
 
-    What is in the upper half tells more of a neighbour than of the function.
-
-    With `cold`, an array larger than the caches, each run starts with the weights out of them.
+    The functions run in turns, so that other load on the machine affects all alike. The upper half of the times says
+    more about that load than about the function. With `cold`, an array larger than the caches, each run starts with the
+    weights out of the caches.
     """
     samples: list[list[float]] = [[] for _ in functions]
     for f in functions:
@@ -189,7 +213,7 @@ def interleaved(functions: list[Callable[[], object]], cold: np.ndarray | None =
 
 @cache
 def machine_key() -> str:
-    """What a measurement depends on besides the layer: CPU model, instruction set, versions."""
+    """The machine that a measurement belongs to: CPU model, number of CPUs, instruction set, version of torch."""
     model = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -202,7 +226,7 @@ def machine_key() -> str:
 
 
 def cache_file() -> Path:
-    """Where measurements are kept: SECATEUR_CACHE, else the user's cache folder."""
+    """The file of measurements: in the folder SECATEUR_CACHE, else in the user's cache folder."""
     folder = os.environ.get("SECATEUR_CACHE")
     if folder is None:
         folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "secateur")
@@ -220,8 +244,8 @@ def _load() -> dict[str, dict]:
 
 
 def _store(known: dict[str, dict]) -> None:
-    """Write the cache in one step; a folder that cannot be written costs a new measurement next time, no
-    more."""
+    """Write the measurements of this machine in one step. A folder that cannot be written only costs a new measurement
+    in the next run."""
     path = cache_file()
     try:
         try:

@@ -1,4 +1,4 @@
-"""A model traced on an example: its operations, the module that each belongs to, and what modules are called with."""
+"""A model traced on an example: its operations, the module of each operation, and the arguments of each module."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from secateur.runtime.layers.hooks import is_watched
+from secateur.torch.trace.export import export
 
 aten = torch.ops.aten
-ACTIVATIONS = {aten.relu.default: "relu", aten.gelu.default: "gelu", aten.silu.default: "silu"}
+_ACTIVATIONS = {aten.relu.default: "relu", aten.gelu.default: "gelu", aten.silu.default: "silu"}
 COPIES = (
     aten.contiguous.default,
     aten.clone.default,
@@ -26,23 +27,34 @@ COPIES = (
     aten.to.dtype_layout,
     aten.to.device,
 )
+"""Operations that copy or cast a tensor."""
 CHECKS = (aten._assert_tensor_metadata.default,)
+"""Operations that compute nothing."""
 NORMS = {aten.layer_norm.default: "layer_norm", aten.rms_norm.default: "rms_norm"}
+"""Operations that are norms, with the kernels' names."""
 
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """A module's last call in the trace: its arguments by name, what it gave, and how many calls there were."""
+    """The last call of a module in the trace.
 
-    given: dict[str, Any]
+    - `inputs`: the arguments by name
+    - `output`: what the module returned
+    - `times`: how many calls there were
+    """
+
+    inputs: dict[str, Any]
     output: Any
     times: int
 
 
 @dataclass
-class _Seen:
-    """What is seen while a model is traced: calls by the paths of modules (None where arguments have no names), and the
-    masks that attention is given."""
+class _Record:
+    """What happens while a model is traced.
+
+    - `calls`: the calls of modules by path; None where arguments have no names
+    - `masks`: the masks that attention is called with
+    """
 
     calls: dict[str, ModuleCall | None] = field(default_factory=dict)
     masks: list[torch.Tensor] = field(default_factory=list)
@@ -51,19 +63,26 @@ class _Seen:
 class Traced:
     """A model as traced on an example, in which no module or weight is replaced yet.
 
+    - `watched`: paths of modules that had hooks before the trace
+    - `calls`, `masks`: see `_Record`
+    - `parameters`: names of input nodes -> paths of the parameters that they stand for
+    - `from_outside`: names of the nodes that are inputs of the model
+    - `operations`: the nodes of the graph that compute something
+    - `inside`: how many operations each module has, by path
+    - `modules`: the modules by path
+    - `holders`: in how many places each module (its id) stands
+
     Raises:
         ModelError: when the model cannot be traced on the example.
     """
 
     def __init__(self, model: nn.Module, example: Mapping[str, Any] | tuple[Any, ...]):
-        from secateur.torch.trace.export import export
-
-        # Hooks that were there before are the reason not to fuse, so they are looked for before those of the tracing.
+        # Hooks that exist before the trace prevent fusion, so they are listed before the trace adds its own.
         self.watched = {path for path, m in model.named_modules() if is_watched(m)}
-        with _watching(model) as seen:
+        with _recording(model) as record:
             program = export(model, example)
         signature = program.graph_signature
-        self.calls, self.masks = seen.calls, seen.masks
+        self.calls, self.masks = record.calls, record.masks
         self.parameters = signature.inputs_to_parameters
         self.from_outside = {*signature.user_inputs}
         self.operations = [node for node in program.graph.nodes if node.op == "call_function"]
@@ -80,38 +99,39 @@ class Traced:
         return self.parameter(linear.args[1]).rpartition(".")[0]
 
     def is_free(self, path: str) -> bool:
-        """Whether the module stands in one place and nobody watches it."""
+        """Whether the module stands in one place and is not watched."""
         module = self.modules.get(path)
         return module is not None and path not in self.watched and self.holders[id(module)] == 1
 
     def within(self, path: str) -> list[str]:
-        """The paths of a module and of all that it holds."""
-        return [each for each in self.modules if each == path or each.startswith(f"{path}.")]
+        """The paths of a module and of all modules in it."""
+        return [inner for inner in self.modules if inner == path or inner.startswith(f"{path}.")]
 
 
 @contextlib.contextmanager
-def _watching(model: nn.Module) -> Iterator[_Seen]:
-    seen = _Seen()
+def _recording(model: nn.Module) -> Iterator[_Record]:
+    record = _Record()
 
-    def record(path: str) -> Any:
+    def hook_for(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             names = positional(module)
-            known = len(args) <= len(names) and not {*kwargs} & {*names[: len(args)]}
-            before = seen.calls.get(path)
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            seen.calls[path] = ModuleCall(given, output, 1 + (before.times if before else 0)) if known else None
+            has_names = len(args) <= len(names) and not {*kwargs} & {*names[: len(args)]}
+            before = record.calls.get(path)
+            inputs = {**dict(zip(names, args, strict=False)), **kwargs}
+            times = 1 + (before.times if before else 0)
+            record.calls[path] = ModuleCall(inputs, output, times) if has_names else None
 
         return hook
 
     with contextlib.ExitStack() as on_exit:
         for path, module in model.named_modules():
-            on_exit.callback(module.register_forward_hook(record(path), with_kwargs=True).remove)
-        with _Masks(seen.masks):
-            yield seen
+            on_exit.callback(module.register_forward_hook(hook_for(path), with_kwargs=True).remove)
+        with _MaskRecorder(record.masks):
+            yield record
 
 
-class _Masks(TorchFunctionMode):
-    """Notes the masks that scaled_dot_product_attention is given."""
+class _MaskRecorder(TorchFunctionMode):
+    """Appends the masks that scaled_dot_product_attention is called with to a list."""
 
     def __init__(self, masks: list[torch.Tensor]) -> None:
         super().__init__()
@@ -142,28 +162,38 @@ def stack(node: torch.fx.Node) -> list[str]:
 def common(nodes: list[torch.fx.Node]) -> str:
     """The innermost module that holds all nodes."""
     stacks = [stack(node) for node in nodes]
-    return next((path for path in reversed(stacks[0]) if all(path in other for other in stacks)), "")
+    return next((path for path in reversed(stacks[0]) if all(path in paths for paths in stacks)), "")
 
 
-def reader(node: torch.fx.Node) -> torch.fx.Node | None:
-    """The only operation that reads a node's output."""
+def only_reader(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The only operation that reads a node's output; None where several do, or none does."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def arguments(node: torch.fx.Node) -> dict[str, Any]:
     """The arguments of an operation by name, with their defaults."""
     names = [(argument.name, argument.default_value) for argument in node.target._schema.arguments]
-    given = {name: value for (name, _), value in zip(names, node.args, strict=False)}
-    return {**dict(names), **given, **node.kwargs}
+    by_position = {name: value for (name, _), value in zip(names, node.args, strict=False)}
+    return {**dict(names), **by_position, **node.kwargs}
 
 
 def activation_of(node: torch.fx.Node) -> str:
-    """The kernels' name of the activation that an operation is, or ''."""
-    name = ACTIVATIONS.get(node.target, "")
+    """The kernels' name of an operation that is an activation; '' for other operations."""
+    name = _ACTIVATIONS.get(node.target, "")
     return "gelu_tanh" if name == "gelu" and arguments(node)["approximate"] == "tanh" else name
 
 
 def epsilon_of(norm: torch.fx.Node) -> float:
-    """What a norm adds to the variance."""
+    """The number that a norm adds to the variance."""
     epsilon = arguments(norm)["eps"]
     return float(torch.finfo(torch.float32).eps if epsilon is None else epsilon)
+
+
+def origin(node: Any) -> Any:
+    """The node that a node is a copy of, in the same type."""
+    while isinstance(node, torch.fx.Node) and node.target in COPIES:
+        before = node.all_input_nodes[0]
+        if before.meta["val"].dtype != node.meta["val"].dtype:
+            break
+        node = before
+    return node

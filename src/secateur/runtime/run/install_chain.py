@@ -1,11 +1,12 @@
-"""Puts chains into a compiled model: what was found in the trace is packed anew for one tile, compared with the layers
-that it stands for, timed against them on request, and kept where it is right and faster.
+"""Installs chains in a compiled model. The weights of a chain that was found in the trace are packed again for one
+tile; the chain is compared with the layers that it replaces, timed against them on request, and kept if it is right and
+faster.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,66 +14,93 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.kernels.packing import describe, unpack
+from secateur.kernels.format import describe
+from secateur.kernels.packing import unpack
 from secateur.kernels.steps import NONE, Op, pack_together
 from secateur.runtime.layers.linear import SparseLinear
 from secateur.runtime.layers.tuning import interleaved
-from secateur.runtime.program.find_chains import BlockSignature, ChainBlock, NoChainError, blocks, refuse_strange
+from secateur.runtime.program.find_chains import (
+    BlockSignature,
+    ChainBlock,
+    NoChainError,
+    find_blocks,
+    refuse_other_types,
+)
 from secateur.runtime.program.from_fx import Traced, stack
 from secateur.runtime.run.chain import Chain, ChainProgram, leaves, use_chains
 from secateur.torch.base.expected_errors import EXPECTED, in_a_line
 
 TOLERANCE = 1e-4
-"""Largest difference to the layers, of their largest output: float32 sums in another order."""
+"""Largest difference to the layers, relative to their largest output: float32 sums in another order."""
 
 
 @dataclass
 class ChainOutcome:
-    """How many blocks run in chains, why others do not (a sentence, or ''), and the sizes of weights packed anew."""
+    """What became of the blocks of a model.
+
+    - `blocks`: how many run in chains
+    - `reason`: why the first of the others does not (its path and a sentence), or ''
+    - `packed_bytes`: the sizes of weights that were packed again, by the paths of their layers
+    """
 
     blocks: int = 0
-    apart: str = ""
-    packed: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+    packed_bytes: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
-class _Seen:
-    """What a run of blocks was called with on the example, by name, and how often what it gave stands in what its
-    holder gave."""
+class _ExampleCall:
+    """What happens to a run of blocks when the model runs on the example.
 
-    given: dict[str, Any] = field(default_factory=dict)
+    - `inputs`: the arguments of the first block, by name
+    - `output`: the stream that the last block returns
+    - `shown`: how often this stream stands in the output of the holder
+    """
+
+    inputs: dict[str, Any] = field(default_factory=dict)
     output: Any = None
     shown: int = 0
 
 
 def chain_blocks(
-    model: nn.Module, traced: Traced, example: Mapping[str, Any] | tuple[Any, ...], tokens: int, measure: bool
+    model: nn.Module, traced: Traced, example: Mapping[str, Any] | tuple[Any, ...], tokens: int, *, measure: bool
 ) -> ChainOutcome:
-    """Let blocks of a model with packed layers, traced before they were packed, run as chains where they can."""
-    found, refused = blocks(traced)
-    outcome = ChainOutcome(apart=next((f"{path} {reason}" for path, reason in refused.items()), ""))
-    packed = []
-    for block in found:
+    """Let blocks of a model with packed layers, traced before they were packed, run as chains where they can.
+
+    With `measure`, a chain is kept only if it is faster than its layers at `tokens` tokens.
+    """
+    blocks, refused = find_blocks(traced)
+    reasons = [f"{path} {reason}" for path, reason in refused.items()]
+    outcome, fitting = ChainOutcome(), []
+    for block in blocks:
         reason = _unfit(model, block)
-        packed += [] if reason else [block]
-        outcome.apart = outcome.apart or (f"{block.path} {reason}" if reason else "")
-    runs = list(_runs(packed))
-    plans: dict[str, list[ChainProgram]] = {}
-    for run, seen in zip(runs, _observed(model, traced, runs, example), strict=True):
+        if reason:
+            reasons.append(f"{block.path} {reason}")
+        else:
+            fitting.append(block)
+    runs = list(_runs(fitting))
+    programs: dict[str, list[ChainProgram]] = {}
+    for run, call in zip(runs, _run_example(model, traced, runs, example), strict=True):
+        holder = _holder(traced, run[0].path)
         try:
-            plan = _tried(model, traced, run, seen, tokens, measure, outcome)
-        except NoChainError as reason:
-            outcome.apart = outcome.apart or f"{run[0].path} {reason}"
+            program, new = _tried(model, holder, run, call, tokens=tokens, measure=measure)
+        except NoChainError as error:
+            reasons.append(f"{run[0].path} {error}")
             continue
-        plans.setdefault(_holder(traced, run[0].path), []).append(plan)
+        for path, tensor in new.items():
+            _put(model, path, tensor)
+            if path.endswith(".packed"):
+                outcome.packed_bytes[path.removesuffix(".packed")] = tensor.nbytes
+        programs.setdefault(holder, []).append(program)
         outcome.blocks += len(run)
-    for path, chains in plans.items():
+    for path, chains in programs.items():
         use_chains(model.get_submodule(path), chains)
+    outcome.reason = next(iter(reasons), "")
     return outcome
 
 
 def _holder(traced: Traced, block: str) -> str:
-    """The module that goes through the list that a block stands in."""
+    """The path of the module that goes through the list of a block."""
     parent = block.rpartition(".")[0]
     return parent.rpartition(".")[0] if isinstance(traced.modules[parent], nn.ModuleList) else parent
 
@@ -93,10 +121,10 @@ def _unfit(model: nn.Module, block: ChainBlock) -> str:
     return ""
 
 
-def _runs(found: Sequence[ChainBlock]) -> Iterator[list[ChainBlock]]:
-    """Blocks that read one another and nothing else."""
+def _runs(blocks: Sequence[ChainBlock]) -> Iterator[list[ChainBlock]]:
+    """Groups of blocks, each of which reads the output of the one before it."""
     run: list[ChainBlock] = []
-    for block in found:
+    for block in blocks:
         if run and not _follows(run[-1], block):
             yield run
             run = []
@@ -106,44 +134,27 @@ def _runs(found: Sequence[ChainBlock]) -> Iterator[list[ChainBlock]]:
 
 
 def _follows(before: ChainBlock, block: ChainBlock) -> bool:
+    """Whether a block of the same list and signature is the only reader of the one before it."""
     parents = [path.rpartition(".")[0] for path in (before.path, block.path)]
     if block.source is not before.exit or parents[0] != parents[1]:
         return False
-    if block.form != before.form or block.mask is not before.mask or block.heads != before.heads:
+    if block.signature != before.signature or block.mask is not before.mask or block.heads != before.heads:
         return False
     return all(block.path in stack(user) for user in before.exit.users)
 
 
-def _observed(
+def _run_example(
     model: nn.Module, traced: Traced, runs: Sequence[list[ChainBlock]], example: Mapping[str, Any] | tuple[Any, ...]
-) -> list[_Seen]:
-    """What happens to runs of blocks when the model runs on the example."""
-    seen = [_Seen() for _ in runs]
+) -> list[_ExampleCall]:
+    """Run the model on the example and record what happens to runs of blocks."""
+    calls = [_ExampleCall() for _ in runs]
     handles = []
-
-    def enter(one: _Seen, block: ChainBlock) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            one.given = {**dict(zip(block.form.names, args, strict=False)), **kwargs}
-
-        return hook
-
-    def leave(one: _Seen) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            one.output = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    def close(one: _Seen) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            one.shown = sum(leaf is one.output for leaf in leaves(output))
-
-        return hook
-
-    for one, run in zip(seen, runs, strict=True):
+    for call, run in zip(calls, runs, strict=True):
         first, last = (model.get_submodule(block.path) for block in (run[0], run[-1]))
-        handles.append(first.register_forward_pre_hook(enter(one, run[0]), with_kwargs=True))
-        handles.append(last.register_forward_hook(leave(one)))
-        handles.append(model.get_submodule(_holder(traced, run[0].path)).register_forward_hook(close(one)))
+        holder = model.get_submodule(_holder(traced, run[0].path))
+        handles.append(first.register_forward_pre_hook(_record_inputs(call, run[0].signature), with_kwargs=True))
+        handles.append(last.register_forward_hook(_record_output(call)))
+        handles.append(holder.register_forward_hook(_count_shown(call)))
     try:
         if runs:
             with torch.no_grad():
@@ -152,115 +163,127 @@ def _observed(
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return calls
+
+
+def _record_inputs(call: _ExampleCall, signature: BlockSignature) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call.inputs = {**dict(zip(signature.names, args, strict=False)), **kwargs}
+
+    return hook
+
+
+def _record_output(call: _ExampleCall) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call.output = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _count_shown(call: _ExampleCall) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call.shown = sum(leaf is call.output for leaf in leaves(output))
+
+    return hook
 
 
 def _tried(
-    model: nn.Module,
-    traced: Traced,
-    run: list[ChainBlock],
-    seen: _Seen,
-    tokens: int,
-    measure: bool,
-    outcome: ChainOutcome,
-) -> ChainProgram:
-    """The plan of a run that is right and fast, with its weights packed for it; NoChainError where it is not."""
-    holder = _holder(traced, run[0].path)
-    form = _called(run[0].form, seen.given)
-    x = seen.given[form.x]
-    rows = run[-1].exit.meta["val"].shape[-1]
-    plan = ChainProgram(
+    model: nn.Module, holder: str, run: list[ChainBlock], call: _ExampleCall, *, tokens: int, measure: bool
+) -> tuple[ChainProgram, dict[str, torch.Tensor]]:
+    """The program of a run of blocks, and the new tensors that it needs in the model, by path.
+
+    Raises:
+        NoChainError: when the chain is wrong, or no faster than the blocks.
+    """
+    signature = _with_constants_of(run[0].signature, call.inputs)
+    x = call.inputs[signature.x]
+    program = ChainProgram(
         tuple(_inside(holder, block.path) for block in run),
-        form,
+        signature,
         tuple(_joined(run, holder)),
         run[0].heads,
-        x.shape[-1],
-        rows,
-        not form.mask,
-        seen.shown,
+        width=x.shape[-1],
+        rows=run[-1].exit.meta["val"].shape[-1],
+        without_mask=not signature.mask,
+        shown=call.shown,
     )
     new = _packed(model, run)
     old = {path: _put(model, path, tensor) for path, tensor in new.items()}
-    chain = Chain(model.get_submodule(holder), plan)
+    chain = Chain(model.get_submodule(holder), program)
     parts = chain.tensors()
     for path, tensor in old.items():
         _put(model, path, tensor)
-    trial = _Trial(chain, parts, seen.given)
+    trial = _Trial(chain, parts, call.inputs)
     dtype = None if run[0].mask is None else run[0].mask.meta["val"].dtype
     with torch.no_grad():
-        plan = replace(plan, without_mask=trial.agrees(x, dtype))
-        if measure and not trial.is_faster(x, tokens, None if plan.without_mask else dtype):
+        program = replace(program, without_mask=trial.agrees(x, dtype))
+        if measure and not trial.is_faster(x, tokens, None if program.without_mask else dtype):
             raise NoChainError("measured no faster as a chain")
-    for path, tensor in new.items():
-        _put(model, path, tensor)
-    outcome.packed |= {
-        path.removesuffix(".packed"): tensor.nbytes for path, tensor in new.items() if path.endswith(".packed")
-    }
-    return plan
+    return program, new
 
 
-def _called(form: BlockSignature, given: Mapping[str, Any]) -> BlockSignature:
-    """The form with the constants of a call outside of the trace, which sets some of them itself."""
-    rest = {name: value for name, value in given.items() if name not in (form.x, form.mask, *form.tensors)}
-    tensors = [given.get(name) for name in (form.x, *form.tensors)]
-    if not all(isinstance(value, torch.Tensor) for value in tensors):
+def _with_constants_of(signature: BlockSignature, inputs: Mapping[str, Any]) -> BlockSignature:
+    """The signature with the constants of a call outside of the trace, which sets some of them itself."""
+    tensors = (signature.x, *signature.tensors)
+    constants = {name: value for name, value in inputs.items() if name not in (*tensors, signature.mask)}
+    if not all(isinstance(inputs.get(name), torch.Tensor) for name in tensors):
         raise NoChainError("is called otherwise than in the trace")
-    refuse_strange(rest)
-    return replace(form, constants=rest)
+    refuse_other_types(constants)
+    return replace(signature, constants=constants)
 
 
 class _Trial:
-    """A chain with the parts that are packed for it, against its blocks one by one, called as on the example."""
+    """A chain with the tensors that are packed for it, against its blocks one by one, called as on the example."""
 
-    def __init__(self, chain: Chain, parts: list[torch.Tensor], given: dict[str, Any]):
-        self.chain, self.parts, self.given = chain, parts, given
+    def __init__(self, chain: Chain, parts: list[torch.Tensor], inputs: dict[str, Any]):
+        self.chain, self.parts, self.inputs = chain, parts, inputs
 
     def at_once(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """The output of the last block for the input of the first."""
+        """The output of the last block for the input of the first, as one call."""
         return self.chain.call(x, mask, self.parts)
 
     def one_by_one(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """The same, block by block."""
-        form = self.chain.plan.form
-        masks = {form.mask: mask} if form.mask else {}
+        """The output of the last block for the input of the first, block by block."""
+        signature = self.chain.program.form
+        masks = {signature.mask: mask} if signature.mask else {}
         for block in self.chain.blocks:
-            output = block(**{**self.given, form.x: x, **masks})
+            output = block(**{**self.inputs, signature.x: x, **masks})
             x = output[0] if isinstance(output, tuple) else output
         return x
 
-    def agrees(self, x: torch.Tensor, mask: torch.dtype | None) -> bool:
-        """Whether the blocks take a call without a mask for one that sees all tokens.
+    def agrees(self, x: torch.Tensor, dtype: torch.dtype | None) -> bool:
+        """Whether the blocks treat a call without a mask as one that sees all tokens.
 
         Raises:
-            NoChainError: when the two differ on x and a mask of that type (None: blocks without one).
+            NoChainError: when chain and blocks differ on x and a mask of that type (None: blocks without a mask).
         """
-        made_up = None if mask is None else _mask(x, mask)
+        mask = None if dtype is None else _mask(x, dtype)
         try:
-            expected = self.one_by_one(x, made_up)
+            expected = self.one_by_one(x, mask)
         except EXPECTED as error:
             raise NoChainError(f"fails with another mask ({in_a_line(error)})") from error
-        if not _equal(self.at_once(x, made_up), expected):
+        if not _equal(self.at_once(x, mask), expected):
             raise NoChainError("gives another result as a chain")
         try:
-            return mask is None or _equal(self.at_once(x, None), self.one_by_one(x, None))
+            return dtype is None or _equal(self.at_once(x, None), self.one_by_one(x, None))
         except EXPECTED:
             return False
 
-    def is_faster(self, x: torch.Tensor, tokens: int, mask: torch.dtype | None) -> bool:
-        """Whether the chain takes less time for about so many tokens, in texts as long as those of x."""
+    def is_faster(self, x: torch.Tensor, tokens: int, dtype: torch.dtype | None) -> bool:
+        """Whether the chain takes less time for about so many tokens, in texts of the length of x."""
         length = min(tokens, x.shape[1])
-        made_up = torch.randn(max(1, tokens // length), length, x.shape[2])
-        seen = None if mask is None else _mask(made_up, mask)
-        one_by_one, at_once = interleaved([partial(f, made_up, seen) for f in (self.one_by_one, self.at_once)])
+        texts = torch.randn(max(1, tokens // length), length, x.shape[2])
+        mask = None if dtype is None else _mask(texts, dtype)
+        one_by_one, at_once = interleaved([partial(f, texts, mask) for f in (self.one_by_one, self.at_once)])
         return at_once < one_by_one
 
 
 def _mask(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A mask (batch, 1, 1, tokens) that hides some tokens at the end of each text but the last."""
-    seen = torch.ones(x.shape[0], 1, 1, x.shape[1], dtype=torch.bool)
-    seen[: max(1, len(seen) - 1), ..., x.shape[1] - x.shape[1] // 3 :] = False
-    added = torch.zeros_like(seen, dtype=dtype)
-    return seen if dtype == torch.bool else added.masked_fill(~seen, torch.finfo(dtype).min)
+    keep = torch.ones(x.shape[0], 1, 1, x.shape[1], dtype=torch.bool)
+    keep[: max(1, len(keep) - 1), ..., x.shape[1] - x.shape[1] // 3 :] = False
+    added = torch.zeros_like(keep, dtype=dtype)
+    return keep if dtype == torch.bool else added.masked_fill(~keep, torch.finfo(dtype).min)
 
 
 def _equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -268,7 +291,7 @@ def _equal(got: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def _joined(run: Sequence[ChainBlock], holder: str) -> Iterator[Op]:
-    """The steps of all blocks, each of which reads the last value of the one before it."""
+    """The steps of all blocks in one list; each block reads the last value of the block before it."""
     before = 0
     for block in run:
         for step in block.steps:
@@ -285,7 +308,8 @@ def _inside(holder: str, path: str) -> str:
 
 
 def _packed(model: nn.Module, run: Sequence[ChainBlock]) -> dict[str, torch.Tensor]:
-    """New tensors by path: weights packed together, and what outputs are multiplied by taken into them."""
+    """The new tensors of a run of blocks by path: weights that are packed together, with parameters that their outputs
+    were multiplied by folded into them."""
     new: dict[str, torch.Tensor] = {}
     folds = {weight: scale for block in run for weight, scale in block.folds.items()}
     paths = [step.weight for block in run for step in block.steps if step.weight is not None]
@@ -306,7 +330,7 @@ def _packed(model: nn.Module, run: Sequence[ChainBlock]) -> dict[str, torch.Tens
 
 
 def _put(model: nn.Module, path: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Set a parameter or buffer; returns what was there."""
+    """Set a parameter or buffer; returns the old one."""
     parent, _, name = path.rpartition(".")
     module = model.get_submodule(parent)
     before = getattr(module, name)
