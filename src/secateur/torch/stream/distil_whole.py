@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from secateur.errors import DataError
+from secateur.errors import DataError, PlanError
 from secateur.recipe import Distillation, Recipe
 from secateur.torch.base.compute_type import products_in
 from secateur.torch.blockwise.output_error import first_tensor, relative_error
@@ -210,7 +210,9 @@ def distil(
     low_precision: whether products are in bfloat16, where the recipe does not say it.
     progress: gets step, steps and loss.
     """
-    options = recipe.distil or Distillation()
+    options = recipe.distil
+    if options is None:
+        raise PlanError("the recipe asks for no distillation")
     layers = {layer["name"]: layer for block in blocks for layer in block["layers"]}
     low = low_precision if options.bfloat16 is None else options.bfloat16
     batches = batches_of(model, windows, min(options.windows, len(windows)))

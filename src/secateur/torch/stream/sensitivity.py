@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from secateur.budget import least_loss
-from secateur.errors import ModelError
+from secateur.errors import ModelError, PlanError
 from secateur.layout import Layout
-from secateur.recipe import Recipe, Sensitivity
+from secateur.recipe import Recipe
 from secateur.select import rows_of
 from secateur.torch.blockwise.block_calls import block_paths
 from secateur.torch.blockwise.block_states import States
@@ -50,7 +50,9 @@ def by_sensitivity(
 
     Raises ModelError for a model without next-token logits.
     """
-    options, sparsity = recipe.sensitivity or Sensitivity(), recipe.stated_sparsity
+    options, sparsity = recipe.sensitivity, recipe.stated_sparsity
+    if options is None:
+        raise PlanError("the recipe asks for no sensitivity")
     batches = batches_of(model, windows[: options.windows], 1)
     paths = block_paths(layout)
     modules = {n: m for p in paths for n, m in counted(layout, model, p).items()}
