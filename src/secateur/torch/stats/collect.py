@@ -217,7 +217,7 @@ def _watch_inputs(
         yield
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _InputHook:
     """Adds what a linear weight reads in one module to a tally.
 
