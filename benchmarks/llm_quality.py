@@ -234,9 +234,9 @@ def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: P
         blocks,
         windows,
         recipe_of(key),
-        lambda name: torch.float32,
-        fast_bfloat16(),
-        say,
+        stored=lambda name: torch.float32,
+        low_precision=fast_bfloat16(),
+        progress=say,
     )
     zeros = sum(layer["zeros"] for block in blocks for layer in block["layers"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -52,7 +52,7 @@ def read_rows(
 
 def _read_file(path: Path) -> Mapping[str, Any]:
     """Columns of a file, as a data frame of pandas."""
-    import pandas as pd  # slow to import
+    import pandas as pd  # optional
 
     kind = READERS.get(path.suffix.lower())
     if kind is None:

@@ -210,6 +210,13 @@ class Recipe(BaseModel):
         stages = [name for name in STAGES if getattr(self, name) is not None]
         return stages if self.criterion in NEEDS_NO_DATA else [self.criterion, *stages]
 
+    @property
+    def stated_sparsity(self) -> float:
+        """The sparsity; PlanError for an N:M pattern, which takes none."""
+        if self.sparsity is None:
+            raise PlanError(f"pattern {self.pattern} says itself how much goes")
+        return self.sparsity
+
     def identity(self) -> dict[str, Any]:
         """Everything in the recipe that decides the result; model and text are not part of it."""
         return self.model_dump(mode="json", exclude={"model", "output", "memory", "calibration", "text_column", "task"})

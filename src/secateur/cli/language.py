@@ -47,7 +47,7 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
 
     common.quiet_libraries()
     common.set_threads(threads)
-    earlier(recipe.output, overwrite)
+    earlier(recipe.output, overwrite=overwrite)
     progress = _Progress()
     with _source(recipe.model, recipe.output) as folder:
         windows = calibration(recipe, folder)

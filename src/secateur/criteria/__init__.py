@@ -1,8 +1,8 @@
-"""Criteria: pure functions of arrays that say how much a weight or a unit matters.
+"""Criteria: pure functions of arrays that score weights or units.
 
-The parameter names of a criterion are what it needs: `weight`, or a quantity of `secateur.stats`. A criterion of
-weights returns the contribution of each weight, and the score of a set of weights is the absolute value of the sum of
-their contributions. A criterion of units returns one score per unit. Higher scores stay.
+A criterion names what it needs by its parameters: `weight`, or a quantity of `secateur.stats`. A criterion of weights
+returns the contribution of each weight, and the score of a set of weights is the absolute value of the sum of their
+contributions. A criterion of units returns a score for each unit. What scores higher is kept.
 """
 
 from secateur.criteria.activation import activation

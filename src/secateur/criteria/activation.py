@@ -1,4 +1,4 @@
-"""Mean activation of a unit: neurons that rarely fire go (Hu et al., 2016)."""
+"""Mean activation of a unit: neurons that are rarely active are removed (Hu et al., 2016)."""
 
 from secateur.arrays import Array
 

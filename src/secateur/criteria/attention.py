@@ -1,6 +1,6 @@
-"""Attention scores per head. With A = softmax(Q K^T) and padding left out, the textbook score of a head is the sum over
-i, j of Attention(head, Q_i, K_j, V_j). Read as the softmax weights alone it is the same for every head, because
-each row of A sums to one; it says something when V is part of it. The functions here are the useful readings.
+"""Attention scores of heads. With A = softmax(Q K^T) over real tokens, the textbook score of a head is the sum over
+i, j of Attention(head, Q_i, K_j, V_j). If that means the softmax weights alone, it is the same for every head, because
+each row of A sums to one; it distinguishes heads when V is part of it. The functions here are the useful meanings.
 """
 
 from secateur.arrays import Array, namespace
@@ -17,16 +17,16 @@ def attention_output(attn_output: Array) -> Array:
 
 
 def attention_confidence(attn_confidence: Array) -> Array:
-    """E[max_j A_ij], shape (heads,): heads that look at one place stay (Voita et al., 2019)."""
+    """E[max_j A_ij], shape (heads,): heads that attend to one position are kept (Voita et al., 2019)."""
     return attn_confidence
 
 
 def attention_entropy(attn_entropy: Array) -> Array:
-    """exp(-entropy of A_i), shape (heads,): heads whose attention is spread out go."""
+    """exp(-entropy of A_i), shape (heads,): heads whose attention is spread out are removed."""
     return namespace(attn_entropy).exp(-attn_entropy)
 
 
 def attention_softmax(attn_sum: Array) -> Array:
-    """Sum over j of A_ij, shape (heads,). Constant by construction, kept so that the literal formula can be seen to
-    rank nothing; use `attention_mass`."""
+    """Sum over j of A_ij, shape (heads,). It is 1 for every head, and here to show that the literal formula ranks
+    nothing; use `attention_mass`."""
     return attn_sum

@@ -1,4 +1,4 @@
-"""Gradient magnitude, |dL/dw|: weights that the loss does not feel go (Karnin, 1990, in its simplest reading)."""
+"""Gradient magnitude, |dL/dw|: weights that do not change the loss are removed (Karnin, 1990, in its simplest form)."""
 
 from secateur.arrays import Array, namespace
 

@@ -1,4 +1,4 @@
-"""Weight magnitude, |w|: small weights go (Janowsky, 1989; Han et al., 2015)."""
+"""Weight magnitude, |w|: small weights are removed (Janowsky, 1989; Han et al., 2015)."""
 
 from secateur.arrays import Array, namespace
 

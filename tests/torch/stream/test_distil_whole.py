@@ -63,7 +63,7 @@ def test_distillation_that_cannot_be(tmp_path, monkeypatch):
     with pytest.raises(PlanError, match=r"distillation holds .* more than 0.0 GiB; .* use reconstruct, which"):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(distil=True, memory=10**5))
     losses = iter([3.0, float("nan")])
-    monkeypatch.setattr(distil_whole, "_accumulate", lambda *a: next(losses))
+    monkeypatch.setattr(distil_whole, "_accumulate", lambda *a, **k: next(losses))
     with pytest.raises(DataError, match="distillation diverged at step 2; lower its rate"):
         prune_loaded(zoo.llama(), windows(), recipe(distil=True))
     with pytest.raises(PlanError, match="distil needs calibration text"):

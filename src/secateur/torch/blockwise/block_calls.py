@@ -1,8 +1,8 @@
-"""What a block of a model is called with, asked of the model's own code: earlier blocks answer with what is kept.
+"""The arguments with which a model calls its blocks, found by a run of the model in which earlier blocks are replaced.
 
-To learn the arguments of block i, the model is run with every earlier block replaced by its recorded output and stopped
-when block i is reached. Whatever the model makes on the way (masks, rotary tables, cross-attention states) is then
-right by construction, and only the last output of each chain of blocks has to be kept.
+To find the arguments of block i, the model runs with every earlier block replaced by its recorded output, and stops
+when it reaches block i. Whatever the model computes before (masks, rotary tables, cross-attention states) is then right
+by construction, and only the last output of each chain of blocks has to be kept.
 """
 
 import contextlib
@@ -24,29 +24,40 @@ class BlockCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def run(self, block: nn.Module) -> Any:
+        """The output of a block for this call."""
+        return block(*self.args, **self.kwargs)
+
 
 class _Reached(Exception):
+    """Ends a run of the model at a block."""
+
     def __init__(self, call: BlockCall) -> None:
         super().__init__(call.path)
         self.call = call
 
 
 def chains(layout: Layout) -> dict[str, list[str]]:
-    """Module list -> paths of its blocks, for the layer axes of a layout, outermost lists only.
+    """Module list -> paths of its blocks, for the layer axes of a layout; lists inside another list are left out.
 
     Raises ModelError when there is none.
     """
-    paths = {axis.path: axis.size for axis in layout.axes.values() if axis.kind == "layer" and axis.path}
-    outer = {p: n for p, n in paths.items() if not any(p.startswith(f"{other}.") for other in paths)}
+    sizes = {axis.path: axis.size for axis in layout.axes.values() if axis.kind == "layer" and axis.path}
+    outer = {path: n for path, n in sizes.items() if not any(path.startswith(f"{around}.") for around in sizes)}
     if not outer:
         raise ModelError("the model has no chain of layers, so it cannot be pruned block by block; use secateur.prune")
     return {path: [f"{path}.{i}" for i in range(size)] for path, size in outer.items()}
 
 
+def block_paths(layout: Layout) -> list[str]:
+    """Paths of all blocks, chain by chain."""
+    return [path for paths in chains(layout).values() for path in paths]
+
+
 @contextlib.contextmanager
 def replaced(model: nn.Module, recorded: Mapping[str, Any], stops: Sequence[str]) -> Iterator[None]:
-    """While the context lasts, blocks of `recorded` return what is recorded, and a call of one of `stops` ends the run
-    of the model (see `next_call`).
+    """While the context lasts, a block in `recorded` returns its recorded output, and a call of a block in `stops` ends
+    the run of the model (see `next_call`).
     """
     changed = []
 

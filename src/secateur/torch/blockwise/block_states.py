@@ -1,4 +1,4 @@
-"""Outputs of blocks on the calibration batches, kept in memory or on disk until the next block has read them."""
+"""Outputs of blocks for the calibration batches, kept in memory or on disk until the next block has read them."""
 
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -13,14 +13,14 @@ from secateur.torch.files.safetensors_shards import read_tensor, write_shard
 
 
 class States:
-    """Values by key (stream, step, batch): tensors, or tuples, lists and mappings of them.
+    """Outputs by stream ("dense" or "pruned"), step and batch: tensors, or tuples, lists and mappings of tensors.
 
-    folder: where they are kept; None keeps them in memory.
+    folder: where they are kept; None: in memory.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._held: dict[str, Any] = {}
+        self._states: dict[str, Any] = {}
         if folder is not None:
             folder.mkdir(exist_ok=True)
 
@@ -30,62 +30,63 @@ class States:
         tensors: list[torch.Tensor] = []
         shape = _flattened(value, tensors)
         if self.folder is None:
-            self._held[key] = (shape, [t.detach().clone() for t in tensors])
+            self._states[key] = (shape, [t.detach().clone() for t in tensors])
             return
         parts = {str(i): t.detach() for i, t in enumerate(tensors)}
         path = self.folder / f"{key}.safetensors"
         write_shard(path, parts, self.folder.parent, flush=False)
-        self._held[key] = shape
+        self._states[key] = shape
 
     def get(self, stream: str, step: int, batch: int) -> Any:
         """The value that was kept."""
         key = f"{stream}-{step}-{batch}"
         if self.folder is None:
-            shape, tensors = self._held[key]
+            shape, tensors = self._states[key]
             return _restored(shape, iter(tensors))
         entries = read_entries(self.folder / f"{key}.safetensors")
-        return _restored(self._held[key], iter([read_tensor(entries[str(i)]) for i in range(len(entries))]))
+        return _restored(self._states[key], iter([read_tensor(entries[str(i)]) for i in range(len(entries))]))
 
     def drop(self, stream: str, step: int) -> None:
         """Forget all batches of one step."""
-        for key in [k for k in self._held if k.startswith(f"{stream}-{step}-")]:
-            del self._held[key]
+        for key in [k for k in self._states if k.startswith(f"{stream}-{step}-")]:
+            del self._states[key]
             if self.folder is not None:
                 (self.folder / f"{key}.safetensors").unlink(missing_ok=True)
 
     def record(self, without: Collection[tuple[str, int]] = ()) -> dict[str, Any]:
-        """What lies on disk, for `restore`: key -> [structure, CRC-32 of the file]; empty for states in memory.
+        """What is on disk, for `restore`: key -> [structure, CRC-32 of the file]; empty for states in memory.
 
-        without: (stream, step) that are about to be dropped.
+        without: (stream, step) that are about to be dropped, and so are not in the record.
         """
         if self.folder is None:
             return {}
         gone = tuple(f"{stream}-{step}-" for stream, step in without)
-        kept = {key: shape for key, shape in self._held.items() if not key.startswith(gone)}
+        kept = {key: shape for key, shape in self._states.items() if not key.startswith(gone)}
         return {key: [shape, _crc(self.folder / f"{key}.safetensors")] for key, shape in kept.items()}
 
     def restore(self, record: Mapping[str, Any]) -> bool:
-        """Take up what an earlier process left on disk; False, with everything forgotten, unless all of it is whole."""
+        """Take over the states that an earlier process left on disk; if one is damaged, delete all and return False."""
         self.clear(set(record))
         if self.folder is None or not record:
             return False
         for key, (shape, crc) in record.items():
             path = self.folder / f"{key}.safetensors"
             if not path.is_file() or _crc(path) != crc:
-                self._held.clear()
+                self._states.clear()
                 self.clear(set())
                 return False
-            self._held[key] = shape
+            self._states[key] = shape
         return True
 
     def clear(self, keep: set[str]) -> None:
-        """Delete files of other keys."""
+        """Delete all files but those of the keys `keep`."""
         for path in self.folder.iterdir() if self.folder is not None else ():
             if path.stem not in keep:
                 path.unlink()
 
 
 def _crc(path: Path) -> int:
+    """CRC-32 of a file."""
     value = 0
     with path.open("rb") as stream:
         while chunk := stream.read(1 << 22):
@@ -94,7 +95,7 @@ def _crc(path: Path) -> int:
 
 
 def _flattened(value: Any, tensors: list[torch.Tensor]) -> Any:
-    """The structure of a value as JSON, its tensors put into the list."""
+    """The structure of a value as JSON; its tensors are appended to the list."""
     if isinstance(value, torch.Tensor):
         tensors.append(value)
         return "tensor"
@@ -108,12 +109,13 @@ def _flattened(value: Any, tensors: list[torch.Tensor]) -> Any:
 
 
 def _restored(shape: Any, tensors: Iterator[torch.Tensor]) -> Any:
+    """The inverse of `_flattened`."""
     if shape == "tensor":
         return next(tensors)
-    ((kind, held),) = shape.items()
+    ((kind, content),) = shape.items()
     if kind == "value":
-        return held
+        return content
     if kind == "mapping":
-        return {key: _restored(item, tensors) for key, item in held.items()}
-    items = [_restored(item, tensors) for item in held]
+        return {key: _restored(item, tensors) for key, item in content.items()}
+    items = [_restored(item, tensors) for item in content]
     return items if kind == "list" else tuple(items)

@@ -1,4 +1,4 @@
-"""One block of a model: its grams from calls, its linear weights pruned by a method of `secateur.repair`."""
+"""One block of a model: the grams of its linear weights, and their pruning by a method of `secateur.repair`."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -12,16 +12,21 @@ from secateur.errors import DataError, ModelError, PlanError
 from secateur.layout import Layout
 from secateur.pruning import default_weights
 from secateur.repair import Gram, prepare
-from secateur.select import NM
+from secateur.select import NM, rows_of
 from secateur.stats import Tally
+from secateur.torch.blockwise.block_calls import BlockCall
 from secateur.torch.stats.grams import watch_grams
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """One weight after pruning. error: |W x - W' x|^2 over |W x|^2 on the calibration tokens; None without any."""
+    """One weight after pruning.
+
+    name: of the parameter.
+    weights, zeros: how many weights it has, and how many of them are zero.
+    error: |W x - W' x|^2 divided by |W x|^2 on the calibration tokens; None where there are none.
+    notes: warnings of the method.
+    """
 
     name: str
     weights: int
@@ -31,33 +36,33 @@ class Pruned:
 
 
 def counted(layout: Layout, model: nn.Module, path: str) -> dict[str, nn.Module]:
-    """The weights of a block that are pruned, with the modules that hold them: linear weights of two dimensions."""
-    found = {}
+    """The weights of a block that are pruned, with their modules: linear weights of two dimensions."""
+    owners = {}
     modules = dict(model.named_modules())
     for name in default_weights(layout):
         owner, _, leaf = name.rpartition(".")
         if name.startswith(f"{path}.") and leaf == "weight" and owner in modules and len(layout.shape(name)) == 2:
-            found[name] = modules[owner]
-    return found
+            owners[name] = modules[owner]
+    return owners
 
 
 def left_out(layout: Layout, model: nn.Module, paths: Iterable[str]) -> list[str]:
-    """Linear weights of the layers that are not pruned here, for they are stacked (experts) or belong to no module."""
+    """Linear weights of the layers that are not pruned, as they are stacked (experts) or belong to no module."""
     taken = {name for path in paths for name in counted(layout, model, path)}
     return [name for name in default_weights(layout) if name not in taken]
 
 
 @torch.no_grad()
 def grams_of(
-    block: nn.Module, weights: Mapping[str, nn.Module], layout: Layout, calls: Iterable[Call]
+    block: nn.Module, weights: Mapping[str, nn.Module], layout: Layout, calls: Iterable[BlockCall]
 ) -> dict[str, torch.Tensor]:
-    """Gram (in, in) of each weight, the same tensor for weights that read the same; the calls run through the block."""
+    """Gram (in, in) of each weight over the calls of a block; weights that read the same tensor share one."""
     readers = layout.readers(list(weights))
     tally = Tally()
     modules = {name: {name: module} for name, module in weights.items()}
     with watch_grams(modules, readers, tally):
-        for args, kwargs in calls:
-            block(*args, **kwargs)
+        for call in calls:
+            call.run(block)
     stats = tally.stats()
     means = {first: torch.as_tensor(stats.mean("gram", first)) for first in dict.fromkeys(readers.values())}
     return {name: means[first] for name, first in readers.items()}
@@ -68,36 +73,45 @@ def prune_weights(
     weights: Mapping[str, nn.Module],
     layout: Layout,
     grams: Mapping[str, torch.Tensor],
+    *,
     method: Callable[..., Any],
     pattern: Any,
     sparsity: Callable[[str], float | None],
     options: Mapping[str, Any],
     stored: Callable[[str], torch.dtype],
 ) -> list[Pruned]:
-    """Prune each weight in place. sparsity: of a weight; stored: the type its file has, to which it is rounded."""
+    """Prune each weight in place.
+
+    grams: weight -> its gram; empty where no text is read.
+    method, options: see `secateur.repair`.
+    sparsity: weight -> its sparsity, None for N:M.
+    stored: weight -> the type of its file, to which it is rounded.
+
+    Raises ModelError for a weight that is not finite, DataError for such a gram, PlanError for a pattern that does not
+    fit.
+    """
     for name, module in weights.items():
         if not torch.isfinite(module.weight).all():
             raise ModelError(f"{name} holds NaN or infinity; mend the model before pruning it")
     prepared = {id(gram): _prepared(name, gram) for name, gram in grams.items()}
     done = []
     for name, module in weights.items():
-        turned = layout.linears[name].in_dim == 0
-        held = module.weight.detach()
-        weight = held.T.contiguous() if turned else held
+        matrix = rows_of(module.weight.detach(), layout.linears[name].in_dim)  # (out, in), a view
+        weight = matrix.contiguous()
         gram = grams.get(name)
-        given = prepared[id(gram)] if gram is not None else prepare(torch.eye(weight.shape[1]))
+        factors = prepared[id(gram)] if gram is not None else prepare(torch.eye(weight.shape[1]))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                new = method(weight, given, pattern, sparsity(name), **options)
-            except PlanError as wrong:
-                raise PlanError(f"{name}: {wrong}") from None
-        new = new.to(stored(name)).to(held.dtype)
+                new = method(weight, factors, pattern, sparsity(name), **options)
+            except PlanError as problem:
+                raise PlanError(f"{name}: {problem}") from None
+        new = new.to(stored(name)).to(weight.dtype)
         error = None
         if gram is not None:
             whole = _loss(weight, gram)
             error = max(_loss(weight - new, gram), 0.0) / whole if whole > 0 else 0.0
-        held.copy_(new.T if turned else new)
+        matrix.copy_(new)
         zeros = int((new == 0).sum())
         check_pattern(name, new, pattern)
         done.append(Pruned(name, new.numel(), zeros, error, tuple(dict.fromkeys(str(w.message) for w in caught))))
@@ -105,10 +119,11 @@ def prune_weights(
 
 
 def _prepared(name: str, gram: torch.Tensor) -> Gram:
+    """`prepare`, with the name of the weight in its errors."""
     try:
         return prepare(gram)
-    except DataError as wrong:
-        raise DataError(f"{name}: {wrong}") from None
+    except DataError as problem:
+        raise DataError(f"{name}: {problem}") from None
 
 
 def _loss(change: torch.Tensor, gram: torch.Tensor) -> float:

@@ -1,31 +1,33 @@
-"""Block reconstruction: tune the kept weights of one block so that its output is the dense model's again.
+"""Block reconstruction: tunes the kept weights of one block until its output is close to that of the dense block.
 
-Minimises |f(x; M w) - y|^2 / |y|^2, token by token, over the kept weights w, with x the states that the pruned model
-hands to the block and y the output of the same block in the dense model (arXiv 2510.14444), by Adam (Kingma and Ba,
-2015).
+Minimises |f(x; M w) - y|^2 / |y|^2, token by token, over the kept weights w, where x are the states that the pruned
+model gives to the block and y is the output of the same block in the dense model (arXiv 2510.14444), by Adam (Kingma
+and Ba, 2015).
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
-from secateur.errors import DataError, ModelError
+from secateur.errors import DataError
 from secateur.torch.base.compute_type import products_in
-from secateur.torch.shrink.masking import first_of
+from secateur.torch.blockwise.block_calls import BlockCall
+from secateur.torch.blockwise.output_error import first_tensor, relative_error
 from secateur.torch.train.hold import zero
 
 BETAS = (0.9, 0.98)
-"""Of Adam, for a few dozen to a few hundred steps."""
+"""Decay rates of Adam, for a few dozen to a few hundred steps."""
+
+NO_TENSOR = "a block returns no tensor, so it has no output to be tuned to"
 
 
 def reconstruct(
     block: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     batches: int,
-    call: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]],
+    call: Callable[[int], BlockCall],
     target: Callable[[int], torch.Tensor],
     *,
     passes: float,
@@ -33,19 +35,24 @@ def reconstruct(
     low_precision: bool = False,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Tune the parameters of a block in place; zeros stay zero. Returns its relative error before and after.
+    """Tune the parameters of a block in place; zeros stay zero. Returns `error_of` before and after.
 
-    call: arguments of the block for a batch; target: the first tensor that it shall return for it. passes: how often
-    each batch is seen. rate: the first step relative to the root mean square of each parameter's kept values; steps
-    shrink along a cosine. low_precision: products in bfloat16. The error is `relative_error` over some of the batches.
+    batches: their number.
+    call: number of a batch -> the call of the block for it.
+    target: number of a batch -> the first tensor that the block should return for it.
+    passes: how often each batch is read.
+    rate: the first step, relative to the root mean square of the kept values of each parameter; steps shrink along a
+        cosine.
+    low_precision: products in bfloat16.
+    seed: decides the order of the batches.
     """
     steps = max(1, round(passes * batches))
-    gone, groups = [], []
+    zeros, groups = [], []
     for parameter in parameters.values():
-        gone.append(parameter.detach() == 0)
-        kept = max(parameter.numel() - int(gone[-1].sum()), 1)
+        zeros.append(parameter.detach() == 0)
+        kept = max(parameter.numel() - int(zeros[-1].sum()), 1)
         size = float((parameter.detach().square().sum() / kept).sqrt())
-        parameter.requires_grad_(True)
+        parameter.requires_grad_()
         groups.append({"params": [parameter], "lr": rate * size, "whole": rate * size})
     optimizer = torch.optim.Adam(groups, betas=BETAS, eps=1e-12, fused=True)
     generator = torch.Generator().manual_seed(seed)
@@ -55,56 +62,46 @@ def reconstruct(
         for step in range(steps):
             order = order or torch.randperm(batches, generator=generator).tolist()
             index = order.pop()
-            args, kwargs = call(index)
+            block_call = call(index)
             with torch.enable_grad(), products_in(low_precision=low_precision):
-                output = _stream(block(*args, **kwargs))
+                output = first_tensor(block_call.run(block), NO_TENSOR)
                 relative_error(output, target(index)).backward()
             for group in optimizer.param_groups:
                 group["lr"] = group["whole"] * 0.5 * (1 + math.cos(math.pi * step / steps))
-            masked_step(optimizer, parameters.values(), gone)
+            masked_step(optimizer, parameters.values(), zeros)
     finally:
         for parameter in parameters.values():
-            parameter.requires_grad_(False)
+            parameter.requires_grad_(requires_grad=False)
             parameter.grad = None
     return before, error_of(block, batches, call, target)
 
 
 @torch.no_grad()
 def masked_step(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], gone: Iterable[torch.Tensor]
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], zeros: Iterable[torch.Tensor]
 ) -> None:
-    """One step in which what is `gone` has no gradient and stays zero."""
-    for parameter, zeros in zip(parameters, gone, strict=True):
+    """One step of the optimizer. zeros: for each parameter, True where it has no gradient and stays zero."""
+    for parameter, pruned in zip(parameters, zeros, strict=True):
         if parameter.grad is not None:
-            zero(parameter.grad, zeros)
+            zero(parameter.grad, pruned)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
-def error_of(block: nn.Module, batches: int, call: Any, target: Callable[[int], torch.Tensor]) -> float:
-    """`relative_error` over a few of the batches."""
-    wrong = total = 0.0
-    for index in range(0, batches, max(1, batches // 8)):
-        args, kwargs = call(index)
-        wanted = target(index)
-        wrong += float(relative_error(_stream(block(*args, **kwargs)), wanted))
-        total += 1
-    if not math.isfinite(wrong):
-        raise DataError("the output of a block is NaN or infinite; look for huge activations of the model on this text")
-    return wrong / total if total else 0.0
+def error_of(
+    block: nn.Module, batches: int, call: Callable[[int], BlockCall], target: Callable[[int], torch.Tensor]
+) -> float:
+    """Mean `relative_error` of the output of a block over 8 to 15 of the batches, or all where there are fewer.
 
-
-def relative_error(output: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean over tokens of |output - wanted|^2 / |wanted|^2, each token relative to its own size: the norm before the
-    next layer takes the size away, and the few tokens of huge size would be all that counts otherwise.
+    DataError where it is NaN or infinite.
     """
-    output, wanted = output.float(), wanted.float()
-    return ((output - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-12)).mean()
-
-
-def _stream(output: Any) -> torch.Tensor:
-    found = first_of(output)
-    if found is None:
-        raise ModelError("a block returns no tensor, so it has no output to be tuned to")
-    return found
+    indices = range(0, batches, max(1, batches // 8))
+    total = 0.0
+    for index in indices:
+        block_call = call(index)
+        wanted = target(index)
+        total += float(relative_error(first_tensor(block_call.run(block), NO_TENSOR), wanted))
+    if not math.isfinite(total):
+        raise DataError("the output of a block is NaN or infinite; look for huge activations of the model on this text")
+    return total / len(indices) if indices else 0.0

@@ -1,4 +1,4 @@
-"""The walk through the blocks of a model: what the next block is called with, its turn, the states that it leaves."""
+"""The walk through the blocks of a model: the call of the next block, its pruning, and the states that it leaves."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,21 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ModelError
 from secateur.layout import Layout
-from secateur.recipe import Recipe, find_method
+from secateur.recipe import Recipe, Reconstruction, find_method
 from secateur.select import parse_pattern
-from secateur.torch.blockwise.block_calls import chains, next_call
+from secateur.torch.blockwise.block_calls import BlockCall, chains, next_call
 from secateur.torch.blockwise.block_states import States
-from secateur.torch.blockwise.prune_block import Call, Pruned, counted, grams_of, prune_weights
-from secateur.torch.blockwise.reconstruct import reconstruct
-from secateur.torch.shrink.masking import first_of
+from secateur.torch.blockwise.output_error import first_tensor
+from secateur.torch.blockwise.prune_block import Pruned, counted, grams_of, prune_weights
+from secateur.torch.blockwise.reconstruct import NO_TENSOR, reconstruct
 
 
 @dataclass(frozen=True)
 class Done:
-    """A block that is finished. error: mean over its weights of the relative error of their outputs, None where no
-    text is read. tuned: relative error of the block's output before and after reconstruction, where that was asked for.
+    """A block that is pruned.
+
+    path: of its module.
+    number, total: its number in the order of pruning, from 1, and how many blocks there are.
+    seconds: how long it took.
+    error: mean over its weights of the relative error of their outputs; None where no text is read.
+    layers: its weights.
+    tuned: relative error of its output before and after reconstruction; None where the recipe asks for none.
     """
 
     path: str
@@ -35,10 +40,14 @@ class Done:
 
 
 class Run:
-    """The walk through the blocks of one model. For each block: `next_block`, `prune`, `advance`, `close`.
+    """The walk through the blocks of one model. For each block, call `next_block`, `prune`, `advance` and `close`.
 
-    batches: what runs through the blocks, none where nothing that is done to them looks at it (`Recipe.walks`).
-    low_precision: whether blocks are tuned with products in bfloat16, where the recipe leaves it open.
+    batches: keyword arguments of the model that run through the blocks; empty where nobody reads them (`Recipe.walks`).
+    states: the outputs of blocks.
+    low_precision: whether blocks are tuned with products in bfloat16, where the recipe does not say it.
+
+    finished: paths of the finished blocks, in order.
+    shares: sparsity of weights that have another one than the recipe says.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class Run:
         batches: Sequence[Mapping[str, Any]],
         recipe: Recipe,
         states: States,
+        *,
         low_precision: bool = False,
     ) -> None:
         self.low_precision = low_precision
@@ -57,27 +67,25 @@ class Run:
         self.finished: list[str] = []
         self.dense = recipe.reconstruct is not None
         self.shares: Mapping[str, float] = {}
-        """Sparsity of weights that lose another share than the recipe says."""
         self.method, self.pattern = find_method(recipe.criterion), parse_pattern(recipe.pattern)
 
     @property
     def streams(self) -> list[str]:
-        """The states that are kept: of the pruned model, and of the dense one where it is a target."""
+        """The streams whose states are kept: of the pruned model, and of the dense model where it is a target."""
         return ["dense", "pruned"] if self.dense else ["pruned"]
 
     @property
     def ready(self) -> list[str]:
-        """The blocks that may come next: the first unfinished one of each chain."""
-        return [
-            next(p for p in c if p not in self.finished) for c in self.chains.values() if c[-1] not in self.finished
-        ]
+        """The blocks that may come next: the first unfinished block of each chain."""
+        unfinished = [paths for paths in self.chains.values() if paths[-1] not in self.finished]
+        return [next(path for path in paths if path not in self.finished) for paths in unfinished]
 
     def next_block(self) -> str:
         """The block that the model reaches next."""
         return self.call("pruned", 0).path if self.batches else self.ready[0]
 
-    def call(self, stream: str, batch: int) -> Any:
-        """What the next block is called with for a batch."""
+    def call(self, stream: str, batch: int) -> BlockCall:
+        """The call of the next block for a batch."""
         recorded: dict[str, Any] = {}
         for paths in self.chains.values():
             done = [p for p in paths if p in self.finished]
@@ -87,20 +95,21 @@ class Run:
         with torch.no_grad():
             return next_call(self.model, self.batches[batch], recorded, self.ready)
 
-    def calls(self, stream: str) -> Iterator[Call]:
+    def calls(self, stream: str) -> Iterator[BlockCall]:
         """The calls of the next block for all batches."""
-        for batch in range(len(self.batches)):
-            found = self.call(stream, batch)
-            yield found.args, found.kwargs
+        return (self.call(stream, batch) for batch in range(len(self.batches)))
 
     @torch.no_grad()
     def advance(self, stream: str, block: nn.Module) -> None:
-        """Run all batches through a block, and keep what it returns as the states of this step."""
-        for batch, (args, kwargs) in enumerate(self.calls(stream)):
-            self.states.put(stream, len(self.finished), batch, block(*args, **kwargs))
+        """Run all batches through a block, and keep its outputs as the states of this step."""
+        for batch, call in enumerate(self.calls(stream)):
+            self.states.put(stream, len(self.finished), batch, call.run(block))
 
     def prune(self, path: str, stored: Callable[[str], torch.dtype]) -> Done:
-        """Prune the next block in place; its dense states are kept where they are a target."""
+        """Prune the next block in place, and keep its dense states where they are a target.
+
+        stored: weight -> the type of its file, to which it is rounded.
+        """
         start = time.perf_counter()
         block = self.model.get_submodule(path)
         weights = counted(self.layout, self.model, path)
@@ -111,40 +120,39 @@ class Run:
             weights,
             self.layout,
             grams,
-            self.method,
-            self.pattern,
-            lambda name: self.shares.get(name, self.recipe.sparsity),
-            self.recipe.options,
-            stored,
+            method=self.method,
+            pattern=self.pattern,
+            sparsity=lambda name: self.shares.get(name, self.recipe.sparsity),
+            options=self.recipe.options,
+            stored=stored,
         )
         del grams
-        tuned = self._reconstruct(block, weights, stored) if self.recipe.reconstruct else None
+        tuning = self.recipe.reconstruct
+        tuned = self._reconstruct(block, weights, stored, tuning) if tuning else None
         errors = [layer.error for layer in layers if layer.error is not None]
         error = sum(errors) / max(len(errors), 1) if self.batches else None
         number = len(self.finished) + 1
         return Done(path, number, self.total, time.perf_counter() - start, error, tuple(layers), tuned)
 
-    def _reconstruct(self, block: nn.Module, weights: Mapping[str, nn.Module], stored: Any) -> tuple[float, float]:
-        options = self.recipe.reconstruct
-        assert options is not None
+    def _reconstruct(
+        self,
+        block: nn.Module,
+        weights: Mapping[str, nn.Module],
+        stored: Callable[[str], torch.dtype],
+        options: Reconstruction,
+    ) -> tuple[float, float]:
+        """Tune the weights of the next block; returns the error of its output before and after."""
         step = len(self.finished)
 
-        def call(batch: int) -> Call:
-            found = self.call("pruned", batch)
-            return found.args, found.kwargs
-
         def target(batch: int) -> torch.Tensor:
-            found = first_of(self.states.get("dense", step, batch))
-            if found is None:
-                raise ModelError("a block returns no tensor, so it has no output to be tuned to")
-            return found
+            return first_tensor(self.states.get("dense", step, batch), NO_TENSOR)
 
         parameters = {name: module.weight for name, module in weights.items()}
         errors = reconstruct(
             block,
             parameters,
             len(self.batches),
-            call,
+            lambda batch: self.call("pruned", batch),
             target,
             passes=options.passes,
             rate=options.rate,
@@ -157,13 +165,13 @@ class Run:
         return errors
 
     def stale(self, path: str) -> list[tuple[str, int]]:
-        """States (stream, step) that nobody reads once the next block, `path`, is done: of the one before it."""
+        """States (stream, step) that nobody reads after the next block, `path`: those of the block before it."""
         chain = next(paths for paths in self.chains.values() if path in paths)
         before = [step for step, done in enumerate(self.finished) if done in chain]
         return [(stream, before[-1]) for stream in self.streams] if before and self.batches else []
 
     def close(self, path: str) -> None:
-        """The block is done: its states replace those of the block before it."""
+        """Finish a block: drop the states of the block before it."""
         for stream, step in self.stale(path):
             self.states.drop(stream, step)
         self.finished.append(path)

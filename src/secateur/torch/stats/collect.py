@@ -157,7 +157,7 @@ def _gradients_on(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     before = [(p, p.requires_grad, p.grad) for p in floating]
     try:
         for p in floating:
-            p.requires_grad_(True)
+            p.requires_grad_()
             p.grad = None
         with torch.enable_grad():
             yield
@@ -217,7 +217,7 @@ def _watch_inputs(
         yield
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _InputHook:
     """Adds what a linear weight reads in one module to a tally.
 

@@ -1,7 +1,7 @@
-"""The journal of a long run: which blocks are done, and what made them, so that a killed run is taken up again.
+"""The journal of a long run: which blocks are finished, and with which settings, so that a killed run can be continued.
 
-Beside the output lies a working folder `.NAME.partial` with the journal, the finished shards (`result/`) and the
-calibration states (`states/`). A block counts as done when the journal says so, which it does only after the files of
+Beside the output is a working folder `.NAME.partial` with the journal, the finished shards (`result/`) and the
+calibration states (`states/`). A block is finished when the journal says so, which is written only after the files of
 the block are whole. At the end `result/` takes the name of the output.
 """
 
@@ -23,12 +23,15 @@ FORMAT = 1
 
 @dataclass
 class Journal:
-    """What is known of a run.
+    """The state of a run.
 
-    identity: everything that decides the bits of the result. settings: choices of the run that must not change midway
-    (batch size, threads), and the sparsity of each weight where that was found by looking at the model. blocks: records
-    of the finished blocks, in order. states: see `States.record`. distilled: the loss before and after distillation,
-    once its files are whole.
+    identity: everything that decides the bits of the result.
+    settings: choices that must not change during a run (batch size, threads), and the sparsity of each weight where
+        the model itself was read to find it.
+    blocks: records of the finished blocks, in order.
+    states: see `States.record`.
+    distilled: the loss before and after distillation, once its files are whole.
+    finished: whether only the working folder is left to be removed.
     """
 
     identity: dict[str, Any]
@@ -40,7 +43,11 @@ class Journal:
 
 
 class Workspace:
-    """The working folder of a run; `journal` is a new one or that of the run that was interrupted."""
+    """The working folder of a run.
+
+    journal: a new one, or that of the run that was interrupted.
+    resumed: whether it is that of an interrupted run.
+    """
 
     def __init__(self, output: Path, journal: Journal) -> None:
         self.output = output
@@ -51,11 +58,11 @@ class Workspace:
         self.resumed = False
 
     def commit(self) -> None:
-        """Write the journal: from now on the run starts behind its last block."""
+        """Write the journal: from now on, a run that is continued starts after its last block."""
         write_json(self.folder / "journal.json", {"format": FORMAT, **vars(self.journal)})
 
     def tidy(self) -> None:
-        """Delete what a killed process left half done."""
+        """Delete what a killed process left incomplete."""
         if self.journal.distilled is None:
             shutil.rmtree(self.tuned, ignore_errors=True)
         else:
@@ -69,7 +76,7 @@ class Workspace:
                 path.unlink()
 
     def promote(self) -> None:
-        """The files of distillation, which lie in `tuned/`, take the place of those in `result/`."""
+        """Replace the files in `result/` with those of distillation in `tuned/`."""
         if self.tuned.is_dir():
             for path in sorted(self.tuned.iterdir()):
                 os.replace(path, self.result / path.name)
@@ -92,8 +99,8 @@ class Workspace:
         self.folder.rmdir()
 
 
-def earlier(output: Path, overwrite: bool = False) -> Journal | None:
-    """The journal of an interrupted run towards `output`, if there is one; SecateurError where `output` is taken."""
+def earlier(output: Path, *, overwrite: bool = False) -> Journal | None:
+    """The journal of an interrupted run that writes `output`, or None; SecateurError where `output` exists."""
     folder = partial_folder(output.absolute())
     before = _read(folder / "journal.json")
     if before is None:
@@ -105,7 +112,7 @@ def earlier(output: Path, overwrite: bool = False) -> Journal | None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove a working folder in which nothing was done: a process was killed as it began, or at its very end."""
+    """Remove a working folder without a journal: a process was killed at its beginning, or at its very end."""
     with contextlib.suppress(OSError), (folder / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         (folder / "lock").unlink()
@@ -114,20 +121,20 @@ def _sweep(folder: Path) -> None:
 
 
 def partial_folder(output: Path) -> Path:
-    """Where an unfinished run towards `output` lies."""
+    """The working folder of a run that writes `output`."""
     return output.parent / f".{output.name}.partial"
 
 
 @contextlib.contextmanager
-def workspace(output: Path, identity: Mapping[str, Any], overwrite: bool = False) -> Iterator[Workspace]:
-    """The working folder of a run towards `output`, locked while the context lasts.
+def workspace(output: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Workspace]:
+    """The working folder of a run that writes `output`, locked while the context lasts.
 
-    Raises SecateurError when `output` exists (unless `overwrite`, or when it is the result of this very run), when
-    another process works there, and when the run that lies there was started with something else.
+    Raises SecateurError when `output` exists (unless `overwrite`, or when this very run wrote it), when another process
+    works there, and when the unfinished run there has another identity.
     """
     output = Path(output).absolute()
     work = Workspace(output, Journal(dict(identity)))
-    before = earlier(output, overwrite)
+    before = earlier(output, overwrite=overwrite)
     work.folder.mkdir(parents=True, exist_ok=True)
     with (work.folder / "lock").open("w") as lock:
         try:
@@ -143,7 +150,7 @@ def workspace(output: Path, identity: Mapping[str, Any], overwrite: bool = False
             work.tidy()
         try:
             yield work
-        except BaseException as error:
+        except BaseException as error:  # an interrupt too; whatever it is, it is raised again
             surveyed = "sparsity" in work.journal.settings and not isinstance(error, SecateurError)
             if not (work.journal.blocks or surveyed):
                 shutil.rmtree(work.folder, ignore_errors=True)
@@ -151,6 +158,7 @@ def workspace(output: Path, identity: Mapping[str, Any], overwrite: bool = False
 
 
 def _read(path: Path) -> Journal | None:
+    """The journal in a file, or None where there is no file; ModelError where it is damaged."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("format") != FORMAT:
@@ -163,13 +171,14 @@ def _read(path: Path) -> Journal | None:
 
 
 def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """SecateurError, with the first difference, when two identities differ."""
     for part in dict.fromkeys([*before, *now]):
-        was, this = before.get(part), now.get(part)
-        if was == this:
+        old, new = before.get(part), now.get(part)
+        if old == new:
             continue
-        if isinstance(was, dict) and isinstance(this, dict):
-            name = next(key for key in dict.fromkeys([*was, *this]) if was.get(key, ...) != this.get(key, ...))
-            what = f"{part} {name} {_short(was.get(name))}, now it is {_short(this.get(name))}"
+        if isinstance(old, dict) and isinstance(new, dict):
+            name = next(key for key in dict.fromkeys([*old, *new]) if old.get(key, ...) != new.get(key, ...))
+            what = f"{part} {name} {_short(old.get(name))}, now it is {_short(new.get(name))}"
         else:
             what = f"another {part}"
         raise SecateurError(

@@ -1,10 +1,11 @@
 """A model without weights, of which one part at a time is filled from a checkpoint and emptied again.
 
-Which tensor of the files becomes which parameter is asked of transformers' own loader: names are renamed, and tensors
-that the class holds merged are merged, as `from_pretrained` does. Computation is in float32 whatever the files hold.
+Transformers' own loader decides which tensors of the files become which parameter: it renames them, and merges tensors
+that are one parameter of the class, as `from_pretrained` does. Parameters are float32, whatever the type of the files.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ModelError
+from secateur.errors import ModelError, PlanError
 from secateur.layout import Layout
 from secateur.torch.data.example import example_for
 from secateur.torch.files.safetensors_header import TYPES
 from secateur.torch.files.safetensors_shards import Entry, entries_of, read_tensor
+from secateur.torch.open import find_class, read_config
+from secateur.torch.stats.linear_inputs import before_calls
 from secateur.torch.trace.derive import trace
 
 COMPUTE = torch.float32
@@ -25,15 +28,16 @@ COMPUTE = torch.float32
 class Skeleton:
     """A Hugging Face folder as a model on the meta device, with real buffers.
 
-    entries: the tensors of the files. sources: parameter or buffer -> the names in the files that make it.
-    unused: names in the files that make none.
+    Its construction is not thread-safe: see `parameters_on_meta`.
+
+    entries: the tensors of the files, by name.
+    sources: parameter or buffer -> the names of the tensors of which it is made.
+    unused: names of tensors that belong to no parameter or buffer.
     """
 
     def __init__(self, folder: Path, task: str | None = None) -> None:
-        import transformers
+        import transformers  # optional
         from transformers.conversion_mapping import get_model_conversion_mapping
-
-        from secateur.torch.open import find_class, read_config
 
         self.folder = folder
         self.entries = entries_of(folder)
@@ -52,17 +56,19 @@ class Skeleton:
         self.unused = [name for target, names in self.sources.items() if target not in known for name in names]
 
     def _build(self) -> Any:
+        """The model, with parameters on the meta device."""
         with torch.random.fork_rng(devices=[]), parameters_on_meta():
             return _from_config(self.factory, self.config)
 
     def layout(self) -> Layout:
-        """The layout, traced on a twin that is on the meta device altogether."""
+        """The layout, traced on a copy of the model of which the buffers too are on the meta device."""
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             twin = _from_config(self.factory, self.config)
         return trace(twin, example_for(twin))
 
     def _map_names(self) -> tuple[dict[str, list[str]], set[str]]:
-        from transformers.core_model_loading import (
+        """`sources`, and the parameters that are merged or converted when they are read."""
+        from transformers.core_model_loading import (  # optional
             WeightConverter,
             WeightRenaming,
             dot_natural_key,
@@ -89,21 +95,34 @@ class Skeleton:
         names = self.sources.get(parameter, [])
         return names[0] if len(names) == 1 and parameter not in self._merged else None
 
+    def written_name(self, parameter: str) -> str:
+        """`source`; PlanError for a parameter that is not one tensor of the files."""
+        source = self.source(parameter)
+        if source is None:
+            raise PlanError(
+                f"{parameter} is made of several tensors of the files, so it cannot be pruned block by block"
+            )
+        return source
+
+    def stored_type(self, parameter: str) -> torch.dtype:
+        """The type that a parameter has in the files; PlanError where it is not one tensor there."""
+        return TYPES[self.entries[self.written_name(parameter)].dtype]
+
     def names_under(self, path: str) -> list[str]:
-        """Names in the files of everything that lies under a module."""
+        """Names in the files of all parameters and buffers under a module."""
         return [name for target, names in self.sources.items() if target.startswith(f"{path}.") for name in names]
 
     def check(self, paths: Iterable[str]) -> None:
-        """ModelError unless the files hold every parameter of these modules, in its shape and as floating point.
+        """ModelError unless the files contain every parameter of these modules, in its shape and as floating point.
 
-        What the class holds merged is looked at when it is read.
+        Parameters that are merged are checked when they are read.
         """
         inside = tuple(f"{path}." for path in paths)
         for name, parameter in self.model.named_parameters():
             names = self._aliases.get(name, [name])
             if not name.startswith(inside) or any(len(self.sources.get(n, [])) > 1 or n in self._merged for n in names):
                 continue
-            source = next((found for found in map(self.source, names) if found is not None), None)
+            source = next((source for source in map(self.source, names) if source is not None), None)
             if source is None:
                 raise ModelError(f"{self.folder} lacks {name}; save or copy the model again")
             entry = self.entries[source]
@@ -113,17 +132,18 @@ class Skeleton:
                 )
             self._check_shape(name, entry.shape, parameter.shape)
 
-    def _check_shape(self, name: str, found: Sequence[int], wanted: Sequence[int]) -> None:
-        if tuple(found) != tuple(wanted):
+    def _check_shape(self, name: str, shape: Sequence[int], wanted: Sequence[int]) -> None:
+        """ModelError when a tensor of the files has another shape than its parameter."""
+        if tuple(shape) != tuple(wanted):
             raise ModelError(
-                f"{name} has shape {tuple(found)} in {self.folder}, where the config says {tuple(wanted)}; copy the "
+                f"{name} has shape {tuple(shape)} in {self.folder}, where the config says {tuple(wanted)}; copy the "
                 "model again"
             )
 
-    def load(self, path: str, replaced: Mapping[str, torch.Tensor | Entry] | None = None, deep: bool = True) -> None:
+    def load(self, path: str, *, replaced: Mapping[str, Entry] | None = None, deep: bool = True) -> None:
         """Fill the parameters under a module (with `deep` False: those of the module itself).
 
-        replaced: parameters to take from somewhere else than the checkpoint.
+        replaced: parameters that are read from other files than the checkpoint.
         """
         module = self.model.get_submodule(path)
         merged: dict[str, Any] = {}
@@ -132,19 +152,19 @@ class Skeleton:
         wanted += [f"{path}.{n}" for n, _ in module.named_buffers(recurse=deep) if n in persistent]
         for name in wanted:
             if replaced and name in replaced:
-                part = replaced[name]
-                self.put(name, read_tensor(part) if isinstance(part, Entry) else part)
+                self.put(name, read_tensor(replaced[name]))
             elif name in self._merged:
                 merged.update({n: read_tensor(self.entries[n]) for n in self.sources[name]})
             else:
                 self._fill(name)
         if merged:
             self._convert(merged)
-        left = [n for n, p in module.named_parameters(recurse=deep) if p.is_meta]
-        if left:
-            raise ModelError(f"{self.folder} lacks {path}.{left[0]}; save or copy the model again")
+        missing = [n for n, p in module.named_parameters(recurse=deep) if p.is_meta]
+        if missing:
+            raise ModelError(f"{self.folder} lacks {path}.{missing[0]}; save or copy the model again")
 
     def _fill(self, name: str) -> None:
+        """Read a parameter or buffer that is one tensor of the files, under any of its names."""
         for alias in self._aliases.get(name, [name]):
             source = self.source(alias)
             if source is not None:
@@ -155,8 +175,7 @@ class Skeleton:
         """Set a parameter or buffer, in the type of computation."""
         path, _, leaf = name.rpartition(".")
         module = self.model.get_submodule(path)
-        held = getattr(module, leaf)
-        self._check_shape(name, value.shape, held.shape)
+        self._check_shape(name, value.shape, getattr(module, leaf).shape)
         value = value.to(COMPUTE) if value.is_floating_point() else value
         if leaf in module._buffers:
             module._buffers[leaf] = value
@@ -164,7 +183,8 @@ class Skeleton:
             module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
     def _convert(self, tensors: dict[str, torch.Tensor]) -> None:
-        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        """Fill the parameters that are made of these tensors of the files, by transformers' own conversions."""
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model  # optional
         from transformers.modeling_utils import LoadStateDictConfig
 
         with _no_progress():
@@ -180,38 +200,34 @@ class Skeleton:
 
     @contextlib.contextmanager
     def filled_on_demand(self, paths: list[str]) -> Iterator[None]:
-        """Modules outside `paths` read their own parameters when they are first called."""
+        """While the context lasts, modules outside `paths` read their own parameters when they are first called."""
 
         def fill(path: str) -> Any:
-            def hook(module: nn.Module, args: Any) -> None:
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
                 if any(p is not None and p.is_meta for p in module._parameters.values()):
                     self.load(path, deep=False)
 
             return hook
 
-        handles = []
+        hooks = []
         for path, module in self.model.named_modules():
             inside = any(path == p or path.startswith(f"{p}.") for p in paths)
             if not inside and any(p is not None for p in module._parameters.values()):
-                handles.append(module.register_forward_pre_hook(fill(path)))
-        try:
+                hooks.append((module, fill(path)))
+        with before_calls(hooks):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _from_config(factory: Any, config: Any) -> Any:
-    import copy
-
+    """A model of a class with untrained parameters, in evaluation, without gradients and caches."""
     config = copy.deepcopy(config)
     build = getattr(factory, "_from_config", None) or factory.from_config
     model = build(config, dtype=COMPUTE).eval()
     for module in model.modules():
-        own: Any = getattr(module, "config", None)
-        if hasattr(own, "use_cache"):
-            own.use_cache = False
-    return model.requires_grad_(False)
+        module_config: Any = getattr(module, "config", None)
+        if hasattr(module_config, "use_cache"):
+            module_config.use_cache = False
+    return model.requires_grad_(requires_grad=False)
 
 
 def _aliases(model: nn.Module) -> dict[str, list[str]]:
@@ -224,7 +240,10 @@ def _aliases(model: nn.Module) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules that are built here get parameters on the meta device; buffers keep their numbers."""
+    """Modules that are built in this context get parameters on the meta device, and buffers with their values.
+
+    Not thread-safe: `nn.Module.register_parameter` is replaced for the whole process while the context lasts.
+    """
     register = nn.Module.register_parameter
 
     def on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
@@ -241,7 +260,8 @@ def parameters_on_meta() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_progress() -> Iterator[None]:
-    from transformers.utils import logging
+    """No progress bars of transformers."""
+    from transformers.utils import logging  # optional
 
     active = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -1,7 +1,8 @@
-"""What a streamed run may take: where the calibration states lie, and how many windows go through a block at once."""
+"""The memory of a streamed run: where calibration states are kept, and how many windows run through a block at once."""
 
 import ctypes
 import gc
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,21 @@ from secateur.errors import PlanError
 from secateur.layout import Layout
 
 TOKENS = 2048
-"""Tokens that go through a block at once where memory allows."""
+"""Tokens that run through a block at once where memory allows."""
 WORKSPACE = 150 * 2**20
-"""What the mathematical libraries keep for themselves, in bytes: what the estimate lacked for SparseGPT at a width of
-2816, where it was measured, rounded up.
+"""Bytes that the mathematical libraries keep for themselves: the difference between estimate and measured peak for
+SparseGPT at a width of 2816, rounded up.
 """
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """batch: windows at once. on_disk: whether states lie on disk. expected: the peak in bytes, as estimated."""
+    """How a run uses memory.
+
+    batch: windows that run through a block at once.
+    on_disk: whether states are kept on disk.
+    expected: the peak in bytes, as estimated.
+    """
 
     batch: int
     on_disk: bool
@@ -38,36 +44,33 @@ def choose(
     dense: bool,
     tuned: bool,
 ) -> MemoryPlan:
-    """Choose for a limit in bytes; None: states in memory.
+    """The memory plan of a walk through the blocks.
 
-    blocks: paths of the blocks. outside: bytes of the parameters outside them that are read. dense: whether the states
-    of the dense model are kept beside. tuned: whether blocks are reconstructed.
+    blocks: paths of the blocks.
+    outside: bytes of the parameters outside the blocks that are in memory at once.
+    windows, context: how many windows are read, and their tokens.
+    limit: in bytes; None: no limit, with states in memory.
+    dense: whether the states of the dense model are kept too.
+    tuned: whether blocks are reconstructed.
 
     Raises PlanError when not even one window at a time fits.
     """
-    block = grams = widest = through = 0
-    for path in blocks:
-        names = [name for name in layout.params if name.startswith(f"{path}.")]
-        sizes = {name: _elements(layout, name) for name in names}
-        block = max(block, 4 * sum(sizes.values()))
-        linears = [name for name in names if name in layout.linears and len(layout.shape(name)) == 2]
-        inputs = {layout.linears[n].reads: layout.shape(n)[layout.linears[n].in_dim] for n in linears}
-        grams = max(grams, sum(4 * n * n for n in inputs.values()))
-        largest = max((n for n in inputs.values()), default=0)
-        widest = max(widest, 3 * 8 * largest * largest + 4 * 4 * max((sizes[n] for n in linears), default=0))
-        out = sum(sizes[n] // layout.shape(n)[layout.linears[n].in_dim] for n in linears)
-        through = max(through, 4 * (out + sum(inputs.values())))
+    needs = [_block_bytes(layout, path) for path in blocks]
+    parameters = max((need.parameters for need in needs), default=0)
+    grams = max((need.grams for need in needs), default=0)
+    repair = max((need.repair for need in needs), default=0)
+    per_token = max((need.per_token for need in needs), default=0) * (3 if tuned else 1)
     hidden = max((axis.size for axis in layout.axes.values() if axis.kind == "hidden"), default=0)
     states = 4 * hidden * windows * context * (4 if dense else 2)
     copies = 5 if tuned else 2 if dense else 1
-    fixed = resident() + WORKSPACE + outside + block * copies + max(grams * 2, grams + widest)
+    fixed = resident() + WORKSPACE + outside + parameters * copies + max(grams * 2, grams + repair)
     batch = max(1, min(windows, TOKENS // context))
 
     def need(size: int) -> int:
-        return fixed + size * context * through * (3 if tuned else 1)
+        return fixed + size * context * per_token
 
     if limit is None:
-        return MemoryPlan(batch, False, need(batch) + states)
+        return MemoryPlan(batch, on_disk=False, expected=need(batch) + states)
     while batch > 1 and need(batch) > limit:
         batch //= 2
     if need(batch) > limit:
@@ -79,6 +82,38 @@ def choose(
     return MemoryPlan(batch, on_disk, need(batch) + (0 if on_disk else states))
 
 
+@dataclass(frozen=True)
+class _BlockBytes:
+    """Bytes that one block takes.
+
+    parameters: all of them, in float32.
+    grams: those of its linear weights, in float32.
+    repair: a method of repair at work on its widest weight: three matrices of its gram in float64, four of its size.
+    per_token: what its linear weights read and return for one token, in float32.
+    """
+
+    parameters: int
+    grams: int
+    repair: int
+    per_token: int
+
+
+def _block_bytes(layout: Layout, path: str) -> _BlockBytes:
+    """The memory of the block at a path."""
+    sizes = {name: math.prod(layout.shape(name)) for name in layout.params if name.startswith(f"{path}.")}
+    linears = {name: layout.linears[name] for name in sizes if name in layout.linears and len(layout.shape(name)) == 2}
+    widths = {name: layout.shape(name)[linear.in_dim] for name, linear in linears.items()}
+    inputs = {linear.reads: widths[name] for name, linear in linears.items()}
+    largest = max(inputs.values(), default=0)
+    outputs = sum(sizes[name] // width for name, width in widths.items())
+    return _BlockBytes(
+        parameters=4 * sum(sizes.values()),
+        grams=sum(4 * width * width for width in inputs.values()),
+        repair=3 * 8 * largest * largest + 4 * 4 * max((sizes[name] for name in linears), default=0),
+        per_token=4 * (outputs + sum(inputs.values())),
+    )
+
+
 def whole_model(
     model: Any,
     trained: Sequence[str],
@@ -87,24 +122,32 @@ def whole_model(
     limit: int | None,
     what: str,
     instead: str,
+    *,
     kept: int = 0,
 ) -> int:
-    """The peak in bytes of what takes gradients of a whole model, as estimated; PlanError when it would not fit into
-    `limit`, or into what the system has where that is None.
+    """The estimated peak in bytes of a stage that takes gradients of a whole model.
 
-    It holds the dense model and the pruned one in float32, `beside` more values for each trained weight (gradient,
-    moments), what the layers and the logits of `tokens` tokens keep for the backward pass, and the dense model's last
-    states for `kept` tokens. model: on any device.
-    what, instead: words for the sentence. The factors of the last term were fitted to peaks on SmolLM2-135M.
+    In memory are the dense model and the pruned one in float32, the gradients and moments of the trained weights, what
+    the layers and the logits keep for the backward pass, and the last states of the dense model.
+
+    model: on any device.
+    trained: the weights that take gradients.
+    tokens: how many run through the model at once; the factors for them were fitted to peaks on SmolLM2-135M.
+    beside: values for each trained weight beside itself (gradient, moments).
+    limit: in bytes; None: what the system can give.
+    what, instead: words for the error: what is in memory, and what takes less.
+    kept: tokens for which the last states of the dense model are kept.
+
+    Raises PlanError when the peak exceeds the limit.
     """
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     widths = sum(sum(p.shape) for name, p in model.named_parameters() if name in set(trained))
     config = model.config.get_text_config()
     vocabulary, hidden = getattr(config, "vocab_size", 0), getattr(config, "hidden_size", 0)
-    held = 2 * sum(sizes.values()) + beside * sum(sizes[name] for name in trained)
+    values = 2 * sum(sizes.values()) + beside * sum(sizes[name] for name in trained)
     now = resident()
     loaded = sum(p.nbytes for p in model.parameters() if not p.is_meta)
-    need = max(now - loaded, 0) + WORKSPACE + 4 * held + tokens * (16 * vocabulary + 5 * widths) + 4 * kept * hidden
+    need = max(now - loaded, 0) + WORKSPACE + 4 * values + tokens * (16 * vocabulary + 5 * widths) + 4 * kept * hidden
     free = available()
     room = limit if limit is not None else None if free is None else free + now
     if room is not None and need > room:
@@ -114,15 +157,8 @@ def whole_model(
     return need
 
 
-def _elements(layout: Layout, name: str) -> int:
-    count = 1
-    for size in layout.shape(name):
-        count *= size
-    return count
-
-
 def resident() -> int:
-    """Bytes that this process holds now; a guess where the system does not say."""
+    """Bytes of memory of this process now; 600 MiB where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -133,7 +169,7 @@ def resident() -> int:
 def give_back() -> None:
     """Return freed memory to the system.
 
-    glibc keeps freed pieces of up to 32 MiB: without this, what a process holds grew by 30 MB a block under SparseGPT.
+    glibc keeps freed pieces of up to 32 MiB: without this, a process grew by 30 MB for each block under SparseGPT.
     """
     gc.collect()
     try:

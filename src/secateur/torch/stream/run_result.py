@@ -1,4 +1,4 @@
-"""What a streamed run leaves: the record of each block, the last files of its folder, and the report."""
+"""The results of a streamed run: the record of each block, the last files of its folder, and the report."""
 
 import shutil
 from collections.abc import Sequence
@@ -21,9 +21,15 @@ RECORD = "pruned.json"
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a run did. left_out: linear weights of the layers that it does not prune. distilled: mean loss of the first
-    and the last pass of distillation, where that was asked for; the errors of the layers are those before it. unused:
-    tensors of the files that the model does not use, copied as they were.
+    """What a run did.
+
+    folder: the output; None for a model in memory.
+    blocks: the record of each block (see `record_of`).
+    left_out: linear weights of the layers that are not pruned.
+    resumed: how many blocks an interrupted run had finished.
+    distilled: mean loss of the first and the last pass of distillation; None where the recipe asks for none. The errors
+        of the layers are those before distillation.
+    unused: tensors of the files that the model does not use; they are copied unchanged.
     """
 
     folder: str | None
@@ -40,17 +46,17 @@ class RunReport:
 
     @property
     def weights(self) -> int:
-        """The denominator of the sparsity."""
+        """Number of weights in all pruned layers, the denominator of the sparsity."""
         return sum(layer["weights"] for layer in self.layers)
 
     @property
     def zeros(self) -> int:
-        """Weights that are zero."""
+        """Number of these weights that are zero."""
         return sum(layer["zeros"] for layer in self.layers)
 
 
 def record_of(done: Done, file: str) -> dict[str, Any]:
-    """A block as JSON; file: the shard that holds it."""
+    """The record of a block, as JSON values. file: the shard that contains it."""
     return {
         "path": done.path,
         "file": file,
@@ -61,19 +67,20 @@ def record_of(done: Done, file: str) -> dict[str, Any]:
 
 
 def shard_name(number: int, total: int) -> str:
-    """The file of block `number` of `total`, from 1; one more holds what belongs to no block."""
+    """The shard of block `number`, from 1, of `total`; a last shard contains what belongs to no block."""
     return f"model-{number:05d}-of-{total + 1:05d}.safetensors"
 
 
 def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], resumed: int) -> RunReport:
     """Write what belongs to no block, the index, the config and the record; then give the folder its name."""
     blocks = work.journal.blocks
+    distilled = work.journal.distilled
     report = RunReport(
         str(work.output),
         tuple({k: v for k, v in block.items() if k not in ("sha256", "seconds")} for block in blocks),
         tuple(left_out(layout, skeleton.model, paths)),
         resumed,
-        (work.journal.distilled[0], work.journal.distilled[1]) if work.journal.distilled else None,
+        (distilled[0], distilled[1]) if distilled else None,
         tuple(skeleton.unused),
     )
     if not work.journal.finished:
@@ -86,7 +93,7 @@ def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[
                 "counted": {"tensors": len(report.layers), "weights": report.weights, "zeros": report.zeros},
                 "left_out": list(report.left_out),
                 "unused": list(report.unused),
-                "distilled": work.journal.distilled,
+                "distilled": distilled,
                 "blocks": list(report.blocks),
             },
         )
@@ -95,7 +102,7 @@ def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[
 
 
 def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> None:
-    """The last shard, the index of all, and every file of the source that holds no weights."""
+    """Write the last shard, the index of all shards, and copies of the other files of the source."""
     inside = {name for path in paths for name in skeleton.names_under(path)}
     rest = {name: entry for name, entry in skeleton.entries.items() if name not in inside}
     blocks = work.journal.blocks
@@ -110,7 +117,7 @@ def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> No
 
 
 def _copy_others(source: Path, folder: Path) -> None:
-    """Config, tokenizer and whatever else is no weight file."""
+    """Copy the files that contain no weights: config, tokenizer and so on."""
     weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
     for path in sorted(source.iterdir()):
         if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name != INDEX:
