@@ -55,7 +55,7 @@ def make_grid(runtime: str, source: Path) -> None:
     if not ratios_file.exists():
         only = {name: folder for name, folder in made.items() if not name.startswith("random")}
         ratios, dense_ms = latency_table.measure(only, BATCH, LENGTH, 1, TURNS, print)
-        found = latency_table.assemble(host.layout, runtime, (BATCH, LENGTH), 1, POINTS, ratios, dense_ms, step)
+        found = latency_table.assemble(host.layout, runtime, (BATCH, LENGTH), 1, POINTS, ratios, dense_ms, step=step)
         write_json(ratios_file, found.as_json())
         return
     known = LatencyTable.from_json(json.loads(ratios_file.read_text()))

@@ -84,7 +84,7 @@ def latency_table(
     with tempfile.TemporaryDirectory(prefix="secateur-table-") as work:
         made = artefacts(host, runtime, wanted(host.layout, points, step), (batch, length), Path(work), say)
         ratios, dense_ms = measure(made, batch, length, threads, turns, say)
-    table = assemble(host.layout, runtime, (batch, length), threads, points, ratios, dense_ms, step)
+    table = assemble(host.layout, runtime, (batch, length), threads, points, ratios, dense_ms, step=step)
     if cache:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, table.as_json())
@@ -180,6 +180,7 @@ def assemble(
     points: int,
     ratios: Mapping[str, float],
     dense_ms: float,
+    *,
     step: int = STEP,
 ) -> LatencyTable:
     """The table behind measured ratios."""
