@@ -109,6 +109,13 @@ def test_a_description_names_no_code(tmp_path, loader):
     assert folder.is_dir()
 
 
+def test_a_program_of_keras_goes_by_position(tmp_path):
+    ports = [{**PORTS[0], "name": "first"}, {**PORTS[1], "name": "second", "dtype": "int64"}]
+    graph = {"files": ["sum.onnx"], "inputs": ports, "outputs": ["output_0"]}
+    program = runner.load(write(tmp_path / "a", loader="keras program", graphs={"model": graph}))
+    assert program({"second": FEED["mask"], "first": FEED["ids"]})["output_0"].tolist() == [[4, 6]]
+
+
 def test_a_description_names_no_file_outside_its_folder(tmp_path):
     (tmp_path / "other.onnx").write_bytes(b"")
     for number, name in enumerate(("../other.onnx", str(tmp_path / "other.onnx"))):
@@ -140,6 +147,7 @@ print(worker._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert done.stdout.strip().isdigit(), "there was no worker"
     status = Path("/proc") / done.stdout.strip() / "status"
     for _ in range(200):
         # What nobody has waited for yet is a zombie.

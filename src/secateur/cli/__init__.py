@@ -5,7 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from inspect import cleandoc
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,11 +21,11 @@ app = typer.Typer(
     help="Make a trained Transformer smaller and faster, and prove that it is.",
 )
 MODULES: Any = (inspect, prune, train, evaluate, run, export, bench, demo)
-"""A command each, in the order of `--help`."""
+"""One module for each command, in the order of `--help`."""
 
 
 def _add(module: Any) -> None:
-    """A command with its help, in which rich would keep every line break, and its examples, a line each."""
+    """Register a command with its help, joined to one line a paragraph because rich keeps line breaks, and examples."""
     paragraphs = cleandoc(module.command.__doc__).split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     examples = "\n\n".join(("Examples:", *(f"  {example}" for example in module.EXAMPLES)))
@@ -36,18 +36,18 @@ for module in MODULES:
     _add(module)
 
 BAD_INPUT = 2
-"""Exit code for everything that a user can mend: bad input, a folder that cannot be written, an interrupted run."""
+"""Exit code for errors that a user can mend: bad input, a folder that cannot be written, an interrupted run."""
 EXTRAS = ("torch", "transformers", "datasets", "accelerate", "pandas", "pyarrow", "matplotlib")
 """Packages that commands need and the bare installation lacks."""
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
 UsageError: Any = typer.BadParameter.__bases__[0]
-"""Typer carries click under a private name; these are its base classes of what is wrong with a command line."""
+"""Typer has its own copy of click under a private name; these are the base classes of click's command-line errors."""
 CommandLineError: type[Exception] = UsageError.__bases__[0]
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
+def _root(*, version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit()
@@ -83,14 +83,14 @@ def _terminate_like_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        earlier_handler = signal.signal(signal.SIGTERM, interrupt)
     except ValueError:  # only the main thread may do this
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, earlier_handler)
 
 
 def _fail_usage(error: Any) -> None:

@@ -1,8 +1,7 @@
 """secateur bench: saved models on every runtime, side by side; or a kit that does so on another machine."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +24,7 @@ def command(
     models: Annotated[
         list[str] | None, typer.Argument(help="Model folders, artefacts, or .keras files; the first is dense.")
     ] = None,
+    *,
     runtime: Annotated[
         str | None,
         typer.Option(
@@ -60,77 +60,83 @@ def command(
     for path in (plot, export_kit):
         if path is not None:
             check_output(path, overwrite=overwrite)
-    batches, lengths = numbers(batch, "--batch"), numbers(length, "--length")
+    sizes = {"batch": numbers(batch, "--batch"), "length": numbers(length, "--length")}
     chosen = None if runtime is None else [name.strip() for name in runtime.split(",") if name.strip()]
     if results is not None:
         if models:
             raise SecateurError("--results shows what was measured elsewhere; leave out models")
         from secateur.deploy.jobs.kit import read_results
 
-        show(read_results(results), plot, json)
+        show(read_results(results), plot, json=json)
         return
     if not models:
         raise SecateurError("which models? pass folders, the dense one first, or --results of a kit")
-
+    options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": common.note}
     if some_keras:
         from secateur.cli import keras
 
-        sizes = {"batch": batches, "length": lengths, "threads": threads, "turns": turns}
-        show(keras.bench(models, chosen, say=common.note, **sizes), plot, json)
+        show(keras.bench(models, chosen, **options), plot, json=json)
+        return
+    common.quiet_libraries()
+    options |= {"int8": int8, "task": task}
+    if export_kit is not None:
+        _write_kit(models, export_kit, chosen, {**options, "overwrite": overwrite}, json=json)
         return
     from secateur.deploy.jobs.bench import bench
+
+    show(bench(models, chosen, **options), plot, json=json)
+
+
+def _write_kit(
+    models: list[str], folder: Path, runtimes: list[str] | None, options: dict[str, Any], *, json: bool
+) -> None:
+    """Write an export kit, and print how to go on and what it lacks."""
     from secateur.deploy.jobs.kit import write_kit
 
-    common.quiet_libraries()
-    options = {"batch": batches, "length": lengths, "threads": threads, "turns": turns, "int8": int8}
-    say: Callable[[str], None] = common.note
-    if export_kit is not None:
-        refused = write_kit(models, export_kit, chosen, overwrite=overwrite, say=say, task=task, **options)  # type: ignore[arg-type]
-        if json:
-            common.print_json({"kit": str(export_kit), "refused": refused})
-            return
-        for sentence in refused:
-            typer.echo(f"left out: {sentence}")
-        typer.echo(f"copy {export_kit} to the device and run `python device.py` in it; then `--results {export_kit}`")
+    refused = write_kit(models, folder, runtimes, **options)
+    if json:
+        common.print_json({"kit": str(folder), "refused": refused})
         return
-    show(bench(models, chosen, say=say, task=task, **options), plot, json)  # type: ignore[arg-type]
+    for sentence in refused:
+        typer.echo(f"left out: {sentence}")
+    typer.echo(f"copy {folder} to the device and run `python device.py` in it; then `--results {folder}`")
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """Whole numbers of a list such as 1,8."""
+    """The whole numbers of a list such as 1,8."""
     from secateur.errors import SecateurError
 
     try:
-        found = [int(word) for word in text.split(",")]
+        values = [int(word) for word in text.split(",")]
     except ValueError:
-        found = []
-    if not found or min(found) < 1:
+        values = []
+    if not values or min(values) < 1:
         raise SecateurError(f"{option} {text!r} is not a list of whole numbers from 1 upwards, such as 1,8")
-    return found
+    return values
 
 
-def show(found: "Bench", plot: Path | None, json: bool) -> None:
-    """Table or JSON, and plot; SecateurError when every row failed."""
+def show(result: "Bench", plot: Path | None, *, json: bool) -> None:
+    """Print a table or JSON, and write a plot; SecateurError when every row failed."""
     from secateur.errors import SecateurError
 
     if plot is not None:
         from secateur.report.plots import plot_bench
 
-        threads = "one thread" if found.threads == 1 else f"{found.threads} threads"
-        title = f"{found.machine.get('processor', '')}, {threads}"
-        plot_bench([vars(timing) for timing in found.timings], plot, title)
+        threads = "one thread" if result.threads == 1 else f"{result.threads} threads"
+        title = f"{result.machine.get('processor', '')}, {threads}"
+        plot_bench([vars(timing) for timing in result.timings], plot, title)
     if json:
-        common.print_json(found.as_json())
+        common.print_json(result.as_json())
     else:
-        show_table(found)
-    if found.timings and all(t.error for t in found.timings):
+        show_table(result)
+    if result.timings and all(t.error for t in result.timings):
         raise SecateurError("nothing could be timed; the rows say why")
 
 
-def show_table(found: "Bench") -> None:
-    """Medians, and a sentence for each row that has none and for what to mind."""
+def show_table(result: "Bench") -> None:
+    """Print medians, a sentence for each row that has none, and the warnings."""
     rows = []
-    for t in found.timings:
+    for t in result.timings:
         if t.error:
             continue
         spread = f"{t.low_ms:.2f} to {t.high_ms:.2f}"
@@ -151,9 +157,9 @@ def show_table(found: "Bench") -> None:
         "peak MB",
         "MB on disk",
     ]
-    common.print_table(f"A forward pass, {found.threads} thread(s), models in turn", columns, rows, left=3)
-    for t in found.timings:
+    common.print_table(f"A forward pass, {result.threads} thread(s), models in turn", columns, rows, left=3)
+    for t in result.timings:
         if t.error:
             typer.echo(f"{t.runtime}, {t.model}, {t.batch} x {t.length}: {t.error}")
-    for sentence in found.warnings:
+    for sentence in result.warnings:
         typer.echo(sentence)

@@ -1,4 +1,4 @@
-"""What commands share: option types, progress bars, tables, and the model and data behind the options."""
+"""Shared by the commands: option types, progress bars, tables, and opening the model and the data that options name."""
 
 import contextlib
 import json
@@ -59,7 +59,7 @@ OverwriteOption = Annotated[
 
 
 def track(items: Iterable[Any], description: str) -> Iterator[Any]:
-    """The items behind a progress bar on standard error, shown where a person looks."""
+    """The items, with a progress bar on standard error if that is a terminal."""
     from rich.console import Console
     from rich.progress import track as bar
 
@@ -95,7 +95,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 
 def quiet_libraries() -> None:
-    """Keep the chatter of transformers and datasets off the terminal; what matters, secateur says itself."""
+    """Keep messages of transformers and datasets off the terminal; secateur prints what matters."""
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -114,8 +114,10 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def open_model(model: str, task: str | None, trust_remote_code: bool, layout_file: Path | None = None) -> "TorchHost":
-    """Load and trace, or take the layout of a file, which is checked against the shapes of the model."""
+def open_model(
+    model: str, task: str | None, layout_file: Path | None = None, *, trust_remote_code: bool
+) -> "TorchHost":
+    """Load a model and trace it, or take its layout from a file, which is checked against the shapes of the model."""
     from secateur.torch.open import open_folder
 
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}

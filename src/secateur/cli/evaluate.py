@@ -22,6 +22,7 @@ LANGUAGE = "Language models"
 def command(
     context_: typer.Context,
     model: common.ModelArgument,
+    *,
     data: common.DataOption = None,
     text_column: common.TextColumnOption = "text",
     label_column: common.LabelColumnOption = "label",
@@ -64,12 +65,21 @@ def command(
 
         common.quiet_libraries()
         common.set_threads(threads)
-        language.evaluate(model, text, text_column, context, against, samples, None, options, json)
+        language.evaluate(
+            model,
+            text,
+            text_column=text_column,
+            context=context,
+            reference=against,
+            samples=samples,
+            options=options,
+            json=json,
+        )
         return
     if is_keras_file(model):
         from secateur.cli import keras
 
-        show(model, keras.evaluate(model, data, against, batch_size, threads), json)
+        show(model, keras.evaluate(model, data, against, batch_size, threads), json=json)
         return
     rows = common.read_data(data, text_column, label_column, split)
 
@@ -87,11 +97,11 @@ def command(
     if against is not None:
         reference = TorchHost.untraced(load_model(against, task=task, **options))
         dense = logits(reference, common.track(batches, "dense model"))
-    show(model, evaluate(host, batches, dense, common.track), json)
+    show(model, evaluate(host, batches, dense, common.track), json=json)
 
 
-def show(model: str, result: "Score", json: bool) -> None:
-    """One row of scores."""
+def show(model: str, result: "Score", *, json: bool) -> None:
+    """Print one row of scores."""
     from dataclasses import asdict
 
     if json:

@@ -22,6 +22,7 @@ EXAMPLES = (
 def command(
     context_: typer.Context,
     model: common.ModelArgument,
+    *,
     to: Annotated[
         str, typer.Option(help="onnx, openvino, executorch or litert; of a .keras file also savedmodel or tflite.")
     ],
@@ -76,7 +77,7 @@ def command(
 
         limits = {"batch": batch, "length": length, "tolerance": tolerance}
         made = keras.export(model, to, output, data, samples, sparse=sparse, overwrite=overwrite, **limits)
-        show(made, "Keras", json, data is None)
+        show(made, "Keras", json=json, made_up=data is None)
         return
     rows = None
     if data is not None:
@@ -106,11 +107,11 @@ def command(
         task=task,
         **remote,
     )
-    show(made, "PyTorch", json, rows is None)
+    show(made, "PyTorch", json=json, made_up=rows is None)
 
 
-def show(made: "Artefact", framework: str, json: bool, made_up: bool) -> None:
-    """What was written, and how far it is from the framework."""
+def show(made: "Artefact", framework: str, *, json: bool, made_up: bool) -> None:
+    """Print what was written, and how far its outputs are from the framework's."""
     if json:
         common.print_json(made.as_json())
         return

@@ -18,6 +18,7 @@ EXAMPLES = (
 def command(
     context_: typer.Context,
     model: common.ModelArgument,
+    *,
     layout: Annotated[
         bool, typer.Option("--layout", help="Print the whole layout as text, to read or to edit.")
     ] = False,
@@ -42,9 +43,9 @@ def command(
     else:
         common.quiet_libraries()
         if layout:
-            typer.echo(_layout_text(model, task, trust_remote_code, layout_file))
+            typer.echo(_layout_text(model, task, layout_file, trust_remote_code=trust_remote_code))
             return
-        host = common.open_model(model, task, trust_remote_code, layout_file)
+        host = common.open_model(model, task, layout_file, trust_remote_code=trust_remote_code)
         shapes = {k: list(v.shape) for k, v in host.example.items()}
     count = parameters(host.layout)
     work = macs(host.layout)
@@ -78,8 +79,8 @@ def command(
     )
 
 
-def _layout_text(model: str, task: str | None, trust_remote_code: bool, layout_file: Path | None) -> str:
-    """The layout as text; of a model that cannot be exported its parameters with their sizes, to be named by hand."""
+def _layout_text(model: str, task: str | None, layout_file: Path | None, *, trust_remote_code: bool) -> str:
+    """The layout as text; for a model that cannot be exported its parameters with their sizes, to be named by hand."""
     from secateur.errors import ModelError
     from secateur.torch.open import load_model, open_module
     from secateur.torch.trace.derive import blank
@@ -95,7 +96,7 @@ def _layout_text(model: str, task: str | None, trust_remote_code: bool, layout_f
 
 
 def _short(reason: str, limit: int = 160) -> str:
-    """A reason on one line; `--json` and `--layout` have all of it."""
+    """A reason cut to one line; `--json` and `--layout` print it whole."""
     first = (reason.splitlines() or [""])[0]
     return first if len(first) <= limit else first[: limit - 3].rstrip() + "..."
 
@@ -103,7 +104,7 @@ def _short(reason: str, limit: int = 160) -> str:
 def grouped(axes: list[dict[str, Any]]) -> list[tuple[str, str, int, float, str | None, int]]:
     """Axes that differ only in the number of their layer become one row: `L0.ffn .. L5.ffn`.
 
-    A row: name, kind, size, parameters of a unit, why it is frozen, and of what a multiple must be kept.
+    A row: name, kind, size, parameters of a unit, why it is frozen, and the number whose multiples it must keep.
     """
     groups: dict[tuple[Any, ...], list[str]] = {}
     for axis in axes:

@@ -1,11 +1,14 @@
-"""The Keras side of the commands: a `.keras` file and arrays in, the same tables out. PyTorch is not imported."""
+"""The commands on `.keras` files and `.npz` arrays; their results fill the same tables. PyTorch is not imported."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from secateur.cli import common
 from secateur.find_host import is_keras_file, keras_module
+
+if TYPE_CHECKING:
+    from secateur.cli.prune import Choice
 
 
 def open_host(model: str, example: Any = None, layout: Any = None) -> Any:
@@ -15,7 +18,7 @@ def open_host(model: str, example: Any = None, layout: Any = None) -> Any:
 
 
 def inspect(model: str, layout_file: Path | None) -> tuple[Any, dict[str, list[int]]]:
-    """The Host, and the shape of one example, where open lengths count as 1."""
+    """The Host, and the shape of one example, in which open lengths count as 1."""
     host = open_host(model, layout=common.read_layout(layout_file))
     return host, {t.name: [n or 1 for n in t.shape] for t in host.model.inputs}
 
@@ -72,14 +75,19 @@ def _workflow(threads: int | None) -> Any:
 def prune(
     model: str,
     output: Path,
-    choice: tuple[Any, Any, Any],
+    choice: "Choice",
     data: tuple[Path | None, Path | None],
+    *,
     calibration_samples: int,
     tuning: dict[str, Any],
     threads: int | None,
     overwrite: bool,
 ) -> Any:
-    """The job on a `.keras` file; data are `.npz` files with x and y."""
+    """The KerasOutcome of pruning a `.keras` file.
+
+    data: `.npz` files with x and y, to train and calibrate on, and to report on.
+    tuning: the fields of KerasTuning.
+    """
     workflow = _workflow(threads)
     keras = keras_module("secateur.keras")
     host = keras.KerasHost(keras.load(model))
@@ -93,7 +101,7 @@ def prune(
     host = keras.KerasHost(host.model, host.example)
     return workflow.run(
         host,
-        *choice,
+        workflow.KerasStage(choice.criterion, choice.pattern, choice.budget),
         train,
         test,
         workflow.KerasTuning(**tuning),

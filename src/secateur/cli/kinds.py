@@ -1,6 +1,6 @@
-"""Which options belong to which kinds of run of a command, as tables: an option that would do nothing is refused.
+"""Tables of the options that each kind of run of a command has: an option that would do nothing is refused.
 
-Every option of a command with kinds stands in its table; a test holds the two together.
+A test checks that the table of a command has all of its options.
 """
 
 import typer
@@ -22,7 +22,7 @@ KINDS = {
     "compiled-answer": "running a compiled classifier, which stays as it was packed",
     "compiled-continue": "running a compiled decoder, which stays as it was packed",
 }
-"""Words for each kind of run."""
+"""The words of an error for each kind of run."""
 
 _SWEEPS = "sweep thresholds"
 _TEXTS = f"classifier {_SWEEPS}"
@@ -68,7 +68,7 @@ TABLES: dict[str, dict[str, str]] = {
         "answer continue": "value activations dense measure task",
     },
 }
-"""For each command: the options that each set of kinds has, by the names of the command's parameters."""
+"""For each command: kinds of run -> the options that they have, by the names of the command's parameters."""
 
 NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     "prune": {
@@ -88,7 +88,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "run": {"text_column": ("data",), "split": ("data",)},
 }
-"""Options that do nothing unless one of others is there, in the kinds of run that have those."""
+"""For each command: option -> options of which it needs one, in the kinds of run that have these."""
 
 
 def options_of(command: str, kind: str) -> set[str]:
@@ -110,13 +110,13 @@ def refuse(context: typer.Context, kind: str) -> None:
             continue
         if name not in known:
             raise PlanError(f"{flags[name]} has no meaning in {KINDS[kind]}; leave it out")
-        others = [other for other in needs.get(name, ()) if other in known]
-        if others and all(context.params[other] == defaults[other] for other in others):
-            wanted = " or ".join(flags[other] for other in others)
+        needed = [option for option in needs.get(name, ()) if option in known]
+        if needed and all(context.params[option] == defaults[option] for option in needed):
+            wanted = " or ".join(flags[option] for option in needed)
             raise PlanError(f"{flags[name]} does nothing without {wanted}; add that, or leave it out")
 
 
 def given(context: typer.Context, name: str) -> bool:
-    """Whether a parameter stands on the command line."""
+    """Whether a parameter is on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 FROM_RECIPE = ("task", "criterion", "pattern", "sparsity", "calibration", "text_column", "samples", "context", "seed")
-"""Options that a recipe has under the same name."""
+"""Options that have the same name in a recipe."""
 
 
 def recipe_of(context: typer.Context) -> "Recipe":
-    """The recipe of --recipe with what was given on the command line on top, or that of the command line alone."""
+    """The recipe of --recipe, in which options of the command line win; or the recipe of the command line alone."""
     from secateur.recipe import STAGES, make_recipe, read_option, read_recipe
 
     file = context.params["recipe"]
@@ -34,7 +34,7 @@ def recipe_of(context: typer.Context) -> "Recipe":
     return make_recipe(**values) if file is None else read_recipe(file, **values)
 
 
-def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) -> None:
+def prune(recipe: "Recipe", threads: int | None, *, overwrite: bool, json: bool) -> None:
     """Prune a language model block by block, and print what was done."""
     from secateur.errors import PlanError, SecateurError
 
@@ -77,19 +77,21 @@ def prune(recipe: "Recipe", overwrite: bool, threads: int | None, json: bool) ->
                 f"{f' ({error.filename})' if error.filename else ''}; make room or mend the cause, then run the same "
                 f"command again to go on{_kept(recipe.output)}"
             ) from None
-    show(report, recipe, json)
+    show(report, recipe, json=json)
 
 
 def _kept(output: Path) -> str:
     from secateur.torch.stream.journal import partial_folder
 
-    place = partial_folder(output.absolute())
-    return f" (what is done lies in {place})" if place.exists() else ""
+    folder = partial_folder(output.absolute())
+    return f" (what is done lies in {folder})" if folder.exists() else ""
 
 
 @contextlib.contextmanager
 def _source(model: str, output: Path) -> Iterator[Path]:
-    """The folder of a model: a folder, a hub id that is fetched, or a GGUF file that is converted for a while."""
+    """The folder of a model: MODEL itself, or that of a hub id, which is fetched, or that of a GGUF file, which is
+    converted for the time of the context.
+    """
     from secateur.torch.files.gguf import dequantised, fetch
 
     path = Path(model)
@@ -102,7 +104,7 @@ def _source(model: str, output: Path) -> Iterator[Path]:
 
 
 def calibration(recipe: "Recipe", folder: Path) -> Any:
-    """Calibration windows (count, context), or None when the recipe names no text or no stage of it reads any."""
+    """Calibration windows (count, context), or None when the recipe names no text, or no stage of it reads text."""
     from secateur.documents import read_documents
     from secateur.torch.data.text_rows import load_tokenizer
     from secateur.torch.data.token_windows import check_context, sample_windows
@@ -126,7 +128,7 @@ def calibration(recipe: "Recipe", folder: Path) -> Any:
 
 
 class _Progress:
-    """A bar where a person looks, a line for each block elsewhere."""
+    """Progress on standard error: a bar on a terminal, else a line for each block."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -137,7 +139,7 @@ class _Progress:
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[found]}"),
+            TextColumn("{task.fields[result]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
         )
@@ -164,7 +166,7 @@ class _Progress:
         return f"after {self.done} of {self.total} blocks" if self.total else f"after {_counted(self.done, 'block')}"
 
     def began(self, choice: Any, resumed: int) -> None:
-        """Say what was chosen, and where the run starts."""
+        """Print how states are kept, and where the run starts."""
         self.done = resumed
         where = "on disk" if choice.on_disk else "in memory"
         windows = _counted(choice.batch, "window")
@@ -174,11 +176,11 @@ class _Progress:
         )
 
     def survey(self, step: int, steps: int) -> None:
-        """One more step of what deals out the sparsity."""
+        """Show a step of the stage that spreads the sparsity over blocks or matrices."""
         self._steps("dealing out the sparsity", step, steps, "")
 
     def step(self, done: "Done") -> None:
-        """One more block."""
+        """Show that a block is done."""
         self.done, self.total = done.number, done.total
         self.here += 1
         self.spent += done.seconds
@@ -186,37 +188,37 @@ class _Progress:
         for layer in done.layers:
             for text in layer.notes:
                 self._say(f"{layer.name}: {text}")
-        found = f"error {_number(done.error)}{tuned}"
+        result = f"error {_number(done.error)}{tuned}"
         if self.console.is_terminal:
-            self._show(done.path, "blocks", done.number, done.total, found)
+            self._show(done.path, "blocks", done.number, done.total, result)
             return
         left = self.spent / self.here * (done.total - done.number)
         self._say(
-            f"block {done.number}/{done.total} {done.path}: {found}, {done.seconds:.1f} s, "
+            f"block {done.number}/{done.total} {done.path}: {result}, {done.seconds:.1f} s, "
             f"{int(left // 60)}:{int(left % 60):02d} left"
         )
 
     def tuning(self, step: int, steps: int, loss: float) -> None:
-        """One more step of distillation."""
+        """Show a step of distillation."""
         self._steps("distilling", step, steps, f"loss {loss:.4f}")
 
-    def _steps(self, stage: str, step: int, steps: int, found: str) -> None:
-        """A step of a stage that does not go by blocks."""
+    def _steps(self, stage: str, step: int, steps: int, result: str) -> None:
+        """Show a step of a stage that does not count blocks."""
         if self.console.is_terminal:
-            self._show(stage, stage, step, steps, found)
+            self._show(stage, stage, step, steps, result)
         elif step == steps or step % max(1, steps // 10) == 0:
-            self._say(f"{stage}, step {step}/{steps}{f': {found}' if found else ''}")
+            self._say(f"{stage}, step {step}/{steps}{f': {result}' if result else ''}")
 
-    def _show(self, text: str, stage: str, step: int, steps: int, found: str) -> None:
-        """The bar of a stage, in place of that of the stage before."""
+    def _show(self, text: str, stage: str, step: int, steps: int, result: str) -> None:
+        """Show the bar of a stage, in place of the last stage's bar."""
         if stage != self.stage:
             if self.task is not None:
                 self.bar.remove_task(self.task)
-            self.stage, self.task = stage, self.bar.add_task(text, total=steps, completed=step - 1, found="")
-        self.bar.update(self.task, completed=step, found=found, description=text)
+            self.stage, self.task = stage, self.bar.add_task(text, total=steps, completed=step - 1, result="")
+        self.bar.update(self.task, completed=step, result=result, description=text)
 
     def _say(self, text: str) -> None:
-        """A line for the person who waits, above the bar."""
+        """Print a line above the bar."""
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -235,8 +237,8 @@ def _mean_and_worst(errors: list[float]) -> tuple[str, str]:
     return (_number(sum(errors) / len(errors)), _number(max(errors))) if errors else (_number(None), _number(None))
 
 
-def show(report: "RunReport", recipe: "Recipe", json: bool) -> None:
-    """What was pruned, by kind of weight, and what counts."""
+def show(report: "RunReport", recipe: "Recipe", *, json: bool) -> None:
+    """Print what was pruned, by kind of weight, and which weights count."""
     if json:
         common.print_json(
             {
@@ -289,15 +291,18 @@ def show(report: "RunReport", recipe: "Recipe", json: bool) -> None:
 def evaluate(
     model: str,
     text: Path | None,
+    *,
     text_column: str,
     context: int,
     reference: str | None,
     samples: int | None,
-    task: str | None,
     options: dict[str, Any],
     json: bool,
 ) -> None:
-    """Perplexity of a model on a text, beside the dense model where one is named."""
+    """Print the perplexity of a model on a text, next to that of `reference`, the dense model.
+
+    context: tokens in a window. samples: how many windows, or None for all. options: for loading the models.
+    """
     from dataclasses import asdict
 
     from secateur.documents import read_documents
@@ -313,12 +318,12 @@ def evaluate(
     from secateur.torch.open import load_model
 
     tokenizer = load_tokenizer(model)
-    network: Any = load_model(model, task=task, **options)
+    network: Any = load_model(model, **options)
     check_context(text_positions(network), context)
     most = None if samples is None else samples * context
     tokens = tokens_of(tokenizer, documents, network.get_input_embeddings().weight.shape[0], most)
     windows = cut(tokens, context, str(text), samples)
-    dense = load_model(reference, task=task, **options) if reference is not None else None
+    dense = load_model(reference, **options) if reference is not None else None
     score = evaluate_text(network, windows, dense, common.track)
     alarm = score.collapsed
     if json:

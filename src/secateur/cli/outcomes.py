@@ -1,4 +1,4 @@
-"""What a pruning run says when it is done: the scores of a model, or the table and the plot of a sweep."""
+"""Prints the result of a pruning run: the scores of a model, or the table and the plot of a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from secateur.jobs.text_classifier import Outcome
 
 
-def show(outcome: "Outcome", json: bool) -> None:
-    """The result of one job."""
+def show(outcome: "Outcome", *, json: bool) -> None:
+    """Print the result of one job."""
     if json:
         common.print_json(outcome.as_json())
         return
@@ -37,11 +37,18 @@ def show(outcome: "Outcome", json: bool) -> None:
     )
     if outcome.inexact:
         typer.echo(outcome.inexact)
+    _show_provenance(outcome)
+
+
+def _show_provenance(outcome: "Outcome") -> None:
+    """Print what the steps of a plan note about multiples of units, earlier zeros, and the weights that count."""
     steps = outcome.provenance.get("steps") or [outcome.provenance]
     for multiple, names in (m for step in steps for m in (step.get("multiples") or {}).items()):
         typer.echo(f"multiples of {multiple} units were kept of {', '.join(names)}: the model runs with no others")
-    for found in (step["found"] for step in steps if "found" in step):
-        typer.echo(f"{found['zeros']:,} zeros that the model came with stay zero ({found['tensors']} linear weights)")
+    for earlier in (step["found"] for step in steps if "found" in step):
+        typer.echo(
+            f"{earlier['zeros']:,} zeros that the model came with stay zero ({earlier['tensors']} linear weights)"
+        )
     for counted in (step["counted"] for step in steps if "weights" in step.get("counted", {})):
         typer.echo(
             f"the sparsity counts {counted['tensors']} linear weights of the layers ({counted['weights']:,} values)"
@@ -54,7 +61,7 @@ def _or_dash(value: float | None, form: str) -> str:
 
 
 def write_sweep(points: Sequence[Any], folder: Path, title: str) -> None:
-    """sweep.json and sweep.png."""
+    """Write sweep.json and sweep.png."""
     from dataclasses import asdict
 
     from secateur.files import write_json
@@ -64,8 +71,8 @@ def write_sweep(points: Sequence[Any], folder: Path, title: str) -> None:
     plot_sweep(points, folder / "sweep.png", title)
 
 
-def show_sweep(points: Sequence[Any], json: bool, output: Path) -> None:
-    """The table of a sweep."""
+def show_sweep(points: Sequence[Any], output: Path, *, json: bool) -> None:
+    """Print the table of a sweep."""
     from dataclasses import asdict
 
     if json:

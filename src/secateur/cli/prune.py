@@ -4,6 +4,7 @@ With --calibration or --recipe the model is a language model, which `secateur.cl
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from secateur.cli import common
 if TYPE_CHECKING:
     from secateur.budget import Budget
     from secateur.jobs.text_classifier import Data
+    from secateur.select import Pattern
     from secateur.torch.host import TorchHost
 
 NAME = "prune"
@@ -38,6 +40,7 @@ def command(
         str | None,
         typer.Argument(help="A model folder, a hub id such as org/name, a .keras or a .gguf file.", metavar="MODEL"),
     ] = None,
+    *,
     output: Annotated[Path | None, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)] = None,
     data: common.DataOption = None,
     text_column: common.TextColumnOption = "text",
@@ -159,67 +162,134 @@ def command(
 
     if calibration or recipe is not None:
         kinds.refuse(context_, "language")
-        language.prune(language.recipe_of(context_), overwrite, threads, json)
+        language.prune(language.recipe_of(context_), threads, overwrite=overwrite, json=json)
         return
 
     from secateur.errors import DataError, PlanError
-    from secateur.files import check_output, new_folder
+    from secateur.files import check_output
     from secateur.find_host import is_keras_file
-    from secateur.select import parse_pattern
 
     if model is None or output is None:
         raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
     kinds.refuse(context_, kind_of(model, sweep, sweep_by))
     check_output(output, overwrite=overwrite)
-    score = find_criterion(criterion)
-    shape = parse_pattern(pattern)
-    values = [make_budget(value, sweep_by, budget) for value in read_list(sweep)] if sweep is not None else None
-    share = None if sweep is not None else make_choice(pattern, sparsity, threshold, budget)
-    if values is not None and share_in_pattern(pattern):
-        raise PlanError(f"pattern {pattern} says itself how much goes, so there is nothing to sweep")
+    if sweep is not None:
+        choice = make_sweep(criterion, pattern, sweep, sweep_by, budget)
+    else:
+        choice = make_choice(criterion, pattern, sparsity, threshold, budget)
     if eval_split is not None and eval_data is None and eval_split == split:
         raise DataError(f"--split and --eval-split are both {split!r}; report on rows that were not trained on")
+    tuning: dict[str, Any] = {"epochs": fine_tune, "learning_rate": learning_rate, "seed": seed, "gradual": gradual}
     if is_keras_file(model):
         from secateur.cli import keras
 
-        tuning = {"epochs": fine_tune, "learning_rate": learning_rate, "seed": seed, "gradual": gradual}
-        tuning["batch_size"] = batch_size
         keras_outcome = keras.prune(
-            model, output, (score, shape, share), (data, eval_data), calibration_samples, tuning, threads, overwrite
+            model,
+            output,
+            choice,
+            (data, eval_data),
+            calibration_samples=calibration_samples,
+            tuning={**tuning, "batch_size": batch_size},
+            threads=threads,
+            overwrite=overwrite,
         )
-        outcomes.show(keras_outcome, json)
+        outcomes.show(keras_outcome, json=json)
         return
     rows = common.read_data(data, text_column, label_column, split)
-    held = (
-        common.read_data(eval_data or data, text_column, label_column, eval_split) if eval_data or eval_split else None
-    )
+    held_out = None
+    if eval_data or eval_split:
+        held_out = common.read_data(eval_data or data, text_column, label_column, eval_split)
 
     from secateur.jobs.text_classifier import Stage, Tuning, run
 
     common.quiet_libraries()
     common.set_threads(threads)
-    host = common.open_model(model, task, trust_remote_code, layout_file)
-    material = prepare(host, model, rows, held, calibration_samples, max_length, batch_size, seed)
-    if values is not None:
-        from secateur.jobs.sweep import sweep as try_all
-
-        points = try_all(host, score, shape, values, material, common.track)
-        with new_folder(output, overwrite=overwrite) as folder:
-            outcomes.write_sweep(points, folder, f"{criterion}, {pattern}")
-        outcomes.show_sweep(points, json, output)
+    host = common.open_model(model, task, layout_file, trust_remote_code=trust_remote_code)
+    material = prepare(
+        host,
+        model,
+        rows,
+        held_out,
+        calibration_samples=calibration_samples,
+        max_length=max_length,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    if choice.sweep is not None:
+        try_all(host, choice, material, output, f"{criterion}, {pattern}", overwrite=overwrite, json=json)
         return
     outcome = run(
         output.name,
         host,
-        [Stage(score, shape, share)],
+        [Stage(choice.criterion, choice.pattern, choice.budget)],
         material,
-        Tuning(fine_tune, learning_rate, seed, distil, gradual),
+        Tuning(**tuning, distil=distil),
         output,
         overwrite=overwrite,
         track=common.track,
         save_options={"uniform": uniform},
     )
-    outcomes.show(outcome, json)
+    outcomes.show(outcome, json=json)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to prune.
+
+    criterion: a function of `secateur.criteria`.
+    budget: how much; None for N:M, and for a sweep.
+    sweep: the budgets to try instead, or None.
+    """
+
+    criterion: Any
+    pattern: "Pattern"
+    budget: "Budget | None" = None
+    sweep: "list[Budget] | None" = None
+
+
+def make_sweep(criterion: str, pattern: str, sweep: str, sweep_by: str, budget: str) -> Choice:
+    """The choice that --sweep, --sweep-by and --budget ask for."""
+    from secateur.errors import PlanError
+    from secateur.select import parse_pattern
+
+    score, shape = find_criterion(criterion), parse_pattern(pattern)
+    budgets = [make_budget(value, sweep_by, budget) for value in read_list(sweep)]
+    if share_in_pattern(pattern):
+        raise PlanError(f"pattern {pattern} says itself how much goes, so there is nothing to sweep")
+    return Choice(score, shape, sweep=budgets)
+
+
+def make_choice(criterion: str, pattern: str, sparsity: float | None, threshold: float | None, budget: str) -> Choice:
+    """The choice that --sparsity, --threshold and --budget ask for."""
+    from secateur.errors import PlanError
+    from secateur.select import parse_pattern
+
+    score, shape = find_criterion(criterion), parse_pattern(pattern)
+    if sparsity is not None and threshold is not None:
+        raise PlanError("--sparsity and --threshold exclude each other; pass one")
+    if share_in_pattern(pattern):
+        if sparsity is not None or threshold is not None:
+            raise PlanError(f"pattern {pattern} says itself how much goes; leave out --sparsity and --threshold")
+        return Choice(score, shape)
+    if sparsity is not None:
+        return Choice(score, shape, make_budget(sparsity, "sparsity", budget))
+    if threshold is not None:
+        return Choice(score, shape, make_budget(threshold, "threshold", budget))
+    raise PlanError("how much? pass --sparsity 0.5, --threshold 0.02, or --sweep to see what they would do")
+
+
+def try_all(
+    host: "TorchHost", choice: Choice, material: "Data", output: Path, title: str, *, overwrite: bool, json: bool
+) -> None:
+    """Score the model pruned to each budget of a sweep; write and print the table."""
+    from secateur.cli import outcomes
+    from secateur.files import new_folder
+    from secateur.jobs.sweep import sweep
+
+    points = sweep(host, choice.criterion, choice.pattern, choice.sweep or [], material, common.track)
+    with new_folder(output, overwrite=overwrite) as folder:
+        outcomes.write_sweep(points, folder, title)
+    outcomes.show_sweep(points, output, json=json)
 
 
 def find_criterion(name: str) -> Any:
@@ -236,25 +306,8 @@ def find_criterion(name: str) -> Any:
     return getattr(criteria, name)
 
 
-def make_choice(pattern: str, sparsity: float | None, threshold: float | None, budget: str) -> "Budget | None":
-    """The budget that --sparsity, --threshold and --budget ask for; None for N:M."""
-    from secateur.errors import PlanError
-
-    if sparsity is not None and threshold is not None:
-        raise PlanError("--sparsity and --threshold exclude each other; pass one")
-    if share_in_pattern(pattern):
-        if sparsity is not None or threshold is not None:
-            raise PlanError(f"pattern {pattern} says itself how much goes; leave out --sparsity and --threshold")
-        return None
-    if sparsity is None and threshold is None:
-        raise PlanError("how much? pass --sparsity 0.5, --threshold 0.02, or --sweep to see what they would do")
-    by, value = ("sparsity", sparsity) if sparsity is not None else ("threshold", threshold)
-    assert value is not None
-    return make_budget(value, by, budget)
-
-
 def make_budget(value: float, by: str, budget: str) -> "Budget":
-    """One budget from a number and the words of the options."""
+    """A budget from a number, what it is (sparsity or threshold), and the name of --budget."""
     from secateur.budget import Global, PerKind, Threshold, Uniform, check_sparsity
     from secateur.errors import PlanError
 
@@ -271,7 +324,7 @@ def make_budget(value: float, by: str, budget: str) -> "Budget":
 
 
 def kind_of(model: str, sweep: str | None, sweep_by: str) -> str:
-    """The kind of run, as `secateur.cli.kinds` calls it, of all that is not pruned block by block."""
+    """The kind of run, by its name in `secateur.cli.kinds`, of a model that is not pruned block by block."""
     from secateur.find_host import is_keras_file
 
     if is_keras_file(model):
@@ -282,14 +335,14 @@ def kind_of(model: str, sweep: str | None, sweep_by: str) -> str:
 
 
 def share_in_pattern(pattern: str) -> bool:
-    """Whether a pattern says itself how much goes."""
+    """Whether a pattern itself says how much goes."""
     from secateur.select import NM, parse_pattern
 
     return isinstance(parse_pattern(pattern), NM)
 
 
 def read_list(text: str) -> list[float]:
-    """Numbers of a --sweep list."""
+    """The numbers of a --sweep list."""
     from secateur.errors import PlanError
 
     try:
@@ -305,23 +358,24 @@ def prepare(
     host: "TorchHost",
     model: str,
     rows: Any,
-    held: Any,
+    held_out: Any,
+    *,
     calibration_samples: int,
     max_length: int,
     batch_size: int,
     seed: int,
 ) -> "Data":
-    """Encode rows; hold out a stratified tenth for the report unless other data was named."""
+    """Encode rows; unless there are `held_out` rows for the report, hold out a tenth, stratified by label."""
     from secateur.jobs.text_classifier import Data
     from secateur.labelled_rows import shuffled, split_rows
     from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
 
     tokenizer = load_tokenizer(model)
-    if held is None:
-        rows, held = split_rows(rows, 0.1, seed)
+    if held_out is None:
+        rows, held_out = split_rows(rows, 0.1, seed)
     else:
         rows = shuffled(rows, seed)
     train = encode(host.model, tokenizer, rows, max_length)
-    test = Batches(encode(host.model, tokenizer, held, max_length), tokenizer, batch_size)
+    test = Batches(encode(host.model, tokenizer, held_out, max_length), tokenizer, batch_size)
     calibration = Batches(train[:calibration_samples], tokenizer, batch_size)
     return Data(train, calibration, test, tokenizer, batch_size)

@@ -13,6 +13,7 @@ EXAMPLES = ("secateur train ./encoder --data train.csv --output ./classifier --e
 
 def command(
     model: common.ModelArgument,
+    *,
     output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],
     data: common.DataOption = None,
     text_column: common.TextColumnOption = "text",

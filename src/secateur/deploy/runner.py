@@ -397,7 +397,7 @@ def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -
 
 
 def sizes_for(graph: Mapping[str, Any], batch: int, length: int) -> dict[str, int]:
-    """Values of the symbolic dimensions of a graph: a decoder's text is as long as the encoder's, with no cache."""
+    """Values of the symbolic dimensions of a graph: a decoder's text has the encoder's length, its cache is empty."""
     return {"batch": batch, "length": length, "target": length, "past": 0}
 
 

@@ -1,1 +1,1 @@
-"""What a person looks at: plots and reports."""
+"""Plots and reports."""

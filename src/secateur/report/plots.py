@@ -1,4 +1,4 @@
-"""PNG plots: accuracy against sparsity, and the bars of a comparison."""
+"""PNG plots: accuracy over sparsity, the bars of a comparison, and latencies."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ MANY = (GREY, BLUE, ORANGE, GREEN, "#805ad5", "#b83280", "#00879e", "#975a16", "
 
 
 def plot_sweep(points: Sequence[Any], path: Path, title: str) -> None:
-    """Accuracy against sparsity; each point is labelled with its threshold where it has one. The first is dense."""
+    """Accuracy over sparsity; a point that has a threshold is labelled with it. The first point is the dense model."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     x = [100 * point.sparsity for point in points]
     y = [100 * point.score.accuracy for point in points]
@@ -34,7 +34,7 @@ def plot_sweep(points: Sequence[Any], path: Path, title: str) -> None:
 
 
 def plot_comparison(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Accuracy before and after fine-tuning, and relative latency and size, one group a model.
+    """Accuracy before and after fine-tuning, and relative latency and size, one group for each model.
 
     Each row: `name`, `pruned` and `tuned` (accuracies, or None), `latency` and `size` (share of dense).
     """
@@ -76,16 +76,17 @@ def plot_bench(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
     rows = [row for row in rows if not row["error"]]
     models = list(dict.fromkeys(row["model"] for row in rows))
     groups = list(dict.fromkeys((row["runtime"], row["batch"], row["length"]) for row in rows))
-    kind = [(row["runtime"], row["batch"], row["length"]) for row in rows]
-    height = 0.8 / max((kind.count(group) for group in groups), default=1)
+    group_of = [(row["runtime"], row["batch"], row["length"]) for row in rows]
+    height = 0.8 / max((group_of.count(group) for group in groups), default=1)
     colors = {model: MANY[i % len(MANY)] for i, model in enumerate(models)}
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.4 * max(1, len(rows))), layout="constrained")
     for number, row in enumerate(rows):
-        group, index = groups.index(kind[number]), kind[:number].count(kind[number])
-        place = group + (index + 0.5 - kind.count(kind[number]) / 2) * height
+        group = group_of[number]
+        index = group_of[:number].count(group)
+        y = groups.index(group) + (index + 0.5 - group_of.count(group) / 2) * height
         whiskers = [[row["median_ms"] - row["low_ms"]], [row["high_ms"] - row["median_ms"]]]
-        axes.barh(place, row["median_ms"], 0.9 * height, color=colors[row["model"]], xerr=whiskers, ecolor="black")
-        axes.text(row["high_ms"], place, f"  {row['median_ms']:.1f} ({row['ratio']:.2f})", va="center", fontsize=8)
+        axes.barh(y, row["median_ms"], 0.9 * height, color=colors[row["model"]], xerr=whiskers, ecolor="black")
+        axes.text(row["high_ms"], y, f"  {row['median_ms']:.1f} ({row['ratio']:.2f})", va="center", fontsize=8)
     axes.set_yticks(range(len(groups)), [f"{runtime}\n{batch} x {length}" for runtime, batch, length in groups])
     axes.invert_yaxis()
     axes.margins(x=0.2)

@@ -241,6 +241,7 @@ def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
     with pytest.raises(DeployError, match="install secateur, or put secateur_onnx.so there"):
         target.load(tmp_path)
     (tmp_path / "secateur_onnx.so").symlink_to(library)
+    assert runner.operators(tmp_path, library) == library
     assert target.load(tmp_path)({"x": np.ones((2, 32), np.float32)})["y"].shape == (2, 48)
 
 

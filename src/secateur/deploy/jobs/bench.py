@@ -83,8 +83,8 @@ def bench(
     """
     named, chosen = names_of(sources), check_runtimes(runtimes)
 
-    def make(name: str, runtime: str, place: Path, shape: Shape) -> Path:
-        return artefact(named[name], runtime, place, shape, int8=int8, loading=options)
+    def make(name: str, runtime: str, destination: Path, shape: Shape) -> Path:
+        return artefact(named[name], runtime, destination, shape, int8=int8, loading=options)
 
     def fixed(runtime: str) -> bool:
         return runtime in TARGETS and target.find(runtime).shapes == "fixed"
@@ -94,9 +94,9 @@ def bench(
 
 
 def artefact(
-    folder: Path, runtime: str, place: Path, shape: Shape, *, int8: bool = False, loading: Mapping[str, Any]
+    folder: Path, runtime: str, destination: Path, shape: Shape, *, int8: bool = False, loading: Mapping[str, Any]
 ) -> Path:
-    """An artefact of the folder for a runtime: the folder itself, or what is made from it at `place`.
+    """An artefact of the folder for a runtime: the folder itself, or what is made from it at `destination`.
 
     shape: the largest, or the only one that the runtime then takes. loading: options for loading the folder.
     """
@@ -113,13 +113,13 @@ def artefact(
         raise DeployError(f"{runtime} gets no 8-bit weights here")
     if runtime in OURS:
         model = load_model(folder, dtype=torch.float32, **loading)
-        torch_runtimes.write(model, folder, runtime, place, **loading)
-        return place
+        torch_runtimes.write(model, folder, runtime, destination, **loading)
+        return destination
     bounds: dict[str, Any] = {}
     if target.find(runtime).shapes != "any":
         bounds = {"batch": shape[0]} | ({"length": shape[1]} if takes_tokens(folder, loading) else {})
-    export(folder, runtime, place, int8=int8, **bounds, **loading)
-    return place
+    export(folder, runtime, destination, int8=int8, **bounds, **loading)
+    return destination
 
 
 def takes_tokens(folder: Path, loading: Mapping[str, Any]) -> bool:

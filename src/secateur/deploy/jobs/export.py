@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an artefact shall be, as `export` describes it."""
+    """The options of `export` that describe an artefact."""
 
     batch: int | None = None
     length: int | None = None
@@ -87,14 +87,14 @@ class ExportOptions:
 class ExportJob:
     """One model on its way to one target.
 
-    folder: where the model was read from, if it was a folder on this machine.
+    source_folder: where the model was read from, if it was a folder on this machine.
     inputs: example inputs of the model, by name.
     ports: its inputs as the target can hold them.
     """
 
     target: Target
     model: nn.Module
-    folder: Path | None
+    source_folder: Path | None
     tokenizer: Any
     options: ExportOptions
     inputs: Mapping[str, torch.Tensor]
@@ -154,7 +154,7 @@ def export(
         tolerance=tolerance,
     )
     wanted.check(target)
-    folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
+    source_folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
     if isinstance(source, nn.Module):
         model = source
     else:
@@ -162,42 +162,42 @@ def export(
         tokenizer = tokenizer or tokenizer_of(source)
     check_model(model, output)
     with evaluating(model):
-        inputs = dict(example) if example is not None else inputs_of(model, tokenizer, folder)
+        inputs = dict(example) if example is not None else inputs_of(model, tokenizer, source_folder)
         ports = fitted(target, model, ports_of(model, inputs), batch, length)
-        job = ExportJob(target, model, folder, tokenizer, wanted, inputs, ports)
-        with new_folder(output, overwrite=overwrite) as place:
-            info = _write(job, place)
-            write_json(place / runner.MANIFEST, info)  # the comparison reads it
-            found = _compare(job, place, data)
-            if isinstance(found, Parity):
-                info["parity"] = {**asdict(found), "made_up": data is None}
+        job = ExportJob(target, model, source_folder, tokenizer, wanted, inputs, ports)
+        with new_folder(output, overwrite=overwrite) as folder:
+            info = _write(job, folder)
+            write_json(folder / runner.MANIFEST, info)  # the comparison reads it
+            result = _compare(job, folder, data)
+            if isinstance(result, Parity):
+                info["parity"] = {**asdict(result), "made_up": data is None}
             else:
-                info["generation"]["parity"] = found
-            write_json(place / runner.MANIFEST, info)
-    forward, generated = (found, None) if isinstance(found, Parity) else (None, found)
+                info["generation"]["parity"] = result
+            write_json(folder / runner.MANIFEST, info)
+    forward, generated = (result, None) if isinstance(result, Parity) else (None, result)
     return Artefact(output, target.name, info["bytes"], info["parameters"], info["zeros"], forward, generated)
 
 
-def _write(job: ExportJob, place: Path) -> dict[str, Any]:
+def _write(job: ExportJob, folder: Path) -> dict[str, Any]:
     """Write the programs of a job and what travels with them; returns what `artefact.json` says."""
     target, model, options = job.target, job.model, job.options
     packing = None
-    with writing(target.name, model), on_disk(place):
+    with writing(target.name, model), on_disk(folder):
         if options.generate:
             graphs = generation.graphs_of(model, job.inputs)
         else:
             graphs = {"model": ExportUnit(model, tensors(job.ports, SYMBOLS), job.ports)}
-        written = target.write(graphs, place, int8=options.int8 and not options.sparse)
+        written = target.write(graphs, folder, int8=options.int8 and not options.sparse)
         if options.sparse:
             packing = rewrite(
-                written, place, tokens=options.tokens, value=options.value, activations=options.activations
+                written, folder, tokens=options.tokens, value=options.value, activations=options.activations
             )
             if options.int8:
                 for program in written.values():
-                    onnx_int8.quantise(place / program.files[0])
-    travel(model, job.folder, job.tokenizer, place)
+                    onnx_int8.quantise(folder / program.files[0])
+    travel(model, job.source_folder, job.tokenizer, folder)
     info = {
-        **describe(target, model, graphs, written, place),
+        **describe(target, model, graphs, written, folder),
         "int8": options.int8,
         "levels": onnx_int8.levels() if options.int8 and target.name == "onnx" else 0,
         "versions": {p: importlib.metadata.version(p) for p in (*VERSIONS, *distributions(target))},
@@ -211,14 +211,14 @@ def _write(job: ExportJob, place: Path) -> dict[str, Any]:
     return info
 
 
-def _compare(job: ExportJob, place: Path, data: Any) -> Parity | dict[str, Any]:
-    """What a comparison with PyTorch found: of one forward pass, or of generation."""
+def _compare(job: ExportJob, folder: Path, data: Any) -> Parity | dict[str, Any]:
+    """The result of a comparison with PyTorch: of one forward pass, or of generation."""
     model, options = job.model, job.options
     if options.generate:
         prompts = prompts_of(model, job.tokenizer, data, job.inputs)
-        return generation.compare(model, place, prompts, options.permitted, rounded=options.rounded)
+        return generation.compare(model, folder, prompts, options.permitted, rounded=options.rounded)
     batches = list(parity.batches(model, job.tokenizer, data, job.target, job.ports, options.length))
-    return parity.compare(model, job.target.load(place), batches, options.permitted)
+    return parity.compare(model, job.target.load(folder), batches, options.permitted)
 
 
 def check_model(model: nn.Module, output: Path) -> None:
@@ -241,14 +241,14 @@ def check_model(model: nn.Module, output: Path) -> None:
 
 
 @contextlib.contextmanager
-def on_disk(place: Path) -> Iterator[None]:
+def on_disk(folder: Path) -> Iterator[None]:
     """What an exporter says when the disk is full, in one sentence; other errors pass."""
     try:
         yield
     except Exception as error:  # exporters report a full disk in many ways
-        if shutil.disk_usage(place).free < 1_000_000:
+        if shutil.disk_usage(folder).free < 1_000_000:
             raise DeployError(
-                f"no space is left beside {place.parent / place.name.split('.')[1]}; make room"
+                f"no space is left beside {folder.parent / folder.name.split('.')[1]}; make room"
             ) from error
         raise
 
@@ -264,22 +264,22 @@ def tokenizer_of(source: Path | str) -> Any:
         return None
 
 
-def travel(model: nn.Module, folder: Path | None, tokenizer: Any, place: Path) -> None:
+def travel(model: nn.Module, source_folder: Path | None, tokenizer: Any, folder: Path) -> None:
     """Put tokenizer and processors beside the program."""
-    if folder is not None:
+    if source_folder is not None:
         for pattern in TRAVELS:
-            for file in folder.glob(pattern):
+            for file in source_folder.glob(pattern):
                 if file.is_file():
-                    shutil.copyfile(file, place / file.name)
+                    shutil.copyfile(file, folder / file.name)
     elif tokenizer is not None:
-        save_tokenizer(model, tokenizer, place)
+        save_tokenizer(model, tokenizer, folder)
 
 
 def describe(
-    target: Target, model: nn.Module, graphs: Mapping[str, ExportUnit], written: Mapping[str, Written], place: Path
+    target: Target, model: nn.Module, graphs: Mapping[str, ExportUnit], written: Mapping[str, Written], folder: Path
 ) -> dict[str, Any]:
     """What `artefact.json` says of the model and of the files."""
-    sizes = {file: (place / file).stat().st_size for graph in written.values() for file in graph.files}
+    sizes = {file: (folder / file).stat().st_size for graph in written.values() for file in graph.files}
     count, zeros = zero_share(model)
     return {
         "format": runner.FORMAT,

@@ -72,22 +72,22 @@ def export(
     elif batch is not None:
         raise ModelError(f"{target} takes any batch; leave out batch")
     feeds = list(feeds_of(ports, data))
-    with new_folder(Path(output), overwrite=overwrite) as place:
-        info = write(model, target, place, ports, feeds[0], sparse=sparse)
+    with new_folder(Path(output), overwrite=overwrite) as folder:
+        info = write(model, target, folder, ports, feeds[0], sparse=sparse)
         try:
-            parity = compare(model, runner.load(place), ports, feeds, tolerance)
+            parity = compare(model, runner.load(folder), ports, feeds, tolerance)
         except runner.ArtefactError as error:
             raise ModelError(f"{model.name} was written for {target}, but does not run there: {error}") from error
         parity = replace(parity, made_up=data is None)
         info["parity"] = asdict(parity)
-        write_json(place / runner.MANIFEST, info)
+        write_json(folder / runner.MANIFEST, info)
     return Artefact(Path(output), target, info["bytes"], info["parameters"], info["zeros"], parity, None)
 
 
 def write(
     model: keras.Model,
     target: str,
-    place: Path,
+    folder: Path,
     ports: list[dict[str, Any]],
     feed: Mapping[str, Any],
     *,
@@ -96,10 +96,10 @@ def write(
     """Write the program and `artefact.json` into an existing folder; returns what the latter says."""
     example = _structured(model, feed)
     if target == KERAS:
-        model.save(place / files.NAME)
-        file, loader = place / files.NAME, KERAS
+        model.save(folder / files.NAME)
+        file, loader = folder / files.NAME, KERAS
     else:
-        file = place / f"model{SUFFIX[target]}"
+        file = folder / f"model{SUFFIX[target]}"
         write_program(model, file, target, example, sparse=sparse)
         file = file / "saved_model.pb" if file.is_dir() else file
         loader = "keras program"
@@ -110,15 +110,15 @@ def write(
         "format": runner.FORMAT,
         "target": target,
         "class": type(model).__name__,
-        "graphs": {"model": {"files": [str(file.relative_to(place))], "inputs": ports, "outputs": outputs}},
+        "graphs": {"model": {"files": [str(file.relative_to(folder))], "inputs": ports, "outputs": outputs}},
         "loader": loader,
         "parameters": model.count_params(),
         "zeros": 1.0 - sum(int(np.count_nonzero(w)) for w in matrices) / size if size else 0.0,
-        "bytes": sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
+        "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         "int8": False,
         "versions": {"keras": keras.__version__, "backend": keras.backend.backend(), **_versions(target)},
     }
-    write_json(place / runner.MANIFEST, info)
+    write_json(folder / runner.MANIFEST, info)
     return info
 
 
@@ -256,8 +256,8 @@ def bench(
     open_ended = any(None in tensor.shape[1:] for model in models.values() for tensor in model.inputs or [])
     lengths = length if open_ended else [_second(models)]
 
-    def make(name: str, runtime: str, place: Path, shape: Shape) -> Path:
-        return _artefact(models[name], runtime, place, shape[0], shape[1] if open_ended else None)
+    def make(name: str, runtime: str, folder: Path, shape: Shape) -> Path:
+        return _artefact(models[name], runtime, folder, shape[0], shape[1] if open_ended else None)
 
     def fixed(runtime: str) -> bool:
         return True  # the length goes into the artefact
@@ -286,11 +286,11 @@ def _second(models: Mapping[str, keras.Model]) -> int:
     return int(shape[1]) if len(shape) > 1 else 1
 
 
-def _artefact(model: keras.Model, runtime: str, place: Path, batch: int, length: int | None) -> Path:
+def _artefact(model: keras.Model, runtime: str, folder: Path, batch: int, length: int | None) -> Path:
     if runtime != KERAS:
-        export(model, runtime, place, batch=batch if runtime in FIXED else None, length=length)
-        return place
+        export(model, runtime, folder, batch=batch if runtime in FIXED else None, length=length)
+        return folder
     ports = ports_of(model, length=length)
-    place.mkdir()
-    write(model, KERAS, place, ports, runner.made_up({"inputs": ports}, {"batch": batch}))
-    return place
+    folder.mkdir()
+    write(model, KERAS, folder, ports, runner.made_up({"inputs": ports}, {"batch": batch}))
+    return folder

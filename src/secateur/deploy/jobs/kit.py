@@ -40,31 +40,31 @@ def write_kit(
     """
     named = names_of(sources)
     chosen, refused = _portable(runtimes, one_shape=len(batch) == len(length) == 1)
-    places: dict[str, dict[str, str]] = {}
+    names: dict[str, dict[str, str]] = {}
     sizes: dict[str, dict[str, dict[str, Any]]] = {}
     with new_folder(Path(folder), overwrite=overwrite) as work:
         for runtime in chosen:
             for number, (name, source) in enumerate(named.items()):
                 say(f"{runtime}: {name}")
-                place, shape = work / f"{runtime}-{number}", (max(batch), max(length))
+                destination, shape = work / f"{runtime}-{number}", (max(batch), max(length))
                 try:
-                    made = artefact(source, runtime, place, shape, int8=int8, loading=options)
+                    made = artefact(source, runtime, destination, shape, int8=int8, loading=options)
                 except SecateurError as error:
                     refused.append(f"{name} on {runtime}: {error}")
                     continue
-                if made != place:
-                    shutil.copytree(made, place)
-                info = target.read(place)
-                carry_library(info, place)
-                places.setdefault(runtime, {})[name] = place.name
+                if made != destination:
+                    shutil.copytree(made, destination)
+                info = target.read(destination)
+                carry_library(info, destination)
+                names.setdefault(runtime, {})[name] = destination.name
                 sizes.setdefault(runtime, {})[name] = {
                     "bytes": info["bytes"],
                     "zeros": info["zeros"],
                     "sparse": "sparse" in info,
                 }
-        if not places:
+        if not names:
             raise DeployError(f"nothing could be exported: {'; '.join(refused)}")
-        kit = {"batch": list(batch), "length": list(length), "threads": threads, "turns": turns, "runtimes": places}
+        kit = {"batch": list(batch), "length": list(length), "threads": threads, "turns": turns, "runtimes": names}
         kit["sizes"] = sizes
         kit["id"] = hashlib.sha256(json.dumps(kit, sort_keys=True).encode()).hexdigest()[:16]
         write_json(work / runner.KIT, kit)
@@ -91,10 +91,10 @@ def _portable(runtimes: Sequence[str] | None, *, one_shape: bool) -> tuple[list[
     return chosen, refused
 
 
-def carry_library(info: dict[str, Any], place: Path) -> None:
+def carry_library(info: dict[str, Any], folder: Path) -> None:
     """Put the library of operators beside a program that needs it."""
     if any(graph.get("operators") for graph in info["graphs"].values()):
-        shutil.copyfile(onnx_library(), place / f"{runner.OPERATORS}.so")
+        shutil.copyfile(onnx_library(), folder / f"{runner.OPERATORS}.so")
 
 
 def read_results(path: Path | str) -> Bench:

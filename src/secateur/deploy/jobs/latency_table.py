@@ -80,19 +80,19 @@ def latency_table(
     """
     runtime = check_runtimes([ALIASES.get(runtime, runtime)])[0]
     key = key_of(host.layout, runtime, batch, length, threads, points, step)
-    place = cache_file().parent / f"latency-{key}.json"
-    if cache and place.is_file():
+    file = cache_file().parent / f"latency-{key}.json"
+    if cache and file.is_file():
         try:
-            return LatencyTable.from_json(json.loads(place.read_text(encoding="utf-8")))
+            return LatencyTable.from_json(json.loads(file.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError):
-            say(f"{place} is damaged; measuring again")
+            say(f"{file} is damaged; measuring again")
     with tempfile.TemporaryDirectory(prefix="secateur-table-") as work:
         made = artefacts(host, runtime, wanted(host.layout, points, step), (batch, length), Path(work), say)
         ratios, dense_ms = measure(made, batch, length, threads, turns, say)
-    table = assemble(host.layout, runtime, (batch, length), threads, points, ratios, dense_ms, step)
+    table = assemble(host.layout, runtime, (batch, length), threads, points, ratios, dense_ms, step=step)
     if cache:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_json(place, table.as_json())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, table.as_json())
     return table
 
 
@@ -104,12 +104,12 @@ def key_of(layout: Layout, *settings: Any) -> str:
 
 def wanted(layout: Layout, points: int, step: int = STEP) -> dict[str, Sizes]:
     """Configurations to measure, by name: the dense model, each group at each size of its grid, all at half."""
-    found: dict[str, Sizes] = {DENSE: {}}
+    configurations: dict[str, Sizes] = {DENSE: {}}
     for group, axes in groups_of(layout).items():
         for size in grid(layout.axis(axes[0]).size, points, step):
-            found[f"{group} @ {size}"] = dict.fromkeys(axes, size)
-    found[TOGETHER] = halves(layout)
-    return found
+            configurations[f"{group} @ {size}"] = dict.fromkeys(axes, size)
+    configurations[TOGETHER] = halves(layout)
+    return configurations
 
 
 def halves(layout: Layout) -> dict[str, int]:
@@ -128,9 +128,9 @@ def artefacts(
     """An artefact of each configuration for the runtime, under `work`; the first units of an axis stay."""
     made = {}
     for number, (name, sizes) in enumerate(configurations.items()):
-        folder, place = work / f"model-{number}", work / f"{runtime}-{number}"
-        made[name] = place
-        if place.exists():  # an earlier run got this far
+        folder, destination = work / f"model-{number}", work / f"{runtime}-{number}"
+        made[name] = destination
+        if destination.exists():  # an earlier run got this far
             continue
         say(f"{runtime}: {name}")
         cut = host.copy()
@@ -138,7 +138,7 @@ def artefacts(
         if sizes:
             cut.resize(plan)
         cut.save(folder, overwrite=True)
-        artefact(folder, runtime, place, shape, loading={})
+        artefact(folder, runtime, destination, shape, loading={})
     return made
 
 
@@ -185,6 +185,7 @@ def assemble(
     points: int,
     ratios: Mapping[str, float],
     dense_ms: float,
+    *,
     step: int = STEP,
 ) -> LatencyTable:
     """The table behind measured ratios."""

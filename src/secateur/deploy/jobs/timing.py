@@ -86,8 +86,8 @@ class _Artefacts:
 
     def delete(self) -> None:
         """Delete what was made in the working folder, and forget what was refused."""
-        for place in self.made.values():
-            if place.is_relative_to(self.work):
-                shutil.rmtree(place)
+        for folder in self.made.values():
+            if folder.is_relative_to(self.work):
+                shutil.rmtree(folder)
         self.made.clear()
         self.refused.clear()
