@@ -150,8 +150,9 @@ def _grid(found: Mapping[str, Any]) -> list[str]:
     return [
         "## Latency tables against whole models",
         "",
-        "A table of five sizes each of heads and FFN neurons and a model with both halved (`secateur.deploy.latency_table`), "
-        "and configurations of MiniLM with another random number of heads and neurons in every layer, measured whole. "
+        "A table of five sizes each of heads and FFN neurons and a model with both halved "
+        "(`secateur.deploy.latency_table`), and configurations of MiniLM with another random number of heads and "
+        "neurons in every layer, measured whole. "
         "Cells: predicted / measured share of the dense latency. FFN widths of PyTorch are multiples of 16.",
         "",
         *_table(["runtime", "configurations", "median error", "worst"], rows),
