@@ -97,10 +97,10 @@ def test_windows(folder: Path) -> dict[str, torch.Tensor]:
     from secateur.torch.data.text_rows import load_tokenizer
     from secateur.torch.data.token_windows import cut, tokens_of
 
-    tokenizer, found = load_tokenizer(folder), texts()
+    tokenizer, text_by_name = load_tokenizer(folder), texts()
     need = CONTEXT * TEST_WINDOWS
     return {
-        name: cut(tokens_of(tokenizer, found[name], 49152, need), CONTEXT, name, TEST_WINDOWS)
+        name: cut(tokens_of(tokenizer, text_by_name[name], 49152, need), CONTEXT, name, TEST_WINDOWS)
         for name in ("reviews", "news")
     }
 
@@ -116,12 +116,12 @@ class DenseAnswers:
         if not path.is_file():
             states = {}
             for name, part in windows.items():
-                found = [self.model.model(input_ids=w[None], use_cache=False).last_hidden_state[0, :-1] for w in part]
-                states[name] = torch.stack(found)
+                hidden = [self.model.model(input_ids=w[None], use_cache=False).last_hidden_state[0, :-1] for w in part]
+                states[name] = torch.stack(hidden)
             save_file(states, path)
-        held = load_file(path)
+        stored = load_file(path)
         self.states = {
-            w.numpy().tobytes(): h for name, part in windows.items() for w, h in zip(part, held[name], strict=True)
+            w.numpy().tobytes(): h for name, part in windows.items() for w, h in zip(part, stored[name], strict=True)
         }
 
     def __call__(self, window: torch.Tensor) -> torch.Tensor:
