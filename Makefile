@@ -54,4 +54,4 @@ wheel:
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean:
-	rm -rf build dist demo-out .cache
+	rm -rf build dist demo-out demo-out-pruned .cache

@@ -1,6 +1,6 @@
-"""Every target against every model, and what pruning is worth there.
+"""Exports every model to every target, and times what pruning gains on each.
 
-Stages write what they find under .cache/deploy, so that each can run by itself; `write` makes the dated Markdown:
+Each stage stores its results under .cache/deploy, so that it can run alone; `write` writes the dated Markdown:
 
     python benchmarks/deploy.py models            train and prune (MiniLM on 1,000 reviews), convert the others
     python benchmarks/deploy.py table             targets x models: parity, or why not
@@ -151,7 +151,7 @@ def folder_of(name: str) -> Path:
 
 
 def reviews() -> Rows:
-    """Reviews that no model was trained on, in an order without pattern."""
+    """Reviews that no model was trained on, shuffled."""
     _, test = demo_rows(Settings(train_rows=1000))
     return test.take(range(ROWS))
 
@@ -171,7 +171,7 @@ def make_table(targets: list[str], names: list[str]) -> None:
 
 
 def export_one(name: str, target: str, *, generate: bool) -> dict[str, Any]:
-    """One export: what parity found, or the sentence of the refusal."""
+    """Export one model: its parity, or the sentence of the refusal."""
     if name.startswith("minilm") and artefact_of(name, target).exists():
         return parity_again(name, target)
     text = name.startswith(("minilm", "smollm2"))
@@ -185,23 +185,27 @@ def export_one(name: str, target: str, *, generate: bool) -> dict[str, Any]:
             sizes["length"] = LENGTH
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as work:
-        place = artefact_of(name, target) if name.startswith("minilm") else Path(work) / "out"
+        artefact = artefact_of(name, target) if name.startswith("minilm") else Path(work) / "out"
         try:
-            made = export(folder_of(name), target, place, data=data, generate=generate, overwrite=True, **sizes)
+            exported = export(folder_of(name), target, artefact, data=data, generate=generate, overwrite=True, **sizes)
         except SecateurError as error:
             return {"refused": str(error)}
         seconds = time.perf_counter() - start
-        return {"parity": asdict(made.parity) if made.parity else made.generation, "bytes": made.bytes, "s": seconds}
+        return {
+            "parity": asdict(exported.parity) if exported.parity else exported.generation,
+            "bytes": exported.bytes,
+            "s": seconds,
+        }
 
 
 def parity_again(name: str, target: str) -> dict[str, Any]:
-    """Parity of an artefact that is there already."""
-    place, folder = artefact_of(name, target), folder_of(name)
+    """Parity of an artefact that exists."""
+    artefact, folder = artefact_of(name, target), folder_of(name)
     model, tokenizer = load_model(folder, dtype=torch.float32).eval(), load_tokenizer(folder)
-    ports = [Port(**{**port, "at_most": {int(k): v for k, v in port["at_most"].items()}}) for port in _inputs(place)]
+    ports = [Port(**{**port, "at_most": {int(k): v for k, v in port["at_most"].items()}}) for port in _inputs(artefact)]
     batches = parity.batches(model, tokenizer, reviews(), find(target), ports, LENGTH if target in FIXED else None)
-    found = parity.compare(model, load(place), batches, results.TOLERANCE)
-    return {"parity": asdict(found), "bytes": runner.read(place)["bytes"]}
+    agreement = parity.compare(model, load(artefact), batches, results.TOLERANCE)
+    return {"parity": asdict(agreement), "bytes": runner.read(artefact)["bytes"]}
 
 
 def _inputs(place: Path) -> list[dict[str, Any]]:
@@ -218,22 +222,22 @@ def make_latency(runtime: str, *, int8: bool = False) -> None:
 
     A call that has to export something times nothing: call it again, on a quiet machine.
     """
-    kept = {"float32": artefact_of("minilm-dense", runtime)} if int8 else {}
+    folders = {"float32": artefact_of("minilm-dense", runtime)} if int8 else {}
     exported = False
     for name in ("minilm-dense", "minilm-half", "minilm-uneven"):
-        kept[name] = folder_of(name)
+        folders[name] = folder_of(name)
         if runtime in TARGETS:
-            place = artefact_of(name, runtime, int8=int8)
-            if not place.exists():
+            artefact = artefact_of(name, runtime, int8=int8)
+            if not artefact.exists():
                 sizes = {} if runtime in ("onnx", "openvino") else {"batch": BATCH, "length": LENGTH}
-                export(folder_of(name), runtime, place, data=reviews(), int8=int8, **sizes)
+                export(folder_of(name), runtime, artefact, data=reviews(), int8=int8, **sizes)
                 exported = True
-            keep(f"parity-{place.name}", runner.read(place)["parity"])
-            kept[name] = place
+            keep(f"parity-{artefact.name}", runner.read(artefact)["parity"])
+            folders[name] = artefact
     if exported:
         return
-    found = bench(list(kept.values()), [runtime], batch=[BATCH], length=[LENGTH], turns=20)
-    for timing, name in zip(found.timings, kept, strict=True):
+    table = bench(list(folders.values()), [runtime], batch=[BATCH], length=[LENGTH], turns=20)
+    for timing, name in zip(table.timings, folders, strict=True):
         print(runtime, name, f"{timing.median_ms:.2f} ms, {timing.ratio:.3f}", timing.error, flush=True)
         keep(f"latency-{runtime}{'-int8' if int8 else ''}-{name}", asdict(timing))
 
@@ -245,7 +249,7 @@ def kept(pattern: str) -> Iterator[tuple[str, Any]]:
 
 
 def mac_ratios() -> dict[str, float]:
-    """MACs of the MiniLMs at batch 8 x 64 over those of the dense one."""
+    """Multiply-accumulates of each MiniLM at batch 8 x 64, as a share of the dense one."""
     for _, known in kept("macs"):
         return known
     ids = torch.ones(BATCH, LENGTH, dtype=torch.long)

@@ -63,7 +63,7 @@ def make_grid(runtime: str, source: Path) -> None:
     elif not table_file.exists():
         in_table = {name: folder for name, folder in folders.items() if not name.startswith("random")}
         ratios, dense_ms = latency_table.measure(in_table, BATCH, LENGTH, 1, TURNS, print)
-        table = latency_table.assemble(host.layout, runtime, (BATCH, LENGTH), 1, POINTS, ratios, dense_ms, step)
+        table = latency_table.assemble(host.layout, runtime, (BATCH, LENGTH), 1, POINTS, ratios, dense_ms, step=step)
         write_json(table_file, table.as_json())
     else:
         compare(runtime, LatencyTable.from_json(json.loads(table_file.read_text())), configurations, folders)

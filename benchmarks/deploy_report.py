@@ -1,4 +1,4 @@
-"""The Markdown of `deploy.py write`, from what its stages left under .cache/deploy."""
+"""Writes the Markdown of `deploy.py write` from the results that its stages stored under .cache/deploy."""
 
 import datetime
 import importlib.metadata
@@ -15,12 +15,12 @@ RUNTIMES = ("torch", "secateur", *TARGETS)
 MINILMS = ("minilm-dense", "minilm-half", "minilm-uneven")
 PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "nncf", "executorch", "litert-torch")
 WITHIN = 0.25
-"""The latency ratio should be that of MACs, give or take this share."""
+"""The latency ratio should differ from the ratio of MACs by at most this share."""
 
 
 def write(cache: Path, names: Mapping[str, str], macs: Mapping[str, float]) -> None:
     """Write the dated Markdown under benchmarks/results."""
-    found = {path.stem: json.loads(path.read_text()) for path in cache.glob("*.json")}
+    results = {path.stem: json.loads(path.read_text()) for path in cache.glob("*.json")}
     machine = runner.machine()
     lines = [
         "# Deployment: targets against models, and what pruning brings there",
@@ -30,10 +30,10 @@ def write(cache: Path, names: Mapping[str, str], macs: Mapping[str, float]) -> N
         f"{platform.python_version()}, {', '.join(_version(p) for p in PACKAGES)}. Float32. Timings were taken with "
         "the rest of the machine paused.",
         "",
-        *_targets(found, names),
-        *_latency(found, macs),
-        *_int8(found),
-        *_grid(found),
+        *_targets(results, names),
+        *_latency(results, macs),
+        *_int8(results),
+        *_grid(results),
     ]
     path = Path(__file__).parent / "results" / f"{datetime.date.today()}-deploy.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

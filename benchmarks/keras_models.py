@@ -1,4 +1,4 @@
-"""Keras models pruned three ways: a Transformer on movie reviews and a ViT on Fashion-MNIST, trained here from nothing.
+"""Trains a Transformer on movie reviews and a ViT on Fashion-MNIST in Keras from scratch, and prunes them three ways.
 
 `python benchmarks/keras_models.py train` trains, prunes, fine-tunes, checks and exports into --folder (some minutes);
 `python benchmarks/keras_models.py time --write` loads the exported files and times them in turn on one thread.
@@ -211,22 +211,22 @@ def _task(place: Path, make: Any, data: tuple[Any, Any], epochs: int, tune: int,
         if label in done:
             continue
         keras.utils.set_random_seed(0)
-        one = host.copy()
-        plan = choose(one, batches)
-        fact = {"model": label, "masked": secateur.verify(one, plan, batches).difference, "sparse": bool(plan.masks)}
-        fact["macs"] = macs(one.layout, plan) / macs(host.layout)
-        one.resize(plan)
-        fact["before"] = accuracy(one.model, test)
-        with one.hold(secateur.Plan(masks=plan.masks)):
-            fit(one.model, (x, y), tune, rate / 2)
-        removed = [one.read(n)[~mask] for n, mask in plan.masks.items()]
+        small = host.copy()
+        plan = choose(small, batches)
+        fact = {"model": label, "masked": secateur.verify(small, plan, batches).difference, "sparse": bool(plan.masks)}
+        fact["macs"] = macs(small.layout, plan) / macs(host.layout)
+        small.resize(plan)
+        fact["before"] = accuracy(small.model, test)
+        with small.hold(secateur.Plan(masks=plan.masks)):
+            fit(small.model, (x, y), tune, rate / 2)
+        removed = [small.read(n)[~mask] for n, mask in plan.masks.items()]
         fact["zeros"] = sum(len(r) for r in removed)
         fact["revived"] = int(sum(np.count_nonzero(r) for r in removed))
         folder = place / _stem(label)
-        one.save(folder, plan, overwrite=True)
+        small.save(folder, plan, overwrite=True)
         again = secateur.keras.load(folder, custom_objects={"Position": Position})
-        fact["reload"] = float(np.abs(ops.convert_to_numpy(again(sample) - one.model(sample))).max())
-        note(one.model, fact)
+        fact["reload"] = float(np.abs(ops.convert_to_numpy(again(sample) - small.model(sample))).max())
+        note(small.model, fact)
 
 
 def _stem(label: str) -> str:
@@ -248,11 +248,13 @@ def _parity(model: keras.Model, place: Path, label: str, sample: np.ndarray) -> 
     """The largest difference of any logit to the model in Keras, by target."""
     expected = ops.convert_to_numpy(model(sample, training=False))
     starts = range(0, len(sample), BATCH)
-    found = {}
+    differences = {}
     for target in TARGETS:
         call = load(_path(place, label, target), target)
-        found[target] = float(np.abs(np.concatenate([call(sample[i : i + BATCH])[0] for i in starts]) - expected).max())
-    return found
+        differences[target] = float(
+            np.abs(np.concatenate([call(sample[i : i + BATCH])[0] for i in starts]) - expected).max()
+        )
+    return differences
 
 
 ACCURACY = (
@@ -266,7 +268,7 @@ SPEED = (
 
 
 def timing(args: argparse.Namespace) -> None:
-    """Time what `train` exported; print the tables, and write them when asked."""
+    """Time the exported files of `train`; print the tables, and write them with --write."""
     tasks = {path.parent: json.loads(path.read_text()) for path in sorted(args.folder.glob("*/facts.json"))}
     trained = [
         f"{facts[0]['task']}: {facts[0]['rows']:,} rows, {facts[0]['epochs']} epochs, "

@@ -1,7 +1,7 @@
 """One 4096 x 4096 layer at few tokens, weights beyond the caches: block, bitmask and nm formats against torch float32.
 
 Each side rotates through copies of its weight, so that weights come from memory, for a fiftieth of a second a turn: a
-single call after another library's 67 MB is slower than those that follow, which no model meets layer after layer.
+single call after another library's 67 MB is slower than the calls that follow, and no model meets that at every layer.
 Random weights and masks. Run pinned:
 
     taskset -c 0 python benchmarks/kernels_decode.py --threads 1 --out benchmarks/results/DATE-kernels-decode.md
@@ -102,8 +102,8 @@ def group_rows(tokens: int, seconds: float) -> list[str]:
                 sides[packing["format"]] = (sparse, blob)
             took = medians(sides, seconds)
             for packing, blob in zip(packings, packed, strict=True):
-                one = {"torch": took["torch"], "secateur": took[packing["format"]]}
-                lines.append(line(tokens, keep / of, f"{keep}:{of}", packing, blob, one))
+                pair = {"torch": took["torch"], "secateur": took[packing["format"]]}
+                lines.append(line(tokens, keep / of, f"{keep}:{of}", packing, blob, pair))
     return lines
 
 

@@ -32,8 +32,8 @@ def alone(blob: np.ndarray, x: torch.Tensor, y: torch.Tensor, threads: int) -> R
     """The kernel into an output that exists."""
     native, (rows, cols) = load_native(), (y.shape[1], x.shape[1])
     assert native is not None
-    place, size = blob.ctypes.data, blob.nbytes
-    return lambda: native.linear(place, size, x.data_ptr(), len(x), cols, cols, 0, 0, y.data_ptr(), rows, threads, 0)
+    address, size = blob.ctypes.data, blob.nbytes
+    return lambda: native.linear(address, size, x.data_ptr(), len(x), cols, cols, 0, 0, y.data_ptr(), rows, threads, 0)
 
 
 def measure(tokens: int, cols: int, rows: int, density: float, threads: int, seconds: float) -> str:

@@ -4,8 +4,7 @@ pruned model, made-up inputs.
 
     taskset -c 0 python benchmarks/kernels_int8_model.py MODEL --work FOLDER --out benchmarks/results/DATE-....md
 
-MODEL is a folder of a text classifier; it is pruned by magnitude and not fine-tuned: times and errors are what is
-shown.
+MODEL is a folder of a text classifier; it is pruned by magnitude and not fine-tuned: the table shows times and errors.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def prepare(model: Path, work: Path, sparsity: float) -> dict[str, Path]:
-    """Prune and export what is not there yet."""
+    """Prune and export the programs that do not exist yet."""
     import secateur
     from secateur.deploy.jobs.export import export, tokenizer_of
     from secateur.torch.open import load_model

@@ -1,16 +1,15 @@
 """One sparse layer on the kernels against the fastest of torch, onnxruntime and OpenVINO, all in one process.
 
 Sides take turns, A B A B ... A turn calls several layers of one shape one after the other, as a model does, again and
-again for a fiftieth of a second: a single layer would keep its weights in the cache, and the first calls after another
-library's are slower than those that follow, which no model meets layer after layer. Figures are medians of the turns'
-times a layer, a ratio is one of medians of the same turns. Turns in which the machine was disturbed do not count (see
-turns.py). How secateur runs a layer is what its chooser says, by its own measurement. Run pinned:
+again for a fiftieth of a second: a single layer would keep its weights in the cache, and the first calls after those of
+another library are slower than the calls that follow, which no model meets at every layer. Figures are medians of the
+turns' times a layer, ratios are of medians of the same turns. Turns in which the machine was disturbed do not count
+(see turns.py). secateur chooses the format of each layer by its own measurement. Run pinned:
 
     taskset -c 0 python benchmarks/kernels_layer.py --threads 1 --out benchmarks/results/DATE-kernels-layer.md
 
-With --model FOLDER the layers are those of a pruned model (of its model.safetensors), with the zeros that it has, in
-place of random ones.
-onnxruntime's dynamic int8 is shown beside, where onnxruntime is installed.
+With --model FOLDER the layers are those of a pruned model (of its model.safetensors), with its zeros, instead of random
+layers. Where onnxruntime is installed, its dynamic int8 is measured too.
 """
 
 from __future__ import annotations

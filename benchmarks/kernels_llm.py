@@ -2,8 +2,8 @@
 in ONNX Runtime, against the dense model in torch and in ONNX Runtime in float32 and int8, with the perplexity of each.
 
 Each side decodes by its own cached loop (transformers' generate, secateur.deploy.generator), greedily, after the same
-prompt, in turns and in one process. Programs and scores take long and are kept under .cache/kernels_llm; then the table
-is a matter of two minutes. Run pinned to as many cores as threads:
+prompt, in turns and in one process. Programs and scores take long and are cached under .cache/kernels_llm; the table
+itself takes two minutes. Run pinned to as many cores as threads:
 
     taskset -c 0 python benchmarks/kernels_llm.py DENSE PRUNED... --text TEXT --step programs  # what is missing
     taskset -c 0 python benchmarks/kernels_llm.py DENSE PRUNED... --text TEXT --step scores
@@ -51,7 +51,7 @@ Decode = Callable[[np.ndarray, int], np.ndarray]
 
 
 def windows(folder: Path, text: Path) -> np.ndarray:
-    """(windows, context) token ids of the text, without those that end a document, where generation would stop."""
+    """(windows, context) token ids of the text, without the end-of-text token, at which generation would stop."""
     tokenizer, need = load_tokenizer(folder), CONTEXT * WINDOWS
     ids = tokens_of(tokenizer, read_documents(text), 1 << 30, 2 * need)
     return cut([i for i in ids if i != tokenizer.eos_token_id], CONTEXT, str(text), WINDOWS).numpy()
@@ -59,16 +59,16 @@ def windows(folder: Path, text: Path) -> np.ndarray:
 
 def names(dense: Path, pruned: list[Path]) -> dict[str, tuple[Path, str]]:
     """The sides: name -> (folder of the model, where its program lies or the word torch)."""
-    found = {
+    sides = {
         f"{dense.name}, torch float32": (dense, "torch"),
         f"{dense.name}, ONNX Runtime float32": (dense, f"{dense.name}-float32"),
         f"{dense.name}, ONNX Runtime int8": (dense, f"{dense.name}-int8"),
     }
     for folder in pruned:
         for value in VALUES:
-            found[f"{folder.name}, torch on the kernels, {value}"] = (folder, f"{folder.name}-{value}-torch")
-            found[f"{folder.name}, ONNX Runtime on the kernels, {value}"] = (folder, f"{folder.name}-{value}")
-    return found
+            sides[f"{folder.name}, torch on the kernels, {value}"] = (folder, f"{folder.name}-{value}-torch")
+            sides[f"{folder.name}, ONNX Runtime on the kernels, {value}"] = (folder, f"{folder.name}-{value}")
+    return sides
 
 
 def make_programs(dense: Path, pruned: list[Path]) -> None:
@@ -93,17 +93,17 @@ def make_programs(dense: Path, pruned: list[Path]) -> None:
 
 def restore(plain: Path, output: Path, value: str | None) -> None:
     """A copy of an artefact with int8 weights; with a value, its sparse layers packed as that, and the rest int8."""
-    with new_folder(output, overwrite=False) as place:
-        shutil.copytree(plain, place, dirs_exist_ok=True)
-        info = json.loads((place / runner.MANIFEST).read_text())
+    with new_folder(output) as folder:
+        shutil.copytree(plain, folder, dirs_exist_ok=True)
+        info = json.loads((folder / runner.MANIFEST).read_text())
         (graph,) = info["graphs"].values()
         if value is not None:
             written = {"decode": Written(graph["files"], graph["outputs"])}
-            info["sparse"] = sparse.rewrite(written, place, tokens=1, value=value, measure=False)
+            info["sparse"] = sparse.rewrite(written, folder, tokens=1, value=value, measure=False)
             graph["operators"] = runner.OPERATORS
-        int8.quantise(place / graph["files"][0])
-        info["sizes"] = {file: (place / file).stat().st_size for file in graph["files"]}
-        write_json(place / runner.MANIFEST, info)
+        int8.quantise(folder / graph["files"][0])
+        info["sizes"] = {file: (folder / file).stat().st_size for file in graph["files"]}
+        write_json(folder / runner.MANIFEST, info)
 
 
 def torch_decode(model: Any) -> Decode:
@@ -119,7 +119,7 @@ def torch_decode(model: Any) -> Decode:
 
 
 def onnx_decode(folder: Path, threads: int) -> Decode:
-    """By secateur's loop, of which the scores of what ends a text are taken out, as generate does."""
+    """By secateur's loop; the score of the end-of-text token is masked, as `generate` does."""
     run, end = deploy.generator(folder, threads=threads), runner.read(folder)["generation"]["end"]
 
     def forbid(scores: np.ndarray) -> None:
@@ -158,8 +158,8 @@ def score(folder: Path, program: str, tokens: np.ndarray, threads: int) -> dict[
         for row in tokens:
             with torch.inference_mode():
                 logits = model(torch.from_numpy(row)[None]).logits[0, :-1].numpy()
-            for found, new in zip((losses, best), scored(logits, row), strict=True):
-                found += new  # type: ignore[arg-type]
+            for values, new in zip((losses, best), scored(logits, row), strict=True):
+                values += new  # type: ignore[arg-type]
         decode = torch_decode(model)
     else:
         run = deploy.generator(CACHE / program, threads=threads)
@@ -171,26 +171,26 @@ def score(folder: Path, program: str, tokens: np.ndarray, threads: int) -> dict[
                 scores[0, row[len(seen)]] = np.inf
 
             run({"input_ids": row[None, :1]}, len(row) - 1, on_logits=force)
-            for found, new in zip((losses, best), scored(np.stack(seen), row), strict=True):
-                found += new  # type: ignore[arg-type]
+            for values, new in zip((losses, best), scored(np.stack(seen), row), strict=True):
+                values += new  # type: ignore[arg-type]
         decode = onnx_decode(CACHE / program, threads)
     written = decode(tokens[:1, :PROMPT], GREEDY)[0, PROMPT:]
     return {"perplexity": math.exp(float(np.mean(losses))), "best": best, "greedy": [int(i) for i in written]}
 
 
 def make_scores(sides: dict[str, tuple[Path, str]], tokens: np.ndarray, threads: int) -> dict[str, Any]:
-    """Scores of all sides and of each pruned model in torch as it is; what was scored before is read."""
-    place = CACHE / "scores"
-    place.mkdir(exist_ok=True)
+    """Scores of all sides and of each pruned model in float32 torch; scores of an earlier run are read."""
+    store = CACHE / "scores"
+    store.mkdir(exist_ok=True)
     twins = {f"{folder.name}, torch float32": (folder, "torch") for folder, _ in sides.values()}
-    found = {}
+    scores = {}
     for name, (folder, program) in {**twins, **sides}.items():
-        path = place / f"{name}.json"
+        path = store / f"{name}.json"
         if not path.exists():
             write_json(path, score(folder, program, tokens, threads))
-        found[name] = json.loads(path.read_text())
-        print(f"{name}: {found[name]['perplexity']:.1f}", flush=True)
-    return found
+        scores[name] = json.loads(path.read_text())
+        print(f"{name}: {scores[name]['perplexity']:.1f}", flush=True)
+    return scores
 
 
 def tokens_per_second(sides: dict[str, Decode], prompt: np.ndarray, turns: int) -> dict[str, list[float]]:

@@ -4,8 +4,8 @@
 
 MODEL is a folder of a text classifier or encoder; beside it a model of BERT-base's shape with random weights and masks
 is measured. A process imports everything and runs the kernels and torch once, then loads its model and answers one
-batch of 1 x 128; what is shown is the growth since then. Files are in the page cache. Anonymous memory is the
-process's own, file memory is mapped and shared with the page cache.
+batch of 1 x 128; the table shows the growth since then. Files are in the page cache. Anonymous memory belongs to the
+process, file memory is mapped and shared with the page cache.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ KEPT = 0.1
 
 def status() -> dict[str, int]:
     """Bytes that this process holds, and held at most."""
-    found = re.findall(r"(VmHWM|VmRSS|RssAnon|RssFile):\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return {name: int(kb) * 1024 for name, kb in found}
+    fields = re.findall(r"(VmHWM|VmRSS|RssAnon|RssFile):\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return {name: int(kb) * 1024 for name, kb in fields}
 
 
 def child(kind: str, folder: Path) -> None:
-    """Load one model in this process; prints what it took as JSON."""
+    """Load one model in this process, and print memory and seconds as JSON."""
     import torch
     import transformers
 

@@ -5,8 +5,8 @@ int8 in ONNX Runtime, and on secateur's kernels in torch and in ONNX Runtime. On
     python benchmarks/kernels_real.py MODEL --work FOLDER --threads 1 --batch 1 --out rows.json
     python benchmarks/kernels_real.py MODEL --work FOLDER --table rows*.json --out benchmarks/results/DATE-....md
 
-MODEL is a folder of a text classifier. Pruned models here are not fine-tuned: times and agreement with torch are what
-is shown, not accuracy.
+MODEL is a folder of a text classifier. The pruned models are not fine-tuned: the table shows times and agreement with
+torch, not accuracy.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPARSITIES = (0.8, 0.9)
 
 
 def prepare(model: Path, work: Path) -> None:
-    """Prune and export what is not there yet."""
+    """Prune and export the models and programs that do not exist yet."""
     import secateur
     from secateur.deploy.jobs import torch_runtimes as ours
     from secateur.deploy.jobs.export import export, tokenizer_of
@@ -48,9 +48,9 @@ def prepare(model: Path, work: Path) -> None:
         if not (work / f"secateur-onnx-{sparsity}").exists():
             export(folder, "onnx", work / f"secateur-onnx-{sparsity}", sparse=True, tokens=LENGTH)
         for runtime in ("torch", "secateur"):
-            place = work / (runtime if runtime == "torch" else f"secateur-torch-{sparsity}")
-            if not place.exists():
-                ours.write(load_model(folder), folder, runtime, place)
+            artefact = work / (runtime if runtime == "torch" else f"secateur-torch-{sparsity}")
+            if not artefact.exists():
+                ours.write(load_model(folder), folder, runtime, artefact)
 
 
 def names() -> list[str]:

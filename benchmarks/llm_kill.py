@@ -1,4 +1,4 @@
-"""Kills runs of `secateur prune` on SmolLM2-135M at random moments, and compares what they end with.
+"""Kills runs of `secateur prune` on SmolLM2-135M at random moments, and compares the files that they end with.
 
 For each set of stages the command runs once undisturbed; then it is started again and again and gets a SIGKILL, half
 the time at a random moment after its start, half the time while a shard is being written, until all kills have hit. The
@@ -65,7 +65,7 @@ def wait_for_kill(process: Any, partial: Path, moment: float | None) -> None:
 
 
 def try_stages(name: str, model: Path, text: Path, kills: int, place: Path) -> dict[str, Any]:
-    """One undisturbed run and one that is killed; what came out."""
+    """The row of one undisturbed run and one that is killed."""
     log = place / "log"
     began = time.perf_counter()
     if start(command(model, text, place / "whole", STAGES[name]), log).wait():
@@ -102,7 +102,7 @@ def try_stages(name: str, model: Path, text: Path, kills: int, place: Path) -> d
 
 
 def main() -> None:
-    """Try the stages that were asked for, and write what came out."""
+    """Run the stages of --stages, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--stages", default=",".join(STAGES))

@@ -82,7 +82,7 @@ def write_checkpoint(folder: Path) -> int:
 
 
 def prune(place: Path, criterion: str, samples: int, context: int) -> dict[str, Any]:
-    """Prune in this process and say what it took."""
+    """Prune in this process; memory, seconds and sparsity."""
     from secateur.recipe import make_recipe
     from secateur.torch.stream.run import prune_folder
 
@@ -119,17 +119,17 @@ def main() -> None:
     if args.one:
         print(json.dumps(prune(args.place, args.criterion, args.samples, args.context)))
         return
-    place = Path(tempfile.mkdtemp(dir=args.place))
+    work = Path(tempfile.mkdtemp(dir=args.place))
     try:
-        parameters = write_checkpoint(place / "dense")
+        parameters = write_checkpoint(work / "dense")
         options = ["--criterion", args.criterion, "--samples", str(args.samples), "--context", str(args.context)]
-        command = [sys.executable, __file__, "--one", "--place", str(place), *options]
+        command = [sys.executable, __file__, "--one", "--place", str(work), *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        size = sum(p.stat().st_size for p in (place / "out").glob("*.safetensors"))
+        facts = json.loads(done.stdout.splitlines()[-1])
+        size = sum(p.stat().st_size for p in (work / "out").glob("*.safetensors"))
     finally:
-        shutil.rmtree(place)
+        shutil.rmtree(work)
     lines = [
         "# Peak memory of pruning 1.5 billion parameters block by block",
         "",
@@ -141,9 +141,9 @@ def main() -> None:
         "",
         "| method | windows x tokens | peak RSS MB | estimated MB | on disk | sparsity | s | written MB |",
         "|---|---|---|---|---|---|---|---|",
-        f"| {args.criterion} | {args.samples} x {args.context} | {found['peak'] / 1e6:.0f} "
-        f"| {found['expected'] / 1e6:.0f} "
-        f"| {found['on_disk']} | {found['sparsity']:.4f} | {found['seconds']:.0f} | {size / 1e6:.0f} |",
+        f"| {args.criterion} | {args.samples} x {args.context} | {facts['peak'] / 1e6:.0f} "
+        f"| {facts['expected'] / 1e6:.0f} "
+        f"| {facts['on_disk']} | {facts['sparsity']:.4f} | {facts['seconds']:.0f} | {size / 1e6:.0f} |",
         "",
     ]
     out = ROOT / "benchmarks" / "results" / f"{datetime.now(UTC):%Y-%m-%d}-llm-memory.md"

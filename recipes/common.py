@@ -1,4 +1,4 @@
-"""What the recipes share: arguments, a trained MiniLM classifier with its reviews, a Trainer, one line of report."""
+"""Shared by the recipes: arguments, a trained MiniLM classifier with its reviews, a Trainer, one line of report."""
 
 import argparse
 from collections.abc import Iterator
@@ -50,15 +50,15 @@ def prepared(args: argparse.Namespace) -> tuple[torch.nn.Module, Reviews]:
     folder, _ = dense_model(settings, Path(args.cache), train)
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     features = encode(model, tokenizer, train, LENGTH)
-    held = encode(model, tokenizer, test.take(range(min(args.test_rows, len(test)))), LENGTH)
-    data = Reviews(features, Batches(features[:512], tokenizer, 32), Batches(held, tokenizer, 64), tokenizer)
+    held_out = encode(model, tokenizer, test.take(range(min(args.test_rows, len(test)))), LENGTH)
+    data = Reviews(features, Batches(features[:512], tokenizer, 32), Batches(held_out, tokenizer, 64), tokenizer)
     report("dense", TorchHost.untraced(model), data)
     return model, data
 
 
 def trainer(model: torch.nn.Module, data: Reviews, callbacks: list[Any] | None = None) -> Trainer:
-    """An ordinary transformers Trainer: nothing in it knows of pruning but the callback."""
-    arguments = TrainingArguments(
+    """An ordinary transformers Trainer: only the callbacks know of pruning."""
+    options = TrainingArguments(
         output_dir=".cache/trainer",
         num_train_epochs=1,
         learning_rate=1e-4,
@@ -69,12 +69,13 @@ def trainer(model: torch.nn.Module, data: Reviews, callbacks: list[Any] | None =
         report_to=[],
     )
     collator = DataCollatorWithPadding(data.tokenizer)
-    return Trainer(model=model, args=arguments, train_dataset=data.train, data_collator=collator, callbacks=callbacks)
+    return Trainer(model=model, args=options, train_dataset=data.train, data_collator=collator, callbacks=callbacks)
 
 
 def report(name: str, host: Any, data: Reviews, expect: Score | None = None) -> Score:
-    """Print one line; with `expect`, the score must be the same."""
-    found = evaluate(host, data.test)
-    print(f"{name:<14} accuracy {found.accuracy:.4f}  loss {found.loss:.4f}", flush=True)
-    assert expect is None or found == expect, f"{found} is not {expect}"
-    return found
+    """Print and return the score; SystemExit when it is not the one to `expect`."""
+    score = evaluate(host, data.test)
+    print(f"{name:<14} accuracy {score.accuracy:.4f}  loss {score.loss:.4f}", flush=True)
+    if expect is not None and score != expect:
+        raise SystemExit(f"{score} is not {expect}")
+    return score

@@ -26,6 +26,7 @@ with host.hold(plan):  # zeros stay zero, whatever the optimizer does
 after = report("fine-tuned", host, data)
 
 for name, mask in plan.masks.items():
-    assert not host.read(name)[~torch.from_numpy(mask)].any()
+    if host.read(name)[~torch.from_numpy(mask)].any():
+        raise SystemExit(f"a removed weight of {name} is not zero")
 host.save(Path(args.output), plan, tokenizer=data.tokenizer, overwrite=True)
 report("reloaded", secateur.open(args.output), data, expect=after)

@@ -68,8 +68,8 @@ def command(
     train, test = demo_rows(settings)
     error = standard_error(lines[0].dense, len(test))
     common.print_table(
-        f"MiniLM on {len(train):,} {described(settings)}; accuracy on {len(test):,} held-out reviews, one standard "
-        f"error is about {100 * error:.1f} points",
+        f"MiniLM on {len(train):,} {described(settings)}; accuracy on {len(test):,} held-out reviews, "
+        f"one standard error is about {100 * error:.1f} points",
         COLUMNS,
         [cells(line) for line in lines],
     )
