@@ -151,3 +151,27 @@ def layout_of(model):
         word, _, rest = kind.partition(" ")
         axes.append(f"  {name} {size} {word} {rest}".rstrip())
     return Layout.from_text("\n".join(["axes", *axes, "parameters", *lines, *(["tied", *tied] if tied else [])]))
+
+
+# units that stay of some axes, another number in each layer
+UNEVEN = {
+    "bert": {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(0, 48, 2), "L2.ffn": range(10)},
+    "llama": {
+        "L0.head": [0, 1, 4, 5],
+        "L0.kv": [0, 2],
+        "L1.head": [0, 2, 4, 6],
+        "L2.kv": [1, 2, 3],
+        "L0.ffn": range(0, 48, 2),
+        "L2.ffn": range(10),
+    },
+    "vit": {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(0, 48, 2), "L2.ffn": range(10)},
+    "gpt2": {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(0, 48, 2), "L2.ffn": range(10)},
+    "t5": {
+        "encoder.head": [0, 2, 3],
+        "decoder.head": [1],
+        "decoder.xhead": [1, 2],
+        "encoderL0.ffn": range(0, 48, 2),
+        "decoderL1.ffn": range(10),
+    },
+    "mixtral": {"L0.head": [0, 1], "L0.kv": [0], "L0.ffn": range(8, 24), "L1.ffn": range(8), "L1.head": [0, 2]},
+}
