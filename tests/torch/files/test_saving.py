@@ -77,7 +77,7 @@ def test_sizes_that_the_config_can_say_make_a_stock_checkpoint(family, keep, num
     [
         ("bert", UNEVEN["bert"], "sizes differ by layer"),
         ("bert", {f"L{i}.head": [0, 1] for i in range(3)}, "no number of BertConfig"),
-        ("t5", {"encoder.layers": [0, 1], "encoderL0.ffn": range(9)}, "sizes differ by layer"),
+        ("t5", {"encoder.layers": [0, 1], "encoder.L0.ffn": range(9)}, "sizes differ by layer"),
         ("mixtral", {"L0.expert": [0, 1, 3]}, "sizes differ by layer"),
     ],
 )
