@@ -1,19 +1,22 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. They share `.venv`: `make demo` installs what
-# the demo needs, `make test` adds the rest.
+# the demo needs, `make test` adds the rest. What `make test` leaves out for its length or its packages runs by
+# `make test-long` and `make test-runtimes`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUNTIMES := .venv-runtimes
 # A file of tests stays in one process, as its models are made once; each process computes on one thread. Files go in the
 # order of tests/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+OPTIONS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(OPTIONS)
 
 # Those that need no arguments, models or packages besides the test environment; benchmarks/README.md lists all.
 BENCHMARKS := kernels_layer kernels_decode kernels_int8 kernels_model
 
-.PHONY: venv demo demo-full test test-fast lint bench wheel clean
+.PHONY: venv demo demo-full test test-fast test-long test-runtimes lint bench wheel clean
 
 venv: $(STAMP)
 
@@ -36,10 +39,23 @@ demo-full: $(DEMO_STAMP)
 	$(BIN)/secateur demo --full --output demo-out --overwrite
 
 test: $(STAMP) lint
-	$(PYTEST)
+	$(PYTEST) -m 'not long'
 
 test-fast: $(STAMP)
 	$(PYTEST) -m 'not slow'
+
+test-long: $(STAMP)
+	$(PYTEST) -m long
+
+$(RUNTIMES)/.installed: pyproject.toml constraints-runtimes.txt CMakeLists.txt
+	test -x $(RUNTIMES)/bin/python || $(PYTHON) -m venv $(RUNTIMES)
+	$(RUNTIMES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-runtimes.txt \
+		-e '.[executorch,litert,onnx]' pytest pytest-timeout pytest-xdist
+	$(RUNTIMES)/bin/python -m pip check
+	touch $@
+
+test-runtimes: $(RUNTIMES)/.installed
+	OMP_NUM_THREADS=1 $(RUNTIMES)/bin/python -m pytest $(OPTIONS) -m 'not long' tests/deploy tests/kept
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

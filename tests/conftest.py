@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub id that a test names is looked for in the cache only
-LONGEST = ("test_keras_backends.py", "test_recipes.py")  # few tests, each of which takes long
+LONGEST = ("test_native.py", "test_keras_backends.py", "test_random_models.py")  # few tests, each of which takes long
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +16,10 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (item.path.name not in LONGEST, -tests[item.path]))

@@ -136,10 +136,9 @@ def is_linear(module):
 def pruned(model, density=0.2, pattern="element", seed=0, only=is_linear):
     """The model, in evaluation mode, with zeros in the matrices of those modules that `only` takes."""
     generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
-        for weight in module.parameters(recurse=False) if only(module) else ():
-            if weight.dim() > 1:
-                weight.data.mul_(kept(weight.shape, density, pattern, generator))
+    weights = {id(w): w for m in model.modules() if only(m) for w in m.parameters(recurse=False) if w.dim() > 1}
+    for weight in weights.values():
+        weight.data.masked_fill_(~kept(weight.shape, density, pattern, generator), 0)  # and no -0.0
     return model.eval()
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -226,23 +225,38 @@ def test_a_failure_while_saving_leaves_nothing(refused, classifier, data, place,
     assert sentence in ("interrupted; nothing was written", "[Errno 28] No space left on device")
 
 
+TRAINING = """
+import os, sys, transformers
+from secateur.cli import main
+real = transformers.Trainer.training_step
+def step(*arguments, **options):
+    os.write({written}, b"x")
+    return real(*arguments, **options)
+transformers.Trainer.training_step = step
+main()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_a_real_run(classifier, data, place, number):
-    command = [sys.executable, "-c", "from secateur.cli import main; main()", "prune", str(classifier)]
+    read, written = os.pipe()
+    command = [sys.executable, "-c", TRAINING.format(written=written), "prune", str(classifier)]
     options = ["--data", str(data), "--sparsity", "0.5", "--fine-tune", "100000", "--output", str(place / "out")]
     run = subprocess.Popen(
         [*command, *options],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=dict(os.environ),
+        pass_fds=[written],
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
     )
-    time.sleep(25)
-    assert run.poll() is None, run.stderr.read()
+    os.close(written)
+    started = os.read(read, 1)  # nothing where the run ends before its first step
     run.send_signal(number)
     out, err = run.communicate(timeout=120)
+    os.close(read)
+    assert started, err
     assert run.returncode == 2, err
     assert "error: interrupted; nothing was written" in err
     assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""These tests run in a process of their own for each backend: see tests/test_keras.py, which sets the variable."""
+"""These tests run in a process of their own for each backend: tests/test_keras_backends.py sets the variable."""
 
 import os
 

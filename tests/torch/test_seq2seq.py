@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-import transformers
 
 import secateur
 from secateur import Element, Unit, criteria
 from secateur.torch.base.batches import run, with_decoder_inputs
 from tests import zoo
-
-SIZES = {"vocab_size": 50, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48,
-         "decoder_ffn_dim": 48, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-         "max_position_embeddings": 40}  # fmt: skip
 
 
 def t5():
@@ -19,12 +14,12 @@ def t5():
 
 
 def bart(kind="ConditionalGeneration"):
-    return getattr(transformers, f"BartFor{kind}")(transformers.BartConfig(**SIZES)).eval()
+    return zoo.build("bart", f"BartFor{kind}", max_position_embeddings=40)
 
 
 def m2m():
     """A model whose forward pass shifts labels by a function of its module, not by a method."""
-    return transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**SIZES)).eval()
+    return zoo.build("bart", "M2M100ForConditionalGeneration", max_position_embeddings=40)
 
 
 def labelled():

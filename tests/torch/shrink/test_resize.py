@@ -11,31 +11,7 @@ from secateur.torch.base.manifest import Changes, changes_of, original, renamed
 from secateur.torch.shrink.resize import new_sizes, resize
 from tests import zoo
 from tests.torch.exact import mask
-from tests.torch.layouts import layout_of
-
-UNEVEN = {
-    "bert": {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(0, 48, 2), "L2.ffn": range(10)},
-    "llama": {
-        "L0.head": [0, 1, 4, 5],
-        "L0.kv": [0, 2],
-        "L1.head": [0, 2, 4, 6],
-        "L2.kv": [1, 2, 3],
-        "L0.ffn": range(0, 48, 2),
-        "L2.ffn": range(10),
-        "L1.v": [0, 3, 5],
-    },
-    "vit": {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(0, 48, 2), "L2.ffn": range(10)},
-    "gpt2": {"L0.head": [0, 2, 3], "L1.head": [1], "L0.ffn": range(0, 48, 2), "L2.ffn": range(10)},
-    "t5": {
-        "encoder.head": [0, 2, 3],
-        "decoder.head": [1],
-        "decoder.xhead": [1, 2],
-        "encoderL0.ffn": range(0, 48, 2),
-        "decoderL1.ffn": range(10),
-    },
-    "mixtral": {"L0.head": [0, 1], "L0.kv": [0], "L0.ffn": range(8, 24), "L1.ffn": range(8), "L1.head": [0, 2]},
-}
-UNEVEN["llama"].pop("L1.v")  # one head_dim serves q, k and v: see test_value_width_alone_is_refused
+from tests.torch.layouts import UNEVEN, layout_of
 
 
 @pytest.mark.parametrize("family", UNEVEN)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 
 import secateur
 from secateur.errors import ModelError
@@ -162,14 +161,12 @@ def test_a_model_without_the_interface():
 def test_capped_scores_and_sinks_are_those_of_the_model_itself(what):
     sizes = {"vocab_size": zoo.VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48, "max_position_embeddings": 64}
-    torch.manual_seed(0)
     if what == "softcap":
-        config = transformers.Gemma2Config(**sizes, attn_logit_softcapping=0.7, query_pre_attn_scalar=8)
-        model = transformers.Gemma2ForCausalLM(config).eval()
+        own = {"attn_logit_softcapping": 0.7, "query_pre_attn_scalar": 8}
+        model = zoo.random_model("Gemma2ForCausalLM", {**sizes, **own})
     else:
-        rope = {"rope_type": "default", "rope_theta": 1e4}
-        config = transformers.GptOssConfig(**sizes, num_local_experts=4, rope_parameters=rope)
-        model = transformers.GptOssForCausalLM(config).eval()
+        own = {"num_local_experts": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+        model = zoo.random_model("GptOssForCausalLM", {**sizes, **own})
     for name, parameter in model.named_parameters():
         if "q_proj" in name or "k_proj" in name:
             parameter.data.mul_(40)

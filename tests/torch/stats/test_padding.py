@@ -4,7 +4,6 @@ import warnings
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 import secateur
@@ -39,35 +38,22 @@ def test_inputs_given_by_name_are_seen(options):
     assert plan.masks["down.weight"].sum() == 32
 
 
-def opt():
-    return transformers.OPTForCausalLM(
-        transformers.OPTConfig(
-            vocab_size=50,
-            hidden_size=32,
-            ffn_dim=48,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            word_embed_proj_dim=32,
-        )
-    )
+SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+FLATTENED = {
+    "OPTForCausalLM": {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "DeepseekV3ForCausalLM": {
+        **SIZES, "num_key_value_heads": 4, "intermediate_size": 48, "moe_intermediate_size": 16, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "q_lora_rank": None,
+        "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8,
+    },
+}  # fmt: skip
 
 
-def deepseek():
-    return transformers.DeepseekV3ForCausalLM(
-        transformers.DeepseekV3Config(
-            vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
-            intermediate_size=48, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
-            topk_group=1, first_k_dense_replace=0, q_lora_rank=None, kv_lora_rank=16, qk_rope_head_dim=8,
-            qk_nope_head_dim=8, v_head_dim=8,
-        )
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("make", [opt, *slow(deepseek)])
-def test_padding_is_left_out_where_tokens_are_flattened(make):
+@pytest.mark.parametrize("cls", ["OPTForCausalLM", *slow("DeepseekV3ForCausalLM")])
+def test_padding_is_left_out_where_tokens_are_flattened(cls):
     """OPT multiplies (batch * positions, in), shared experts do, and latent attention (batch, 1, positions, in)."""
     torch.manual_seed(0)
-    host = secateur.open(make().eval())
+    host = secateur.open(zoo.random_model(cls, FLATTENED[cls]))
     ids, mask = torch.randint(3, 50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
     mask[1, 4:] = 0
     needs = ["act_sq", "gram"]

@@ -140,8 +140,14 @@ def kill_until_done(folder, kills, kept, seed):
             assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("kills", "kept"), [(20, "disk"), (20, "memory")])
+@pytest.mark.parametrize(
+    ("kills", "kept"),
+    [
+        pytest.param(3, "disk", marks=pytest.mark.slow),
+        pytest.param(20, "disk", marks=pytest.mark.long),
+        pytest.param(20, "memory", marks=pytest.mark.long),
+    ],
+)
 def test_killed_runs_end_with_the_same_files(kills, kept, tmp_path):
     write_model(tmp_path / "in", num_hidden_layers=8)
     prune_folder(tmp_path / "in", tmp_path / "whole", windows(48, 48), recipe(reconstruct=True, distil={"passes": 1}))

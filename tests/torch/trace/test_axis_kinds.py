@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from secateur.check import VerifyError, verify
@@ -18,6 +17,7 @@ from secateur.torch.host import TorchHost
 from secateur.torch.shrink.masking import bypassed_module
 from secateur.torch.shrink.norms import centred_norms, norms_over
 from secateur.torch.trace.derive import trace
+from tests import zoo
 from tests.torch import slow
 from tests.torch.exact import difference
 from tests.torch.layouts import host_of
@@ -303,11 +303,8 @@ def test_verify_refuses_a_shrunk_model_that_differs():
 
 
 def test_a_single_layer_counts_without_pooler_and_classifier():
-    config = transformers.BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12
-    )
-    model = transformers.BertForSequenceClassification(config).eval()
-    layout = trace(model, {"input_ids": torch.randint(20, (2, 5))})
+    model = zoo.bert(num_hidden_layers=1)
+    layout = trace(model, zoo.inputs(model))
     names = default_weights(layout)
     assert len(names) == 6
     assert all(name.startswith("bert.encoder.layer.0.") for name in names)

@@ -139,10 +139,7 @@ CONFIGS = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.slow
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(CONFIGS)
-def test_masking_equals_removing_on_every_axis(c):
+def masking_equals_removing(c):
     torch.manual_seed(0)
     model = randomize(Small(c))
     example = (torch.randint(VOCAB, (2, 5)),)
@@ -163,10 +160,7 @@ def test_masking_equals_removing_on_every_axis(c):
         assert not torch.equal(changed[0], outputs(model, example)[0])
 
 
-@pytest.mark.slow
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(CONFIGS)
-def test_every_kind_of_removal_keeps_its_contract(c):
+def removal_keeps_its_contract(c):
     torch.manual_seed(0)
     example = (torch.randint(VOCAB, (2, 5)),)
     host = TorchHost(randomize(Small(c)), example)
@@ -192,3 +186,35 @@ def half(layout, axis):
     """Every second unit, of each group where there are groups."""
     inner = axis.size // (layout.axis(axis.parts[0]).size if axis.parts else 1)
     return np.flatnonzero(np.arange(axis.size) % inner % 2 == 0)
+
+
+def examples(count):
+    return settings(max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.slow
+@examples(3)
+@given(CONFIGS)
+def test_masking_equals_removing_on_every_axis(c):
+    masking_equals_removing(c)
+
+
+@pytest.mark.slow
+@examples(2)
+@given(CONFIGS)
+def test_every_kind_of_removal_keeps_its_contract(c):
+    removal_keeps_its_contract(c)
+
+
+@pytest.mark.long
+@examples(25)
+@given(CONFIGS)
+def test_masking_equals_removing_in_many_models(c):
+    masking_equals_removing(c)
+
+
+@pytest.mark.long
+@examples(10)
+@given(CONFIGS)
+def test_removal_keeps_its_contract_in_many_models(c):
+    removal_keeps_its_contract(c)

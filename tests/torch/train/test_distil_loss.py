@@ -5,15 +5,12 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 from secateur.torch.train.distil_loss import TEMPERATURE, distillation_loss
+from tests import zoo
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3
-    )
-    return BertForSequenceClassification(config).eval()
+    return zoo.bert(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ RUNS = [
     pytest.param("torch", "not slow", id="torch", marks=pytest.mark.slow),
     pytest.param("torch", "slow", id="torch-slow", marks=pytest.mark.slow),
     pytest.param("tensorflow", "not slow", id="tensorflow", marks=pytest.mark.slow),
-    pytest.param("tensorflow", "slow", id="tensorflow-slow", marks=pytest.mark.slow),
+    pytest.param("tensorflow", "slow", id="tensorflow-slow", marks=pytest.mark.long),
 ]
 
 
