@@ -3,8 +3,8 @@
 #include <atomic>
 
 #include "blob.h"
-#include "call.h"
 #include "pool.h"
+#include "scratch.h"
 #include "table.h"
 
 namespace secateur {
@@ -20,7 +20,7 @@ struct AttentionJob {
 void attention_task(void* context) {
   auto& job = *static_cast<AttentionJob*>(context);
   const sct_attention_job& c = *job.call;
-  float* memory = scratch(1, job.kernels->attention_scratch(c.width));
+  float* memory = scratch(Scratch::kOwn, job.kernels->attention_scratch(c.width));
   if (!memory) return;  // the other threads do the work
   for (int64_t i; (i = job.next.fetch_add(1)) < job.units;) {
     const int64_t head = i / job.tiles, query = i % job.tiles * job.kernels->attention_queries;

@@ -8,8 +8,8 @@
 #include <new>
 
 #include "blob.h"
-#include "call.h"
 #include "pool.h"
+#include "scratch.h"
 #include "table.h"
 
 namespace secateur {
@@ -19,16 +19,16 @@ constexpr int64_t kLeastTokens = 32;  // in a tile, when tokens are cut finer th
 
 struct Chain {
   const sct_chain_job* job;
-  const ChainPlan* plan;
+  const ChainProgram* program;
   const KernelTable* kernels;
   int64_t per, tiles;  // tokens in a tile, tiles in a sequence
   std::atomic<bool> odd{false};
 
   int tokens_in(int64_t tile) const { return static_cast<int>(std::min(per, job->tokens - tile * per)); }
   int64_t queries_in(int64_t tile) const { return ceil_div(tokens_in(tile), kernels->attention_queries); }
-  int64_t sequence_floats() const { return tiles * plan->shared_rows * plan->tile; }
+  int64_t sequence_floats() const { return tiles * program->shared_rows * program->tile; }
   int64_t own_floats() const {
-    return plan->own_rows * plan->tile + (plan->widest_head ? kernels->attention_scratch(plan->widest_head) : 0);
+    return program->own_rows * program->tile + (program->widest_head ? kernels->attention_scratch(program->widest_head) : 0);
   }
 };
 
@@ -38,18 +38,18 @@ struct Place {
   float *shared, *own;
 
   float* operator()(int64_t value) const {
-    const ChainValue& v = chain.plan->values[value];
-    return (v.shared ? shared : own) + v.offset * chain.plan->tile;
+    const ChainValue& v = chain.program->values[value];
+    return (v.shared ? shared : own) + v.offset * chain.program->tile;
   }
 };
 
 void linear(const Chain& chain, const sct_step& s, const Place& at, int64_t from, int64_t to, int tokens, bool& odd) {
   const auto& h = *reinterpret_cast<const Header*>(s.blob);
-  const int64_t tile = chain.plan->tile, row_block = h.p[2];
+  const int64_t tile = chain.program->tile, row_block = h.p[2];
   for (int64_t row = 0; row < h.rows; row += row_block) {
     float* y = at(to) + row * tile;
     chain.kernels->tiled(s.blob, row / row_block, at(from), tokens, s.bias ? s.bias + row : nullptr, y);
-    if (s.activation != SCT_NONE || chain.plan->values[to].checked)
+    if (s.activation != SCT_NONE || chain.program->values[to].checked)
       odd |= chain.kernels->activate_tile(y, std::min<int64_t>(row_block, h.rows - row), static_cast<int>(tile), tokens,
                                           s.activation);
   }
@@ -58,11 +58,11 @@ void linear(const Chain& chain, const sct_step& s, const Place& at, int64_t from
 // Takes one tile through a phase.
 void run_tile(Chain& chain, const ChainPhase& phase, int64_t sequence, int64_t tile, float* shared, float* own) {
   const sct_chain_job& job = *chain.job;
-  const int tokens = chain.tokens_in(tile), lanes = static_cast<int>(chain.plan->tile);
+  const int tokens = chain.tokens_in(tile), lanes = static_cast<int>(chain.program->tile);
   const int64_t first = sequence * job.tokens + tile * chain.per;
-  const Place at{chain, shared + tile * chain.plan->shared_rows * lanes, own};
+  const Place at{chain, shared + tile * chain.program->shared_rows * lanes, own};
   bool odd = false;
-  if (&phase == &chain.plan->phases.front())
+  if (&phase == &chain.program->phases.front())
     odd |= chain.kernels->pack_tile(job.x + first * job.width, job.width, job.width, tokens, lanes, at(0));
   for (int64_t i = phase.begin; i < phase.end; i++) {
     const sct_step& s = job.steps[i];
@@ -70,11 +70,11 @@ void run_tile(Chain& chain, const ChainPhase& phase, int64_t sequence, int64_t t
       linear(chain, s, at, s.from[0], i + 1, tokens, odd);
     else
       odd |= chain.kernels->norm_tile(at(s.from[0]), s.from[1] < 0 ? nullptr : at(s.from[1]),
-                                      chain.plan->values[i + 1].rows, lanes, tokens, s.norm, s.scale, s.shift, s.epsilon,
+                                      chain.program->values[i + 1].rows, lanes, tokens, s.norm, s.scale, s.shift, s.epsilon,
                                       at(i + 1));
   }
-  if (&phase == &chain.plan->phases.back()) {
-    const int64_t rows = chain.plan->values.back().rows;
+  if (&phase == &chain.program->phases.back()) {
+    const int64_t rows = chain.program->values.back().rows;
     chain.kernels->unpack_tile(at(job.count), rows, lanes, tokens, SCT_NONE, job.y + first * rows, rows);
   }
   if (odd) chain.odd.store(true);
@@ -94,20 +94,20 @@ sct_attention_job attention_of(const sct_chain_job& job, const sct_step& s) {
 void run_head(Chain& chain, const sct_step& s, int64_t step, int64_t sequence, int64_t head, int64_t query, float* shared,
               float* own) {
   const sct_chain_job& job = *chain.job;
-  const ChainPlan& plan = *chain.plan;
+  const ChainProgram& program = *chain.program;
   sct_attention_job a = attention_of(job, s);
   const Place at{chain, shared, own};
-  a.q = at(s.from[0]) + s.first[0] * plan.tile;
-  a.k = at(s.from[1]) + s.first[1] * plan.tile;
-  a.v = at(s.from[2]) + s.first[2] * plan.tile;
+  a.q = at(s.from[0]) + s.first[0] * program.tile;
+  a.k = at(s.from[1]) + s.first[1] * program.tile;
+  a.v = at(s.from[2]) + s.first[2] * program.tile;
   a.out = at(step + 1);
   for (auto* stride : {a.q_stride, a.k_stride, a.v_stride, a.out_stride}) {
-    stride[1] = s.width * plan.tile;
-    stride[2] = plan.shared_rows * plan.tile;
+    stride[1] = s.width * program.tile;
+    stride[2] = program.shared_rows * program.tile;
   }
   const int64_t left = chain.tokens_in(query / chain.per) - query % chain.per;
   const int n = static_cast<int>(std::min<int64_t>(chain.kernels->attention_queries, left));
-  if (chain.kernels->attention_packed(a, plan.tile, chain.per, sequence, head, query, n, own + plan.own_rows * plan.tile))
+  if (chain.kernels->attention_packed(a, program.tile, chain.per, sequence, head, query, n, own + program.own_rows * program.tile))
     chain.odd.store(true);
 }
 
@@ -138,10 +138,10 @@ struct Alone {
 void alone_task(void* context) {
   auto& job = *static_cast<Alone*>(context);
   Chain& chain = *job.chain;
-  float *shared = scratch(0, chain.sequence_floats()), *own = scratch(1, chain.own_floats());
+  float *shared = scratch(Scratch::kShared, chain.sequence_floats()), *own = scratch(Scratch::kOwn, chain.own_floats());
   if (!shared || !own) return;  // the other threads do the work
   for (int64_t s; (s = job.next.fetch_add(1)) < job.sequences;)
-    for (const ChainPhase& phase : chain.plan->phases)
+    for (const ChainPhase& phase : chain.program->phases)
       for (int64_t u = 0, n = units(chain, phase); u < n; u++) run_unit(chain, phase, s, u, shared, own);
 }
 
@@ -158,9 +158,9 @@ struct Together {
 void together_task(void* context) {
   auto& job = *static_cast<Together*>(context);
   Chain& chain = *job.chain;
-  float* own = scratch(1, chain.own_floats());
+  float* own = scratch(Scratch::kOwn, chain.own_floats());
   if (!own) return;  // the other threads do the work
-  const auto& phases = chain.plan->phases;
+  const auto& phases = chain.program->phases;
   size_t p = 0;
   int64_t begin = 0, in_phase = units(chain, phases[0]), before = 0;
   for (;;) {
@@ -183,32 +183,32 @@ int run_chain(Chain& chain, int threads, const Threads& on) {
   if (alone.sequences) run_parallel(threads, alone_task, &alone, on);
   if (alone.next.load() < alone.sequences) return SCT_NO_MEMORY;
   if (alone.sequences == batch) return SCT_OK;
-  const size_t phases = chain.plan->phases.size();
+  const size_t phases = chain.program->phases.size();
   Together together{&chain, alone.sequences, batch - alone.sequences, nullptr,
                     std::unique_ptr<std::atomic<int64_t>[]>(new std::atomic<int64_t>[phases]())};
-  together.shared = scratch(0, together.sequences * chain.sequence_floats());
+  together.shared = scratch(Scratch::kShared, together.sequences * chain.sequence_floats());
   if (!together.shared) return SCT_NO_MEMORY;
   run_parallel(threads, together_task, &together, on);
   return together.done[phases - 1].load() < chain.tiles * together.sequences ? SCT_NO_MEMORY : SCT_OK;
 }
 
 // Step by step on values (batch, tokens, rows): where NaN has to spread as in a dense product.
-int run_steps(const sct_chain_job& job, const ChainPlan& plan, int threads, int isa, const Threads& on) {
+int run_steps(const sct_chain_job& job, const ChainProgram& program, int threads, int isa, const Threads& on) {
   const int64_t tokens = job.batch * job.tokens;
   std::vector<int64_t> before(job.count + 1);
-  for (int64_t v = 1; v < job.count; v++) before[v + 1] = before[v] + plan.values[v].rows;
-  float* memory = scratch(2, before[job.count] * tokens);
+  for (int64_t v = 1; v < job.count; v++) before[v + 1] = before[v] + program.values[v].rows;
+  float* memory = scratch(Scratch::kSteps, before[job.count] * tokens);
   if (!memory) return SCT_NO_MEMORY;
   auto at = [&](int64_t v) {
     return v == 0 ? const_cast<float*>(job.x) : v == job.count ? job.y : memory + before[v] * tokens;
   };
   for (int64_t i = 0; i < job.count; i++) {
     const sct_step& s = job.steps[i];
-    const int64_t rows = plan.values[i + 1].rows;
+    const int64_t rows = program.values[i + 1].rows;
     float* y = at(i + 1);
     int status = SCT_OK;
     if (s.kind == SCT_LINEAR_STEP) {
-      const int64_t cols = plan.values[s.from[0]].rows;
+      const int64_t cols = program.values[s.from[0]].rows;
       status = sct_linear_on(s.blob, s.bytes, at(s.from[0]), tokens, cols, s.bias, s.activation, nullptr, y, rows, threads,
                              isa, on.run, on.pool);
     } else if (s.kind == SCT_NORM_STEP) {
@@ -222,7 +222,7 @@ int run_steps(const sct_chain_job& job, const ChainPlan& plan, int threads, int 
       const float** heads[] = {&a.q, &a.k, &a.v};
       int64_t* strides[] = {a.q_stride, a.k_stride, a.v_stride, a.out_stride};
       for (int j = 0; j < 4; j++) {
-        const int64_t wide = j < 3 ? plan.values[s.from[j]].rows : rows;
+        const int64_t wide = j < 3 ? program.values[s.from[j]].rows : rows;
         if (j < 3) *heads[j] = at(s.from[j]) + s.first[j];
         strides[j][0] = job.tokens * wide, strides[j][1] = s.width, strides[j][2] = wide;
       }
@@ -236,7 +236,7 @@ int run_steps(const sct_chain_job& job, const ChainPlan& plan, int threads, int 
 // Tokens that go into a tile: as many as fit, or fewer where that gives every thread as much to do.
 void cut(Chain& chain, int threads) {
   const int64_t tokens = chain.job->tokens;
-  chain.tiles = ceil_div(tokens, chain.plan->tile);
+  chain.tiles = ceil_div(tokens, chain.program->tile);
   const int64_t left = chain.job->batch % threads;
   if (left && left * chain.tiles % threads) {
     const int64_t finer = round_up(chain.tiles, threads);
@@ -256,18 +256,18 @@ extern "C" int sct_chain(const sct_chain_job* job, int threads, int isa, sct_run
   const int resolved = sct_resolve_isa(isa);
   if (resolved < 0) return SCT_UNSUPPORTED_ISA;
   try {
-    const ChainPlan plan = plan_chain(job->steps, job->count, job->width);
-    if (plan.values.empty() || !plan.tile) return SCT_BAD_ARGUMENT;
+    const ChainProgram program = compile_chain(job->steps, job->count, job->width);
+    if (program.values.empty() || !program.tile) return SCT_BAD_ARGUMENT;
     if (!job->batch || !job->tokens) return SCT_OK;
     if (!job->x || !job->y) return SCT_BAD_ARGUMENT;
-    Chain chain{job, &plan, &kernel_table(resolved), 0, 0};
+    Chain chain{job, &program, &kernel_table(resolved), 0, 0};
     cut(chain, threads);
     // With many threads and few tiles, layers that are shared out row by row are faster.
     if (job->batch >= threads || 2 * job->batch * chain.tiles > threads) {
       const int status = run_chain(chain, threads, {run, pool});
       if (status != SCT_OK || !chain.odd.load()) return status;
     }
-    return run_steps(*job, plan, threads, resolved, {run, pool});
+    return run_steps(*job, program, threads, resolved, {run, pool});
   } catch (const std::bad_alloc&) {
     return SCT_NO_MEMORY;
   }

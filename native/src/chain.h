@@ -23,13 +23,13 @@ struct ChainPhase {
   bool attention;
 };
 
-struct ChainPlan {
+struct ChainProgram {
   std::vector<ChainValue> values;
   std::vector<ChainPhase> phases;
   int64_t tile = 0, shared_rows = 0, own_rows = 0, widest_head = 0;
 };
 
 // Empty values where steps do not fit together.
-ChainPlan plan_chain(const sct_step* steps, int64_t count, int64_t width);
+ChainProgram compile_chain(const sct_step* steps, int64_t count, int64_t width);
 
 }  // namespace secateur

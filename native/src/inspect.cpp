@@ -2,7 +2,7 @@
 #include <new>
 
 #include "blob.h"
-#include "sound.h"
+#include "validate.h"
 #include "visit.h"
 
 namespace secateur {

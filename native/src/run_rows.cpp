@@ -3,8 +3,9 @@
 #include <atomic>
 
 #include "blob.h"
-#include "call.h"
+#include "linear_call.h"
 #include "pool.h"
+#include "scratch.h"
 #include "table.h"
 
 namespace secateur {
@@ -14,7 +15,7 @@ constexpr int64_t kBitmaskRows = 64;   // rows of a bitmask or nm weight that a 
 constexpr int64_t kPanelTokens = 256;  // bounds the packed copy of the activations
 
 struct RowJob {
-  const Call* call;
+  const LinearCall* call;
   const float* x;
   int64_t unit_rows, units, columns;
   std::atomic<int64_t> next{0};
@@ -22,9 +23,9 @@ struct RowJob {
 
 void row_task(void* context) {
   auto& job = *static_cast<RowJob*>(context);
-  const Call& c = *job.call;
+  const LinearCall& c = *job.call;
   const bool block = c.h->format == SCT_BLOCK;
-  float* sums = block ? scratch(1, round_up(std::min<int64_t>(job.unit_rows, c.h->rows), 8) * 8) : nullptr;
+  float* sums = block ? scratch(Scratch::kOwn, round_up(std::min<int64_t>(job.unit_rows, c.h->rows), 8) * 8) : nullptr;
   if (block && !sums) return;  // the other threads do the work
   for (int64_t i; (i = job.next.fetch_add(1)) < job.units;) {
     const int64_t row = i * job.unit_rows, end = std::min<int64_t>(row + job.unit_rows, c.h->rows);
@@ -42,14 +43,14 @@ void row_task(void* context) {
   }
 }
 
-int run_panel(const Call& c) {
+int run_panel(const LinearCall& c) {
   const bool block = c.h->format == SCT_BLOCK;
   RowJob job;
   job.call = &c;
   job.unit_rows = block ? c.h->p[2] : kBitmaskRows;
   job.units = ceil_div(c.h->rows, job.unit_rows);
   job.columns = block ? c.h->cols : round_up(c.h->cols, kBitmaskColumns);
-  float* packed = scratch(0, (c.tokens + 7) * job.columns);
+  float* packed = scratch(Scratch::kShared, (c.tokens + 7) * job.columns);
   if (!packed) return SCT_NO_MEMORY;
   const uint32_t order = c.h->format == SCT_NM ? uint32_t{SCT_F32} : c.h->value;
   bool odd = false;
@@ -71,23 +72,6 @@ int run_panel(const Call& c) {
 
 }  // namespace
 
-int run_rows(const Call& c) {
-  for (int64_t t = 0; t < c.tokens; t += kPanelTokens) {
-    Call part = c;
-    part.x += t * c.ldx;
-    part.y += t * c.ldy;
-    sct_after after;
-    if (c.after) {
-      after = *c.after;
-      if (after.residual) after.residual += t * after.ld;
-      if (after.gate) after.gate += t * after.gate_ld;
-      part.after = &after;
-    }
-    part.tokens = std::min(kPanelTokens, c.tokens - t);
-    const int status = run_panel(part);
-    if (status != SCT_OK) return status;
-  }
-  return SCT_OK;
-}
+int run_rows(const LinearCall& c) { return run_in_panels(c, kPanelTokens, run_panel); }
 
 }  // namespace secateur

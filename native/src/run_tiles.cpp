@@ -4,8 +4,9 @@
 #include <memory>
 
 #include "blob.h"
-#include "call.h"
+#include "linear_call.h"
 #include "pool.h"
+#include "scratch.h"
 #include "table.h"
 
 namespace secateur {
@@ -16,7 +17,7 @@ constexpr uint64_t kCachedBytes = 8 << 20;  // weights that stay in the L3 cache
 constexpr int64_t kPanelFloats = 196608;  // packed activations at a time, so that they stay in the L2 cache
 
 struct TileJob {
-  const Call* call;
+  const LinearCall* call;
   float* packed;
   int64_t tiles, row_blocks;
   std::atomic<int64_t> next_pack{0}, packed_tiles{0}, next{0};
@@ -24,25 +25,25 @@ struct TileJob {
   std::unique_ptr<std::atomic<int64_t>[]> row_blocks_done;  // of each tile, where something comes after
 };
 
-bool is_block(const Call& c) { return c.h->format == SCT_BLOCK; }
-bool is_quad(const Call& c) { return c.h->format == SCT_QUAD; }
+bool is_block(const LinearCall& c) { return c.h->format == SCT_BLOCK; }
+bool is_quad(const LinearCall& c) { return c.h->format == SCT_QUAD; }
 
-int64_t tile_tokens(const Call& c) {
+int64_t tile_tokens(const LinearCall& c) {
   return is_block(c) ? c.kernels->block_tile_tokens[c.h->p[0] == 8] : static_cast<int64_t>(c.h->p[0]);
 }
 
-int64_t packed_floats(const Call& c, int64_t tile) {
+int64_t packed_floats(const LinearCall& c, int64_t tile) {
   return is_quad(c) ? (ceil_div(c.h->cols, 4) * c.kernels->quad_wide + 2) * tile : tile * c.h->cols;
 }
 
-int tokens_in_tile(const Call& c, int64_t tile_index) {
+int tokens_in_tile(const LinearCall& c, int64_t tile_index) {
   const int64_t tile = tile_tokens(c);
   return static_cast<int>(std::min<int64_t>(tile, c.tokens - tile_index * tile));
 }
 
 void tile_task(void* context) {
   auto& job = *static_cast<TileJob*>(context);
-  const Call& c = *job.call;
+  const LinearCall& c = *job.call;
   const int64_t tile = tile_tokens(c), row_block = std::min<int64_t>(c.h->p[2], round_up(c.h->rows, 8)), tile_floats = packed_floats(c, tile);
   for (int64_t t; (t = job.next_pack.fetch_add(1)) < job.tiles;) {
     if ((is_quad(c) ? c.kernels->quad_pack : c.kernels->pack_tile)(c.x + t * tile * c.ldx, c.ldx, c.h->cols, tokens_in_tile(c, t),
@@ -50,7 +51,7 @@ void tile_task(void* context) {
       job.odd.store(true);
     job.packed_tiles.fetch_add(1, std::memory_order_release);
   }
-  float* y = scratch(1, row_block * tile);
+  float* y = scratch(Scratch::kOwn, row_block * tile);
   if (!y) return;  // the other threads do the work
   for (unsigned spins = 0; job.packed_tiles.load(std::memory_order_acquire) < job.tiles;) relax(spins);
   // Row block by row block, so that all threads read the same part of the weight at a time.
@@ -67,12 +68,12 @@ void tile_task(void* context) {
   }
 }
 
-int run_panel(const Call& c) {
+int run_panel(const LinearCall& c) {
   TileJob job;
   job.call = &c;
   job.tiles = ceil_div(c.tokens, tile_tokens(c));
   job.row_blocks = ceil_div(c.h->rows, int64_t{c.h->p[2]});
-  job.packed = scratch(0, job.tiles * packed_floats(c, tile_tokens(c)));
+  job.packed = scratch(Scratch::kShared, job.tiles * packed_floats(c, tile_tokens(c)));
   if (!job.packed) return SCT_NO_MEMORY;
   if (c.after) job.row_blocks_done.reset(new std::atomic<int64_t>[job.tiles]());
   const int useful = static_cast<int>(std::min<int64_t>(c.threads, job.tiles * job.row_blocks));
@@ -88,28 +89,13 @@ int run_panel(const Call& c) {
 
 }  // namespace
 
-int run_tiles(const Call& c) {
-  const int64_t tile = tile_tokens(c), tokens = c.tokens;
+int run_tiles(const LinearCall& c) {
+  const int64_t tile = tile_tokens(c);
   const int64_t most = std::min<int64_t>(kPanelTokens, kPanelFloats * tile / packed_floats(c, tile)) / tile * tile;
   // One thread takes tile by tile, so that its buffers are small: after others have used the caches this saves 3 to 8%.
   const bool small = c.threads == 1 && c.h->bytes <= kCachedBytes;
   const int64_t panel = small ? tile : std::max(2 * tile, most);
-  for (int64_t t = 0; t < tokens; t += panel) {
-    Call part = c;
-    part.x += t * c.ldx;
-    part.y += t * c.ldy;
-    sct_after after;
-    if (c.after) {
-      after = *c.after;
-      if (after.residual) after.residual += t * after.ld;
-      if (after.gate) after.gate += t * after.gate_ld;
-      part.after = &after;
-    }
-    part.tokens = std::min(panel, tokens - t);
-    const int status = run_panel(part);
-    if (status != SCT_OK) return status;
-  }
-  return SCT_OK;
+  return run_in_panels(c, panel, run_panel);
 }
 
 }  // namespace secateur

@@ -462,7 +462,7 @@ void check_attention(int isa, int queries, int keys, int width, bool masked, int
 }
 
 #include "chain.inl"
-#include "token.inl"
+#include "decoder_step.inl"
 
 }  // namespace
 

@@ -3,6 +3,10 @@
 // Queries lie side by side in the lanes of vectors, as tokens do in the other kernels, so that the softmax over keys
 // needs no sums across lanes; keys come in blocks whose scores stay in the L1 cache, with the running maximum and sum
 // of Milakov and Gimelshein (2018).
+#pragma once
+#include "common.inl"
+#include "pack_activations.inl"
+#include "vecmath.inl"
 
 namespace {
 

@@ -1,6 +1,9 @@
 // Unstructured weight times few tokens (format "bitmask"): the nonzeros of 64 columns are spread to their lanes
-// and meet a vector of activations a token. Included once per instruction set, whose Simd may bring a Spread of
+// and meet a vector of activations a token. Included once per instruction set, whose Simd may bring a Expand of
 // its own; without one, set bits are walked one by one.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
 
@@ -16,8 +19,8 @@ void bitmask_pass(const uint8_t* blob, int64_t begin, int64_t end, const float* 
     const uint8_t* value =
         section<uint8_t>(blob, 2) + section<uint64_t>(blob, 0)[r] * secateur::value_bytes(VALUE);
     float sum[T];
-    Spread<VALUE>::template row<T>(mask, words, value, x, stride, sum);
-    const float scale = VALUE == SCT_I8 ? section<float>(blob, 3)[r] * Spread<VALUE>::kScale : 1.0f;
+    Expand<VALUE>::template row<T>(mask, words, value, x, stride, sum);
+    const float scale = VALUE == SCT_I8 ? section<float>(blob, 3)[r] * Expand<VALUE>::kScale : 1.0f;
     for (int t = 0; t < tokens; t++) y[t * ldy + r - begin] = sum[t] * scale + (bias ? bias[r - begin] : 0.0f);
   }
 }
@@ -56,11 +59,11 @@ template <int VALUE>
 void pack_masked_valued(const float* x, int64_t cols, int64_t padded, float* out) {
   int64_t k = 0;
   for (; k + 64 <= cols; k += 64)
-    for (int i = 0; i < 64; i++) out[k + i] = x[k + Spread<VALUE>::source(i)];
+    for (int i = 0; i < 64; i++) out[k + i] = x[k + Expand<VALUE>::source(i)];
   if (k < padded) {
     float tail[64] = {};
     for (int64_t i = k; i < cols; i++) tail[i - k] = x[i];
-    for (int i = 0; i < 64; i++) out[k + i] = tail[Spread<VALUE>::source(i)];
+    for (int i = 0; i < 64; i++) out[k + i] = tail[Expand<VALUE>::source(i)];
   }
 }
 
@@ -73,7 +76,7 @@ bool pack_masked(const float* x, int64_t ldx, int64_t cols, int tokens, int widt
       memset(to, 0, sizeof(float) * padded);
       continue;
     }
-    odd |= not_finite(x + t * ldx, cols);
+    odd |= any_not_finite(x + t * ldx, cols);
     if (value == SCT_F32)
       pack_masked_valued<SCT_F32>(x + t * ldx, cols, padded, to);
     else if (value == SCT_BF16)

@@ -1,9 +1,10 @@
 // Block-sparse weight times few tokens (format "block"): the rows of a block lie side by side in a register, so
 // that one stored block meets one broadcast activation a token. Included once per instruction set.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
-
-constexpr int kPrefetchBytes = 4096;  // weights are read once, in order: so far ahead, a page that no hardware looks into
 
 template <int R, int VALUE, int T>
 __attribute__((noinline)) void block_group(const uint16_t* column, const uint8_t* value, int64_t n, const float* x,

@@ -3,6 +3,8 @@
 //
 // The rows of a block share each load of activations: rows * NV accumulators, NV loads, and a broadcast weight a row.
 // Where registers are few, a block of eight rows goes in two halves.
+#pragma once
+#include "common.inl"
 
 namespace {
 

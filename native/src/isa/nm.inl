@@ -1,6 +1,9 @@
 // N:M weight times few tokens (format "nm"): sixteen rows lie side by side in a vector, each of which picks its own
 // column of a group of M activations. Every group has as many weights, so that nothing is counted and nothing branches.
 // Included once per instruction set, whose Lanes<M> picks.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
 

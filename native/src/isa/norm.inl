@@ -1,13 +1,9 @@
 // What follows a linear layer, one token at a time. Included once per instruction set.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
-
-inline float sum_of(Simd::V v) {
-  float lanes[Simd::W], sum = 0;
-  Simd::store(lanes, v);
-  for (float lane : lanes) sum += lane;
-  return sum;
-}
 
 // y * gate + residual, then LayerNorm or RMSNorm over the n numbers, in place.
 void finish(float* y, int64_t n, const float* gate, const float* residual, int norm, const float* scale,

@@ -4,6 +4,8 @@
 // A token x becomes q = round(x / scale) + zero in 0 .. 255, with its own scale and zero; sums are exact integers, so
 // every instruction set gives the same. A packed tile is [quads][tile][4 bytes] (twice as wide where Dot wants pairs
 // of int16), then `tile` zeros (int32) and `tile` scales.
+#pragma once
+#include "common.inl"
 
 namespace {
 
@@ -52,7 +54,7 @@ bool quad_pack(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
     const int n = std::max(0, std::min(B, tokens - t));
     for (int i = 0; i < n; i++) {
       const float* row = x + (t + i) * ldx;
-      const bool bad = not_finite(row, cols);
+      const bool bad = any_not_finite(row, cols);
       odd |= bad;
       s[i] = bad ? TokenScale{0, 0, 0} : scale_of(row, cols);  // a bad token is mended later
       zeros[t + i] = s[i].zero;

@@ -1,8 +1,7 @@
 // Inner loops of one-shot pruning, for float and double. The compiler vectorises them; built with
 // -fopenmp-simd, so that it may reorder the marked reductions.
 #pragma once
-#include <cmath>
-#include <cstdint>
+#include "common.inl"
 
 namespace {
 
@@ -163,7 +162,7 @@ int64_t group_row(const Descent<T>& d, T* v, T* r, uint8_t* mask, int keep, int 
 }
 
 template <class T>
-secateur::RepairTable<T> repair_table() {
+constexpr secateur::RepairTable<T> repair_table() {
   return {
       sweep_row<T>,
       [](const T* c, const T* largest, int64_t n, T slack, T* v, T* r, T* open, uint8_t* kept) {

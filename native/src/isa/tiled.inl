@@ -4,6 +4,8 @@
 // the chunk of activations in L1 at an offset that the packer multiplied out. Rows of equal count run under
 // one loop bound, so that the branch predictor has nothing to guess. The loop is bound by loads from L1: two rows go
 // through the chunk together and load the columns that both keep once.
+#pragma once
+#include "common.inl"
 
 namespace {
 
@@ -45,7 +47,6 @@ constexpr int accumulator_sets(int nv) { return nv == 1 ? 8 : nv <= 3 ? 4 : nv <
 // A pass of two rows needs 2 * NV accumulators, and some registers beside them.
 constexpr int kMostVectors = Simd::MOST_VECTORS;
 
-constexpr int kRowsAhead = 3;  // sorted rows defeat the hardware prefetcher
 // Weights that do not stay in L2 are fetched into it so many bytes ahead: other reads hide them from the prefetcher, too.
 // Each line fetched is an access to L1, which weights that are in L2 already can do without.
 constexpr int kWeightsAhead = 4096;

@@ -1,4 +1,6 @@
 // Activations on vectors. Included once per instruction set, after its Simd.
+#pragma once
+#include "common.inl"
 
 namespace {
 

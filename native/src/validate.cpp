@@ -1,4 +1,4 @@
-#include "sound.h"
+#include "validate.h"
 
 #include <cstdlib>
 #include <cstring>

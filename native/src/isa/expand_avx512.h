@@ -10,7 +10,7 @@
 namespace {
 
 template <int VALUE>
-struct Spread {
+struct Expand {
   // int8 is used as the top byte of an int32.
   static constexpr float kScale = VALUE == SCT_I8 ? 1.0f / 16777216 : 1.0f;
 

@@ -1,4 +1,4 @@
-// One call of sct_linear as the runners of the formats see it, and the memory that they share.
+// One call of sct_linear, and the functions that compute it.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +8,7 @@
 
 namespace secateur {
 
-struct Call {
+struct LinearCall {
   const uint8_t* blob;
   const Header* h;
   const KernelTable* kernels;
@@ -26,19 +26,18 @@ struct Call {
 constexpr int kFewTokens = 16;  // up to here the block format runs on block_rows, above on block_tile
 
 // Many tokens, activations in tiles: the tiled format, and the block format.
-int run_tiles(const Call& call);
+int run_tiles(const LinearCall& call);
 
 // Few tokens, or a format that knows no tiles.
-int run_rows(const Call& call);
+int run_rows(const LinearCall& call);
 
 // Mends y where x holds NaN or infinity: the kernels skip zero weights; a dense product does not.
-void spread_not_finite(const Call& call);
+void spread_not_finite(const LinearCall& call);
+
+// Calls run_panel for `panel_tokens` tokens after another, until one fails.
+int run_in_panels(const LinearCall& call, int64_t panel_tokens, int (*run_panel)(const LinearCall& panel));
 
 // What comes after the outputs of tokens [begin, end).
-void finish_tokens(const Call& call, int64_t begin, int64_t end);
-
-// A buffer of the calling thread that grows and is reused by its next call; null when memory is out. Buffers
-// of different `slot`s (0, 1 or 2) are independent.
-float* scratch(int slot, int64_t floats);
+void finish_tokens(const LinearCall& call, int64_t begin, int64_t end);
 
 }  // namespace secateur

@@ -7,7 +7,7 @@
 namespace {
 
 template <int VALUE>
-struct Spread {
+struct Expand {
   static constexpr float kScale = 1.0f;
   static constexpr int source(int lane) { return lane; }
 

@@ -21,7 +21,7 @@ struct LaneTable {
 constexpr LaneTable kLanes;
 
 template <int VALUE>
-struct Spread {
+struct Expand {
   static constexpr float kScale = 1.0f;
   static constexpr int source(int lane) { return lane; }
 

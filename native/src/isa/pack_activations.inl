@@ -1,19 +1,9 @@
 // Into and out of the packed activation layout [cols][tile]. Included once per instruction set.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
-
-// 0 * x summed up is NaN exactly if some x is NaN or infinite.
-bool not_finite(const float* x, int64_t n) {
-  Simd::V a = Simd::zero(), b = Simd::zero();
-  int64_t i = 0;
-  for (; i + 2 * Simd::W <= n; i += 2 * Simd::W) {
-    a = Simd::fma(Simd::load(x + i), Simd::zero(), a);
-    b = Simd::fma(Simd::load(x + i + Simd::W), Simd::zero(), b);
-  }
-  float tail = 0;
-  for (; i < n; i++) tail += x[i] * 0.0f;
-  return tail != tail || Simd::any_nan(Simd::add(a, b));
-}
 
 // Rows that lie a multiple of 4 KiB apart share one set of the L1 cache, which holds fewer lines than a transpose
 // touches: they go by way of a strip of so many columns, in which they do not.
@@ -62,7 +52,7 @@ bool pack_tile(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
   const int lanes = (tokens + Simd::W - 1) / Simd::W * Simd::W;
   bool odd = false;
   int t = pack_bands<Simd>(x, ldx, cols, tokens, tile, out, odd);
-  for (int i = t; i < tokens; i++) odd |= not_finite(x + i * ldx, cols);
+  for (int i = t; i < tokens; i++) odd |= any_not_finite(x + i * ldx, cols);
   for (; t + B <= tokens; t += B) {
     const float* row = x + t * ldx;
     int64_t k = 0;
@@ -127,6 +117,17 @@ void unpack_tile(float* y, int64_t rows, int tile, int tokens, int activation, f
   t = unpack_bands<Narrow<Simd>>(y, rows, tile, t, tokens, out, ldy);
   for (; t < tokens; t++)
     for (int64_t r = 0; r < rows; r++) out[t * ldy + r] = y[r * tile + t];
+}
+
+bool pack_columns(const float* x, int64_t ldx, int64_t cols, int tokens, int width, float* out) {
+  bool odd = false;
+  for (int t = 0; t < tokens; t++) odd |= any_not_finite(x + t * ldx, cols);
+  int64_t k = 0;
+  if (width == Simd::TB && tokens == width)
+    for (; k + Simd::TB <= cols; k += Simd::TB) Simd::transpose(x + k, ldx, out + k * width, width);
+  for (; k < cols; k++)
+    for (int t = 0; t < width; t++) out[k * width + t] = t < tokens ? x[t * ldx + k] : 0.0f;
+  return odd;
 }
 
 }  // namespace
