@@ -1,9 +1,9 @@
-// Runs a program that `secateur export --to onnx --sparse` wrote, with ONNX Runtime's own C++ interface and no Python:
+// Runs a model that `secateur export --to onnx --sparse` has written, with ONNX Runtime's own C++ interface and no Python:
 //
 //     run_model secateur_onnx.so model.onnx BATCH TOKENS
 //
-// The first input counts 1 to 97 over and over (ids of tokens), other whole numbers are 1 (masks, types), real inputs
-// are sines. Prints the first numbers of every real output and the median time of a run on one thread.
+// The first input counts from 1 to 97 over and over (token ids), other integer inputs are 1 (masks, types), float inputs are
+// sines. Prints the first numbers of every float output and the median time of a run on one thread.
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>

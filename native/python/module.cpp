@@ -1,5 +1,5 @@
-// The Python module secateur.kernels._native: a thin face of the C interface. Addresses are integers here
-// (they cost a tenth of a microsecond); secateur.kernels.packing and .ops check what they point to.
+// The Python module secateur.kernels._native: a thin layer over the C interface. Addresses are passed as integers (a tenth
+// of a microsecond each); secateur.kernels.packing and secateur.runtime.layers.operators check what they point to.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
@@ -33,7 +33,7 @@ void check(int status) {
   throw std::invalid_argument(sct_error_text(status));
 }
 
-// Whether what a packed weight says of itself fits what the tensors hold.
+// Throws where the size of a packed weight differs from that of the tensors (rows outputs, cols features).
 void check_size(uintptr_t blob, int64_t bytes, int64_t rows, int64_t cols) {
   sct_info info;
   check(sct_describe(at<uint8_t>(blob), bytes, &info));
@@ -73,21 +73,22 @@ using Strides = std::tuple<int64_t, int64_t, int64_t>;  // from batch to batch, 
 
 void fill(int64_t (&to)[3], const Strides& from) { std::tie(to[0], to[1], to[2]) = from; }
 
-// The steps of a table whose places are numbers of parts, which lie at `address` and take `bytes` each.
+// The steps of a table (secateur/steps.h) whose addresses are indices of parts: part i lies at address[i] and has bytes[i]
+// bytes.
 std::vector<sct_step> steps_of(const int64_t* table, const float* numbers, int64_t count, int64_t width,
                                const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes) {
   const auto parts = static_cast<int64_t>(std::min(address.size(), bytes.size()));
-  auto part = [&](int64_t place, int64_t least) {
-    if (place < 0 || place >= parts || least < 0 || bytes[place] < least)
+  auto part = [&](int64_t index, int64_t least) {
+    if (index < 0 || index >= parts || least < 0 || bytes[index] < least)
       throw std::invalid_argument("a step of the chain names a part that is not there, or too small");
-    return address[place];
+    return address[index];
   };
-  auto weight = [&](int64_t place, int64_t size) { return at<uint8_t>(part(place, size)); };
-  auto vector = [&](int64_t place, int64_t n) { return place == -1 ? nullptr : at<float>(part(place, n * 4)); };
+  auto weight = [&](int64_t index, int64_t size) { return at<uint8_t>(part(index, size)); };
+  auto vector = [&](int64_t index, int64_t n) { return index == -1 ? nullptr : at<float>(part(index, n * 4)); };
   return secateur::read_steps(table, numbers, count, width, weight, vector);
 }
 
-// The same for a chain; all attention has so many heads, and the last step gives so many rows.
+// The steps of a chain. Throws where an attention has not `heads` heads, or the last step does not give `rows` rows.
 std::vector<sct_step> chain_of(const int64_t* table, const float* numbers, int64_t count, int64_t width,
                                const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes, int64_t heads,
                                int64_t rows) {
@@ -100,10 +101,10 @@ std::vector<sct_step> chain_of(const int64_t* table, const float* numbers, int64
   return steps;
 }
 
-// The steps of a decoder's block. What lies at the addresses must outlive it.
-class Token {
+// The steps of a decoder's block, `Token` in Python. The memory at the addresses must outlive it.
+class DecoderStep {
  public:
-  Token(uintptr_t table, uintptr_t numbers, int64_t count, int64_t width, const std::vector<uintptr_t>& address,
+  DecoderStep(uintptr_t table, uintptr_t numbers, int64_t count, int64_t width, const std::vector<uintptr_t>& address,
         const std::vector<int64_t>& bytes)
       : steps_(steps_of(at<int64_t>(table), at<float>(numbers), count, width, address, bytes)),
         width_(width),
@@ -228,10 +229,10 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         check(sct_attention(&job, threads, isa, nullptr, nullptr));
       });
-  nb::class_<Token>(m, "Token")
+  nb::class_<DecoderStep>(m, "Token")
       .def(nb::init<uintptr_t, uintptr_t, int64_t, int64_t, const std::vector<uintptr_t>&, const std::vector<int64_t>&>())
-      .def_prop_ro("floats", &Token::floats)
-      .def("run", &Token::run);
+      .def_prop_ro("floats", &DecoderStep::floats)
+      .def("run", &DecoderStep::run);
   m.def(
       "chain",
       [](uintptr_t x, uintptr_t y, int64_t batch, int64_t tokens, int64_t width, int64_t rows, uintptr_t table,

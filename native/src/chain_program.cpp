@@ -5,7 +5,7 @@
 namespace secateur {
 namespace {
 
-// Rows of the value that a step writes; negative where it does not fit to what it reads.
+// The rows of the value that a step writes; negative where the step does not fit the values that it reads.
 int64_t rows_of(const sct_step& s, int64_t step, const std::vector<ChainValue>& values, int64_t& tile) {
   const int reads = s.kind == SCT_LINEAR_STEP ? 1 : s.kind == SCT_NORM_STEP ? 2 : 3;
   for (int i = 0; i < 3; i++) {
@@ -27,8 +27,8 @@ int64_t rows_of(const sct_step& s, int64_t step, const std::vector<ChainValue>& 
     case SCT_ATTENTION_STEP:
       if (s.width < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads) return -1;
       for (int i = 0; i < 3; i++) {
-        const int64_t wide = (i ? s.kv_heads : s.heads) * s.width;
-        if (s.first[i] < 0 || wide > values[s.from[i]].rows || s.first[i] > values[s.from[i]].rows - wide) return -1;
+        const int64_t read = (i ? s.kv_heads : s.heads) * s.width, rows_of_value = values[s.from[i]].rows;
+        if (s.first[i] < 0 || read > rows_of_value || s.first[i] > rows_of_value - read) return -1;
       }
       return s.heads * s.width;
     default:
@@ -57,9 +57,10 @@ void note_reads(const sct_step* steps, int64_t count, ChainProgram& program) {
   }
 }
 
-// Gives every value a place that nobody reads any more when it is written. What is shared may be written as soon as the
-// phase of its last reader is over; within a phase a thread's own steps run one after the other.
-int64_t place(bool shared, ChainProgram& program) {
+// Gives every shared value, or every value of a thread's own, an offset at which no other value lies that is still read
+// when it is written. Returns the rows that all of them take. Shared values may be overwritten when the phase of their last
+// reader is over; within a phase, the steps of a thread run one after another.
+int64_t assign_offsets(bool shared, ChainProgram& program) {
   struct Slot {
     int64_t offset, rows, last;
   };
@@ -98,8 +99,8 @@ ChainProgram compile_chain(const sct_step* steps, int64_t count, int64_t width) 
   }
   if (program.phases.back().attention) program.phases.push_back({count, count, false});
   note_reads(steps, count, program);
-  program.shared_rows = place(true, program);
-  program.own_rows = place(false, program);
+  program.shared_rows = assign_offsets(true, program);
+  program.own_rows = assign_offsets(false, program);
   return program;
 }
 

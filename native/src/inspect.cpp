@@ -1,4 +1,4 @@
-// Describes, checks and unpacks packed weights.
+// Describes, validates and unpacks packed weights.
 #include <new>
 
 #include "blob.h"
@@ -68,7 +68,7 @@ extern "C" int sct_validate(const uint8_t* blob, int64_t bytes) {
   const int status = check_header(blob, bytes);
   if (status != SCT_OK) return status;
   try {
-    return is_sound(blob) ? SCT_OK : SCT_BAD_BLOB;
+    return is_valid(blob) ? SCT_OK : SCT_BAD_BLOB;
   } catch (const std::bad_alloc&) {
     return SCT_NO_MEMORY;
   }

@@ -1,4 +1,4 @@
-// Multiplies activations by a packed weight: checks arguments, chooses the runner, mends NaN.
+// Multiplies activations by a packed weight (sct_linear): checks arguments, chooses the runner, propagates NaN.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -14,10 +14,8 @@ namespace {
 
 constexpr double kMacsPerThread = 200000;  // less work than this is not worth waking a thread
 
-}  // namespace
-
-// A token that uint8 cannot hold, in float; what comes after is left out.
-static void compute_in_float(const LinearCall& c, int64_t t) {
+// Computes a token that uint8 cannot hold in float32, without c.after.
+void compute_in_float(const LinearCall& c, int64_t t) {
   const int64_t rows = c.h->rows, width = c.kernels->width;
   std::vector<float> y(rows * width);
   for (int64_t o = 0; o < rows; o++) y[o * width] = c.bias ? c.bias[o] : 0.0f;
@@ -26,17 +24,20 @@ static void compute_in_float(const LinearCall& c, int64_t t) {
   c.kernels->unpack_tile(y.data(), rows, static_cast<int>(width), 1, c.activation, c.y + t * c.ldy, c.ldy);
 }
 
-// 0 * inf and 0 * NaN are NaN: output o of a token keeps its value only if the weight is nonzero at every column where the token is not finite.
-void spread_not_finite(const LinearCall& c) {
+}  // namespace
+
+// 0 * infinity and 0 * NaN are NaN: output o of a token keeps its value only if the weight is nonzero at every column where
+// the token is not finite.
+void propagate_not_finite(const LinearCall& c) {
   std::vector<int32_t> hits(c.h->rows);
-  std::vector<char> odd(c.h->cols);
+  std::vector<char> not_finite(c.h->cols);
   for (int64_t t = 0; t < c.tokens; t++) {
     int32_t n = 0;
-    for (int64_t k = 0; k < c.h->cols; k++) n += odd[k] = !std::isfinite(c.x[t * c.ldx + k]);
+    for (int64_t k = 0; k < c.h->cols; k++) n += not_finite[k] = !std::isfinite(c.x[t * c.ldx + k]);
     if (!n) continue;
     if (c.h->format == SCT_QUAD) compute_in_float(c, t);
     std::fill(hits.begin(), hits.end(), 0);
-    visit(c.blob, [&](int64_t row, int64_t k, float v) { hits[row] += odd[k] && v != 0.0f; });
+    visit(c.blob, [&](int64_t row, int64_t k, float v) { hits[row] += not_finite[k] && v != 0.0f; });
     for (int64_t o = 0; o < c.h->rows; o++)
       if (hits[o] < n) c.y[t * c.ldy + o] = std::numeric_limits<float>::quiet_NaN();
   }
@@ -106,8 +107,8 @@ extern "C" int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x,
             {run, pool},
             after};
   try {
-    const bool few = info.format == SCT_BITMASK || info.format == SCT_NM || (info.format == SCT_BLOCK && tokens <= kFewTokens);
-    return few ? run_rows(call) : run_tiles(call);
+    const bool by_rows = info.format == SCT_BITMASK || info.format == SCT_NM || (info.format == SCT_BLOCK && tokens <= kFewTokens);
+    return by_rows ? run_rows(call) : run_tiles(call);
   } catch (const std::bad_alloc&) {
     return SCT_NO_MEMORY;
   }

@@ -19,25 +19,25 @@ struct LinearCall {
   float* y;
   int64_t ldy;
   int threads;
-  Threads on;
+  CallerThreads on;
   const sct_after* after;
 };
 
-constexpr int kFewTokens = 16;  // up to here the block format runs on block_rows, above on block_tile
+constexpr int kFewTokens = 16;  // with at most so many, the block format runs on block_rows, with more on block_tile
 
-// Many tokens, activations in tiles: the tiled format, and the block format.
+// Computes a call with many tokens, whose activations are packed into tiles: formats tiled, block and quad.
 int run_tiles(const LinearCall& call);
 
-// Few tokens, or a format that knows no tiles.
+// Computes a call with few tokens, or of a format without tiles: formats block, bitmask and nm.
 int run_rows(const LinearCall& call);
 
-// Mends y where x holds NaN or infinity: the kernels skip zero weights; a dense product does not.
-void spread_not_finite(const LinearCall& call);
+// Corrects y where x holds NaN or infinity: the kernels skip zero weights, a dense product does not.
+void propagate_not_finite(const LinearCall& call);
 
-// Calls run_panel for `panel_tokens` tokens after another, until one fails.
+// Calls run_panel for one panel of tokens after another, until a panel fails.
 int run_in_panels(const LinearCall& call, int64_t panel_tokens, int (*run_panel)(const LinearCall& panel));
 
-// What comes after the outputs of tokens [begin, end).
+// Applies call.after to the outputs of tokens [begin, end).
 void finish_tokens(const LinearCall& call, int64_t begin, int64_t end);
 
 }  // namespace secateur

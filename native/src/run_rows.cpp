@@ -1,4 +1,4 @@
-// Few tokens: weights are read once and in order; threads share ranges of rows.
+// Computes a call with few tokens: weights are read once and in order, and threads share ranges of rows.
 #include <algorithm>
 #include <atomic>
 
@@ -12,7 +12,7 @@ namespace secateur {
 namespace {
 
 constexpr int64_t kBitmaskRows = 64;   // rows of a bitmask or nm weight that a thread takes at a time
-constexpr int64_t kPanelTokens = 256;  // bounds the packed copy of the activations
+constexpr int64_t kPanelTokens = 256;  // tokens at a time, which bounds the packed copy of the activations
 
 struct RowJob {
   const LinearCall* call;
@@ -53,19 +53,19 @@ int run_panel(const LinearCall& c) {
   float* packed = scratch(Scratch::kShared, (c.tokens + 7) * job.columns);
   if (!packed) return SCT_NO_MEMORY;
   const uint32_t order = c.h->format == SCT_NM ? uint32_t{SCT_F32} : c.h->value;
-  bool odd = false;
+  bool not_finite = false;
   for (int64_t t = 0; t < c.tokens;) {
     const int width = pass_width(c.tokens - t), n = static_cast<int>(std::min<int64_t>(width, c.tokens - t));
     const float* x = c.x + t * c.ldx;
     float* to = packed + t * job.columns;
-    odd |= block ? c.kernels->pack_columns(x, c.ldx, c.h->cols, n, width, to)
+    not_finite |= block ? c.kernels->pack_columns(x, c.ldx, c.h->cols, n, width, to)
                  : c.kernels->pack_masked(x, c.ldx, c.h->cols, n, width, order, to);
     t += width;
   }
   job.x = packed;
   run_parallel(static_cast<int>(std::min<int64_t>(c.threads, job.units)), row_task, &job, c.on);
   if (job.next.load() < job.units) return SCT_NO_MEMORY;
-  if (odd) spread_not_finite(c);
+  if (not_finite) propagate_not_finite(c);
   if (c.after) finish_tokens(c, 0, c.tokens);
   return SCT_OK;
 }

@@ -1,6 +1,5 @@
-// Unstructured weight times few tokens (format "bitmask"): the nonzeros of 64 columns are spread to their lanes
-// and meet a vector of activations a token. Included once per instruction set, whose Simd may bring a Expand of
-// its own; without one, set bits are walked one by one.
+// Unstructured weight times few tokens (format "bitmask"). Expand, which every instruction set brings, puts the nonzeros
+// of 64 columns into their lanes and multiplies them by the activations of each token.
 #pragma once
 #include "common.inl"
 #include "vecmath.inl"
@@ -69,14 +68,14 @@ void pack_masked_valued(const float* x, int64_t cols, int64_t padded, float* out
 
 bool pack_masked(const float* x, int64_t ldx, int64_t cols, int tokens, int width, uint32_t value, float* out) {
   const int64_t padded = secateur::round_up(cols, secateur::kBitmaskColumns);
-  bool odd = false;
+  bool not_finite = false;
   for (int t = 0; t < width; t++) {
     float* to = out + t * padded;
     if (t >= tokens) {
       memset(to, 0, sizeof(float) * padded);
       continue;
     }
-    odd |= any_not_finite(x + t * ldx, cols);
+    not_finite |= any_not_finite(x + t * ldx, cols);
     if (value == SCT_F32)
       pack_masked_valued<SCT_F32>(x + t * ldx, cols, padded, to);
     else if (value == SCT_BF16)
@@ -84,7 +83,7 @@ bool pack_masked(const float* x, int64_t ldx, int64_t cols, int tokens, int widt
     else
       pack_masked_valued<SCT_I8>(x + t * ldx, cols, padded, to);
   }
-  return odd;
+  return not_finite;
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Block-sparse weight times few tokens (format "block"): the rows of a block lie side by side in a register, so
-// that one stored block meets one broadcast activation a token. Included once per instruction set.
+// Block-sparse weight times few tokens (format "block"): the rows of a block lie side by side in a register (Rows), which
+// is multiplied by one broadcast activation of each token.
 #pragma once
 #include "common.inl"
 #include "vecmath.inl"

@@ -1,22 +1,22 @@
-// Block-sparse weight times a tile of packed activations (format "block", many tokens). Included once per
-// instruction set.
+// Block-sparse weight times a tile of packed activations (format "block", many tokens).
 //
-// The rows of a block share each load of activations: rows * NV accumulators, NV loads, and a broadcast weight a row.
-// Where registers are few, a block of eight rows goes in two halves.
+// The rows of a block share each load of activations: rows * NV accumulators, NV loads, and one broadcast weight for each
+// row. Where registers are few, a block of eight rows is computed in two halves.
 #pragma once
 #include "common.inl"
 
 namespace {
 
 constexpr int rows_at_once(int block) { return Simd::REGISTERS >= 32 ? block : 4; }
-// Of 16 registers 12 add up, three hold activations and one a weight; eight sums would wait for each other.
+// Of 16 registers, 12 accumulate, three hold activations and one a weight; eight accumulators would wait for each other.
 constexpr int block_vectors(int block) {
   return Simd::REGISTERS >= 32 ? Simd::REGISTERS / 2 / rows_at_once(block) : 3;
 }
 
-constexpr int kExpand = 256;  // blocks whose weights are turned into float32 at a time
+constexpr int kWidened = 256;  // blocks whose weights are converted to float32 at a time
 
-// The first rows of n blocks of float32 weights [n][R] into y [R][tile]; x is the chunk's packed activations.
+// Adds the products of the first rows_at_once(R) rows of n blocks to y [R][tile]. w holds their weights [n][R], x the
+// packed activations of the chunk.
 template <int R, int NV>
 __attribute__((noinline)) void block_part(const uint16_t* column, const float* w, int64_t n, const float* x, float* y) {
   constexpr int kTile = block_vectors(R) * Simd::W, kRows = rows_at_once(R);
@@ -65,8 +65,9 @@ void block_columns(const uint16_t* column, const float* w, int64_t n, const floa
     block_part<R, NV>(column, w + r, n, x, y + r * block_vectors(R) * Simd::W);
 }
 
+// n blocks of stored values as float32 weights [n][R].
 template <int R, int VALUE>
-void expand(const uint8_t* values, int64_t n, const float* scales, float* out) {
+void widen(const uint8_t* values, int64_t n, const float* scales, float* out) {
   using S = Rows<R>;
   const typename S::V scale = VALUE == SCT_I8 ? S::load(scales) : S::zero();
   for (int64_t i = 0; i < n; i++) {
@@ -91,7 +92,7 @@ void block_tile_pass(const uint8_t* blob, int64_t rb, const float* packed, const
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, b);
   }
-  float expanded[VALUE == SCT_F32 ? 1 : kExpand * R];
+  float widened[VALUE == SCT_F32 ? 1 : kWidened * R];
   float scales[R] = {};
   for (int64_t c = 0; c < s.chunks; c++) {
     const auto* start = section<uint32_t>(blob, 0) + s.first(rb, c);
@@ -105,10 +106,10 @@ void block_tile_pass(const uint8_t* blob, int64_t rb, const float* packed, const
       }
       if (VALUE == SCT_I8)
         for (int64_t r = 0; r < R && g * R + r < rows; r++) scales[r] = scale[g * R + r];
-      for (int64_t i = start[g]; i < start[g + 1]; i += kExpand) {
-        const int64_t n = std::min<int64_t>(kExpand, start[g + 1] - i);
-        expand<R, VALUE>(value + i * R * secateur::value_bytes(VALUE), n, scales, expanded);
-        block_columns<R, NV>(column + i, expanded, n, x, out);
+      for (int64_t i = start[g]; i < start[g + 1]; i += kWidened) {
+        const int64_t n = std::min<int64_t>(kWidened, start[g + 1] - i);
+        widen<R, VALUE>(value + i * R * secateur::value_bytes(VALUE), n, scales, widened);
+        block_columns<R, NV>(column + i, widened, n, x, out);
       }
     }
   }

@@ -1,4 +1,5 @@
-// Rows of a bitmask weight: a table of permutations, one for each mask of eight columns, puts nonzeros into lanes.
+// Expand for AVX2, for rows of a bitmask weight: a table of permutations, one for each mask of eight columns, puts
+// nonzeros into their lanes.
 #pragma once
 #include <immintrin.h>
 
@@ -8,7 +9,8 @@
 
 namespace {
 
-// For each mask, which of the next values belongs to each lane; lanes without one have the sign bit set.
+// For each mask of eight columns and each lane, the index of its value among the next values; the sign bit is set where a
+// lane has no value.
 struct LaneTable {
   alignas(64) uint32_t lane[256][8];
   constexpr LaneTable() : lane() {

@@ -1,5 +1,5 @@
-// Rows of a bitmask weight: vpexpand puts the nonzeros of 16, 32 or 64 columns into their lanes. Narrow types are
-// left where they fall and the activations are ordered to match (see source).
+// Expand for AVX-512, for rows of a bitmask weight: vpexpand puts the nonzeros of 16, 32 or 64 columns into their lanes.
+// Values of narrow types become float32 in the lanes where they lie; activations are packed in the order of these (source).
 #pragma once
 #include <immintrin.h>
 
@@ -11,10 +11,10 @@ namespace {
 
 template <int VALUE>
 struct Expand {
-  // int8 is used as the top byte of an int32.
+  // An int8 is used as the top byte of an int32.
   static constexpr float kScale = VALUE == SCT_I8 ? 1.0f / 16777216 : 1.0f;
 
-  // The column that lane i of 64 belongs to: bf16 takes even columns of 32 before odd ones, int8 every fourth.
+  // The column of lane i of 64: bf16 takes the even columns of 32 before the odd columns, int8 every fourth column.
   static constexpr int source(int i) {
     return VALUE == SCT_F32 ? i : VALUE == SCT_BF16 ? i / 32 * 32 + i % 16 * 2 + i / 16 % 2 : i % 16 * 4 + i / 16;
   }
@@ -29,7 +29,7 @@ struct Expand {
       _Pragma("GCC unroll 16")
       for (int t = 0; t < T; t++) acc[s][t] = _mm512_setzero_ps();
     }
-    auto meet = [&](int s, __m512 w, const float* at) __attribute__((always_inline)) {
+    auto add_products = [&](int s, __m512 w, const float* at) __attribute__((always_inline)) {
       _Pragma("GCC unroll 16")
       for (int t = 0; t < T; t++)
         acc[s % kSets][t] = _mm512_fmadd_ps(w, _mm512_loadu_ps(at + t * stride), acc[s % kSets][t]);
@@ -42,7 +42,7 @@ struct Expand {
         _Pragma("GCC unroll 16")
         for (int s = 0; s < 4; s++) {
           const auto part = static_cast<__mmask16>(m >> 16 * s);
-          meet(s, _mm512_maskz_expand_ps(part, _mm512_loadu_ps(value)), at + 16 * s);
+          add_products(s, _mm512_maskz_expand_ps(part, _mm512_loadu_ps(value)), at + 16 * s);
           value += 4 * _mm_popcnt_u32(part);
         }
       } else if (VALUE == SCT_BF16) {
@@ -50,18 +50,18 @@ struct Expand {
         for (int s = 0; s < 2; s++) {
           const auto part = static_cast<__mmask32>(m >> 32 * s);
           const __m512i w = _mm512_maskz_expand_epi16(part, _mm512_loadu_si512(value));
-          meet(2 * s, _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)), at + 32 * s);
-          meet(2 * s + 1, _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))),
+          add_products(2 * s, _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)), at + 32 * s);
+          add_products(2 * s + 1, _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))),
                at + 32 * s + 16);
           value += 2 * _mm_popcnt_u32(part);
         }
       } else {
         const __m512i w = _mm512_maskz_expand_epi8(m, _mm512_loadu_si512(value));
         const __m512i top = _mm512_set1_epi32(static_cast<int>(0xff000000u));
-        meet(0, _mm512_cvtepi32_ps(_mm512_slli_epi32(w, 24)), at);
-        meet(1, _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_slli_epi32(w, 16), top)), at + 16);
-        meet(2, _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_slli_epi32(w, 8), top)), at + 32);
-        meet(3, _mm512_cvtepi32_ps(_mm512_and_si512(w, top)), at + 48);
+        add_products(0, _mm512_cvtepi32_ps(_mm512_slli_epi32(w, 24)), at);
+        add_products(1, _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_slli_epi32(w, 16), top)), at + 16);
+        add_products(2, _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_slli_epi32(w, 8), top)), at + 32);
+        add_products(3, _mm512_cvtepi32_ps(_mm512_and_si512(w, top)), at + 48);
         value += _mm_popcnt_u64(m);
       }
     }

@@ -1,6 +1,5 @@
-// N:M weight times few tokens (format "nm"): sixteen rows lie side by side in a vector, each of which picks its own
-// column of a group of M activations. Every group has as many weights, so that nothing is counted and nothing branches.
-// Included once per instruction set, whose Lanes<M> picks.
+// N:M weight times few tokens (format "nm"): sixteen rows lie side by side in a vector (Lanes<M>), and each row picks its
+// own column of a group of M activations. All groups have equally many weights, so nothing is counted and nothing branches.
 #pragma once
 #include "common.inl"
 #include "vecmath.inl"
@@ -8,16 +7,16 @@
 namespace {
 
 template <int N, int M>
-struct NmPlan {
+struct NmFields {
   static constexpr int kBits = M == 4 ? 2 : 3, kFields = secateur::nm_fields(M), kWords = secateur::nm_words(N, M);
   static constexpr int kPeriod = kWords * kFields / N;
 };
 
-// Sixteen rows.
+// Sixteen rows times T tokens.
 template <int N, int M, int VALUE, int T>
 __attribute__((noinline)) void nm_sixteen(const uint8_t* p, int64_t groups, const float* x, int64_t stride,
                                           float (&sums)[T][16]) {
-  using P = NmPlan<N, M>;
+  using P = NmFields<N, M>;
   using L = Lanes<M>;
   constexpr int kSets = T == 1 ? 4 : T == 2 ? 2 : 1, kBytes = 16 * secateur::value_bytes(VALUE);
   typename L::V acc[kSets][T];
@@ -69,7 +68,7 @@ __attribute__((noinline)) void nm_sixteen(const uint8_t* p, int64_t groups, cons
   }
 }
 
-// T tokens at a time of up to eight: the second time, the weights of sixteen rows are in cache.
+// T tokens at a time out of up to eight: for the second T tokens, the weights of sixteen rows are in cache.
 template <int N, int M, int VALUE, int T>
 void nm_pass(const uint8_t* blob, int64_t begin, int64_t end, const float* x, const float* bias, float* y, int64_t ldy,
              int tokens) {
