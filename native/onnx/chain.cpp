@@ -27,7 +27,8 @@ SparseChain::SparseChain(const Runtime& r, const OrtKernelInfo* info)
     return blob;
   };
   auto numbers = [&](int64_t offset, int64_t count) { return vector(offset, count); };
-  steps_ = read_steps(runtime.data<int64_t>(table[0]), runtime.data<float>(table[1]), shape[0], width_, weight, numbers);
+  steps_ =
+      read_steps(runtime.data<int64_t>(table[0]), runtime.data<float>(table[1]), shape[0], width_, weight, numbers);
   rows_ = sct_chain_rows(steps_.data(), static_cast<int64_t>(steps_.size()), width_);
   if (rows_ < 1) runtime.fail(ort::kInvalidGraph, "the steps of SparseChain do not fit together");
   for (const sct_step& s : steps_) {
@@ -49,7 +50,7 @@ const float* SparseChain::vector(int64_t offset, int64_t numbers) const {
 
 int SparseChain::threads(SessionThreads& session_threads) const {
   if (threads_.load() >= SessionThreads::of_machine()) return threads_.load();
-  // A count may miss threads that sleep or are busy: the first count takes long, and counts are repeated ever more rarely.
+  // A count may miss threads that sleep or are busy: the first count takes long, and later ones become ever rarer.
   const uint64_t call = calls_.fetch_add(1);
   if (call < 4 || (call & (call - 1)) == 0)
     threads_.store(std::max(threads_.load(), session_threads.count_at_work(call ? 200 : 5000)));

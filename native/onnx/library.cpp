@@ -1,5 +1,5 @@
-// The kernels as a custom-operator library of ONNX Runtime, with operators of the domain "secateur". They run on the threads
-// of the session.
+// The kernels as a custom-operator library of ONNX Runtime, with operators of the domain "secateur". They run on the
+// threads of the session.
 #include "chain.h"
 #include "operators.h"
 

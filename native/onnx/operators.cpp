@@ -56,8 +56,8 @@ OrtValue* Runtime::output(OrtKernelContext* context, const std::vector<int64_t>&
   return value;
 }
 
-// ONNX Runtime's interface does not say how many threads a session has. A session that is asked for more threads uses the
-// threads that it has, and a task that finds nothing left to do returns at once.
+// ONNX Runtime's interface does not say how many threads a session has. A session that is asked for more threads uses
+// the threads that it has, and a task that finds nothing left to do returns at once.
 int SessionThreads::of_machine() {
   static const int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   return threads;
@@ -151,16 +151,21 @@ void SparseLinear::compute(OrtKernelContext* context) const {
   int64_t tokens = 1;
   for (size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
   const float* bias = vector(context, 2, "bias");
-  const sct_after after{runtime.data<float>(residual), info_.rows,  norm_,
-                        vector(context, 4, "scale"),   vector(context, 5, "shift"),
-                        epsilon_,                      runtime.data<float>(gate), info_.rows};
+  const sct_after after{runtime.data<float>(residual),
+                        info_.rows,
+                        norm_,
+                        vector(context, 4, "scale"),
+                        vector(context, 5, "shift"),
+                        epsilon_,
+                        runtime.data<float>(gate),
+                        info_.rows};
   OrtValue* out = runtime.output(context, shape);
   if (!tokens) return;
   SessionThreads threads{&runtime, context};
   const int status =
       sct_linear_on(packed_.data, packed_.bytes, runtime.data<float>(x), tokens, info_.cols, bias, activation_,
-                    residual || norm_ || gate ? &after : nullptr, runtime.data<float>(out), info_.rows, SessionThreads::of_machine(),
-                    SCT_ISA_AUTO, SessionThreads::run, &threads);
+                    residual || norm_ || gate ? &after : nullptr, runtime.data<float>(out), info_.rows,
+                    SessionThreads::of_machine(), SCT_ISA_AUTO, SessionThreads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("SparseLinear: ") + sct_error_text(status));
 }
 
@@ -174,7 +179,8 @@ void mask_strides(const Runtime& runtime, const OrtValue* mask, const int64_t (&
     to[i] = shape[i] == 1 ? 0 : stride;
     stride *= shape[i];
   }
-  if (!fits) runtime.fail(ort::kInvalidArgument, "a mask of attention has four dimensions: batch, heads, queries, keys");
+  if (!fits)
+    runtime.fail(ort::kInvalidArgument, "a mask of attention has four dimensions: batch, heads, queries, keys");
 }
 
 Attention::Attention(const Runtime& r, const OrtKernelInfo* info)
@@ -259,7 +265,8 @@ void Norm::compute(OrtKernelContext* context) const {
   OrtValue* out = runtime.output(context, shape);
   SessionThreads threads{&runtime, context};
   const int status = sct_norm_on(runtime.data<float>(x), tokens, width, width, norm_, parts[0], parts[1], epsilon_,
-                                 runtime.data<float>(out), width, SessionThreads::of_machine(), SCT_ISA_AUTO, SessionThreads::run, &threads);
+                                 runtime.data<float>(out), width, SessionThreads::of_machine(), SCT_ISA_AUTO,
+                                 SessionThreads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("Norm: ") + sct_error_text(status));
 }
 
@@ -273,9 +280,9 @@ void Rotary::compute(OrtKernelContext* context) const {
   OrtValue* out = runtime.output(context, shape);
   const int64_t tokens = shape[2], width = shape[3];
   const int64_t stride[] = {shape[1] * tokens * width, tokens * width, width};
-  const int status = sct_rotary(runtime.data<float>(x), stride, shape[0], shape[1], tokens, width, runtime.data<float>(cos),
-                                runtime.data<float>(sin), angles[0] == 1 ? 0 : tokens * width, runtime.data<float>(out),
-                                stride);
+  const int status =
+      sct_rotary(runtime.data<float>(x), stride, shape[0], shape[1], tokens, width, runtime.data<float>(cos),
+                 runtime.data<float>(sin), angles[0] == 1 ? 0 : tokens * width, runtime.data<float>(out), stride);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("Rotary: ") + sct_error_text(status));
 }
 

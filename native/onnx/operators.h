@@ -15,7 +15,7 @@ struct Failure {
   OrtStatus* status;
 };
 
-// Calls into ONNX Runtime. A failed call throws Failure, which the functions that ONNX Runtime calls catch (library.cpp).
+// Calls into ONNX Runtime. A failed call throws Failure, which library.cpp catches where ONNX Runtime calls us.
 struct Runtime {
   const OrtApi* api;
 
@@ -67,8 +67,8 @@ struct Constant {
   Constant(const Runtime& runtime, const OrtKernelInfo* info, size_t input, size_t align, const char* name);
 };
 
-// Writes the strides of a mask (batch, heads, queries, keys) to `to`: floats from batch to batch, head to head and query to
-// query, 0 where the mask has size 1. Without a mask, leaves `to` as it is.
+// Writes the strides of a mask (batch, heads, queries, keys) to `to`: floats from batch to batch, head to head and
+// query to query, 0 where the mask has size 1. Without a mask, leaves `to` as it is.
 void mask_strides(const Runtime& runtime, const OrtValue* mask, const int64_t (&sizes)[4], int64_t (&to)[3]);
 
 // y = norm(activation(x w^T + bias) * gate + residual)
@@ -137,8 +137,8 @@ class Norm {
   float epsilon_;
 };
 
-// Rotary position embedding: y = x cos + rotate_half(x) sin, where rotate_half(x) is the second half of the last dimension,
-// negated, followed by the first half
+// Rotary position embedding: y = x cos + rotate_half(x) sin, where rotate_half(x) is the second half of the last
+// dimension, negated, followed by the first half
 //
 //   inputs      x (batch, heads, tokens, width), cos and sin (batch or 1, 1, tokens, width)
 class Rotary {

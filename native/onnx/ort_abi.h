@@ -3,7 +3,7 @@
 //
 // OrtApi is a table of function pointers that only ever grows at its end, so the index of a function never changes.
 // OrtCustomOp grows in the same way and states its version. Both are as of version 17 (ONNX Runtime 1.17, January 2024;
-// include/onnxruntime/core/session/onnxruntime_c_api.h). tests/runtime/test_onnx_library.py calls every function used here.
+// include/onnxruntime/core/session/onnxruntime_c_api.h). tests/runtime/test_onnx_library.py calls every function below.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -30,9 +30,9 @@ struct OrtApiBase {
 namespace ort {
 
 constexpr uint32_t kVersion = 17;
-constexpr int kInvalidArgument = 2, kInvalidGraph = 10;  // OrtErrorCode
-constexpr int kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9;         // ONNXTensorElementDataType
-constexpr int kRequired = 0, kOptional = 1;              // OrtCustomOpInputOutputCharacteristic
+constexpr int kInvalidArgument = 2, kInvalidGraph = 10;       // OrtErrorCode
+constexpr int kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9;  // ONNXTensorElementDataType
+constexpr int kRequired = 0, kOptional = 1;                   // OrtCustomOpInputOutputCharacteristic
 
 // A function of the table: its index, and its type.
 template <int INDEX, class... Arguments>
@@ -59,8 +59,7 @@ using KernelContext_GetOutput = Entry<91, OrtKernelContext*, size_t, const int64
 using ReleaseStatus = Entry<93, OrtStatus*>;
 using ReleaseTensorTypeAndShapeInfo = Entry<99, OrtTensorTypeAndShapeInfo*>;
 using KernelInfoGetConstantInput_tensor = Entry<249, const OrtKernelInfo*, size_t, int*, const OrtValue**>;
-using KernelContext_ParallelFor =
-    Entry<274, const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*>;
+using KernelContext_ParallelFor = Entry<274, const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*>;
 
 }  // namespace ort
 

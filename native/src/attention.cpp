@@ -29,12 +29,13 @@ void attention_task(void* context) {
   }
 }
 
-// Where heads that share keys have one query each, the heads of a group become as many queries of one head, so that they
-// lie side by side in a vector. Other jobs are returned as they are.
+// Where heads that share keys have one query each, the heads of a group become as many queries of one head, so that
+// they lie side by side in a vector. Other jobs are returned as they are.
 sct_attention_job grouped(const sct_attention_job& job) {
   sct_attention_job result = job;
   const int64_t group = job.heads / job.kv_heads;
-  if (job.queries != 1 || group == 1 || (job.mask && job.mask_stride[1]) || (job.keep && job.keep_stride[1])) return result;
+  if (job.queries != 1 || group == 1 || (job.mask && job.mask_stride[1]) || (job.keep && job.keep_stride[1]))
+    return result;
   result.heads = job.kv_heads, result.queries = group;
   result.q_stride[1] = group * job.q_stride[1], result.q_stride[2] = job.q_stride[1];
   result.out_stride[1] = group * job.out_stride[1], result.out_stride[2] = job.out_stride[1];

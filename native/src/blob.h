@@ -48,7 +48,7 @@ struct Header {
   uint64_t bytes;
   uint32_t p[4];
   uint64_t section[7];  // section i spans section[i] .. section[i + 1]
-  uint64_t carried;  // tiled: columns of the chunk before that a chunk sees
+  uint64_t carried;     // tiled: columns of the chunk before that a chunk sees
   uint64_t reserved;
 };
 static_assert(sizeof(Header) == 128, "the header is part of the file format");
@@ -65,8 +65,8 @@ struct TiledClass {  // `rows` consecutive rows with `count` nonzeros each
 };
 
 // `rows` consecutive rows of the tiled format with `count` nonzeros each, as single rows or in pairs. A single row is
-// stored as its groups, the incomplete group first. A pair is stored as groups of the first row's own nonzeros and of the
-// second's in turn, the incomplete groups first, then shared / 4 shared groups.
+// stored as its groups, the incomplete group first. A pair is stored as groups of the first row's own nonzeros and of
+// the second's in turn, the incomplete groups first, then shared / 4 shared groups.
 struct TiledRun {
   uint32_t count;
   uint16_t shared;    // of `count`, those in shared groups; a multiple of four
@@ -99,8 +99,8 @@ constexpr int kBitmaskColumns = 64;  // columns of a bitmask row are padded to a
 constexpr int kMaxBlockChunk = 65536;
 constexpr int kNmRows = 16;
 constexpr int kMostKept = 4;
-constexpr int kQuadGroup = 24;            // bytes of four quads and their offsets
-constexpr int kMaxQuadColumns = 65536;    // sums of uint8 times int8 stay below 2^31
+constexpr int kQuadGroup = 24;          // bytes of four quads and their offsets
+constexpr int kMaxQuadColumns = 65536;  // sums of uint8 times int8 stay below 2^31
 
 template <class T>
 const T* section(const uint8_t* blob, int i) {

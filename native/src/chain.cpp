@@ -1,5 +1,5 @@
-// Runs a chain of layers (sct_chain): as long as there is a sequence for every thread, each thread runs whole sequences;
-// the remaining sequences are shared by all threads, phase by phase (see chain.h).
+// Runs a chain of layers (sct_chain): as long as there is a sequence for every thread, each thread runs whole
+// sequences; the remaining sequences are shared by all threads, phase by phase (see chain.h).
 #include "chain.h"
 
 #include <algorithm>
@@ -24,11 +24,14 @@ struct ChainRun {
   int64_t tile_tokens, tiles;  // tokens in a tile, tiles in a sequence
   std::atomic<bool> not_finite{false};
 
-  int tokens_in(int64_t tile) const { return static_cast<int>(std::min(tile_tokens, job->tokens - tile * tile_tokens)); }
+  int tokens_in(int64_t tile) const {
+    return static_cast<int>(std::min(tile_tokens, job->tokens - tile * tile_tokens));
+  }
   int64_t queries_in(int64_t tile) const { return ceil_div(tokens_in(tile), kernels->attention_queries); }
   int64_t sequence_floats() const { return tiles * program->shared_rows * program->tile; }
   int64_t own_floats() const {
-    return program->own_rows * program->tile + (program->widest_head ? kernels->attention_scratch(program->widest_head) : 0);
+    return program->own_rows * program->tile +
+           (program->widest_head ? kernels->attention_scratch(program->widest_head) : 0);
   }
 };
 
@@ -43,15 +46,16 @@ struct TileValues {
   }
 };
 
-void run_linear(const ChainRun& chain, const sct_step& s, const TileValues& at, int64_t from, int64_t to, int tokens, bool& not_finite) {
+void run_linear(const ChainRun& chain, const sct_step& s, const TileValues& at, int64_t from, int64_t to, int tokens,
+                bool& not_finite) {
   const auto& h = *reinterpret_cast<const Header*>(s.blob);
   const int64_t tile = chain.program->tile, row_block = h.p[2];
   for (int64_t row = 0; row < h.rows; row += row_block) {
     float* y = at(to) + row * tile;
     chain.kernels->tiled(s.blob, row / row_block, at(from), tokens, s.bias ? s.bias + row : nullptr, y);
     if (s.activation != SCT_NONE || chain.program->values[to].checked)
-      not_finite |= chain.kernels->activate_tile(y, std::min<int64_t>(row_block, h.rows - row), static_cast<int>(tile), tokens,
-                                          s.activation);
+      not_finite |= chain.kernels->activate_tile(y, std::min<int64_t>(row_block, h.rows - row), static_cast<int>(tile),
+                                                 tokens, s.activation);
   }
 }
 
@@ -70,8 +74,8 @@ void run_tile(ChainRun& chain, const ChainPhase& phase, int64_t sequence, int64_
       run_linear(chain, s, at, s.from[0], i + 1, tokens, not_finite);
     else
       not_finite |= chain.kernels->norm_tile(at(s.from[0]), s.from[1] < 0 ? nullptr : at(s.from[1]),
-                                      chain.program->values[i + 1].rows, lanes, tokens, s.norm, s.scale, s.shift, s.epsilon,
-                                      at(i + 1));
+                                             chain.program->values[i + 1].rows, lanes, tokens, s.norm, s.scale, s.shift,
+                                             s.epsilon, at(i + 1));
   }
   if (&phase == &chain.program->phases.back()) {
     const int64_t rows = chain.program->values.back().rows;
@@ -91,8 +95,8 @@ sct_attention_job attention_of(const sct_chain_job& job, const sct_step& s) {
 }
 
 // Runs the attention of one head for the queries of one kernel call, from `query` on.
-void run_head(ChainRun& chain, const sct_step& s, int64_t step, int64_t sequence, int64_t head, int64_t query, float* shared,
-              float* own) {
+void run_head(ChainRun& chain, const sct_step& s, int64_t step, int64_t sequence, int64_t head, int64_t query,
+              float* shared, float* own) {
   const sct_chain_job& job = *chain.job;
   const ChainProgram& program = *chain.program;
   sct_attention_job a = attention_of(job, s);
@@ -107,7 +111,8 @@ void run_head(ChainRun& chain, const sct_step& s, int64_t step, int64_t sequence
   }
   const int64_t left = chain.tokens_in(query / chain.tile_tokens) - query % chain.tile_tokens;
   const int n = static_cast<int>(std::min<int64_t>(chain.kernels->attention_queries, left));
-  if (chain.kernels->attention_packed(a, program.tile, chain.tile_tokens, sequence, head, query, n, own + program.own_rows * program.tile))
+  if (chain.kernels->attention_packed(a, program.tile, chain.tile_tokens, sequence, head, query, n,
+                                      own + program.own_rows * program.tile))
     chain.not_finite.store(true);
 }
 
@@ -125,8 +130,8 @@ void run_unit(ChainRun& chain, const ChainPhase& phase, int64_t sequence, int64_
   const sct_step& s = chain.job->steps[phase.begin];
   int64_t part = unit / s.heads, tile = 0;
   while (part >= chain.queries_in(tile)) part -= chain.queries_in(tile++);
-  run_head(chain, s, phase.begin, sequence, unit % s.heads, tile * chain.tile_tokens + part * chain.kernels->attention_queries,
-           shared, own);
+  run_head(chain, s, phase.begin, sequence, unit % s.heads,
+           tile * chain.tile_tokens + part * chain.kernels->attention_queries, shared, own);
 }
 
 // Sequences each of which one thread runs.
@@ -146,8 +151,8 @@ void separate_task(void* context) {
       for (int64_t u = 0, n = units(chain, phase); u < n; u++) run_unit(chain, phase, s, u, shared, own);
 }
 
-// Sequences that all threads run together. Units are claimed in order, and a phase begins when the phase before it is done:
-// the units that a thread waits for have been claimed by other threads, which are at work on them.
+// Sequences that all threads run together. Units are claimed in order, and a phase begins when the phase before it is
+// done: the units that a thread waits for have been claimed by other threads, which are at work on them.
 struct SharedSequences {
   ChainRun* chain;
   int64_t first, sequences;
@@ -186,7 +191,7 @@ int run_chain(ChainRun& chain, int threads, const CallerThreads& on) {
   if (separate.sequences == batch) return SCT_OK;
   const size_t phases = chain.program->phases.size();
   SharedSequences shared{&chain, separate.sequences, batch - separate.sequences, nullptr,
-                    std::unique_ptr<std::atomic<int64_t>[]>(new std::atomic<int64_t>[phases]())};
+                         std::unique_ptr<std::atomic<int64_t>[]>(new std::atomic<int64_t>[phases]())};
   shared.values = scratch(Scratch::kShared, shared.sequences * chain.sequence_floats());
   if (!shared.values) return SCT_NO_MEMORY;
   run_parallel(threads, shared_task, &shared, on);
@@ -210,13 +215,13 @@ int run_steps(const sct_chain_job& job, const ChainProgram& program, int threads
     int status = SCT_OK;
     if (s.kind == SCT_LINEAR_STEP) {
       const int64_t cols = program.values[s.from[0]].rows;
-      status = sct_linear_on(s.blob, s.bytes, at(s.from[0]), tokens, cols, s.bias, s.activation, nullptr, y, rows, threads,
-                             isa, on.run, on.pool);
+      status = sct_linear_on(s.blob, s.bytes, at(s.from[0]), tokens, cols, s.bias, s.activation, nullptr, y, rows,
+                             threads, isa, on.run, on.pool);
     } else if (s.kind == SCT_NORM_STEP) {
       std::copy(at(s.from[0]), at(s.from[0]) + tokens * rows, y);
       for (int64_t t = 0; t < tokens; t++)
-        kernel_table(isa).finish(y + t * rows, rows, nullptr, s.from[1] < 0 ? nullptr : at(s.from[1]) + t * rows, s.norm, s.scale,
-                                 s.shift, s.epsilon);
+        kernel_table(isa).finish(y + t * rows, rows, nullptr, s.from[1] < 0 ? nullptr : at(s.from[1]) + t * rows,
+                                 s.norm, s.scale, s.shift, s.epsilon);
     } else {
       sct_attention_job a = attention_of(job, s);
       a.batch = job.batch, a.queries = job.tokens, a.out = y;

@@ -17,8 +17,8 @@ struct ChainValue {
 };
 
 // Steps [begin, end) that run without waiting for other threads: either one attention, which reads all tokens of a
-// sequence, or any number of other steps, which treat each token separately, so that a thread takes a tile through all of
-// them. The first and the last phase are of the second kind.
+// sequence, or any number of other steps, which treat each token separately, so that a thread takes a tile through all
+// of them. The first and the last phase are of the second kind.
 struct ChainPhase {
   int64_t begin, end;
   bool attention;

@@ -58,8 +58,8 @@ void note_reads(const sct_step* steps, int64_t count, ChainProgram& program) {
 }
 
 // Gives every shared value, or every value of a thread's own, an offset at which no other value lies that is still read
-// when it is written. Returns the rows that all of them take. Shared values may be overwritten when the phase of their last
-// reader is over; within a phase, the steps of a thread run one after another.
+// when it is written. Returns the rows that all of them take. Shared values may be overwritten when the phase of their
+// last reader is over; within a phase, the steps of a thread run one after another.
 int64_t assign_offsets(bool shared, ChainProgram& program) {
   struct Slot {
     int64_t offset, rows, last;

@@ -10,8 +10,8 @@
 namespace secateur {
 namespace {
 
-// The rows (numbers a token) of the value that a step writes, given the rows of the values before it; negative where the
-// step does not fit the values that it reads.
+// The rows (numbers a token) of the value that a step writes, given the rows of the values before it; negative where
+// the step does not fit the values that it reads.
 int64_t rows_of(const sct_step& s, const std::vector<int64_t>& rows) {
   const auto known = static_cast<int64_t>(rows.size());
   for (int64_t from : s.from)
@@ -19,7 +19,9 @@ int64_t rows_of(const sct_step& s, const std::vector<int64_t>& rows) {
   if (s.from[0] < 0) return -1;
   const int64_t rows_read = rows[s.from[0]];
   auto has_rows = [&](int64_t value, int64_t expected) { return value < 0 || rows[value] == expected; };
-  auto heads_fit = [&] { return s.heads > 0 && s.width > 0 && rows_read % s.heads == 0 && rows_read / s.heads == s.width; };
+  auto heads_fit = [&] {
+    return s.heads > 0 && s.width > 0 && rows_read % s.heads == 0 && rows_read / s.heads == s.width;
+  };
   switch (s.kind) {
     case SCT_LINEAR_STEP: {
       sct_info info;
@@ -79,8 +81,8 @@ extern "C" int64_t sct_token_floats(const sct_step* steps, int64_t count, int64_
   return rows.empty() ? -1 : floats;
 }
 
-extern "C" int sct_token(const sct_token_job* job, int64_t begin, int64_t end, int threads, int isa, sct_run_function run,
-                         void* pool) {
+extern "C" int sct_token(const sct_token_job* job, int64_t begin, int64_t end, int threads, int isa,
+                         sct_run_function run, void* pool) {
   using namespace secateur;
   if (!job || !job->steps || job->count < 1 || job->width < 1 || job->batch < 0 || threads < 1 || begin < 0 ||
       end > job->count)
@@ -107,15 +109,17 @@ extern "C" int sct_token(const sct_token_job* job, int64_t begin, int64_t end, i
         const sct_after after{at(s.from[2]), rows_written, SCT_NO_NORM, nullptr, nullptr, 0, second, rows_written};
         if (!s.blob) return SCT_BAD_ARGUMENT;
         status = sct_linear_on(s.blob, s.bytes, x, batch, rows[s.from[0]], s.bias, s.activation,
-                               after.gate || after.residual ? &after : nullptr, y, rows_written, threads, resolved, run, pool);
+                               after.gate || after.residual ? &after : nullptr, y, rows_written, threads, resolved, run,
+                               pool);
       } else if (s.kind == SCT_NORM_STEP && !second) {
         const int64_t width = s.heads ? s.width : rows_written;
-        status = sct_norm_on(x, batch * rows_written / width, width, width, s.norm, s.scale, s.shift, s.epsilon, y, width, threads,
-                             resolved, run, pool);
+        status = sct_norm_on(x, batch * rows_written / width, width, width, s.norm, s.scale, s.shift, s.epsilon, y,
+                             width, threads, resolved, run, pool);
       } else if (s.kind == SCT_NORM_STEP) {
         std::copy(x, x + batch * rows_written, y);
         for (int64_t t = 0; t < batch; t++)
-          kernel_table(resolved).finish(y + t * rows_written, rows_written, nullptr, second + t * rows_written, s.norm, s.scale, s.shift, s.epsilon);
+          kernel_table(resolved).finish(y + t * rows_written, rows_written, nullptr, second + t * rows_written, s.norm,
+                                        s.scale, s.shift, s.epsilon);
       } else if (s.kind == SCT_GATE_STEP) {
         for (int64_t k = 0; k < batch * rows_written; k++) y[k] = x[k] * second[k];
       } else if (s.kind == SCT_ROTARY_STEP) {

@@ -34,9 +34,9 @@ bool available(int isa) {
     case SCT_ISA_AVX2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case SCT_ISA_AVX512:
-      return available(SCT_ISA_AVX2) && __builtin_cpu_supports("avx512f") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2") &&
+      return available(SCT_ISA_AVX2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512vbmi2") &&
              __builtin_cpu_supports("avx512vnni");  // every CPU with VBMI2 has VNNI
 #endif
     default:
@@ -51,8 +51,8 @@ int best() {
   return SCT_ISA_PORTABLE;
 }
 
-// The instruction set that the environment variable SECATEUR_ISA names, the best one where it is not set, or -1 for a name
-// that is unknown or not available.
+// The instruction set that the environment variable SECATEUR_ISA names, the best one where it is not set, or -1 for a
+// name that is unknown or not available.
 int from_environment() {
   const char* name = std::getenv("SECATEUR_ISA");
   if (!name || !*name || !std::strcmp(name, "auto")) return best();

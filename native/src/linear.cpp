@@ -26,8 +26,8 @@ void compute_in_float(const LinearCall& c, int64_t t) {
 
 }  // namespace
 
-// 0 * infinity and 0 * NaN are NaN: output o of a token keeps its value only if the weight is nonzero at every column where
-// the token is not finite.
+// 0 * infinity and 0 * NaN are NaN: output o of a token keeps its value only if the weight is nonzero at every column
+// where the token is not finite.
 void propagate_not_finite(const LinearCall& c) {
   std::vector<int32_t> hits(c.h->rows);
   std::vector<char> not_finite(c.h->cols);
@@ -94,20 +94,21 @@ extern "C" int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x,
   const double macs = static_cast<double>(info.nonzeros) * static_cast<double>(tokens);
   const int worthwhile = static_cast<int>(std::min(1024.0, 1 + macs / kMacsPerThread));
   LinearCall call{blob,
-            reinterpret_cast<const Header*>(blob),
-            &kernel_table(resolved),
-            x,
-            tokens,
-            ldx,
-            bias,
-            activation,
-            y,
-            ldy,
-            std::min(threads, worthwhile),
-            {run, pool},
-            after};
+                  reinterpret_cast<const Header*>(blob),
+                  &kernel_table(resolved),
+                  x,
+                  tokens,
+                  ldx,
+                  bias,
+                  activation,
+                  y,
+                  ldy,
+                  std::min(threads, worthwhile),
+                  {run, pool},
+                  after};
   try {
-    const bool by_rows = info.format == SCT_BITMASK || info.format == SCT_NM || (info.format == SCT_BLOCK && tokens <= kFewTokens);
+    const bool by_rows =
+        info.format == SCT_BITMASK || info.format == SCT_NM || (info.format == SCT_BLOCK && tokens <= kFewTokens);
     return by_rows ? run_rows(call) : run_tiles(call);
   } catch (const std::bad_alloc&) {
     return SCT_NO_MEMORY;

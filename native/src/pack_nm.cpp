@@ -10,8 +10,8 @@
 namespace secateur {
 namespace {
 
-// The columns of a group that are stored: its nonzeros, then zeros up to `keep`. Returns false when the group has too many
-// nonzeros.
+// The columns of a group that are stored: its nonzeros, then zeros up to `keep`. Returns false when the group has too
+// many nonzeros.
 bool columns_of(const float* w, int64_t cols, int keep, int of, int (&out)[kMostKept]) {
   int n = 0;
   for (int k = 0; k < std::min<int64_t>(of, cols); k++) {

@@ -1,4 +1,5 @@
-// Packs weights whose blocks of four columns of a row are zero or nonzero together, as int8 (format "quad", see blob.h).
+// Packs weights whose blocks of four columns of a row are zero or nonzero together, as int8 (format "quad", see
+// blob.h).
 #include <algorithm>
 #include <new>
 #include <numeric>
@@ -55,8 +56,7 @@ void append_block(const int8_t* w, int64_t ld, int64_t rows, int64_t cols, uint3
   std::vector<int64_t> order(rows);
   for (int64_t r = 0; r < rows; r++) quads[r] = quads_of(w + r * ld, cols, stride);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return quads[a].size() < quads[b].size(); });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return quads[a].size() < quads[b].size(); });
   TiledBlock block{out.stream.size(), static_cast<uint32_t>(out.classes.size()), 0,
                    static_cast<uint32_t>(out.rows.size()), 0};
   for (int64_t r : order) {
@@ -81,7 +81,8 @@ extern "C" int sct_pack_quad(const float* weight, int64_t rows, int64_t cols, in
   if (cols > kMaxQuadColumns || tile < 16 || tile > kMaxTile || tile % 16) return SCT_BAD_ARGUMENT;
   if (chunk < 4 || chunk % 4 || row_block < 1) return SCT_BAD_ARGUMENT;
   const uint32_t stride = static_cast<uint32_t>(tile) * 4;
-  if ((chunk / 4 - 1) * int64_t{stride} > UINT16_MAX || row_block * int64_t{stride} > UINT32_MAX) return SCT_BAD_ARGUMENT;
+  if ((chunk / 4 - 1) * int64_t{stride} > UINT16_MAX || row_block * int64_t{stride} > UINT32_MAX)
+    return SCT_BAD_ARGUMENT;
   try {
     std::vector<float> scales;
     if (!row_scales(weight, rows, cols, ld, SCT_I8, scales)) return SCT_BAD_ARGUMENT;

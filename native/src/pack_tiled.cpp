@@ -22,8 +22,9 @@ struct Tiled {
 
 constexpr size_t kPairedAtATime = 256;  // rows that are compared with each other
 constexpr uint32_t kWorthSharing = 8;   // two rows form a pair where they share one column in so many
-constexpr uint32_t kWorthFilling = 24;  // rows of so many nonzeros are filled up to whole groups: fewer counts, longer runs
-constexpr int32_t kMostCarried = 48;    // columns; where 10% are nonzero, four or five of these are
+constexpr uint32_t kWorthFilling =
+    24;  // rows of so many nonzeros are filled up to whole groups: fewer counts, longer runs
+constexpr int32_t kMostCarried = 48;  // columns; where 10% are nonzero, four or five of these are
 
 struct Entry {
   int32_t column;
@@ -69,8 +70,8 @@ void append_offsets(const Part& part, const Entry* entries, size_t n, std::vecto
   stream.insert(stream.end(), bytes, bytes + sizeof offsets);
 }
 
-// Appends the groups of rows that have equally many entries each, a group of each row in turn. An incomplete group comes
-// first: the kernel has a template of its own for it, before the loop over whole groups.
+// Appends the groups of rows that have equally many entries each, a group of each row in turn. An incomplete group
+// comes first: the kernel has a template of its own for it, before the loop over whole groups.
 void append_rows(const Part& part, const Entries* const* rows, int together, std::vector<uint8_t>& stream) {
   const size_t count = rows[0]->size();
   for (size_t i = 0; i < count;) {
@@ -148,14 +149,13 @@ void append_block(const Part& part, const std::vector<Entries>& rows, bool first
   std::vector<int32_t> order(rows.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return rows[a].size() < rows[b].size(); });
-  out.blocks.push_back({out.stream.size(), static_cast<uint32_t>(out.runs.size()), 0,
-                        static_cast<uint32_t>(out.rows.size()), 0});
+  out.blocks.push_back(
+      {out.stream.size(), static_cast<uint32_t>(out.runs.size()), 0, static_cast<uint32_t>(out.rows.size()), 0});
   for (size_t i = 0; i < order.size();) {
     size_t j = i;
     while (j < order.size() && j - i < kPairedAtATime && rows[order[j]].size() == rows[order[i]].size()) j++;
     // The first chunk initialises every accumulator; later chunks need not visit rows without nonzeros.
-    if (!rows[order[i]].empty() || first_chunk)
-      append_equal(part, rows, &order[i], static_cast<int32_t>(j - i), out);
+    if (!rows[order[i]].empty() || first_chunk) append_equal(part, rows, &order[i], static_cast<int32_t>(j - i), out);
     i = j;
   }
   out.blocks.back().class_count = static_cast<uint32_t>(out.runs.size()) - out.blocks.back().class_begin;
@@ -166,8 +166,8 @@ int32_t carried_columns(int32_t chunk, uint32_t stride) {
   return std::min(kMostCarried, static_cast<int32_t>(UINT16_MAX / stride) + 1 - chunk);
 }
 
-// Makes the groups of a row whole. The entries of an incomplete group go to the next chunk if that sees their columns, which
-// start at `next`; otherwise zeros fill the group.
+// Makes the groups of a row whole. The entries of an incomplete group go to the next chunk if that sees their columns,
+// which start at `next`; otherwise zeros fill the group.
 void make_whole(const Part& part, int32_t row, int32_t next, Entries& entries, Entries& waiting) {
   const size_t over = entries.size() % 4;
   if (!over) return;
@@ -205,9 +205,8 @@ void append_row_block(const float* w, int64_t ld, int32_t rows, int64_t cols, co
 }  // namespace
 }  // namespace secateur
 
-extern "C" int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value,
-                              int32_t tile, int32_t chunk, int32_t row_block, sct_allocate allocate,
-                              void* context) {
+extern "C" int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t tile,
+                              int32_t chunk, int32_t row_block, sct_allocate allocate, void* context) {
   using namespace secateur;
   if (!weight || !allocate || rows < 1 || cols < 1 || ld < cols || rows > INT32_MAX || cols > INT32_MAX)
     return SCT_BAD_ARGUMENT;

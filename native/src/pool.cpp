@@ -97,8 +97,8 @@ class Pool {
   void* context_ = nullptr;
 };
 
-// The pool is never destroyed: detached workers may outlive every static object. A forked child has none of its parent's
-// threads, so it drops the pool, and the OpenMP runtime, which does not survive a fork either.
+// The pool is never destroyed: detached workers may outlive every static object. A forked child has none of its
+// parent's threads, so it drops the pool, and the OpenMP runtime, which does not survive a fork either.
 std::atomic<Pool*> g_pool{nullptr};
 std::atomic<sct_fork_function> g_openmp{nullptr};
 

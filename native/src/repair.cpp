@@ -52,30 +52,29 @@ void sweep(const KernelTable& kernels, void* w, int64_t ldw, int64_t rows, int64
            int64_t ldu, const void* inverse, uint8_t* mask, int keep, int of, void* errors, int threads) {
   sum_over_rows(rows, threads, [&](int64_t i) {
     repair_table<T>(kernels).sweep(static_cast<T*>(w) + i * ldw, width, static_cast<const T*>(upper), ldu,
-                            static_cast<const T*>(inverse), mask + i * width, keep, of,
-                            static_cast<T*>(errors) + i * width);
+                                   static_cast<const T*>(inverse), mask + i * width, keep, of,
+                                   static_cast<T*>(errors) + i * width);
     return int64_t{0};
   });
 }
 
 template <class T>
-int64_t swap(const KernelTable& kernels, const void* c, const void* largest, int64_t rows, int64_t n,
-             double slack, void* v, void* r, void* open, uint8_t* kept, int threads) {
+int64_t swap(const KernelTable& kernels, const void* c, const void* largest, int64_t rows, int64_t n, double slack,
+             void* v, void* r, void* open, uint8_t* kept, int threads) {
   return sum_over_rows(rows, threads, [&](int64_t i) {
     return repair_table<T>(kernels).swap(static_cast<const T*>(c), static_cast<const T*>(largest), n,
-                                  static_cast<T>(slack), static_cast<T*>(v) + i * n,
-                                  static_cast<T*>(r) + i * n, static_cast<T*>(open) + i * n, kept + i * n);
+                                         static_cast<T>(slack), static_cast<T*>(v) + i * n, static_cast<T*>(r) + i * n,
+                                         static_cast<T*>(open) + i * n, kept + i * n);
   });
 }
 
 template <class T>
-int64_t group(const KernelTable& kernels, const void* c, int64_t rows, int64_t n, double slack, void* v,
-              void* r, uint8_t* mask, int keep, int of, const uint8_t* patterns, int count,
-              const void* inverses, int threads) {
+int64_t group(const KernelTable& kernels, const void* c, int64_t rows, int64_t n, double slack, void* v, void* r,
+              uint8_t* mask, int keep, int of, const uint8_t* patterns, int count, const void* inverses, int threads) {
   return sum_over_rows(rows, threads, [&](int64_t i) {
     return repair_table<T>(kernels).group(static_cast<const T*>(c), n, static_cast<T>(slack),
-                                   static_cast<T*>(v) + i * n, static_cast<T*>(r) + i * n, mask + i * n, keep,
-                                   of, patterns, count, static_cast<const T*>(inverses));
+                                          static_cast<T*>(v) + i * n, static_cast<T*>(r) + i * n, mask + i * n, keep,
+                                          of, patterns, count, static_cast<const T*>(inverses));
   });
 }
 
@@ -84,40 +83,39 @@ int64_t group(const KernelTable& kernels, const void* c, int64_t rows, int64_t n
 
 using namespace secateur;
 
-extern "C" int sct_repair_sweep(void* w, int64_t ldw, int64_t rows, int64_t width, const void* upper,
-                                int64_t ldu, const void* inverse, uint8_t* mask, int keep, int of,
-                                void* errors, int wide, int threads, int isa) {
-  if (!w || !upper || !inverse || !mask || !errors || rows < 0 || width < 1 || ldw < width || ldu < width ||
-      of < 0 || (of > 0 && (keep < 1 || keep > of || width % of)))
+extern "C" int sct_repair_sweep(void* w, int64_t ldw, int64_t rows, int64_t width, const void* upper, int64_t ldu,
+                                const void* inverse, uint8_t* mask, int keep, int of, void* errors, int wide,
+                                int threads, int isa) {
+  if (!w || !upper || !inverse || !mask || !errors || rows < 0 || width < 1 || ldw < width || ldu < width || of < 0 ||
+      (of > 0 && (keep < 1 || keep > of || width % of)))
     return SCT_BAD_ARGUMENT;
   isa = sct_resolve_isa(isa);
   if (isa < 0) return SCT_UNSUPPORTED_ISA;
-  (wide ? sweep<double> : sweep<float>)(kernel_table(isa), w, ldw, rows, width, upper, ldu, inverse, mask,
-                                        keep, of, errors, threads);
+  (wide ? sweep<double> : sweep<float>)(kernel_table(isa), w, ldw, rows, width, upper, ldu, inverse, mask, keep, of,
+                                        errors, threads);
   return SCT_OK;
 }
 
-extern "C" int sct_repair_swap(const void* c, const void* largest, int64_t rows, int64_t n, double slack,
-                               void* v, void* r, void* open, uint8_t* kept, int64_t* swaps, int wide,
-                               int threads, int isa) {
+extern "C" int sct_repair_swap(const void* c, const void* largest, int64_t rows, int64_t n, double slack, void* v,
+                               void* r, void* open, uint8_t* kept, int64_t* swaps, int wide, int threads, int isa) {
   if (!c || !largest || !v || !r || !open || !kept || !swaps || rows < 0 || n < 1 || !(slack >= 1))
     return SCT_BAD_ARGUMENT;
   isa = sct_resolve_isa(isa);
   if (isa < 0) return SCT_UNSUPPORTED_ISA;
-  *swaps = (wide ? swap<double> : swap<float>)(kernel_table(isa), c, largest, rows, n, slack, v, r, open,
-                                               kept, threads);
+  *swaps =
+      (wide ? swap<double> : swap<float>)(kernel_table(isa), c, largest, rows, n, slack, v, r, open, kept, threads);
   return SCT_OK;
 }
 
-extern "C" int sct_repair_group(const void* c, int64_t rows, int64_t n, double slack, void* v, void* r,
-                                uint8_t* mask, int keep, int of, const uint8_t* patterns, int count,
-                                const void* inverses, int64_t* changed, int wide, int threads, int isa) {
-  if (!c || !v || !r || !mask || !patterns || !inverses || !changed || rows < 0 || of < 1 || of > 16 ||
-      keep < 1 || keep > of || n < of || n % of || count < 1 || !(slack >= 1))
+extern "C" int sct_repair_group(const void* c, int64_t rows, int64_t n, double slack, void* v, void* r, uint8_t* mask,
+                                int keep, int of, const uint8_t* patterns, int count, const void* inverses,
+                                int64_t* changed, int wide, int threads, int isa) {
+  if (!c || !v || !r || !mask || !patterns || !inverses || !changed || rows < 0 || of < 1 || of > 16 || keep < 1 ||
+      keep > of || n < of || n % of || count < 1 || !(slack >= 1))
     return SCT_BAD_ARGUMENT;
   isa = sct_resolve_isa(isa);
   if (isa < 0) return SCT_UNSUPPORTED_ISA;
-  *changed = (wide ? group<double> : group<float>)(kernel_table(isa), c, rows, n, slack, v, r, mask, keep, of,
-                                                   patterns, count, inverses, threads);
+  *changed = (wide ? group<double> : group<float>)(kernel_table(isa), c, rows, n, slack, v, r, mask, keep, of, patterns,
+                                                   count, inverses, threads);
   return SCT_OK;
 }

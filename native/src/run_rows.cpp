@@ -37,7 +37,8 @@ void row_task(void* context) {
       if (block)
         c.kernels->block_rows(c.blob, i, x, width, n, bias, c.activation, sums, y, c.ldy);
       else
-        (c.h->format == SCT_NM ? c.kernels->nm_rows : c.kernels->bitmask_rows)(c.blob, row, end, x, width, n, bias, c.activation, y, c.ldy);
+        (c.h->format == SCT_NM ? c.kernels->nm_rows : c.kernels->bitmask_rows)(c.blob, row, end, x, width, n, bias,
+                                                                               c.activation, y, c.ldy);
       t += width;
     }
   }
@@ -59,7 +60,7 @@ int run_panel(const LinearCall& c) {
     const float* x = c.x + t * c.ldx;
     float* to = packed + t * job.columns;
     not_finite |= block ? c.kernels->pack_columns(x, c.ldx, c.h->cols, n, width, to)
-                 : c.kernels->pack_masked(x, c.ldx, c.h->cols, n, width, order, to);
+                        : c.kernels->pack_masked(x, c.ldx, c.h->cols, n, width, order, to);
     t += width;
   }
   job.x = packed;

@@ -44,10 +44,12 @@ int tokens_in_tile(const LinearCall& c, int64_t tile_index) {
 void tile_task(void* context) {
   auto& job = *static_cast<TileJob*>(context);
   const LinearCall& c = *job.call;
-  const int64_t tile = tile_tokens(c), row_block = std::min<int64_t>(c.h->p[2], round_up(c.h->rows, 8)), tile_floats = packed_floats(c, tile);
+  const int64_t tile = tile_tokens(c), row_block = std::min<int64_t>(c.h->p[2], round_up(c.h->rows, 8)),
+                tile_floats = packed_floats(c, tile);
   for (int64_t t; (t = job.next_pack.fetch_add(1)) < job.tiles;) {
-    if ((is_quad(c) ? c.kernels->quad_pack : c.kernels->pack_tile)(c.x + t * tile * c.ldx, c.ldx, c.h->cols, tokens_in_tile(c, t),
-                             static_cast<int>(tile), job.packed + t * tile_floats))
+    if ((is_quad(c) ? c.kernels->quad_pack : c.kernels->pack_tile)(c.x + t * tile * c.ldx, c.ldx, c.h->cols,
+                                                                   tokens_in_tile(c, t), static_cast<int>(tile),
+                                                                   job.packed + t * tile_floats))
       job.not_finite.store(true);
     job.packed_tiles.fetch_add(1, std::memory_order_release);
   }
@@ -58,10 +60,13 @@ void tile_task(void* context) {
   for (int64_t i; (i = job.next.fetch_add(1)) < job.tiles * job.row_blocks;) {
     const int64_t b = i / job.tiles, t = i % job.tiles, row = b * row_block;
     const int n = tokens_in_tile(c, t);
-    (is_quad(c) ? c.kernels->quad_tile : is_block(c) ? c.kernels->block_tile : c.kernels->tiled)(c.blob, b, job.packed + t * tile_floats, n, c.bias ? c.bias + row : nullptr, y);
-    c.kernels->unpack_tile(y, std::min<int64_t>(row_block, c.h->rows - row), static_cast<int>(tile), n,
-                           c.activation, c.y + t * tile * c.ldy + row, c.ldy);
-    // The thread that computes the last row block of a tile applies `after`. Where there is NaN, run_panel does so later.
+    (is_quad(c)    ? c.kernels->quad_tile
+     : is_block(c) ? c.kernels->block_tile
+                   : c.kernels->tiled)(c.blob, b, job.packed + t * tile_floats, n, c.bias ? c.bias + row : nullptr, y);
+    c.kernels->unpack_tile(y, std::min<int64_t>(row_block, c.h->rows - row), static_cast<int>(tile), n, c.activation,
+                           c.y + t * tile * c.ldy + row, c.ldy);
+    // The thread that computes the last row block of a tile applies `after`. Where there is NaN, run_panel does so
+    // later.
     if (c.after && !job.not_finite.load() &&
         job.row_blocks_done[t].fetch_add(1, std::memory_order_acq_rel) + 1 == job.row_blocks)
       finish_tokens(c, t * tile, t * tile + n);
@@ -92,8 +97,8 @@ int run_panel(const LinearCall& c) {
 int run_tiles(const LinearCall& c) {
   const int64_t tile = tile_tokens(c);
   const int64_t most = std::min<int64_t>(kPanelTokens, kPanelFloats * tile / packed_floats(c, tile)) / tile * tile;
-  // A single thread takes one tile at a time, so that its buffers are small: this saves 3 to 8% where other code has used
-  // the caches in between.
+  // A single thread takes one tile at a time, so that its buffers are small: this saves 3 to 8% where other code has
+  // used the caches in between.
   const bool small = c.threads == 1 && c.h->bytes <= kCachedBytes;
   const int64_t panel = small ? tile : std::max(2 * tile, most);
   return run_in_panels(c, panel, run_panel);

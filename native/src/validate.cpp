@@ -117,7 +117,8 @@ bool quad_is_valid(const uint8_t* blob) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   const uint64_t tile = h.p[0], chunk = h.p[1], row_block = h.p[2], stride = tile * 4;
   if (tile < 16 || tile > kMaxTile || tile % 16 || chunk < 4 || chunk % 4 || !row_block) return false;
-  if (h.cols > kMaxQuadColumns || (chunk / 4 - 1) * stride > UINT16_MAX || row_block * stride > UINT32_MAX) return false;
+  if (h.cols > kMaxQuadColumns || (chunk / 4 - 1) * stride > UINT16_MAX || row_block * stride > UINT32_MAX)
+    return false;
   const uint64_t chunks = (h.cols + chunk - 1) / chunk, blocks = (h.rows + row_block - 1) / row_block;
   const uint64_t classes = section_bytes(h, 1) / sizeof(TiledClass), row_slots = section_bytes(h, 2) / 4;
   const uint64_t stream = section_bytes(h, 3);

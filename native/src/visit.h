@@ -34,7 +34,8 @@ void visit_tiled(const uint8_t* blob, F f) {
       const TiledRun run = section<TiledRun>(blob, 1)[block.class_begin + c];
       const uint32_t together = run.together == 2 ? 2 : 1;
       for (uint32_t r = 0; r < run.rows; r += together, row += together) {
-        // The first n nonzeros of the group of four at p, whose offsets are at `offsets`; `member` is the row of the pair.
+        // The first n nonzeros of the group of four at p, whose offsets are at `offsets`; `member` is the row of the
+        // pair.
         auto visit_group = [&](const uint8_t* offsets, uint32_t member, uint32_t n) {
           for (uint32_t j = 0; j < n; j++) {
             uint16_t at;

@@ -35,8 +35,8 @@ struct ChainParts {
   }
 };
 
-// Two encoder layers: with norms after the sums and a linear layer each for q, k and v; or with norms before the layers,
-// one linear layer for q, k and v, and keys and values that two heads share.
+// Two encoder layers: with norms after the sums and a linear layer each for q, k and v; or with norms before the
+// layers, one linear layer for q, k and v, and keys and values that two heads share.
 ChainParts encoder(bool norms_first, int tile) {
   constexpr int W = ChainParts::kWidth, F = ChainParts::kFeatures;
   ChainParts c;
@@ -73,8 +73,8 @@ std::vector<float> step_by_step(const sct_chain_job& job, const std::vector<int6
     const auto& x = values[s.from[0]];
     std::vector<float> y(tokens * rows[i + 1]);
     if (s.kind == SCT_LINEAR_STEP) {
-      CHECK(sct_linear(s.blob, s.bytes, x.data(), tokens, rows[s.from[0]], s.bias, s.activation, y.data(), rows[i + 1], 1,
-                       isa) == SCT_OK);
+      CHECK(sct_linear(s.blob, s.bytes, x.data(), tokens, rows[s.from[0]], s.bias, s.activation, y.data(), rows[i + 1],
+                       1, isa) == SCT_OK);
     } else if (s.kind == SCT_NORM_STEP) {
       for (int64_t t = 0; t < tokens; t++) {
         const int64_t n = rows[i + 1];
@@ -84,18 +84,22 @@ std::vector<float> step_by_step(const sct_chain_job& job, const std::vector<int6
           mean += y[t * n + j] / static_cast<double>(n);
         }
         if (s.norm != SCT_LAYER_NORM) mean = 0;
-        for (int64_t j = 0; j < n; j++) square += (y[t * n + j] - mean) * (y[t * n + j] - mean) / static_cast<double>(n);
+        for (int64_t j = 0; j < n; j++)
+          square += (y[t * n + j] - mean) * (y[t * n + j] - mean) / static_cast<double>(n);
         for (int64_t j = 0; j < n && s.norm; j++)
-          y[t * n + j] = static_cast<float>((y[t * n + j] - mean) / std::sqrt(square + s.epsilon) * s.scale[j] + s.shift[j]);
+          y[t * n + j] =
+              static_cast<float>((y[t * n + j] - mean) / std::sqrt(square + s.epsilon) * s.scale[j] + s.shift[j]);
       }
     } else {
       sct_attention_job a{};
       a.batch = job.batch, a.queries = a.keys = job.tokens, a.width = s.width;
       a.heads = s.heads, a.kv_heads = s.kv_heads, a.scale = s.factor, a.out = y.data();
-      a.q = x.data() + s.first[0], a.k = values[s.from[1]].data() + s.first[1], a.v = values[s.from[2]].data() + s.first[2];
+      a.q = x.data() + s.first[0], a.k = values[s.from[1]].data() + s.first[1],
+      a.v = values[s.from[2]].data() + s.first[2];
       const int64_t value_rows[] = {rows[s.from[0]], rows[s.from[1]], rows[s.from[2]], rows[i + 1]};
       int64_t* strides[] = {a.q_stride, a.k_stride, a.v_stride, a.out_stride};
-      for (int j = 0; j < 4; j++) strides[j][0] = job.tokens * value_rows[j], strides[j][1] = s.width, strides[j][2] = value_rows[j];
+      for (int j = 0; j < 4; j++)
+        strides[j][0] = job.tokens * value_rows[j], strides[j][1] = s.width, strides[j][2] = value_rows[j];
       a.keep = job.keep, a.mask = job.mask;
       std::copy(job.keep_stride, job.keep_stride + 3, a.keep_stride);
       std::copy(job.mask_stride, job.mask_stride + 3, a.mask_stride);
@@ -106,7 +110,8 @@ std::vector<float> step_by_step(const sct_chain_job& job, const std::vector<int6
   return values.back();
 }
 
-void check_chain(int isa, int batch, int tokens, int tile, bool norms_first, bool masked, bool not_finite, int threads) {
+void check_chain(int isa, int batch, int tokens, int tile, bool norms_first, bool masked, bool not_finite,
+                 int threads) {
   const ChainParts c = encoder(norms_first, tile);
   auto x = random_floats(static_cast<size_t>(batch) * tokens * ChainParts::kWidth, 5);
   if (not_finite) x[ChainParts::kWidth * (tokens - 1) + 3] = std::numeric_limits<float>::infinity();
@@ -128,7 +133,8 @@ void check_chain(int isa, int batch, int tokens, int tile, bool norms_first, boo
   CHECK(sct_chain(&job, threads, isa, nullptr, nullptr) == SCT_OK);
   const auto expected = step_by_step(job, rows, isa);
   for (size_t i = 0; i < y.size(); i++)
-    CHECK(std::isnan(expected[i]) ? std::isnan(y[i]) : std::abs(y[i] - expected[i]) < 2e-4 * (1 + std::abs(expected[i])));
+    CHECK(std::isnan(expected[i]) ? std::isnan(y[i])
+                                  : std::abs(y[i] - expected[i]) < 2e-4 * (1 + std::abs(expected[i])));
 }
 
 void check_chain_errors() {

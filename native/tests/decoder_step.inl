@@ -1,7 +1,7 @@
 // Checks of the decoder step (sct_token); part of test_kernels.cpp.
 
-// The weights and steps of a small decoder block: a norm; q, k and v, of which q and k are rotated; attention; a linear layer
-// that adds the residual; a gated feed-forward part that adds it, too.
+// The weights and steps of a small decoder block: a norm; q, k and v, of which q and k are rotated; attention; a linear
+// layer that adds the residual; a gated feed-forward part that adds it, too.
 struct DecoderStepParts {
   static constexpr int kWidth = 32, kHeads = 4, kKeyHeads = 2, kHead = 8, kFeatures = 40;
   std::vector<Blob> blobs;
@@ -41,7 +41,8 @@ struct DecoderStepParts {
     steps.back().heads = kHeads;
     const int64_t sum = linear(kWidth, kWidth, SCT_NONE, attended, -1, 0);
     const int64_t norm = add(SCT_NORM_STEP, sum);
-    const int64_t gate = linear(kFeatures, kWidth, SCT_SILU, norm), up = linear(kFeatures, kWidth, SCT_NONE, norm, gate);
+    const int64_t gate = linear(kFeatures, kWidth, SCT_SILU, norm),
+                  up = linear(kFeatures, kWidth, SCT_NONE, norm, gate);
     const int64_t product = add(SCT_GATE_STEP, up, gate);
     const int64_t down = linear(kWidth, kFeatures, SCT_NONE, product);
     add(SCT_NORM_STEP, down, sum);
@@ -79,13 +80,14 @@ void check_decoder_step(int isa, int batch, int keys, int threads) {
     float* y = expected.data() + at;
     const float *a = value(s.from[0]), *b = value(s.from[1]), *c = value(s.from[2]);
     if (s.kind == SCT_LINEAR_STEP) {
-      CHECK(sct_linear(s.blob, s.bytes, a, batch, rows[s.from[0]], s.bias, s.activation, y, rows_written, 1, isa) == SCT_OK);
+      CHECK(sct_linear(s.blob, s.bytes, a, batch, rows[s.from[0]], s.bias, s.activation, y, rows_written, 1, isa) ==
+            SCT_OK);
       for (int64_t n = 0; n < batch * rows_written; n++) y[n] = y[n] * (b ? b[n] : 1.0f) + (c ? c[n] : 0.0f);
     } else if (s.kind == SCT_NORM_STEP) {
       const int64_t width = s.heads ? s.width : rows_written;
       for (int64_t n = 0; n < batch * rows_written; n++) y[n] = a[n] + (b ? b[n] : 0.0f);
-      CHECK(sct_norm_on(y, batch * rows_written / width, width, width, s.norm, s.scale, s.shift, s.epsilon, y, width, 1, isa, nullptr,
-                        nullptr) == SCT_OK);
+      CHECK(sct_norm_on(y, batch * rows_written / width, width, width, s.norm, s.scale, s.shift, s.epsilon, y, width, 1,
+                        isa, nullptr, nullptr) == SCT_OK);
     } else if (s.kind == SCT_ROTARY_STEP) {
       const int64_t stride[] = {rows_written, H, rows_written};
       CHECK(sct_rotary(a, stride, batch, s.heads, 1, H, cos.data(), sin.data(), 0, y, stride) == SCT_OK);
@@ -93,9 +95,12 @@ void check_decoder_step(int isa, int batch, int keys, int threads) {
       for (int64_t n = 0; n < batch * rows_written; n++) y[n] = a[n] * b[n];
     } else {
       sct_attention_job attention{};
-      attention.q = a, attention.k = k.data(), attention.v = v.data(), attention.out = y, attention.batch = batch, attention.heads = s.heads;
-      attention.kv_heads = s.kv_heads, attention.queries = 1, attention.keys = keys, attention.width = H, attention.scale = s.factor;
-      std::copy(job.k_stride, job.k_stride + 3, attention.k_stride), std::copy(job.v_stride, job.v_stride + 3, attention.v_stride);
+      attention.q = a, attention.k = k.data(), attention.v = v.data(), attention.out = y, attention.batch = batch,
+      attention.heads = s.heads;
+      attention.kv_heads = s.kv_heads, attention.queries = 1, attention.keys = keys, attention.width = H,
+      attention.scale = s.factor;
+      std::copy(job.k_stride, job.k_stride + 3, attention.k_stride),
+          std::copy(job.v_stride, job.v_stride + 3, attention.v_stride);
       for (auto* stride : {attention.q_stride, attention.out_stride}) stride[0] = stride[2] = W, stride[1] = H;
       CHECK(sct_attention(&attention, 1, isa, nullptr, nullptr) == SCT_OK);
     }

@@ -1,5 +1,6 @@
-// Unit tests of the C interface, without a test framework: each instruction set of this machine against a double-precision
-// product, damaged blobs, NaN, threads. They are also built with sanitizers and for other architectures.
+// Unit tests of the C interface, without a test framework: each instruction set of this machine against a
+// double-precision product, damaged blobs, NaN, threads. They are also built with sanitizers and for other
+// architectures.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -44,21 +45,20 @@ std::vector<float> random_floats(size_t n, unsigned seed, double density = 1.0) 
   return v;
 }
 
-void check_product(int isa, int rows, int cols, int tokens, double density, int tile, int chunk,
-                   int row_block, int threads) {
+void check_product(int isa, int rows, int cols, int tokens, double density, int tile, int chunk, int row_block,
+                   int threads) {
   const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, density);
   const auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
   const auto bias = random_floats(rows, 3);
   Blob blob;
-  CHECK(sct_pack_tiled(w.data(), rows, cols, cols, SCT_F32, tile, chunk, row_block, allocate, &blob) ==
-        SCT_OK);
+  CHECK(sct_pack_tiled(w.data(), rows, cols, cols, SCT_F32, tile, chunk, row_block, allocate, &blob) == SCT_OK);
   CHECK(sct_validate(bytes_of(blob), size_of(blob)) == SCT_OK);
   std::vector<float> back(w.size());
   CHECK(sct_unpack(bytes_of(blob), size_of(blob), back.data()) == SCT_OK);
   CHECK(back == w);
   std::vector<float> y(static_cast<size_t>(tokens) * rows);
-  CHECK(sct_linear(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_NONE, y.data(),
-                   rows, threads, isa) == SCT_OK);
+  CHECK(sct_linear(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_NONE, y.data(), rows,
+                   threads, isa) == SCT_OK);
   double worst = 0;
   for (int t = 0; t < tokens; t++)
     for (int o = 0; o < rows; o++) {
@@ -84,8 +84,8 @@ void check_not_finite_strip(int isa) {
     auto not_finite = x;
     not_finite[at] = NAN;
     std::vector<float> y(static_cast<size_t>(tokens) * rows);
-    CHECK(sct_linear(bytes_of(blob), size_of(blob), not_finite.data(), tokens, cols, nullptr, SCT_NONE, y.data(), rows, 1,
-                     isa) == SCT_OK);
+    CHECK(sct_linear(bytes_of(blob), size_of(blob), not_finite.data(), tokens, cols, nullptr, SCT_NONE, y.data(), rows,
+                     1, isa) == SCT_OK);
     for (int t = 0; t < tokens; t++)
       for (int o = 0; o < rows; o++) CHECK(std::isnan(y[t * rows + o]) == (t == at / cols));
   }
@@ -249,8 +249,8 @@ std::vector<double> correlation(int n) {
 }
 
 // The loss of each row and r = (v0 - v) C.
-std::vector<double> losses(const std::vector<double>& c, const std::vector<double>& v0,
-                           const std::vector<double>& v, int rows, int n, std::vector<double>& r) {
+std::vector<double> losses(const std::vector<double>& c, const std::vector<double>& v0, const std::vector<double>& v,
+                           int rows, int n, std::vector<double>& r) {
   std::vector<double> loss(rows);
   r.assign(v.size(), 0.0);
   for (int i = 0; i < rows; i++)
@@ -289,8 +289,8 @@ void check_swaps(int isa, int rows, int n, bool groups, int threads) {
     CHECK(sct_repair_group(c.data(), rows, n, 1 + 1e-9, v.data(), r.data(), kept.data(), 2, 4, patterns, 6,
                            inverses.data(), &changed, 1, threads, isa) == SCT_OK);
   } else {
-    CHECK(sct_repair_swap(c.data(), largest.data(), rows, n, 1 + 1e-9, v.data(), r.data(), open.data(),
-                          kept.data(), &changed, 1, threads, isa) == SCT_OK);
+    CHECK(sct_repair_swap(c.data(), largest.data(), rows, n, 1 + 1e-9, v.data(), r.data(), open.data(), kept.data(),
+                          &changed, 1, threads, isa) == SCT_OK);
   }
   CHECK(changed > 0);
   const auto after = losses(c, v0, v, rows, n, fresh);
@@ -308,8 +308,7 @@ void check_swaps(int isa, int rows, int n, bool groups, int threads) {
 
 void check_sweep(int isa, int rows, int width) {
   const auto u = random_floats(static_cast<size_t>(width) * width, 9);
-  std::vector<float> w = random_floats(static_cast<size_t>(rows) * width, 10), inverse(width),
-                     errors(w.size());
+  std::vector<float> w = random_floats(static_cast<size_t>(rows) * width, 10), inverse(width), errors(w.size());
   std::vector<double> plain(w.begin(), w.end());
   std::vector<uint8_t> mask(w.size());
   for (int j = 0; j < width; j++) inverse[j] = 0.1f;
@@ -346,7 +345,8 @@ void check_after(int isa, int rows, int cols, int tokens, int norm, bool block, 
   for (int t = 0; t < tokens; t++) {
     std::vector<double> v(rows);
     double mean = 0, square = 0;
-    for (int o = 0; o < rows; o++) mean += v[o] = double{plain[t * rows + o]} * gate[t * (rows + 1) + o] + residual[t * (rows + 3) + o];
+    for (int o = 0; o < rows; o++)
+      mean += v[o] = double{plain[t * rows + o]} * gate[t * (rows + 1) + o] + residual[t * (rows + 3) + o];
     mean = norm == SCT_LAYER_NORM ? mean / rows : 0;
     for (int o = 0; o < rows; o++) square += (v[o] - mean) * (v[o] - mean);
     for (int o = 0; o < rows; o++) {
@@ -364,8 +364,8 @@ void check_norm(int isa, int width, int tokens, int norm, int threads) {
   auto x = random_floats(static_cast<size_t>(tokens) * stride, 1);
   const auto scale = random_floats(width, 2), shift = random_floats(width, 3);
   std::vector<float> y(static_cast<size_t>(tokens) * width);
-  CHECK(sct_norm_on(x.data(), tokens, width, stride, norm, scale.data(), shift.data(), 1e-5f, y.data(), width, threads, isa,
-                    nullptr, nullptr) == SCT_OK);
+  CHECK(sct_norm_on(x.data(), tokens, width, stride, norm, scale.data(), shift.data(), 1e-5f, y.data(), width, threads,
+                    isa, nullptr, nullptr) == SCT_OK);
   for (int t = 0; t < tokens; t++) {
     const float* v = x.data() + static_cast<size_t>(t) * stride;
     double mean = 0, square = 0;
@@ -376,8 +376,8 @@ void check_norm(int isa, int width, int tokens, int norm, int threads) {
       CHECK(std::abs(y[static_cast<size_t>(t) * width + i] - expected) < 1e-4 * (1 + std::abs(expected)));
     }
   }
-  CHECK(sct_norm_on(x.data(), tokens, width, stride, norm, scale.data(), shift.data(), 1e-5f, x.data(), stride, threads, isa,
-                    nullptr, nullptr) == SCT_OK);
+  CHECK(sct_norm_on(x.data(), tokens, width, stride, norm, scale.data(), shift.data(), 1e-5f, x.data(), stride, threads,
+                    isa, nullptr, nullptr) == SCT_OK);
   for (int t = 0; t < tokens; t++)
     for (int i = 0; i < width; i++)
       CHECK(x[static_cast<size_t>(t) * stride + i] == y[static_cast<size_t>(t) * width + i]);
@@ -393,16 +393,19 @@ void check_rotary(int batch, int heads, int tokens, int width, bool shared_angle
   const size_t angles = static_cast<size_t>(shared_angles ? 1 : batch) * tokens * width;
   const auto cos = random_floats(angles, 2), sin = random_floats(angles, 3);
   std::vector<float> y(x.size());
-  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), batch_stride, y.data(), stride) == SCT_OK);
+  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), batch_stride, y.data(),
+                   stride) == SCT_OK);
   for (int b = 0; b < batch; b++)
     for (int h = 0; h < heads; h++)
       for (int t = 0; t < tokens; t++)
         for (int i = 0; i < width; i++) {
-          const size_t first = b * stride[0] + h * stride[1] + t * stride[2], angle = b * batch_stride + int64_t{t} * width + i;
+          const size_t first = b * stride[0] + h * stride[1] + t * stride[2],
+                       angle = b * batch_stride + int64_t{t} * width + i;
           const float other = i < width / 2 ? -x[first + i + width / 2] : x[first + i - width / 2];
           CHECK(std::abs(y[first + i] - (x[first + i] * cos[angle] + other * sin[angle])) < 1e-5f);
         }
-  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), batch_stride, x.data(), stride) == SCT_OK);
+  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), batch_stride, x.data(),
+                   stride) == SCT_OK);
   CHECK(x == y);
   CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, 3, cos.data(), sin.data(), batch_stride, x.data(), stride) ==
         SCT_BAD_ARGUMENT);
@@ -423,7 +426,8 @@ void check_attention(int isa, int queries, int keys, int width, bool masked, int
   job.q = q.data(), job.k = k.data(), job.v = v.data(), job.out = out.data();
   job.batch = batch, job.heads = heads, job.kv_heads = kv_heads;
   job.queries = queries, job.keys = keys, job.width = width, job.scale = 0.25f;
-  const int64_t q_stride[] = {int64_t{queries} * q_token, width, q_token}, kv_stride[] = {int64_t{keys} * kv_token, width, kv_token};
+  const int64_t q_stride[] = {int64_t{queries} * q_token, width, q_token},
+                kv_stride[] = {int64_t{keys} * kv_token, width, kv_token};
   for (int i = 0; i < 3; i++) {
     job.q_stride[i] = job.out_stride[i] = q_stride[i];
     job.k_stride[i] = job.v_stride[i] = kv_stride[i];

@@ -1,8 +1,8 @@
 /* C interface of the sparse CPU kernels: pack a weight once, multiply by it many times.
  *
  * Raw pointers and plain integers only, no dependency on any framework. Every function is re-entrant. A packed weight
- * ("blob") is one flat little-endian buffer that holds offsets instead of pointers, so it can be saved and memory-mapped as
- * it is. Functions return SCT_OK or an error code that sct_error_text explains.
+ * ("blob") is one flat little-endian buffer that holds offsets instead of pointers, so it can be saved and
+ * memory-mapped as it is. Functions return SCT_OK or an error code that sct_error_text explains.
  */
 #ifndef SECATEUR_KERNELS_H_
 #define SECATEUR_KERNELS_H_
@@ -23,13 +23,7 @@ enum sct_status {
   SCT_OTHER_LAYOUT = 6     /* a packed weight in a layout that this version does not read */
 };
 
-enum sct_isa {
-  SCT_ISA_AUTO = 0,
-  SCT_ISA_PORTABLE = 1,
-  SCT_ISA_NEON = 2,
-  SCT_ISA_AVX2 = 3,
-  SCT_ISA_AVX512 = 4
-};
+enum sct_isa { SCT_ISA_AUTO = 0, SCT_ISA_PORTABLE = 1, SCT_ISA_NEON = 2, SCT_ISA_AVX2 = 3, SCT_ISA_AVX512 = 4 };
 
 enum sct_format { SCT_TILED = 1, SCT_BLOCK = 2, SCT_BITMASK = 3, SCT_QUAD = 4, SCT_NM = 5 };
 
@@ -40,8 +34,8 @@ enum sct_norm { SCT_NO_NORM = 0, SCT_LAYER_NORM = 1, SCT_RMS_NORM = 2 };
 
 enum sct_activation { SCT_NONE = 0, SCT_RELU = 1, SCT_GELU = 2, SCT_GELU_TANH = 3, SCT_SILU = 4 };
 
-/* The header of a blob. p is {tile, chunk, row_block, layout} for the tiled format, {tile, chunk, row_block, 0} for quad,
- * {block, chunk, row_block, 0} for block, {keep, of, 0, 0} for nm, and zeros for bitmask. */
+/* The header of a blob. p is {tile, chunk, row_block, layout} for the tiled format, {tile, chunk, row_block, 0} for
+ * quad, {block, chunk, row_block, 0} for block, {keep, of, 0, 0} for nm, and zeros for bitmask. */
 typedef struct {
   int64_t rows, cols, nonzeros, bytes;
   int32_t format, value;
@@ -60,47 +54,48 @@ typedef void* (*sct_allocate)(void* context, int64_t bytes);
 
 /* Packers. `weight` is (rows, cols) float32 with `ld` floats from row to row. The blob is written to memory that
  * allocate(context, size) returns; allocate is called at most once. */
-int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t tile,
-                   int32_t chunk, int32_t row_block, sct_allocate allocate, void* context);
+int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t tile, int32_t chunk,
+                   int32_t row_block, sct_allocate allocate, void* context);
 
 /* Blocks of `block` (4 or 8) rows of one column that are zero or nonzero together, for any number of tokens; any value
  * type. A block with any nonzero is stored whole. chunk is at most 65536. Returns SCT_BAD_ARGUMENT when a weight has no
  * value in the type: int8 takes no NaN or infinity, float16 no finite weight beyond 65504. */
-int sct_pack_block(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t block,
-                   int32_t chunk, int32_t row_block, sct_allocate allocate, void* context);
+int sct_pack_block(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t block, int32_t chunk,
+                   int32_t row_block, sct_allocate allocate, void* context);
 
 /* Any pattern of zeros, for few tokens: one bit for each weight, then the nonzeros; float32, bf16 or int8. */
-int sct_pack_bitmask(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value,
-                     sct_allocate allocate, void* context);
+int sct_pack_bitmask(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, sct_allocate allocate,
+                     void* context);
 
 /* N:M: at most `keep` nonzeros in every `of` columns of a row; 1 or 2 of 4, or 4 of 8. For few tokens; any value type.
  * Returns SCT_BAD_ARGUMENT where a group has more nonzeros. */
 int sct_pack_nm(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t keep, int32_t of,
                 sct_allocate allocate, void* context);
 
-/* Quads (four columns of a row from a multiple of four on) that are zero or nonzero together, for many tokens; int8 with a
- * scale for each row. Each call rounds activations to uint8 with a scale for each token (an error of about 1% of the
- * output); tokens with NaN or infinity are computed in float32. At most 65536 columns; tile as for tiled, chunk a multiple
- * of 4. */
+/* Quads (four columns of a row from a multiple of four on) that are zero or nonzero together, for many tokens; int8
+ * with a scale for each row. Each call rounds activations to uint8 with a scale for each token (an error of about 1% of
+ * the output); tokens with NaN or infinity are computed in float32. At most 65536 columns; tile as for tiled, chunk a
+ * multiple of 4. */
 int sct_pack_quad(const float* weight, int64_t rows, int64_t cols, int64_t ld, int32_t tile, int32_t chunk,
                   int32_t row_block, sct_allocate allocate, void* context);
 
-/* sct_describe reads the header (cheap). sct_validate also checks every index of a blob of unknown origin, which takes time
- * in proportion to its size. */
+/* sct_describe reads the header (cheap). sct_validate also checks every index of a blob of unknown origin, which takes
+ * time in proportion to its size. */
 int sct_describe(const uint8_t* blob, int64_t bytes, sct_info* info);
 int sct_validate(const uint8_t* blob, int64_t bytes);
 
 /* The dense float32 weight (rows, cols), contiguous, from a blob. */
 int sct_unpack(const uint8_t* blob, int64_t bytes, float* weight);
 
-/* y[t, o] = activation(sum_k x[t, k] * w[o, k] + bias[o]) for `tokens` rows of x (ldx floats from row to row) and of y (ldy
- * floats from row to row). bias may be NULL. Runs on at most `threads` threads, the caller's among them. NaN and infinity
- * in x reach y exactly as in a dense product: a zero weight times infinity is NaN. */
-int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx,
-               const float* bias, int activation, float* y, int64_t ldy, int threads, int isa);
+/* y[t, o] = activation(sum_k x[t, k] * w[o, k] + bias[o]) for `tokens` rows of x (ldx floats from row to row) and of y
+ * (ldy floats from row to row). bias may be NULL. Runs on at most `threads` threads, the caller's among them. NaN and
+ * infinity in x reach y exactly as in a dense product: a zero weight times infinity is NaN. */
+int sct_linear(const uint8_t* blob, int64_t bytes, const float* x, int64_t tokens, int64_t ldx, const float* bias,
+               int activation, float* y, int64_t ldy, int threads, int isa);
 
-/* An operation on the outputs of a token while they are in cache: norm(y * gate + residual). residual and gate are (tokens,
- * rows) with ld and gate_ld floats from row to row, scale and shift (rows) belong to the norm; each may be NULL. */
+/* An operation on the outputs of a token while they are in cache: norm(y * gate + residual). residual and gate are
+ * (tokens, rows) with ld and gate_ld floats from row to row, scale and shift (rows) belong to the norm; each may be
+ * NULL. */
 typedef struct {
   const float* residual;
   int64_t ld;
@@ -120,16 +115,16 @@ int sct_linear_on(const uint8_t* blob, int64_t bytes, const float* x, int64_t to
                   int activation, const sct_after* after, float* y, int64_t ldy, int threads, int isa,
                   sct_run_function run, void* pool);
 
-/* y = norm(x) over the `width` numbers of each of `tokens` tokens, with ldx and ldy floats from token to token; y may be x.
- * scale and shift (width) may be NULL. */
+/* y = norm(x) over the `width` numbers of each of `tokens` tokens, with ldx and ldy floats from token to token; y may
+ * be x. scale and shift (width) may be NULL. */
 int sct_norm_on(const float* x, int64_t tokens, int64_t width, int64_t ldx, int norm, const float* scale,
                 const float* shift, float epsilon, float* y, int64_t ldy, int threads, int isa, sct_run_function run,
                 void* pool);
 
 /* out = softmax(scale q k^T + mask) v, head by head; `heads` heads of queries share kv_heads heads of keys and values.
- * Strides are floats (bytes for keep) from batch to batch, head to head and token to token; the `width` numbers of a head,
- * and the keys of a mask, are contiguous. mask is added, and a key whose keep is 0 is left out; both may be NULL, and their
- * strides 0. A query without keys gives zeros. */
+ * Strides are floats (bytes for keep) from batch to batch, head to head and token to token; the `width` numbers of a
+ * head, and the keys of a mask, are contiguous. mask is added, and a key whose keep is 0 is left out; both may be NULL,
+ * and their strides 0. A query without keys gives zeros. */
 typedef struct {
   const float *q, *k, *v;
   float* out;
@@ -143,16 +138,16 @@ typedef struct {
 } sct_attention_job;
 int sct_attention(const sct_attention_job* job, int threads, int isa, sct_run_function run, void* pool);
 
-/* Rotary position embedding: y = x cos + rotate_half(x) sin, where rotate_half(x) is the second half of the `width` numbers
- * of a head, negated, followed by the first half. Strides are floats from batch to batch, head to head and token to token.
- * cos and sin hold `width` numbers for each token, with turn_stride floats from batch to batch (0 where all batches share
- * them). y may be x. */
+/* Rotary position embedding: y = x cos + rotate_half(x) sin, where rotate_half(x) is the second half of the `width`
+ * numbers of a head, negated, followed by the first half. Strides are floats from batch to batch, head to head and
+ * token to token. cos and sin hold `width` numbers for each token, with turn_stride floats from batch to batch (0 where
+ * all batches share them). y may be x. */
 int sct_rotary(const float* x, const int64_t x_stride[3], int64_t batch, int64_t heads, int64_t tokens, int64_t width,
                const float* cos, const float* sin, int64_t turn_stride, float* y, const int64_t y_stride[3]);
 
-/* A chain of layers over `batch` sequences of `tokens` tokens each, all of whose values stay in the packed layout of tiles.
- * Value 0 is x; step i writes value i + 1; the last step writes y. The rows of a value are its numbers a token. `from` are
- * the values that a step reads, -1 where there is none:
+/* A chain of layers over `batch` sequences of `tokens` tokens each, all of whose values stay in the packed layout of
+ * tiles. Value 0 is x; step i writes value i + 1; the last step writes y. The rows of a value are its numbers a token.
+ * `from` are the values that a step reads, -1 where there is none:
  *
  *   SCT_LINEAR_STEP     activation(w from[0] + bias)
  *   SCT_NORM_STEP       norm(from[0] + from[1])
@@ -196,9 +191,9 @@ typedef struct {
 int64_t sct_chain_rows(const sct_step* steps, int64_t count, int64_t width);
 int sct_chain(const sct_chain_job* job, int threads, int isa, sct_run_function run, void* pool);
 
-/* Runs one token of each of `batch` sequences through the steps of a decoder's block. Value 0 is x (batch, width); step i
- * writes value i + 1 (batch, rows); `values` holds the values from 1 on, one after another. Weights are of any format.
- * Steps differ from those of a chain:
+/* Runs one token of each of `batch` sequences through the steps of a decoder's block. Value 0 is x (batch, width); step
+ * i writes value i + 1 (batch, rows); `values` holds the values from 1 on, one after another. Weights are of any
+ * format. Steps differ from those of a chain:
  *
  *   SCT_LINEAR_STEP     multiplies its output by from[1] and adds from[2], where these are given; without a blob, it
  *                       stands for a layer of `bytes` rows that the caller computes
@@ -228,8 +223,8 @@ int64_t sct_token_floats(const sct_step* steps, int64_t count, int64_t width);
 int sct_token(const sct_token_job* job, int64_t begin, int64_t end, int threads, int isa, sct_run_function run,
               void* pool);
 
-/* Inner loops of one-shot pruning, row by row on at most `threads` threads, in place. `wide` chooses the type of every void
- * pointer: float (0) or double (1). Matrices without a leading dimension are contiguous.
+/* Inner loops of one-shot pruning, row by row on at most `threads` threads, in place. `wide` chooses the type of every
+ * void pointer: float (0) or double (1). Matrices without a leading dimension are contiguous.
  *
  * Sweep: one band of SparseGPT.
  *
@@ -240,8 +235,8 @@ int sct_token(const sct_token_job* job, int64_t begin, int64_t end, int threads,
  *   errors   (rows, width), written
  */
 int sct_repair_sweep(void* w, int64_t ldw, int64_t rows, int64_t width, const void* upper, int64_t ldu,
-                     const void* inverse, uint8_t* mask, int keep, int of, void* errors, int wide,
-                     int threads, int isa);
+                     const void* inverse, uint8_t* mask, int keep, int of, void* errors, int wide, int threads,
+                     int isa);
 
 /* Swap: one pass of exact 1-swaps. Writes the number of swaps to *swaps.
  *
@@ -249,23 +244,23 @@ int sct_repair_sweep(void* w, int64_t ldw, int64_t rows, int64_t width, const vo
  *   largest  (n), the largest |c| of each row off the diagonal
  *   v, r, open, kept  (rows, n), see src/isa/repair.inl
  */
-int sct_repair_swap(const void* c, const void* largest, int64_t rows, int64_t n, double slack, void* v,
-                    void* r, void* open, uint8_t* kept, int64_t* swaps, int wide, int threads, int isa);
+int sct_repair_swap(const void* c, const void* largest, int64_t rows, int64_t n, double slack, void* v, void* r,
+                    void* open, uint8_t* kept, int64_t* swaps, int wide, int threads, int isa);
 
-/* Group: one pass over N:M groups of at most 16 weights, each of which takes the best of all patterns. Writes the number of
- * changed groups to *changed.
+/* Group: one pass over N:M groups of at most 16 weights, each of which takes the best of all patterns. Writes the
+ * number of changed groups to *changed.
  *
  *   c         (n, n), with unit diagonal
  *   v, r, mask  (rows, n), see src/isa/repair.inl
  *   patterns  (count, keep)
  *   inverses  (n / of, count, keep, keep)
  */
-int sct_repair_group(const void* c, int64_t rows, int64_t n, double slack, void* v, void* r, uint8_t* mask,
-                     int keep, int of, const uint8_t* patterns, int count, const void* inverses,
-                     int64_t* changed, int wide, int threads, int isa);
+int sct_repair_group(const void* c, int64_t rows, int64_t n, double slack, void* v, void* r, uint8_t* mask, int keep,
+                     int of, const uint8_t* patterns, int count, const void* inverses, int64_t* changed, int wide,
+                     int threads, int isa);
 
-/* Makes the kernels run on an OpenMP runtime that the process uses already (its GOMP_parallel), so that two pools do not
- * compete for the cores. NULL goes back to the library's own pool. */
+/* Makes the kernels run on an OpenMP runtime that the process uses already (its GOMP_parallel), so that two pools do
+ * not compete for the cores. NULL goes back to the library's own pool. */
 typedef void (*sct_fork_function)(void (*task)(void*), void* context, unsigned threads, unsigned flags);
 void sct_use_openmp(sct_fork_function gomp_parallel);
 

@@ -1,4 +1,4 @@
-// Reads the steps of a chain (sct_step) from a table of numbers, for the Python module and the operators of ONNX Runtime.
+// Reads steps (sct_step) from a table of numbers, for the Python module and the operators of ONNX Runtime.
 #ifndef SECATEUR_STEPS_H_
 #define SECATEUR_STEPS_H_
 
@@ -10,18 +10,18 @@
 
 namespace secateur {
 
-// Each step is a row of the table: kind; from[3]; first[3]; the weight's address and bytes (-1 and rows: see sct_token);
-// the addresses of bias, scale and shift, -1 where there is none; activation; norm; heads; kv_heads; width. What an address
-// means is up to the user of the table. With each row goes one number: the epsilon of a norm, or the factor by which
-// attention multiplies scores.
+// Each step is a row of the table: kind; from[3]; first[3]; the weight's address and bytes (-1 and rows: see
+// sct_token); the addresses of bias, scale and shift, -1 where there is none; activation; norm; heads; kv_heads; width.
+// What an address means is up to the user of the table. With each row goes one number: the epsilon of a norm, or the
+// factor by which attention multiplies scores.
 constexpr int64_t kStepFields = 17;
 
 // The steps of a table of `count` rows; x has `width` numbers a token. `weight(address, bytes)` and
-// `vector(address, numbers)` return pointers, and check that so much lies there. Returns no steps where a step reads a value
-// that does not exist; sct_chain_rows and sct_token_floats check whether steps fit together.
+// `vector(address, numbers)` return pointers, and check that so much lies there. Returns no steps where a step reads a
+// value that does not exist; sct_chain_rows and sct_token_floats check whether steps fit together.
 template <class Weight, class Vector>
-std::vector<sct_step> read_steps(const int64_t* table, const float* numbers, int64_t count, int64_t width, Weight weight,
-                                 Vector vector) {
+std::vector<sct_step> read_steps(const int64_t* table, const float* numbers, int64_t count, int64_t width,
+                                 Weight weight, Vector vector) {
   std::vector<sct_step> steps;
   std::vector<int64_t> rows{width};
   steps.reserve(count), rows.reserve(count + 1);

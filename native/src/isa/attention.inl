@@ -1,7 +1,7 @@
 // Attention, softmax(scale q k^T + mask) v, for one head and one tile of queries.
 //
-// Queries lie side by side in the lanes of vectors, so that the softmax over keys needs no sums across lanes. Keys come in
-// blocks whose scores stay in the L1 cache; the maximum and the sum of the softmax are updated from block to block
+// Queries lie side by side in the lanes of vectors, so that the softmax over keys needs no sums across lanes. Keys come
+// in blocks whose scores stay in the L1 cache; the maximum and the sum of the softmax are updated from block to block
 // (Milakov and Gimelshein, 2018).
 #pragma once
 #include "common.inl"
@@ -13,9 +13,9 @@ namespace {
 constexpr int kQueries = Twice::W;  // queries in a tile
 constexpr int kQueryVectors = kQueries / Simd::W;
 constexpr int kScoreRows = Simd::REGISTERS / 2 / kQueryVectors;  // rows of a product that are computed at a time
-constexpr int kFewQueries = 7;  // up to so many queries are computed row by row, four at a time
+constexpr int kFewQueries = 7;      // up to so many queries are computed row by row, four at a time
 constexpr int64_t kKeyBlock = 128;  // keys
-constexpr float kLowest = -1e30f;  // stands for -infinity: -infinity - -infinity is NaN
+constexpr float kLowest = -1e30f;   // stands for -infinity: -infinity - -infinity is NaN
 
 // c[r][kQueries] (+)= sum_i a[r * row + i * column] * b[i][kQueries] for R rows.
 template <int R>
@@ -24,13 +24,11 @@ __attribute__((noinline)) void product_rows(const float* a, int64_t row, int64_t
   constexpr int N = kQueryVectors;
   Simd::V acc[R][N];
   SECATEUR_UNROLL
-  for (int r = 0; r < R; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < N; v++) acc[r][v] = add ? Simd::load(c + r * kQueries + v * Simd::W) : Simd::zero();
+  for (int r = 0; r < R; r++) SECATEUR_UNROLL
+  for (int v = 0; v < N; v++) acc[r][v] = add ? Simd::load(c + r * kQueries + v * Simd::W) : Simd::zero();
   // Unrolled: counting would be a quarter of the instructions, and where a second thread runs on the core, this one can
   // issue half as many.
-  _Pragma("GCC unroll 4")
-  for (int64_t i = 0; i < depth; i++, a += column, b += kQueries) {
+  _Pragma("GCC unroll 4") for (int64_t i = 0; i < depth; i++, a += column, b += kQueries) {
     Simd::V x[N];
     SECATEUR_UNROLL
     for (int v = 0; v < N; v++) x[v] = Simd::load(b + v * Simd::W);
@@ -42,9 +40,8 @@ __attribute__((noinline)) void product_rows(const float* a, int64_t row, int64_t
     }
   }
   SECATEUR_UNROLL
-  for (int r = 0; r < R; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < N; v++) Simd::store(c + r * kQueries + v * Simd::W, acc[r][v]);
+  for (int r = 0; r < R; r++) SECATEUR_UNROLL
+  for (int v = 0; v < N; v++) Simd::store(c + r * kQueries + v * Simd::W, acc[r][v]);
 }
 
 void product(const float* a, int64_t rows, int64_t row, int64_t column, int64_t depth, const float* b, float* c,
@@ -100,13 +97,13 @@ struct TokenKeys {
   }
 };
 
-// Keys and values in tiles of the layout [width][lanes]. Each tile holds `tile_tokens` tokens; tiles are `stride` floats
-// apart.
+// Keys and values in tiles of the layout [width][lanes]. Each tile holds `tile_tokens` tokens; tiles are `stride`
+// floats apart.
 struct TileKeys {
   const float *k, *v;
   int64_t lanes, tile_tokens, stride;
 
-  // Calls f(offset into k and v, number of keys, number of keys before) for the part of [first, first + count) in each tile.
+  // Calls f(offset into k and v, keys, keys before) for the part of [first, first + count) in each tile.
   template <class F>
   void each(int64_t first, int64_t count, F f) const {
     for (int64_t done = 0; done < count;) {
@@ -167,8 +164,8 @@ void attend(const sct_attention_job& j, const Keys& keys, int64_t batch, int64_t
     Twice::store(out + i * kQueries, Twice::mul(Twice::load(out + i * kQueries), Twice::load(share)));
 }
 
-// Attention of Q queries, which lie scaled and row by row in `scratch`. The numbers of a head lie in the lanes of vectors,
-// as few queries would leave most lanes of a tile empty. `width` is a multiple of the vector's.
+// Attention of Q queries, which lie scaled and row by row in `scratch`. The numbers of a head lie in the lanes of
+// vectors, as few queries would leave most lanes of a tile empty. `width` is a multiple of the vector's.
 template <int Q>
 void attend_few(const sct_attention_job& j, const TokenKeys& keys, int64_t batch, int64_t head, int64_t query,
                 float* scratch) {
@@ -272,20 +269,20 @@ void attention_tile(const sct_attention_job& j, int64_t batch, int64_t head, int
 }
 
 // Attention of n queries from `query` on that lie side by side in one tile of the layout [width][lanes], `tile_tokens`
-// tokens a tile. The strides of q, k, v and out are from batch to batch, head to head and tile to tile. Queries past the
-// last are computed up to a whole vector. Returns whether an output is NaN or infinite.
-bool attention_packed(const sct_attention_job& j, int64_t lanes, int64_t tile_tokens, int64_t batch, int64_t head, int64_t query,
-                      int n, float* scratch) {
+// tokens a tile. The strides of q, k, v and out are from batch to batch, head to head and tile to tile. Queries past
+// the last are computed up to a whole vector. Returns whether an output is NaN or infinite.
+bool attention_packed(const sct_attention_job& j, int64_t lanes, int64_t tile_tokens, int64_t batch, int64_t head,
+                      int64_t query, int n, float* scratch) {
   const int64_t d = j.width, kv = head / (j.heads / j.kv_heads), lane = query % tile_tokens;
   const float* q = j.q + batch * j.q_stride[0] + head * j.q_stride[1] + query / tile_tokens * j.q_stride[2] + lane;
   float* out = j.out + batch * j.out_stride[0] + head * j.out_stride[1] + query / tile_tokens * j.out_stride[2] + lane;
   const Simd::V factor = Simd::set1(j.scale);
   for (int64_t i = 0; i < d; i++)
     for (int v = 0; v < kQueries; v += Simd::W)
-      Simd::store(scratch + i * kQueries + v,
-                  v < n ? Simd::mul(Simd::load(q + i * lanes + v), factor) : Simd::zero());
-  attend(j, TileKeys{j.k + batch * j.k_stride[0] + kv * j.k_stride[1],
-                     j.v + batch * j.v_stride[0] + kv * j.v_stride[1], lanes, tile_tokens, j.k_stride[2]},
+      Simd::store(scratch + i * kQueries + v, v < n ? Simd::mul(Simd::load(q + i * lanes + v), factor) : Simd::zero());
+  attend(j,
+         TileKeys{j.k + batch * j.k_stride[0] + kv * j.k_stride[1], j.v + batch * j.v_stride[0] + kv * j.v_stride[1],
+                  lanes, tile_tokens, j.k_stride[2]},
          batch, head, query, n, scratch);
   Simd::V nan_check = Simd::zero();
   for (int64_t i = 0; i < d; i++)

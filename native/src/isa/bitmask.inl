@@ -1,5 +1,5 @@
-// Unstructured weight times few tokens (format "bitmask"). Expand, which every instruction set brings, puts the nonzeros
-// of 64 columns into their lanes and multiplies them by the activations of each token.
+// Unstructured weight times few tokens (format "bitmask"). Expand, which every instruction set brings, puts the
+// nonzeros of 64 columns into their lanes and multiplies them by the activations of each token.
 #pragma once
 #include "common.inl"
 #include "vecmath.inl"
@@ -15,8 +15,7 @@ void bitmask_pass(const uint8_t* blob, int64_t begin, int64_t end, const float* 
   const int64_t stride = words * secateur::kBitmaskColumns;
   const uint64_t* mask = section<uint64_t>(blob, 1) + begin * words;
   for (int64_t r = begin; r < end; r++, mask += words) {
-    const uint8_t* value =
-        section<uint8_t>(blob, 2) + section<uint64_t>(blob, 0)[r] * secateur::value_bytes(VALUE);
+    const uint8_t* value = section<uint8_t>(blob, 2) + section<uint64_t>(blob, 0)[r] * secateur::value_bytes(VALUE);
     float sum[T];
     Expand<VALUE>::template row<T>(mask, words, value, x, stride, sum);
     const float scale = VALUE == SCT_I8 ? section<float>(blob, 3)[r] * Expand<VALUE>::kScale : 1.0f;

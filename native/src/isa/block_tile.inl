@@ -1,17 +1,15 @@
 // Block-sparse weight times a tile of packed activations (format "block", many tokens).
 //
-// The rows of a block share each load of activations: rows * NV accumulators, NV loads, and one broadcast weight for each
-// row. Where registers are few, a block of eight rows is computed in two halves.
+// The rows of a block share each load of activations: rows * NV accumulators, NV loads, and one broadcast weight for
+// each row. Where registers are few, a block of eight rows is computed in two halves.
 #pragma once
 #include "common.inl"
 
 namespace {
 
 constexpr int rows_at_once(int block) { return Simd::REGISTERS >= 32 ? block : 4; }
-// Of 16 registers, 12 accumulate, three hold activations and one a weight; eight accumulators would wait for each other.
-constexpr int block_vectors(int block) {
-  return Simd::REGISTERS >= 32 ? Simd::REGISTERS / 2 / rows_at_once(block) : 3;
-}
+// Of 16 registers, 12 accumulate, three hold activations and one a weight; eight sums would wait for each other.
+constexpr int block_vectors(int block) { return Simd::REGISTERS >= 32 ? Simd::REGISTERS / 2 / rows_at_once(block) : 3; }
 
 constexpr int kWidened = 256;  // blocks whose weights are converted to float32 at a time
 
@@ -23,14 +21,11 @@ __attribute__((noinline)) void block_part(const uint16_t* column, const float* w
   constexpr int kSets = NV == 1 && kRows < 8 ? 2 : 1;
   Simd::V acc[kSets][kRows][NV];
   SECATEUR_UNROLL
-  for (int r = 0; r < kRows; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++) acc[0][r][v] = Simd::load(y + r * kTile + v * Simd::W);
-  for (int s = 1; s < kSets; s++)
-    SECATEUR_UNROLL
-    for (int r = 0; r < kRows; r++)
-      SECATEUR_UNROLL
-      for (int v = 0; v < NV; v++) acc[s][r][v] = Simd::zero();
+  for (int r = 0; r < kRows; r++) SECATEUR_UNROLL
+  for (int v = 0; v < NV; v++) acc[0][r][v] = Simd::load(y + r * kTile + v * Simd::W);
+  for (int s = 1; s < kSets; s++) SECATEUR_UNROLL
+  for (int r = 0; r < kRows; r++) SECATEUR_UNROLL
+  for (int v = 0; v < NV; v++) acc[s][r][v] = Simd::zero();
   const auto add = [&](auto& sums, int64_t i) __attribute__((always_inline)) {
     const float* at = x + static_cast<size_t>(column[i]) * kTile;
     Simd::V xs[NV];
@@ -44,19 +39,16 @@ __attribute__((noinline)) void block_part(const uint16_t* column, const float* w
     }
   };
   int64_t i = 0;
-  for (; i + kSets <= n; i += kSets)
-    SECATEUR_UNROLL
-    for (int s = 0; s < kSets; s++) add(acc[s], i + s);
+  for (; i + kSets <= n; i += kSets) SECATEUR_UNROLL
+  for (int s = 0; s < kSets; s++) add(acc[s], i + s);
   if (i < n) add(acc[0], i);
   SECATEUR_UNROLL
-  for (int r = 0; r < kRows; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++)
-      if (kSets > 1) acc[0][r][v] = Simd::add(acc[0][r][v], acc[kSets - 1][r][v]);
+  for (int r = 0; r < kRows; r++) SECATEUR_UNROLL
+  for (int v = 0; v < NV; v++)
+    if (kSets > 1) acc[0][r][v] = Simd::add(acc[0][r][v], acc[kSets - 1][r][v]);
   SECATEUR_UNROLL
-  for (int r = 0; r < kRows; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, acc[0][r][v]);
+  for (int r = 0; r < kRows; r++) SECATEUR_UNROLL
+  for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, acc[0][r][v]);
 }
 
 template <int R, int NV>
@@ -122,7 +114,7 @@ void block_tile_sized(const uint8_t* blob, int64_t rb, const float* packed, int 
   if (vectors <= 1)
     block_tile_pass<R, 1, VALUE>(blob, rb, packed, bias, y);
   else if (vectors <= 2 && kMost > 2)
-    block_tile_pass<R, kMost < 2 ? kMost : 2, VALUE>(blob, rb, packed, bias, y);
+    block_tile_pass < R, kMost<2 ? kMost : 2, VALUE>(blob, rb, packed, bias, y);
   else
     block_tile_pass<R, kMost, VALUE>(blob, rb, packed, bias, y);
 }

@@ -20,8 +20,8 @@ namespace {
 // hardware prefetcher looks ahead.
 constexpr int kPrefetchBytes = 4096;
 
-// The tiled and quad kernels prefetch the output of the row that comes so many rows later: rows sorted by their number of
-// nonzeros defeat the hardware prefetcher.
+// The tiled and quad kernels prefetch the output of the row that comes so many rows later: rows sorted by their number
+// of nonzeros defeat the hardware prefetcher.
 constexpr int kRowsAhead = 3;
 
 inline float sum_of(Simd::V v) {

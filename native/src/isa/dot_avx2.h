@@ -1,5 +1,5 @@
-// Dot for AVX2: products of four bytes a lane without VNNI. vpmaddubsw would saturate, so bytes are kept as two pairs of
-// int16 (even bytes and odd bytes) for vpmaddwd.
+// Dot for AVX2: products of four bytes a lane without VNNI. vpmaddubsw would saturate, so bytes are kept as two pairs
+// of int16 (even bytes and odd bytes) for vpmaddwd.
 #pragma once
 #include <immintrin.h>
 

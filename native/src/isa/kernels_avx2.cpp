@@ -1,5 +1,5 @@
-// The kernels for AVX2 and FMA. Compiled with flags of its own, so nothing here may be shared with other translation units:
-// everything but the table lives in anonymous namespaces.
+// The kernels for AVX2 and FMA. Compiled with flags of its own, so nothing here may be shared with other translation
+// units: everything but the table lives in anonymous namespaces.
 #include "simd_avx2.h"
 
 #include "dot_avx2.h"

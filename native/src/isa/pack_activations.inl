@@ -1,5 +1,5 @@
-// Packs activations for the kernels: into tiles [cols][tile] for many tokens, into columns [cols][width] for few tokens;
-// and unpacks tiles of outputs.
+// Packs activations for the kernels: into tiles [cols][tile] for many tokens, into columns [cols][width] for few
+// tokens; and unpacks tiles of outputs.
 #pragma once
 #include "common.inl"
 #include "vecmath.inl"
@@ -17,8 +17,8 @@ void copy_rows(const float* from, int64_t ld_from, int rows, float* to, int64_t 
     for (int c = 0; c < kStrip; c += Simd::W) Simd::store(to + i * ld_to + c, Simd::load(from + i * ld_from + c));
 }
 
-// Packs the first tokens in bands of S::WIDE, if S has a wide transpose. Returns how many tokens it packed; sets not_finite
-// if one of their numbers is NaN or infinite.
+// Packs the first tokens in bands of S::WIDE, if S has a wide transpose. Returns how many tokens it packed; sets
+// not_finite if one of their numbers is NaN or infinite.
 template <class S>
 int pack_bands(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, float* out, bool& not_finite) {
   constexpr int kAhead = 3 * S::WIDE;  // floats; more rows are read side by side than the hardware prefetcher follows

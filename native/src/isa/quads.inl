@@ -1,5 +1,5 @@
-// Quads (1 x 4 blocks) of int8 weights times tokens that are rounded to uint8 when they are packed (format "quad"). Dot,
-// which every instruction set brings, multiplies four bytes a lane.
+// Quads (1 x 4 blocks) of int8 weights times tokens that are rounded to uint8 when they are packed (format "quad").
+// Dot, which every instruction set brings, multiplies four bytes a lane.
 //
 // A token x becomes q = round(x / scale) + zero in 0 .. 255, with its own scale and zero. Sums are exact integers, so
 // every instruction set gives the same result. A packed tile is [quads][tile][4 bytes] (twice as wide where Dot takes
@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int kQuadPanel = 512;  // columns that are rounded at a time
+constexpr int kQuadPanel = 512;           // columns that are rounded at a time
 constexpr float kSmallestScale = 1e-36f;  // its reciprocal is finite
 
 struct TokenScale {
@@ -56,13 +56,15 @@ bool quad_pack(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
       const float* row = x + (t + i) * ldx;
       const bool row_not_finite = any_not_finite(row, cols);
       not_finite |= row_not_finite;
-      s[i] = row_not_finite ? TokenScale{0, 0, 0} : scale_of(row, cols);  // propagate_not_finite computes such a token again
+      s[i] = row_not_finite ? TokenScale{0, 0, 0}
+                            : scale_of(row, cols);  // propagate_not_finite computes such a token again
       zeros[t + i] = s[i].zero;
       scales[t + i] = s[i].scale;
     }
     alignas(64) float bytes[B * kQuads], transposed[kQuads * B];
     for (int64_t q = 0; q < quads; q += kQuads) {
-      const int64_t panel_quads = std::min<int64_t>(kQuads, quads - q), k = std::min<int64_t>(4 * panel_quads, cols - 4 * q);
+      const int64_t panel_quads = std::min<int64_t>(kQuads, quads - q),
+                    k = std::min<int64_t>(4 * panel_quads, cols - 4 * q);
       for (int i = 0; i < B; i++) {
         auto* to = reinterpret_cast<uint8_t*>(bytes + i * kQuads);
         int64_t done = 0;
@@ -74,7 +76,8 @@ bool quad_pack(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
         memset(to + done, 0, secateur::round_up(panel_quads, B) * 4 - done);
       }
       for (int64_t j = 0; j < panel_quads; j += B) Simd::transpose(bytes + j, kQuads, transposed + j * B, B);
-      for (int64_t j = 0; j < panel_quads; j++) Dot::put(transposed + j * B, out + (q + j) * tile * Dot::kWide + t, tile);
+      for (int64_t j = 0; j < panel_quads; j++)
+        Dot::put(transposed + j * B, out + (q + j) * tile * Dot::kWide + t, tile);
     }
   }
   return not_finite;
@@ -108,9 +111,8 @@ __attribute__((noinline)) void quad_rows(const uint8_t* p, const uint32_t* row, 
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) acc[0][v] = Dot::load(out + v * Simd::W * 4);
     SECATEUR_UNROLL
-    for (int s = 1; s < NS; s++)
-      SECATEUR_UNROLL
-      for (int v = 0; v < NV; v++) acc[s][v] = Dot::none();
+    for (int s = 1; s < NS; s++) SECATEUR_UNROLL
+    for (int v = 0; v < NV; v++) acc[s][v] = Dot::none();
     if (REST) {
       quad_group<NV, NS, REST>(acc, x, p, stride);
       p += secateur::kQuadGroup;
@@ -120,9 +122,8 @@ __attribute__((noinline)) void quad_rows(const uint8_t* p, const uint32_t* row, 
       p += secateur::kQuadGroup;
     }
     SECATEUR_UNROLL
-    for (int s = 1; s < NS; s++)
-      SECATEUR_UNROLL
-      for (int v = 0; v < NV; v++) acc[0][v] = Dot::add(acc[0][v], acc[s][v]);
+    for (int s = 1; s < NS; s++) SECATEUR_UNROLL
+    for (int v = 0; v < NV; v++) acc[0][v] = Dot::add(acc[0][v], acc[s][v]);
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) Dot::store(out + v * Simd::W * 4, acc[0][v]);
   }

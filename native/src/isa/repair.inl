@@ -1,5 +1,5 @@
-// Inner loops of one-shot pruning, for float and double. The compiler vectorises them; -fopenmp-simd lets it reorder the
-// marked reductions.
+// Inner loops of one-shot pruning, for float and double. The compiler vectorises them; -fopenmp-simd lets it reorder
+// the marked reductions.
 #pragma once
 #include "common.inl"
 
@@ -8,8 +8,8 @@ namespace {
 // One row of a band of SparseGPT: the columns after a pruned column make up for its error. With `of` above 0, the sweep
 // keeps of every `of` columns the `keep` with the highest (w / U_jj)^2, chosen when it reaches them.
 template <class T>
-void sweep_row(T* w, int64_t width, const T* upper, int64_t ldu, const T* inverse, uint8_t* mask, int keep,
-               int of, T* errors) {
+void sweep_row(T* w, int64_t width, const T* upper, int64_t ldu, const T* inverse, uint8_t* mask, int keep, int of,
+               T* errors) {
   for (int64_t j = 0; j < width; j++) {
     if (of > 0 && j % of == 0) {
       for (int a = 0; a < of; a++) {
@@ -59,8 +59,8 @@ T update(T* r, const T* cq, T a, const T* open, int64_t n) {
   return most;
 }
 
-// One pass over one row: every kept weight takes its best value, or is swapped for a pruned weight that, at its own best
-// value, lowers the loss by more. Returns the number of swaps.
+// One pass over one row: every kept weight takes its best value, or is swapped for a pruned weight that, at its own
+// best value, lowers the loss by more. Returns the number of swaps.
 //
 //   v     the weights
 //   r     (v0 - v) C
@@ -106,15 +106,15 @@ int64_t swap_row(const Descent<T>& d, T* v, T* r, T* open, uint8_t* kept) {
   return swaps;
 }
 
-// One pass over one row of an N:M pattern: each group takes the best of all patterns, with the best values of its weights.
-// Returns the number of groups that changed their pattern.
+// One pass over one row of an N:M pattern: each group takes the best of all patterns, with the best values of its
+// weights. Returns the number of groups that changed their pattern.
 //
 //   mask      1 where a weight is kept
 //   patterns  (count, keep), positions within a group
 //   inverses  (groups, count, keep, keep), inverses of the parts of C
 template <class T>
-int64_t group_row(const Descent<T>& d, T* v, T* r, uint8_t* mask, int keep, int of, const uint8_t* patterns,
-                  int count, const T* inverses) {
+int64_t group_row(const Descent<T>& d, T* v, T* r, uint8_t* mask, int keep, int of, const uint8_t* patterns, int count,
+                  const T* inverses) {
   const int64_t n = d.n;
   int64_t changed = 0;
   T b[16], x[16], best_x[16], now_x[16];

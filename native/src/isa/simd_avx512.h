@@ -37,8 +37,8 @@ struct Simd {
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   static void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
-  // Four weights: one 16-byte broadcast and in-lane permutes, on Zen 4 4 to 9% faster than four scalar broadcasts, because
-  // the loop is bound by loads.
+  // Four weights: one 16-byte broadcast and in-lane permutes, on Zen 4 4 to 9% faster than four scalar broadcasts,
+  // because the loop is bound by loads.
   struct Four {
     V v;
     template <int I>

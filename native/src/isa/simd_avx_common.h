@@ -46,7 +46,8 @@ struct Eight {
   }
 };
 
-// dst[j][i] = src[i][j]; returns sum + 0 * src. As the lower four rows are inserted on load, each result takes two shuffles.
+// dst[j][i] = src[i][j]; returns sum + 0 * src. As the lower four rows are inserted on load, each result takes two
+// shuffles.
 inline __attribute__((always_inline)) __m256 transpose_8x8(const float* src, int64_t lds, float* dst, int64_t ldd,
                                                            __m256 sum) {
   for (int h = 0; h < 2; h++) {

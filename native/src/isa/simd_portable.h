@@ -1,5 +1,5 @@
-// Simd in plain C++: eight floats as an array, which the compiler is free to vectorise. Used where the build or the CPU has
-// no other instruction set.
+// Simd in plain C++: eight floats as an array, which the compiler is free to vectorise. Used where the build or the CPU
+// has no other instruction set.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,9 +1,9 @@
 // Unstructured sparse weight times packed activations (format "tiled").
 //
 // For each nonzero, the loop multiplies one broadcast weight by NV vectors of tokens, which it loads from the chunk of
-// activations in L1 at an offset that the packer has multiplied out. Rows with equally many nonzeros share one loop bound,
-// so that the branch predictor has nothing to guess. The loop is bound by loads from L1; a pair of rows loads the columns
-// that both rows keep only once.
+// activations in L1 at an offset that the packer has multiplied out. Rows with equally many nonzeros share one loop
+// bound, so that the branch predictor has nothing to guess. The loop is bound by loads from L1; a pair of rows loads
+// the columns that both rows keep only once.
 #pragma once
 #include "common.inl"
 
@@ -55,13 +55,12 @@ constexpr uint64_t kNearBytes = 512 << 10;
 template <int I, class S, int NV, class Four>
 inline __attribute__((always_inline)) void add_product(typename S::V (&acc)[NV], const char* x, const Four& weights) {
   const typename S::V w = weights.template lane<I>();
-  for (int v = 0; v < NV; v++)
-    acc[v] = S::fma(w, S::load(reinterpret_cast<const float*>(x) + v * S::W), acc[v]);
+  for (int v = 0; v < NV; v++) acc[v] = S::fma(w, S::load(reinterpret_cast<const float*>(x) + v * S::W), acc[v]);
 }
 
 template <class Group, int NV, int NS, int FIRST, int COUNT>
 inline __attribute__((always_inline)) void add_group(typename Group::S::V (&acc)[NS][NV], const char* x,
-                                                 const uint8_t* p) {
+                                                     const uint8_t* p) {
   using S = typename Group::S;
   uint64_t at;
   memcpy(&at, p + Group::kOffsets, 8);
@@ -74,12 +73,12 @@ inline __attribute__((always_inline)) void add_group(typename Group::S::V (&acc)
 
 // `nrows` rows with 4 * groups + REST nonzeros each.
 template <class Group, int NV, int REST, bool FAR>
-__attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row, int nrows, int groups,
-                                          const char* x, char* y, const float* bias, uint32_t stride,
-                                          bool first) {
+__attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row, int nrows, int groups, const char* x,
+                                          char* y, const float* bias, uint32_t stride, bool first) {
   using S = typename Group::S;
   constexpr int NS = accumulator_sets(NV);
-  const int fetched = FAR ? (groups + (REST > 0)) * Group::kBytes : 0;  // computed in a separate function, GCC 12 drops the loop
+  const int fetched =
+      FAR ? (groups + (REST > 0)) * Group::kBytes : 0;  // computed in a separate function, GCC 12 drops the loop
   for (int r = 0; r < nrows; r++) {
     float* out = reinterpret_cast<float*>(y + row[r]);
     for (int line = 0; line < NV * S::W * 4; line += 64) S::prefetch(y + row[r + kRowsAhead] + line);
@@ -120,8 +119,8 @@ __attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row,
 constexpr int pair_sets(int nv) { return nv == 1 ? 4 : nv == 2 ? 2 : 1; }
 
 template <int I, class S, int NV, class Four>
-inline __attribute__((always_inline)) void add_shared_product(typename S::V (&acc)[2][NV], const char* x, const Four& first,
-                                                       const Four& second) {
+inline __attribute__((always_inline)) void add_shared_product(typename S::V (&acc)[2][NV], const char* x,
+                                                              const Four& first, const Four& second) {
   const typename S::V a = first.template lane<I>(), b = second.template lane<I>();
   for (int v = 0; v < NV; v++) {
     const typename S::V at = S::load_once(reinterpret_cast<const float*>(x) + v * S::W);
@@ -132,14 +131,14 @@ inline __attribute__((always_inline)) void add_shared_product(typename S::V (&ac
 
 template <int I, class S, int NV, class Four>
 inline __attribute__((always_inline)) void add_own_products(typename S::V (&acc)[2][NV], const char* x, const char* x2,
-                                                    const Four& first, const Four& second) {
+                                                            const Four& first, const Four& second) {
   add_product<I, S>(acc[0], x, first);
   add_product<I, S>(acc[1], x2, second);
 }
 
 template <class Group, int NV, int NS, int COUNT>
 inline __attribute__((always_inline)) void add_own_group(typename Group::S::V (&acc)[NS][2][NV], const char* x,
-                                                     const uint8_t* p) {
+                                                         const uint8_t* p) {
   using S = typename Group::S;
   uint64_t at, at2;
   memcpy(&at, p + Group::kOffsets, 8);
@@ -153,7 +152,7 @@ inline __attribute__((always_inline)) void add_own_group(typename Group::S::V (&
 
 template <class Group, int NV, int NS>
 inline __attribute__((always_inline)) void add_shared_group(typename Group::S::V (&acc)[NS][2][NV], const char* x,
-                                                        const uint8_t* p) {
+                                                            const uint8_t* p) {
   using S = typename Group::S;
   uint64_t at;
   memcpy(&at, p + 2 * Group::kOffsets, 8);
@@ -211,7 +210,7 @@ __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row
 
 template <class Group, int NV, bool FAR, int REST>
 void tiled_run(const secateur::TiledRun& run, const uint8_t* p, const uint32_t* row, const char* x, char* y,
-                 const float* bias, uint32_t stride, bool first) {
+               const float* bias, uint32_t stride, bool first) {
   const int n = static_cast<int>(run.rows), own = static_cast<int>((run.count - run.shared) / 4);
   if (run.together == 2)
     tiled_pairs<Group, NV, REST, FAR>(p, row, n, own, run.shared / 4, x, y, bias, stride, first);
@@ -253,8 +252,7 @@ void tiled_block(const uint8_t* blob, const secateur::TiledBlock& block, const f
 }
 
 template <template <class> class Group>
-void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias,
-                 float* y) {
+void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias, float* y) {
   const auto& h = *reinterpret_cast<const secateur::Header*>(blob);
   const uint32_t tile = h.p[0], chunk = h.p[1], stride = tile * 4;
   const int64_t chunks = secateur::ceil_div(h.cols, chunk);
@@ -297,8 +295,7 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
   }
 }
 
-void tiled(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias,
-           float* y) {
+void tiled(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias, float* y) {
   if (reinterpret_cast<const secateur::Header*>(blob)->value == SCT_F32)
     tiled_typed<F32Group>(blob, row_block, packed, tokens, bias, y);
   else

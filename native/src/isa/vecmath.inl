@@ -26,8 +26,8 @@ struct Twice {
   static V exp2_int(V x) { return {Simd::exp2_int(x.a), Simd::exp2_int(x.b)}; }
 };
 
-// e^x with a relative error of at most 2e-7: x = n ln 2 + r; a polynomial in r that is 1 at 0, fitted by reweighted least
-// squares to a small largest relative error; 2^n by exponent bits.
+// e^x with a relative error of at most 2e-7: x = n ln 2 + r; a polynomial in r that is 1 at 0, fitted by reweighted
+// least squares to a small largest relative error; 2^n by exponent bits.
 template <class S>
 inline typename S::V exp_v(typename S::V x) {
   // min and max return their second operand where it is NaN, so NaN passes through.
