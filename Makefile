@@ -12,6 +12,7 @@ RUNTIMES := .venv-runtimes
 # order of tests/conftest.py.
 OPTIONS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(OPTIONS)
+NATIVE_SOURCES := $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 # Those that need no arguments, models or packages besides the test environment; benchmarks/README.md lists all.
 BENCHMARKS := kernels_layer kernels_decode kernels_int8 kernels_model
@@ -61,6 +62,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 
 bench: $(STAMP)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -1,9 +1,9 @@
-// Runs a program that `secateur export --to onnx --sparse` wrote, with ONNX Runtime's own C++ interface and no Python:
+// Runs a model of `secateur export --to onnx --sparse` with ONNX Runtime's own C++ interface and no Python:
 //
 //     run_model secateur_onnx.so model.onnx BATCH TOKENS
 //
-// The first input counts 1 to 97 over and over (ids of tokens), other whole numbers are 1 (masks, types), real inputs
-// are sines. Prints the first numbers of every real output and the median time of a run on one thread.
+// The first input counts from 1 to 97 over and over (token ids), other integer inputs are 1 (masks, types), float
+// inputs are sines. Prints the first numbers of every float output and the median time of a run on one thread.
 #include <onnxruntime_cxx_api.h>
 
 #include <algorithm>
@@ -37,10 +37,17 @@ static int run(const char* library, const char* model, int64_t batch, int64_t to
     for (int64_t n = 0; n < count; n++) {
       const int64_t whole = i ? 1 : 1 + n % 97;
       switch (port.GetElementType()) {
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: value.GetTensorMutableData<int64_t>()[n] = whole; break;
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: value.GetTensorMutableData<int32_t>()[n] = int32_t(whole); break;
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: value.GetTensorMutableData<float>()[n] = std::sin(float(n)); break;
-        default: throw Ort::Exception("the input " + names[i] + " is neither int64, int32 nor float", ORT_FAIL);
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64:
+          value.GetTensorMutableData<int64_t>()[n] = whole;
+          break;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32:
+          value.GetTensorMutableData<int32_t>()[n] = int32_t(whole);
+          break;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+          value.GetTensorMutableData<float>()[n] = std::sin(float(n));
+          break;
+        default:
+          throw Ort::Exception("the input " + names[i] + " is neither int64, int32 nor float", ORT_FAIL);
       }
     }
     inputs.push_back(std::move(value));

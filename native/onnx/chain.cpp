@@ -1,3 +1,4 @@
+// SparseChain: reads and validates its steps when the model is loaded, and runs them.
 #include "chain.h"
 
 #include "secateur/steps.h"
@@ -8,7 +9,7 @@ using secateur::kStepFields;
 using secateur::read_steps;
 
 SparseChain::SparseChain(const Runtime& r, const OrtKernelInfo* info)
-    : runtime(r), packed_(r, info, 1, 64, "what SparseChain has packed"), width_(r.whole(info, "width", 0)) {
+    : runtime(r), packed_(r, info, 1, 64, "what SparseChain has packed"), width_(r.int_attribute(info, "width", 0)) {
   int constant[2] = {};
   const OrtValue* table[2] = {};
   for (size_t i : {0, 1}) {
@@ -26,7 +27,8 @@ SparseChain::SparseChain(const Runtime& r, const OrtKernelInfo* info)
     return blob;
   };
   auto numbers = [&](int64_t offset, int64_t count) { return vector(offset, count); };
-  steps_ = read_steps(runtime.data<int64_t>(table[0]), runtime.data<float>(table[1]), shape[0], width_, weight, numbers);
+  steps_ =
+      read_steps(runtime.data<int64_t>(table[0]), runtime.data<float>(table[1]), shape[0], width_, weight, numbers);
   rows_ = sct_chain_rows(steps_.data(), static_cast<int64_t>(steps_.size()), width_);
   if (rows_ < 1) runtime.fail(ort::kInvalidGraph, "the steps of SparseChain do not fit together");
   for (const sct_step& s : steps_) {
@@ -46,12 +48,12 @@ const float* SparseChain::vector(int64_t offset, int64_t numbers) const {
   return offset < 0 ? nullptr : reinterpret_cast<const float*>(part(offset, numbers * 4));
 }
 
-int SparseChain::threads(Threads& of_session) const {
-  if (threads_.load() >= Threads::most()) return threads_.load();
-  // A look may find threads asleep or the machine busy: the first is long, and others follow ever more rarely.
+int SparseChain::threads(SessionThreads& session_threads) const {
+  if (threads_.load() >= SessionThreads::of_machine()) return threads_.load();
+  // A count may miss threads that sleep or are busy: the first count takes long, and later ones become ever rarer.
   const uint64_t call = calls_.fetch_add(1);
   if (call < 4 || (call & (call - 1)) == 0)
-    threads_.store(std::max(threads_.load(), of_session.seen(call ? 200 : 5000)));
+    threads_.store(std::max(threads_.load(), session_threads.count_at_work(call ? 200 : 5000)));
   return threads_.load();
 }
 
@@ -70,8 +72,8 @@ void SparseChain::compute(OrtKernelContext* context) const {
   mask_strides(runtime, keep, sizes, job.keep_stride);
   shape[2] = rows_;
   job.y = runtime.data<float>(runtime.output(context, shape));
-  Threads threads{&runtime, context};
-  const int status = sct_chain(&job, this->threads(threads), SCT_ISA_AUTO, Threads::run, &threads);
+  SessionThreads threads{&runtime, context};
+  const int status = sct_chain(&job, this->threads(threads), SCT_ISA_AUTO, SessionThreads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("SparseChain: ") + sct_error_text(status));
 }
 

@@ -8,10 +8,10 @@ namespace secateur_onnx {
 
 // Linear layers, norms and attention of an encoder in one call (sct_chain)
 //
-//   inputs      x (batch, tokens, in); packed (bytes) uint8, a constant, in which weights, biases, scales and shifts lie at
-//               multiples of 64; steps (count, kStepFields) int64 and numbers (count) float, constants, as in
-//               secateur/steps.h, with offsets into packed for places; and where there are: mask and keep, as for
-//               Attention, the same for all
+//   inputs      x (batch, tokens, in); packed (bytes) uint8, a constant, in which weights, biases, scales and shifts
+//               lie at multiples of 64; steps (count, kStepFields) int64 and numbers (count) float, the constant table
+//               of secateur/steps.h, whose addresses are offsets into packed; optional: mask and keep as for Attention,
+//               which every attention of the chain uses
 //   attributes  width: in
 //   output      (batch, tokens, rows of the last step)
 class SparseChain {
@@ -27,14 +27,14 @@ class SparseChain {
  private:
   const uint8_t* part(int64_t offset, int64_t bytes) const;
   const float* vector(int64_t offset, int64_t numbers) const;
-  int threads(Threads& of_session) const;
+  int threads(SessionThreads& session_threads) const;
 
   const Constant packed_;
   std::vector<sct_step> steps_;
   int64_t heads_ = 0;
   const int64_t width_;  // numbers a token in x
-  int64_t rows_ = 0;     // and in y
-  // How tokens are cut depends on the threads of the session, which the interface does not tell.
+  int64_t rows_ = 0;     // numbers a token in y
+  // The number of threads of the session, as far as known: it decides how tokens are cut into tiles.
   mutable std::atomic<int> threads_{1};
   mutable std::atomic<uint64_t> calls_{0};
 };

@@ -1,5 +1,5 @@
-// The kernels as a custom-operator library of ONNX Runtime: operators of domain "secateur". A session's own threads do
-// the work.
+// The kernels as a custom-operator library of ONNX Runtime, with operators of the domain "secateur". They run on the
+// threads of the session.
 #include "chain.h"
 #include "operators.h"
 
@@ -8,6 +8,7 @@
 namespace secateur_onnx {
 namespace {
 
+// Calls body and turns exceptions into a status of ONNX Runtime.
 template <class Body>
 OrtStatus* guarded(const OrtApi* api, Body body) noexcept {
   try {
@@ -20,7 +21,7 @@ OrtStatus* guarded(const OrtApi* api, Body body) noexcept {
   }
 }
 
-// What ONNX Runtime asks about an operator, from what its kernel's class says of it.
+// The description of an operator for ONNX Runtime, made from the constants and functions of its class.
 template <class Kernel>
 OrtCustomOp described() {
   OrtCustomOp op{};
@@ -42,8 +43,8 @@ OrtCustomOp described() {
     return guarded(api, [&] { *kernel = new Kernel(Runtime{api}, info); });
   };
   op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-    const auto* found = static_cast<Kernel*>(kernel);
-    return guarded(found->runtime.api, [&] { found->compute(context); });
+    const auto* typed_kernel = static_cast<Kernel*>(kernel);
+    return guarded(typed_kernel->runtime.api, [&] { typed_kernel->compute(context); });
   };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
@@ -63,7 +64,7 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
     const Runtime runtime{api};
     static const OrtCustomOp operators[] = {described<SparseLinear>(), described<Attention>(), described<SparseChain>(),
                                             described<Norm>(), described<Rotary>()};
-    // Sessions keep pointers into the domain, so that one is made for the process and never released.
+    // Sessions keep pointers into the domain, so the process makes one domain and never releases it.
     static OrtCustomOpDomain* const domain = [&] {
       OrtCustomOpDomain* made = nullptr;
       runtime.check(ort::CreateCustomOpDomain::call(api, "secateur", &made));

@@ -1,3 +1,4 @@
+// The operators for single layers, and the calls into ONNX Runtime.
 #include "operators.h"
 
 #include <algorithm>
@@ -18,25 +19,25 @@ std::vector<int64_t> Runtime::shape(const OrtValue* value) const {
   check(ort::GetTensorTypeAndShape::call(api, value, &info));
   size_t rank = 0;
   OrtStatus* status = ort::GetDimensionsCount::call(api, info, &rank);
-  std::vector<int64_t> found(rank);
-  if (!status) status = ort::GetDimensions::call(api, info, found.data(), rank);
+  std::vector<int64_t> sizes(rank);
+  if (!status) status = ort::GetDimensions::call(api, info, sizes.data(), rank);
   ort::ReleaseTensorTypeAndShapeInfo::call<void>(api, info);
   check(status);
-  return found;
+  return sizes;
 }
 
-int64_t Runtime::whole(const OrtKernelInfo* info, const char* name, int64_t otherwise) const {
-  int64_t found = 0;
-  OrtStatus* status = ort::KernelInfoGetAttribute_int64::call(api, info, name, &found);
-  if (!status) return found;
+int64_t Runtime::int_attribute(const OrtKernelInfo* info, const char* name, int64_t otherwise) const {
+  int64_t attribute = 0;
+  OrtStatus* status = ort::KernelInfoGetAttribute_int64::call(api, info, name, &attribute);
+  if (!status) return attribute;
   ort::ReleaseStatus::call<void>(api, status);
   return otherwise;
 }
 
-float Runtime::real(const OrtKernelInfo* info, const char* name, float otherwise) const {
-  float found = 0;
-  OrtStatus* status = ort::KernelInfoGetAttribute_float::call(api, info, name, &found);
-  if (!status) return found;
+float Runtime::float_attribute(const OrtKernelInfo* info, const char* name, float otherwise) const {
+  float attribute = 0;
+  OrtStatus* status = ort::KernelInfoGetAttribute_float::call(api, info, name, &attribute);
+  if (!status) return attribute;
   ort::ReleaseStatus::call<void>(api, status);
   return otherwise;
 }
@@ -44,30 +45,30 @@ float Runtime::real(const OrtKernelInfo* info, const char* name, float otherwise
 const OrtValue* Runtime::input(const OrtKernelContext* context, size_t i) const {
   size_t count = 0;
   check(ort::KernelContext_GetInputCount::call(api, context, &count));
-  const OrtValue* found = nullptr;
-  if (i < count) check(ort::KernelContext_GetInput::call(api, context, i, &found));
-  return found;
+  const OrtValue* value = nullptr;
+  if (i < count) check(ort::KernelContext_GetInput::call(api, context, i, &value));
+  return value;
 }
 
 OrtValue* Runtime::output(OrtKernelContext* context, const std::vector<int64_t>& shape) const {
-  OrtValue* found = nullptr;
-  check(ort::KernelContext_GetOutput::call(api, context, 0, shape.data(), shape.size(), &found));
-  return found;
+  OrtValue* value = nullptr;
+  check(ort::KernelContext_GetOutput::call(api, context, 0, shape.data(), shape.size(), &value));
+  return value;
 }
 
-// The interface does not tell how many threads a session has; it uses no more than it has, and a task that finds
-// nothing left to do returns at once.
-int Threads::most() {
-  static const int found = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  return found;
+// ONNX Runtime's interface does not say how many threads a session has. A session that is asked for more threads uses
+// the threads that it has, and a task that finds nothing left to do returns at once.
+int SessionThreads::of_machine() {
+  static const int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return threads;
 }
 
-int Threads::seen(int most_microseconds) {
+int SessionThreads::count_at_work(int most_microseconds) {
   struct Count {
     int most;
     std::chrono::steady_clock::time_point end;
     std::atomic<int> now{0}, highest{0};
-  } count{most(), std::chrono::steady_clock::now() + std::chrono::microseconds(most_microseconds)};
+  } count{of_machine(), std::chrono::steady_clock::now() + std::chrono::microseconds(most_microseconds)};
   run(
       this,
       [](void* context) {
@@ -78,16 +79,16 @@ int Threads::seen(int most_microseconds) {
         while (c.highest < c.most && std::chrono::steady_clock::now() < c.end) std::this_thread::yield();
         --c.now;
       },
-      &count, most());
+      &count, of_machine());
   return count.highest;
 }
 
-void Threads::run(void* threads, void (*task)(void*), void* context, int count) {
+void SessionThreads::run(void* threads, void (*task)(void*), void* context, int count) {
   struct Task {
     void (*function)(void*);
     void* context;
   };
-  const auto& self = *static_cast<Threads*>(threads);
+  const auto& self = *static_cast<SessionThreads*>(threads);
   Task shared{task, context};
   OrtStatus* status = ort::KernelContext_ParallelFor::call(
       self.runtime->api, self.context,
@@ -115,9 +116,9 @@ Constant::Constant(const Runtime& runtime, const OrtKernelInfo* info, size_t inp
 SparseLinear::SparseLinear(const Runtime& r, const OrtKernelInfo* info)
     : runtime(r),
       packed_(r, info, 1, 8, "the packed weight of SparseLinear"),
-      activation_(static_cast<int>(r.whole(info, "activation", SCT_NONE))),
-      norm_(static_cast<int>(r.whole(info, "norm", SCT_NO_NORM))),
-      epsilon_(r.real(info, "epsilon", 1e-5f)) {
+      activation_(static_cast<int>(r.int_attribute(info, "activation", SCT_NONE))),
+      norm_(static_cast<int>(r.int_attribute(info, "norm", SCT_NO_NORM))),
+      epsilon_(r.float_attribute(info, "epsilon", 1e-5f)) {
   if (activation_ < SCT_NONE || activation_ > SCT_SILU)
     runtime.fail(ort::kInvalidGraph, "SparseLinear knows no activation " + std::to_string(activation_));
   if (norm_ < SCT_NO_NORM || norm_ > SCT_RMS_NORM)
@@ -150,16 +151,21 @@ void SparseLinear::compute(OrtKernelContext* context) const {
   int64_t tokens = 1;
   for (size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
   const float* bias = vector(context, 2, "bias");
-  const sct_after after{runtime.data<float>(residual), info_.rows,  norm_,
-                        vector(context, 4, "scale"),   vector(context, 5, "shift"),
-                        epsilon_,                      runtime.data<float>(gate), info_.rows};
+  const sct_after after{runtime.data<float>(residual),
+                        info_.rows,
+                        norm_,
+                        vector(context, 4, "scale"),
+                        vector(context, 5, "shift"),
+                        epsilon_,
+                        runtime.data<float>(gate),
+                        info_.rows};
   OrtValue* out = runtime.output(context, shape);
   if (!tokens) return;
-  Threads threads{&runtime, context};
+  SessionThreads threads{&runtime, context};
   const int status =
       sct_linear_on(packed_.data, packed_.bytes, runtime.data<float>(x), tokens, info_.cols, bias, activation_,
-                    residual || norm_ || gate ? &after : nullptr, runtime.data<float>(out), info_.rows, Threads::most(),
-                    SCT_ISA_AUTO, Threads::run, &threads);
+                    residual || norm_ || gate ? &after : nullptr, runtime.data<float>(out), info_.rows,
+                    SessionThreads::of_machine(), SCT_ISA_AUTO, SessionThreads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("SparseLinear: ") + sct_error_text(status));
 }
 
@@ -167,27 +173,28 @@ void mask_strides(const Runtime& runtime, const OrtValue* mask, const int64_t (&
   if (!mask) return;
   const std::vector<int64_t> shape = runtime.shape(mask);
   bool fits = shape.size() == 4 && shape[3] == sizes[3];
-  int64_t step = sizes[3];
+  int64_t stride = sizes[3];
   for (int i = 2; fits && i >= 0; i--) {
     fits = shape[i] == sizes[i] || shape[i] == 1;
-    to[i] = shape[i] == 1 ? 0 : step;
-    step *= shape[i];
+    to[i] = shape[i] == 1 ? 0 : stride;
+    stride *= shape[i];
   }
-  if (!fits) runtime.fail(ort::kInvalidArgument, "a mask of attention has four dimensions: batch, heads, queries, keys");
+  if (!fits)
+    runtime.fail(ort::kInvalidArgument, "a mask of attention has four dimensions: batch, heads, queries, keys");
 }
 
 Attention::Attention(const Runtime& r, const OrtKernelInfo* info)
     : runtime(r),
-      heads_(r.whole(info, "heads", 0)),
-      kv_heads_(r.whole(info, "kv_heads", heads_)),
-      scale_(r.real(info, "scale", 1.0f)) {
+      heads_(r.int_attribute(info, "heads", 0)),
+      kv_heads_(r.int_attribute(info, "kv_heads", heads_)),
+      scale_(r.float_attribute(info, "scale", 1.0f)) {
   if (heads_ < 1 || kv_heads_ < 1 || heads_ % kv_heads_)
     runtime.fail(ort::kInvalidGraph, "Attention needs heads, a multiple of kv_heads");
 }
 
 namespace {
 
-// q, k, v or the output as heads: sizes, and floats from batch to batch, head to head and token to token.
+// q, k, v or the output as heads: sizes, and strides in floats from batch to batch, head to head and token to token.
 struct Heads {
   int64_t batch = 0, tokens = 0, width = 0, stride[3] = {};
 
@@ -228,15 +235,15 @@ void Attention::compute(OrtKernelContext* context) const {
   std::copy(value.stride, value.stride + 3, job.v_stride);
   const Heads merged(shape, heads_);
   std::copy(merged.stride, merged.stride + 3, job.out_stride);
-  Threads threads{&runtime, context};
-  const int status = sct_attention(&job, Threads::most(), SCT_ISA_AUTO, Threads::run, &threads);
+  SessionThreads threads{&runtime, context};
+  const int status = sct_attention(&job, SessionThreads::of_machine(), SCT_ISA_AUTO, SessionThreads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("Attention: ") + sct_error_text(status));
 }
 
 Norm::Norm(const Runtime& r, const OrtKernelInfo* info)
     : runtime(r),
-      norm_(static_cast<int>(r.whole(info, "norm", SCT_LAYER_NORM))),
-      epsilon_(r.real(info, "epsilon", 1e-5f)) {
+      norm_(static_cast<int>(r.int_attribute(info, "norm", SCT_LAYER_NORM))),
+      epsilon_(r.float_attribute(info, "epsilon", 1e-5f)) {
   if (norm_ < SCT_NO_NORM || norm_ > SCT_RMS_NORM)
     runtime.fail(ort::kInvalidGraph, "Norm knows no norm " + std::to_string(norm_));
 }
@@ -256,25 +263,26 @@ void Norm::compute(OrtKernelContext* context) const {
   int64_t tokens = 1;
   for (size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
   OrtValue* out = runtime.output(context, shape);
-  Threads threads{&runtime, context};
+  SessionThreads threads{&runtime, context};
   const int status = sct_norm_on(runtime.data<float>(x), tokens, width, width, norm_, parts[0], parts[1], epsilon_,
-                                 runtime.data<float>(out), width, Threads::most(), SCT_ISA_AUTO, Threads::run, &threads);
+                                 runtime.data<float>(out), width, SessionThreads::of_machine(), SCT_ISA_AUTO,
+                                 SessionThreads::run, &threads);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("Norm: ") + sct_error_text(status));
 }
 
 void Rotary::compute(OrtKernelContext* context) const {
   const OrtValue *x = runtime.input(context, 0), *cos = runtime.input(context, 1), *sin = runtime.input(context, 2);
-  const std::vector<int64_t> shape = runtime.shape(x), turns = runtime.shape(cos);
-  if (shape.size() != 4 || shape[3] % 2 || turns.size() != 4 || runtime.shape(sin) != turns ||
-      (turns[0] != 1 && turns[0] != shape[0]) || turns[1] != 1 || turns[2] != shape[2] || turns[3] != shape[3])
+  const std::vector<int64_t> shape = runtime.shape(x), angles = runtime.shape(cos);
+  if (shape.size() != 4 || shape[3] % 2 || angles.size() != 4 || runtime.shape(sin) != angles ||
+      (angles[0] != 1 && angles[0] != shape[0]) || angles[1] != 1 || angles[2] != shape[2] || angles[3] != shape[3])
     runtime.fail(ort::kInvalidArgument,
                  "Rotary takes (batch, heads, tokens, even width), and cos and sin (batch or 1, 1, tokens, width)");
   OrtValue* out = runtime.output(context, shape);
   const int64_t tokens = shape[2], width = shape[3];
   const int64_t stride[] = {shape[1] * tokens * width, tokens * width, width};
-  const int status = sct_rotary(runtime.data<float>(x), stride, shape[0], shape[1], tokens, width, runtime.data<float>(cos),
-                                runtime.data<float>(sin), turns[0] == 1 ? 0 : tokens * width, runtime.data<float>(out),
-                                stride);
+  const int status =
+      sct_rotary(runtime.data<float>(x), stride, shape[0], shape[1], tokens, width, runtime.data<float>(cos),
+                 runtime.data<float>(sin), angles[0] == 1 ? 0 : tokens * width, runtime.data<float>(out), stride);
   if (status != SCT_OK) runtime.fail(ort::kInvalidArgument, std::string("Rotary: ") + sct_error_text(status));
 }
 

@@ -1,4 +1,4 @@
-// The operators, and how they call ONNX Runtime.
+// The operators for single layers, and the calls into ONNX Runtime that all operators share.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -15,7 +15,7 @@ struct Failure {
   OrtStatus* status;
 };
 
-// Calls into ONNX Runtime; what it refuses is thrown, and caught where it calls us.
+// Calls into ONNX Runtime. A failed call throws Failure, which library.cpp catches where ONNX Runtime calls us.
 struct Runtime {
   const OrtApi* api;
 
@@ -24,40 +24,41 @@ struct Runtime {
   }
   [[noreturn]] void fail(int code, const std::string& text) const;
   std::vector<int64_t> shape(const OrtValue* value) const;
-  int64_t whole(const OrtKernelInfo* info, const char* name, int64_t otherwise) const;
-  float real(const OrtKernelInfo* info, const char* name, float otherwise) const;
+  int64_t int_attribute(const OrtKernelInfo* info, const char* name, int64_t otherwise) const;
+  float float_attribute(const OrtKernelInfo* info, const char* name, float otherwise) const;
 
-  // Null where an optional input is left out.
+  // An input of the operator; null where an optional input is left out.
   const OrtValue* input(const OrtKernelContext* context, size_t i) const;
   OrtValue* output(OrtKernelContext* context, const std::vector<int64_t>& shape) const;
 
   template <class T>
   T* data(const OrtValue* value) const {
     if (!value) return nullptr;
-    void* found = nullptr;
-    check(ort::GetTensorMutableData::call(api, const_cast<OrtValue*>(value), &found));
-    return static_cast<T*>(found);
+    void* address = nullptr;
+    check(ort::GetTensorMutableData::call(api, const_cast<OrtValue*>(value), &address));
+    return static_cast<T*>(address);
   }
 };
 
-// The threads of the session that runs a kernel, as a sct_run_function.
-struct Threads {
+// The threads of the session that runs a kernel. `run` is their sct_run_function.
+struct SessionThreads {
   const Runtime* runtime;
   const OrtKernelContext* context;
 
-  static int most();  // that the machine has
-  // Threads that are at work at once when all are called: what the session has, or fewer on a busy machine.
-  int seen(int most_microseconds);
+  // The number of threads that the machine runs at once.
+  static int of_machine();
+  // Counts the threads that work at once when the session is asked for as many as the machine has, for at most so many
+  // microseconds: the threads of the session, or fewer on a busy machine.
+  int count_at_work(int most_microseconds);
   static void run(void* threads, void (*task)(void*), void* context, int count);
 };
 
-// Memory of a kernel's own.
 struct Free {
   void operator()(uint8_t* p) const { std::free(p); }
 };
 using Owned = std::unique_ptr<uint8_t, Free>;
 
-// The bytes of an input that is a constant, at a multiple of `align`: where the session keeps them, or copied.
+// The bytes of a constant input, at an address that is a multiple of `align`: in the session's memory, or in a copy.
 struct Constant {
   const uint8_t* data = nullptr;
   int64_t bytes = 1;
@@ -66,13 +67,13 @@ struct Constant {
   Constant(const Runtime& runtime, const OrtKernelInfo* info, size_t input, size_t align, const char* name);
 };
 
-// Floats between the batches, heads and queries of a mask (batch, heads, queries, keys), 0 where it has size 1. Left as
-// they are where there is no mask.
+// Writes the strides of a mask (batch, heads, queries, keys) to `to`: floats from batch to batch, head to head and
+// query to query, 0 where the mask has size 1. Without a mask, leaves `to` as it is.
 void mask_strides(const Runtime& runtime, const OrtValue* mask, const int64_t (&sizes)[4], int64_t (&to)[3]);
 
 // y = norm(activation(x w^T + bias) * gate + residual)
 //
-//   inputs      x (..., in), packed (bytes) uint8, a constant, as sct_pack_* writes it; and where there are: bias (out),
+//   inputs      x (..., in); packed (bytes) uint8, a constant, which sct_pack_* has written; optional: bias (out),
 //               residual (..., out), scale (out) and shift (out) of the norm, gate (..., out)
 //   attributes  activation: a sct_activation; norm: a sct_norm; epsilon
 class SparseLinear {
@@ -95,11 +96,11 @@ class SparseLinear {
   float epsilon_;
 };
 
-// softmax(scale q k^T + mask) v, head by head
+// out = softmax(scale q k^T + mask) v, head by head
 //
 //   inputs      q (batch, queries, heads * width), k and v (batch, keys, kv_heads * width), or each of them (batch, its
-//               heads, tokens, width); and where there are: mask, added, and keep, false for keys left out, both of four
-//               dimensions that are those of (batch, heads, queries, keys) or 1, the keys in full
+//               heads, tokens, width); optional: mask, which is added, and keep, which is false for keys to leave out,
+//               both of four dimensions (batch, heads, queries, keys), the first three of which may be 1
 //   attributes  heads, kv_heads, scale
 //   output      (batch, queries, heads * width)
 class Attention {
@@ -117,9 +118,9 @@ class Attention {
   float scale_;
 };
 
-// norm(x) over the last dimension
+// y = norm(x) over the last dimension
 //
-//   inputs      x (..., width); and where there are: scale (width) and shift (width)
+//   inputs      x (..., width); optional: scale (width) and shift (width)
 //   attributes  norm: a sct_norm; epsilon
 class Norm {
  public:
@@ -136,8 +137,8 @@ class Norm {
   float epsilon_;
 };
 
-// Rotary positions: x cos + turned(x) sin, where turned(x) is the second half of the last dimension, negated, before the
-// first
+// Rotary position embedding: y = x cos + rotate_half(x) sin, where rotate_half(x) is the second half of the last
+// dimension, negated, followed by the first half
 //
 //   inputs      x (batch, heads, tokens, width), cos and sin (batch or 1, 1, tokens, width)
 class Rotary {

@@ -1,10 +1,9 @@
-// The part of ONNX Runtime's C interface that a custom operator needs, so that building takes no package of its
-// headers (the wheels of ONNX Runtime have none).
+// The part of ONNX Runtime's C interface that a custom operator needs, so that the build does not need ONNX Runtime's
+// headers (its wheels have none).
 //
-// OrtApi is a table of function pointers that only ever grows at its end, so a function is known by its place in
-// it; OrtCustomOp likewise, by the version it states. Both are as of version 17 (ONNX Runtime 1.17, January 2024;
-// include/onnxruntime/core/session/onnxruntime_c_api.h). tests/runtime/test_onnx_library.py calls every function
-// used here.
+// OrtApi is a table of function pointers that only ever grows at its end, so the index of a function never changes.
+// OrtCustomOp grows in the same way and states its version. Both are as of version 17 (ONNX Runtime 1.17, January 2024;
+// include/onnxruntime/core/session/onnxruntime_c_api.h). tests/runtime/test_onnx_library.py calls every function below.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -31,16 +30,16 @@ struct OrtApiBase {
 namespace ort {
 
 constexpr uint32_t kVersion = 17;
-constexpr int kInvalidArgument = 2, kInvalidGraph = 10;  // OrtErrorCode
-constexpr int kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9;         // ONNXTensorElementDataType
-constexpr int kRequired = 0, kOptional = 1;              // OrtCustomOpInputOutputCharacteristic
+constexpr int kInvalidArgument = 2, kInvalidGraph = 10;       // OrtErrorCode
+constexpr int kFloat = 1, kUint8 = 2, kInt64 = 7, kBool = 9;  // ONNXTensorElementDataType
+constexpr int kRequired = 0, kOptional = 1;                   // OrtCustomOpInputOutputCharacteristic
 
-// A function of the table: its place, and its type.
-template <int PLACE, class... Arguments>
+// A function of the table: its index, and its type.
+template <int INDEX, class... Arguments>
 struct Entry {
   template <class Result = OrtStatus*>
   static Result call(const OrtApi* api, Arguments... arguments) {
-    return reinterpret_cast<Result (*)(Arguments...)>(const_cast<void*>(api->function[PLACE]))(arguments...);
+    return reinterpret_cast<Result (*)(Arguments...)>(const_cast<void*>(api->function[INDEX]))(arguments...);
   }
 };
 
@@ -60,8 +59,7 @@ using KernelContext_GetOutput = Entry<91, OrtKernelContext*, size_t, const int64
 using ReleaseStatus = Entry<93, OrtStatus*>;
 using ReleaseTensorTypeAndShapeInfo = Entry<99, OrtTensorTypeAndShapeInfo*>;
 using KernelInfoGetConstantInput_tensor = Entry<249, const OrtKernelInfo*, size_t, int*, const OrtValue**>;
-using KernelContext_ParallelFor =
-    Entry<274, const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*>;
+using KernelContext_ParallelFor = Entry<274, const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*>;
 
 }  // namespace ort
 
@@ -88,6 +86,6 @@ struct OrtCustomOp {
   OrtStatus* (*InferOutputShapeFn)(const OrtCustomOp*, OrtShapeInferContext*);
   int (*GetStartVersion)(const OrtCustomOp*);
   int (*GetEndVersion)(const OrtCustomOp*);
-  // Read from version 18 on only.
+  // Read only from version 18 on.
   void* later[4];
 };

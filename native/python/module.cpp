@@ -1,5 +1,5 @@
-// The Python module secateur.kernels._native: a thin face of the C interface. Addresses are integers here
-// (they cost a tenth of a microsecond); secateur.kernels.packing and .ops check what they point to.
+// The Python module secateur.kernels._native: a thin layer over the C interface. Addresses are passed as integers (a
+// tenth of a microsecond each), which secateur.kernels.packing and secateur.runtime.layers.operators have checked.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/tuple.h>
@@ -33,7 +33,7 @@ void check(int status) {
   throw std::invalid_argument(sct_error_text(status));
 }
 
-// Whether what a packed weight says of itself fits what the tensors hold.
+// Throws where the size of a packed weight differs from that of the tensors (rows outputs, cols features).
 void check_size(uintptr_t blob, int64_t bytes, int64_t rows, int64_t cols) {
   sct_info info;
   check(sct_describe(at<uint8_t>(blob), bytes, &info));
@@ -73,21 +73,22 @@ using Strides = std::tuple<int64_t, int64_t, int64_t>;  // from batch to batch, 
 
 void fill(int64_t (&to)[3], const Strides& from) { std::tie(to[0], to[1], to[2]) = from; }
 
-// The steps of a table whose places are numbers of parts, which lie at `address` and take `bytes` each.
+// The steps of a table (secateur/steps.h) whose addresses are indices of parts: part i lies at address[i] and has
+// bytes[i] bytes.
 std::vector<sct_step> steps_of(const int64_t* table, const float* numbers, int64_t count, int64_t width,
                                const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes) {
   const auto parts = static_cast<int64_t>(std::min(address.size(), bytes.size()));
-  auto part = [&](int64_t place, int64_t least) {
-    if (place < 0 || place >= parts || least < 0 || bytes[place] < least)
+  auto part = [&](int64_t index, int64_t least) {
+    if (index < 0 || index >= parts || least < 0 || bytes[index] < least)
       throw std::invalid_argument("a step of the chain names a part that is not there, or too small");
-    return address[place];
+    return address[index];
   };
-  auto weight = [&](int64_t place, int64_t size) { return at<uint8_t>(part(place, size)); };
-  auto vector = [&](int64_t place, int64_t n) { return place == -1 ? nullptr : at<float>(part(place, n * 4)); };
+  auto weight = [&](int64_t index, int64_t size) { return at<uint8_t>(part(index, size)); };
+  auto vector = [&](int64_t index, int64_t n) { return index == -1 ? nullptr : at<float>(part(index, n * 4)); };
   return secateur::read_steps(table, numbers, count, width, weight, vector);
 }
 
-// The same for a chain; all attention has so many heads, and the last step gives so many rows.
+// The steps of a chain. Throws where an attention has not `heads` heads, or the last step does not give `rows` rows.
 std::vector<sct_step> chain_of(const int64_t* table, const float* numbers, int64_t count, int64_t width,
                                const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes, int64_t heads,
                                int64_t rows) {
@@ -100,11 +101,11 @@ std::vector<sct_step> chain_of(const int64_t* table, const float* numbers, int64
   return steps;
 }
 
-// The steps of a decoder's block. What lies at the addresses must outlive it.
-class Token {
+// The steps of a decoder's block, `Token` in Python. The memory at the addresses must outlive it.
+class DecoderStep {
  public:
-  Token(uintptr_t table, uintptr_t numbers, int64_t count, int64_t width, const std::vector<uintptr_t>& address,
-        const std::vector<int64_t>& bytes)
+  DecoderStep(uintptr_t table, uintptr_t numbers, int64_t count, int64_t width, const std::vector<uintptr_t>& address,
+              const std::vector<int64_t>& bytes)
       : steps_(steps_of(at<int64_t>(table), at<float>(numbers), count, width, address, bytes)),
         width_(width),
         floats_(sct_token_floats(steps_.data(), static_cast<int64_t>(steps_.size()), width)) {
@@ -157,8 +158,7 @@ NB_MODULE(_native, m) {
   m.def("pack_tiled", [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t tile,
                          int32_t chunk, int32_t row_block) {
     return packed([=](void* memory) {
-      return sct_pack_tiled(at<float>(weight), rows, cols, ld, value, tile, chunk, row_block, allocate,
-                            memory);
+      return sct_pack_tiled(at<float>(weight), rows, cols, ld, value, tile, chunk, row_block, allocate, memory);
     });
   });
   m.def("pack_block", [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t block,
@@ -168,28 +168,27 @@ NB_MODULE(_native, m) {
     });
   });
   m.def("pack_bitmask", [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int value) {
-    return packed([=](void* memory) {
-      return sct_pack_bitmask(at<float>(weight), rows, cols, ld, value, allocate, memory);
-    });
+    return packed(
+        [=](void* memory) { return sct_pack_bitmask(at<float>(weight), rows, cols, ld, value, allocate, memory); });
   });
   m.def("pack_nm", [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t keep, int32_t of) {
     return packed([=](void* memory) {
       return sct_pack_nm(at<float>(weight), rows, cols, ld, value, keep, of, allocate, memory);
     });
   });
-  m.def("pack_quad", [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int32_t tile, int32_t chunk,
-                        int32_t row_block) {
-    return packed([=](void* memory) {
-      return sct_pack_quad(at<float>(weight), rows, cols, ld, tile, chunk, row_block, allocate, memory);
-    });
-  });
+  m.def("pack_quad",
+        [](uintptr_t weight, int64_t rows, int64_t cols, int64_t ld, int32_t tile, int32_t chunk, int32_t row_block) {
+          return packed([=](void* memory) {
+            return sct_pack_quad(at<float>(weight), rows, cols, ld, tile, chunk, row_block, allocate, memory);
+          });
+        });
   m.def(
       "linear",
       [](uintptr_t blob, int64_t bytes, uintptr_t x, int64_t tokens, int64_t ldx, int64_t cols, uintptr_t bias,
          int activation, uintptr_t y, int64_t rows, int threads, int isa) {
         check_size(blob, bytes, rows, cols);
-        check(sct_linear(at<uint8_t>(blob), bytes, at<float>(x), tokens, ldx, at<float>(bias), activation,
-                         at<float>(y), rows, threads, isa));
+        check(sct_linear(at<uint8_t>(blob), bytes, at<float>(x), tokens, ldx, at<float>(bias), activation, at<float>(y),
+                         rows, threads, isa));
       },
       nb::call_guard<nb::gil_scoped_release>());
   m.def(
@@ -199,7 +198,7 @@ NB_MODULE(_native, m) {
          uintptr_t shift, float epsilon, uintptr_t y, int64_t rows, int threads, int isa) {
         check_size(blob, bytes, rows, cols);
         const sct_after after{at<float>(residual), ldr, norm, at<float>(scale), at<float>(shift), epsilon,
-                              at<float>(gate), ldg};
+                              at<float>(gate),     ldg};
         check(sct_linear_on(at<uint8_t>(blob), bytes, at<float>(x), tokens, ldx, at<float>(bias), activation, &after,
                             at<float>(y), rows, threads, isa, nullptr, nullptr));
       },
@@ -212,47 +211,44 @@ NB_MODULE(_native, m) {
                           at<float>(y), width, threads, isa, nullptr, nullptr));
       },
       nb::call_guard<nb::gil_scoped_release>());
-  m.def(
-      "attention",
-      [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, Strides q_stride, Strides k_stride, Strides v_stride,
-         Strides out_stride, int64_t batch, int64_t heads, int64_t kv_heads, int64_t queries, int64_t keys,
-         int64_t width, uintptr_t mask, Strides mask_stride, uintptr_t keep, Strides keep_stride, float scale,
-         int threads, int isa) {
-        sct_attention_job job{};
-        job.q = at<float>(q), job.k = at<float>(k), job.v = at<float>(v), job.out = at<float>(out);
-        job.batch = batch, job.heads = heads, job.kv_heads = kv_heads;
-        job.queries = queries, job.keys = keys, job.width = width, job.scale = scale;
-        job.mask = at<float>(mask), job.keep = at<uint8_t>(keep);
-        fill(job.q_stride, q_stride), fill(job.k_stride, k_stride), fill(job.v_stride, v_stride);
-        fill(job.out_stride, out_stride), fill(job.mask_stride, mask_stride), fill(job.keep_stride, keep_stride);
-        nb::gil_scoped_release release;
-        check(sct_attention(&job, threads, isa, nullptr, nullptr));
-      });
-  nb::class_<Token>(m, "Token")
-      .def(nb::init<uintptr_t, uintptr_t, int64_t, int64_t, const std::vector<uintptr_t>&, const std::vector<int64_t>&>())
-      .def_prop_ro("floats", &Token::floats)
-      .def("run", &Token::run);
-  m.def(
-      "chain",
-      [](uintptr_t x, uintptr_t y, int64_t batch, int64_t tokens, int64_t width, int64_t rows, uintptr_t table,
-         uintptr_t numbers, int64_t count, const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes,
-         int64_t heads, uintptr_t mask, uintptr_t keep, Strides mask_stride, int threads, int isa) {
-        const std::vector<sct_step> steps =
-            chain_of(at<int64_t>(table), at<float>(numbers), count, width, address, bytes, heads, rows);
-        sct_chain_job job{};
-        job.x = at<float>(x), job.y = at<float>(y);
-        job.batch = batch, job.tokens = tokens, job.width = width;
-        job.steps = steps.data(), job.count = count;
-        job.mask = at<float>(mask), job.keep = at<uint8_t>(keep);
-        fill(job.mask_stride, mask_stride), fill(job.keep_stride, mask_stride);
-        nb::gil_scoped_release release;
-        check(sct_chain(&job, threads, isa, nullptr, nullptr));
-      });
+  m.def("attention", [](uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out, Strides q_stride, Strides k_stride,
+                        Strides v_stride, Strides out_stride, int64_t batch, int64_t heads, int64_t kv_heads,
+                        int64_t queries, int64_t keys, int64_t width, uintptr_t mask, Strides mask_stride,
+                        uintptr_t keep, Strides keep_stride, float scale, int threads, int isa) {
+    sct_attention_job job{};
+    job.q = at<float>(q), job.k = at<float>(k), job.v = at<float>(v), job.out = at<float>(out);
+    job.batch = batch, job.heads = heads, job.kv_heads = kv_heads;
+    job.queries = queries, job.keys = keys, job.width = width, job.scale = scale;
+    job.mask = at<float>(mask), job.keep = at<uint8_t>(keep);
+    fill(job.q_stride, q_stride), fill(job.k_stride, k_stride), fill(job.v_stride, v_stride);
+    fill(job.out_stride, out_stride), fill(job.mask_stride, mask_stride), fill(job.keep_stride, keep_stride);
+    nb::gil_scoped_release release;
+    check(sct_attention(&job, threads, isa, nullptr, nullptr));
+  });
+  nb::class_<DecoderStep>(m, "Token")
+      .def(nb::init<uintptr_t, uintptr_t, int64_t, int64_t, const std::vector<uintptr_t>&,
+                    const std::vector<int64_t>&>())
+      .def_prop_ro("floats", &DecoderStep::floats)
+      .def("run", &DecoderStep::run);
+  m.def("chain",
+        [](uintptr_t x, uintptr_t y, int64_t batch, int64_t tokens, int64_t width, int64_t rows, uintptr_t table,
+           uintptr_t numbers, int64_t count, const std::vector<uintptr_t>& address, const std::vector<int64_t>& bytes,
+           int64_t heads, uintptr_t mask, uintptr_t keep, Strides mask_stride, int threads, int isa) {
+          const std::vector<sct_step> steps =
+              chain_of(at<int64_t>(table), at<float>(numbers), count, width, address, bytes, heads, rows);
+          sct_chain_job job{};
+          job.x = at<float>(x), job.y = at<float>(y);
+          job.batch = batch, job.tokens = tokens, job.width = width;
+          job.steps = steps.data(), job.count = count;
+          job.mask = at<float>(mask), job.keep = at<uint8_t>(keep);
+          fill(job.mask_stride, mask_stride), fill(job.keep_stride, mask_stride);
+          nb::gil_scoped_release release;
+          check(sct_chain(&job, threads, isa, nullptr, nullptr));
+        });
   m.def(
       "repair_sweep",
-      [](uintptr_t w, int64_t ldw, int64_t rows, int64_t width, uintptr_t upper, int64_t ldu,
-         uintptr_t inverse, uintptr_t mask, int keep, int of, uintptr_t errors, bool wide, int threads,
-         int isa) {
+      [](uintptr_t w, int64_t ldw, int64_t rows, int64_t width, uintptr_t upper, int64_t ldu, uintptr_t inverse,
+         uintptr_t mask, int keep, int of, uintptr_t errors, bool wide, int threads, int isa) {
         check(sct_repair_sweep(at<void>(w), ldw, rows, width, at<void>(upper), ldu, at<void>(inverse),
                                at<uint8_t>(mask), keep, of, at<void>(errors), wide, threads, isa));
       },
@@ -262,20 +258,18 @@ NB_MODULE(_native, m) {
       [](uintptr_t c, uintptr_t largest, int64_t rows, int64_t n, double slack, uintptr_t v, uintptr_t r,
          uintptr_t open, uintptr_t kept, bool wide, int threads, int isa) {
         int64_t swaps = 0;
-        check(sct_repair_swap(at<void>(c), at<void>(largest), rows, n, slack, at<void>(v), at<void>(r),
-                              at<void>(open), at<uint8_t>(kept), &swaps, wide, threads, isa));
+        check(sct_repair_swap(at<void>(c), at<void>(largest), rows, n, slack, at<void>(v), at<void>(r), at<void>(open),
+                              at<uint8_t>(kept), &swaps, wide, threads, isa));
         return swaps;
       },
       nb::call_guard<nb::gil_scoped_release>());
   m.def(
       "repair_group",
-      [](uintptr_t c, int64_t rows, int64_t n, double slack, uintptr_t v, uintptr_t r, uintptr_t mask,
-         int keep, int of, uintptr_t patterns, int count, uintptr_t inverses, bool wide, int threads,
-         int isa) {
+      [](uintptr_t c, int64_t rows, int64_t n, double slack, uintptr_t v, uintptr_t r, uintptr_t mask, int keep, int of,
+         uintptr_t patterns, int count, uintptr_t inverses, bool wide, int threads, int isa) {
         int64_t changed = 0;
-        check(sct_repair_group(at<void>(c), rows, n, slack, at<void>(v), at<void>(r), at<uint8_t>(mask), keep,
-                               of, at<uint8_t>(patterns), count, at<void>(inverses), &changed, wide, threads,
-                               isa));
+        check(sct_repair_group(at<void>(c), rows, n, slack, at<void>(v), at<void>(r), at<uint8_t>(mask), keep, of,
+                               at<uint8_t>(patterns), count, at<void>(inverses), &changed, wide, threads, isa));
         return changed;
       },
       nb::call_guard<nb::gil_scoped_release>());

@@ -1,28 +1,32 @@
 // The layout of packed weights in memory: one header, then sections at byte offsets from the start.
 //
-// tiled   For many tokens. Activations are packed [tile][cols][tile tokens]; per (row block, column chunk)
-// the rows
-//         are sorted by their number of nonzeros, and nonzeros come in groups of four: values, then u16
-//         offsets into the chunk of packed activations (column * tile * 4 bytes). Two rows of equal number may
-//         go together: then columns that both keep stand in shared groups (four values of either row, then the
-//         offsets), in columns' order like the rows' own. So that groups are whole, a row may leave its last nonzeros
-//         of a chunk to the next one: that sees `carried` columns of the chunk before, and its offsets start there.
+// tiled   For many tokens, any pattern of zeros. Activations are packed [tile][cols][tile tokens]. In each (row block,
+//         column chunk), the rows are sorted by their number of nonzeros, and nonzeros come in groups of four: four
+//         values, then four u16 offsets into the chunk of packed activations (column * tile * 4 bytes). Two rows with
+//         equally many nonzeros may form a pair: the columns that both rows keep then stand in shared groups (four
+//         values of the first row, four of the second, four offsets). Nonzeros of a row, and shared ones, are in the
+//         order of columns. So that its groups are whole, a row may leave its last nonzeros of a chunk to the next
+//         chunk, which sees `carried` columns of the chunk before it; offsets count from there.
 //         Sections: blocks, classes, rows, stream.
-// block   For any number of tokens, where `block` rows of a column are kept or gone together. Order: row
-//         block, column chunk, group of `block` rows, column. Sections: starts (index of the first block of
-//         each (row block, chunk, group), and the total), u16 columns within the chunk, values (`block` a
-//         column; rows past the end are zero), float32 scales a row (int8 only).
-// bitmask For few tokens, any pattern. Sections: starts (u64 index of each row's first value, and the total),
-//         masks (one bit a column, rows padded to 64 columns), values, float32 scales a row (int8 only).
-// quad    For many tokens, int8, where four columns of a row (from a multiple of four on) are kept or gone together.
-//         As tiled, a quad in place of a weight: groups are four quads of int8, then four u16 offsets (quad * tile *
-//         4 bytes); rows without quads do not appear. Sections: blocks, classes, rows, stream, float32 scales a row,
-//         int32 sums of a row's weights.
+// block   For any number of tokens, where `block` rows of a column are zero or nonzero together. Order: row block,
+//         column chunk, group of `block` rows, column.
+//         Sections: starts (index of the first block of each (row block, chunk, group), and the total), u16 columns
+//         within the chunk, values (`block` for each column; rows past the end are zero), a float32 scale for each row
+//         (int8 only).
+// bitmask For few tokens, any pattern of zeros.
+//         Sections: starts (u64 index of each row's first value, and the total), masks (one bit for each column, rows
+//         padded to 64 columns), values, a float32 scale for each row (int8 only).
+// quad    For many tokens, int8, where four columns of a row (from a multiple of four on) are zero or nonzero together.
+//         Like tiled without pairs, with a quad in place of a weight: a group is four quads of int8, then four u16
+//         offsets (quad * tile * 4 bytes). Rows without quads are left out.
+//         Sections: blocks, classes, rows, stream, a float32 scale for each row, an int32 sum of the weights of each
+//         row.
 // nm      For few tokens, where at most `keep` of every `of` columns of a row (from a multiple of `of` on) are nonzero;
-//         exactly so many are stored. Sixteen rows lie side by side, rows past the end are zero. Per sixteen rows, for
-//         each period of groups that fills whole words (the last may be cut short): words [words][16] of columns within
-//         their groups, 16 of 2 bits or 10 of 3 bits from the low end; values [groups * keep][16]. Sections: all of
-//         these, float32 scales a row (int8 only).
+//         exactly `keep` are stored. Sixteen rows lie side by side; rows past the end are zero. Each sixteen rows have,
+//         for each period of groups that fills whole words (the last period may be cut short): words [words][16] of the
+//         columns within their groups, 16 fields of 2 bits or 10 of 3 bits from the low end; values [groups *
+//         keep][16].
+//         Sections: all of these, a float32 scale for each row (int8 only).
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -32,9 +36,9 @@
 namespace secateur {
 
 constexpr char kMagic[8] = {'S', 'E', 'C', 'P', 'A', 'C', 'K', '1'};
-constexpr int64_t kAlign = 64;  // of sections inside a blob
+constexpr int64_t kAlign = 64;  // bytes, of sections inside a blob
 constexpr int kMaxTile = 128;   // tokens
-constexpr int kRowSlack = 16;   // row offsets past the end, so that prefetching may read ahead
+constexpr int kRowSlack = 16;   // row offsets past the end, which prefetching reads
 
 struct Header {
   char magic[8];
@@ -44,7 +48,7 @@ struct Header {
   uint64_t bytes;
   uint32_t p[4];
   uint64_t section[7];  // section i spans section[i] .. section[i + 1]
-  uint64_t carried;  // tiled: columns before a chunk that it sees
+  uint64_t carried;     // tiled: columns of the chunk before that a chunk sees
   uint64_t reserved;
 };
 static_assert(sizeof(Header) == 128, "the header is part of the file format");
@@ -60,29 +64,30 @@ struct TiledClass {  // `rows` consecutive rows with `count` nonzeros each
   uint32_t count, rows;
 };
 
-// `rows` consecutive rows of the tiled format with `count` nonzeros each, alone or in pairs. A row alone is stored as
-// its groups, the incomplete one first; a pair as groups of the first row's own nonzeros and of the second's in turn,
-// the incomplete ones first, then shared / 4 shared groups.
+// `rows` consecutive rows of the tiled format with `count` nonzeros each, as single rows or in pairs. A single row is
+// stored as its groups, the incomplete group first. A pair is stored as groups of the first row's own nonzeros and of
+// the second's in turn, the incomplete groups first, then shared / 4 shared groups.
 struct TiledRun {
   uint32_t count;
-  uint16_t shared, together;  // shared: of `count`, a multiple of four; together: rows that go together, 1 or 2
-  uint32_t rows;              // a multiple of `together`
+  uint16_t shared;    // of `count`, those in shared groups; a multiple of four
+  uint16_t together;  // rows that are stored together: 1, or 2 for pairs
+  uint32_t rows;      // a multiple of `together`
 };
 static_assert(sizeof(TiledRun) == 12, "part of the file format");
 
-constexpr uint32_t kTiledLayout = 3;  // Header::p[3]; 2 in files from before nonzeros were carried over
+constexpr uint32_t kTiledLayout = 3;  // Header::p[3]; 2 in files of versions that carry no nonzeros over
 
 // The first column that chunk c of a tiled weight sees.
 inline int64_t first_seen(const Header& h, int64_t c) {
   return std::max<int64_t>(0, c * int64_t{h.p[1]} - static_cast<int64_t>(h.carried));
 }
 
-// Bytes of a group of four nonzeros: values, then four u16 offsets.
+// Bytes of a group of four nonzeros of one row.
 constexpr int group_bytes(uint32_t value) { return value == SCT_F32 ? 24 : 16; }
-// Of a group that two rows share.
+// Bytes of a group that two rows share.
 constexpr int shared_bytes(uint32_t value) { return value == SCT_F32 ? 40 : 24; }
 
-// Of the stream of a run.
+// Bytes that a run takes in the stream.
 inline uint64_t run_bytes(const TiledRun& c, uint64_t group, uint64_t shared_group) {
   return c.rows * ((uint64_t{c.count} - c.shared + 3) / 4 * group) + c.rows / 2 * (c.shared / 4u * shared_group);
 }
@@ -94,8 +99,8 @@ constexpr int kBitmaskColumns = 64;  // columns of a bitmask row are padded to a
 constexpr int kMaxBlockChunk = 65536;
 constexpr int kNmRows = 16;
 constexpr int kMostKept = 4;
-constexpr int kQuadGroup = 24;            // bytes of four quads and their offsets
-constexpr int kMaxQuadColumns = 65536;    // sums of uint8 times int8 stay below 2^31
+constexpr int kQuadGroup = 24;          // bytes of four quads and their offsets
+constexpr int kMaxQuadColumns = 65536;  // sums of uint8 times int8 stay below 2^31
 
 template <class T>
 const T* section(const uint8_t* blob, int i) {
@@ -105,7 +110,7 @@ const T* section(const uint8_t* blob, int i) {
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Where the groups of a (row block, chunk) of the block format lie.
+// Sizes in the block format, and where the groups of a (row block, chunk) lie.
 struct BlockShape {
   int64_t block, chunk, row_block, chunks, row_blocks;
 
@@ -118,7 +123,7 @@ struct BlockShape {
         rows(h.rows) {}
   int64_t rows_in(int64_t rb) const { return std::min(row_block, rows - rb * row_block); }
   int64_t groups_in(int64_t rb) const { return ceil_div(rows_in(rb), block); }
-  // Of the first group, in the starts section.
+  // Index of the first group in the starts section.
   int64_t first(int64_t rb, int64_t c) const { return rb * (row_block / block) * chunks + c * groups_in(rb); }
   int64_t groups() const { return first(row_blocks - 1, chunks); }
 
@@ -129,7 +134,7 @@ struct BlockShape {
 constexpr bool nm_is_known(int64_t keep, int64_t of) {
   return (of == 4 && (keep == 1 || keep == 2)) || (of == 8 && keep == 4);
 }
-constexpr int nm_fields(int of) { return of == 4 ? 16 : 10; }                       // in a word
+constexpr int nm_fields(int of) { return of == 4 ? 16 : 10; }                      // in a word
 constexpr int nm_words(int keep, int of) { return nm_fields(of) % keep ? 2 : 1; }  // in a period
 
 // Sizes in the nm format.
@@ -145,7 +150,8 @@ struct NmShape {
         groups(ceil_div(h.cols, h.p[1])),
         value(value_bytes(h.value)),
         row_sets(ceil_div(h.rows, kNmRows)) {}
-  int64_t bytes() const { return (ceil_div(groups, period) * words * 4 + groups * keep * value) * kNmRows; }  // of 16 rows
+  // Of kNmRows rows.
+  int64_t bytes() const { return (ceil_div(groups, period) * words * 4 + groups * keep * value) * kNmRows; }
   int64_t stream_bytes() const { return row_sets * bytes(); }
 };
 

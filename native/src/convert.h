@@ -1,11 +1,11 @@
-// Scalar conversions between float32 and the stored value types, shared by packers and portable kernels.
+// Scalar conversions between float32 and the stored value types, for the packers and the portable kernels.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
 namespace secateur {
 
-// Round to nearest even; NaN stays NaN.
+// Rounds to nearest even; NaN stays NaN.
 static inline uint16_t to_bf16(float f) {
   uint32_t u;
   std::memcpy(&u, &f, 4);
@@ -20,7 +20,7 @@ static inline float from_bf16(uint16_t h) {
   return f;
 }
 
-// Round to nearest even; what is too large becomes infinity.
+// Rounds to nearest even; numbers that are too large become infinite.
 static inline uint16_t to_f16(float f) {
   uint32_t u;
   std::memcpy(&u, &f, 4);

@@ -14,7 +14,7 @@ namespace {
 const char* const kNames[] = {"auto", "portable", "neon", "avx2", "avx512"};
 
 #ifdef SECATEUR_AVX
-// GCC 12 knows no name for F16C in __builtin_cpu_supports.
+// __builtin_cpu_supports of GCC 12 has no name for F16C.
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
@@ -34,10 +34,10 @@ bool available(int isa) {
     case SCT_ISA_AVX2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case SCT_ISA_AVX512:
-      return available(SCT_ISA_AVX2) && __builtin_cpu_supports("avx512f") &&
-             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2") &&
-             __builtin_cpu_supports("avx512vnni");  // every CPU with VBMI2 has it
+      return available(SCT_ISA_AVX2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+             __builtin_cpu_supports("avx512vbmi2") &&
+             __builtin_cpu_supports("avx512vnni");  // every CPU with VBMI2 has VNNI
 #endif
     default:
       return false;
@@ -51,7 +51,8 @@ int best() {
   return SCT_ISA_PORTABLE;
 }
 
-// What SECATEUR_ISA says: an instruction set, or -1 for a name that is unknown or not available.
+// The instruction set that the environment variable SECATEUR_ISA names, the best one where it is not set, or -1 for a
+// name that is unknown or not available.
 int from_environment() {
   const char* name = std::getenv("SECATEUR_ISA");
   if (!name || !*name || !std::strcmp(name, "auto")) return best();

@@ -1,8 +1,8 @@
-// Describes, checks and unpacks packed weights.
+// Describes, validates and unpacks packed weights.
 #include <new>
 
 #include "blob.h"
-#include "sound.h"
+#include "validate.h"
 #include "visit.h"
 
 namespace secateur {
@@ -13,8 +13,7 @@ int check_header(const uint8_t* blob, int64_t bytes) {
   if (reinterpret_cast<uintptr_t>(blob) % 8) return SCT_MISALIGNED;
   if (bytes < static_cast<int64_t>(sizeof(Header))) return SCT_BAD_BLOB;
   const auto& h = *reinterpret_cast<const Header*>(blob);
-  if (std::memcmp(h.magic, kMagic, sizeof kMagic) || h.bytes != static_cast<uint64_t>(bytes))
-    return SCT_BAD_BLOB;
+  if (std::memcmp(h.magic, kMagic, sizeof kMagic) || h.bytes != static_cast<uint64_t>(bytes)) return SCT_BAD_BLOB;
   if (!format_is_known(h)) return SCT_BAD_BLOB;
   if (h.format == SCT_TILED && h.p[3] != kTiledLayout) return SCT_OTHER_LAYOUT;
   if (h.rows < 1 || h.cols < 1 || h.rows > INT32_MAX || h.cols > INT32_MAX) return SCT_BAD_BLOB;
@@ -68,7 +67,7 @@ extern "C" int sct_validate(const uint8_t* blob, int64_t bytes) {
   const int status = check_header(blob, bytes);
   if (status != SCT_OK) return status;
   try {
-    return is_sound(blob) ? SCT_OK : SCT_BAD_BLOB;
+    return is_valid(blob) ? SCT_OK : SCT_BAD_BLOB;
   } catch (const std::bad_alloc&) {
     return SCT_NO_MEMORY;
   }

@@ -1,4 +1,4 @@
-// A norm by itself: threads share tokens.
+// Computes a norm that follows no linear layer (sct_norm_on): threads share tokens.
 #include <algorithm>
 #include <atomic>
 
@@ -10,7 +10,7 @@
 namespace secateur {
 namespace {
 
-constexpr int64_t kUnitFloats = 16384;  // that a thread takes at a time
+constexpr int64_t kUnitFloats = 16384;  // floats that a thread takes at a time
 
 struct NormJob {
   const KernelTable* kernels;

@@ -1,4 +1,4 @@
-// Packs weights with at most `keep` of every `of` columns of a row (N:M, format "nm", see blob.h).
+// Packs weights with at most `keep` nonzeros in every `of` columns of a row (N:M, format "nm", see blob.h).
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -10,7 +10,8 @@
 namespace secateur {
 namespace {
 
-// The columns of a group that are stored: its nonzeros, then others; false when there are too many.
+// The columns of a group that are stored: its nonzeros, then zeros up to `keep`. Returns false when the group has too
+// many nonzeros.
 bool columns_of(const float* w, int64_t cols, int keep, int of, int (&out)[kMostKept]) {
   int n = 0;
   for (int k = 0; k < std::min<int64_t>(of, cols); k++) {
@@ -29,7 +30,7 @@ bool columns_of(const float* w, int64_t cols, int keep, int of, int (&out)[kMost
 extern "C" int sct_pack_nm(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t keep,
                            int32_t of, sct_allocate allocate, void* context) {
   using namespace secateur;
-  if (!arguments_are_sound(weight, rows, cols, ld, reinterpret_cast<const void*>(allocate))) return SCT_BAD_ARGUMENT;
+  if (!arguments_are_valid(weight, rows, cols, ld, reinterpret_cast<const void*>(allocate))) return SCT_BAD_ARGUMENT;
   if (value < SCT_F32 || value > SCT_I8 || !nm_is_known(keep, of)) return SCT_BAD_ARGUMENT;
   try {
     std::vector<float> scales;

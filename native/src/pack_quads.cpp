@@ -1,4 +1,5 @@
-// Packs weights whose blocks of four columns of a row are kept or gone together, as int8 (format "quad", see blob.h).
+// Packs weights whose blocks of four columns of a row are zero or nonzero together, as int8 (format "quad", see
+// blob.h).
 #include <algorithm>
 #include <new>
 #include <numeric>
@@ -23,20 +24,20 @@ struct Quad {
   uint16_t offset;
 };
 
-// The quads of one row and chunk that hold a weight that is not zero (as stored: int8 may round a small one away).
+// The quads of one row and chunk that hold a weight that is nonzero as int8 (small weights may round to zero).
 std::vector<Quad> quads_of(const int8_t* w, int64_t cols, uint32_t stride) {
-  std::vector<Quad> found;
+  std::vector<Quad> quads;
   for (int64_t k = 0; k < cols; k += 4) {
     Quad q{};
     bool kept = false;
     for (int64_t i = 0; i < std::min<int64_t>(4, cols - k); i++) kept |= (q.w[i] = w[k + i]) != 0;
     q.offset = static_cast<uint16_t>(k / 4 * stride);
-    if (kept) found.push_back(q);
+    if (kept) quads.push_back(q);
   }
-  return found;
+  return quads;
 }
 
-// The incomplete group of four, if any, comes first: the kernel runs it with its own template.
+// Appends quads in groups of four. An incomplete group comes first: the kernel has a template of its own for it.
 void append_groups(const std::vector<Quad>& quads, std::vector<uint8_t>& stream) {
   for (size_t i = 0; i < quads.size();) {
     const size_t n = i == 0 && quads.size() % 4 ? quads.size() % 4 : 4;
@@ -51,21 +52,20 @@ void append_groups(const std::vector<Quad>& quads, std::vector<uint8_t>& stream)
 }
 
 void append_block(const int8_t* w, int64_t ld, int64_t rows, int64_t cols, uint32_t stride, Quads& out) {
-  std::vector<std::vector<Quad>> found(rows);
+  std::vector<std::vector<Quad>> quads(rows);
   std::vector<int64_t> order(rows);
-  for (int64_t r = 0; r < rows; r++) found[r] = quads_of(w + r * ld, cols, stride);
+  for (int64_t r = 0; r < rows; r++) quads[r] = quads_of(w + r * ld, cols, stride);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return found[a].size() < found[b].size(); });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return quads[a].size() < quads[b].size(); });
   TiledBlock block{out.stream.size(), static_cast<uint32_t>(out.classes.size()), 0,
                    static_cast<uint32_t>(out.rows.size()), 0};
   for (int64_t r : order) {
-    const auto count = static_cast<uint32_t>(found[r].size());
+    const auto count = static_cast<uint32_t>(quads[r].size());
     if (!count) continue;
     if (out.classes.size() == block.class_begin || out.classes.back().count != count) out.classes.push_back({count, 0});
     out.classes.back().rows++;
     out.rows.push_back(static_cast<uint32_t>(r) * stride);
-    append_groups(found[r], out.stream);
+    append_groups(quads[r], out.stream);
   }
   block.class_count = static_cast<uint32_t>(out.classes.size()) - block.class_begin;
   out.blocks.push_back(block);
@@ -77,11 +77,12 @@ void append_block(const int8_t* w, int64_t ld, int64_t rows, int64_t cols, uint3
 extern "C" int sct_pack_quad(const float* weight, int64_t rows, int64_t cols, int64_t ld, int32_t tile, int32_t chunk,
                              int32_t row_block, sct_allocate allocate, void* context) {
   using namespace secateur;
-  if (!arguments_are_sound(weight, rows, cols, ld, reinterpret_cast<const void*>(allocate))) return SCT_BAD_ARGUMENT;
+  if (!arguments_are_valid(weight, rows, cols, ld, reinterpret_cast<const void*>(allocate))) return SCT_BAD_ARGUMENT;
   if (cols > kMaxQuadColumns || tile < 16 || tile > kMaxTile || tile % 16) return SCT_BAD_ARGUMENT;
   if (chunk < 4 || chunk % 4 || row_block < 1) return SCT_BAD_ARGUMENT;
   const uint32_t stride = static_cast<uint32_t>(tile) * 4;
-  if ((chunk / 4 - 1) * int64_t{stride} > UINT16_MAX || row_block * int64_t{stride} > UINT32_MAX) return SCT_BAD_ARGUMENT;
+  if ((chunk / 4 - 1) * int64_t{stride} > UINT16_MAX || row_block * int64_t{stride} > UINT32_MAX)
+    return SCT_BAD_ARGUMENT;
   try {
     std::vector<float> scales;
     if (!row_scales(weight, rows, cols, ld, SCT_I8, scales)) return SCT_BAD_ARGUMENT;

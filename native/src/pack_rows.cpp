@@ -1,4 +1,4 @@
-// Packs weights for the formats that keep whole rows together: "block" and "bitmask" (see blob.h).
+// Packs weights for the formats "block" and "bitmask" (see blob.h).
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -10,7 +10,7 @@
 extern "C" int sct_pack_block(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t block,
                               int32_t chunk, int32_t row_block, sct_allocate allocate, void* context) {
   using namespace secateur;
-  if (!arguments_are_sound(weight, rows, cols, ld, reinterpret_cast<const void*>(allocate))) return SCT_BAD_ARGUMENT;
+  if (!arguments_are_valid(weight, rows, cols, ld, reinterpret_cast<const void*>(allocate))) return SCT_BAD_ARGUMENT;
   if (value < SCT_F32 || value > SCT_I8 || (block != 4 && block != 8)) return SCT_BAD_ARGUMENT;
   if (chunk < 1 || chunk > kMaxBlockChunk || row_block < 1 || row_block % block) return SCT_BAD_ARGUMENT;
   try {
@@ -57,7 +57,7 @@ extern "C" int sct_pack_block(const float* weight, int64_t rows, int64_t cols, i
 extern "C" int sct_pack_bitmask(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value,
                                 sct_allocate allocate, void* context) {
   using namespace secateur;
-  if (!arguments_are_sound(weight, rows, cols, ld, reinterpret_cast<const void*>(allocate))) return SCT_BAD_ARGUMENT;
+  if (!arguments_are_valid(weight, rows, cols, ld, reinterpret_cast<const void*>(allocate))) return SCT_BAD_ARGUMENT;
   if (value != SCT_F32 && value != SCT_BF16 && value != SCT_I8) return SCT_BAD_ARGUMENT;
   try {
     std::vector<float> scales;

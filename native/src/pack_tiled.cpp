@@ -21,17 +21,18 @@ struct Tiled {
 };
 
 constexpr size_t kPairedAtATime = 256;  // rows that are compared with each other
-constexpr uint32_t kWorthSharing = 8;   // two rows go together where they share one column in so many
-constexpr uint32_t kWorthFilling = 24;  // rows of so many nonzeros get zeros up to whole groups: fewer counts, longer runs
-constexpr int32_t kMostCarried = 48;    // columns; at 10% kept four or five of them are nonzero
+constexpr uint32_t kWorthSharing = 8;   // two rows form a pair where they share one column in so many
+constexpr uint32_t kWorthFilling =
+    24;  // rows of so many nonzeros are filled up to whole groups: fewer counts, longer runs
+constexpr int32_t kMostCarried = 48;  // columns; where 10% are nonzero, four or five of these are
 
 struct Entry {
   int32_t column;
   float value;
 };
-using Entries = std::vector<Entry>;  // in columns' order
+using Entries = std::vector<Entry>;  // in the order of columns
 
-// What one chunk sees of a row block: columns [begin, end).
+// The part of a row block that one chunk sees: columns [begin, end).
 struct Part {
   const float* w;
   int64_t ld;
@@ -41,7 +42,7 @@ struct Part {
   int32_t cols() const { return end - begin; }
 };
 
-// Fills up to `count` with columns that are not kept, whose weight is zero, if there are so many.
+// Adds columns whose weight is zero until there are `count` entries; adds none where there are too few such columns.
 void fill(const Part& part, int32_t row, size_t count, Entries& entries) {
   const size_t before = entries.size();
   for (int32_t k = part.begin; entries.size() < count && k < part.end; k++)
@@ -69,8 +70,8 @@ void append_offsets(const Part& part, const Entry* entries, size_t n, std::vecto
   stream.insert(stream.end(), bytes, bytes + sizeof offsets);
 }
 
-// Groups of rows that have equally many entries each, in turn. The incomplete group, if any, comes first: the kernel
-// then runs it with its own template and falls into the loop over whole groups.
+// Appends the groups of rows that have equally many entries each, a group of each row in turn. An incomplete group
+// comes first: the kernel has a template of its own for it, before the loop over whole groups.
 void append_rows(const Part& part, const Entries* const* rows, int together, std::vector<uint8_t>& stream) {
   const size_t count = rows[0]->size();
   for (size_t i = 0; i < count;) {
@@ -83,7 +84,7 @@ void append_rows(const Part& part, const Entries* const* rows, int together, std
   }
 }
 
-// Two rows of equally many entries, with the first `shared` of the columns that both keep in shared groups.
+// Appends two rows with equally many entries. The first `shared` columns that both rows keep go to shared groups.
 void append_pair(const Part& part, const Entries& first, const Entries& second, uint32_t shared,
                  std::vector<uint8_t>& stream) {
   Entries both[2], own[2];
@@ -117,7 +118,7 @@ void add_row(int32_t row, const Part& part, Tiled& out) {
   out.runs.back().rows++;
 }
 
-// Rows with `count` entries each: pairs by falling number of shared columns, then who is left alone.
+// Appends n rows with equally many entries: pairs, by falling number of shared columns, then single rows.
 void append_equal(const Part& part, const std::vector<Entries>& rows, const int32_t* order, int32_t n, Tiled& out) {
   const auto count = static_cast<uint32_t>(rows[order[0]].size());
   const int64_t words = ceil_div(part.cols(), 64);
@@ -137,9 +138,9 @@ void append_equal(const Part& part, const std::vector<Entries>& rows, const int3
   }
   for (int32_t i = 0; i < n; i++) {
     if (paired[i]) continue;
-    const Entries* const alone = &rows[order[i]];
+    const Entries* const single = &rows[order[i]];
     add_run(count, 0, 1, out);
-    append_rows(part, &alone, 1, out.stream);
+    append_rows(part, &single, 1, out.stream);
     add_row(order[i], part, out);
   }
 }
@@ -148,26 +149,25 @@ void append_block(const Part& part, const std::vector<Entries>& rows, bool first
   std::vector<int32_t> order(rows.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return rows[a].size() < rows[b].size(); });
-  out.blocks.push_back({out.stream.size(), static_cast<uint32_t>(out.runs.size()), 0,
-                        static_cast<uint32_t>(out.rows.size()), 0});
+  out.blocks.push_back(
+      {out.stream.size(), static_cast<uint32_t>(out.runs.size()), 0, static_cast<uint32_t>(out.rows.size()), 0});
   for (size_t i = 0; i < order.size();) {
     size_t j = i;
     while (j < order.size() && j - i < kPairedAtATime && rows[order[j]].size() == rows[order[i]].size()) j++;
     // The first chunk initialises every accumulator; later chunks need not visit rows without nonzeros.
-    if (!rows[order[i]].empty() || first_chunk)
-      append_equal(part, rows, &order[i], static_cast<int32_t>(j - i), out);
+    if (!rows[order[i]].empty() || first_chunk) append_equal(part, rows, &order[i], static_cast<int32_t>(j - i), out);
     i = j;
   }
   out.blocks.back().class_count = static_cast<uint32_t>(out.runs.size()) - out.blocks.back().class_begin;
 }
 
-// Columns of the chunk before that a chunk sees, so that their offsets still fit.
+// The number of columns of the chunk before that a chunk sees: offsets must still fit in 16 bits.
 int32_t carried_columns(int32_t chunk, uint32_t stride) {
   return std::min(kMostCarried, static_cast<int32_t>(UINT16_MAX / stride) + 1 - chunk);
 }
 
-// Whole groups of four: what is over goes to the next chunk if that sees it (its columns start at `next`), or else zeros
-// fill up.
+// Makes the groups of a row whole. The entries of an incomplete group go to the next chunk if that sees their columns,
+// which start at `next`; otherwise zeros fill the group.
 void make_whole(const Part& part, int32_t row, int32_t next, Entries& entries, Entries& waiting) {
   const size_t over = entries.size() % 4;
   if (!over) return;
@@ -205,9 +205,8 @@ void append_row_block(const float* w, int64_t ld, int32_t rows, int64_t cols, co
 }  // namespace
 }  // namespace secateur
 
-extern "C" int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value,
-                              int32_t tile, int32_t chunk, int32_t row_block, sct_allocate allocate,
-                              void* context) {
+extern "C" int sct_pack_tiled(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, int32_t tile,
+                              int32_t chunk, int32_t row_block, sct_allocate allocate, void* context) {
   using namespace secateur;
   if (!weight || !allocate || rows < 1 || cols < 1 || ld < cols || rows > INT32_MAX || cols > INT32_MAX)
     return SCT_BAD_ARGUMENT;

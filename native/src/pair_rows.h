@@ -1,4 +1,4 @@
-// Which rows of a chunk share the most columns: the tiled format lets two rows go through the activations together.
+// Finds the rows of a chunk that share the most columns, for the tiled format, which stores such rows as pairs.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -11,8 +11,8 @@ struct RowPair {
   uint32_t both;          // columns that both keep
 };
 
-// Pairs up n rows, given the bits of their columns (n, words): the pair with the most in common first. One row
-// stays alone where n is odd. Time and memory grow with n * n.
+// Pairs up n rows by the bits of their columns (n, words), the pair with the most shared columns first. Where n is odd,
+// one row stays single. Time and memory grow with n * n.
 inline std::vector<RowPair> pair_rows(const std::vector<uint64_t>& bits, int32_t n, int64_t words) {
   std::vector<std::vector<RowPair>> by_both(words * 64 + 1);
   for (int32_t i = 0; i < n; i++)

@@ -22,8 +22,7 @@ namespace secateur {
 namespace {
 
 enum : int { kIdle = 0, kCalled = 1, kRunning = 2 };
-constexpr unsigned kSpinsBeforeSleep =
-    4000;  // some tens of microseconds: the gap between two layers of a model
+constexpr unsigned kSpinsBeforeSleep = 4000;  // some tens of microseconds, the gap between two layers of a model
 
 struct alignas(64) Worker {
   std::atomic<int> state{kIdle};
@@ -52,7 +51,7 @@ class Pool {
     }
     task(context);
     for (int i = 0; i < helpers; i++) {
-      // A helper that has not started by now is not needed any more.
+      // A worker that has not started yet is no longer needed.
       int called = kCalled;
       if (workers_[i]->state.compare_exchange_strong(called, kIdle)) continue;
       for (unsigned spins = 0; workers_[i]->state.load(std::memory_order_acquire) != kIdle;) relax(spins);
@@ -68,7 +67,7 @@ class Pool {
       workers_.push_back(std::move(worker));
       return true;
     } catch (const std::exception&) {
-      return false;  // the machine gives no more threads: fewer will do
+      return false;  // the machine gives no more threads; the task runs on those that there are
     }
   }
 
@@ -98,9 +97,8 @@ class Pool {
   void* context_ = nullptr;
 };
 
-// Never destroyed: detached workers may outlive every static object. A forked child has none of its parent's
-// threads, so it drops the pool (and the OpenMP runtime, which does not survive a fork either) and starts
-// afresh.
+// The pool is never destroyed: detached workers may outlive every static object. A forked child has none of its
+// parent's threads, so it drops the pool, and the OpenMP runtime, which does not survive a fork either.
 std::atomic<Pool*> g_pool{nullptr};
 std::atomic<sct_fork_function> g_openmp{nullptr};
 
@@ -132,7 +130,7 @@ void relax(unsigned& spins) {
   if (++spins % 512 == 0) sched_yield();
 }
 
-void run_parallel(int threads, void (*task)(void*), void* context, const Threads& on) {
+void run_parallel(int threads, void (*task)(void*), void* context, const CallerThreads& on) {
   if (threads > 1) {
     if (on.run) {
       on.run(on.pool, task, context, threads);

@@ -1,4 +1,4 @@
-// Weights as stored values: scales of int8 rows, ranges, bytes. Shared by the packers.
+// Converts weights to stored values, for the packers: scales of int8 rows, checks of ranges, bytes.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -13,13 +13,14 @@ namespace secateur {
 constexpr float kLargestF16 = 65504;
 constexpr float kLargestI8 = 127;
 
-inline bool arguments_are_sound(const float* weight, int64_t rows, int64_t cols, int64_t ld, const void* allocate) {
+inline bool arguments_are_valid(const float* weight, int64_t rows, int64_t cols, int64_t ld, const void* allocate) {
   return weight && allocate && rows >= 1 && cols >= 1 && ld >= cols && rows <= INT32_MAX && cols <= INT32_MAX;
 }
 
-// A scale a row, so that the largest weight becomes 127; empty for other types. False when a weight has no
-// value in the type.
-inline bool row_scales(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value, std::vector<float>& scales) {
+// For int8, a scale for each row, so that the row's largest weight becomes 127; for other types, no scales. Returns
+// false where a weight has no value in the type.
+inline bool row_scales(const float* weight, int64_t rows, int64_t cols, int64_t ld, int value,
+                       std::vector<float>& scales) {
   if (value != SCT_I8 && value != SCT_F16) return true;
   if (value == SCT_I8) scales.assign(rows, 0.0f);
   for (int64_t r = 0; r < rows; r++) {

@@ -1,4 +1,4 @@
-// Rotary positions: heads are turned by the angle of their token.
+// Rotary position embedding (sct_rotary): rotates each head by the angles of its token.
 #include "secateur/kernels.h"
 
 extern "C" int sct_rotary(const float* x, const int64_t x_stride[3], int64_t batch, int64_t heads, int64_t tokens,

@@ -1,4 +1,4 @@
-// Walks over the stored weights of a blob: visit(blob, f) calls f(row, column, value).
+// Visits the stored weights of a blob: visit(blob, f) calls f(row, column, value) for each.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -34,25 +34,26 @@ void visit_tiled(const uint8_t* blob, F f) {
       const TiledRun run = section<TiledRun>(blob, 1)[block.class_begin + c];
       const uint32_t together = run.together == 2 ? 2 : 1;
       for (uint32_t r = 0; r < run.rows; r += together, row += together) {
-        // `n` of four nonzeros at p, whose offsets are at `offsets`, of row `of`.
-        auto four = [&](const uint8_t* offsets, uint32_t of, uint32_t n) {
+        // The first n nonzeros of the group of four at p, whose offsets are at `offsets`; `member` is the row of the
+        // pair.
+        auto visit_group = [&](const uint8_t* offsets, uint32_t member, uint32_t n) {
           for (uint32_t j = 0; j < n; j++) {
             uint16_t at;
             std::memcpy(&at, offsets + 2 * j, 2);
-            f(b / chunks * row_block + row[of] / stride, first_seen(h, b % chunks) + at / stride,
+            f(b / chunks * row_block + row[member] / stride, first_seen(h, b % chunks) + at / stride,
               stored_value(p, j, h.value));
           }
         };
         const uint32_t own = run.count - run.shared;
         for (uint32_t i = 0; i < own;) {
           const uint32_t n = i == 0 && own % 4 ? own % 4 : 4;
-          for (uint32_t of = 0; of < together; of++, p += bytes) four(p + bytes - 8, of, n);
+          for (uint32_t member = 0; member < together; member++, p += bytes) visit_group(p + bytes - 8, member, n);
           i += n;
         }
         for (uint32_t i = 0; i < run.shared; i += 4, p += bytes) {
-          four(p + 2 * (bytes - 8), 0, 4);
+          visit_group(p + 2 * (bytes - 8), 0, 4);
           p += bytes - 8;
-          four(p + bytes - 8, 1, 4);
+          visit_group(p + bytes - 8, 1, 4);
         }
       }
     }

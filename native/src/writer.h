@@ -1,4 +1,4 @@
-// Lays out the sections of a blob and writes them into memory of the caller's choice.
+// Lays out the sections of a blob, and writes them to memory that the caller allocates.
 #pragma once
 #include <cstring>
 #include <vector>
@@ -21,7 +21,7 @@ class BlobWriter {
 
   Header& header() { return header_; }
 
-  // Sections are added in order; the data must stay alive until finish().
+  // Adds the next section. Its data must stay alive until finish().
   void add(const void* data, size_t bytes, size_t slack = 0) {
     header_.section[count_++] = end_;
     parts_.push_back({data, bytes});

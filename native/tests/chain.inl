@@ -1,6 +1,6 @@
 // Checks of chains of layers; part of test_kernels.cpp.
 
-// What stands in the steps of a small encoder layer.
+// The weights, vectors and steps of small encoder layers.
 struct ChainParts {
   static constexpr int kWidth = 24, kHeads = 4, kFeatures = 40;
   std::vector<Blob> blobs;
@@ -26,7 +26,7 @@ struct ChainParts {
     if (kind) s.scale = s.shift = vectors.back().data();
     steps.push_back(s);
   }
-  // q, k and v are `of`'s rows from so many on.
+  // q, k and v are values; keys and values start at rows at_k and at_v.
   void attention(int64_t q, int64_t k, int64_t v, int64_t at_k, int64_t at_v, int kv_heads) {
     sct_step s{};
     s.kind = SCT_ATTENTION_STEP, s.heads = kHeads, s.kv_heads = kv_heads, s.width = kWidth / kHeads, s.factor = 0.4f;
@@ -35,8 +35,8 @@ struct ChainParts {
   }
 };
 
-// Norms after the sums and three layers for q, k and v; or norms before the layers and one for q, k and v, whose keys and
-// values are shared by two heads.
+// Two encoder layers: with norms after the sums and a linear layer each for q, k and v; or with norms before the
+// layers, one linear layer for q, k and v, and keys and values that two heads share.
 ChainParts encoder(bool norms_first, int tile) {
   constexpr int W = ChainParts::kWidth, F = ChainParts::kFeatures;
   ChainParts c;
@@ -64,7 +64,7 @@ ChainParts encoder(bool norms_first, int tile) {
   return c;
 }
 
-// What the steps give one by one.
+// The output of the chain, computed step by step.
 std::vector<float> step_by_step(const sct_chain_job& job, const std::vector<int64_t>& rows, int isa) {
   const int64_t tokens = job.batch * job.tokens;
   std::vector<std::vector<float>> values{{job.x, job.x + tokens * job.width}};
@@ -73,8 +73,8 @@ std::vector<float> step_by_step(const sct_chain_job& job, const std::vector<int6
     const auto& x = values[s.from[0]];
     std::vector<float> y(tokens * rows[i + 1]);
     if (s.kind == SCT_LINEAR_STEP) {
-      CHECK(sct_linear(s.blob, s.bytes, x.data(), tokens, rows[s.from[0]], s.bias, s.activation, y.data(), rows[i + 1], 1,
-                       isa) == SCT_OK);
+      CHECK(sct_linear(s.blob, s.bytes, x.data(), tokens, rows[s.from[0]], s.bias, s.activation, y.data(), rows[i + 1],
+                       1, isa) == SCT_OK);
     } else if (s.kind == SCT_NORM_STEP) {
       for (int64_t t = 0; t < tokens; t++) {
         const int64_t n = rows[i + 1];
@@ -84,18 +84,22 @@ std::vector<float> step_by_step(const sct_chain_job& job, const std::vector<int6
           mean += y[t * n + j] / static_cast<double>(n);
         }
         if (s.norm != SCT_LAYER_NORM) mean = 0;
-        for (int64_t j = 0; j < n; j++) square += (y[t * n + j] - mean) * (y[t * n + j] - mean) / static_cast<double>(n);
+        for (int64_t j = 0; j < n; j++)
+          square += (y[t * n + j] - mean) * (y[t * n + j] - mean) / static_cast<double>(n);
         for (int64_t j = 0; j < n && s.norm; j++)
-          y[t * n + j] = static_cast<float>((y[t * n + j] - mean) / std::sqrt(square + s.epsilon) * s.scale[j] + s.shift[j]);
+          y[t * n + j] =
+              static_cast<float>((y[t * n + j] - mean) / std::sqrt(square + s.epsilon) * s.scale[j] + s.shift[j]);
       }
     } else {
       sct_attention_job a{};
       a.batch = job.batch, a.queries = a.keys = job.tokens, a.width = s.width;
       a.heads = s.heads, a.kv_heads = s.kv_heads, a.scale = s.factor, a.out = y.data();
-      a.q = x.data() + s.first[0], a.k = values[s.from[1]].data() + s.first[1], a.v = values[s.from[2]].data() + s.first[2];
-      const int64_t wide[] = {rows[s.from[0]], rows[s.from[1]], rows[s.from[2]], rows[i + 1]};
+      a.q = x.data() + s.first[0], a.k = values[s.from[1]].data() + s.first[1],
+      a.v = values[s.from[2]].data() + s.first[2];
+      const int64_t value_rows[] = {rows[s.from[0]], rows[s.from[1]], rows[s.from[2]], rows[i + 1]};
       int64_t* strides[] = {a.q_stride, a.k_stride, a.v_stride, a.out_stride};
-      for (int j = 0; j < 4; j++) strides[j][0] = job.tokens * wide[j], strides[j][1] = s.width, strides[j][2] = wide[j];
+      for (int j = 0; j < 4; j++)
+        strides[j][0] = job.tokens * value_rows[j], strides[j][1] = s.width, strides[j][2] = value_rows[j];
       a.keep = job.keep, a.mask = job.mask;
       std::copy(job.keep_stride, job.keep_stride + 3, a.keep_stride);
       std::copy(job.mask_stride, job.mask_stride + 3, a.mask_stride);
@@ -106,10 +110,11 @@ std::vector<float> step_by_step(const sct_chain_job& job, const std::vector<int6
   return values.back();
 }
 
-void check_chain(int isa, int batch, int tokens, int tile, bool norms_first, bool masked, bool odd, int threads) {
+void check_chain(int isa, int batch, int tokens, int tile, bool norms_first, bool masked, bool not_finite,
+                 int threads) {
   const ChainParts c = encoder(norms_first, tile);
   auto x = random_floats(static_cast<size_t>(batch) * tokens * ChainParts::kWidth, 5);
-  if (odd) x[ChainParts::kWidth * (tokens - 1) + 3] = std::numeric_limits<float>::infinity();
+  if (not_finite) x[ChainParts::kWidth * (tokens - 1) + 3] = std::numeric_limits<float>::infinity();
   std::vector<uint8_t> keep(static_cast<size_t>(batch) * tokens, 1);
   for (size_t i = 0; i < keep.size(); i++) keep[i] = i % 5 != 2;
   const auto mask = random_floats(static_cast<size_t>(tokens) * tokens, 6);
@@ -128,7 +133,8 @@ void check_chain(int isa, int batch, int tokens, int tile, bool norms_first, boo
   CHECK(sct_chain(&job, threads, isa, nullptr, nullptr) == SCT_OK);
   const auto expected = step_by_step(job, rows, isa);
   for (size_t i = 0; i < y.size(); i++)
-    CHECK(std::isnan(expected[i]) ? std::isnan(y[i]) : std::abs(y[i] - expected[i]) < 2e-4 * (1 + std::abs(expected[i])));
+    CHECK(std::isnan(expected[i]) ? std::isnan(y[i])
+                                  : std::abs(y[i] - expected[i]) < 2e-4 * (1 + std::abs(expected[i])));
 }
 
 void check_chain_errors() {

@@ -1,6 +1,6 @@
 // Checks of the nm and quad formats; part of test_kernels.cpp.
 
-// N:M in every value type against the weight that unpacking gives back, which in float32 is the weight itself.
+// N:M in every value type against the weight that sct_unpack returns, which in float32 is the weight itself.
 void check_nm(int isa, int rows, int cols, int tokens, double density, int keep, int of, int threads) {
   auto w = random_floats(static_cast<size_t>(rows) * cols, 1, density);
   for (int o = 0; o < rows; o++)
@@ -32,7 +32,7 @@ void check_nm(int isa, int rows, int cols, int tokens, double density, int keep,
   }
 }
 
-// The quad format against the integers it should compute, whichever instruction set computes them.
+// The quad format against its integer sums, which every instruction set computes exactly.
 void check_quads(int isa, int rows, int cols, int tokens, double density, int tile, int chunk, int threads) {
   auto w = random_floats(static_cast<size_t>(rows) * cols, 1);
   const auto keep = random_floats(static_cast<size_t>(rows) * cols, 4, density);

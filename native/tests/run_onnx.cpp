@@ -1,10 +1,11 @@
-// Runs a program with the operators of secateur from C++, as an application without Python would:
+// Runs an ONNX model with the operators of secateur from C++, like an application without Python:
 //
 //   run_onnx libonnxruntime.so secateur_onnx.so model.onnx BATCH TOKENS WIDTH
 //
-// x (BATCH, TOKENS, WIDTH) counts up in steps of 1/8 modulo 2; y is printed, a number a line. ONNX Runtime's library is
-// loaded as it runs, and of its interface only what onnx/ort_abi.h and the places below name is used, so that no headers
-// are needed. An application has them and calls options.RegisterCustomOpsLibrary(path).
+// x (BATCH, TOKENS, WIDTH) counts up in steps of 1/8 modulo 2; y is printed, one number on each line. ONNX Runtime's
+// library is loaded at run time, and only the part of its interface that onnx/ort_abi.h and the entries below declare
+// is used, so that no headers are needed. An application has the headers and calls
+// options.RegisterCustomOpsLibrary(path).
 #include <dlfcn.h>
 
 #include <cstdio>

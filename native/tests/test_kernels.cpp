@@ -1,6 +1,6 @@
-// Unit tests of the C interface, without a framework: each instruction set of this machine against a
-// double-precision product, damaged blobs, NaN, threads. Meant to be built with sanitizers as well, and for
-// other architectures.
+// Unit tests of the C interface, without a test framework: each instruction set of this machine against a
+// double-precision product, damaged blobs, NaN, threads. They are also built with sanitizers and for other
+// architectures.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -25,7 +25,7 @@ int failures = 0;
     }                                                                     \
   } while (0)
 
-using Blob = std::vector<uint64_t>;  // for its alignment
+using Blob = std::vector<uint64_t>;  // aligned to 8 bytes
 
 void* allocate(void* context, int64_t bytes) {
   auto* blob = static_cast<Blob*>(context);
@@ -45,21 +45,20 @@ std::vector<float> random_floats(size_t n, unsigned seed, double density = 1.0) 
   return v;
 }
 
-void check_product(int isa, int rows, int cols, int tokens, double density, int tile, int chunk,
-                   int row_block, int threads) {
+void check_product(int isa, int rows, int cols, int tokens, double density, int tile, int chunk, int row_block,
+                   int threads) {
   const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, density);
   const auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
   const auto bias = random_floats(rows, 3);
   Blob blob;
-  CHECK(sct_pack_tiled(w.data(), rows, cols, cols, SCT_F32, tile, chunk, row_block, allocate, &blob) ==
-        SCT_OK);
+  CHECK(sct_pack_tiled(w.data(), rows, cols, cols, SCT_F32, tile, chunk, row_block, allocate, &blob) == SCT_OK);
   CHECK(sct_validate(bytes_of(blob), size_of(blob)) == SCT_OK);
   std::vector<float> back(w.size());
   CHECK(sct_unpack(bytes_of(blob), size_of(blob), back.data()) == SCT_OK);
   CHECK(back == w);
   std::vector<float> y(static_cast<size_t>(tokens) * rows);
-  CHECK(sct_linear(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_NONE, y.data(),
-                   rows, threads, isa) == SCT_OK);
+  CHECK(sct_linear(bytes_of(blob), size_of(blob), x.data(), tokens, cols, bias.data(), SCT_NONE, y.data(), rows,
+                   threads, isa) == SCT_OK);
   double worst = 0;
   for (int t = 0; t < tokens; t++)
     for (int o = 0; o < rows; o++) {
@@ -74,25 +73,25 @@ void check_product(int isa, int rows, int cols, int tokens, double density, int 
   CHECK(worst < 1e-6);
 }
 
-// NaN is seen in every band and strip of rows that lie 4 KiB apart.
-void check_odd_strip(int isa) {
+// NaN is noticed in every band and strip of rows that lie 4 KiB apart.
+void check_not_finite_strip(int isa) {
   const int rows = 16, cols = 1024, tokens = 40;
   const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, 0.5);
   const auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
   Blob blob;
   CHECK(sct_pack_tiled(w.data(), rows, cols, cols, SCT_F32, 32, 128, 16, allocate, &blob) == SCT_OK);
   for (int at : {0, 15 * cols + 700, 31 * cols + 255, 39 * cols + 1023}) {
-    auto odd = x;
-    odd[at] = NAN;
+    auto not_finite = x;
+    not_finite[at] = NAN;
     std::vector<float> y(static_cast<size_t>(tokens) * rows);
-    CHECK(sct_linear(bytes_of(blob), size_of(blob), odd.data(), tokens, cols, nullptr, SCT_NONE, y.data(), rows, 1,
-                     isa) == SCT_OK);
+    CHECK(sct_linear(bytes_of(blob), size_of(blob), not_finite.data(), tokens, cols, nullptr, SCT_NONE, y.data(), rows,
+                     1, isa) == SCT_OK);
     for (int t = 0; t < tokens; t++)
       for (int o = 0; o < rows; o++) CHECK(std::isnan(y[t * rows + o]) == (t == at / cols));
   }
 }
 
-// Only rows of the last chunk, or with too few columns to leave to the next, may have groups that are not whole.
+// In every chunk but the last, rows have whole groups, as they leave nonzeros to the next chunk.
 void check_carried() {
   const int rows = 60, cols = 600;
   const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, 0.5);
@@ -107,7 +106,7 @@ void check_carried() {
       if (b % 4 != 3) CHECK(run[block[b].class_begin + c].count % 4 == 0);
 }
 
-// Every value type of the block (4 and 8) and bitmask formats against the weight that unpacking gives back.
+// Every value type of the block (4 and 8) and bitmask formats against the weight that sct_unpack returns.
 void check_rows(int isa, int rows, int cols, int tokens, double density, int threads) {
   const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, density);
   const auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
@@ -153,31 +152,31 @@ void check_not_finite(int isa) {
   CHECK(y[1] == inf && y[2] == inf && y[3] == inf);
 }
 
-// What validation lets through must be safe to run: the sanitizers watch.
+// A blob that passes validation must be safe to run; the sanitizers check that it is.
 void check_damage(int isa, const Blob& good) {
   const auto x = random_floats(20 * 40, 6);
   std::mt19937 random(7);
   std::vector<float> y(20 * 30);
   int refused = 0;
   for (int i = 0; i < 1500; i++) {
-    Blob hurt = good;
-    reinterpret_cast<uint8_t*>(hurt.data())[8 + random() % (size_of(hurt) - 8)] ^= 1 + random() % 255;
-    if (sct_validate(bytes_of(hurt), size_of(hurt)) != SCT_OK) {
+    Blob damaged = good;
+    reinterpret_cast<uint8_t*>(damaged.data())[8 + random() % (size_of(damaged) - 8)] ^= 1 + random() % 255;
+    if (sct_validate(bytes_of(damaged), size_of(damaged)) != SCT_OK) {
       refused++;
       continue;
     }
     sct_info info;
-    CHECK(sct_describe(bytes_of(hurt), size_of(hurt), &info) == SCT_OK);
+    CHECK(sct_describe(bytes_of(damaged), size_of(damaged), &info) == SCT_OK);
     if (info.rows == 30 && info.cols == 40)
       for (int tokens : {1, 7, 20})
-        sct_linear(bytes_of(hurt), size_of(hurt), x.data(), tokens, 40, nullptr, SCT_GELU, y.data(), 30, 2, isa);
+        sct_linear(bytes_of(damaged), size_of(damaged), x.data(), tokens, 40, nullptr, SCT_GELU, y.data(), 30, 2, isa);
   }
-  CHECK(refused > 20);  // of nm, only the header can be wrong
+  CHECK(refused > 20);  // a blob of format nm is wrong only where its header is
 }
 
 void check_damage(int isa) {
   const auto w = random_floats(30 * 40, 5, 0.4);
-  // Every second row keeps the columns of the row before it, so that rows go in pairs.
+  // Every second row keeps the columns of the row before it, so that rows form pairs.
   auto twins = random_floats(30 * 40, 5, 0.4);
   for (int i = 0; i < 30 * 40; i++)
     if (i / 40 % 2) twins[i] = twins[i - 40] * 2;
@@ -235,7 +234,7 @@ void check_many_callers(int isa) {
   for (auto& caller : callers) caller.join();
 }
 
-// A correlation matrix of n inputs seen in 3 n tokens.
+// A correlation matrix of n inputs from 3 n tokens.
 std::vector<double> correlation(int n) {
   const auto x = random_floats(static_cast<size_t>(3 * n) * n, 7);
   std::vector<double> c(static_cast<size_t>(n) * n);
@@ -250,8 +249,8 @@ std::vector<double> correlation(int n) {
 }
 
 // The loss of each row and r = (v0 - v) C.
-std::vector<double> losses(const std::vector<double>& c, const std::vector<double>& v0,
-                           const std::vector<double>& v, int rows, int n, std::vector<double>& r) {
+std::vector<double> losses(const std::vector<double>& c, const std::vector<double>& v0, const std::vector<double>& v,
+                           int rows, int n, std::vector<double>& r) {
   std::vector<double> loss(rows);
   r.assign(v.size(), 0.0);
   for (int i = 0; i < rows; i++)
@@ -290,8 +289,8 @@ void check_swaps(int isa, int rows, int n, bool groups, int threads) {
     CHECK(sct_repair_group(c.data(), rows, n, 1 + 1e-9, v.data(), r.data(), kept.data(), 2, 4, patterns, 6,
                            inverses.data(), &changed, 1, threads, isa) == SCT_OK);
   } else {
-    CHECK(sct_repair_swap(c.data(), largest.data(), rows, n, 1 + 1e-9, v.data(), r.data(), open.data(),
-                          kept.data(), &changed, 1, threads, isa) == SCT_OK);
+    CHECK(sct_repair_swap(c.data(), largest.data(), rows, n, 1 + 1e-9, v.data(), r.data(), open.data(), kept.data(),
+                          &changed, 1, threads, isa) == SCT_OK);
   }
   CHECK(changed > 0);
   const auto after = losses(c, v0, v, rows, n, fresh);
@@ -309,8 +308,7 @@ void check_swaps(int isa, int rows, int n, bool groups, int threads) {
 
 void check_sweep(int isa, int rows, int width) {
   const auto u = random_floats(static_cast<size_t>(width) * width, 9);
-  std::vector<float> w = random_floats(static_cast<size_t>(rows) * width, 10), inverse(width),
-                     errors(w.size());
+  std::vector<float> w = random_floats(static_cast<size_t>(rows) * width, 10), inverse(width), errors(w.size());
   std::vector<double> plain(w.begin(), w.end());
   std::vector<uint8_t> mask(w.size());
   for (int j = 0; j < width; j++) inverse[j] = 0.1f;
@@ -328,13 +326,13 @@ void check_sweep(int isa, int rows, int width) {
     }
 }
 
-void check_after(int isa, int rows, int cols, int tokens, int norm, bool block, bool odd) {
+void check_after(int isa, int rows, int cols, int tokens, int norm, bool block, bool not_finite) {
   const auto w = random_floats(static_cast<size_t>(rows) * cols, 1, 0.3);
   auto x = random_floats(static_cast<size_t>(tokens) * cols, 2);
   const auto bias = random_floats(rows, 3), scale = random_floats(rows, 4), shift = random_floats(rows, 5);
   const auto residual = random_floats(static_cast<size_t>(tokens) * (rows + 3), 6);
   const auto gate = random_floats(static_cast<size_t>(tokens) * (rows + 1), 7);
-  if (odd) x[0] = std::numeric_limits<float>::infinity();
+  if (not_finite) x[0] = std::numeric_limits<float>::infinity();
   Blob blob;
   CHECK((block ? sct_pack_block(w.data(), rows, cols, cols, SCT_F32, 4, 32, 16, allocate, &blob)
                : sct_pack_tiled(w.data(), rows, cols, cols, SCT_F32, 16, 32, 16, allocate, &blob)) == SCT_OK);
@@ -347,7 +345,8 @@ void check_after(int isa, int rows, int cols, int tokens, int norm, bool block, 
   for (int t = 0; t < tokens; t++) {
     std::vector<double> v(rows);
     double mean = 0, square = 0;
-    for (int o = 0; o < rows; o++) mean += v[o] = double{plain[t * rows + o]} * gate[t * (rows + 1) + o] + residual[t * (rows + 3) + o];
+    for (int o = 0; o < rows; o++)
+      mean += v[o] = double{plain[t * rows + o]} * gate[t * (rows + 1) + o] + residual[t * (rows + 3) + o];
     mean = norm == SCT_LAYER_NORM ? mean / rows : 0;
     for (int o = 0; o < rows; o++) square += (v[o] - mean) * (v[o] - mean);
     for (int o = 0; o < rows; o++) {
@@ -359,16 +358,16 @@ void check_after(int isa, int rows, int cols, int tokens, int norm, bool block, 
   }
 }
 
-// In place and elsewhere, rows further apart than they are wide.
+// Norms of rows with gaps between them, in place and into another buffer.
 void check_norm(int isa, int width, int tokens, int norm, int threads) {
-  const int apart = width + 3;
-  auto x = random_floats(static_cast<size_t>(tokens) * apart, 1);
+  const int stride = width + 3;
+  auto x = random_floats(static_cast<size_t>(tokens) * stride, 1);
   const auto scale = random_floats(width, 2), shift = random_floats(width, 3);
   std::vector<float> y(static_cast<size_t>(tokens) * width);
-  CHECK(sct_norm_on(x.data(), tokens, width, apart, norm, scale.data(), shift.data(), 1e-5f, y.data(), width, threads, isa,
-                    nullptr, nullptr) == SCT_OK);
+  CHECK(sct_norm_on(x.data(), tokens, width, stride, norm, scale.data(), shift.data(), 1e-5f, y.data(), width, threads,
+                    isa, nullptr, nullptr) == SCT_OK);
   for (int t = 0; t < tokens; t++) {
-    const float* v = x.data() + static_cast<size_t>(t) * apart;
+    const float* v = x.data() + static_cast<size_t>(t) * stride;
     double mean = 0, square = 0;
     for (int i = 0; i < width; i++) mean += norm == SCT_LAYER_NORM ? double{v[i]} / width : 0;
     for (int i = 0; i < width; i++) square += (v[i] - mean) * (v[i] - mean);
@@ -377,39 +376,42 @@ void check_norm(int isa, int width, int tokens, int norm, int threads) {
       CHECK(std::abs(y[static_cast<size_t>(t) * width + i] - expected) < 1e-4 * (1 + std::abs(expected)));
     }
   }
-  CHECK(sct_norm_on(x.data(), tokens, width, apart, norm, scale.data(), shift.data(), 1e-5f, x.data(), apart, threads, isa,
-                    nullptr, nullptr) == SCT_OK);
+  CHECK(sct_norm_on(x.data(), tokens, width, stride, norm, scale.data(), shift.data(), 1e-5f, x.data(), stride, threads,
+                    isa, nullptr, nullptr) == SCT_OK);
   for (int t = 0; t < tokens; t++)
     for (int i = 0; i < width; i++)
-      CHECK(x[static_cast<size_t>(t) * apart + i] == y[static_cast<size_t>(t) * width + i]);
+      CHECK(x[static_cast<size_t>(t) * stride + i] == y[static_cast<size_t>(t) * width + i]);
   CHECK(sct_norm_on(x.data(), tokens, width, width - 1, norm, nullptr, nullptr, 0, y.data(), width, 1, isa, nullptr,
                     nullptr) == SCT_BAD_ARGUMENT);
 }
 
-// Heads of a token lie beside each other, and go elsewhere and in place; turns of a batch are alike or not.
-void check_rotary(int batch, int heads, int tokens, int width, bool alike) {
+// The heads of a token lie side by side, and are rotated into another buffer and in place; batches share angles or not.
+void check_rotary(int batch, int heads, int tokens, int width, bool shared_angles) {
   const int64_t stride[] = {int64_t{tokens} * heads * width, width, int64_t{heads} * width};
-  const int64_t turns = alike ? 0 : int64_t{tokens} * width;
+  const int64_t batch_stride = shared_angles ? 0 : int64_t{tokens} * width;
   auto x = random_floats(static_cast<size_t>(batch) * tokens * heads * width, 1);
-  const size_t angles = static_cast<size_t>(alike ? 1 : batch) * tokens * width;
+  const size_t angles = static_cast<size_t>(shared_angles ? 1 : batch) * tokens * width;
   const auto cos = random_floats(angles, 2), sin = random_floats(angles, 3);
   std::vector<float> y(x.size());
-  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), turns, y.data(), stride) == SCT_OK);
+  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), batch_stride, y.data(),
+                   stride) == SCT_OK);
   for (int b = 0; b < batch; b++)
     for (int h = 0; h < heads; h++)
       for (int t = 0; t < tokens; t++)
         for (int i = 0; i < width; i++) {
-          const size_t first = b * stride[0] + h * stride[1] + t * stride[2], turn = b * turns + int64_t{t} * width + i;
+          const size_t first = b * stride[0] + h * stride[1] + t * stride[2],
+                       angle = b * batch_stride + int64_t{t} * width + i;
           const float other = i < width / 2 ? -x[first + i + width / 2] : x[first + i - width / 2];
-          CHECK(std::abs(y[first + i] - (x[first + i] * cos[turn] + other * sin[turn])) < 1e-5f);
+          CHECK(std::abs(y[first + i] - (x[first + i] * cos[angle] + other * sin[angle])) < 1e-5f);
         }
-  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), turns, x.data(), stride) == SCT_OK);
+  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, width, cos.data(), sin.data(), batch_stride, x.data(),
+                   stride) == SCT_OK);
   CHECK(x == y);
-  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, 3, cos.data(), sin.data(), turns, x.data(), stride) ==
+  CHECK(sct_rotary(x.data(), stride, batch, heads, tokens, 3, cos.data(), sin.data(), batch_stride, x.data(), stride) ==
         SCT_BAD_ARGUMENT);
 }
 
-// Heads lie in the middle of a token's numbers, keys and values are shared by two heads, lengths are odd.
+// Heads lie in the middle of a token's numbers; two heads share keys and values; lengths are odd.
 void check_attention(int isa, int queries, int keys, int width, bool masked, int threads) {
   const int batch = 2, heads = 4, kv_heads = 2, q_token = heads * width + 1, kv_token = kv_heads * width + 2;
   const auto q = random_floats(static_cast<size_t>(batch) * queries * q_token, 1);
@@ -418,16 +420,17 @@ void check_attention(int isa, int queries, int keys, int width, bool masked, int
   const auto mask = random_floats(static_cast<size_t>(queries) * keys, 4);
   std::vector<uint8_t> keep(static_cast<size_t>(batch) * queries * keys, 1);
   for (size_t i = 0; i < keep.size(); i++) keep[i] = i % 7 != 3;
-  for (int i = 0; i < keys; i++) keep[i] = 0;  // the first query of the first batch sees nothing
+  for (int i = 0; i < keys; i++) keep[i] = 0;  // the first query of the first batch has no keys
   std::vector<float> out(static_cast<size_t>(batch) * queries * q_token, 9.0f);
   sct_attention_job job{};
   job.q = q.data(), job.k = k.data(), job.v = v.data(), job.out = out.data();
   job.batch = batch, job.heads = heads, job.kv_heads = kv_heads;
   job.queries = queries, job.keys = keys, job.width = width, job.scale = 0.25f;
-  const int64_t wide[] = {int64_t{queries} * q_token, width, q_token}, narrow[] = {int64_t{keys} * kv_token, width, kv_token};
+  const int64_t q_stride[] = {int64_t{queries} * q_token, width, q_token},
+                kv_stride[] = {int64_t{keys} * kv_token, width, kv_token};
   for (int i = 0; i < 3; i++) {
-    job.q_stride[i] = job.out_stride[i] = wide[i];
-    job.k_stride[i] = job.v_stride[i] = narrow[i];
+    job.q_stride[i] = job.out_stride[i] = q_stride[i];
+    job.k_stride[i] = job.v_stride[i] = kv_stride[i];
   }
   if (masked) {
     job.mask = mask.data();
@@ -462,7 +465,7 @@ void check_attention(int isa, int queries, int keys, int width, bool masked, int
 }
 
 #include "chain.inl"
-#include "token.inl"
+#include "decoder_step.inl"
 
 }  // namespace
 
@@ -475,8 +478,8 @@ int main() {
         for (int tokens : {1, 7, 33, 129}) check_product(isa, 37, 83, tokens, density, tile, 30, 16, 2);
     check_product(isa, 1, 1, 1, 1.0, 16, 1, 1, 1);
     check_product(isa, 300, 500, 1100, 0.1, 64, 128, 100, 2);
-    check_product(isa, 1024, 1024, 43, 0.2, 32, 128, 600, 2);  // rows 4 KiB apart, weights beyond L2
-    check_odd_strip(isa);
+    check_product(isa, 1024, 1024, 43, 0.2, 32, 128, 600, 2);  // rows 4 KiB stride, weights beyond L2
+    check_not_finite_strip(isa);
     for (double density : {0.0, 0.1, 1.0})
       for (int tokens : {1, 2, 3, 7, 16, 33}) check_rows(isa, 37, 83, tokens, density, 2);
     check_rows(isa, 1, 1, 1, 1.0, 1);
@@ -516,13 +519,13 @@ int main() {
         for (int tokens : {1, 16, 37, 130}) check_chain(isa, 3, tokens, tile, norms_first, tokens != 37, false, 2);
     for (int threads : {1, 3, 8}) check_chain(isa, 1, 140, 64, false, true, false, threads);
     for (int batch : {1, 3})
-      for (int keys : {1, 20}) check_token(isa, batch, keys, 2);
+      for (int keys : {1, 20}) check_decoder_step(isa, batch, keys, 2);
     for (int threads : {1, 2, 64}) check_chain(isa, 2, 70, 32, true, true, threads == 2, threads);
   }
-  for (bool alike : {false, true}) check_rotary(2, 3, 5, 10, alike);
+  for (bool shared_angles : {false, true}) check_rotary(2, 3, 5, 10, shared_angles);
   check_errors();
   check_chain_errors();
-  check_token_errors();
+  check_decoder_step_errors();
   std::printf(failures ? "%d checks failed\n" : "all checks passed\n", failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;
 }

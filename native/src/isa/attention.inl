@@ -1,17 +1,21 @@
-// softmax(q k^T scale + mask) v for one head and one tile of queries. Included once per instruction set.
+// Attention, softmax(scale q k^T + mask) v, for one head and one tile of queries.
 //
-// Queries lie side by side in the lanes of vectors, as tokens do in the other kernels, so that the softmax over keys
-// needs no sums across lanes; keys come in blocks whose scores stay in the L1 cache, with the running maximum and sum
-// of Milakov and Gimelshein (2018).
+// Queries lie side by side in the lanes of vectors, so that the softmax over keys needs no sums across lanes. Keys come
+// in blocks whose scores stay in the L1 cache; the maximum and the sum of the softmax are updated from block to block
+// (Milakov and Gimelshein, 2018).
+#pragma once
+#include "common.inl"
+#include "pack_activations.inl"
+#include "vecmath.inl"
 
 namespace {
 
-constexpr int kQueries = Twice::W;  // in a tile
+constexpr int kQueries = Twice::W;  // queries in a tile
 constexpr int kQueryVectors = kQueries / Simd::W;
-constexpr int kScoreRows = Simd::REGISTERS / 2 / kQueryVectors;  // rows of a product worked on at a time
-constexpr int kFewQueries = 7;  // up to here they are worked on row by row, four at a time
-constexpr int64_t kKeyBlock = 128;
-constexpr float kLowest = -1e30f;  // instead of -infinity, whose difference from itself is no number
+constexpr int kScoreRows = Simd::REGISTERS / 2 / kQueryVectors;  // rows of a product that are computed at a time
+constexpr int kFewQueries = 7;      // up to so many queries are computed row by row, four at a time
+constexpr int64_t kKeyBlock = 128;  // keys
+constexpr float kLowest = -1e30f;   // stands for -infinity: -infinity - -infinity is NaN
 
 // c[r][kQueries] (+)= sum_i a[r * row + i * column] * b[i][kQueries] for R rows.
 template <int R>
@@ -20,12 +24,11 @@ __attribute__((noinline)) void product_rows(const float* a, int64_t row, int64_t
   constexpr int N = kQueryVectors;
   Simd::V acc[R][N];
   SECATEUR_UNROLL
-  for (int r = 0; r < R; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < N; v++) acc[r][v] = add ? Simd::load(c + r * kQueries + v * Simd::W) : Simd::zero();
-  // Unrolled, as counting would be a quarter of the instructions, of which a second thread on the core takes half.
-  _Pragma("GCC unroll 4")
-  for (int64_t i = 0; i < depth; i++, a += column, b += kQueries) {
+  for (int r = 0; r < R; r++) SECATEUR_UNROLL
+  for (int v = 0; v < N; v++) acc[r][v] = add ? Simd::load(c + r * kQueries + v * Simd::W) : Simd::zero();
+  // Unrolled: counting would be a quarter of the instructions, and where a second thread runs on the core, this one can
+  // issue half as many.
+  _Pragma("GCC unroll 4") for (int64_t i = 0; i < depth; i++, a += column, b += kQueries) {
     Simd::V x[N];
     SECATEUR_UNROLL
     for (int v = 0; v < N; v++) x[v] = Simd::load(b + v * Simd::W);
@@ -37,9 +40,8 @@ __attribute__((noinline)) void product_rows(const float* a, int64_t row, int64_t
     }
   }
   SECATEUR_UNROLL
-  for (int r = 0; r < R; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < N; v++) Simd::store(c + r * kQueries + v * Simd::W, acc[r][v]);
+  for (int r = 0; r < R; r++) SECATEUR_UNROLL
+  for (int v = 0; v < N; v++) Simd::store(c + r * kQueries + v * Simd::W, acc[r][v]);
 }
 
 void product(const float* a, int64_t rows, int64_t row, int64_t column, int64_t depth, const float* b, float* c,
@@ -82,7 +84,7 @@ void add_mask(const sct_attention_job& j, int64_t batch, int64_t head, int64_t q
   }
 }
 
-// Keys and values token by token, as sct_attention_job has them.
+// Keys and values as sct_attention_job holds them: one token after another.
 struct TokenKeys {
   const float *k, *v;
   int64_t k_step, v_step;
@@ -95,35 +97,36 @@ struct TokenKeys {
   }
 };
 
-// Keys and values in tiles [width][tile] that lie `step` floats apart, `per` tokens in each.
+// Keys and values in tiles of the layout [width][lanes]. Each tile holds `tile_tokens` tokens; tiles are `stride`
+// floats apart.
 struct TileKeys {
   const float *k, *v;
-  int64_t tile, per, step;
+  int64_t lanes, tile_tokens, stride;
 
-  // f(offset into k and v, keys, keys before) for each tile's part of the keys [first, first + count).
+  // Calls f(offset into k and v, keys, keys before) for the part of [first, first + count) in each tile.
   template <class F>
   void each(int64_t first, int64_t count, F f) const {
     for (int64_t done = 0; done < count;) {
-      const int64_t u = (first + done) / per, lane = (first + done) % per;
-      const int64_t n = std::min(count - done, per - lane);
-      f(u * step + lane, n, done);
+      const int64_t tile = (first + done) / tile_tokens, lane = (first + done) % tile_tokens;
+      const int64_t n = std::min(count - done, tile_tokens - lane);
+      f(tile * stride + lane, n, done);
       done += n;
     }
   }
   void score(int64_t first, int64_t count, int64_t d, const float* q, float* scores) const {
     each(first, count, [&](int64_t at, int64_t n, int64_t before) {
-      product(k + at, n, 1, tile, d, q, scores + before * kQueries, false);
+      product(k + at, n, 1, lanes, d, q, scores + before * kQueries, false);
     });
   }
   void gather(int64_t first, int64_t count, int64_t d, const float* scores, float* out, bool add) const {
     each(first, count, [&](int64_t at, int64_t n, int64_t before) {
-      product(v + at, d, tile, 1, n, scores + before * kQueries, out, add || before);
+      product(v + at, d, lanes, 1, n, scores + before * kQueries, out, add || before);
     });
   }
 };
 
-// `scratch` holds attention_scratch(width) floats, of which the first are the scaled queries [width][kQueries]; the
-// outputs come behind them, in the same shape.
+// Attention of one tile of queries. `scratch` holds attention_scratch(width) floats: first the scaled queries
+// [width][kQueries], then the outputs in the same shape, then room for scores.
 template <class Keys>
 void attend(const sct_attention_job& j, const Keys& keys, int64_t batch, int64_t head, int64_t query, int n,
             float* scratch) {
@@ -161,8 +164,8 @@ void attend(const sct_attention_job& j, const Keys& keys, int64_t batch, int64_t
     Twice::store(out + i * kQueries, Twice::mul(Twice::load(out + i * kQueries), Twice::load(share)));
 }
 
-// The same for Q queries, scaled and row by row in `scratch`, with the width in the lanes of vectors: few queries would
-// leave most lanes of a tile empty. The width is a multiple of a vector.
+// Attention of Q queries, which lie scaled and row by row in `scratch`. The numbers of a head lie in the lanes of
+// vectors, as few queries would leave most lanes of a tile empty. `width` is a multiple of the vector's.
 template <int Q>
 void attend_few(const sct_attention_job& j, const TokenKeys& keys, int64_t batch, int64_t head, int64_t query,
                 float* scratch) {
@@ -176,22 +179,22 @@ void attend_few(const sct_attention_job& j, const TokenKeys& keys, int64_t batch
   for (int64_t first = 0; first < j.keys; first += kKeyBlock) {
     const int64_t count = std::min(kKeyBlock, j.keys - first);
     for (int64_t s = 0; s < count; s += 2) {
-      // Two keys at a time, the last one perhaps twice.
+      // Two keys at a time; an odd last key is computed twice.
       const float *a = keys.k + (first + s) * keys.k_step, *b = s + 1 < count ? a + keys.k_step : a;
-      Simd::V one[Q], two[Q];
-      for (int t = 0; t < Q; t++) one[t] = two[t] = Simd::zero();
+      Simd::V sum_a[Q], sum_b[Q];
+      for (int t = 0; t < Q; t++) sum_a[t] = sum_b[t] = Simd::zero();
       for (int64_t i = 0; i < d; i += Simd::W) {
         const Simd::V x = Simd::load(a + i), y = Simd::load(b + i);
         SECATEUR_UNROLL
         for (int t = 0; t < Q; t++) {
           const Simd::V w = Simd::load(q + t * d + i);
-          one[t] = Simd::fma(w, x, one[t]);
-          two[t] = Simd::fma(w, y, two[t]);
+          sum_a[t] = Simd::fma(w, x, sum_a[t]);
+          sum_b[t] = Simd::fma(w, y, sum_b[t]);
         }
       }
       for (int t = 0; t < Q; t++) {
-        scores[t * kKeyBlock + s] = sum_of(one[t]);
-        if (s + 1 < count) scores[t * kKeyBlock + s + 1] = sum_of(two[t]);
+        scores[t * kKeyBlock + s] = sum_of(sum_a[t]);
+        if (s + 1 < count) scores[t * kKeyBlock + s + 1] = sum_of(sum_b[t]);
       }
     }
     for (int t = 0; t < Q; t++) {
@@ -233,6 +236,7 @@ void attend_few(const sct_attention_job& j, const TokenKeys& keys, int64_t batch
   }
 }
 
+// Computes n queries by attend_few where they are few enough and their width allows it; returns whether it did.
 bool attended_few(const sct_attention_job& j, const TokenKeys& keys, int64_t batch, int64_t head, int64_t query, int n,
                   float* scratch) {
   if (n > kFewQueries || j.width % Simd::W) return false;
@@ -264,29 +268,30 @@ void attention_tile(const sct_attention_job& j, int64_t batch, int64_t head, int
               j.out + batch * j.out_stride[0] + head * j.out_stride[1] + query * j.out_stride[2], j.out_stride[2]);
 }
 
-// The same for queries from `query` on that lie side by side in one tile; strides of q, k and v: between batches, heads
-// and tiles. Queries past the last up to a whole vector are computed too. Whether an output is NaN or infinite.
-bool attention_packed(const sct_attention_job& j, int64_t tile, int64_t per, int64_t batch, int64_t head, int64_t query,
-                      int n, float* scratch) {
-  const int64_t d = j.width, kv = head / (j.heads / j.kv_heads), lane = query % per;
-  const float* q = j.q + batch * j.q_stride[0] + head * j.q_stride[1] + query / per * j.q_stride[2] + lane;
-  float* out = j.out + batch * j.out_stride[0] + head * j.out_stride[1] + query / per * j.out_stride[2] + lane;
+// Attention of n queries from `query` on that lie side by side in one tile of the layout [width][lanes], `tile_tokens`
+// tokens a tile. The strides of q, k, v and out are from batch to batch, head to head and tile to tile. Queries past
+// the last are computed up to a whole vector. Returns whether an output is NaN or infinite.
+bool attention_packed(const sct_attention_job& j, int64_t lanes, int64_t tile_tokens, int64_t batch, int64_t head,
+                      int64_t query, int n, float* scratch) {
+  const int64_t d = j.width, kv = head / (j.heads / j.kv_heads), lane = query % tile_tokens;
+  const float* q = j.q + batch * j.q_stride[0] + head * j.q_stride[1] + query / tile_tokens * j.q_stride[2] + lane;
+  float* out = j.out + batch * j.out_stride[0] + head * j.out_stride[1] + query / tile_tokens * j.out_stride[2] + lane;
   const Simd::V factor = Simd::set1(j.scale);
   for (int64_t i = 0; i < d; i++)
     for (int v = 0; v < kQueries; v += Simd::W)
-      Simd::store(scratch + i * kQueries + v,
-                  v < n ? Simd::mul(Simd::load(q + i * tile + v), factor) : Simd::zero());
-  attend(j, TileKeys{j.k + batch * j.k_stride[0] + kv * j.k_stride[1],
-                     j.v + batch * j.v_stride[0] + kv * j.v_stride[1], tile, per, j.k_stride[2]},
+      Simd::store(scratch + i * kQueries + v, v < n ? Simd::mul(Simd::load(q + i * lanes + v), factor) : Simd::zero());
+  attend(j,
+         TileKeys{j.k + batch * j.k_stride[0] + kv * j.k_stride[1], j.v + batch * j.v_stride[0] + kv * j.v_stride[1],
+                  lanes, tile_tokens, j.k_stride[2]},
          batch, head, query, n, scratch);
-  Simd::V odd = Simd::zero();
+  Simd::V nan_check = Simd::zero();
   for (int64_t i = 0; i < d; i++)
     for (int v = 0; v < n; v += Simd::W) {
       const Simd::V o = Simd::load(scratch + (d + i) * kQueries + v);
-      odd = Simd::fma(o, Simd::zero(), odd);
-      Simd::store(out + i * tile + v, o);
+      nan_check = Simd::fma(o, Simd::zero(), nan_check);
+      Simd::store(out + i * lanes + v, o);
     }
-  return Simd::any_nan(odd);
+  return Simd::any_nan(nan_check);
 }
 
 int64_t attention_scratch(int64_t width) { return (2 * width + kKeyBlock) * kQueries; }

@@ -1,6 +1,8 @@
-// Unstructured weight times few tokens (format "bitmask"): the nonzeros of 64 columns are spread to their lanes
-// and meet a vector of activations a token. Included once per instruction set, whose Simd may bring a Spread of
-// its own; without one, set bits are walked one by one.
+// Unstructured weight times few tokens (format "bitmask"). Expand, which every instruction set brings, puts the
+// nonzeros of 64 columns into their lanes and multiplies them by the activations of each token.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
 
@@ -13,11 +15,10 @@ void bitmask_pass(const uint8_t* blob, int64_t begin, int64_t end, const float* 
   const int64_t stride = words * secateur::kBitmaskColumns;
   const uint64_t* mask = section<uint64_t>(blob, 1) + begin * words;
   for (int64_t r = begin; r < end; r++, mask += words) {
-    const uint8_t* value =
-        section<uint8_t>(blob, 2) + section<uint64_t>(blob, 0)[r] * secateur::value_bytes(VALUE);
+    const uint8_t* value = section<uint8_t>(blob, 2) + section<uint64_t>(blob, 0)[r] * secateur::value_bytes(VALUE);
     float sum[T];
-    Spread<VALUE>::template row<T>(mask, words, value, x, stride, sum);
-    const float scale = VALUE == SCT_I8 ? section<float>(blob, 3)[r] * Spread<VALUE>::kScale : 1.0f;
+    Expand<VALUE>::template row<T>(mask, words, value, x, stride, sum);
+    const float scale = VALUE == SCT_I8 ? section<float>(blob, 3)[r] * Expand<VALUE>::kScale : 1.0f;
     for (int t = 0; t < tokens; t++) y[t * ldy + r - begin] = sum[t] * scale + (bias ? bias[r - begin] : 0.0f);
   }
 }
@@ -56,24 +57,24 @@ template <int VALUE>
 void pack_masked_valued(const float* x, int64_t cols, int64_t padded, float* out) {
   int64_t k = 0;
   for (; k + 64 <= cols; k += 64)
-    for (int i = 0; i < 64; i++) out[k + i] = x[k + Spread<VALUE>::source(i)];
+    for (int i = 0; i < 64; i++) out[k + i] = x[k + Expand<VALUE>::source(i)];
   if (k < padded) {
     float tail[64] = {};
     for (int64_t i = k; i < cols; i++) tail[i - k] = x[i];
-    for (int i = 0; i < 64; i++) out[k + i] = tail[Spread<VALUE>::source(i)];
+    for (int i = 0; i < 64; i++) out[k + i] = tail[Expand<VALUE>::source(i)];
   }
 }
 
 bool pack_masked(const float* x, int64_t ldx, int64_t cols, int tokens, int width, uint32_t value, float* out) {
   const int64_t padded = secateur::round_up(cols, secateur::kBitmaskColumns);
-  bool odd = false;
+  bool not_finite = false;
   for (int t = 0; t < width; t++) {
     float* to = out + t * padded;
     if (t >= tokens) {
       memset(to, 0, sizeof(float) * padded);
       continue;
     }
-    odd |= not_finite(x + t * ldx, cols);
+    not_finite |= any_not_finite(x + t * ldx, cols);
     if (value == SCT_F32)
       pack_masked_valued<SCT_F32>(x + t * ldx, cols, padded, to);
     else if (value == SCT_BF16)
@@ -81,7 +82,7 @@ bool pack_masked(const float* x, int64_t ldx, int64_t cols, int tokens, int widt
     else
       pack_masked_valued<SCT_I8>(x + t * ldx, cols, padded, to);
   }
-  return odd;
+  return not_finite;
 }
 
 }  // namespace

@@ -1,9 +1,10 @@
-// Block-sparse weight times few tokens (format "block"): the rows of a block lie side by side in a register, so
-// that one stored block meets one broadcast activation a token. Included once per instruction set.
+// Block-sparse weight times few tokens (format "block"): the rows of a block lie side by side in a register (Rows),
+// which is multiplied by one broadcast activation of each token.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
-
-constexpr int kPrefetchBytes = 4096;  // weights are read once, in order: so far ahead, a page that no hardware looks into
 
 template <int R, int VALUE, int T>
 __attribute__((noinline)) void block_group(const uint16_t* column, const uint8_t* value, int64_t n, const float* x,
@@ -15,9 +16,8 @@ __attribute__((noinline)) void block_group(const uint16_t* column, const uint8_t
   SECATEUR_UNROLL
   for (int t = 0; t < T; t++) acc[0][t] = S::load(sums + t * R);
   SECATEUR_UNROLL
-  for (int s = 1; s < kSets; s++)
-    SECATEUR_UNROLL
-    for (int t = 0; t < T; t++) acc[s][t] = S::zero();
+  for (int s = 1; s < kSets; s++) SECATEUR_UNROLL
+  for (int t = 0; t < T; t++) acc[s][t] = S::zero();
   int64_t i = 0;
   for (; i + 4 <= n; i += 4, value += 4 * kBytes) {
     for (int line = 0; line < 4 * kBytes; line += 64) Simd::prefetch(value + kPrefetchBytes + line);
@@ -36,9 +36,8 @@ __attribute__((noinline)) void block_group(const uint16_t* column, const uint8_t
     for (int t = 0; t < T; t++) acc[0][t] = S::fma_broadcast(w, at + t, acc[0][t]);
   }
   SECATEUR_UNROLL
-  for (int s = 1; s < kSets; s++)
-    SECATEUR_UNROLL
-    for (int t = 0; t < T; t++) acc[0][t] = S::add(acc[0][t], acc[s][t]);
+  for (int s = 1; s < kSets; s++) SECATEUR_UNROLL
+  for (int t = 0; t < T; t++) acc[0][t] = S::add(acc[0][t], acc[s][t]);
   SECATEUR_UNROLL
   for (int t = 0; t < T; t++) S::store(sums + t * R, acc[0][t]);
 }

@@ -1,34 +1,31 @@
-// Block-sparse weight times a tile of packed activations (format "block", many tokens). Included once per
-// instruction set.
+// Block-sparse weight times a tile of packed activations (format "block", many tokens).
 //
-// The rows of a block share each load of activations: rows * NV accumulators, NV loads, and a broadcast weight a row.
-// Where registers are few, a block of eight rows goes in two halves.
+// The rows of a block share each load of activations: rows * NV accumulators, NV loads, and one broadcast weight for
+// each row. Where registers are few, a block of eight rows is computed in two halves.
+#pragma once
+#include "common.inl"
 
 namespace {
 
 constexpr int rows_at_once(int block) { return Simd::REGISTERS >= 32 ? block : 4; }
-// Of 16 registers 12 add up, three hold activations and one a weight; eight sums would wait for each other.
-constexpr int block_vectors(int block) {
-  return Simd::REGISTERS >= 32 ? Simd::REGISTERS / 2 / rows_at_once(block) : 3;
-}
+// Of 16 registers, 12 accumulate, three hold activations and one a weight; eight sums would wait for each other.
+constexpr int block_vectors(int block) { return Simd::REGISTERS >= 32 ? Simd::REGISTERS / 2 / rows_at_once(block) : 3; }
 
-constexpr int kExpand = 256;  // blocks whose weights are turned into float32 at a time
+constexpr int kWidened = 256;  // blocks whose weights are converted to float32 at a time
 
-// The first rows of n blocks of float32 weights [n][R] into y [R][tile]; x is the chunk's packed activations.
+// Adds the products of the first rows_at_once(R) rows of n blocks to y [R][tile]. w holds their weights [n][R], x the
+// packed activations of the chunk.
 template <int R, int NV>
 __attribute__((noinline)) void block_part(const uint16_t* column, const float* w, int64_t n, const float* x, float* y) {
   constexpr int kTile = block_vectors(R) * Simd::W, kRows = rows_at_once(R);
   constexpr int kSets = NV == 1 && kRows < 8 ? 2 : 1;
   Simd::V acc[kSets][kRows][NV];
   SECATEUR_UNROLL
-  for (int r = 0; r < kRows; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++) acc[0][r][v] = Simd::load(y + r * kTile + v * Simd::W);
-  for (int s = 1; s < kSets; s++)
-    SECATEUR_UNROLL
-    for (int r = 0; r < kRows; r++)
-      SECATEUR_UNROLL
-      for (int v = 0; v < NV; v++) acc[s][r][v] = Simd::zero();
+  for (int r = 0; r < kRows; r++) SECATEUR_UNROLL
+  for (int v = 0; v < NV; v++) acc[0][r][v] = Simd::load(y + r * kTile + v * Simd::W);
+  for (int s = 1; s < kSets; s++) SECATEUR_UNROLL
+  for (int r = 0; r < kRows; r++) SECATEUR_UNROLL
+  for (int v = 0; v < NV; v++) acc[s][r][v] = Simd::zero();
   const auto add = [&](auto& sums, int64_t i) __attribute__((always_inline)) {
     const float* at = x + static_cast<size_t>(column[i]) * kTile;
     Simd::V xs[NV];
@@ -42,19 +39,16 @@ __attribute__((noinline)) void block_part(const uint16_t* column, const float* w
     }
   };
   int64_t i = 0;
-  for (; i + kSets <= n; i += kSets)
-    SECATEUR_UNROLL
-    for (int s = 0; s < kSets; s++) add(acc[s], i + s);
+  for (; i + kSets <= n; i += kSets) SECATEUR_UNROLL
+  for (int s = 0; s < kSets; s++) add(acc[s], i + s);
   if (i < n) add(acc[0], i);
   SECATEUR_UNROLL
-  for (int r = 0; r < kRows; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++)
-      if (kSets > 1) acc[0][r][v] = Simd::add(acc[0][r][v], acc[kSets - 1][r][v]);
+  for (int r = 0; r < kRows; r++) SECATEUR_UNROLL
+  for (int v = 0; v < NV; v++)
+    if (kSets > 1) acc[0][r][v] = Simd::add(acc[0][r][v], acc[kSets - 1][r][v]);
   SECATEUR_UNROLL
-  for (int r = 0; r < kRows; r++)
-    SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, acc[0][r][v]);
+  for (int r = 0; r < kRows; r++) SECATEUR_UNROLL
+  for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, acc[0][r][v]);
 }
 
 template <int R, int NV>
@@ -63,8 +57,9 @@ void block_columns(const uint16_t* column, const float* w, int64_t n, const floa
     block_part<R, NV>(column, w + r, n, x, y + r * block_vectors(R) * Simd::W);
 }
 
+// n blocks of stored values as float32 weights [n][R].
 template <int R, int VALUE>
-void expand(const uint8_t* values, int64_t n, const float* scales, float* out) {
+void widen(const uint8_t* values, int64_t n, const float* scales, float* out) {
   using S = Rows<R>;
   const typename S::V scale = VALUE == SCT_I8 ? S::load(scales) : S::zero();
   for (int64_t i = 0; i < n; i++) {
@@ -89,7 +84,7 @@ void block_tile_pass(const uint8_t* blob, int64_t rb, const float* packed, const
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) Simd::store(y + r * kTile + v * Simd::W, b);
   }
-  float expanded[VALUE == SCT_F32 ? 1 : kExpand * R];
+  float widened[VALUE == SCT_F32 ? 1 : kWidened * R];
   float scales[R] = {};
   for (int64_t c = 0; c < s.chunks; c++) {
     const auto* start = section<uint32_t>(blob, 0) + s.first(rb, c);
@@ -103,10 +98,10 @@ void block_tile_pass(const uint8_t* blob, int64_t rb, const float* packed, const
       }
       if (VALUE == SCT_I8)
         for (int64_t r = 0; r < R && g * R + r < rows; r++) scales[r] = scale[g * R + r];
-      for (int64_t i = start[g]; i < start[g + 1]; i += kExpand) {
-        const int64_t n = std::min<int64_t>(kExpand, start[g + 1] - i);
-        expand<R, VALUE>(value + i * R * secateur::value_bytes(VALUE), n, scales, expanded);
-        block_columns<R, NV>(column + i, expanded, n, x, out);
+      for (int64_t i = start[g]; i < start[g + 1]; i += kWidened) {
+        const int64_t n = std::min<int64_t>(kWidened, start[g + 1] - i);
+        widen<R, VALUE>(value + i * R * secateur::value_bytes(VALUE), n, scales, widened);
+        block_columns<R, NV>(column + i, widened, n, x, out);
       }
     }
   }
@@ -119,7 +114,7 @@ void block_tile_sized(const uint8_t* blob, int64_t rb, const float* packed, int 
   if (vectors <= 1)
     block_tile_pass<R, 1, VALUE>(blob, rb, packed, bias, y);
   else if (vectors <= 2 && kMost > 2)
-    block_tile_pass<R, kMost < 2 ? kMost : 2, VALUE>(blob, rb, packed, bias, y);
+    block_tile_pass < R, kMost<2 ? kMost : 2, VALUE>(blob, rb, packed, bias, y);
   else
     block_tile_pass<R, kMost, VALUE>(blob, rb, packed, bias, y);
 }

@@ -1,5 +1,5 @@
-// Four bytes a lane without VNNI: vpmaddubsw would saturate, so that bytes are kept as two pairs of int16 (the even
-// and the odd ones) for vpmaddwd.
+// Dot for AVX2: products of four bytes a lane without VNNI. vpmaddubsw would saturate, so bytes are kept as two pairs
+// of int16 (even bytes and odd bytes) for vpmaddwd.
 #pragma once
 #include <immintrin.h>
 
@@ -28,12 +28,12 @@ struct Dot {
     const __m256i all = _mm256_set1_epi32(w);
     return {_mm256_srai_epi16(_mm256_slli_epi16(all, 8), 8), _mm256_srai_epi16(all, 8)};
   }
-  static A step(A acc, const uint8_t* x, uint32_t stride, Weights w) {
+  static A add_products(A acc, const uint8_t* x, uint32_t stride, Weights w) {
     const char* p = reinterpret_cast<const char*>(x);
     const A even = _mm256_madd_epi16(load(p), w.even), odd = _mm256_madd_epi16(load(p + stride), w.odd);
     return add(acc, add(even, odd));
   }
-  // Whole vectors of x as bytes; how many were done.
+  // Rounds whole vectors of x to bytes. Returns how many numbers it rounded.
   static int64_t round(const float* x, int64_t n, float inverse, int32_t zero, uint8_t* out) {
     const __m256 factor = _mm256_set1_ps(inverse);
     const __m256i z = _mm256_set1_epi32(zero);
@@ -45,7 +45,7 @@ struct Dot {
     }
     return i;
   }
-  // Eight tokens' bytes of a quad to their place in the tile: even bytes, then odd ones.
+  // Writes a quad of eight tokens to the tile: even bytes, then odd ones.
   static void put(const float* from, float* to, int64_t tile) {
     const __m256i q = load(reinterpret_cast<const char*>(from));
     store(reinterpret_cast<char*>(to), _mm256_and_si256(q, _mm256_set1_epi32(0x00ff00ff)));

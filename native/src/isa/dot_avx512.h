@@ -1,4 +1,4 @@
-// Four bytes a lane by vpdpbusd (AVX-512 VNNI).
+// Dot for AVX-512: products of four bytes a lane by vpdpbusd (VNNI).
 #pragma once
 #include <immintrin.h>
 
@@ -26,10 +26,10 @@ struct Dot {
     std::memcpy(&w, p, 4);
     return _mm512_set1_epi32(w);
   }
-  static A step(A acc, const uint8_t* x, uint32_t, Weights w) {
+  static A add_products(A acc, const uint8_t* x, uint32_t, Weights w) {
     return _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(x), w);
   }
-  // Whole vectors of x as bytes; how many were done.
+  // Rounds whole vectors of x to bytes. Returns how many numbers it rounded.
   static int64_t round(const float* x, int64_t n, float inverse, int32_t zero, uint8_t* out) {
     int64_t i = 0;
     for (; i + 16 <= n; i += 16) {
@@ -39,7 +39,7 @@ struct Dot {
     }
     return i;
   }
-  // Eight tokens' bytes of a quad to their place in the tile.
+  // Writes a quad of eight tokens to the tile.
   static void put(const float* from, float* to, int64_t) { _mm256_storeu_ps(to, _mm256_loadu_ps(from)); }
 };
 

@@ -1,4 +1,4 @@
-// Four bytes a lane in plain integers; Simd comes first.
+// Dot in plain integers: products of four bytes a lane. Include a Simd before it.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -41,7 +41,7 @@ struct Dot {
     for (int i = 0; i < 4; i++) w.w[i] = static_cast<int8_t>(p[i]);
     return w;
   }
-  static A step(A acc, const uint8_t* x, uint32_t, const Weights& w) {
+  static A add_products(A acc, const uint8_t* x, uint32_t, const Weights& w) {
     for (int i = 0; i < Simd::W; i++)
       for (int j = 0; j < 4; j++) acc.i[i] += static_cast<uint32_t>(x[4 * i + j] * w.w[j]);
     return acc;

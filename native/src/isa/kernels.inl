@@ -1,55 +1,49 @@
 // All kernels of one instruction set, and their table.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-
-#include "../blob.h"
-#include "../table.h"
-
-// For loops over registers: left to itself, GCC keeps arrays of accumulators in memory where a loop around them
-// is not unrolled.
-#define SECATEUR_UNROLL _Pragma("GCC unroll 16")
-
-// In this order: each builds on the one before.
-#include "vecmath.inl"
-#include "tiles.inl"
-#include "tiled.inl"
-#include "columns.inl"
-#include "block_tile.inl"
-#include "block_rows.inl"
-#include "bitmask.inl"
-#include "nm.inl"
-#include "quads.inl"
-#include "norm.inl"
+#pragma once
 #include "attention.inl"
+#include "bitmask.inl"
+#include "block_rows.inl"
+#include "block_tile.inl"
+#include "common.inl"
+#include "nm.inl"
+#include "norm.inl"
+#include "pack_activations.inl"
+#include "quads.inl"
 #include "repair.inl"
+#include "tiled.inl"
+#include "vecmath.inl"
 
 namespace {
 
-const secateur::KernelTable kTable = {Simd::W,
-                                      pack_tile,
-                                      tiled,
-                                      unpack_tile,
-                                      {block_vectors(4) * Simd::W, block_vectors(8) * Simd::W},
-                                      block_tile,
-                                      pack_columns,
-                                      block_rows,
-                                      pack_masked,
-                                      bitmask_rows,
-                                      nm_rows,
-                                      Dot::kWide,
-                                      quad_pack,
-                                      quad_tile,
-                                      finish,
-                                      norm_tile,
-                                      activate_tile,
-                                      kQueries,
-                                      attention_tile,
-                                      attention_packed,
-                                      attention_scratch,
-                                      repair_table<float>(),
-                                      repair_table<double>()};
+constexpr secateur::KernelTable make_table() {
+  secateur::KernelTable t{};
+  t.width = Simd::W;
+  t.pack_tile = pack_tile;
+  t.unpack_tile = unpack_tile;
+  t.pack_columns = pack_columns;
+  t.pack_masked = pack_masked;
+  t.tiled = tiled;
+  t.block_tile_tokens[0] = block_vectors(4) * Simd::W;
+  t.block_tile_tokens[1] = block_vectors(8) * Simd::W;
+  t.block_tile = block_tile;
+  t.block_rows = block_rows;
+  t.bitmask_rows = bitmask_rows;
+  t.nm_rows = nm_rows;
+  t.quad_wide = Dot::kWide;
+  t.quad_pack = quad_pack;
+  t.quad_tile = quad_tile;
+  t.finish = finish;
+  t.norm_tile = norm_tile;
+  t.activate_tile = activate_tile;
+  t.attention_queries = kQueries;
+  t.attention_scratch = attention_scratch;
+  t.attention_tile = attention_tile;
+  t.attention_packed = attention_packed;
+  t.repair_f32 = repair_table<float>();
+  t.repair_f64 = repair_table<double>();
+  return t;
+}
+
+constexpr secateur::KernelTable kTable = make_table();
 
 }  // namespace

@@ -1,8 +1,9 @@
-// The kernels for AVX-512. Compiled with this instruction set's own flags, so nothing here may be shared with
-// other translation units: everything but the table lives in anonymous namespaces.
+// The kernels for AVX-512. Compiled with flags of its own, so nothing here may be shared with other translation units:
+// everything but the table lives in anonymous namespaces.
 #include "simd_avx512.h"
-#include "spread_avx512.h"
+
 #include "dot_avx512.h"
+#include "expand_avx512.h"
 #include "lanes_avx512.h"
 
 #include "kernels.inl"

@@ -1,8 +1,9 @@
-// The kernels for NEON. Compiled with this instruction set's own flags, so nothing here may be shared with
-// other translation units: everything but the table lives in anonymous namespaces.
+// The kernels for NEON. Compiled with flags of its own, so nothing here may be shared with other translation units:
+// everything but the table lives in anonymous namespaces.
 #include "simd_neon.h"
-#include "spread_scalar.h"
+
 #include "dot_scalar.h"
+#include "expand_scalar.h"
 #include "lanes_scalar.h"
 
 #include "kernels.inl"

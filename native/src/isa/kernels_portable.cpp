@@ -1,8 +1,9 @@
-// The kernels for the plain C++ build. Compiled with this instruction set's own flags, so nothing here may be
-// shared with other translation units: everything but the table lives in anonymous namespaces.
+// The kernels in plain C++. Compiled with flags of its own, so nothing here may be shared with other translation units:
+// everything but the table lives in anonymous namespaces.
 #include "simd_portable.h"
-#include "spread_scalar.h"
+
 #include "dot_scalar.h"
+#include "expand_scalar.h"
 #include "lanes_scalar.h"
 
 #include "kernels.inl"

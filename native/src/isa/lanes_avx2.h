@@ -1,10 +1,11 @@
-// Sixteen rows in two ymm registers, each picking one of M activations; Rows<8> comes first.
+// Lanes for AVX2: sixteen rows in two ymm registers, each row picking one of M activations.
 #pragma once
 #include <immintrin.h>
 
 #include <cstdint>
 
 #include "../blob.h"
+#include "simd_avx_common.h"
 
 namespace {
 
@@ -32,7 +33,7 @@ struct Lanes {
     const __m128i n = _mm_cvtsi32_si128(bits);
     return {_mm256_srl_epi32(i.a, n), _mm256_srl_epi32(i.b, n)};
   }
-  // The permutations look at the low bits of an index only.
+  // The permutations use only the low bits of an index.
   static __m256 group(const float* x) {
     return M == 4 ? _mm256_broadcast_ps(reinterpret_cast<const __m128*>(x)) : _mm256_loadu_ps(x);
   }

@@ -1,4 +1,4 @@
-// Sixteen rows in a zmm register, each picking one of M activations.
+// Lanes for AVX-512: sixteen rows in a zmm register, each row picking one of M activations.
 #pragma once
 #include <immintrin.h>
 
@@ -19,7 +19,7 @@ struct Lanes {
   static void store(float* p, V a) { _mm512_storeu_ps(p, a); }
   static I words(const uint8_t* p) { return _mm512_loadu_si512(p); }
   static I shifted(I a, int bits) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(bits)); }
-  // Repeated over the register: the permutations look at low bits only, and what lies above does no harm.
+  // Repeated over the register. The permutations use only the low bits of an index.
   static V group(const float* x) {
     if (M == 4) return _mm512_broadcast_f32x4(_mm_loadu_ps(x));
     return _mm512_broadcast_f32x8(_mm256_loadu_ps(x));

@@ -1,4 +1,4 @@
-// Sixteen rows as a plain array, each picking one of M activations.
+// Lanes in plain C++: sixteen rows as an array, each row picking one of M activations.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,27 +1,28 @@
-// N:M weight times few tokens (format "nm"): sixteen rows lie side by side in a vector, each of which picks its own
-// column of a group of M activations. Every group has as many weights, so that nothing is counted and nothing branches.
-// Included once per instruction set, whose Lanes<M> picks.
+// N:M weight times few tokens (format "nm"): sixteen rows lie side by side in a vector (Lanes<M>), and each row picks
+// its own column of a group of M activations. As all groups have equally many weights, no loop counts or branches.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
 
 template <int N, int M>
-struct NmPlan {
+struct NmFields {
   static constexpr int kBits = M == 4 ? 2 : 3, kFields = secateur::nm_fields(M), kWords = secateur::nm_words(N, M);
   static constexpr int kPeriod = kWords * kFields / N;
 };
 
-// Sixteen rows.
+// Sixteen rows times T tokens.
 template <int N, int M, int VALUE, int T>
 __attribute__((noinline)) void nm_sixteen(const uint8_t* p, int64_t groups, const float* x, int64_t stride,
                                           float (&sums)[T][16]) {
-  using P = NmPlan<N, M>;
+  using P = NmFields<N, M>;
   using L = Lanes<M>;
   constexpr int kSets = T == 1 ? 4 : T == 2 ? 2 : 1, kBytes = 16 * secateur::value_bytes(VALUE);
   typename L::V acc[kSets][T];
   SECATEUR_UNROLL
-  for (int s = 0; s < kSets; s++)
-    SECATEUR_UNROLL
-    for (int t = 0; t < T; t++) acc[s][t] = L::zero();
+  for (int s = 0; s < kSets; s++) SECATEUR_UNROLL
+  for (int t = 0; t < T; t++) acc[s][t] = L::zero();
   if constexpr (L::kUnrolled) {
     for (; groups >= P::kPeriod; groups -= P::kPeriod, x += P::kPeriod * M) {
       typename L::I word[P::kWords];
@@ -32,17 +33,16 @@ __attribute__((noinline)) void nm_sixteen(const uint8_t* p, int64_t groups, cons
       }
       p += P::kWords * 64;
       SECATEUR_UNROLL
-      for (int w = 0; w < P::kWords; w++)
+      for (int w = 0; w < P::kWords; w++) SECATEUR_UNROLL
+      for (int i = 0; i < P::kFields; i++) {
+        const int f = w * P::kFields + i;
+        if (f * kBytes % 64 == 0) Simd::prefetch(p + f * kBytes + kPrefetchBytes);
+        const typename L::V value = L::template stored<VALUE>(p + f * kBytes);
+        const typename L::I index = L::shifted(word[w], i * P::kBits);
         SECATEUR_UNROLL
-        for (int i = 0; i < P::kFields; i++) {
-          const int f = w * P::kFields + i;
-          if (f * kBytes % 64 == 0) Simd::prefetch(p + f * kBytes + kPrefetchBytes);
-          const typename L::V value = L::template stored<VALUE>(p + f * kBytes);
-          const typename L::I index = L::shifted(word[w], i * P::kBits);
-          SECATEUR_UNROLL
-          for (int t = 0; t < T; t++)
-            acc[f % kSets][t] = L::fma(value, L::pick(L::group(x + t * stride + f / N * M), index), acc[f % kSets][t]);
-        }
+        for (int t = 0; t < T; t++)
+          acc[f % kSets][t] = L::fma(value, L::pick(L::group(x + t * stride + f / N * M), index), acc[f % kSets][t]);
+      }
       p += P::kWords * P::kFields * kBytes;
     }
   }
@@ -66,7 +66,7 @@ __attribute__((noinline)) void nm_sixteen(const uint8_t* p, int64_t groups, cons
   }
 }
 
-// T tokens at a time of up to eight: the second time, the weights of sixteen rows are in cache.
+// T tokens at a time out of up to eight: for the second T tokens, the weights of sixteen rows are in cache.
 template <int N, int M, int VALUE, int T>
 void nm_pass(const uint8_t* blob, int64_t begin, int64_t end, const float* x, const float* bias, float* y, int64_t ldy,
              int tokens) {
@@ -82,8 +82,8 @@ void nm_pass(const uint8_t* blob, int64_t begin, int64_t end, const float* x, co
       for (int t = first; t < std::min(tokens, first + T); t++)
         for (int64_t i = 0; i < std::min<int64_t>(16, end - r); i++) {
           const float sum = sums[t - first][i];
-          y[t * ldy + r - begin + i] = (VALUE == SCT_I8 ? sum * section<float>(blob, 1)[r + i] : sum) +
-                                       (bias ? bias[r - begin + i] : 0.0f);
+          y[t * ldy + r - begin + i] =
+              (VALUE == SCT_I8 ? sum * section<float>(blob, 1)[r + i] : sum) + (bias ? bias[r - begin + i] : 0.0f);
         }
     }
 }

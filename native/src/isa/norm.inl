@@ -1,15 +1,11 @@
-// What follows a linear layer, one token at a time. Included once per instruction set.
+// Gate, residual, norm and activation of the outputs of a linear layer, for single tokens and for tiles.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
 
-inline float sum_of(Simd::V v) {
-  float lanes[Simd::W], sum = 0;
-  Simd::store(lanes, v);
-  for (float lane : lanes) sum += lane;
-  return sum;
-}
-
-// y * gate + residual, then LayerNorm or RMSNorm over the n numbers, in place.
+// y * gate + residual, then LayerNorm or RMSNorm over the n numbers of one token, in place.
 void finish(float* y, int64_t n, const float* gate, const float* residual, int norm, const float* scale,
             const float* shift, float epsilon) {
   const int64_t whole = n / Simd::W * Simd::W;
@@ -54,11 +50,11 @@ void finish(float* y, int64_t n, const float* gate, const float* residual, int n
   }
 }
 
-// The same over y[n][tile], N vectors of tokens at a time. Whether a sum is NaN or infinite.
+// out = norm(y + residual) for N vectors of tokens of y[n][tile]. Returns whether a sum is NaN or infinite.
 template <int N>
 bool norm_band(const float* y, const float* residual, int64_t n, int tile, int norm, const float* scale,
                const float* shift, float epsilon, float* out) {
-  Simd::V sum[N], square[N], odd = Simd::zero();
+  Simd::V sum[N], square[N], nan_check = Simd::zero();
   for (int v = 0; v < N; v++) sum[v] = square[v] = Simd::zero();
   for (int64_t i = 0; i < n; i++)
     for (int v = 0; v < N; v++) {
@@ -69,8 +65,8 @@ bool norm_band(const float* y, const float* residual, int64_t n, int tile, int n
       sum[v] = Simd::add(sum[v], a);
     }
   const Simd::V share = Simd::set1(1.0f / static_cast<float>(n));
-  for (int v = 0; v < N; v++) odd = Simd::fma(sum[v], Simd::zero(), odd);
-  if (norm == SCT_NO_NORM) return Simd::any_nan(odd);
+  for (int v = 0; v < N; v++) nan_check = Simd::fma(sum[v], Simd::zero(), nan_check);
+  if (norm == SCT_NO_NORM) return Simd::any_nan(nan_check);
   for (int v = 0; v < N; v++) sum[v] = norm == SCT_LAYER_NORM ? Simd::mul(sum[v], share) : Simd::zero();
   for (int64_t i = 0; i < n; i++)
     for (int v = 0; v < N; v++) {
@@ -78,7 +74,7 @@ bool norm_band(const float* y, const float* residual, int64_t n, int tile, int n
       square[v] = Simd::fma(d, d, square[v]);
     }
   for (int v = 0; v < N; v++) {
-    odd = Simd::fma(square[v], Simd::zero(), odd);
+    nan_check = Simd::fma(square[v], Simd::zero(), nan_check);
     square[v] = Simd::div(Simd::set1(1.0f), Simd::sqrt(Simd::fma(square[v], share, Simd::set1(epsilon))));
   }
   for (int64_t i = 0; i < n; i++) {
@@ -88,41 +84,41 @@ bool norm_band(const float* y, const float* residual, int64_t n, int tile, int n
       Simd::store(to, Simd::fma(Simd::mul(Simd::sub(Simd::load(to), sum[v]), square[v]), a, b));
     }
   }
-  return Simd::any_nan(odd);
+  return Simd::any_nan(nan_check);
 }
 
 bool norm_tile(const float* y, const float* residual, int64_t n, int tile, int tokens, int norm, const float* scale,
                const float* shift, float epsilon, float* out) {
-  bool odd = false;
+  bool not_finite = false;
   int t = 0;
   auto band = [&](auto function, int vectors) {
     for (; t + (vectors - 1) * Simd::W < tokens; t += vectors * Simd::W)
-      odd |= function(y + t, residual ? residual + t : nullptr, n, tile, norm, scale, shift, epsilon, out + t);
+      not_finite |= function(y + t, residual ? residual + t : nullptr, n, tile, norm, scale, shift, epsilon, out + t);
   };
   band(norm_band<4>, 4);
   band(norm_band<1>, 1);
-  return odd;
+  return not_finite;
 }
 
-// Applies an activation to y[rows][tile] in place. Whether a result is NaN or infinite.
+// Applies an activation to y[rows][tile] in place. Returns whether a result is NaN or infinite.
 bool activate_tile(float* y, int64_t rows, int tile, int tokens, int activation) {
-  Simd::V odd = Simd::zero();
-  const bool whole = tokens > tile - Simd::W;  // then rows follow one another without gaps
+  Simd::V nan_check = Simd::zero();
+  const bool whole = tokens > tile - Simd::W;  // rows then follow each other without gaps
   const int64_t n = whole ? rows * tile : tokens;
   for (int64_t r = 0; r < (whole ? 1 : rows); r++, y += tile) {
     int64_t t = 0;
     for (; t + Twice::W <= n; t += Twice::W) {
       const Twice::V both = activate_v<Twice>(Twice::load(y + t), activation);
       Twice::store(y + t, both);
-      odd = Simd::fma(both.b, Simd::zero(), Simd::fma(both.a, Simd::zero(), odd));
+      nan_check = Simd::fma(both.b, Simd::zero(), Simd::fma(both.a, Simd::zero(), nan_check));
     }
     for (; t < n; t += Simd::W) {
-      const Simd::V one = activate_v<Simd>(Simd::load(y + t), activation);
-      Simd::store(y + t, one);
-      odd = Simd::fma(one, Simd::zero(), odd);
+      const Simd::V activated = activate_v<Simd>(Simd::load(y + t), activation);
+      Simd::store(y + t, activated);
+      nan_check = Simd::fma(activated, Simd::zero(), nan_check);
     }
   }
-  return Simd::any_nan(odd);
+  return Simd::any_nan(nan_check);
 }
 
 }  // namespace

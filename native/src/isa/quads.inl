@@ -1,13 +1,15 @@
-// Quads of int8 weights times tokens that are rounded to uint8 on the way in (format "quad"). Included once per
-// instruction set, whose Dot multiplies four bytes a lane.
+// Quads (1 x 4 blocks) of int8 weights times tokens that are rounded to uint8 when they are packed (format "quad").
+// Dot, which every instruction set brings, multiplies four bytes a lane.
 //
-// A token x becomes q = round(x / scale) + zero in 0 .. 255, with its own scale and zero; sums are exact integers, so
-// every instruction set gives the same. A packed tile is [quads][tile][4 bytes] (twice as wide where Dot wants pairs
-// of int16), then `tile` zeros (int32) and `tile` scales.
+// A token x becomes q = round(x / scale) + zero in 0 .. 255, with its own scale and zero. Sums are exact integers, so
+// every instruction set gives the same result. A packed tile is [quads][tile][4 bytes] (twice as wide where Dot takes
+// pairs of int16), then `tile` zeros (int32) and `tile` scales.
+#pragma once
+#include "common.inl"
 
 namespace {
 
-constexpr int kQuadPanel = 512;  // columns that are rounded at a time
+constexpr int kQuadPanel = 512;           // columns that are rounded at a time
 constexpr float kSmallestScale = 1e-36f;  // its reciprocal is finite
 
 struct TokenScale {
@@ -46,21 +48,23 @@ bool quad_pack(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
   float* scales = out + (quads * Dot::kWide + 1) * tile;
   for (int t = 0; t < tile; t++) zeros[t] = 0, scales[t] = 0;
   const int lanes = (tokens + Simd::W - 1) / Simd::W * Simd::W;
-  bool odd = false;
+  bool not_finite = false;
   for (int t = 0; t < lanes; t += B) {
     TokenScale s[B];
     const int n = std::max(0, std::min(B, tokens - t));
     for (int i = 0; i < n; i++) {
       const float* row = x + (t + i) * ldx;
-      const bool bad = not_finite(row, cols);
-      odd |= bad;
-      s[i] = bad ? TokenScale{0, 0, 0} : scale_of(row, cols);  // a bad token is mended later
+      const bool row_not_finite = any_not_finite(row, cols);
+      not_finite |= row_not_finite;
+      s[i] = row_not_finite ? TokenScale{0, 0, 0}
+                            : scale_of(row, cols);  // propagate_not_finite computes such a token again
       zeros[t + i] = s[i].zero;
       scales[t + i] = s[i].scale;
     }
-    alignas(64) float bytes[B * kQuads], turned[kQuads * B];
+    alignas(64) float bytes[B * kQuads], transposed[kQuads * B];
     for (int64_t q = 0; q < quads; q += kQuads) {
-      const int64_t some = std::min<int64_t>(kQuads, quads - q), k = std::min<int64_t>(4 * some, cols - 4 * q);
+      const int64_t panel_quads = std::min<int64_t>(kQuads, quads - q),
+                    k = std::min<int64_t>(4 * panel_quads, cols - 4 * q);
       for (int i = 0; i < B; i++) {
         auto* to = reinterpret_cast<uint8_t*>(bytes + i * kQuads);
         int64_t done = 0;
@@ -69,13 +73,14 @@ bool quad_pack(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
           done = Dot::round(from, k, s[i].inverse, s[i].zero, to);
           for (; done < k; done++) to[done] = rounded(from[done], s[i]);
         }
-        memset(to + done, 0, secateur::round_up(some, B) * 4 - done);
+        memset(to + done, 0, secateur::round_up(panel_quads, B) * 4 - done);
       }
-      for (int64_t j = 0; j < some; j += B) Simd::transpose(bytes + j, kQuads, turned + j * B, B);
-      for (int64_t j = 0; j < some; j++) Dot::put(turned + j * B, out + (q + j) * tile * Dot::kWide + t, tile);
+      for (int64_t j = 0; j < panel_quads; j += B) Simd::transpose(bytes + j, kQuads, transposed + j * B, B);
+      for (int64_t j = 0; j < panel_quads; j++)
+        Dot::put(transposed + j * B, out + (q + j) * tile * Dot::kWide + t, tile);
     }
   }
-  return odd;
+  return not_finite;
 }
 
 constexpr int quad_sets(int nv) { return nv == 1 ? 4 : nv <= 3 ? 2 : 1; }
@@ -90,7 +95,7 @@ inline __attribute__((always_inline)) void quad_group(Dot::A (&acc)[NS][NV], con
     const typename Dot::Weights w = Dot::weights(p + 4 * i);
     const uint8_t* xs = x + (at >> 16 * i & 0xffff) * Dot::kWide;
     SECATEUR_UNROLL
-    for (int v = 0; v < NV; v++) acc[i % NS][v] = Dot::step(acc[i % NS][v], xs + v * Simd::W * 4, stride, w);
+    for (int v = 0; v < NV; v++) acc[i % NS][v] = Dot::add_products(acc[i % NS][v], xs + v * Simd::W * 4, stride, w);
   }
 }
 
@@ -106,9 +111,8 @@ __attribute__((noinline)) void quad_rows(const uint8_t* p, const uint32_t* row, 
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) acc[0][v] = Dot::load(out + v * Simd::W * 4);
     SECATEUR_UNROLL
-    for (int s = 1; s < NS; s++)
-      SECATEUR_UNROLL
-      for (int v = 0; v < NV; v++) acc[s][v] = Dot::none();
+    for (int s = 1; s < NS; s++) SECATEUR_UNROLL
+    for (int v = 0; v < NV; v++) acc[s][v] = Dot::none();
     if (REST) {
       quad_group<NV, NS, REST>(acc, x, p, stride);
       p += secateur::kQuadGroup;
@@ -118,9 +122,8 @@ __attribute__((noinline)) void quad_rows(const uint8_t* p, const uint32_t* row, 
       p += secateur::kQuadGroup;
     }
     SECATEUR_UNROLL
-    for (int s = 1; s < NS; s++)
-      SECATEUR_UNROLL
-      for (int v = 0; v < NV; v++) acc[0][v] = Dot::add(acc[0][v], acc[s][v]);
+    for (int s = 1; s < NS; s++) SECATEUR_UNROLL
+    for (int v = 0; v < NV; v++) acc[0][v] = Dot::add(acc[0][v], acc[s][v]);
     SECATEUR_UNROLL
     for (int v = 0; v < NV; v++) Dot::store(out + v * Simd::W * 4, acc[0][v]);
   }
@@ -170,7 +173,7 @@ void quad_vectors(int nv, const uint8_t* blob, const secateur::TiledBlock& block
   }
 }
 
-// One row block times one packed tile; y is [row block rows][tile], sums first, then outputs.
+// One row block times one packed tile. y [row block rows][tile] holds the integer sums, and in the end the outputs.
 void quad_tile(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias, float* y) {
   const auto& h = *reinterpret_cast<const secateur::Header*>(blob);
   const int64_t tile = h.p[0], chunk = h.p[1], quads = secateur::ceil_div(h.cols, 4), stride = tile * 4;

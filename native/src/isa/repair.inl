@@ -1,16 +1,15 @@
-// Inner loops of one-shot pruning, for float and double. The compiler vectorises them; built with
-// -fopenmp-simd, so that it may reorder the marked reductions.
+// Inner loops of one-shot pruning, for float and double. The compiler vectorises them; -fopenmp-simd lets it reorder
+// the marked reductions.
 #pragma once
-#include <cmath>
-#include <cstdint>
+#include "common.inl"
 
 namespace {
 
-// One row of a band of SparseGPT: a pruned column leaves its error to the columns behind it. With `of` above
-// 0 every `of` columns choose the `keep` of them with the highest (w / U_jj)^2 when they are reached.
+// One row of a band of SparseGPT: the columns after a pruned column make up for its error. With `of` above 0, the sweep
+// keeps of every `of` columns the `keep` with the highest (w / U_jj)^2, chosen when it reaches them.
 template <class T>
-void sweep_row(T* w, int64_t width, const T* upper, int64_t ldu, const T* inverse, uint8_t* mask, int keep,
-               int of, T* errors) {
+void sweep_row(T* w, int64_t width, const T* upper, int64_t ldu, const T* inverse, uint8_t* mask, int keep, int of,
+               T* errors) {
   for (int64_t j = 0; j < width; j++) {
     if (of > 0 && j % of == 0) {
       for (int a = 0; a < of; a++) {
@@ -36,16 +35,17 @@ void sweep_row(T* w, int64_t width, const T* upper, int64_t ldu, const T* invers
   }
 }
 
-// What the loop over one row needs beside it: the correlation C (n x n, unit diagonal) and, of each row of C,
-// the largest off the diagonal.
+// What all rows share: the correlation C (n, n) with unit diagonal, and `largest` (n), for each row of C the largest
+// absolute value off the diagonal.
 template <class T>
 struct Descent {
   const T* c;
   const T* largest;
   int64_t n;
-  T slack;  // a swap must gain more than the loss of the drop times this
+  T slack;  // the gain of a swap must exceed the loss of the dropped weight by this factor
 };
 
+// Adds a * cq to r. Returns the largest |r| over open weights.
 template <class T>
 T update(T* r, const T* cq, T a, const T* open, int64_t n) {
   T most = 0;
@@ -59,9 +59,13 @@ T update(T* r, const T* cq, T a, const T* open, int64_t n) {
   return most;
 }
 
-// One pass over one row: every kept weight takes its best value, or gives its place to a pruned weight that,
-// at its own best value, lowers the loss by more. v: weights; r = (v0 - v) C; open: 1 where a weight is
-// pruned and may come back, else 0; kept: 1 where it may be dropped. Returns the number of swaps.
+// One pass over one row: every kept weight takes its best value, or is swapped for a pruned weight that, at its own
+// best value, lowers the loss by more. Returns the number of swaps.
+//
+//   v     the weights
+//   r     (v0 - v) C
+//   open  1 where a weight is pruned and may come back, else 0
+//   kept  1 where a weight may be dropped
 template <class T>
 int64_t swap_row(const Descent<T>& d, T* v, T* r, T* open, uint8_t* kept) {
   const int64_t n = d.n;
@@ -72,7 +76,7 @@ int64_t swap_row(const Descent<T>& d, T* v, T* r, T* open, uint8_t* kept) {
     if (!kept[q]) continue;
     const T* cq = d.c + q * n;
     const T vq = v[q], step = r[q], best = vq + step;
-    // |r_p + v_q C_qp| cannot exceed the left side: no need to look at them all.
+    // |r_p + v_q C_qp| cannot exceed the left side: where that is too small, no p has to be looked at.
     if (most + std::fabs(vq) * d.largest[q] > std::fabs(best) * d.slack) {
       T top = 0;
 #pragma omp simd reduction(max : top)
@@ -102,12 +106,15 @@ int64_t swap_row(const Descent<T>& d, T* v, T* r, T* open, uint8_t* kept) {
   return swaps;
 }
 
-// One pass over one row of an N:M pattern: each group takes the best of all its patterns at their best
-// values. patterns (count, keep): positions within a group; inverses (groups, count, keep, keep): inverses of
-// the parts of C. mask: 1 where a weight is kept. Returns the number of groups that changed their pattern.
+// One pass over one row of an N:M pattern: each group takes the best of all patterns, with the best values of its
+// weights. Returns the number of groups that changed their pattern.
+//
+//   mask      1 where a weight is kept
+//   patterns  (count, keep), positions within a group
+//   inverses  (groups, count, keep, keep), inverses of the parts of C
 template <class T>
-int64_t group_row(const Descent<T>& d, T* v, T* r, uint8_t* mask, int keep, int of, const uint8_t* patterns,
-                  int count, const T* inverses) {
+int64_t group_row(const Descent<T>& d, T* v, T* r, uint8_t* mask, int keep, int of, const uint8_t* patterns, int count,
+                  const T* inverses) {
   const int64_t n = d.n;
   int64_t changed = 0;
   T b[16], x[16], best_x[16], now_x[16];
@@ -163,7 +170,7 @@ int64_t group_row(const Descent<T>& d, T* v, T* r, uint8_t* mask, int keep, int 
 }
 
 template <class T>
-secateur::RepairTable<T> repair_table() {
+constexpr secateur::RepairTable<T> repair_table() {
   return {
       sweep_row<T>,
       [](const T* c, const T* largest, int64_t n, T slack, T* v, T* r, T* open, uint8_t* kept) {

@@ -1,4 +1,4 @@
-// Eight floats in a ymm register (AVX2, FMA).
+// Simd for AVX2 and FMA: eight floats in a ymm register.
 #pragma once
 #include <immintrin.h>
 
@@ -26,9 +26,10 @@ struct Simd : Eight {
     transpose_8x8(src, lds, dst, ldd, zero());
   }
 
-  // 16 x 16 in quarters, so that cache lines are read and written whole while they are at hand. Returns sum + 0 * src.
+  // A 16 x 16 transpose in quarters, so that whole cache lines are read and written while they are in cache.
+  // Returns sum + 0 * src.
   static constexpr int WIDE = 16;
-  static constexpr bool WIDE_BACK = false;  // out of tiles, rows that lie 4 KiB apart drive each other out
+  static constexpr bool WIDE_BACK = false;  // rows of the output that lie 4 KiB apart evict each other
   static V transpose_wide(const float* src, int64_t lds, float* dst, int64_t ldd, V sum) {
     for (int r = 0; r < 16; r += 8)
       for (int c = 0; c < 16; c += 8) sum = transpose_8x8(src + r * lds + c, lds, dst + c * ldd + r, ldd, sum);

@@ -1,4 +1,4 @@
-// Sixteen floats in a zmm register (AVX-512 F, BW, DQ, VL and VBMI2).
+// Simd for AVX-512 (F, BW, DQ, VL and VBMI2): sixteen floats in a zmm register.
 #pragma once
 #include <immintrin.h>
 
@@ -13,7 +13,7 @@ struct Simd {
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(float a) { return _mm512_set1_ps(a); }
   static V load(const float* p) { return _mm512_loadu_ps(p); }
-  // Kept in a register: GCC might load it anew for each product that reads it.
+  // Kept in a register: GCC might load it again for each product that reads it.
   static V load_once(const float* p) {
     V a = load(p);
     __asm__("" : "+v"(a));
@@ -37,19 +37,19 @@ struct Simd {
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   static void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
-  // One 16-byte broadcast and in-lane permutes: on Zen 4 4 to 9% faster than four scalar broadcasts, because the loop
-  // is bound by loads.
-  struct Quad {
+  // Four weights: one 16-byte broadcast and in-lane permutes, on Zen 4 4 to 9% faster than four scalar broadcasts,
+  // because the loop is bound by loads.
+  struct Four {
     V v;
     template <int I>
     V lane() const {
       return _mm512_permute_ps(v, I * 0x55);
     }
   };
-  static Quad quad_f32(const uint8_t* p) {
+  static Four four_f32(const uint8_t* p) {
     return {_mm512_broadcast_f32x4(_mm_loadu_ps(reinterpret_cast<const float*>(p)))};
   }
-  static Quad quad_bf16(const uint8_t* p) {
+  static Four four_bf16(const uint8_t* p) {
     __m128i h = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
     return {_mm512_broadcast_f32x4(_mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), h)))};
   }
@@ -58,10 +58,10 @@ struct Simd {
     transpose_8x8(src, lds, dst, ldd, _mm256_setzero_ps());
   }
 
-  // 16 x 16: reads and writes whole cache lines, once each, whatever the strides. Returns sum + 0 * src.
+  // A 16 x 16 transpose: reads and writes whole cache lines, each once, whatever the strides. Returns sum + 0 * src.
   static constexpr int WIDE = 16;
   static constexpr bool WIDE_BACK = true;
-  // Inlined, it takes longer: a tenth to a fifth.
+  // Inlined, it takes a tenth to a fifth longer.
   __attribute__((noinline)) static V transpose_wide(const float* src, int64_t lds, float* dst, int64_t ldd, V sum) {
     V q[16];  // q[4 a + c], lane l: column 4 l + c of rows 4 a .. 4 a + 3
     for (int a = 0; a < 4; a++) {
@@ -89,7 +89,7 @@ struct Simd {
   }
 };
 
-// For products with few tokens: two loads and two products a cycle, where zmm registers have one.
+// For few tokens: ymm registers allow two loads and two products a cycle, zmm registers one.
 struct Half : Eight {
   static constexpr int REGISTERS = 32;
 };

@@ -9,7 +9,7 @@
 
 namespace {
 
-// Eight floats in a ymm register, as far as products need them.
+// Eight floats in a ymm register, with the operations that products need.
 struct Eight {
   using V = __m256;
   static constexpr int W = 8;
@@ -17,7 +17,7 @@ struct Eight {
   static V zero() { return _mm256_setzero_ps(); }
   static V set1(float a) { return _mm256_set1_ps(a); }
   static V load(const float* p) { return _mm256_loadu_ps(p); }
-  // Kept in a register: GCC would load it anew for each product that reads it.
+  // Kept in a register: GCC would load it again for each product that reads it.
   static V load_once(const float* p) {
     V a = load(p);
     __asm__("" : "+x"(a));
@@ -29,24 +29,25 @@ struct Eight {
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   static void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
-  // One 16-byte broadcast and in-lane permutes: on Zen 3 about 15% faster than four scalar broadcasts,
+  // Four weights: one 16-byte broadcast and in-lane permutes, on Zen 3 about 15% faster than four scalar broadcasts,
   // because the loop is bound by loads.
-  struct Quad {
+  struct Four {
     V v;
     template <int I>
     V lane() const {
       return _mm256_permute_ps(v, I * 0x55);
     }
   };
-  static Quad quad_f32(const uint8_t* p) { return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))}; }
-  static Quad quad_bf16(const uint8_t* p) {
+  static Four four_f32(const uint8_t* p) { return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))}; }
+  static Four four_bf16(const uint8_t* p) {
     __m128i h = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
     __m128 f = _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), h));
     return {_mm256_insertf128_ps(_mm256_castps128_ps256(f), f, 1)};
   }
 };
 
-// dst[j][i] = src[i][j]; returns sum + 0 * src. Inserting the lower four rows on load leaves two shuffles a result vector.
+// dst[j][i] = src[i][j]; returns sum + 0 * src. As the lower four rows are inserted on load, each result takes two
+// shuffles.
 inline __attribute__((always_inline)) __m256 transpose_8x8(const float* src, int64_t lds, float* dst, int64_t ldd,
                                                            __m256 sum) {
   for (int h = 0; h < 2; h++) {
@@ -67,7 +68,7 @@ inline __attribute__((always_inline)) __m256 transpose_8x8(const float* src, int
   return sum;
 }
 
-// N rows of a block beside each other in one register; int8 is not scaled here.
+// N rows of a block side by side in one register. int8 values are not scaled here.
 template <int N>
 struct Rows;
 

@@ -1,4 +1,4 @@
-// Four floats in a NEON register (AArch64).
+// Simd for NEON (AArch64): four floats in a register.
 #pragma once
 #include <arm_neon.h>
 
@@ -24,7 +24,7 @@ struct Simd {
   static V div(V a, V b) { return vdivq_f32(a, b); }
   static V sqrt(V a) { return vsqrtq_f32(a); }
   static V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
-  // Unlike fmax these return NaN where either operand is NaN.
+  // Unlike fmax, max and min return NaN where either operand is NaN.
   static V max(V a, V b) { return vmaxq_f32(a, b); }
   static V min(V a, V b) { return vminq_f32(a, b); }
   static V round(V a) { return vrndnq_f32(a); }
@@ -36,15 +36,15 @@ struct Simd {
   static void prefetch(const void* p) { __builtin_prefetch(p); }
   static void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
-  struct Quad {
+  struct Four {
     V v;
     template <int I>
     V lane() const {
       return vdupq_laneq_f32(v, I);
     }
   };
-  static Quad quad_f32(const uint8_t* p) { return {vld1q_f32(reinterpret_cast<const float*>(p))}; }
-  static Quad quad_bf16(const uint8_t* p) {
+  static Four four_f32(const uint8_t* p) { return {vld1q_f32(reinterpret_cast<const float*>(p))}; }
+  static Four four_bf16(const uint8_t* p) {
     return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)), 16))};
   }
 
@@ -60,7 +60,7 @@ struct Simd {
   }
 };
 
-// N rows of a block beside each other; int8 is not scaled here.
+// N rows of a block side by side. int8 values are not scaled here.
 template <int N>
 struct Rows;
 

@@ -1,5 +1,5 @@
-// Eight floats as a plain array: what the kernels run on when nothing better is compiled in. The compiler is
-// free to vectorise it.
+// Simd in plain C++: eight floats as an array, which the compiler is free to vectorise. Used where the build or the CPU
+// has no other instruction set.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -55,7 +55,7 @@ struct Simd {
     for (int i = 0; i < W; i++) c.f[i] += a.f[i] * b.f[i];
     return c;
   }
-  // The second operand where either is NaN.
+  // max and min return the second operand where either is NaN.
   static V max(V a, V b) {
     for (int i = 0; i < W; i++) b.f[i] = a.f[i] > b.f[i] ? a.f[i] : b.f[i];
     return b;
@@ -81,23 +81,23 @@ struct Simd {
   static void prefetch(const void*) {}
   static void prefetch_l2(const void*) {}
 
-  // Four stored values that are multiplied into vectors one after the other.
-  struct QuadF32 {
+  // Four weights, each of which is broadcast to a vector.
+  struct FourF32 {
     const float* p;
     template <int I>
     V lane() const {
       return set1(p[I]);
     }
   };
-  struct QuadBf16 {
+  struct FourBf16 {
     const uint16_t* p;
     template <int I>
     V lane() const {
       return set1(secateur::from_bf16(p[I]));
     }
   };
-  static QuadF32 quad_f32(const uint8_t* p) { return {reinterpret_cast<const float*>(p)}; }
-  static QuadBf16 quad_bf16(const uint8_t* p) { return {reinterpret_cast<const uint16_t*>(p)}; }
+  static FourF32 four_f32(const uint8_t* p) { return {reinterpret_cast<const float*>(p)}; }
+  static FourBf16 four_bf16(const uint8_t* p) { return {reinterpret_cast<const uint16_t*>(p)}; }
 
   // dst[j][i] = src[i][j] for a TB x TB square.
   static constexpr int WIDE = 0;  // no larger transpose
@@ -108,7 +108,7 @@ struct Simd {
   }
 };
 
-// N rows of a block beside each other; int8 is not scaled here.
+// N rows of a block side by side. int8 values are not scaled here.
 template <int N>
 struct Rows {
   struct V {

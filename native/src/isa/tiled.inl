@@ -1,13 +1,15 @@
-// Unstructured sparse weight times packed activations (format "tiled"). Included once per instruction set.
+// Unstructured sparse weight times packed activations (format "tiled").
 //
-// For each nonzero the loop multiplies one broadcast weight into NV vectors of tokens, which it loads from
-// the chunk of activations in L1 at an offset that the packer multiplied out. Rows of equal count run under
-// one loop bound, so that the branch predictor has nothing to guess. The loop is bound by loads from L1: two rows go
-// through the chunk together and load the columns that both keep once.
+// For each nonzero, the loop multiplies one broadcast weight by NV vectors of tokens, which it loads from the chunk of
+// activations in L1 at an offset that the packer has multiplied out. Rows with equally many nonzeros share one loop
+// bound, so that the branch predictor has nothing to guess. The loop is bound by loads from L1; a pair of rows loads
+// the columns that both rows keep only once.
+#pragma once
+#include "common.inl"
 
 namespace {
 
-// Weights that are broadcast from memory one by one.
+// Four weights, each of which is broadcast from memory.
 template <class S>
 struct OneByOne {
   const uint8_t* p;
@@ -17,75 +19,73 @@ struct OneByOne {
   }
 };
 
-// Groups of four weights and their offsets, for one kind of vectors.
+// Groups of four weights and their offsets (see blob.h), for vectors of type `Vectors`.
 template <class Vectors>
 struct F32Group {
   using S = Vectors;
   static constexpr int kBytes = 24, kOffsets = 16, kSharedBytes = 40;
-  static auto quad(const uint8_t* p) { return S::quad_f32(p); }
-  // Of a shared group, which loads little beside: two quads would take two registers.
-  static auto shared(const uint8_t* p) {
+  static auto weights(const uint8_t* p) { return S::four_f32(p); }
+  // For a shared group, which loads little else; the weights of both rows as Four would take two registers.
+  static auto shared_weights(const uint8_t* p) {
     if constexpr (S::REGISTERS < 32)
       return OneByOne<S>{p};
     else
-      return S::quad_f32(p);
+      return S::four_f32(p);
   }
 };
 template <class Vectors>
 struct Bf16Group {
   using S = Vectors;
   static constexpr int kBytes = 16, kOffsets = 8, kSharedBytes = 24;
-  static auto quad(const uint8_t* p) { return S::quad_bf16(p); }
-  static auto shared(const uint8_t* p) { return S::quad_bf16(p); }
+  static auto weights(const uint8_t* p) { return S::four_bf16(p); }
+  static auto shared_weights(const uint8_t* p) { return S::four_bf16(p); }
 };
 
 // Sets of accumulators: two FMAs a cycle with a latency of four need at least eight independent chains.
 constexpr int accumulator_sets(int nv) { return nv == 1 ? 8 : nv <= 3 ? 4 : nv <= 6 ? 2 : 1; }
 
-// A pass of two rows needs 2 * NV accumulators, and some registers beside them.
+// A pass over two rows needs 2 * NV accumulators and a few other registers.
 constexpr int kMostVectors = Simd::MOST_VECTORS;
 
-constexpr int kRowsAhead = 3;  // sorted rows defeat the hardware prefetcher
-// Weights that do not stay in L2 are fetched into it so many bytes ahead: other reads hide them from the prefetcher, too.
-// Each line fetched is an access to L1, which weights that are in L2 already can do without.
+// Weights that do not stay in L2 are prefetched into it so many bytes ahead: other reads hide them from the hardware
+// prefetcher. Each line prefetched costs an access to L1, so weights of up to kNearBytes, which stay in L2, are not.
 constexpr int kWeightsAhead = 4096;
 constexpr uint64_t kNearBytes = 512 << 10;
 
-template <int I, class S, int NV, class Quad>
-inline __attribute__((always_inline)) void step(typename S::V (&acc)[NV], const char* x, const Quad& quad) {
-  const typename S::V w = quad.template lane<I>();
-  for (int v = 0; v < NV; v++)
-    acc[v] = S::fma(w, S::load(reinterpret_cast<const float*>(x) + v * S::W), acc[v]);
+template <int I, class S, int NV, class Four>
+inline __attribute__((always_inline)) void add_product(typename S::V (&acc)[NV], const char* x, const Four& weights) {
+  const typename S::V w = weights.template lane<I>();
+  for (int v = 0; v < NV; v++) acc[v] = S::fma(w, S::load(reinterpret_cast<const float*>(x) + v * S::W), acc[v]);
 }
 
 template <class Group, int NV, int NS, int FIRST, int COUNT>
-inline __attribute__((always_inline)) void group(typename Group::S::V (&acc)[NS][NV], const char* x,
-                                                 const uint8_t* p) {
+inline __attribute__((always_inline)) void add_group(typename Group::S::V (&acc)[NS][NV], const char* x,
+                                                     const uint8_t* p) {
   using S = typename Group::S;
   uint64_t at;
   memcpy(&at, p + Group::kOffsets, 8);
-  const auto quad = Group::quad(p);
-  step<0, S>(acc[FIRST % NS], x + (at & 0xffff), quad);
-  if (COUNT > 1) step<1, S>(acc[(FIRST + 1) % NS], x + (at >> 16 & 0xffff), quad);
-  if (COUNT > 2) step<2, S>(acc[(FIRST + 2) % NS], x + (at >> 32 & 0xffff), quad);
-  if (COUNT > 3) step<3, S>(acc[(FIRST + 3) % NS], x + (at >> 48), quad);
+  const auto weights = Group::weights(p);
+  add_product<0, S>(acc[FIRST % NS], x + (at & 0xffff), weights);
+  if (COUNT > 1) add_product<1, S>(acc[(FIRST + 1) % NS], x + (at >> 16 & 0xffff), weights);
+  if (COUNT > 2) add_product<2, S>(acc[(FIRST + 2) % NS], x + (at >> 32 & 0xffff), weights);
+  if (COUNT > 3) add_product<3, S>(acc[(FIRST + 3) % NS], x + (at >> 48), weights);
 }
 
 // `nrows` rows with 4 * groups + REST nonzeros each.
 template <class Group, int NV, int REST, bool FAR>
-__attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row, int nrows, int groups,
-                                          const char* x, char* y, const float* bias, uint32_t stride,
-                                          bool first) {
+__attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row, int nrows, int groups, const char* x,
+                                          char* y, const float* bias, uint32_t stride, bool first) {
   using S = typename Group::S;
   constexpr int NS = accumulator_sets(NV);
-  const int fetched = FAR ? (groups + (REST > 0)) * Group::kBytes : 0;  // in a function of its own GCC 12 drops the loop
+  const int fetched =
+      FAR ? (groups + (REST > 0)) * Group::kBytes : 0;  // computed in a separate function, GCC 12 drops the loop
   for (int r = 0; r < nrows; r++) {
     float* out = reinterpret_cast<float*>(y + row[r]);
     for (int line = 0; line < NV * S::W * 4; line += 64) S::prefetch(y + row[r + kRowsAhead] + line);
     for (int line = 0; line < fetched; line += 64) S::prefetch_l2(p + kWeightsAhead + line);
     typename S::V acc[NS][NV];
     if (first) {
-      if (S::W < Simd::W) Simd::store(out, Simd::zero());  // lanes of no token
+      if (S::W < Simd::W) Simd::store(out, Simd::zero());  // lanes without a token
       const typename S::V b = bias ? S::set1(bias[row[r] / stride]) : S::zero();
       for (int v = 0; v < NV; v++) acc[0][v] = b;
     } else {
@@ -94,22 +94,22 @@ __attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row,
     for (int s = 1; s < NS; s++)
       for (int v = 0; v < NV; v++) acc[s][v] = S::zero();
     if (REST) {
-      group<Group, NV, NS, 0, REST>(acc, x, p);
+      add_group<Group, NV, NS, 0, REST>(acc, x, p);
       p += Group::kBytes;
     }
     int g = groups;
     if (NS > 4) {
       for (; g >= 2; g -= 2) {
-        group<Group, NV, NS, 0, 4>(acc, x, p);
-        group<Group, NV, NS, 4, 4>(acc, x, p + Group::kBytes);
+        add_group<Group, NV, NS, 0, 4>(acc, x, p);
+        add_group<Group, NV, NS, 4, 4>(acc, x, p + Group::kBytes);
         p += 2 * Group::kBytes;
       }
     }
     for (; g > 0; g--) {
-      group<Group, NV, NS, 0, 4>(acc, x, p);
+      add_group<Group, NV, NS, 0, 4>(acc, x, p);
       p += Group::kBytes;
     }
-    // A loop that halves would not be unrolled, and the accumulators would live in memory.
+    // Adding up in halves would not be unrolled, and the accumulators would live in memory.
     for (int s = 1; s < NS; s++)
       for (int v = 0; v < NV; v++) acc[0][v] = S::add(acc[0][v], acc[s][v]);
     for (int v = 0; v < NV; v++) S::store(out + v * S::W, acc[0][v]);
@@ -118,9 +118,9 @@ __attribute__((noinline)) void tiled_rows(const uint8_t* p, const uint32_t* row,
 
 constexpr int pair_sets(int nv) { return nv == 1 ? 4 : nv == 2 ? 2 : 1; }
 
-template <int I, class S, int NV, class Quad>
-inline __attribute__((always_inline)) void shared_step(typename S::V (&acc)[2][NV], const char* x, const Quad& first,
-                                                       const Quad& second) {
+template <int I, class S, int NV, class Four>
+inline __attribute__((always_inline)) void add_shared_product(typename S::V (&acc)[2][NV], const char* x,
+                                                              const Four& first, const Four& second) {
   const typename S::V a = first.template lane<I>(), b = second.template lane<I>();
   for (int v = 0; v < NV; v++) {
     const typename S::V at = S::load_once(reinterpret_cast<const float*>(x) + v * S::W);
@@ -129,41 +129,41 @@ inline __attribute__((always_inline)) void shared_step(typename S::V (&acc)[2][N
   }
 }
 
-template <int I, class S, int NV, class Quad>
-inline __attribute__((always_inline)) void own_step(typename S::V (&acc)[2][NV], const char* x, const char* x2,
-                                                    const Quad& first, const Quad& second) {
-  step<I, S>(acc[0], x, first);
-  step<I, S>(acc[1], x2, second);
+template <int I, class S, int NV, class Four>
+inline __attribute__((always_inline)) void add_own_products(typename S::V (&acc)[2][NV], const char* x, const char* x2,
+                                                            const Four& first, const Four& second) {
+  add_product<I, S>(acc[0], x, first);
+  add_product<I, S>(acc[1], x2, second);
 }
 
 template <class Group, int NV, int NS, int COUNT>
-inline __attribute__((always_inline)) void own_group(typename Group::S::V (&acc)[NS][2][NV], const char* x,
-                                                     const uint8_t* p) {
+inline __attribute__((always_inline)) void add_own_group(typename Group::S::V (&acc)[NS][2][NV], const char* x,
+                                                         const uint8_t* p) {
   using S = typename Group::S;
   uint64_t at, at2;
   memcpy(&at, p + Group::kOffsets, 8);
   memcpy(&at2, p + Group::kBytes + Group::kOffsets, 8);
-  const auto a = Group::quad(p), b = Group::quad(p + Group::kBytes);
-  own_step<0, S>(acc[0], x + (at & 0xffff), x + (at2 & 0xffff), a, b);
-  if (COUNT > 1) own_step<1, S>(acc[1 % NS], x + (at >> 16 & 0xffff), x + (at2 >> 16 & 0xffff), a, b);
-  if (COUNT > 2) own_step<2, S>(acc[2 % NS], x + (at >> 32 & 0xffff), x + (at2 >> 32 & 0xffff), a, b);
-  if (COUNT > 3) own_step<3, S>(acc[3 % NS], x + (at >> 48), x + (at2 >> 48), a, b);
+  const auto a = Group::weights(p), b = Group::weights(p + Group::kBytes);
+  add_own_products<0, S>(acc[0], x + (at & 0xffff), x + (at2 & 0xffff), a, b);
+  if (COUNT > 1) add_own_products<1, S>(acc[1 % NS], x + (at >> 16 & 0xffff), x + (at2 >> 16 & 0xffff), a, b);
+  if (COUNT > 2) add_own_products<2, S>(acc[2 % NS], x + (at >> 32 & 0xffff), x + (at2 >> 32 & 0xffff), a, b);
+  if (COUNT > 3) add_own_products<3, S>(acc[3 % NS], x + (at >> 48), x + (at2 >> 48), a, b);
 }
 
 template <class Group, int NV, int NS>
-inline __attribute__((always_inline)) void shared_group(typename Group::S::V (&acc)[NS][2][NV], const char* x,
-                                                        const uint8_t* p) {
+inline __attribute__((always_inline)) void add_shared_group(typename Group::S::V (&acc)[NS][2][NV], const char* x,
+                                                            const uint8_t* p) {
   using S = typename Group::S;
   uint64_t at;
   memcpy(&at, p + 2 * Group::kOffsets, 8);
-  const auto a = Group::shared(p), b = Group::shared(p + Group::kOffsets);
-  shared_step<0, S>(acc[0], x + (at & 0xffff), a, b);
-  shared_step<1, S>(acc[1 % NS], x + (at >> 16 & 0xffff), a, b);
-  shared_step<2, S>(acc[2 % NS], x + (at >> 32 & 0xffff), a, b);
-  shared_step<3, S>(acc[3 % NS], x + (at >> 48), a, b);
+  const auto a = Group::shared_weights(p), b = Group::shared_weights(p + Group::kOffsets);
+  add_shared_product<0, S>(acc[0], x + (at & 0xffff), a, b);
+  add_shared_product<1, S>(acc[1 % NS], x + (at >> 16 & 0xffff), a, b);
+  add_shared_product<2, S>(acc[2 % NS], x + (at >> 32 & 0xffff), a, b);
+  add_shared_product<3, S>(acc[3 % NS], x + (at >> 48), a, b);
 }
 
-// Pairs of rows with 4 * own + REST nonzeros of their own each, and 4 * shared in common.
+// Pairs of rows: each row has 4 * own + REST nonzeros of its own, and 4 * shared nonzeros in columns of both.
 template <class Group, int NV, int REST, bool FAR>
 __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row, int nrows, int own, int shared,
                                            const char* x, char* y, const float* bias, uint32_t stride, bool first) {
@@ -188,15 +188,15 @@ __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row
       for (int i = 0; i < 2; i++)
         for (int v = 0; v < NV; v++) acc[s][i][v] = S::zero();
     if (REST) {
-      own_group<Group, NV, NS, REST>(acc, x, p);
+      add_own_group<Group, NV, NS, REST>(acc, x, p);
       p += 2 * Group::kBytes;
     }
     for (int g = own; g > 0; g--) {
-      own_group<Group, NV, NS, 4>(acc, x, p);
+      add_own_group<Group, NV, NS, 4>(acc, x, p);
       p += 2 * Group::kBytes;
     }
     for (int g = shared; g > 0; g--) {
-      shared_group<Group, NV, NS>(acc, x, p);
+      add_shared_group<Group, NV, NS>(acc, x, p);
       p += Group::kSharedBytes;
     }
     SECATEUR_UNROLL
@@ -210,7 +210,7 @@ __attribute__((noinline)) void tiled_pairs(const uint8_t* p, const uint32_t* row
 
 template <class Group, int NV, bool FAR, int REST>
 void tiled_run(const secateur::TiledRun& run, const uint8_t* p, const uint32_t* row, const char* x, char* y,
-                 const float* bias, uint32_t stride, bool first) {
+               const float* bias, uint32_t stride, bool first) {
   const int n = static_cast<int>(run.rows), own = static_cast<int>((run.count - run.shared) / 4);
   if (run.together == 2)
     tiled_pairs<Group, NV, REST, FAR>(p, row, n, own, run.shared / 4, x, y, bias, stride, first);
@@ -252,15 +252,14 @@ void tiled_block(const uint8_t* blob, const secateur::TiledBlock& block, const f
 }
 
 template <template <class> class Group>
-void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias,
-                 float* y) {
+void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias, float* y) {
   const auto& h = *reinterpret_cast<const secateur::Header*>(blob);
   const uint32_t tile = h.p[0], chunk = h.p[1], stride = tile * 4;
   const int64_t chunks = secateur::ceil_div(h.cols, chunk);
   const bool far = h.bytes > kNearBytes;
   const auto* blocks = secateur::section<secateur::TiledBlock>(blob, 0) + row_block * chunks;
   int left = (tokens + Simd::W - 1) / Simd::W;
-  // A short last tile computes only the vectors it needs; a wide one takes several passes.
+  // A short last tile computes only the vectors it needs; a wide tile takes several passes.
   for (int done = 0; left > 0;) {
     const int nv = left >= 8 && kMostVectors >= 8 ? 8 : left >= 6 && kMostVectors >= 6 ? 6 : left >= 4 ? 4 : left;
     const float* x = packed + done * Simd::W;
@@ -296,8 +295,7 @@ void tiled_typed(const uint8_t* blob, int64_t row_block, const float* packed, in
   }
 }
 
-void tiled(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias,
-           float* y) {
+void tiled(const uint8_t* blob, int64_t row_block, const float* packed, int tokens, const float* bias, float* y) {
   if (reinterpret_cast<const secateur::Header*>(blob)->value == SCT_F32)
     tiled_typed<F32Group>(blob, row_block, packed, tokens, bias, y);
   else

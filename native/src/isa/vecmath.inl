@@ -1,8 +1,10 @@
-// Activations on vectors. Included once per instruction set, after its Simd.
+// exp, erf and the activations of a layer on vectors.
+#pragma once
+#include "common.inl"
 
 namespace {
 
-// Two vectors side by side, which share the loads of constants and fill each other's waits.
+// Two vectors side by side: they share the loads of constants, and one computes while the other waits.
 struct Twice {
   struct V {
     Simd::V a, b;
@@ -24,11 +26,11 @@ struct Twice {
   static V exp2_int(V x) { return {Simd::exp2_int(x.a), Simd::exp2_int(x.b)}; }
 };
 
-// e^x to 2e-7 relative: x = n ln 2 + r, a polynomial in r that is 1 at 0 (its largest relative error made small by
-// reweighted least squares), exponent bits for 2^n.
+// e^x with a relative error of at most 2e-7: x = n ln 2 + r; a polynomial in r that is 1 at 0, fitted by reweighted
+// least squares to a small largest relative error; 2^n by exponent bits.
 template <class S>
 inline typename S::V exp_v(typename S::V x) {
-  // min/max keep their second operand when it is NaN, so that NaN passes through.
+  // min and max return their second operand where it is NaN, so NaN passes through.
   typename S::V c = S::max(S::set1(-87.0f), S::min(S::set1(88.0f), x));
   typename S::V n = S::round(S::mul(c, S::set1(1.44269504f)));
   typename S::V r = S::fma(n, S::set1(-0.693359375f), c);
@@ -42,11 +44,12 @@ inline typename S::V exp_v(typename S::V x) {
   return S::mul(p, S::exp2_int(n));
 }
 
-// x P(x^2) / Q(x^2) on [-3.9, 3.9]; coefficients fitted by reweighted least squares, P made larger by 1.2e-7 so that the
-// ends round to one, as they must where GELU multiplies 1 + erf by a large number. |error| < 4e-7 in float32.
+// erf as x P(x^2) / Q(x^2) on [-3.9, 3.9], with an absolute error below 4e-7 in float32. The coefficients are fitted by
+// reweighted least squares. P is scaled up by 1.2e-7, so that the ends round to one: GELU multiplies 1 + erf by large
+// numbers.
 template <class S>
 inline typename S::V erf_v(typename S::V x) {
-  // min/max keep their second operand when it is NaN, so that NaN passes through.
+  // min and max return their second operand where it is NaN, so NaN passes through.
   const typename S::V c = S::max(S::set1(-3.9f), S::min(S::set1(3.9f), x)), z = S::mul(c, c);
   typename S::V p = S::set1(2.066462941e-06f);
   p = S::fma(p, z, S::set1(2.850629657e-04f));

@@ -1,4 +1,4 @@
-#include "sound.h"
+#include "validate.h"
 
 #include <cstdlib>
 #include <cstring>
@@ -16,8 +16,8 @@ bool sections_in_order(const Header& h) {
   return h.section[6] == h.bytes;
 }
 
-// Every index that a kernel follows must stay inside its section; row and column offsets inside the tile.
-bool tiled_is_sound(const uint8_t* blob) {
+// Every index that a kernel follows must stay inside its section, row and column offsets inside the tile.
+bool tiled_is_valid(const uint8_t* blob) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   const uint64_t tile = h.p[0], chunk = h.p[1], row_block = h.p[2], stride = tile * 4;
   if (tile < 16 || tile > kMaxTile || tile % 16 || !chunk || !row_block) return false;
@@ -70,7 +70,7 @@ bool has_scales(const Header& h, int i) {
   return h.value != SCT_I8 || section_bytes(h, i) >= static_cast<uint64_t>(h.rows) * sizeof(float);
 }
 
-bool block_is_sound(const uint8_t* blob) {
+bool block_is_valid(const uint8_t* blob) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   if ((h.p[0] != 4 && h.p[0] != 8) || h.p[1] < 1 || h.p[1] > kMaxBlockChunk) return false;
   if (h.p[2] < 1 || h.p[2] > INT32_MAX || h.p[2] % h.p[0]) return false;
@@ -95,7 +95,7 @@ bool block_is_sound(const uint8_t* blob) {
   return true;
 }
 
-bool bitmask_is_sound(const uint8_t* blob) {
+bool bitmask_is_valid(const uint8_t* blob) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   const int64_t words = ceil_div(h.cols, kBitmaskColumns), rest = h.cols % kBitmaskColumns;
   const auto rows = static_cast<uint64_t>(h.rows);
@@ -112,12 +112,13 @@ bool bitmask_is_sound(const uint8_t* blob) {
   return start[rows] == at && section_bytes(h, 2) >= at * value_bytes(h.value) + kValueSlack;
 }
 
-// As for the tiled format, but that quads take the place of columns and a row need not appear.
-bool quad_is_sound(const uint8_t* blob) {
+// Like tiled_is_valid, with quads in place of columns; rows may be left out.
+bool quad_is_valid(const uint8_t* blob) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   const uint64_t tile = h.p[0], chunk = h.p[1], row_block = h.p[2], stride = tile * 4;
   if (tile < 16 || tile > kMaxTile || tile % 16 || chunk < 4 || chunk % 4 || !row_block) return false;
-  if (h.cols > kMaxQuadColumns || (chunk / 4 - 1) * stride > UINT16_MAX || row_block * stride > UINT32_MAX) return false;
+  if (h.cols > kMaxQuadColumns || (chunk / 4 - 1) * stride > UINT16_MAX || row_block * stride > UINT32_MAX)
+    return false;
   const uint64_t chunks = (h.cols + chunk - 1) / chunk, blocks = (h.rows + row_block - 1) / row_block;
   const uint64_t classes = section_bytes(h, 1) / sizeof(TiledClass), row_slots = section_bytes(h, 2) / 4;
   const uint64_t stream = section_bytes(h, 3);
@@ -154,8 +155,8 @@ bool quad_is_sound(const uint8_t* blob) {
   return true;
 }
 
-// Any index is one of a group, so that only sizes count.
-bool nm_is_sound(const uint8_t* blob) {
+// No index can be out of its group, so only sizes are checked.
+bool nm_is_valid(const uint8_t* blob) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   if (!nm_is_known(h.p[0], h.p[1]) || !has_scales(h, 1)) return false;
   const NmShape s(h);
@@ -182,20 +183,20 @@ bool format_is_known(const Header& h) {
   }
 }
 
-bool is_sound(const uint8_t* blob) {
+bool is_valid(const uint8_t* blob) {
   const auto& h = *reinterpret_cast<const Header*>(blob);
   if (!sections_in_order(h)) return false;
   switch (h.format) {
     case SCT_BLOCK:
-      return block_is_sound(blob);
+      return block_is_valid(blob);
     case SCT_BITMASK:
-      return bitmask_is_sound(blob);
+      return bitmask_is_valid(blob);
     case SCT_NM:
-      return nm_is_sound(blob);
+      return nm_is_valid(blob);
     case SCT_QUAD:
-      return quad_is_sound(blob);
+      return quad_is_valid(blob);
     default:
-      return tiled_is_sound(blob);
+      return tiled_is_valid(blob);
   }
 }
 

@@ -5,7 +5,7 @@
 namespace secateur {
 namespace {
 
-// Rows of the value that a step writes; negative where it does not fit to what it reads.
+// The rows of the value that a step writes; negative where the step does not fit the values that it reads.
 int64_t rows_of(const sct_step& s, int64_t step, const std::vector<ChainValue>& values, int64_t& tile) {
   const int reads = s.kind == SCT_LINEAR_STEP ? 1 : s.kind == SCT_NORM_STEP ? 2 : 3;
   for (int i = 0; i < 3; i++) {
@@ -27,8 +27,8 @@ int64_t rows_of(const sct_step& s, int64_t step, const std::vector<ChainValue>& 
     case SCT_ATTENTION_STEP:
       if (s.width < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads) return -1;
       for (int i = 0; i < 3; i++) {
-        const int64_t wide = (i ? s.kv_heads : s.heads) * s.width;
-        if (s.first[i] < 0 || wide > values[s.from[i]].rows || s.first[i] > values[s.from[i]].rows - wide) return -1;
+        const int64_t read = (i ? s.kv_heads : s.heads) * s.width, rows_of_value = values[s.from[i]].rows;
+        if (s.first[i] < 0 || read > rows_of_value || s.first[i] > rows_of_value - read) return -1;
       }
       return s.heads * s.width;
     default:
@@ -42,31 +42,32 @@ int phase_of(const std::vector<ChainPhase>& phases, int64_t step) {
   return p;
 }
 
-void note_reads(const sct_step* steps, int64_t count, ChainPlan& plan) {
-  auto written_in = [&](int64_t value) { return value ? phase_of(plan.phases, value - 1) : 0; };
+void note_reads(const sct_step* steps, int64_t count, ChainProgram& program) {
+  auto written_in = [&](int64_t value) { return value ? phase_of(program.phases, value - 1) : 0; };
   for (int64_t i = 0; i < count; i++) {
-    const int phase = phase_of(plan.phases, i);
+    const int phase = phase_of(program.phases, i);
     for (int64_t from : steps[i].from) {
       if (from < 0) continue;
-      ChainValue& v = plan.values[from];
+      ChainValue& v = program.values[from];
       v.last = i;
       v.shared |= written_in(from) != phase;
       v.checked |= steps[i].kind == SCT_LINEAR_STEP;
     }
-    plan.values[i + 1].shared |= steps[i].kind == SCT_ATTENTION_STEP;
+    program.values[i + 1].shared |= steps[i].kind == SCT_ATTENTION_STEP;
   }
 }
 
-// Gives every value a place that nobody reads any more when it is written. What is shared may be written as soon as the
-// phase of its last reader is over; within a phase a thread's own steps run one after the other.
-int64_t place(bool shared, ChainPlan& plan) {
+// Gives every shared value, or every value of a thread's own, an offset at which no other value lies that is still read
+// when it is written. Returns the rows that all of them take. Shared values may be overwritten when the phase of their
+// last reader is over; within a phase, the steps of a thread run one after another.
+int64_t assign_offsets(bool shared, ChainProgram& program) {
   struct Slot {
     int64_t offset, rows, last;
   };
   std::vector<Slot> slots;
   int64_t end = 0;
-  for (int64_t i = 0; i < static_cast<int64_t>(plan.values.size()); i++) {
-    ChainValue& v = plan.values[i];
+  for (int64_t i = 0; i < static_cast<int64_t>(program.values.size()); i++) {
+    ChainValue& v = program.values[i];
     if (v.shared != shared) continue;
     Slot* best = nullptr;
     for (Slot& s : slots)
@@ -77,36 +78,36 @@ int64_t place(bool shared, ChainPlan& plan) {
       end += v.rows;
     }
     v.offset = best->offset;
-    best->last = v.last < 0 ? static_cast<int64_t>(plan.values.size()) : v.last;
+    best->last = v.last < 0 ? static_cast<int64_t>(program.values.size()) : v.last;
   }
   return end;
 }
 
 }  // namespace
 
-ChainPlan plan_chain(const sct_step* steps, int64_t count, int64_t width) {
-  ChainPlan plan;
-  plan.values.resize(count + 1);
-  plan.values[0].rows = width;
-  plan.phases.push_back({0, 0, false});
+ChainProgram compile_chain(const sct_step* steps, int64_t count, int64_t width) {
+  ChainProgram program;
+  program.values.resize(count + 1);
+  program.values[0].rows = width;
+  program.phases.push_back({0, 0, false});
   for (int64_t i = 0; i < count; i++) {
-    if ((plan.values[i + 1].rows = rows_of(steps[i], i, plan.values, plan.tile)) < 1) return {};
+    if ((program.values[i + 1].rows = rows_of(steps[i], i, program.values, program.tile)) < 1) return {};
     const bool attention = steps[i].kind == SCT_ATTENTION_STEP;
-    if (attention) plan.widest_head = std::max(plan.widest_head, steps[i].width);
-    if (attention || plan.phases.back().attention) plan.phases.push_back({i, i, attention});
-    plan.phases.back().end = i + 1;
+    if (attention) program.widest_head = std::max(program.widest_head, steps[i].width);
+    if (attention || program.phases.back().attention) program.phases.push_back({i, i, attention});
+    program.phases.back().end = i + 1;
   }
-  if (plan.phases.back().attention) plan.phases.push_back({count, count, false});
-  note_reads(steps, count, plan);
-  plan.shared_rows = place(true, plan);
-  plan.own_rows = place(false, plan);
-  return plan;
+  if (program.phases.back().attention) program.phases.push_back({count, count, false});
+  note_reads(steps, count, program);
+  program.shared_rows = assign_offsets(true, program);
+  program.own_rows = assign_offsets(false, program);
+  return program;
 }
 
 }  // namespace secateur
 
 extern "C" int64_t sct_chain_rows(const sct_step* steps, int64_t count, int64_t width) {
   if (!steps || count < 1 || width < 1) return -1;
-  const secateur::ChainPlan plan = secateur::plan_chain(steps, count, width);
-  return plan.values.empty() ? -1 : plan.values.back().rows;
+  const secateur::ChainProgram program = secateur::compile_chain(steps, count, width);
+  return program.values.empty() ? -1 : program.values.back().rows;
 }

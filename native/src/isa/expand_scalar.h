@@ -1,4 +1,4 @@
-// Rows of a bitmask weight without instructions that spread values to lanes: set bits are walked one by one.
+// Expand in plain C++, for rows of a bitmask weight: a loop over the set bits.
 #pragma once
 #include <cstdint>
 
@@ -7,7 +7,7 @@
 namespace {
 
 template <int VALUE>
-struct Spread {
+struct Expand {
   static constexpr float kScale = 1.0f;
   static constexpr int source(int lane) { return lane; }
 

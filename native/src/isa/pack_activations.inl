@@ -1,22 +1,13 @@
-// Into and out of the packed activation layout [cols][tile]. Included once per instruction set.
+// Packs activations for the kernels: into tiles [cols][tile] for many tokens, into columns [cols][width] for few
+// tokens; and unpacks tiles of outputs.
+#pragma once
+#include "common.inl"
+#include "vecmath.inl"
 
 namespace {
 
-// 0 * x summed up is NaN exactly if some x is NaN or infinite.
-bool not_finite(const float* x, int64_t n) {
-  Simd::V a = Simd::zero(), b = Simd::zero();
-  int64_t i = 0;
-  for (; i + 2 * Simd::W <= n; i += 2 * Simd::W) {
-    a = Simd::fma(Simd::load(x + i), Simd::zero(), a);
-    b = Simd::fma(Simd::load(x + i + Simd::W), Simd::zero(), b);
-  }
-  float tail = 0;
-  for (; i < n; i++) tail += x[i] * 0.0f;
-  return tail != tail || Simd::any_nan(Simd::add(a, b));
-}
-
 // Rows that lie a multiple of 4 KiB apart share one set of the L1 cache, which holds fewer lines than a transpose
-// touches: they go by way of a strip of so many columns, in which they do not.
+// touches. Such rows are first copied, kStrip columns at a time, to a strip in which they do not share a set.
 constexpr int kStrip = 256;
 constexpr int kStripLd = kStrip + 16;
 bool share_a_set(int64_t ld) { return ld % 1024 == 0; }
@@ -26,10 +17,11 @@ void copy_rows(const float* from, int64_t ld_from, int rows, float* to, int64_t 
     for (int c = 0; c < kStrip; c += Simd::W) Simd::store(to + i * ld_to + c, Simd::load(from + i * ld_from + c));
 }
 
-// The first tokens in bands of S::WIDE, if it has a wide transpose; says how many went, and whether one was not finite.
+// Packs the first tokens in bands of S::WIDE, if S has a wide transpose. Returns how many tokens it packed; sets
+// not_finite if one of their numbers is NaN or infinite.
 template <class S>
-int pack_bands(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, float* out, bool& odd) {
-  constexpr int kAhead = 3 * S::WIDE;  // floats; more rows are read side by side than the processor itself runs ahead of
+int pack_bands(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, float* out, bool& not_finite) {
+  constexpr int kAhead = 3 * S::WIDE;  // floats; more rows are read side by side than the hardware prefetcher follows
   int t = 0;
   if constexpr (S::WIDE > 0) {
     for (; t + S::WIDE <= tokens; t += S::WIDE) {
@@ -51,7 +43,7 @@ int pack_bands(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
       }
       for (; k < cols; k++)
         for (int i = 0; i < S::WIDE; i++) tail += 0.0f * (out[k * tile + t + i] = row[i * ldx + k]);
-      odd |= tail != tail || S::any_nan(sum);
+      not_finite |= tail != tail || S::any_nan(sum);
     }
   }
   return t;
@@ -60,9 +52,9 @@ int pack_bands(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
 bool pack_tile(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, float* out) {
   constexpr int B = Simd::TB;
   const int lanes = (tokens + Simd::W - 1) / Simd::W * Simd::W;
-  bool odd = false;
-  int t = pack_bands<Simd>(x, ldx, cols, tokens, tile, out, odd);
-  for (int i = t; i < tokens; i++) odd |= not_finite(x + i * ldx, cols);
+  bool not_finite = false;
+  int t = pack_bands<Simd>(x, ldx, cols, tokens, tile, out, not_finite);
+  for (int i = t; i < tokens; i++) not_finite |= any_not_finite(x + i * ldx, cols);
   for (; t + B <= tokens; t += B) {
     const float* row = x + t * ldx;
     int64_t k = 0;
@@ -73,7 +65,7 @@ bool pack_tile(const float* x, int64_t ldx, int64_t cols, int tokens, int tile, 
   if (t < lanes)
     for (int64_t k = 0; k < cols; k++)
       for (int i = t; i < lanes; i++) out[k * tile + i] = i < tokens ? x[i * ldx + k] : 0.0f;
-  return odd;
+  return not_finite;
 }
 
 template <class S>
@@ -89,11 +81,11 @@ struct Narrow {
   static void transpose(const float* y, int tile, float* out, int64_t ldy) { S::transpose(y, tile, out, ldy); }
 };
 
-// Tokens from t on in bands of B::kTokens, as many as are whole; where it ends.
+// Unpacks tokens from t on in whole bands of B::kTokens. Returns the first token that is left.
 template <class B>
 int unpack_bands(const float* y, int64_t rows, int tile, int t, int tokens, float* out, int64_t ldy) {
   constexpr int N = B::kTokens;
-  constexpr int kAhead = 64;  // floats; the rows of `out` are far apart and each starts a new page
+  constexpr int kAhead = 64;  // floats; the rows of `out` are far apart, each on another page
   if constexpr (N > 0) {
     for (; t + N <= tokens; t += N) {
       int64_t r = 0;
@@ -127,6 +119,18 @@ void unpack_tile(float* y, int64_t rows, int tile, int tokens, int activation, f
   t = unpack_bands<Narrow<Simd>>(y, rows, tile, t, tokens, out, ldy);
   for (; t < tokens; t++)
     for (int64_t r = 0; r < rows; r++) out[t * ldy + r] = y[r * tile + t];
+}
+
+// x column by column, [cols][width], with zeros for tokens that do not exist. Returns whether x holds NaN or infinity.
+bool pack_columns(const float* x, int64_t ldx, int64_t cols, int tokens, int width, float* out) {
+  bool not_finite = false;
+  for (int t = 0; t < tokens; t++) not_finite |= any_not_finite(x + t * ldx, cols);
+  int64_t k = 0;
+  if (width == Simd::TB && tokens == width)
+    for (; k + Simd::TB <= cols; k += Simd::TB) Simd::transpose(x + k, ldx, out + k * width, width);
+  for (; k < cols; k++)
+    for (int t = 0; t < width; t++) out[k * width + t] = t < tokens ? x[t * ldx + k] : 0.0f;
+  return not_finite;
 }
 
 }  // namespace
