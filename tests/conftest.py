@@ -5,6 +5,7 @@ import os
 from collections import Counter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["SECATEUR_STRICT_RULES"] = "1"
 LONGEST = ("test_native.py", "test_keras.py", "test_trace_random.py")  # one or two tests that take minutes
 
 
