@@ -15,7 +15,7 @@ ANONYMOUS = "other"
 UNRULED = ("no rule for", "the rule for", "internal error in the rule of")
 """The beginnings of reasons that call for a new or better rule: a weight's axis with such a reason is printed."""
 _WEIGHT = {"read", "written"}
-"""The roles of the axes of a weight that is multiplied: one at least."""
+"""An axis of a weight in a product has one of these roles, or both."""
 _KINDS: tuple[tuple[str, set[str], set[str]], ...] = (
     (ANONYMOUS, {"number"}, set()),
     ("head", {"head"}, _WEIGHT),
@@ -28,7 +28,7 @@ _KINDS: tuple[tuple[str, set[str], set[str]], ...] = (
     ("vocab", {"token"}, set()),
     ("embedding", {"embedded", "read"}, set()),
 )
-"""Kinds of axes, the first that fits counts: the roles that all must be there, and those of which one must."""
+"""(kind, roles that the axis must have, roles of which it must have at least one); the first row that fits counts."""
 
 
 @dataclass
@@ -38,18 +38,18 @@ class AxisDraft:
     atom: the axis.
     kind: what it is.
     frozen: why it cannot be pruned, or None.
-    places: the (parameter, dimension) of each occurrence, in order.
+    occurrences: the (parameter, dimension) of each occurrence, in order.
     """
 
     atom: Atom
     kind: str = ANONYMOUS
     frozen: str | None = None
-    places: list[tuple[str, int]] = field(default_factory=list)
+    occurrences: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def params(self) -> list[str]:
         """Parameters that carry the axis, once each."""
-        return list(dict.fromkeys(name for name, _ in self.places))
+        return list(dict.fromkeys(name for name, _ in self.occurrences))
 
 
 def find_axes(record: Record, stored: Sequence[tuple[str, Value]], in_layer: Iterable[str]) -> list[AxisDraft]:
@@ -61,7 +61,7 @@ def find_axes(record: Record, stored: Sequence[tuple[str, Value]], in_layer: Ite
     for name, value in stored:
         for i, dim in enumerate(value.dims):
             for leaf in leaves(dim):
-                drafts.setdefault(id(leaf.atom), AxisDraft(leaf.atom)).places.append((name, i))
+                drafts.setdefault(id(leaf.atom), AxisDraft(leaf.atom)).occurrences.append((name, i))
     _give_head_roles(record)
     _join_vocabulary(drafts.values())
     for dim in record.residual:
@@ -70,7 +70,7 @@ def find_axes(record: Record, stored: Sequence[tuple[str, Value]], in_layer: Ite
     axes = [axis for axis in drafts.values() if axis.atom.parent is None]
     for axis in axes:
         axis.kind = _kind(axis, layers)
-    _widths_of_heads(axes, stored)
+    _mark_head_widths(axes, stored)
     for axis in axes:
         axis.frozen = _reason(axis)
     return axes
@@ -91,7 +91,7 @@ def _join_vocabulary(axes: Iterable[AxisDraft]) -> None:
         if is_logits and axis is not largest:
             axis.atom.parent = largest.atom
             inherit(largest.atom, axis.atom)
-            largest.places += axis.places
+            largest.occurrences += axis.occurrences
 
 
 def _give_head_roles(record: Record) -> None:
@@ -125,8 +125,8 @@ def _kind_of_neurons(axis: AxisDraft, layers: tuple[str, ...]) -> str:
     return "ffn" if any(name.startswith(layers) for name in axis.params) else "dense"
 
 
-def _widths_of_heads(axes: Iterable[AxisDraft], stored: Iterable[tuple[str, Value]]) -> None:
-    """Neurons in one product with the heads of an attention or mixer are the width of the heads."""
+def _mark_head_widths(axes: Iterable[AxisDraft], stored: Iterable[tuple[str, Value]]) -> None:
+    """An axis that stands in one dimension with the heads of an attention or mixer is their width, not neurons."""
     by_atom = {id(axis.atom): axis for axis in axes}
     for sequence in _stored_sequences(stored):
         members = [by_atom[id(atom)] for atom in sequence if id(atom) in by_atom]

@@ -1,4 +1,4 @@
-"""Readable names for traced axes, from the places of their parameters in the module tree."""
+"""Readable names for traced axes, from the paths of their parameters in the module tree."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -81,12 +81,11 @@ def distinguish(paths: Sequence[str]) -> list[list[str]]:
 
 def _candidates(axis: AxisDraft, stacks: Mapping[str, str], lists: Mapping[str, int]) -> list[str]:
     """Names from the shortest to one that is certainly free."""
-    places = [_in_layer(param, lists) for param in axis.params]
-    inside = [place for place in places if place]
-    stack = stacks[inside[0].stack] if len({place.stack for place in inside}) == 1 else None
+    inside = [where for param in axis.params if (where := _in_layer(param, lists))]
+    stack = stacks[inside[0].stack] if len({where.stack for where in inside}) == 1 else None
     if axis.kind in _WHOLE_MODEL or stack is None:
         names = _names_in_model(axis, stack)
-    elif len({place.layer for place in inside}) > 1 or len(inside) < len(places):
+    elif len({where.layer for where in inside}) > 1 or len(inside) < len(axis.params):
         modules = ["", *_modules(inside[0].rest)]
         names = [_joined(stack, module, axis.kind) for module in modules]
     else:
@@ -110,7 +109,7 @@ def _names_in_layer(kind: str, stack: str, inside: Sequence[_InLayer], lists: Ma
     first = inside[0]
     inner = _numbered(first, lists)
     base = _joined(stack, f"L{first.layer}", inner)
-    modules = [*_modules(_common_module([place.rest for place in inside]) + ".weight"), *_modules(first.rest)]
+    modules = [*_modules(_common_module([where.rest for where in inside]) + ".weight"), *_modules(first.rest)]
     return [f"{base}.{kind}", *[f"{base}.{module}.{kind}" for module in modules if module not in inner.split(".")]]
 
 
@@ -120,12 +119,12 @@ def _modules(rest: str) -> list[str]:
     return [p for p, after in pairwise(parts) if p and not (p.isdigit() or after.isdigit())]
 
 
-def _numbered(place: _InLayer, lists: Mapping[str, int]) -> str:
+def _numbered(param: _InLayer, lists: Mapping[str, int]) -> str:
     """Lists of like modules inside a layer (blocks of a stage, experts): `blocks.1`."""
-    parts = place.rest.split(".")
+    parts = param.rest.split(".")
     words: list[str] = []
     for i, part in enumerate(parts):
-        if part.isdigit() and lists.get(f"{place.stack}.{place.layer}." + ".".join(parts[:i]), 0) > 1:
+        if part.isdigit() and lists.get(f"{param.stack}.{param.layer}." + ".".join(parts[:i]), 0) > 1:
             words += [parts[i - 1], part]
     return ".".join(words)
 

@@ -151,7 +151,7 @@ class OpCall:
         return value
 
     def integers(self, *names: str) -> list[int]:
-        """The first present argument of these names: integers, or one; none of them when absent or None."""
+        """The first present argument of these names, integers or a single one, as a list; empty when absent or None."""
         value: Any = next((self.args[n] for n in names if self.args.get(n) is not None), [])
         numbers = list(value) if isinstance(value, (list, tuple)) else [value]
         if not all(isinstance(n, int) for n in numbers):

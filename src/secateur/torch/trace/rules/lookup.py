@@ -19,7 +19,7 @@ def _looked_up(dim: Dim, indices: Value) -> None:
 
 
 def index(call: OpCall) -> Value:
-    """x[i, j, :]: the dimensions with an index are looked up, the others pass."""
+    """x[i, j, :]: the dimensions with an index are looked up, the remaining ones pass."""
     x = call.value("self")
     consumed, tensors = _indexed(call)
     if not consumed:
@@ -100,7 +100,7 @@ def index_select(call: OpCall) -> Value:
 
 
 def gather(call: OpCall) -> Value:
-    """Positions of one dimension chosen by an index that varies along the others."""
+    """Positions of one dimension chosen by an index that varies along the remaining ones."""
     x, chosen = call.value("self"), call.value("index")
     axis = call.axis()
     _mark_indexed(x.dims[axis], chosen.domain, "looked up by index")
@@ -126,24 +126,24 @@ def _mark_indexed(dim: Dim, domain: Dim | None, reason: str) -> None:
 
 
 def scatter(call: OpCall) -> Value:
-    """scatter, scatter_add, index_add, index_copy: one dimension is written by index, the others meet."""
+    """scatter, scatter_add, index_add, index_copy: one dimension is written by index, the remaining ones meet."""
     x = call.value("self")
     axis = call.axis()
-    others = _operands_of_rank(call, x.rank)
+    operands = _operands_of_rank(call, x.rank)
     target, domain = x.dims[axis], call.value("index").domain
     _mark_indexed(target, domain, "written by index")
     if domain is not None and not same_axes(domain, target) and expand(target) and target[0].const:
         unify(target, domain)
-    source = others.get("src", others.get("source"))
+    source = operands.get("src", operands.get("source"))
     dims: list[Dim] = []
     for i, dim in enumerate(x.dims):
         if i == axis:
-            for other in others.values():
-                mark(other.dims[i], "written by index")
+            for operand in operands.values():
+                mark(operand.dims[i], "written by index")
             dims.append(remap(dim, zero=False, const=False))
         else:
-            met = [other.dims[i] for other in others.values()]
-            dims.append(_written(dim, met, source.dims[i] if source is not None else None))
+            beside = [operand.dims[i] for operand in operands.values()]
+            dims.append(_written(dim, beside, source.dims[i] if source is not None else None))
     return call.new(dims)
 
 
@@ -153,23 +153,26 @@ def _operands_of_rank(call: OpCall, rank: int) -> dict[str, Value]:
     return {name: v for name, v in operands.items() if isinstance(v, Value) and v.rank == rank}
 
 
-def _written(dim: Dim, others: list[Dim], source: Dim | None) -> Dim:
-    """A dimension beside the one that is written by index. Without a source tensor nothing is known of the result."""
-    whole = True
-    for other in others:
-        if size(other) != size(dim):
+def _written(dim: Dim, operands: list[Dim], source: Dim | None) -> Dim:
+    """A dimension that is not indexed, with that of source and index; without a source nothing is known of the result.
+
+    operands: the dimension in all tensors that take part. source: the dimension in the tensor that is written.
+    """
+    is_whole = True
+    for operand in operands:
+        if size(operand) != size(dim):
             mark(dim, "partly written by index")
-            mark(other, "partly written by index")
-            whole = False
+            mark(operand, "partly written by index")
+            is_whole = False
         else:
-            whole &= unify(dim, other)
-    if not whole or source is None:
+            is_whole &= unify(dim, operand)
+    if not is_whole or source is None:
         return remap(dim, zero=False, const=False)
     return meet([dim, source], all)
 
 
 def index_put(call: OpCall) -> Value:
-    """x[i, j] = values: indexed dimensions freeze, the others meet those of the values."""
+    """x[i, j] = values: indexed dimensions freeze, the remaining ones meet those of the values."""
     x, values = call.value("self"), call.value("values")
     consumed, _ = _indexed(call)
     kept = [i for i in range(x.rank) if i not in consumed]
@@ -201,7 +204,7 @@ def uniform_like(call: OpCall) -> Value:
 
 
 def counted(call: OpCall) -> Value:
-    """arange and other constants whose entries differ: removing a position would renumber the others."""
+    """arange and other constants whose entries differ: without one position the rest would have other numbers."""
     reason = f"its units are numbered by aten.{call.name}"
     return Value(tuple(fresh(s, reason) for s in call.shape))
 

@@ -235,14 +235,13 @@ def convolution(call: OpCall) -> Value:
     """conv1d, conv2d, conv3d: channels meet the weight, positions freeze."""
     x, weight = call.value("input"), call.value("weight")
     at = x.rank - weight.rank + 1
-    batch, channels, positions = x.dims[:at], x.dims[at], x.dims[at + 1 :]
-    for dim in [*positions, *weight.dims[2:]]:
+    batch, channels = x.dims[:at], x.dims[at]
+    for dim in [*x.dims[at + 1 :], *weight.dims[2:]]:
         mark(dim, "positions of a convolution")
     out = _meet_channels(channels, weight, call.integer("groups", 1))
-    places = [fresh(extent, "positions") for extent in call.shape[at + 1 :]]
-    call.record.contractions.append(Contraction(weight.weight, x.key, None, [*weight.dims, *batch, *places]))
-    places = [fresh(extent, "positions of a convolution") for extent in call.shape[at + 1 :]]
-    return add_bias(call.new([*batch, out, *places]), call.optional("bias"), at)
+    counted, positions = ([fresh(n, "positions of a convolution") for n in call.shape[at + 1 :]] for _ in range(2))
+    call.record.contractions.append(Contraction(weight.weight, x.key, None, [*weight.dims, *batch, *counted]))
+    return add_bias(call.new([*batch, out, *positions]), call.optional("bias"), at)
 
 
 def _meet_channels(channels: Dim, weight: Value, groups: int) -> Dim:

@@ -1,4 +1,4 @@
-"""Rules for sums, means, norms, softmax and whatever else makes the units of an axis depend on one another."""
+"""Rules for sums, means, norms, softmax and all else that makes the units of an axis depend on each other."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def average_pool(call: OpCall) -> Value:
 
 
 def pick(call: OpCall) -> Value | list[Value]:
-    """max, min, any, argmax, topk, sort, cumsum, ...: units are compared with one another or counted in order."""
+    """max, min, any, argmax, topk, sort, cumsum, ...: units are compared with each other or counted in order."""
     x = call.value("self")
     axes = [call.axis(default=-1)] if call.name in ONE_AXIS else call.axes()
     for i in axes:
@@ -128,7 +128,7 @@ def batch_norm(call: OpCall) -> Value | list[Value]:
 
 
 def _scaled_channels(call: OpCall, x: Value) -> Value:
-    """x * weight + bias, with one weight and bias a channel (dimension 1)."""
+    """x * weight + bias, with a weight and a bias for each channel (dimension 1)."""
     weight = call.optional("weight")
     if weight is not None:
         x = _scaled(x, replace(weight, dims=(weight.dims[0], *[()] * (x.rank - 2))))
