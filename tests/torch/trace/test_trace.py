@@ -1,5 +1,7 @@
 import copy
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.torch.shrink.resize import resize
 from secateur.torch.trace.derive import trace
+from secateur.torch.trace.propagate import STRICT_RULES
+from secateur.torch.trace.rules import RULES
 from tests.torch import slow
 from tests.torch.exact import choose, difference, mask, outputs, randomize
 from tests.zoo import STRUCTURES, structure
@@ -219,3 +223,35 @@ def test_strict_names_operations_without_a_rule():
     trace(Strange(), (torch.randn(9, 6),))
     with pytest.raises(ModelError, match=r"operations without a rule: .*qr.*leave strict out"):
         trace(Strange(), (torch.randn(9, 6),), strict=True)
+
+
+def test_a_defect_of_a_rule_raises_under_test_and_freezes_for_users(monkeypatch):
+    def broken(call):
+        return {}["flags"]
+
+    monkeypatch.setitem(RULES, "hardswish", broken)
+    with pytest.raises(KeyError, match="flags"):
+        inner(nn.functional.hardswish)
+    monkeypatch.delenv(STRICT_RULES)
+    axis = inner(nn.functional.hardswish)
+    assert axis.frozen == "internal error in the rule of aten.hardswish: KeyError: 'flags'; please report it"
+    layout = trace(Odd(nn.functional.hardswish), (torch.randn(3, 5, 6),))
+    assert Layout.from_text(str(layout)) == layout
+    with pytest.raises(ModelError, match=r"internal error in the rule of aten.hardswish.*please report it"):
+        trace(Odd(nn.functional.hardswish), (torch.randn(3, 5, 6),), strict=True)
+
+
+@pytest.mark.slow
+def test_python_without_asserts_gives_the_same_layout():
+    code = """
+import torch
+from secateur.torch.trace.derive import trace
+model = torch.nn.TransformerEncoderLayer(24, 4, 40, batch_first=True).eval()
+print(trace(model, (torch.rand(2, 5, 24),)))
+"""
+    plain, optimised = (
+        subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=True).stdout
+        for options in ([], ["-O"])
+    )
+    assert "head" in plain
+    assert optimised == plain

@@ -1,1 +1,1 @@
-"""From a PyTorch model to its Layout: `torch.export`, then union-find over axis atoms one rule an ATen operation."""
+"""From a PyTorch model to its Layout: `torch.export`, then union-find over axis atoms, one rule for each operation."""

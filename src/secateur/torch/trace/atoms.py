@@ -10,10 +10,14 @@ from typing import NamedTuple, TypeAlias
 
 
 class Atom:
-    """An indivisible axis, until something refines it.
+    """An indivisible axis, until an operation refines it.
 
-    marks: what speaks against pruning it: how (`frozen` for good, `normed` or `routed` in a way that some kinds
-    allow) -> why, in words. roles: what operations did with it (`head`, `qk`, `v`, ...).
+    size: number of positions.
+    parent: the atom that this one was united with, or None.
+    form: `plain`, `product` (of `parts`, outermost first) or `sum` (of `parts`, one after the other).
+    marks: what speaks against pruning it: how (`frozen` for good; `normed`, `routed`, `token` or `scaled` for all but
+        some kinds) -> why, in words.
+    roles: what operations did with it (`head`, `qk`, `v`, ...).
     """
 
     __slots__ = ("form", "marks", "parent", "parts", "roles", "size")
@@ -30,7 +34,8 @@ class Atom:
 class Factor(NamedTuple):
     """An atom inside one dimension of one tensor.
 
-    zero: the tensor is zero wherever a unit of the atom is masked. const: the tensor is the same at every unit.
+    zero: the tensor is zero wherever a unit of the atom is masked.
+    const: the tensor is the same at every unit.
     """
 
     atom: Atom
@@ -70,16 +75,16 @@ def size(dim: Sequence[Factor]) -> int:
     return prod(f.atom.size for f in dim)
 
 
-def fresh(extent: int, reason: str | None = None, zero: bool = False, const: bool = False) -> Dim:
-    """A new dimension of one plain atom; frozen when a reason is given."""
-    atom = Atom(int(extent))
+def fresh(extent: int, reason: str | None = None, *, zero: bool = False, const: bool = False) -> Dim:
+    """A new dimension of one plain atom; with a reason, a frozen one."""
+    atom = Atom(extent)
     if reason is not None:
         atom.marks["frozen"] = reason
     return (Factor(atom, zero, const),)
 
 
 def leaves(dim: Sequence[Factor]) -> Iterator[Factor]:
-    """Every plain factor of a dimension, sums opened too."""
+    """Every plain factor of a dimension; the terms of a sum are opened too."""
     for factor in expand(tuple(dim)):
         if factor.atom.form == "sum":
             for term in factor.atom.parts:
@@ -90,26 +95,31 @@ def leaves(dim: Sequence[Factor]) -> Iterator[Factor]:
 
 
 def mark(dim: Sequence[Factor], reason: str, how: str = "frozen") -> None:
-    """Write down what speaks against pruning the axes of a dimension; the first reason is kept."""
+    """Record what speaks against pruning the axes of a dimension; the first reason is kept."""
     for leaf in leaves(dim):
         leaf.atom.marks.setdefault(how, reason)
 
 
 def number(dim: Sequence[Factor], reason: str) -> None:
-    """Freeze axes that only count parts (of a fused weight, of a rotary pair): they are printed as numbers."""
+    """Freeze axes that only count parts (of a fused weight, of a rotary pair): layouts print them as numbers."""
     mark(dim, reason)
     give_role(dim, "number")
 
 
 def give_role(dim: Sequence[Factor], role: str) -> None:
-    """Write down what an operation did with the axes of a dimension."""
+    """Record what an operation did with the axes of a dimension."""
     for leaf in leaves(dim):
         leaf.atom.roles.add(role)
 
 
 def frozen(atom: Atom) -> str | None:
-    """Why a plain atom cannot be pruned whatever its kind, or None."""
+    """Why a plain atom cannot be pruned as any kind of axis, or None."""
     return root(atom).marks.get("frozen")
+
+
+def same_axes(a: Dim, b: Dim) -> bool:
+    """Whether two dimensions are products of the same atoms in the same order."""
+    return [f.atom for f in expand(a)] == [f.atom for f in expand(b)]
 
 
 def is_frozen(dim: Sequence[Factor]) -> bool:
@@ -128,15 +138,22 @@ def first_reason(dim: Sequence[Factor], default: str) -> str:
 def _refine(atom: Atom, form: str, parts: tuple[Dim, ...]) -> None:
     for part in parts:
         for leaf in leaves(part):
-            for how, why in atom.marks.items():
-                leaf.atom.marks.setdefault(how, why)
-            leaf.atom.roles |= atom.roles
+            inherit(leaf.atom, atom)
     atom.form, atom.parts = form, parts
 
 
+def inherit(heir: Atom, atom: Atom) -> None:
+    """Add the marks and roles of an atom to those of another, which keeps its own reasons."""
+    for how, why in atom.marks.items():
+        heir.marks.setdefault(how, why)
+    heir.roles |= atom.roles
+
+
 def peel(atom: Atom, outer: int) -> bool:
-    """Refine an atom into a product whose first part has the size `outer` (or less, if it is a sum of equals)."""
+    """Refine an atom into a product whose first part has the size `outer` (or less, if the atom is a sum of equals)."""
     atom = root(atom)
+    if outer == 0:
+        return False
     if atom.form == "plain" and atom.size % outer == 0:
         _refine(atom, "product", (fresh(outer), fresh(atom.size // outer)))
         return True
@@ -144,12 +161,11 @@ def peel(atom: Atom, outer: int) -> bool:
 
 
 def _sum_to_product(atom: Atom) -> bool:
-    """Turn a sum of n terms of the same size into n x term, uniting the terms."""
+    """Make a sum of n terms of one size the product n x term; the terms are united."""
     terms = atom.parts
     if atom.form != "sum" or len({size(t) for t in terms}) != 1:
         return False
-    for other in terms[1:]:
-        unify(terms[0], other)
+    unite(terms)
     count = fresh(len(terms))
     number(count, "numbers the parts of a fused weight")
     atom.form, atom.parts = "product", (count, terms[0])
@@ -157,35 +173,35 @@ def _sum_to_product(atom: Atom) -> bool:
 
 
 def add_up(terms: Sequence[Dim]) -> Dim:
-    """The dimension of a concatenation: a sum of terms, or n x term when all are the same."""
-    opened = [expand(t) for t in terms]
+    """The dimension of a concatenation: a sum of terms, or n x term when all terms are the same axes."""
+    opened = [expand(term) for term in terms]
     zero = all(f.zero for term in opened for f in term)
-    const = False
     if not any(opened):
-        count = fresh(len(terms), zero=zero)
-        number(count, "numbers equal parts")
-        return count
-    if all(is_frozen(t) for t in opened):
-        return fresh(sum(size(t) for t in opened), first_reason(opened[0], "concatenated positions"), zero)
-    first = [f.atom for f in opened[0]]
-    if len(terms) > 1 and all([f.atom for f in term] == first for term in opened):
-        count = fresh(len(terms), zero=zero)
-        number(count, "numbers equal parts")
-        return count + tuple(Factor(a, zero, const) for a in first)
-    atom = Atom(sum(size(t) for t in opened))
+        return _count(len(terms), zero=zero)
+    if all(is_frozen(term) for term in opened):
+        return fresh(sum(size(term) for term in opened), first_reason(opened[0], "concatenated positions"), zero=zero)
+    if len(terms) > 1 and all(same_axes(terms[0], term) for term in terms):
+        return _count(len(terms), zero=zero) + tuple(Factor(f.atom, zero) for f in opened[0])
+    atom = Atom(sum(size(term) for term in opened))
     atom.form = "sum"
-    atom.parts = tuple(part for term in opened for part in _flat(term))
-    return (Factor(atom, zero, const),)
+    atom.parts = tuple(part for term in opened for part in _parts_of_sum(term))
+    return (Factor(atom, zero),)
 
 
-def _flat(term: Sequence[Factor]) -> list[Dim]:
+def _count(parts: int, *, zero: bool) -> Dim:
+    dim = fresh(parts, zero=zero)
+    number(dim, "numbers equal parts")
+    return dim
+
+
+def _parts_of_sum(term: Sequence[Factor]) -> list[Dim]:
     if len(term) == 1 and term[0].atom.form == "sum":
         return [tuple(expand(part)) for part in term[0].atom.parts]
     return [tuple(term)]
 
 
 def narrow(dim: Dim, start: int, length: int) -> Dim:
-    """The positions start .. start + length of a dimension, refining its axes so that the cut has a name."""
+    """The positions start .. start + length of a dimension; its axes are refined where the range cuts them."""
     factors = expand(dim)
     if length == size(factors):
         return dim
@@ -208,12 +224,22 @@ def _piece(factor: Factor, start: int, length: int) -> Dim:
         return (factor,)
     if atom.form == "plain":
         if why := frozen(atom):
-            return fresh(length, why, factor.zero, factor.const)
+            return fresh(length, why, zero=factor.zero, const=factor.const)
         if length == 1 and atom.size <= 4:
             mark((factor,), "single positions are taken from it")
             return ()
         sizes = [s for s in (start, length, atom.size - start - length) if s > 0]
         _refine(atom, "sum", tuple(fresh(s) for s in sizes))
+    taken = _terms(factor, start, length)
+    if sum(size(t) for t in taken) != length:
+        mark((factor,), "sliced across the bounds of its units")
+        return fresh(length, "sliced across the bounds of its units")
+    return taken[0] if len(taken) == 1 else add_up(taken)
+
+
+def _terms(factor: Factor, start: int, length: int) -> list[Dim]:
+    """The terms of a sum that begin inside a range, after the sum was cut at the ends of the range."""
+    atom = root(factor.atom)
     _cut(atom, start)
     _cut(atom, start + length)
     position, taken = 0, []
@@ -221,14 +247,11 @@ def _piece(factor: Factor, start: int, length: int) -> Dim:
         if start <= position < start + length:
             taken.append(tuple(Factor(f.atom, factor.zero, factor.const) for f in term))
         position += size(term)
-    if sum(size(t) for t in taken) != length:
-        mark((factor,), "sliced across the bounds of its units")
-        return fresh(length, "sliced across the bounds of its units")
-    return taken[0] if len(taken) == 1 else add_up(taken)
+    return taken
 
 
 def _cut(atom: Atom, offset: int) -> None:
-    """Make `offset` a boundary between terms of a sum, where the axes allow it."""
+    """Make `offset` a boundary between two terms of a sum, where the axes allow it."""
     position = 0
     for i, term in enumerate(atom.parts):
         extent = size(term)
@@ -244,7 +267,7 @@ def _cut(atom: Atom, offset: int) -> None:
 
 
 def unify(a: Dim, b: Dim, reason: str = "incommensurate axes meet") -> bool:
-    """Make two dimensions one and the same; where that is impossible freeze both and return False."""
+    """Make two dimensions the same axes; where that is impossible, freeze what remains of both and return False."""
     left, right = expand(a), expand(b)
     while left and right:
         x, y = left[0].atom, right[0].atom
@@ -264,6 +287,12 @@ def unify(a: Dim, b: Dim, reason: str = "incommensurate axes meet") -> bool:
     return not left and not right
 
 
+def unite(dims: Sequence[Dim]) -> bool:
+    """Unify the first dimension with each other one; whether all of that was possible."""
+    united = [unify(dims[0], dim) for dim in dims[1:]]
+    return all(united)
+
+
 def _join(x: Atom, y: Atom) -> bool:
     """Unite two atoms of one size (neither is a product)."""
     if x.form == "plain":
@@ -271,9 +300,7 @@ def _join(x: Atom, y: Atom) -> bool:
     if y.form == "plain":
         y.parent = x
         for leaf in leaves((Factor(x),)):
-            for how, why in y.marks.items():
-                leaf.atom.marks.setdefault(how, why)
-            leaf.atom.roles |= y.roles
+            inherit(leaf.atom, y)
         return True
     return _join_sums(x, y)
 
@@ -286,20 +313,18 @@ def _join_sums(x: Atom, y: Atom) -> bool:
             _cut(first, position)
     if [size(t) for t in x.parts] != [size(t) for t in y.parts]:
         return False
-    whole = True
-    for p, q in zip(x.parts, y.parts, strict=True):
-        whole &= unify(p, q)
+    united = [unify(p, q) for p, q in zip(x.parts, y.parts, strict=True)]
     y.parent = x
-    return whole
+    return all(united)
 
 
 # -- regrouping -------------------------------------------------------------------------------------------------------
 
 
 def regroup(dims: Sequence[Dim], sizes: Sequence[int]) -> list[Dim]:
-    """The dimensions of a view: the same factors in the same order, grouped to the sizes asked for.
+    """The dimensions of a view: the same factors in the same order, grouped to the sizes that the view has.
 
-    What cannot be grouped freezes; the dimensions before and after it stay as they are.
+    Factors that cannot be grouped freeze; the dimensions before and after them stay as they are.
     """
     queue = [f for dim in dims for f in expand(dim)]
     front, queue = _take_from_left(queue, sizes)
@@ -317,7 +342,7 @@ def _take_from_left(queue: list[Factor], sizes: Sequence[int]) -> tuple[list[Dim
     done: list[Dim] = []
     for extent in sizes:
         taken: list[Factor] = []
-        need, rest = int(extent), queue
+        need, rest = extent, queue
         while need > 1 and rest:
             head = rest[0]
             if need % head.atom.size == 0:
@@ -339,7 +364,7 @@ def _take_from_right(queue: list[Factor], sizes: Sequence[int]) -> tuple[list[Di
     done: list[Dim] = []
     for extent in reversed(sizes):
         taken: list[Factor] = []
-        need, rest = int(extent), queue
+        need, rest = extent, queue
         while need > 1 and rest:
             tail = rest[-1]
             if need % tail.atom.size == 0:

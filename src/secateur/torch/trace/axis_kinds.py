@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from secateur.torch.trace.atoms import Atom, Dim, Factor, expand, frozen, leaves, mark, root
+from secateur.torch.trace.atoms import Atom, Dim, Factor, expand, frozen, give_role, inherit, leaves, mark, root
 from secateur.torch.trace.values import Record, Value
 
 NORMED_ALLOWED = ("hidden", "embedding")
@@ -12,121 +12,128 @@ ROUTED_ALLOWED = ("expert",)
 TOKEN_ALLOWED = ("vocab",)
 OUTPUT_ALLOWED = ("hidden", "vocab")
 ANONYMOUS = "other"
-UNRULED = ("no rule for", "the rule for")
-"""How the reasons begin that are worth an axis of their own in print: a rule could be written."""
+UNRULED = ("no rule for", "the rule for", "internal error in the rule of")
+"""The beginnings of reasons that call for a new or better rule: a weight's axis with such a reason is printed."""
+_WEIGHT = {"read", "written"}
+"""An axis of a weight in a product has one of these roles, or both."""
+_KINDS: tuple[tuple[str, set[str], set[str]], ...] = (
+    (ANONYMOUS, {"number"}, set()),
+    ("head", {"head"}, _WEIGHT),
+    ("group", {"group"}, set()),
+    ("expert", {"expert"}, set()),
+    ("mixer", {"mixer"}, _WEIGHT),
+    ("hidden", {"residual", "read"}, {"written", "embedded"}),
+    ("qk", {"qk"}, set()),
+    ("v", {"v"}, set()),
+    ("vocab", {"token"}, set()),
+    ("embedding", {"embedded", "read"}, set()),
+)
+"""(kind, roles that the axis must have, roles of which it must have at least one); the first row that fits counts."""
 
 
 @dataclass
 class AxisDraft:
-    """An axis on its way to a name: where it occurs, what it is, and why it is frozen."""
+    """An axis before it has a name.
+
+    atom: the axis.
+    kind: what it is.
+    frozen: why it cannot be pruned, or None.
+    occurrences: the (parameter, dimension) of each occurrence, in order.
+    """
 
     atom: Atom
     kind: str = ANONYMOUS
     frozen: str | None = None
-    places: list[tuple[str, int]] = field(default_factory=list)
-    """(parameter, dimension) of each occurrence, in order."""
+    occurrences: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def params(self) -> list[str]:
-        """Parameters that carry it, once each."""
-        return list(dict.fromkeys(name for name, _ in self.places))
+        """Parameters that carry the axis, once each."""
+        return list(dict.fromkeys(name for name, _ in self.occurrences))
 
 
 def find_axes(record: Record, stored: Sequence[tuple[str, Value]], in_layer: Iterable[str]) -> list[AxisDraft]:
-    """The axes of all parameters and buffers, classified, in order of first occurrence."""
-    found: dict[int, AxisDraft] = {}
+    """The axes of all parameters and buffers, with their kinds, in order of first occurrence.
+
+    in_layer: paths of the module lists of like layers.
+    """
+    drafts: dict[int, AxisDraft] = {}
     for name, value in stored:
         for i, dim in enumerate(value.dims):
             for leaf in leaves(dim):
-                found.setdefault(id(leaf.atom), AxisDraft(leaf.atom)).places.append((name, i))
-    _head_roles(record)
-    _join_vocabulary(found.values())
+                drafts.setdefault(id(leaf.atom), AxisDraft(leaf.atom)).occurrences.append((name, i))
+    _give_head_roles(record)
+    _join_vocabulary(drafts.values())
     for dim in record.residual:
-        for leaf in leaves(dim):
-            leaf.atom.roles.add("residual")
-    layered = tuple(f"{path}." for path in in_layer)
-    found = {key: axis for key, axis in found.items() if axis.atom.parent is None}
-    for axis in found.values():
-        axis.kind = _kind(axis, layered)
-    _inside_heads(found.values(), stored)
-    for axis in found.values():
+        give_role(dim, "residual")
+    layers = tuple(f"{path}." for path in in_layer)
+    axes = [axis for axis in drafts.values() if axis.atom.parent is None]
+    for axis in axes:
+        axis.kind = _kind(axis, layers)
+    _mark_head_widths(axes, stored)
+    for axis in axes:
         axis.frozen = _reason(axis)
-    return list(found.values())
+    return axes
 
 
 def _join_vocabulary(axes: Iterable[AxisDraft]) -> None:
     """Logits over as many tokens as the embedding has count the same tokens, tied or not."""
-    tokens = [a for a in axes if "token" in a.atom.roles]
-    largest = max(tokens, key=lambda a: a.atom.size, default=None)
+    tokens = [axis for axis in axes if "token" in axis.atom.roles]
+    largest = max(tokens, key=lambda axis: axis.atom.size, default=None)
+    if largest is None:
+        return
     for axis in tokens:
         if axis is not largest:
             axis.atom.roles.discard("token")
             mark((Factor(axis.atom),), "looked up by index")
-    for axis in list(axes):
-        if largest is None or axis.atom.size != largest.atom.size or axis is largest:
-            continue
-        if axis.atom.roles == {"written", "output"}:
+    for axis in axes:
+        is_logits = axis.atom.size == largest.atom.size and axis.atom.roles == {"written", "output"}
+        if is_logits and axis is not largest:
             axis.atom.parent = largest.atom
-            largest.atom.roles |= axis.atom.roles
-            for how, why in axis.atom.marks.items():
-                largest.atom.marks.setdefault(how, why)
-            largest.places += axis.places
+            inherit(largest.atom, axis.atom)
+            largest.occurrences += axis.occurrences
 
 
-def _head_roles(record: Record) -> None:
+def _give_head_roles(record: Record) -> None:
     """Query heads are `kv` times `group` where the values are the same along the second."""
     for dim in record.mixers:
-        for leaf in leaves(dim):
-            leaf.atom.roles.add("mixer")
+        give_role(dim, "mixer")
     for queries, values in record.heads:
         repeated = {id(root(leaf.atom)) for f in expand(values) if f.const for leaf in leaves((f,))}
-        inside = list(leaves(queries))
-        for leaf in inside:
-            shared = id(leaf.atom) in repeated and any(id(o.atom) not in repeated for o in inside)
-            leaf.atom.roles.add("group" if shared else "head")
+        atoms = [leaf.atom for leaf in leaves(queries)]
+        has_own = any(id(atom) not in repeated for atom in atoms)
+        for atom in atoms:
+            atom.roles.add("group" if has_own and id(atom) in repeated else "head")
 
 
-def _kind(axis: AxisDraft, layered: tuple[str, ...]) -> str:
+def _kind(axis: AxisDraft, layers: tuple[str, ...]) -> str:
     roles = axis.atom.roles
-    if "number" in roles:
-        return ANONYMOUS
-    if "head" in roles and roles & {"written", "read"}:
-        return "head"
-    if "group" in roles:
-        return "group"
-    if "expert" in roles:
-        return "expert"
-    if "mixer" in roles and roles & {"written", "read"}:
-        return "mixer"
-    if "residual" in roles and roles & {"written", "embedded"} and "read" in roles:
-        return "hidden"
-    if "qk" in roles:
-        return "qk"
-    if "v" in roles:
-        return "v"
-    if "token" in roles:
-        return "vocab"
-    if "embedded" in roles and "read" in roles:
-        return "embedding"
-    if roles >= {"written", "read"}:
-        inside = any(name.startswith(layered) for name in axis.params) if layered else False
-        return ("ffn" if inside else "dense") if "activated" in roles else "rank"
-    if (frozen(axis.atom) or "").startswith(UNRULED) and roles & {"written", "read"}:
+    for kind, needed, choice in _KINDS:
+        if roles >= needed and (not choice or roles & choice):
+            return kind
+    if roles >= _WEIGHT:
+        return _kind_of_neurons(axis, layers)
+    if (frozen(axis.atom) or "").startswith(UNRULED) and roles & _WEIGHT:
         return "unknown"
     return ANONYMOUS
 
 
-def _inside_heads(axes: Iterable[AxisDraft], stored: Iterable[tuple[str, Value]]) -> None:
-    """What stands in one product with the heads of an attention or mixer is their width, not neurons."""
-    kinds = {id(a.atom): a for a in axes}
-    for _, value in stored:
-        for dim in value.dims:
-            for sequence in _sequences(dim):
-                found = [kinds[id(atom)] for atom in sequence if id(atom) in kinds]
-                if any(a.kind in ("head", "group", "mixer") for a in found):
-                    for axis in found:
-                        if axis.kind in ("ffn", "dense", "rank"):
-                            axis.kind = "v"
+def _kind_of_neurons(axis: AxisDraft, layers: tuple[str, ...]) -> str:
+    """The kind of an axis that one weight writes and another reads."""
+    if "activated" not in axis.atom.roles:
+        return "rank"
+    return "ffn" if any(name.startswith(layers) for name in axis.params) else "dense"
+
+
+def _mark_head_widths(axes: Iterable[AxisDraft], stored: Iterable[tuple[str, Value]]) -> None:
+    """An axis that stands in one dimension with the heads of an attention or mixer is their width, not neurons."""
+    by_atom = {id(axis.atom): axis for axis in axes}
+    for sequence in _stored_sequences(stored):
+        members = [by_atom[id(atom)] for atom in sequence if id(atom) in by_atom]
+        if any(axis.kind in ("head", "group", "mixer") for axis in members):
+            for axis in members:
+                if axis.kind in ("ffn", "dense", "rank"):
+                    axis.kind = "v"
 
 
 def _reason(axis: AxisDraft) -> str | None:
@@ -145,17 +152,15 @@ def _reason(axis: AxisDraft) -> str | None:
     return None
 
 
-def composites(axes: list[AxisDraft], stored: Iterable[tuple[str, Value]]) -> list[tuple[AxisDraft, AxisDraft]]:
+def composites(axes: Sequence[AxisDraft], stored: Iterable[tuple[str, Value]]) -> list[tuple[AxisDraft, AxisDraft]]:
     """Pairs (kv, group) that stand side by side in a parameter: together they are the query heads."""
-    by_atom = {id(a.atom): a for a in axes}
+    by_atom = {id(axis.atom): axis for axis in axes}
     pairs: dict[tuple[int, int], tuple[AxisDraft, AxisDraft]] = {}
-    for _, value in stored:
-        for dim in value.dims:
-            for sequence in _sequences(dim):
-                for outer, inner in pairwise(sequence):
-                    first, second = by_atom.get(id(outer)), by_atom.get(id(inner))
-                    if first and second and first.kind in ("head", "kv") and second.kind == "group":
-                        pairs[id(outer), id(inner)] = (first, second)
+    for sequence in _stored_sequences(stored):
+        for outer, inner in pairwise(sequence):
+            first, second = by_atom.get(id(outer)), by_atom.get(id(inner))
+            if first and second and first.kind in ("head", "kv") and second.kind == "group":
+                pairs[id(outer), id(inner)] = (first, second)
     for first, _ in pairs.values():
         first.kind = "kv"
     paired = {id(second.atom) for _, second in pairs.values()}
@@ -165,12 +170,16 @@ def composites(axes: list[AxisDraft], stored: Iterable[tuple[str, Value]]) -> li
     return list(pairs.values())
 
 
+def _stored_sequences(stored: Iterable[tuple[str, Value]]) -> list[list[Atom]]:
+    return [sequence for _, value in stored for dim in value.dims for sequence in _sequences(dim)]
+
+
 def _sequences(dim: Dim) -> list[list[Atom]]:
-    """Products of atoms inside a dimension, sums opened."""
+    """Products of atoms inside a dimension; the terms of sums follow by themselves."""
     factors = expand(dim)
-    found = [[f.atom for f in factors]]
+    sequences = [[f.atom for f in factors]]
     for factor in factors:
         if factor.atom.form == "sum":
             for term in factor.atom.parts:
-                found += _sequences(term)
-    return found
+                sequences += _sequences(term)
+    return sequences

@@ -1,10 +1,11 @@
-"""The layout of any PyTorch Transformer, derived: export the model, walk the graph, name the axes."""
+"""The layout of any PyTorch Transformer, derived: export the model, propagate axes through the graph, name them."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from torch import nn
 
 from secateur.dims import Dim, Factor, Term
+from secateur.dims import names as axis_names
 from secateur.errors import ModelError
 from secateur.layout import Axis, Layout, Linear, Product
 from secateur.torch.trace import atoms
@@ -25,14 +26,12 @@ def trace(model: nn.Module, example: Example, *, strict: bool = False) -> Layout
 
     Raises ModelError when torch.export cannot export the model, and for what `strict` refuses.
     """
-    program = export(model, example)
-    walk = Propagation(program, model)
-    if strict and walk.record.unknown:
-        raise ModelError(
-            f"operations without a rule: {'; '.join(walk.record.unknown)}; leave strict out to freeze them"
-        )
-    mark_outputs(walk)
-    return _Assembly(model, walk, program).layout()
+    propagation = Propagation(export(model, example), model)
+    unknown = propagation.record.unknown
+    if strict and unknown:
+        raise ModelError(f"operations without a rule: {'; '.join(unknown)}; leave strict out to freeze them")
+    mark_outputs(propagation)
+    return _Assembly(model, propagation).layout()
 
 
 def blank(model: nn.Module) -> Layout:
@@ -47,68 +46,60 @@ def blank(model: nn.Module) -> Layout:
 
 
 class _Assembly:
-    """Turns a walk into a Layout."""
+    """Makes a Layout of what was propagated.
 
-    def __init__(self, model: nn.Module, walk: Propagation, program: Any) -> None:
-        self.model, self.walk = model, walk
-        self.lists = group_lists(_module_lists(model))
+    tied: name of a parameter -> name of the same parameter that the layout describes.
+    params, buffers: the stored tensors by name; dimensions that the forward pass does not use are frozen.
+    drafts: the axes of the stored tensors.
+    names: identity of an atom -> name of its axis.
+    """
+
+    def __init__(self, model: nn.Module, propagation: Propagation) -> None:
+        self.model, self.propagation = model, propagation
         tensors = dict(model.named_parameters(remove_duplicate=False))
-        first: dict[int, str] = {}
-        for name, tensor in tensors.items():
-            first.setdefault(id(tensor), name)
-        for tensor_name in walk.params:
-            first[id(tensors[tensor_name])] = tensor_name
-        self.tied = {n: first[id(t)] for n, t in tensors.items() if first[id(t)] != n}
+        self.tied = _tied(tensors, propagation.params)
         self.params: list[tuple[str, Value]] = []
         for name, tensor in tensors.items():
-            if name in self.tied:
-                continue
-            reason = "the forward pass does not use it"
-            unused = Value(tuple(atoms.fresh(s, reason) for s in tensor.shape))
-            self.params.append((name, walk.params.get(name, unused)))
-        self.buffers = list(walk.buffers.items())
+            if name not in self.tied:
+                reason = "the forward pass does not use it"
+                unused = Value(tuple(atoms.fresh(extent, reason) for extent in tensor.shape))
+                self.params.append((name, propagation.params.get(name, unused)))
+        self.buffers = list(propagation.buffers.items())
+        lists = group_lists(_module_lists(model))
+        stored = self.params + self.buffers
+        self.drafts = find_axes(propagation.record, stored, lists)
+        self.pairs = composites(self.drafts, stored)
+        self.names = name_axes(self.drafts, lists)
 
     def layout(self) -> Layout:
         """The finished layout, checked against the shapes of the model."""
-        stored = self.params + self.buffers
-        found = find_axes(self.walk.record, stored, self.lists)
-        pairs = composites(found, stored)
-        self.names = name_axes(found, self.lists)
-        axes: dict[str, Axis] = {}
-        for item in found:
-            if id(item.atom) in self.names:
-                axes[self.names[id(item.atom)]] = self._axis(item)
-                for outer, inner in pairs:
-                    if inner is item:
-                        self._head(axes, outer, inner)
         params = {name: self._dims(value.dims) for name, value in self.params}
         for name, value in self.buffers:
             dims = self._dims(value.dims)
-            if any(not _is_literal(d) for d in dims):
+            if any(_literal(dim) is None for dim in dims):
                 params[name] = dims
-        for axis in layer_axes(self.walk, _module_lists(self.model)):
-            axes[axis.name] = axis
-        used = {a for a in axes if axes[a].parts or axes[a].path} | {
-            n for dims in params.values() for d in dims for n in _names(d)
-        }
-        axes = {name: axis for name, axis in axes.items() if name in used}
+        used = {name for dims in params.values() for dim in dims for name in axis_names(dim)}
+        axes = {axis.name: axis for axis in self._axes() if axis.name in used or axis.parts or axis.path}
         linears, products = self._products()
         layout = Layout(axes, params, linears, products, self.tied)
-        shapes = {n: tuple(t.shape) for n, t in (*self.model.named_parameters(), *self.model.named_buffers())}
-        layout.check(shapes)
+        layout.check({n: tuple(t.shape) for n, t in (*self.model.named_parameters(), *self.model.named_buffers())})
         return layout
 
-    def _axis(self, found: AxisDraft) -> Axis:
-        return Axis(self.names[id(found.atom)], found.atom.size, found.kind, found.frozen)
+    def _axes(self) -> list[Axis]:
+        """The axes of the stored tensors, query heads made of two of them, and layers."""
+        axes: list[Axis] = []
+        for draft in self.drafts:
+            if id(draft.atom) in self.names:
+                axes.append(Axis(self.names[id(draft.atom)], draft.atom.size, draft.kind, draft.frozen))
+                axes += [self._query_heads(kv, group) for kv, group in self.pairs if group is draft]
+        return axes + layer_axes(self.propagation, _module_lists(self.model))
 
-    def _head(self, axes: dict[str, Axis], outer: AxisDraft, inner: AxisDraft) -> None:
-        kv, group = self.names[id(outer.atom)], self.names[id(inner.atom)]
-        name = head_name(kv)
-        frozen = outer.frozen or inner.frozen
-        axes[name] = Axis(name, outer.atom.size * inner.atom.size, "head", frozen, (kv, group))
+    def _query_heads(self, kv: AxisDraft, group: AxisDraft) -> Axis:
+        parts = (self.names[id(kv.atom)], self.names[id(group.atom)])
+        return Axis(head_name(parts[0]), kv.atom.size * group.atom.size, "head", kv.frozen or group.frozen, parts)
 
     def _dims(self, dims: tuple[atoms.Dim, ...]) -> tuple[Dim, ...]:
-        return tuple(self._dim(d) for d in dims)
+        return tuple(self._dim(dim) for dim in dims)
 
     def _dim(self, dim: atoms.Dim) -> Dim:
         term: list[Factor] = []
@@ -125,54 +116,55 @@ class _Assembly:
     def _factor(self, atom: atoms.Atom) -> Factor:
         if atom.form == "plain":
             return self.names.get(id(atom), atom.size)
-        terms: list[Term] = []
-        for part in atom.parts:
-            terms += self._dim(part)
         merged: list[Term] = []
-        for term in terms:
-            if merged and _is_literal((term,)) and _is_literal((merged[-1],)):
-                merged[-1] = (int(merged[-1][0]) + int(term[0]),)  # type: ignore[arg-type]
+        for term in (term for part in atom.parts for term in self._dim(part)):
+            number, last = _literal((term,)), _literal(tuple(merged[-1:]))
+            if number is not None and last is not None:
+                merged[-1] = (last + number,)
             else:
                 merged.append(term)
-        return int(merged[0][0]) if len(merged) == 1 and _is_literal((merged[0],)) else tuple(merged)  # type: ignore[arg-type]
+        whole = _literal(tuple(merged))
+        return tuple(merged) if whole is None else whole
 
     def _products(self) -> tuple[dict[str, Linear], tuple[Product, ...]]:
         linears: dict[str, Linear] = {}
         numbers: dict[int, str] = {}
         products = []
-        for item in self.walk.record.contractions:
-            if item.weight is not None and item.in_dim is not None:
-                reads = numbers.setdefault(item.reads, f"x{len(numbers)}")
-                inputs = self.walk.sources(item.reads)
-                linears.setdefault(item.weight, Linear(reads, item.in_dim, inputs=inputs))
-            products.append(self._product(item))
+        for contraction in self.propagation.record.contractions:
+            if contraction.weight is not None and contraction.in_dim is not None:
+                reads = numbers.setdefault(contraction.reads, f"x{len(numbers)}")
+                inputs = self.propagation.sources(contraction.reads)
+                linears.setdefault(contraction.weight, Linear(reads, contraction.in_dim, inputs=inputs))
+            products.append(self._product(contraction))
         return linears, tuple(products)
 
-    def _product(self, item: Contraction) -> Product:
-        """Named dimensions stay dimensions; what no axis describes is multiplied into the calls."""
+    def _product(self, contraction: Contraction) -> Product:
+        """Named dimensions stay dimensions; the sizes of all others are multiplied into the calls."""
         calls, dims = 1, []
-        for dim in item.dims:
-            rendered = self._dim(dim)
-            if _is_literal(rendered):
-                calls *= int(rendered[0][0])  # type: ignore[arg-type]
+        for dim in self._dims(tuple(contraction.dims)):
+            number = _literal(dim)
+            if number is None:
+                dims.append(dim)
             else:
-                dims.append(rendered)
-        return Product(item.weight, calls, tuple(dims))
+                calls *= number
+        return Product(contraction.weight, calls, tuple(dims))
 
 
-def _is_literal(dim: Dim) -> bool:
-    return len(dim) == 1 and len(dim[0]) == 1 and isinstance(dim[0][0], int)
+def _tied(tensors: Mapping[str, nn.Parameter], described: Mapping[str, Value]) -> dict[str, str]:
+    """Names of parameters that have another name too -> the name under which they are described."""
+    names: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), name)
+    for name in described:
+        names[id(tensors[name])] = name
+    return {name: names[id(tensor)] for name, tensor in tensors.items() if names[id(tensor)] != name}
 
 
-def _names(dim: Dim) -> set[str]:
-    found: set[str] = set()
-    for term in dim:
-        for factor in term:
-            if isinstance(factor, str):
-                found.add(factor)
-            elif isinstance(factor, tuple):
-                found |= _names(factor)
-    return found
+def _literal(dim: Dim) -> int | None:
+    """The size of a dimension that is one number; None for dimensions with named axes."""
+    if len(dim) == 1 and len(dim[0]) == 1 and isinstance(dim[0][0], int):
+        return dim[0][0]
+    return None
 
 
 def _module_lists(model: nn.Module) -> dict[str, list[str]]:

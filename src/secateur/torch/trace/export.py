@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError
+from secateur.torch.base.batches import evaluating
 from secateur.torch.base.expected_errors import in_a_line
 
 Example = Mapping[str, Any] | tuple[Any, ...]
@@ -27,7 +28,7 @@ def export(model: nn.Module, example: Example) -> torch.export.ExportedProgram:
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(model, args, kwargs, strict=False)
-        except Exception as error:
+        except Exception as error:  # whatever the code of the model or the exporter raises
             raise ModelError(
                 f"{type(model).__name__} cannot be exported by torch.export ({in_a_line(error, 220)}); "
                 "write its layout by hand and read it with Layout.from_text"
@@ -35,7 +36,7 @@ def export(model: nn.Module, example: Example) -> torch.export.ExportedProgram:
 
 
 def _on_device_of(model: nn.Module, values: Any) -> Any:
-    """The example on the device of the parameters (a model on the meta device wants inputs there)."""
+    """The example on the device of the parameters (a model on the meta device needs its inputs there)."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def move(value: Any) -> Any:
@@ -48,28 +49,17 @@ def _on_device_of(model: nn.Module, values: Any) -> Any:
 
 @contextlib.contextmanager
 def prepared(model: nn.Module, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Evaluation mode, no gradients, no cache, the plainest kernels; all put back afterwards."""
+    """Evaluation mode, no gradients, no cache and the plainest kernels, all of it put back at the end."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_evaluating(model))
+        stack.enter_context(evaluating(model))
         stack.enter_context(_no_fast_path())
         for config in configs_of(model):
-            stack.enter_context(attribute(config, "use_cache", False))
-            stack.enter_context(attribute(config, "_experts_implementation_internal", "batched_mm"))
+            stack.enter_context(attribute(config, "use_cache", value=False))
+            stack.enter_context(attribute(config, "_experts_implementation_internal", value="batched_mm"))
         if "use_cache" in inspect.signature(model.forward).parameters and "use_cache" not in kwargs:
             kwargs["use_cache"] = False
         yield
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextlib.contextmanager
@@ -84,7 +74,7 @@ def _no_fast_path() -> Iterator[None]:
 
 @contextlib.contextmanager
 def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute that is there for a while."""
+    """Set an attribute for the time of the context; an attribute that the object does not have stays absent."""
     if name not in vars(owner):
         yield
         return
@@ -98,12 +88,12 @@ def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def configs_of(model: nn.Module) -> list[Any]:
     """The configuration objects of a Hugging Face model and those nested in them, once each."""
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     queue = [getattr(m, "config", None) for m in model.modules()]
     while queue:
         config = queue.pop()
-        if not hasattr(config, "to_dict") or id(config) in found:
+        if not hasattr(config, "to_dict") or id(config) in configs:
             continue
-        found[id(config)] = config
+        configs[id(config)] = config
         queue += [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
-    return list(found.values())
+    return list(configs.values())

@@ -1,16 +1,30 @@
-"""Readable names for traced axes, from where their parameters stand in the module tree."""
+"""Readable names for traced axes, from the paths of their parameters in the module tree."""
 
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from secateur.torch.trace.axis_kinds import ANONYMOUS, AxisDraft
 
 _WHOLE_MODEL = ("hidden", "vocab", "embedding")
 
 
+class _InLayer(NamedTuple):
+    """A parameter inside a layer.
+
+    stack: path of the outermost module list of layers that holds it.
+    layer: position of the layer in that list.
+    rest: path of the parameter inside the layer.
+    """
+
+    stack: str
+    layer: int
+    rest: str
+
+
 def shown(axis: AxisDraft) -> bool:
-    """Whether an axis gets a name; what cannot be pruned and says nothing is printed as a number."""
+    """Whether an axis gets a name; layouts print a number for an axis that cannot be pruned and has no kind."""
     return axis.kind != ANONYMOUS
 
 
@@ -20,80 +34,83 @@ def head_name(kv: str) -> str:
 
 
 def name_axes(axes: Sequence[AxisDraft], lists: Mapping[str, int]) -> dict[int, str]:
-    """Names by the identity of the atom. `lists` are the module lists of like layers -> their length."""
+    """Names by the identity of the atom. lists: path of each module list of like layers -> its length."""
     stacks = _stack_names(axes, lists)
-    named: dict[int, str] = {}
-    taken: dict[str, AxisDraft] = {}
+    names: dict[int, str] = {}
+    taken: set[str] = set()
     for axis in axes:
         if not shown(axis):
             continue
         for candidate in _candidates(axis, stacks, lists):
-            reserved = [candidate, head_name(candidate)] if axis.kind == "kv" else [candidate]
-            if not any(name in taken for name in reserved):
-                taken.update(dict.fromkeys(reserved, axis))
-                named[id(axis.atom)] = candidate
+            reserved = {candidate, head_name(candidate)} if axis.kind == "kv" else {candidate}
+            if not taken & reserved:
+                taken |= reserved
+                names[id(axis.atom)] = candidate
                 break
-    return named
+    return names
 
 
-def _split(param: str, lists: Mapping[str, int]) -> tuple[str, int, str] | None:
-    """(list, index, rest) of a parameter that stands in the outermost module list of layers."""
+def _in_layer(param: str, lists: Mapping[str, int]) -> _InLayer | None:
+    """Where a parameter stands in the outermost module list of layers; None outside of such lists."""
     parts = param.split(".")
     for i in range(1, len(parts)):
         path = ".".join(parts[:i])
         if path in lists and parts[i].isdigit():
-            return path, int(parts[i]), ".".join(parts[i + 1 :])
+            return _InLayer(path, int(parts[i]), ".".join(parts[i + 1 :]))
     return None
 
 
 def _stack_names(axes: Sequence[AxisDraft], lists: Mapping[str, int]) -> dict[str, str]:
-    """What tells the layer lists of a model apart: '' when there is only one."""
-    used: dict[str, None] = {}
-    for axis in axes:
-        if shown(axis):
-            for param in axis.params:
-                where = _split(param, lists)
-                if where:
-                    used[where[0]] = None
-    paths = [p.split(".") for p in used]
-    if len(paths) < 2:
+    """Path of each module list that holds named axes -> what distinguishes it: '' when there is only one."""
+    params = [param for axis in axes if shown(axis) for param in axis.params]
+    used = list(dict.fromkeys(where.stack for param in params if (where := _in_layer(param, lists))))
+    if len(used) < 2:
         return dict.fromkeys(used, "")
-    while all(len(p) > 1 for p in paths) and len({p[0] for p in paths}) == 1:
-        paths = [p[1:] for p in paths]
-    while all(len(p) > 1 for p in paths) and len({p[-1] for p in paths}) == 1:
-        paths = [p[:-1] for p in paths]
-    return {path: ".".join(short) for path, short in zip(used, paths, strict=True)}
+    return {path: ".".join(words) for path, words in zip(used, distinguish(used), strict=True)}
+
+
+def distinguish(paths: Sequence[str]) -> list[list[str]]:
+    """The words of each module path without those that all paths begin or end with; at least one word a path."""
+    split = [path.split(".") for path in paths]
+    while all(len(words) > 1 for words in split) and len({words[0] for words in split}) == 1:
+        split = [words[1:] for words in split]
+    while all(len(words) > 1 for words in split) and len({words[-1] for words in split}) == 1:
+        split = [words[:-1] for words in split]
+    return split
 
 
 def _candidates(axis: AxisDraft, stacks: Mapping[str, str], lists: Mapping[str, int]) -> list[str]:
     """Names from the shortest to one that is certainly free."""
-    kind = axis.kind
-    places = [_split(param, lists) for param in axis.params]
-    inside = [place for place in places if place]
-    first = axis.params[0]
-    result: list[str] = []
-    one_stack = len({p[0] for p in inside}) == 1
-    if kind in _WHOLE_MODEL or not one_stack:
-        result.append(kind)
-        result += [f"{stacks[inside[0][0]]}.{kind}"] if one_stack and stacks[inside[0][0]] else []
-        prefix = _common_module(axis.params)
-        result += [f"{prefix}.{kind}"] if prefix else []
-    elif len({p[1] for p in inside}) > 1 or len(inside) < len(places):
-        stack = stacks[inside[0][0]]
-        base = f"{stack}." if stack else ""
-        result.append(f"{base}{kind}")
-        result += [f"{base}{module}.{kind}" for module in _modules(inside[0][2])]
+    inside = [where for param in axis.params if (where := _in_layer(param, lists))]
+    stack = stacks[inside[0].stack] if len({where.stack for where in inside}) == 1 else None
+    if axis.kind in _WHOLE_MODEL or stack is None:
+        names = _names_in_model(axis, stack)
+    elif len({where.layer for where in inside}) > 1 or len(inside) < len(axis.params):
+        modules = ["", *_modules(inside[0].rest)]
+        names = [_joined(stack, module, axis.kind) for module in modules]
     else:
-        path, index, rest = inside[0]
-        base = ".".join(part for part in (stacks[path], f"L{index}") if part)
-        inner = _numbered(rest, path, index, lists)
-        base = f"{base}.{inner}" if inner else base
-        result.append(f"{base}.{kind}")
-        modules = [*_modules(_common_module([p[2] for p in inside]) + ".weight"), *_modules(rest)]
-        result += [f"{base}.{m}.{kind}" for m in modules if m not in inner.split(".")]
-    result.append(f"{first.rsplit('.', 1)[0]}.{kind}")
-    result += [f"{result[0]}{i}" for i in range(2, 1000)]
-    return [re.sub(r"[\s()+<:=@#]", "_", name) for name in result]
+        names = _names_in_layer(axis.kind, stack, inside, lists)
+    names.append(f"{axis.params[0].rsplit('.', 1)[0]}.{axis.kind}")
+    names += [f"{names[0]}{i}" for i in range(2, 1000)]
+    return [re.sub(r"[\s()+<:=@#]", "_", name) for name in names]
+
+
+def _joined(*words: str) -> str:
+    return ".".join(word for word in words if word)
+
+
+def _names_in_model(axis: AxisDraft, stack: str | None) -> list[str]:
+    """Names of an axis of the whole model, or of several stacks."""
+    return [axis.kind, *[f"{prefix}.{axis.kind}" for prefix in (stack, _common_module(axis.params)) if prefix]]
+
+
+def _names_in_layer(kind: str, stack: str, inside: Sequence[_InLayer], lists: Mapping[str, int]) -> list[str]:
+    """Names of an axis of one layer: `L0.ffn`, with modules inside the layer where that is taken."""
+    first = inside[0]
+    inner = _numbered(first, lists)
+    base = _joined(stack, f"L{first.layer}", inner)
+    modules = [*_modules(_common_module([where.rest for where in inside]) + ".weight"), *_modules(first.rest)]
+    return [f"{base}.{kind}", *[f"{base}.{module}.{kind}" for module in modules if module not in inner.split(".")]]
 
 
 def _modules(rest: str) -> list[str]:
@@ -102,13 +119,14 @@ def _modules(rest: str) -> list[str]:
     return [p for p, after in pairwise(parts) if p and not (p.isdigit() or after.isdigit())]
 
 
-def _numbered(rest: str, path: str, index: int, lists: Mapping[str, int]) -> str:
+def _numbered(param: _InLayer, lists: Mapping[str, int]) -> str:
     """Lists of like modules inside a layer (blocks of a stage, experts): `blocks.1`."""
-    parts, found = rest.split("."), []
+    parts = param.rest.split(".")
+    words: list[str] = []
     for i, part in enumerate(parts):
-        if part.isdigit() and lists.get(f"{path}.{index}." + ".".join(parts[:i]), 0) > 1:
-            found += [parts[i - 1], part]
-    return ".".join(found)
+        if part.isdigit() and lists.get(f"{param.stack}.{param.layer}." + ".".join(parts[:i]), 0) > 1:
+            words += [parts[i - 1], part]
+    return ".".join(words)
 
 
 def _common_module(params: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""The walk over an exported graph: each node gets a value over axis atoms, by the rule of its operation."""
+"""Propagation through an exported graph: each node gets a value over axis atoms, by the rule of its operation."""
 
 import operator
-import re
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,12 +10,17 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
+from secateur.torch.base.expected_errors import in_a_line
 from secateur.torch.base.manifest import named_tensors
-from secateur.torch.trace.atoms import Dim, Factor, expand, fresh, give_role, leaves, mark, root, size
+from secateur.torch.trace.atoms import Factor, expand, fresh, give_role, leaves, mark, root, size
+from secateur.torch.trace.nodes import dtype_of, module_of, modules_of, plain_name, shapes_of
 from secateur.torch.trace.rules import RULES, product
-from secateur.torch.trace.values import UNKNOWN_EXTENT, OpCall, Record, Value, words
+from secateur.torch.trace.values import NotCovered, OpCall, Record, Value, words
 
+STRICT_RULES = "SECATEUR_STRICT_RULES"
+"""Environment variable: with the value 1, a defect of a rule raises instead of freezing axes."""
 INLINED = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_with_inference_mode")
+"""Higher-order operations whose inner graph is read as if its nodes stood in the outer one."""
 NUMBERS_PASS = frozenset(
     words(
         "view reshape flatten unflatten to _to_copy contiguous lift_fresh_copy clamp clamp_min clamp_max "
@@ -23,7 +28,9 @@ NUMBERS_PASS = frozenset(
         "squeeze expand transpose permute slice select split int long cat sort masked_fill where index"
     )
 )
+"""Operations after which indices are still positions of the same dimension."""
 COPIES = frozenset(words("lift_fresh lift_fresh_copy to clone alias detach contiguous"))
+"""Operations that keep the entries of a tensor."""
 VIEWS = frozenset(
     words(
         "view reshape flatten unflatten _unsafe_view to contiguous alias detach unsqueeze squeeze expand expand_as "
@@ -31,10 +38,16 @@ VIEWS = frozenset(
         "reshape_as numpy_T mT view_as_real view_as_complex type_as float half dropout lift_fresh"
     )
 )
+"""Operations whose result may share memory with the first argument."""
 
 
 class Visit(NamedTuple):
-    """One operation: the module that ran it, and the keys of the values it took and made."""
+    """One operation of the graph.
+
+    module: path of the innermost module that ran it.
+    taken: keys of the values that it read.
+    made: keys of the values that it made.
+    """
 
     module: str
     taken: tuple[int, ...]
@@ -42,7 +55,15 @@ class Visit(NamedTuple):
 
 
 class Propagation:
-    """Values of the nodes of one exported program, and what was noted on the way."""
+    """The values of the nodes of one exported program.
+
+    record: what the rules noted.
+    params, buffers: the values of the stored tensors, by the first name of each.
+    inputs: the values of the inputs of the model, by the names of their nodes.
+    outputs: the values that the model returns.
+    values: the values that operations made, by key.
+    trail: the operations in order.
+    """
 
     def __init__(self, program: torch.export.ExportedProgram, model: nn.Module) -> None:
         self.record = Record()
@@ -67,15 +88,15 @@ class Propagation:
         values: list[Value | None] = []
         nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
         for node, spec in zip(nodes, program.graph_signature.input_specs, strict=True):
-            shape = _shapes(node)[0]
-            if spec.kind == InputKind.PARAMETER:
+            shape = shapes_of(node)[0]
+            if shape is None:
+                values.append(None)
+            elif spec.kind == InputKind.PARAMETER:
                 values.append(self._stored(spec.target, shape, self.params, zero=True))
             elif spec.kind == InputKind.BUFFER:
                 values.append(self._stored(spec.target, shape, self.buffers, zero=False))
-            elif shape is None:
-                values.append(None)
             elif spec.kind == InputKind.USER_INPUT:
-                dims = tuple(fresh(s, "an input of the model has it") for s in shape)
+                dims = tuple(fresh(extent, "an input of the model has it") for extent in shape)
                 self.inputs[node.name] = self._finish(Value(dims, data=True, tag="input"), node, [])
                 values.append(self.inputs[node.name])
             else:
@@ -83,11 +104,11 @@ class Propagation:
                 values.append(self._finish(_constant(shape, constant), node, []))
         return values
 
-    def _stored(self, name: str, shape: Any, table: dict[str, Value], zero: bool) -> Value:
+    def _stored(self, name: str, shape: tuple[int, ...], table: dict[str, Value], *, zero: bool) -> Value:
         tensor = self._tensors.get(name)
         first = self._owner.setdefault(id(tensor), name) if tensor is not None else name
         if first not in table:
-            dims = tuple(fresh(s, zero=zero) for s in shape)
+            dims = tuple(fresh(extent, zero=zero) for extent in shape)
             weight = first if table is self.params else None
             table[first] = Value(dims, key=self._key(), weight=weight, order=tuple(range(len(dims))))
         return table[first]
@@ -107,13 +128,13 @@ class Propagation:
             elif node.op == "get_attr":
                 self.nodes[node] = self._attribute(module, node)
             elif node.op == "output":
-                return self._output(node, outermost=not inputs or module.graph.owning_module is not None)
+                return self._output(node)
             elif node.target is operator.getitem:
                 self._item(node)
             elif isinstance(node.target, torch._ops.HigherOrderOperator):
-                self._higher_order(module, node)
+                self._higher_order(node)
             elif isinstance(node.target, torch._ops.OpOverload):
-                self._operation(node)
+                self._operation(node, node.target)
             else:
                 self.nodes[node] = None
         return None
@@ -124,34 +145,33 @@ class Propagation:
             return target
         return self._finish(_constant(tuple(target.shape), target), node, [])
 
-    def _output(self, node: fx.Node, outermost: bool) -> Any:
-        result = fx.map_arg(node.args[0], lambda n: n)
-        found: list[Any] = []
-        fx.map_arg(result, lambda n: found.append(self.nodes.get(n)))
-        self.outputs = [v for v in found if isinstance(v, Value)]
-        return found
+    def _output(self, node: fx.Node) -> list[Any]:
+        """What a graph returns; the graph that ends last is the outermost one."""
+        results: list[Any] = []
+        fx.map_arg(node.args[0], lambda n: results.append(self.nodes.get(n)))
+        self.outputs = [result for result in results if isinstance(result, Value)]
+        return results
 
     def _item(self, node: fx.Node) -> None:
-        source = self.nodes.get(node.args[0])
-        index = node.args[1]
-        if isinstance(source, list) and isinstance(index, int) and index < len(source):
-            self.nodes[node] = source[index]
-            self._share(node, node.args[0])
+        owner, index = node.args
+        results = self.nodes.get(owner) if isinstance(owner, fx.Node) else None
+        if isinstance(owner, fx.Node) and isinstance(results, list) and isinstance(index, int) and index < len(results):
+            self.nodes[node] = results[index]
+            self._share(node, owner)
         else:
             self.nodes[node] = self._opaque(node, "made by an operation that cannot be looked into")
 
     def _opaque(self, node: fx.Node, reason: str) -> Any:
-        made = [Value(tuple(fresh(s, reason) for s in shape or ()), data=True) for shape in _shapes(node)]
+        made = [Value(tuple(fresh(extent, reason) for extent in shape or ()), data=True) for shape in shapes_of(node)]
         finished = [self._finish(v, node, self._values(node.all_input_nodes)) for v in made]
         return finished[0] if len(finished) == 1 else finished
 
-    def _higher_order(self, module: fx.GraphModule, node: fx.Node) -> None:
+    def _higher_order(self, node: fx.Node) -> None:
         name = str(node.target.name()) if hasattr(node.target, "name") else str(node.target)
         if name in INLINED:
-            at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
-            inner = self.nodes[node.args[at]]
-            inputs = [self.nodes.get(a) if isinstance(a, fx.Node) else a for a in node.args[at + 1 :]]
-            self.nodes[node] = self._graph(inner, inputs)
+            arguments: list[Any] = [self.nodes.get(a) if isinstance(a, fx.Node) else a for a in node.args]
+            at = next(i for i, a in enumerate(arguments) if isinstance(a, fx.GraphModule))
+            self.nodes[node] = self._graph(arguments[at], arguments[at + 1 :])
             return
         for value in self._values(node.all_input_nodes):
             for dim in value.dims:
@@ -160,21 +180,18 @@ class Propagation:
         self.nodes[node] = self._opaque(node, f"no rule for {name}")
 
     def _values(self, nodes: Iterable[fx.Node]) -> list[Value]:
-        found: list[Value] = []
+        values: list[Value] = []
         for node in nodes:
             value = self.nodes.get(node)
-            found += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, Value)]
-        return found
+            values += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, Value)]
+        return values
 
-    def _operation(self, node: fx.Node) -> None:
-        target = node.target
-        assert isinstance(target, torch._ops.OpOverload)
+    def _operation(self, node: fx.Node, target: torch._ops.OpOverload) -> None:
         schema = target._schema
-        name = schema.name.split("::")[1]
-        if name.startswith("_assert") or name.startswith("sym_constrain"):
+        if schema.name.split("::")[1].startswith(("_assert", "sym_constrain")):
             return
-        plain = _plain_name(node)
-        call = OpCall(plain, self._arguments(node, schema), _shapes(node), self.record, self._constants(node))
+        plain = plain_name(node)
+        call = OpCall(plain, self._arguments(node, schema), shapes_of(node), self.record, self._constants(node))
         before = self._values(node.all_input_nodes)
         result = self._apply(call, schema.name.replace("::", "."), before)
         if isinstance(result, list):
@@ -184,7 +201,7 @@ class Propagation:
             self._pass_numbers(node, plain, before)
         made = [v for v in self._values([node]) if v.key >= 0]
         self.values.update({v.key: v for v in made})
-        self.trail.append(Visit(_module(node), tuple(v.key for v in before), tuple(v.key for v in made)))
+        self.trail.append(Visit(module_of(node), tuple(v.key for v in before), tuple(v.key for v in made)))
         if plain in VIEWS and node.args and isinstance(node.args[0], fx.Node):
             self._share(node, node.args[0])
         if schema.is_mutable:
@@ -192,23 +209,22 @@ class Propagation:
 
     def _constants(self, node: fx.Node) -> frozenset[float]:
         """Numbers that the modules around a node keep as attributes."""
-        found: frozenset[float] = frozenset()
-        for path, _ in (node.meta.get("nn_module_stack") or {}).values():
-            path = re.sub(r"@\d+", "", str(path))
+        numbers: frozenset[float] = frozenset()
+        for path in modules_of(node):
             if path not in self._numbers:
                 module = self._modules.get(path)
                 values = vars(module).values() if module is not None else ()
                 self._numbers[path] = frozenset(float(v) for v in values if isinstance(v, float))
-            found |= self._numbers[path]
-        return found
+            numbers |= self._numbers[path]
+        return numbers
 
     def _arguments(self, node: fx.Node, schema: Any) -> dict[str, Any]:
         names = [a.name for a in schema.arguments]
-        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        arguments: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         for argument in schema.arguments:
-            if argument.name not in given and argument.has_default_value():
-                given[argument.name] = argument.default_value
-        return {name: self._argument(value) for name, value in given.items()}
+            if argument.name not in arguments and argument.has_default_value():
+                arguments[argument.name] = argument.default_value
+        return {name: self._argument(value) for name, value in arguments.items()}
 
     def _argument(self, value: Any) -> Any:
         if isinstance(value, fx.Node):
@@ -217,38 +233,31 @@ class Propagation:
             return [self._argument(v) for v in value]
         return value
 
-    def _apply(self, call: OpCall, full_name: str, before: list[Value]) -> Any:
-        rule = RULES.get(call.name) if full_name.startswith(("aten.", "prims.")) else None
-        reason = f"no rule for {full_name}"
-        if rule is not None:
-            try:
-                result = rule(call)
-                if _fits(result, call.shapes):
-                    return result
-                reason = f"the rule for {full_name} does not cover this use"
-            except (AssertionError, ValueError, KeyError, IndexError, TypeError, StopIteration, AttributeError):
-                reason = f"the rule for {full_name} does not cover these arguments"
+    def _apply(self, call: OpCall, full_name: str, before: list[Value]) -> Value | list[Value]:
+        """The result of an operation by its rule; frozen, with all arguments, where no rule covers the operation."""
+        result = _by_rule(call, full_name)
+        if not isinstance(result, _Uncovered):
+            return result
+        reason = result.reason
         self.record.unknown[reason] = self.record.unknown.get(reason, 0) + 1
         for value in before:
             for dim in value.dims:
                 mark(dim, reason)
-        made = [
-            Value(tuple(fresh(s, reason) for s in shape or ()), data=any(v.data for v in before))
-            for shape in call.shapes
-        ]
+        data = any(v.data for v in before)
+        made = [Value(tuple(fresh(extent, reason) for extent in shape or ()), data=data) for shape in call.shapes]
         return made if len(made) > 1 else made[0]
 
     def _finish(self, value: Value, node: fx.Node, before: list[Value], index: int = 0) -> Value:
         """Give a value its key, its type and its past."""
         past, behind = value.past, value.behind
-        for other in before:
-            past |= other.past | (1 << other.key if other.key >= 0 else 0)
-            behind |= other.behind
-        if _plain_name(node) in product.RULES:
+        for operand in before:
+            past |= operand.past | (1 << operand.key if operand.key >= 0 else 0)
+            behind |= operand.behind
+        if plain_name(node) in product.RULES:
             behind |= past
         key = value.key if value.key >= 0 else self._key()
         past, behind = past & ~(1 << key), behind & ~(1 << key)
-        return replace(value, key=key, past=past, behind=behind, dtype=_dtype(node, index))
+        return replace(value, key=key, past=past, behind=behind, dtype=dtype_of(node, index))
 
     def _key(self) -> int:
         self._keys += 1
@@ -265,24 +274,23 @@ class Propagation:
 
     # -- writing in place ---------------------------------------------------------------------------------------------
 
-    def _share(self, node: fx.Node, source: Any) -> None:
+    def _share(self, node: fx.Node, source: fx.Node) -> None:
         group = self._alias.setdefault(source, [source])
         group.append(node)
         self._alias[node] = group
 
     def _mutate(self, node: fx.Node, schema: Any) -> None:
-        """An in-place write: what shares the memory is no longer known to be zero or constant."""
-        written = [
-            node.args[i]
-            for i, a in enumerate(schema.arguments)
-            if a.alias_info is not None and a.alias_info.is_write and i < len(node.args)
-        ]
+        """An in-place write: tensors that share the memory are zero or constant only where the written one is."""
         result = self.nodes[node]
-        for target in written:
-            if not isinstance(target, fx.Node) or not isinstance(result, Value):
+        if not isinstance(result, Value):
+            return
+        for target, argument in zip(node.args, schema.arguments, strict=False):
+            if argument.alias_info is None or not argument.alias_info.is_write or not isinstance(target, fx.Node):
                 continue
-            for other in self._alias.get(target, [target]):
-                self.nodes[other] = _after_write(self.nodes.get(other), result)
+            for sharer in self._alias.get(target, [target]):
+                value = self.nodes.get(sharer)
+                if isinstance(value, Value):
+                    self.nodes[sharer] = _after_write(value, result)
             if target.op == "placeholder":
                 for dim in result.dims:
                     mark(dim, "a stored tensor is rewritten in the forward pass")
@@ -291,30 +299,51 @@ class Propagation:
             self._share(node, target)
 
 
+class _Uncovered(NamedTuple):
+    """Why no rule gave the result of an operation."""
+
+    reason: str
+
+
+def _by_rule(call: OpCall, full_name: str) -> Value | list[Value] | _Uncovered:
+    rule = RULES.get(call.name) if full_name.startswith(("aten.", "prims.")) else None
+    if rule is None:
+        return _Uncovered(f"no rule for {full_name}")
+    try:
+        result = rule(call)
+        if not _fits(result, call.shapes):
+            return _Uncovered(f"the rule for {full_name} does not cover this use")
+        return result
+    except NotCovered:
+        return _Uncovered(f"the rule for {full_name} does not cover these arguments")
+    except Exception as error:  # a defect of one rule must not cost the user the whole layout
+        if os.environ.get(STRICT_RULES) == "1":
+            raise
+        return _Uncovered(f"internal error in the rule of {full_name}: {in_a_line(error)}; please report it")
+
+
 def _constant(shape: tuple[int, ...], tensor: Any) -> Value:
+    """A constant of the program; its entries too, where they are a few integers that can be read."""
     reason = "a constant of the program has it"
     numbers = None
     readable = isinstance(tensor, torch.Tensor) and not tensor.is_meta and type(tensor) is torch.Tensor
     if readable and tensor.dtype == torch.int64 and 0 < tensor.numel() <= 8:
         numbers = tuple(int(n) for n in tensor.flatten().tolist())
-    return Value(tuple(fresh(s, reason) for s in shape), numbers=numbers)
+    return Value(tuple(fresh(extent, reason) for extent in shape), numbers=numbers)
 
 
-def _after_write(value: Any, written: Value) -> Any:
-    if not isinstance(value, Value):
-        return value
-    known = {id(root(leaf.atom)): leaf for dim in written.dims for leaf in leaves(dim)}
-    dims: list[Dim] = []
-    for dim in value.dims:
-        factors = []
-        for f in expand(dim):
-            met = [known[id(leaf.atom)] for leaf in leaves((f,)) if id(leaf.atom) in known]
-            zero = f.zero and all(m.zero for m in met)
-            factors.append(Factor(f.atom, zero, f.const and all(m.const for m in met) and bool(met)))
-        dims.append(tuple(factors))
+def _after_write(value: Value, written: Value) -> Value:
+    """What is known of a tensor after another one was written into its memory."""
+    leaf_of = {id(root(leaf.atom)): leaf for dim in written.dims for leaf in leaves(dim)}
+
+    def factor_after(factor: Factor) -> Factor:
+        met = [leaf_of[id(leaf.atom)] for leaf in leaves((factor,)) if id(leaf.atom) in leaf_of]
+        zero = factor.zero and all(leaf.zero for leaf in met)
+        return Factor(factor.atom, zero, factor.const and bool(met) and all(leaf.const for leaf in met))
+
     return replace(
         value,
-        dims=tuple(dims),
+        dims=tuple(tuple(factor_after(factor) for factor in expand(dim)) for dim in value.dims),
         data=value.data or written.data,
         past=value.past | written.past,
         behind=value.behind | written.behind,
@@ -334,49 +363,8 @@ def _fits(result: Any, shapes: list[tuple[int, ...] | None]) -> bool:
     return True
 
 
-def _plain_name(node: fx.Node) -> str:
-    """`add` for aten.add_.Tensor."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return ""
-    name = node.target._schema.name.split("::")[1]
-    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
-
-
-def _module(node: fx.Node) -> str:
-    """Path of the innermost module that ran a node."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return re.sub(r"@\d+", "", str(stack[-1][0])) if stack else ""
-
-
-def _extent(value: Any) -> int:
-    try:
-        return int(value)
-    except (RuntimeError, TypeError):  # a size that depends on data
-        node = getattr(value, "node", None)
-        expression = node.expr if node is not None else value
-        symbols = dict.fromkeys(getattr(expression, "free_symbols", ()), UNKNOWN_EXTENT)
-        return int(expression.subs(symbols))
-
-
-def _shapes(node: fx.Node) -> list[tuple[int, ...] | None]:
-    value = node.meta.get("val")
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [tuple(_extent(s) for s in v.shape) if isinstance(v, torch.Tensor) else None for v in values] or [None]
-
-
-def _dtype(node: fx.Node, index: int) -> str:
-    value = node.meta.get("val")
-    value = value[index] if isinstance(value, (list, tuple)) and index < len(value) else value
-    if not isinstance(value, torch.Tensor):
-        return "int"
-    if value.dtype == torch.bool:
-        return "bool"
-    return "float" if value.dtype.is_floating_point or value.dtype.is_complex else "int"
-
-
-def mark_outputs(walk: Propagation) -> None:
-    """Axes that reach the output of the model."""
-    for value in walk.outputs:
+def mark_outputs(propagation: Propagation) -> None:
+    """Give the role `output` to the axes that reach the output of the model."""
+    for value in propagation.outputs:
         for dim in value.dims:
-            for factor in expand(dim):
-                give_role((factor,), "output")
+            give_role(dim, "output")

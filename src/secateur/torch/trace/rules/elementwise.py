@@ -1,17 +1,26 @@
 """Rules for element-wise operations: operands broadcast, and zeros survive where f(0) = 0."""
 
-from collections.abc import Callable
-
 from secateur.torch.trace.atoms import expand, give_role, mark, narrow, unify
-from secateur.torch.trace.values import OpCall, Rule, Value, broadcast, remap, words
+from secateur.torch.trace.values import (
+    NotCovered,
+    OpCall,
+    Rule,
+    Value,
+    ZeroRule,
+    as_first,
+    broadcast,
+    never,
+    remap,
+    words,
+)
 
 KEEPS_ZERO = words(
     "relu gelu silu tanh neg abs sqrt square sin sinh asinh atan tan asin erf expm1 log1p sign sgn floor ceil round "
-    "trunc mish hardswish relu6 leaky_relu elu celu selu softshrink hardshrink tanhshrink softsign nan_to_num frac "
+    "trunc mish hardswish relu6 leaky_relu elu celu selu softshrink hardshrink nan_to_num frac "
     "logical_and __and__ bitwise_and prelu rrelu"
 )
 MAKES_NONZERO = words(
-    "exp exp2 cos cosh acos sigmoid logsigmoid log_sigmoid rsqrt reciprocal log log2 log10 softplus hardsigmoid "
+    "exp exp2 cos cosh acos sigmoid log_sigmoid rsqrt reciprocal log log2 log10 softplus hardsigmoid "
     "eq ne lt le gt ge "
     "logical_not bitwise_not isnan isinf isfinite logit erfc digamma lgamma atan2 logical_or logical_xor __or__ "
     "bitwise_or bitwise_xor __xor__ __lshift__ __rshift__ bitwise_left_shift bitwise_right_shift isclose "
@@ -21,13 +30,10 @@ ACTIVATIONS = words(
     "relu gelu silu tanh erf mish hardswish relu6 leaky_relu elu celu selu sigmoid softplus hardsigmoid square"
 )
 CASTS = words(
-    "contiguous dropout clone alias detach to _to_copy lift_fresh_copy lift_fresh type_as float half bfloat16 "
+    "contiguous dropout clone alias detach to _to_copy lift_fresh_copy lift_fresh type_as "
     "native_dropout feature_dropout alpha_dropout positive conj resolve_conj resolve_neg "
-    "_conj_physical cpu cuda int long bool double"
+    "_conj_physical cpu cuda"
 )
-
-
-Zero = Callable[[list[bool]], bool]
 
 
 def _tag(call: OpCall) -> str:
@@ -35,15 +41,18 @@ def _tag(call: OpCall) -> str:
     return next((t for t in ("prob", "score", "sum") if t in tags), "")
 
 
-def _elementwise(call: OpCall, zero: Zero, values: list[Value] | None = None) -> Value:
+def _elementwise(call: OpCall, zero: ZeroRule, values: list[Value] | None = None) -> Value:
     values = call.tensors() if values is None else values
     over = next((v.over for v in values if v.over is not None), None)
-    return call.new(broadcast(call, values, zero), tag=_tag(call), over=over)
+    return call.new(broadcast(call.shape, values, zero), tag=_tag(call), over=over)
 
 
 def cast(call: OpCall) -> Value | list[Value]:
-    """Operations that change neither positions nor, at a masked unit, the value."""
-    x = next(iter(call.tensors()))
+    """Operations that keep the positions, and the value at a masked unit."""
+    tensors = call.tensors()
+    if not tensors:
+        raise NotCovered("no argument is a tensor")
+    x = tensors[0]
     kept = call.new(x.dims, key=x.key, tag=x.tag, weight=x.weight, order=x.order, looked_up=x.looked_up, over=x.over)
     if len(call.shapes) > 1:
         return [kept, call.new(x.dims)]
@@ -57,7 +66,7 @@ def keeps_zero(call: OpCall) -> Value:
 
 def makes_nonzero(call: OpCall) -> Value:
     """f(0) != 0, or not known."""
-    return _activated(call, _elementwise(call, lambda flags: False))
+    return _activated(call, _elementwise(call, never))
 
 
 def _activated(call: OpCall, result: Value) -> Value:
@@ -67,17 +76,12 @@ def _activated(call: OpCall, result: Value) -> Value:
     return result
 
 
-def _scalar(call: OpCall, name: str) -> float | None:
-    value = call.args.get(name)
-    return float(value) if isinstance(value, (int, float)) else None
-
-
 def add(call: OpCall) -> Value:
     """Sums: zero where every operand is; a residual sum of two activations is remembered."""
-    other = _scalar(call, "other")
+    other = call.number("other")
     values = call.tensors()
     if other is not None and other != 0:
-        return _elementwise(call, lambda flags: False)
+        return _elementwise(call, never)
     result = _elementwise(call, all)
     if len(values) == 2 and all(v.data and not v.weight for v in values):
         _residual(call, values[0], values[1], result)
@@ -87,17 +91,17 @@ def add(call: OpCall) -> Value:
 def _residual(call: OpCall, x: Value, y: Value, result: Value) -> None:
     if x.rank != y.rank or x.rank < 2 or "float" not in (x.dtype, y.dtype):
         return
-    for old, new in ((x, y), (y, x)):
-        if old.key >= 0 and new.behind >> old.key & 1:
-            # Of an image that keeps its channels in front, the channels are the stream.
+    for stream, branch in ((x, y), (y, x)):
+        if stream.key >= 0 and branch.behind >> stream.key & 1:
+            # An image that keeps its channels in front: the channels are the stream.
             call.record.residual += [d for d in result.dims if expand(d)][-1:] + list(result.dims[1:2])
             return
 
 
 def multiply(call: OpCall) -> Value:
     """Products: zero where any operand is."""
-    if _scalar(call, "other") == 0:
-        return _elementwise(call, lambda flags: True)
+    if call.number("other") == 0:
+        return _elementwise(call, lambda zeros: True)
     note_scale(call, call.tensors())
     return _elementwise(call, any)
 
@@ -107,20 +111,26 @@ def divide(call: OpCall) -> Value:
     if not isinstance(call.args.get("self"), Value):
         return makes_nonzero(call)
     note_scale(call, call.tensors())
-    return _elementwise(call, lambda flags: flags[0])
+    return _elementwise(call, as_first)
 
 
 def note_scale(call: OpCall, values: list[Value], name: str = "other") -> None:
     """Mark the axes beside a number that no module stores: it may have been computed from their size."""
-    number = _scalar(call, name)
-    if number is not None and (abs(number) == 1 or number in call.constants or 1 / (number or 1) in call.constants):
+    if not _is_computed(call, values, name):
         return
-    computed = number is not None or any(v.rank == 0 and not v.data and v.weight is None for v in values)
-    for value in values if computed else []:
+    for value in values:
         for dim in (*value.dims, value.over or ()):
             mark(dim, "a scale beside it is computed and may follow its size", "scaled")
         if value.tag == "sum" and value.over is not None:
             mark(value.over, "summed, then scaled by a number that may follow its size")
+
+
+def _is_computed(call: OpCall, values: list[Value], name: str) -> bool:
+    """Whether the number `name`, or a scalar tensor among the values, is neither 1, stored, nor 1 / stored."""
+    number = call.number(name)
+    if number is None:
+        return any(v.rank == 0 and not v.data and v.weight is None for v in values)
+    return abs(number) != 1 and number not in call.constants and 1 / (number or 1) not in call.constants
 
 
 def extreme(call: OpCall) -> Value:
@@ -130,7 +140,7 @@ def extreme(call: OpCall) -> Value:
 
 def power(call: OpCall) -> Value:
     """x ** p keeps zeros for p > 0."""
-    exponent = _scalar(call, "exponent")
+    exponent = call.number("exponent")
     if exponent is not None and exponent > 0:
         return _elementwise(call, all)
     return makes_nonzero(call)
@@ -138,31 +148,25 @@ def power(call: OpCall) -> Value:
 
 def clamp(call: OpCall) -> Value:
     """Zeros survive when zero lies inside the bounds."""
-    bounds = [call.args.get(n) for n in ("min", "min_val", "max", "max_val")]
-    if any(isinstance(b, Value) for b in bounds):
+    low, high = call.get("min", call.get("min_val", -1)), call.get("max", call.get("max_val", 1))
+    if isinstance(low, Value) or isinstance(high, Value):
         return makes_nonzero(call)
-    low = next((b for b in (call.args.get("min"), call.args.get("min_val")) if b is not None), -1)
-    high = next((b for b in (call.args.get("max"), call.args.get("max_val")) if b is not None), 1)
-    inside = low <= 0 <= high
-    return _elementwise(call, (lambda flags: flags[0]) if inside else (lambda flags: False))
+    return _elementwise(call, as_first if low <= 0 <= high else never)
 
 
 def where(call: OpCall) -> Value:
     """Choice between two tensors: zero where both are."""
-    order = [call.args.get(n) for n in ("condition", "self", "other")]
-    values = [v for v in order if isinstance(v, Value)]
-    scalars = [v for v in order[1:] if isinstance(v, (int, float))]
-    if any(s != 0 for s in scalars):
-        return _elementwise(call, lambda flags: False, values)
-    return _elementwise(call, lambda flags: all(flags[1:]), values)
+    arguments = [call.args.get(name) for name in ("condition", "self", "other")]
+    values = [a for a in arguments if isinstance(a, Value)]
+    if any(call.number(name) for name in ("self", "other")):
+        return _elementwise(call, never, values)
+    return _elementwise(call, lambda zeros: all(zeros[1:]), values)
 
 
 def masked_fill(call: OpCall) -> Value:
     """Zeros survive when the value filled in is zero."""
-    fill = call.args.get("value")
-    keeps = isinstance(fill, (int, float)) and fill == 0
     values = [call.value("self"), call.value("mask")]
-    return _elementwise(call, (lambda flags: flags[0]) if keeps else (lambda flags: False), values)
+    return _elementwise(call, as_first if call.number("value") == 0 else never, values)
 
 
 def glu(call: OpCall) -> Value:
@@ -172,7 +176,7 @@ def glu(call: OpCall) -> Value:
     half = call.shape[axis]
     first, second = narrow(x.dims[axis], 0, half), narrow(x.dims[axis], half, half)
     unify(first, second)
-    dims = [remap(d, zero=None, const=False) for d in x.dims]
+    dims = [remap(d, const=False) for d in x.dims]
     dims[axis] = first
     give_role(first, "activated")
     return call.new(dims)
@@ -180,7 +184,7 @@ def glu(call: OpCall) -> Value:
 
 def fill(call: OpCall) -> Value:
     """A constant of the shape of the argument."""
-    zero = _scalar(call, "value") == 0
+    zero = call.number("value") == 0
     return call.new([remap(d, zero=zero, const=True) for d in call.value("self").dims], data=False)
 
 
@@ -204,5 +208,4 @@ RULES: dict[str, Rule] = {
     "masked_fill": masked_fill,
     "glu": glu,
     "fill": fill,
-    "__pow__": power,
 }

@@ -1,7 +1,7 @@
 """Rules for operations that read or write positions named by an index tensor, and for constants."""
 
-from secateur.torch.trace.atoms import Dim, Factor, expand, fresh, give_role, is_frozen, mark, narrow, unify
-from secateur.torch.trace.values import OpCall, Rule, Value, broadcast, remap
+from secateur.torch.trace.atoms import Dim, expand, fresh, give_role, mark, narrow, same_axes, size, unify
+from secateur.torch.trace.values import NotCovered, OpCall, Rule, Value, broadcast, meet, never, remap
 
 
 def embedding(call: OpCall) -> Value:
@@ -19,70 +19,74 @@ def _looked_up(dim: Dim, indices: Value) -> None:
 
 
 def index(call: OpCall) -> Value:
-    """x[i, j, :]: the dimensions with an index are looked up; the others pass."""
+    """x[i, j, :]: the dimensions with an index are looked up, the remaining ones pass."""
     x = call.value("self")
-    consumed, tensors = _indexed(call, x)
+    consumed, tensors = _indexed(call)
+    if not consumed:
+        raise NotCovered("no dimension is indexed")
     if len(consumed) == 1 and tensors[0].numbers:
         return _at_known_positions(call, x, consumed[0], tensors[0])
-    routed = consumed[:1] == [0] and x.weight is not None and tensors[0].data and tensors[0].dtype == "int"
+    routed = consumed[0] == 0 and x.weight is not None and tensors[0].data and tensors[0].dtype == "int"
     for i in consumed:
         if routed and i == 0:
-            give_role(x.dims[0], "expert")
-            if tensors[0].domain is not None:
-                unify(x.dims[0], tensors[0].domain)
-        mark(x.dims[i], "looked up by index", "routed" if routed and i == 0 else "frozen")
+            _route(x.dims[0], tensors[0])
+        else:
+            mark(x.dims[i], "looked up by index")
     kept = [x.dims[i] for i in range(x.rank) if i not in consumed]
-    adjacent = consumed == list(range(consumed[0], consumed[0] + len(consumed)))
-    at = consumed[0] if adjacent else 0
+    is_adjacent = consumed == list(range(consumed[0], consumed[0] + len(consumed)))
+    at = consumed[0] if is_adjacent else 0
     positions = _positions(call, tensors, at, len(call.shape) - len(kept))
     order = x.order if routed and len(consumed) == len(positions) == 1 else None
     dims = kept[:at] + positions + kept[at:]
     return call.new(dims, weight=x.weight, order=order, looked_up=routed or x.looked_up)
 
 
+def _route(experts: Dim, chosen: Value) -> None:
+    """Weights of experts, gathered by an index that the router chose."""
+    give_role(experts, "expert")
+    if chosen.domain is not None:
+        unify(experts, chosen.domain)
+    mark(experts, "looked up by index", "routed")
+
+
 def _at_known_positions(call: OpCall, x: Value, axis: int, index: Value) -> Value:
     """x[..., [-1], :]: consecutive positions that the program names are a slice."""
-    assert index.numbers is not None
-    total = _extent(x.dims[axis])
-    positions = [n % total for n in index.numbers]
+    total = size(x.dims[axis])
+    positions = [n % total for n in index.numbers or ()]
     dims = list(x.dims)
     if index.rank == 1 and positions == list(range(positions[0], positions[0] + len(positions))):
         dims[axis] = narrow(dims[axis], positions[0], len(positions))
     else:
         mark(dims[axis], "looked up by index")
-        dims[axis : axis + 1] = [fresh(s, "positions chosen by an index") for s in call.shape[axis : axis + index.rank]]
+        extents = call.shape[axis : axis + index.rank]
+        dims[axis : axis + 1] = [fresh(extent, "positions chosen by an index") for extent in extents]
     return call.new(dims)
 
 
-def _indexed(call: OpCall, x: Value) -> tuple[list[int], list[Value]]:
+def _indexed(call: OpCall) -> tuple[list[int], list[Value]]:
     """Which dimensions of x an index consumes (a mask consumes as many as it has), and the index tensors."""
-    at, consumed, tensors = 0, [], []
-    for pick in call.args["indices"]:
-        if not isinstance(pick, Value):
+    at = 0
+    consumed: list[int] = []
+    tensors: list[Value] = []
+    for index in call.items("indices"):
+        if not isinstance(index, Value):
             at += 1
             continue
-        width = pick.rank if pick.dtype == "bool" else 1
-        consumed += list(range(at, at + width))
+        width = index.rank if index.dtype == "bool" else 1
+        consumed += range(at, at + width)
         at += width
-        tensors.append(pick)
+        tensors.append(index)
     return consumed, tensors
 
 
 def _positions(call: OpCall, tensors: list[Value], at: int, rank: int) -> list[Dim]:
-    """The dimensions that index tensors put in the place of those they consume."""
+    """The dimensions that index tensors put in place of the dimensions they consume."""
     sizes = call.shape[at : at + rank]
     reason = "positions chosen by data"
     if any(t.dtype == "bool" for t in tensors):
         return [fresh(s, reason) for s in sizes]
-    merged = broadcast(call, tensors, lambda flags: False, sizes)
-    return [d if _extent(d) == s else fresh(s, reason) for d, s in zip(merged, sizes, strict=True)]
-
-
-def _extent(dim: Dim) -> int:
-    total = 1
-    for f in expand(dim):
-        total *= f.atom.size
-    return total
+    merged = broadcast(sizes, tensors, never)
+    return [dim if size(dim) == extent else fresh(extent, reason) for dim, extent in zip(merged, sizes, strict=True)]
 
 
 def index_select(call: OpCall) -> Value:
@@ -96,16 +100,17 @@ def index_select(call: OpCall) -> Value:
 
 
 def gather(call: OpCall) -> Value:
-    """Positions of one dimension chosen by an index that varies along the others."""
+    """Positions of one dimension chosen by an index that varies along the remaining ones."""
     x, chosen = call.value("self"), call.value("index")
     axis = call.axis()
-    ranked = chosen.domain is not None and _same(chosen.domain, x.dims[axis])
-    mark(x.dims[axis], "looked up by index", "routed" if ranked else "frozen")
+    _mark_indexed(x.dims[axis], chosen.domain, "looked up by index")
+    if chosen.rank != x.rank or len(call.shape) != x.rank:
+        raise NotCovered("the index has another rank")
     dims: list[Dim] = []
     for i, dim in enumerate(x.dims):
         if i == axis:
             dims.append(fresh(call.shape[i], "positions chosen by an index"))
-        elif _extent(dim) != call.shape[i]:
+        elif size(dim) != call.shape[i]:
             mark(dim, "looked up by index")
             dims.append(fresh(call.shape[i], "positions chosen by an index"))
         else:
@@ -114,89 +119,92 @@ def gather(call: OpCall) -> Value:
     return call.new(dims, tag=x.tag)
 
 
-def _same(a: Dim, b: Dim) -> bool:
-    return [f.atom for f in expand(a)] == [f.atom for f in expand(b)]
+def _mark_indexed(dim: Dim, domain: Dim | None, reason: str) -> None:
+    """Mark a dimension that an index reads or writes: `routed` where the index holds positions of the same axes."""
+    is_routed = domain is not None and same_axes(domain, dim)
+    mark(dim, reason, "routed" if is_routed else "frozen")
 
 
 def scatter(call: OpCall) -> Value:
-    """scatter, scatter_add, index_add, index_copy: one dimension is written by index, the others meet."""
+    """scatter, scatter_add, index_add, index_copy: one dimension is written by index, the remaining ones meet."""
     x = call.value("self")
-    source = call.args.get("src", call.args.get("source"))
     axis = call.axis()
-    chosen = call.args.get("index")
-    domain = chosen.domain if isinstance(chosen, Value) else None
-    ranked = domain is not None and _same(domain, x.dims[axis])
-    mark(x.dims[axis], "written by index", "routed" if ranked else "frozen")
-    if domain is not None and not ranked and expand(x.dims[axis])[:1] and x.dims[axis][0].const:
-        unify(x.dims[axis], domain)
-    others = [v for v in (source, call.args.get("index")) if isinstance(v, Value) and v.rank == x.rank]
+    operands = _operands_of_rank(call, x.rank)
+    target, domain = x.dims[axis], call.value("index").domain
+    _mark_indexed(target, domain, "written by index")
+    if domain is not None and not same_axes(domain, target) and expand(target) and target[0].const:
+        unify(target, domain)
+    source = operands.get("src", operands.get("source"))
     dims: list[Dim] = []
     for i, dim in enumerate(x.dims):
         if i == axis:
-            for other in others:
-                mark(other.dims[i], "written by index")
+            for operand in operands.values():
+                mark(operand.dims[i], "written by index")
             dims.append(remap(dim, zero=False, const=False))
-            continue
-        dims.append(_written(dim, [v.dims[i] for v in others], source, i))
+        else:
+            beside = [operand.dims[i] for operand in operands.values()]
+            dims.append(_written(dim, beside, source.dims[i] if source is not None else None))
     return call.new(dims)
 
 
-def _written(dim: Dim, others: list[Dim], source: object, i: int) -> Dim:
-    whole = True
-    for other in others:
-        if _extent(other) != _extent(dim):
+def _operands_of_rank(call: OpCall, rank: int) -> dict[str, Value]:
+    """Source and index of a scatter, where they have as many dimensions as the tensor that is written."""
+    operands = {name: call.args.get(name) for name in ("src", "source", "index")}
+    return {name: v for name, v in operands.items() if isinstance(v, Value) and v.rank == rank}
+
+
+def _written(dim: Dim, operands: list[Dim], source: Dim | None) -> Dim:
+    """A dimension that is not indexed, with that of source and index; without a source nothing is known of the result.
+
+    operands: the dimension in all tensors that take part. source: the dimension in the tensor that is written.
+    """
+    is_whole = True
+    for operand in operands:
+        if size(operand) != size(dim):
             mark(dim, "partly written by index")
-            mark(other, "partly written by index")
-            whole = False
+            mark(operand, "partly written by index")
+            is_whole = False
         else:
-            whole &= unify(dim, other)
-    if not whole or not isinstance(source, Value) or source.rank <= i:
+            is_whole &= unify(dim, operand)
+    if not is_whole or source is None:
         return remap(dim, zero=False, const=False)
-    pairs = zip(expand(dim), expand(source.dims[i]), strict=True)
-    return tuple(Factor(a.atom, a.zero and b.zero, a.const and b.const) for a, b in pairs)
+    return meet([dim, source], all)
 
 
 def index_put(call: OpCall) -> Value:
-    """x[i, j] = values: indexed dimensions freeze, the others meet those of the values."""
+    """x[i, j] = values: indexed dimensions freeze, the remaining ones meet those of the values."""
     x, values = call.value("self"), call.value("values")
-    consumed, _ = _indexed(call, x)
+    consumed, _ = _indexed(call)
     kept = [i for i in range(x.rank) if i not in consumed]
-    for i, dim in enumerate(x.dims):
-        if i not in kept:
-            mark(dim, "written by index")
+    for i in consumed:
+        mark(x.dims[i], "written by index")
     dims = list(x.dims)
     for back, i in enumerate(reversed(kept), 1):
-        trailing = kept[-back:] == list(range(x.rank - back, x.rank))
-        if not trailing or back > values.rank:
-            if back > values.rank or _extent(values.dims[-back]) == 1:
-                dims[i] = remap(dims[i], zero=False)
-                continue
-            mark(dims[i], "written by index")
-            for dim in values.dims:
-                mark(dim, "written by index")
-        elif not expand(values.dims[-back]):
+        source = values.dims[-back] if back <= values.rank else ()
+        if not expand(source):
             dims[i] = remap(dims[i], zero=False)
+        elif i == x.rank - back:
+            dims[i] = _written(dims[i], [source], source)
         else:
-            dims[i] = _written(dims[i], [values.dims[-back]], values, values.rank - back)
-            if not is_frozen(dims[i]) and _extent(dims[i]) != _extent(values.dims[-back]):
-                dims[i] = remap(dims[i], zero=False)
+            for dim in (dims[i], *values.dims):
+                mark(dim, "written by index")
     return call.new(dims)
 
 
 def uniform(call: OpCall) -> Value:
-    """zeros, ones, full: the same everywhere, so no axis is bound by it."""
+    """zeros, ones, full: the same everywhere, so they bind no axis."""
     zero = "zero" in call.name or call.args.get("fill_value") == 0
     return Value(tuple(fresh(s, zero=zero, const=True) for s in call.shape))
 
 
 def uniform_like(call: OpCall) -> Value:
-    """zeros_like, ones_like, full_like, empty_like: uniform with the axes of the argument."""
+    """zeros_like, ones_like, full_like, empty_like: the same everywhere, with the axes of the argument."""
     zero = "zero" in call.name or call.args.get("fill_value") == 0
     return Value(tuple(remap(d, zero=zero, const=True) for d in call.value("self").dims))
 
 
 def counted(call: OpCall) -> Value:
-    """arange and other constants whose entries differ: removing a position would renumber the others."""
+    """arange and other constants whose entries differ: without one position the rest would have other numbers."""
     reason = f"its units are numbered by aten.{call.name}"
     return Value(tuple(fresh(s, reason) for s in call.shape))
 
@@ -204,13 +212,13 @@ def counted(call: OpCall) -> Value:
 def one_hot(call: OpCall) -> Value:
     """An index spread over classes: routing, or a table lookup by a product."""
     x = call.value("self")
-    new = x.domain if x.domain is not None and _extent(x.domain) == call.shape[-1] else fresh(call.shape[-1])
+    new = x.domain if x.domain is not None and size(x.domain) == call.shape[-1] else fresh(call.shape[-1])
     mark(new, "chosen by index (one_hot)", "routed")
     return call.new([*[remap(d, zero=False) for d in x.dims], new])
 
 
 def data_decides(call: OpCall) -> Value | list[Value]:
-    """nonzero, unique, bincount, searchsorted, ...: the result counts positions; axes that enter are bound."""
+    """nonzero, unique, searchsorted, ...: the result counts positions; it marks every axis of the arguments."""
     reason = f"positions are chosen by data ({call.name})"
     for value in call.tensors():
         for dim in value.dims:
@@ -219,13 +227,11 @@ def data_decides(call: OpCall) -> Value | list[Value]:
     return results if len(results) > 1 else results[0]
 
 
-def counted_by_class(call: OpCall) -> Value:
-    """histc and bincount of indices: one number for each position of what they index."""
+def counted_by_class(call: OpCall) -> Value | list[Value]:
+    """histc and bincount of indices: one number for each position of the dimension that they index."""
     domain = call.value("self").domain
-    if domain is None or _extent(domain) != call.shape[0]:
-        result = data_decides(call)
-        assert isinstance(result, Value)
-        return result
+    if domain is None or size(domain) != call.shape[0]:
+        return data_decides(call)
     mark(domain, f"its units are counted ({call.name})", "routed")
     return call.new([remap(domain, zero=False)])
 

@@ -1,25 +1,27 @@
-"""Rules for sums, means, norms, softmax and whatever else makes the units of an axis depend on one another."""
+"""Rules for sums, means, norms, softmax and all else that makes the units of an axis depend on each other."""
 
 from dataclasses import replace
 
-from secateur.torch.trace.atoms import Dim, expand, fresh, mark
-from secateur.torch.trace.rules.product import _biased
+from secateur.torch.trace.atoms import Dim, expand, fresh, mark, size
+from secateur.torch.trace.rules.product import add_bias
 from secateur.torch.trace.values import OpCall, Rule, Value, broadcast, remap
 
+COUNTED = ("cumsum", "cumprod", "cummax", "logcumsumexp")
+"""Units are added up in their order, and the result has all of them."""
+ONE_AXIS = ("topk", "sort", "argsort")
+"""Work along one dimension, by default the last."""
+POSITIONS = ("argmax", "argmin", "argsort")
+"""The result holds positions of the dimension; of an operation with two results, the second does."""
 
-def _without(call: OpCall, x: Value, axes: list[int], zero: bool | None) -> Value:
+
+def _without(call: OpCall, x: Value, axes: list[int]) -> Value:
     keeps = len(call.shape) == x.rank
-    dims: list[Dim] = []
-    for i, dim in enumerate(x.dims):
-        if i not in axes:
-            dims.append(remap(dim, zero=zero))
-        elif keeps:
-            dims.append(())
+    dims = [() if i in axes else remap(dim) for i, dim in enumerate(x.dims) if keeps or i not in axes]
     return call.new(dims, tag=x.tag)
 
 
 def total(call: OpCall) -> Value:
-    """A sum: allowed over an axis that is zero at masked units."""
+    """A sum, or a norm (a sum of powers): allowed over an axis that is zero at masked units."""
     x = call.value("self")
     axes = call.axes()
     for i in axes:
@@ -27,12 +29,7 @@ def total(call: OpCall) -> Value:
             if not factor.zero:
                 mark((factor,), "summed over where a masked unit need not vanish")
     over = tuple(f for i in axes for f in expand(x.dims[i]))
-    return replace(_without(call, x, axes, None), tag=x.tag or "sum", over=x.over or over)
-
-
-def norm(call: OpCall) -> Value:
-    """A vector norm: a sum of powers, so zeros do not count."""
-    return total(call)
+    return replace(_without(call, x, axes), tag=x.tag or "sum", over=x.over or over)
 
 
 def average(call: OpCall) -> Value | list[Value]:
@@ -41,49 +38,41 @@ def average(call: OpCall) -> Value | list[Value]:
     axes = call.axes()
     for i in axes:
         mark(x.dims[i], "averaged over", "normed")
-    result = _without(call, x, axes, None)
+    result = _without(call, x, axes)
     return [result] * len(call.shapes) if len(call.shapes) > 1 else result
 
 
 def average_pool(call: OpCall) -> Value:
-    """Adaptive pooling freezes the positions it pools and keeps channels."""
+    """Pooling freezes the positions it pools and keeps channels."""
     x = call.value("self")
     dims = list(x.dims)
-    for i in range(len(dims)):
-        if _extent(dims[i]) != call.shape[i] or i >= len(dims) - (1 if call.name.endswith("1d") else 2):
+    pooled = 1 if call.name.endswith("1d") else 2
+    for i in range(x.rank):
+        if size(dims[i]) != call.shape[i] or i >= x.rank - pooled:
             mark(dims[i], "positions are pooled")
             dims[i] = fresh(call.shape[i], "pooled positions")
     return call.new(dims)
 
 
-def _extent(dim: Dim) -> int:
-    total = 1
-    for f in expand(dim):
-        total *= f.atom.size
-    return total
-
-
 def pick(call: OpCall) -> Value | list[Value]:
-    """max, min, any, argmax, topk, sort, cumsum, ...: units are compared with one another or counted in order."""
+    """max, min, any, argmax, topk, sort, cumsum, ...: units are compared with each other or counted in order."""
     x = call.value("self")
-    axes = call.axes() if call.name not in ("topk", "sort", "argsort", "msort") else [call.axis(default=-1)]
+    axes = [call.axis(default=-1)] if call.name in ONE_AXIS else call.axes()
     for i in axes:
         mark(x.dims[i], f"its units are compared or counted ({call.name})", "routed")
     results = []
-    for index, shape in enumerate(call.shapes):
-        assert shape is not None
-        dims: list[Dim] = []
-        if len(shape) == x.rank:
-            for i, dim in enumerate(x.dims):
-                same = i not in axes
-                ordered = call.name in ("cumsum", "cumprod", "cummax", "logcumsumexp")
-                keep = same or ordered
-                dims.append(remap(dim, zero=False) if keep else fresh(shape[i], "ranked units"))
-        else:
-            dims = [remap(d, zero=False) for i, d in enumerate(x.dims) if i not in axes]
-        named = index > 0 or call.name in ("argmax", "argmin", "argsort")
-        results.append(call.new(dims, domain=x.dims[axes[0]] if named and len(axes) == 1 else None))
+    for index in range(len(call.shapes)):
+        holds_positions = index > 0 or call.name in POSITIONS
+        domain = x.dims[axes[0]] if holds_positions and len(axes) == 1 else None
+        results.append(call.new(_picked(call, x, axes, call.shape_of(index)), domain=domain))
     return results if len(results) > 1 else results[0]
+
+
+def _picked(call: OpCall, x: Value, axes: list[int], shape: tuple[int, ...]) -> list[Dim]:
+    if len(shape) != x.rank:
+        return [remap(dim, zero=False) for i, dim in enumerate(x.dims) if i not in axes]
+    kept = range(x.rank) if call.name in COUNTED else [i for i in range(x.rank) if i not in axes]
+    return [remap(dim, zero=False) if i in kept else fresh(shape[i], "ranked units") for i, dim in enumerate(x.dims)]
 
 
 def softmax(call: OpCall) -> Value:
@@ -97,39 +86,34 @@ def softmax(call: OpCall) -> Value:
 def layer_norm(call: OpCall) -> Value | list[Value]:
     """layer_norm: the last dimensions are normalised together, then scaled and shifted."""
     x = call.value("input")
-    count = len(call.args["normalized_shape"])
     dims = list(x.dims)
-    for i in range(x.rank - count, x.rank):
+    for i in range(x.rank - len(call.items("normalized_shape")), x.rank):
         mark(dims[i], f"normalised by {call.name}", "normed")
         if call.name != "rms_norm":
             dims[i] = remap(dims[i], zero=False)
     out = Value(tuple(dims), data=True)
-    out = _scaled(out, call.args.get("weight"))
-    return _several(call, _biased_last(call, out))
+    weight, bias = call.optional("weight"), call.optional("bias")
+    if weight is not None:
+        out = _scaled(out, weight)
+    if bias is not None:
+        out = Value(tuple(broadcast(_shape(out), [out, bias], all)), data=True)
+    return _with_statistics(call, out)
 
 
-def _several(call: OpCall, value: Value) -> Value | list[Value]:
+def _shape(value: Value) -> list[int]:
+    return [size(dim) for dim in value.dims]
+
+
+def _scaled(x: Value, weight: Value) -> Value:
+    return Value(tuple(broadcast(_shape(x), [x, weight], any)), data=True)
+
+
+def _with_statistics(call: OpCall, value: Value) -> Value | list[Value]:
+    """The result, and for operations that also return them, the means and deviations."""
     if len(call.shapes) == 1:
         return value
     frozen = [call.new(call.frozen_dims("statistics of a norm", i)) for i in range(1, len(call.shapes))]
     return [value, *frozen]
-
-
-def _scaled(x: Value, weight: Value | None) -> Value:
-    if weight is None:
-        return x
-    shape = [_extent(d) for d in x.dims]
-    fake = OpCall("mul", {"x": x, "w": weight}, [tuple(shape)], None)  # type: ignore[arg-type]
-    return Value(tuple(broadcast(fake, [x, weight], any)), data=True)
-
-
-def _biased_last(call: OpCall, out: Value) -> Value:
-    bias = call.args.get("bias")
-    if bias is None:
-        return out
-    shape = [_extent(d) for d in out.dims]
-    fake = OpCall("add", {"x": out, "b": bias}, [tuple(shape)], None)  # type: ignore[arg-type]
-    return Value(tuple(broadcast(fake, [out, bias], all)), data=True)
 
 
 def batch_norm(call: OpCall) -> Value | list[Value]:
@@ -139,36 +123,30 @@ def batch_norm(call: OpCall) -> Value | list[Value]:
         mark(x.dims[1], "normalised over the batch")
     out = Value(tuple(remap(d, zero=False) for d in x.dims), data=True)
     for name in ("running_mean", "running_var"):
-        if isinstance(call.args.get(name), Value):
-            out = _biased(call, out, call.args[name], 1)
-    out = _scale_channel(out, call.args.get("weight"))
-    return _several(call, _biased(call, out, call.args.get("bias"), 1))
+        out = add_bias(out, call.optional(name), 1)
+    return _with_statistics(call, _scaled_channels(call, out))
 
 
-def _scale_channel(x: Value, weight: Value | None) -> Value:
-    if weight is None:
-        return x
-    shape = [_extent(d) for d in x.dims]
-    shaped = Value((weight.dims[0], *[()] * (x.rank - 2)), weight=weight.weight)
-    fake = OpCall("mul", {"x": x, "w": shaped}, [tuple(shape)], None)  # type: ignore[arg-type]
-    return Value(tuple(broadcast(fake, [x, shaped], any)), data=True)
+def _scaled_channels(call: OpCall, x: Value) -> Value:
+    """x * weight + bias, with a weight and a bias for each channel (dimension 1)."""
+    weight = call.optional("weight")
+    if weight is not None:
+        x = _scaled(x, replace(weight, dims=(weight.dims[0], *[()] * (x.rank - 2))))
+    return add_bias(x, call.optional("bias"), 1)
 
 
 def group_norm(call: OpCall) -> Value | list[Value]:
-    """group_norm: channels of a group are normalised together."""
+    """group_norm: the channels of a group are normalised together."""
     x = call.value("input")
     mark(x.dims[1], f"normalised by {call.name}", "normed")
     for dim in x.dims[2:]:
         mark(dim, "normalised over positions")
     out = Value(tuple(remap(d, zero=False) for d in x.dims), data=True)
-    out = _scale_channel(out, call.args.get("weight"))
-    return _several(call, _biased(call, out, call.args.get("bias"), 1))
+    return _with_statistics(call, _scaled_channels(call, out))
 
 
 RULES: dict[str, Rule] = {
-    "sum": total,
-    "nansum": total,
-    **dict.fromkeys(("linalg_vector_norm", "norm", "frobenius_norm"), norm),
+    **dict.fromkeys(("sum", "nansum", "linalg_vector_norm", "norm", "frobenius_norm"), total),
     **dict.fromkeys(("mean", "var", "std", "var_mean", "std_mean", "nanmean"), average),
     **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d"), average_pool),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d"), average_pool),

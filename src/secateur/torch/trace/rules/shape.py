@@ -2,7 +2,6 @@
 
 from secateur.torch.trace.atoms import (
     Dim,
-    Factor,
     add_up,
     expand,
     fresh,
@@ -12,25 +11,25 @@ from secateur.torch.trace.atoms import (
     number,
     peel,
     regroup,
+    same_axes,
+    size,
     unify,
 )
-from secateur.torch.trace.values import OpCall, Rule, Value, remap, same, words
+from secateur.torch.trace.values import NotCovered, OpCall, Rule, Value, meet, remap, words
 
 
 def view(call: OpCall) -> Value:
-    """view, reshape, flatten, unflatten: the same factors grouped anew."""
+    """view, reshape, flatten, unflatten: the same factors in other groups."""
     x = call.value("self")
+    if 0 in call.shape:
+        raise NotCovered("an empty tensor")
     dims = regroup(x.dims, call.shape)
-    unmoved = x.rank == len(dims) and all(map(_same_axes, dims, x.dims))
+    unmoved = x.rank == len(dims) and all(map(same_axes, dims, x.dims))
     order = x.order if unmoved else None
-    last = bool(dims and x.dims) and _same_axes(dims[-1], x.dims[-1])
+    last = bool(dims and x.dims) and same_axes(dims[-1], x.dims[-1])
     return call.new(
         dims, key=x.key if last else -1, tag=x.tag, weight=x.weight, order=order, looked_up=x.looked_up, over=x.over
     )
-
-
-def _same_axes(a: Dim, b: Dim) -> bool:
-    return [f.atom for f in expand(a)] == [f.atom for f in expand(b)]
 
 
 def _moved(call: OpCall, order: list[int]) -> Value:
@@ -62,16 +61,16 @@ def transpose_all(call: OpCall) -> Value:
 def permute(call: OpCall) -> Value:
     """Dimensions change places."""
     rank = call.value("self").rank
-    return _moved(call, [int(d) % rank for d in call.args["dims"]])
+    return _moved(call, [d % rank for d in call.integers("dims")])
 
 
 def movedim(call: OpCall) -> Value:
-    """Dimensions move to other places; those not named keep their order."""
+    """Dimensions move to other places; the dimensions that are not named keep their order."""
     rank = call.value("self").rank
     source, target = call.axes("source"), call.axes("destination")
-    places: dict[int, int] = dict(zip(target, source, strict=True))
+    moved = dict(zip(target, source, strict=True))
     rest = iter(i for i in range(rank) if i not in source)
-    return _moved(call, [places[i] if i in places else next(rest) for i in range(rank)])
+    return _moved(call, [moved[i] if i in moved else next(rest) for i in range(rank)])
 
 
 def unsqueeze(call: OpCall) -> Value:
@@ -84,7 +83,7 @@ def unsqueeze(call: OpCall) -> Value:
 def squeeze(call: OpCall) -> Value:
     """Dimensions of size one are dropped."""
     x = call.value("self")
-    named = call.axes() if call.args.get("dim") is not None else range(x.rank)
+    named = call.axes() if x.rank else []
     dims = [d for i, d in enumerate(x.dims) if i not in named or expand(d)]
     return call.new(dims, tag=x.tag, weight=x.weight, looked_up=x.looked_up)
 
@@ -103,7 +102,7 @@ def grow(call: OpCall) -> Value:
 def repeat(call: OpCall) -> Value:
     """Tiling: repeats come outside the positions that were there."""
     x = call.value("self")
-    times = [int(t) for t in call.get("repeats", call.get("dims", []))]
+    times = call.integers("repeats", "dims")
     times = [1] * (len(call.shape) - len(times)) + times
     dims: list[Dim] = []
     for i, count in enumerate(times):
@@ -118,76 +117,67 @@ def repeat_interleave(call: OpCall) -> Value:
     x = call.value("self")
     count = call.args.get("repeats")
     if not isinstance(count, int) or call.args.get("dim") is None:
-        return _frozen(call, "repeated by counts that data decides")
+        return call.frozen("repeated by counts that data decides")
     axis = call.axis()
     dims = list(x.dims)
     dims[axis] = tuple(expand(dims[axis])) + fresh(count, const=True)
     return call.new(dims)
 
 
-def _frozen(call: OpCall, reason: str) -> Value:
-    call.freeze_all(reason)
-    return call.new(call.frozen_dims(reason))
-
-
 def slice_(call: OpCall) -> Value:
     """A range of positions, with or without a step."""
     x = call.value("self")
     axis = call.axis()
-    total, kept = _extent(x.dims[axis]), call.shape[axis]
-    start, step = int(call.get("start", 0)), int(call.get("step", 1))
+    total, kept = size(x.dims[axis]), call.shape[axis]
+    start, step = call.integer("start", 0), call.integer("step", 1)
     start = min(max(start + total if start < 0 else start, 0), total)
     dims = list(x.dims)
     if step == 1:
         dims[axis] = narrow(dims[axis], start, kept)
-        whole = kept == total
-        return call.new(dims, key=x.key if whole else -1, tag=x.tag, weight=x.weight, order=x.order)
+        return call.new(dims, key=x.key if kept == total else -1, tag=x.tag, weight=x.weight, order=x.order)
     dims[axis] = _every(dims[axis], step, start, kept)
     return call.new(dims, tag=x.tag)
 
 
 def _every(dim: Dim, step: int, start: int, kept: int) -> Dim:
-    """Every step-th position: the outer part of (n/step, step)."""
+    """Every step-th position: the outer part of (n / step, step)."""
     factors = expand(dim)
-    reason = "taken in steps"
     inner = factors[-1].atom if factors else None
-    if inner is not None and kept * step == _extent(dim) and start < step:
+    if inner is not None and kept * step == size(dim) and start < step:
         if inner.size > step and inner.form == "plain" and inner.size % step == 0:
             peel(inner, inner.size // step)
-            factors = expand(tuple(factors))
+            factors = expand(dim)
         if factors[-1].atom.size == step:
             number(factors[-1:], "numbers the parts of interleaved pairs")
             return tuple(factors[:-1])
-    mark(factors, reason)
-    return fresh(kept, reason)
-
-
-def _extent(dim: Dim) -> int:
-    total = 1
-    for f in expand(dim):
-        total *= f.atom.size
-    return total
+    mark(factors, "taken in steps")
+    return fresh(kept, "taken in steps")
 
 
 def select(call: OpCall) -> Value:
     """One position of a dimension."""
     x = call.value("self")
     axis = call.axis()
-    dim, index = x.dims[axis], call.args.get("index")
+    index = call.args.get("index")
     if isinstance(index, int):
-        factors = expand(dim)
-        inner = factors[-1:]
-        if len(factors) == 1 and inner[0].atom.form == "plain":
-            mark(dim, "single positions are taken from it")
-        elif expand(dim):
-            left = narrow(dim, index % _extent(dim), 1)
-            assert not expand(left) or is_frozen(left)
+        _take_position(x.dims[axis], index)
     else:
-        mark(dim, "looked up by index")
-    looked = x.looked_up or (not isinstance(index, int) and x.weight is not None)
+        mark(x.dims[axis], "looked up by index")
+    looked_up = x.looked_up or (not isinstance(index, int) and x.weight is not None)
     order = tuple(o for i, o in enumerate(x.order) if i != axis) if x.order is not None else None
     dims = [d for i, d in enumerate(x.dims) if i != axis]
-    return call.new(dims, weight=x.weight, order=order, looked_up=looked)
+    return call.new(dims, weight=x.weight, order=order, looked_up=looked_up)
+
+
+def _take_position(dim: Dim, index: int) -> None:
+    """Freeze the axes that one position is taken from. The terms of a sum that do not hold it stay free."""
+    factors = expand(dim)
+    if len(factors) == 1 and factors[0].atom.form == "plain":
+        mark(dim, "single positions are taken from it")
+    elif factors:
+        left = narrow(dim, index % size(dim), 1)
+        if expand(left) and not is_frozen(left):
+            raise NotCovered("a single position of several axes")
 
 
 def split(call: OpCall) -> list[Value]:
@@ -195,11 +185,11 @@ def split(call: OpCall) -> list[Value]:
     x = call.value("self")
     axis = call.axis()
     parts, start = [], 0
-    for shape in call.shapes:
-        assert shape is not None
+    for index in range(len(call.shapes)):
+        length = call.shape_of(index)[axis]
         dims = list(x.dims)
-        dims[axis] = narrow(x.dims[axis], start, shape[axis])
-        start += shape[axis]
+        dims[axis] = narrow(x.dims[axis], start, length)
+        start += length
         parts.append(call.new(dims, tag=x.tag, weight=x.weight, order=x.order, looked_up=x.looked_up))
     return parts
 
@@ -215,36 +205,25 @@ def unbind(call: OpCall) -> list[Value]:
 
 def cat(call: OpCall) -> Value:
     """Concatenation: a sum along one dimension, the same axes along the others."""
-    values = [v for v in call.args["tensors"] if isinstance(v, Value)]
-    values = [v for v in values if v.rank == len(call.shape)]
+    values = [v for v in call.values("tensors") if v.rank == len(call.shape)]
+    if not values:
+        raise NotCovered("no tensor of the rank of the result")
     axis = call.axis(rank=len(call.shape))
-    dims: list[Dim] = []
-    for i in range(len(call.shape)):
-        if i == axis:
-            dims.append(add_up([v.dims[i] for v in values]))
-        else:
-            dims.append(_together([v.dims[i] for v in values]))
+    dims = [(add_up(column) if i == axis else meet(column, all)) for i, column in enumerate(_columns(values))]
     weight = values[0].weight if len({v.weight for v in values}) == 1 else None
     return call.new(dims, weight=weight)
 
 
-def _together(dims: list[Dim]) -> Dim:
-    whole = True
-    for other in dims[1:]:
-        whole &= unify(dims[0], other)
-    opened = [expand(d) for d in dims]
-    if not whole:
-        return remap(dims[0], zero=False, const=False)
-    return tuple(
-        Factor(f.atom, all(o[i].zero for o in opened), all(o[i].const for o in opened)) for i, f in enumerate(opened[0])
-    )
+def _columns(values: list[Value]) -> list[list[Dim]]:
+    """For each dimension of tensors of one rank, the dimensions of the tensors there."""
+    return [list(column) for column in zip(*(v.dims for v in values), strict=True)]
 
 
 def stack(call: OpCall) -> Value:
     """Tensors side by side along a new dimension."""
-    values = [v for v in call.args["tensors"] if isinstance(v, Value)]
+    values = call.values("tensors")
     axis = call.axis(rank=len(call.shape))
-    dims = [_together([v.dims[i] for v in values]) for i in range(len(call.shape) - 1)]
+    dims = [meet(column, all) for column in _columns(values)]
     dims.insert(axis, fresh(len(values), "numbers tensors that were stacked", zero=True))
     return call.new(dims)
 
@@ -252,11 +231,9 @@ def stack(call: OpCall) -> Value:
 def pad(call: OpCall) -> Value:
     """Padding freezes the dimensions it widens."""
     x = call.value("self")
-    amounts = list(call.args["pad"])
+    amounts = call.items("pad")
     dims = list(x.dims)
-    filled = call.get("value", 0)
-    zero = filled == 0 and call.get("mode", "constant") == "constant"
-    if not zero:
+    if call.get("value", 0) != 0 or call.get("mode", "constant") != "constant":
         dims = [remap(d, zero=False) for d in dims]
     for k in range(len(amounts) // 2):
         at = x.rank - 1 - k
@@ -313,15 +290,13 @@ def overwrite(call: OpCall) -> Value:
     dims: list[Dim] = []
     for i, dim in enumerate(x.dims):
         at = i - (x.rank - source.rank)
-        if at >= 0 and expand(source.dims[at]):
-            dims.append(_overwritten(dim, source.dims[at]))
-        else:
+        if at < 0 or not expand(source.dims[at]):
             dims.append(remap(dim, zero=False))
-    return same(call.new(dims), tag=source.tag)
-
-
-def _overwritten(dim: Dim, source: Dim) -> Dim:
-    return source if unify(dim, source) else remap(source, zero=False, const=False)
+        elif unify(dim, source.dims[at]):
+            dims.append(source.dims[at])
+        else:
+            dims.append(remap(source.dims[at], zero=False, const=False))
+    return call.new(dims, tag=source.tag)
 
 
 RULES: dict[str, Rule] = {
