@@ -481,7 +481,6 @@ def main() -> None:
     import tests.torch.exact  # noqa: F401
     import transformers  # noqa: F401
 
-    import secateur.torch.files.saving
     import secateur.torch.shrink.probe  # noqa: F401
 
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -33,6 +33,7 @@ COLUMNS = (
 
 
 def command(
+    *,
     output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)] = Path(
         "demo-out"
     ),

@@ -126,12 +126,12 @@ def _by_torch(variables: Mapping[str, Any], forward: Callable[[], Any]) -> tuple
     before = [t.requires_grad for t in tensors]
     try:
         for t in tensors:
-            t.requires_grad_(requires_grad=True)
+            t.requires_grad = True
         with torch.enable_grad():
             loss = forward()
         grads = torch.autograd.grad(loss, tensors, allow_unused=True)
     finally:
         for t, flag in zip(tensors, before, strict=True):
-            t.requires_grad_(requires_grad=flag)
+            t.requires_grad = flag
     pairs = zip(names, grads, strict=True)
     return float(loss.detach()), {name: g.detach().cpu().numpy() for name, g in pairs if g is not None}

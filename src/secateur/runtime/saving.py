@@ -117,7 +117,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             "that was saved"
         )
     for parameter in model.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     use_attention(model)
     model.eval()
     if load_native() is not None:

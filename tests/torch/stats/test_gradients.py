@@ -146,7 +146,7 @@ def test_taylor_of_a_unit_is_the_slope_of_the_loss(host):
 
 def test_flags_and_gradients_come_back(host):
     model, data = host.model, batches(host.model)
-    frozen = model.get_parameter("bert.encoder.layer.0.output.dense.weight").requires_grad_(False)
+    frozen = model.get_parameter("bert.encoder.layer.0.output.dense.weight").requires_grad_(requires_grad=False)
     own = model.classifier.weight
     own.grad = torch.full_like(own, 3.0)
     model.train()

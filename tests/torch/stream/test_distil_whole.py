@@ -21,7 +21,7 @@ def tuned(make, options, whole):
     """The state of a model without half of its weights after learning, and how often the dense model ran; `whole`
     hides its output layer."""
     torch.manual_seed(0)
-    dense = make().eval().requires_grad_(False)
+    dense = make().eval().requires_grad_(requires_grad=False)
     model = copy.deepcopy(dense)
     names = [name for name, p in model.named_parameters() if p.dim() == 2 and "mlp" in name]
     for name in names:

@@ -56,7 +56,9 @@ def test_damaged_states_are_made_again(tmp_path, monkeypatch):
     write_model(tmp_path / "in")
     prune_folder(tmp_path / "in", tmp_path / "whole", windows(), recipe())
     choose = stream.choose
-    monkeypatch.setattr(stream, "choose", lambda *a, **k: stream.MemoryPlan(choose(*a, **k).batch, True, 0))
+    monkeypatch.setattr(
+        stream, "choose", lambda *a, **k: stream.MemoryPlan(choose(*a, **k).batch, on_disk=True, expected=0)
+    )
     with pytest.raises(Stop):
         prune_folder(tmp_path / "in", tmp_path / "out", windows(), recipe(), stopped_after(2))
     state = next((tmp_path / ".out.partial" / "states").iterdir())

@@ -81,7 +81,7 @@ def _sparse_linear(
     return y
 
 
-def _sparse_linear_after(
+def _sparse_linear_after(  # noqa: PLR0917  # the order is that of the operator's schema
     x: torch.Tensor,
     packed: torch.Tensor,
     bias: torch.Tensor | None,

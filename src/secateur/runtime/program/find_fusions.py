@@ -103,7 +103,7 @@ class _Finder:
         chain, reader = [linear], only_reader(linear)
         if reader is not None and activation_of(reader) and self.traced.path(linear) in activations:
             chain, reader = [*chain, reader], only_reader(reader)
-        if _is_idle_dropout(reader):
+        if reader is not None and _is_idle_dropout(reader):
             chain, reader = [*chain, reader], only_reader(reader)
         return chain, reader
 
@@ -127,7 +127,7 @@ class _Finder:
     def _down(self, product: Node) -> tuple[list[Node], str]:
         """The layer that alone reads a product, with the dropout before it, and the path of the layer."""
         nodes, reader = [], only_reader(product)
-        if _is_idle_dropout(reader):
+        if reader is not None and _is_idle_dropout(reader):
             nodes, reader = [reader], only_reader(reader)
         if reader is None or reader not in self.linears:
             return [], ""

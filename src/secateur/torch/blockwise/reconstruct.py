@@ -71,7 +71,7 @@ def reconstruct(
             masked_step(optimizer, parameters.values(), zeros)
     finally:
         for parameter in parameters.values():
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
             parameter.grad = None
     return before, error_of(block, batches, call, target)
 

@@ -163,7 +163,7 @@ def _gradients_on(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
             yield
     finally:
         for p, required, grad in before:
-            p.requires_grad_(required)
+            p.requires_grad = required
             p.grad = grad
 
 

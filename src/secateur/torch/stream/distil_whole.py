@@ -73,7 +73,7 @@ def retrain(
                 progress(step + 1, steps, losses[-1])
     finally:
         for parameter in parameters:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.requires_grad = False
             parameter.grad = None
     part = min(len(batches), steps)
     return sum(losses[:part]) / part, sum(losses[-part:]) / part

@@ -104,7 +104,7 @@ def _no_gradients(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for parameter, required in before:
-            parameter.requires_grad_(required)
+            parameter.requires_grad = required
 
 
 # -- a folder ---------------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ def _fisher(
         for handle in handles:
             handle.remove()
         for module in modules.values():
-            module.weight.requires_grad_(requires_grad=False)
+            module.weight.requires_grad = False
     return fisher, squares
 
 
