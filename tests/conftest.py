@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub id that a test names is looked for in the cache only
-LONGEST = ("test_native.py", "test_keras_backends.py", "test_random_models.py", "test_recipes.py")  # few tests, each of them long
+# few tests, each of them long
+LONGEST = ("test_native.py", "test_keras_backends.py", "test_random_models.py", "test_recipes.py")
 
 
 @pytest.fixture(autouse=True)
