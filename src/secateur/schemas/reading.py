@@ -1,0 +1,116 @@
+"""The one parser of JSON files: bounded in bytes, depth and numbers, checked against a schema; errors are sentences."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from secateur.errors import ModelError, SecateurError
+
+MOST_BYTES = 64 * 2**20
+"""Largest JSON file that is read: a tokenizer of 250,000 tokens has about 20 MB."""
+MOST_DEPTH = 64
+"""Deepest nesting; Python's own parser overflows its stack at about 1,000."""
+LARGEST = 2**63
+"""Whole numbers from here on fit no array index."""
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+
+
+class Schema(BaseModel):
+    """Base of the schemas: unknown keys are refused, types are not converted, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+AnySchema = TypeVar("AnySchema", bound=Schema)
+
+
+def read_json(
+    path: Path, *, error: type[SecateurError] = ModelError, remedy: str = "write it again", most_bytes: int = MOST_BYTES
+) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    error: the class of what is raised. remedy: what the user can do, the end of the sentence.
+
+    Raises `error` when the file is missing, too large or too deep, is no JSON object, or holds NaN, an infinity, a
+    number beyond 64 bits or a key twice.
+    """
+    try:
+        size = path.stat().st_size
+        if size > most_bytes:
+            raise error(f"{path} has {size} bytes, which is more than the {most_bytes} that are read; {remedy}")
+        text = path.read_text(encoding="utf-8")
+        value = parse(text)
+    except FileNotFoundError:
+        raise error(f"there is no {path}; {remedy}") from None
+    except (OSError, ValueError) as problem:
+        if isinstance(problem, SecateurError):
+            raise
+        raise error(f"{path} is damaged: {_line(problem)}; {remedy}") from None
+    if not isinstance(value, dict):
+        raise error(f"{path} is damaged: it holds a {type(value).__name__}, not an object; {remedy}")
+    return value
+
+
+def read(
+    path: Path, schema: type[AnySchema], *, error: type[SecateurError] = ModelError, remedy: str = "write it again"
+) -> AnySchema:
+    """A JSON file as its schema says; raises `error` with the first place that does not fit."""
+    return check(read_json(path, error=error, remedy=remedy), schema, str(path), error=error, remedy=remedy)
+
+
+def check(
+    value: Any,
+    schema: type[AnySchema],
+    source: str,
+    *,
+    error: type[SecateurError] = ModelError,
+    remedy: str = "write it again",
+) -> AnySchema:
+    """A parsed value as its schema says; raises `error` with the first place in `source` that does not fit."""
+    try:
+        return schema.model_validate(value, strict=True)
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
+        shown = repr(first.get("input"))
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise error(f"{source} is damaged: {place} is {shown} ({first['msg'].lower()}); {remedy}") from None
+
+
+def parse(text: str) -> Any:
+    """JSON text as a value; ValueError when it is too deep, or holds what JSON or 64 bits do not."""
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        if token[0] in "[{":
+            depth += 1
+            if depth > MOST_DEPTH:
+                raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
+        elif token[0] in "]}":
+            depth -= 1
+    return json.loads(text, parse_constant=_no_constant, parse_int=_whole, object_pairs_hook=_unique)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -LARGEST <= (value := int(digits)) < LARGEST:
+        raise ValueError(f"{digits[:24]} does not fit 64 bits")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"it has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
+
+
+def _line(problem: BaseException) -> str:
+    text = " ".join(str(problem).split())
+    return text if len(text) <= 200 else text[:197] + "..."
