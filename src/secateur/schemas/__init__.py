@@ -1,1 +1,1 @@
-"""Every JSON file that the project reads: schema, version and limits, one file a format; `reading` is the one parser."""
+"""Every JSON file that the project reads: schema, version, limits, one file a format; `reading` is the one parser."""
