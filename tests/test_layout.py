@@ -153,3 +153,18 @@ def test_an_axis_of_which_a_multiple_must_remain():
     assert [aligned(layout.axis("f"), n) for n in (1, 5, 6, 10, 19, 20)] == [4, 4, 8, 12, 20, 20]
     with pytest.raises(LayoutError, match="line 2 of the layout cannot be read"):
         Layout.from_text("axes\n  f 20 ffn multiple four\nparameters\n  w : f 3")
+
+
+@pytest.mark.parametrize(
+    ("axis", "dims", "reason"),
+    [
+        ("ffn 4 ffn", "(" * 5000 + "ffn" + ")" * 5000, "more than 16 nested parentheses"),
+        ("ffn 4 ffn", "(ffn " + "'" * 5000, "missing '\\)'"),
+        ("f" + "(" * 3000 + " 4 ffn", "ffn", r"is no name of an axis"),
+        ("f(n 4 ffn", "4", "'f\\(n' is no name of an axis; leave out spaces, parentheses and \\+"),
+    ],
+)
+def test_text_of_any_length_is_refused_in_a_sentence(axis, dims, reason):
+    with pytest.raises(LayoutError, match=reason) as error:
+        Layout.from_text(f"axes\n  {axis}\nparameters\n  w : {dims}")
+    assert len(str(error.value)) < 1000

@@ -11,13 +11,15 @@ from typing import TypeAlias
 
 import numpy as np
 
-from secateur.errors import LayoutError
+from secateur.errors import LayoutError, shown
 
 Factor: TypeAlias = "str | int | Dim"
 Term: TypeAlias = "tuple[Factor, ...]"
 Dim: TypeAlias = "tuple[Term, ...]"
 
 _TOKEN = re.compile(r"\s*([()+]|[^\s()+]+)")
+_MOST_DEPTH = 16
+"""Deepest nesting of parentheses: a fused projection of grouped heads takes three."""
 
 
 def parse_dims(text: str) -> tuple[Dim, ...]:
@@ -26,7 +28,7 @@ def parse_dims(text: str) -> tuple[Dim, ...]:
     Raises LayoutError when parentheses do not match or a term is empty.
     """
     tokens = _TOKEN.findall(text)
-    position = 0
+    position = depth = 0
 
     def term(stops: tuple[str, ...]) -> Term:
         nonlocal position
@@ -34,24 +36,28 @@ def parse_dims(text: str) -> tuple[Dim, ...]:
         while position < len(tokens) and tokens[position] not in stops:
             factors.append(factor())
         if not factors:
-            raise LayoutError(f"empty term in the axis string {text!r}; write at least one axis or a number")
+            raise LayoutError(f"empty term in the axis string {shown(text)}; write at least one axis or a number")
         return tuple(factors)
 
     def factor() -> Factor:
-        nonlocal position
+        nonlocal position, depth
         token = tokens[position]
         position += 1
         if token == "(":
+            depth += 1
+            if depth > _MOST_DEPTH:
+                raise LayoutError(f"more than {_MOST_DEPTH} nested parentheses in the axis string {shown(text)}")
             terms = [term(("+", ")"))]
             while position < len(tokens) and tokens[position] == "+":
                 position += 1
                 terms.append(term(("+", ")")))
             if position >= len(tokens):
-                raise LayoutError(f"missing ')' in the axis string {text!r}")
+                raise LayoutError(f"missing ')' in the axis string {shown(text)}")
             position += 1
+            depth -= 1
             return tuple(terms)
         if token in ")+":
-            raise LayoutError(f"stray {token!r} in the axis string {text!r}; sums stand in parentheses")
+            raise LayoutError(f"stray {token!r} in the axis string {shown(text)}; sums stand in parentheses")
         return int(token) if token.isdigit() else token
 
     dims = []
@@ -59,6 +65,11 @@ def parse_dims(text: str) -> tuple[Dim, ...]:
         outermost = factor()
         dims.append(outermost if isinstance(outermost, tuple) else ((outermost,),))
     return tuple(dims)
+
+
+def is_axis_name(name: str) -> bool:
+    """Whether a text can stand as an axis in an axis string: no spaces, parentheses or +, at most 200 characters."""
+    return len(name) <= 200 and re.fullmatch(r"[^\s()+]+", name) is not None
 
 
 def format_dims(dims: tuple[Dim, ...]) -> str:

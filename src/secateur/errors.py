@@ -19,3 +19,9 @@ class DataError(SecateurError):
 
 class ModelError(SecateurError):
     """A model or folder cannot be opened, traced, pruned or saved."""
+
+
+def shown(value: object, most: int = 100) -> str:
+    """The repr of a value for a message, cut to `most` characters: what a file holds may be of any length."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from secateur.arrays import to_numpy
-from secateur.dims import Dim, coordinates, extent, format_dims, names, parse_dims
-from secateur.errors import LayoutError, PlanError
+from secateur.dims import Dim, coordinates, extent, format_dims, is_axis_name, names, parse_dims
+from secateur.errors import LayoutError, PlanError, shown
 
 Keep = Mapping[str, np.ndarray]
 
@@ -106,7 +106,7 @@ class Layout:
     def axis(self, name: str) -> Axis:
         """The axis of that name; LayoutError lists the names where there is none."""
         if name not in self.axes:
-            raise LayoutError(f"no axis {name!r}; the layout has {', '.join(sorted(self.axes))}")
+            raise LayoutError(f"no axis {shown(name)}; the layout has {', '.join(sorted(self.axes))}")
         return self.axes[name]
 
     def of_kind(self, kind: str, *, prunable: bool = True) -> list[Axis]:
@@ -262,6 +262,12 @@ class Layout:
 
     def check(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
         """Raise LayoutError when axes are undeclared, or when parameters have other shapes than the layout says."""
+        for axis in self.axes.values():
+            if not is_axis_name(axis.name):
+                raise LayoutError(f"{shown(axis.name)} is no name of an axis; leave out spaces, parentheses and +")
+            product = int(np.prod([self.axis(part).size for part in axis.parts], dtype=np.int64))
+            if axis.parts and product != axis.size:
+                raise LayoutError(f"axis {axis.name} has size {axis.size} but its parts give {product}")
         for param, dims in self.params.items():
             for dim in dims:
                 for name in names(dim):
@@ -271,10 +277,6 @@ class Layout:
                     f"{param} has shape {tuple(shapes[param])} but the layout says "
                     f"{self.shape(param)} ({format_dims(dims)})"
                 )
-        for axis in self.axes.values():
-            product = int(np.prod([self.axis(part).size for part in axis.parts], dtype=np.int64))
-            if axis.parts and product != axis.size:
-                raise LayoutError(f"axis {axis.name} has size {axis.size} but its parts give {product}")
 
     def check_keep(self, keep: Keep) -> dict[str, np.ndarray]:
         """Return the kept units sorted, or raise PlanError: frozen axis, unit out of range, nothing left, a number
@@ -390,7 +392,7 @@ def _read_text(text: str) -> Layout:
             else:
                 raise LayoutError("a layout starts with the line 'axes'")
         except (ValueError, IndexError) as error:
-            raise LayoutError(f"line {number} of the layout cannot be read ({line!r}): {error}") from None
+            raise LayoutError(f"line {number} of the layout cannot be read ({shown(line)}): {error}") from None
     layout = Layout(axes, params, linears, tuple(products), tied)
     layout.check()
     return layout
