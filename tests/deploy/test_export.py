@@ -254,7 +254,7 @@ def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch)
     model = secateur.load(classifier).eval()
     ours.write(model, classifier, "secateur", tmp_path / "out")
     ids = np.arange(4, 18).reshape(2, 7)
-    program = target.load(tmp_path / "out")
+    program = target.load(tmp_path / "out", ours={})
     for _ in range(2):
         got = program({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
     with torch.inference_mode():

@@ -89,7 +89,10 @@ def bench(
     def fixed(runtime: str) -> bool:
         return runtime in TARGETS and target.find(runtime).shapes == "fixed"
 
-    timings = in_turn(list(named), chosen, batch, length, make, fixed, threads=threads, turns=turns, say=say)
+    loading = {k: v for k, v in options.items() if isinstance(v, str | bool | int)}
+    timings = in_turn(
+        list(named), chosen, batch, length, make, fixed, threads=threads, turns=turns, say=say, loading=loading
+    )
     return Bench(timings, words(timings), threads, runner.machine())
 
 
@@ -113,7 +116,7 @@ def artefact(
         raise DeployError(f"{runtime} gets no 8-bit weights here")
     if runtime in OURS:
         model = load_model(folder, dtype=torch.float32, **loading)
-        torch_runtimes.write(model, folder, runtime, destination, **loading)
+        torch_runtimes.write(model, folder, runtime, destination)
         return destination
     bounds: dict[str, Any] = {}
     if target.find(runtime).shapes != "any":

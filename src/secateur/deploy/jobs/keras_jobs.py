@@ -75,7 +75,7 @@ def export(
     with new_folder(Path(output), overwrite=overwrite) as folder:
         info = write(model, target, folder, ports, feeds[0], sparse=sparse)
         try:
-            parity = compare(model, runner.load(folder), ports, feeds, tolerance)
+            parity = compare(model, runner.load(folder, ours={}), ports, feeds, tolerance)
         except runner.ArtefactError as error:
             raise ModelError(f"{model.name} was written for {target}, but does not run there: {error}") from error
         parity = replace(parity, made_up=data is None)
@@ -122,8 +122,8 @@ def write(
     return info
 
 
-def load(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.Program:
-    """Keras itself as a runtime: `predict_on_batch`, which TensorFlow compiles."""
+def load(folder: Path, graph: Mapping[str, Any], threads: int, options: Mapping[str, Any]) -> runner.Program:
+    """Keras itself as a runtime: `predict_on_batch`, which TensorFlow compiles. No options are used."""
     set_threads(threads)
     model = files.load(folder / graph["files"][0])
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def write_kit(
     named = names_of(sources)
     chosen, refused = _portable(runtimes, one_shape=len(batch) == len(length) == 1)
     names: dict[str, dict[str, str]] = {}
+    described: list[dict[str, Any]] = []
     sizes: dict[str, dict[str, dict[str, Any]]] = {}
     with new_folder(Path(folder), overwrite=overwrite) as work:
         for runtime in chosen:
@@ -53,19 +54,26 @@ def write_kit(
                     refused.append(f"{name} on {runtime}: {error}")
                     continue
                 if made != destination:
-                    shutil.copytree(made, destination)
+                    shutil.copytree(made, destination, ignore=not_carried)
                 info = target.read(destination)
-                carry_library(info, destination)
+                described.append(info)
                 names.setdefault(runtime, {})[name] = destination.name
                 sizes.setdefault(runtime, {})[name] = {
-                    "bytes": info["bytes"],
-                    "zeros": info["zeros"],
+                    "bytes": info.get("bytes", 0),
+                    "zeros": info.get("zeros", 0.0),
                     "sparse": "sparse" in info,
                 }
         if not names:
             raise DeployError(f"nothing could be exported: {'; '.join(refused)}")
-        kit = {"batch": list(batch), "length": list(length), "threads": threads, "turns": turns, "runtimes": names}
-        kit["sizes"] = sizes
+        kit = {
+            "batch": list(batch),
+            "length": list(length),
+            "threads": threads,
+            "turns": turns,
+            "runtimes": names,
+            "sizes": sizes,
+            "library": carry_library(described, work),
+        }
         kit["id"] = hashlib.sha256(json.dumps(kit, sort_keys=True).encode()).hexdigest()[:16]
         write_json(work / runner.KIT, kit)
         shutil.copyfile(runner.__file__, work / "device.py")
@@ -91,10 +99,22 @@ def _portable(runtimes: Sequence[str] | None, *, one_shape: bool) -> tuple[list[
     return chosen, refused
 
 
-def carry_library(info: dict[str, Any], folder: Path) -> None:
-    """Put the library of operators beside a program that needs it."""
-    if any(graph.get("operators") for graph in info["graphs"].values()):
-        shutil.copyfile(onnx_library(), folder / f"{runner.OPERATORS}.so")
+def carry_library(described: Sequence[Mapping[str, Any]], folder: Path) -> str | None:
+    """Put the library of operators into a kit if an artefact needs it.
+
+    Returns its SHA-256, which the kit's script checks before it loads the library.
+    """
+    if not any("operators" in graph for info in described for graph in info["graphs"].values()):
+        return None
+    path = folder / f"{runner.OPERATORS}.so"
+    shutil.copyfile(onnx_library(), path)
+    return runner.digest(path)
+
+
+def not_carried(folder: str, names: list[str]) -> list[str]:
+    """What of an artefact's folder does not go into a kit: links, which may point at other files of the user, and
+    libraries, which nothing loads."""
+    return [name for name in names if name.endswith(".so") or (Path(folder) / name).is_symlink()]
 
 
 def read_results(path: Path | str) -> Bench:

@@ -156,12 +156,12 @@ def measure(
     seconds: list[float] = []
     library = installed_library()
     with target.translated():
-        dense = runner.Worker(made[DENSE], batch, length, threads, library)
+        dense = runner.Worker(made[DENSE], batch, length, threads, library, ours={})
         try:
             for name, folder in made.items():
                 if name == DENSE:
                     continue
-                other = runner.Worker(folder, batch, length, threads, library)
+                other = runner.Worker(folder, batch, length, threads, library, ours={})
                 try:
                     pairs: tuple[list[float], list[float]] = ([], [])
                     for _ in range(turns):
