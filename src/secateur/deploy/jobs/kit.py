@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from secateur.deploy.target import DeployError
 from secateur.errors import SecateurError
 from secateur.files import new_folder, write_json
 from secateur.kernels.native import onnx_library
+from secateur.schemas import reading
+from secateur.schemas import results as schema
 
 
 def write_kit(
@@ -128,32 +129,29 @@ def read_results(path: Path | str) -> Bench:
     file = path / runner.RESULTS if path.is_dir() else path
     if not file.is_file():
         raise DeployError(f"there is no {file}; run `python device.py` in the kit, on the device, and copy it back")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data["format"] != runner.FORMAT:
-            raise DeployError(f"{file} has format {data['format']!r}; this version reads {runner.FORMAT}")
-        sizes = _sizes(file.parent / runner.KIT, data["kit"])
-        firsts: dict[Any, float] = {}
-        timings = []
-        known = {field.name for field in fields(Timing)}
-        for row in data["rows"]:
-            key = (row["runtime"], row["batch"], row["length"])
-            if "error" not in row:
-                first = firsts.setdefault(key, float(row["median_ms"]))
-                row = {**row, "ratio": row["median_ms"] / first}
-            row = {**row, **sizes.get(row["runtime"], {}).get(row["model"], {})}
-            timings.append(Timing(**{k: v for k, v in row.items() if k in known}))
-        return Bench(timings, words(timings), int(data["threads"]), dict(data["machine"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, SecateurError):
-            raise
-        raise DeployError(f"{file} is no result of a kit ({type(error).__name__}: {error}); copy it again") from None
+    remedy = "copy it again"
+    data = reading.read_json(file, error=DeployError, remedy=remedy)
+    if "format" in data and (type(data["format"]) is not int or data["format"] != runner.FORMAT):
+        raise DeployError(f"{file} has format {data['format']!r}; this version reads {runner.FORMAT}")
+    source = f"{file} is no result of a kit, or"
+    found = reading.check(data, schema.Results, source, error=DeployError, remedy=remedy)
+    sizes = _sizes(file.parent / runner.KIT, found.kit)
+    firsts: dict[tuple[str, int, int], float] = {}
+    timings = []
+    for row in found.rows:
+        given = row.model_dump(exclude_unset=True)
+        if not row.error:
+            first = firsts.setdefault((row.runtime, row.batch, row.length), row.median_ms)
+            given["ratio"] = row.median_ms / first
+        weighs = sizes.get(row.runtime, {}).get(row.model)
+        timings.append(Timing(**given, **(weighs.model_dump() if weighs is not None else {})))
+    return Bench(timings, words(timings), found.threads, found.machine.model_dump(exclude_unset=True))
 
 
-def _sizes(path: Path, made_by: str) -> dict[str, Any]:
+def _sizes(path: Path, made_by: str) -> dict[str, dict[str, schema.Sizes]]:
     if not path.is_file():
         return {}
-    kit = json.loads(path.read_text(encoding="utf-8"))
-    if kit["id"] != made_by:
-        raise DeployError(f"the results come from another kit ({made_by}) than {path.parent} ({kit['id']})")
-    return kit["sizes"]
+    kit = reading.read(path, schema.Kit, error=DeployError, remedy="copy it again, or read results.json alone")
+    if kit.id != made_by:
+        raise DeployError(f"the results come from another kit ({made_by}) than {path.parent} ({kit.id})")
+    return kit.sizes
