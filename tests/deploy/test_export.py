@@ -55,6 +55,8 @@ def test_an_uneven_classifier_on_onnx_runtime(artefact, uneven, rows):
     info = json.loads(files["artefact.json"].read_text())
     assert info["parity"]["relative_error"] == artefact.parity.relative_error
     assert info["bytes"] == sum(p.stat().st_size for n, p in files.items() if n.startswith("model.onnx"))
+    assert info["sha256"].keys() == info["sizes"].keys() == set(info["graphs"]["model"]["files"])
+    assert target.verify_files(artefact.folder) == len(info["sizes"])
     assert [port["name"] for port in info["graphs"]["model"]["inputs"]] == ["input_ids", "attention_mask"]
     program = target.load(artefact.folder)
     model = secateur.load(uneven).eval()

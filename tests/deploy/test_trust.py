@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from secateur.deploy import runner, target
 from secateur.deploy.jobs import bench
+from secateur.deploy.jobs.kit import read_results, write_kit
 from secateur.deploy.target import DeployError
 from secateur.kernels.native import load_native
 
@@ -90,6 +91,28 @@ def test_no_file_of_ours_switches_remote_code_on(trap):
     with contextlib.suppress(runner.ArtefactError):  # the caller may; that the code then ran shows what this trap is
         runner.load(folder, ours={"trust_remote_code": True})
     assert mark.exists()
+
+
+def test_bench_hands_on_what_its_caller_permits(classifier, monkeypatch):
+    given = []
+
+    def measure(made, *arguments, ours, **options):
+        given.append(ours)
+        return {name: {"error": "not timed"} for name in made}
+
+    monkeypatch.setattr(runner, "measure", measure)
+    for options in ({}, {"trust_remote_code": True, "token": "secret"}):
+        (row,) = bench.bench([classifier], ["torch"], batch=[1], length=[2], **options).timings
+        assert row.error == "not timed"
+    assert given == [{"dense": {}}, {"dense": {"trust_remote_code": True}}]
+
+
+def test_an_artefact_of_strangers_is_not_ours(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    given = []
+    monkeypatch.setattr(runner, "measure", lambda made, *a, ours, **o: given.append(ours) or {"a": {"error": "x"}})
+    bench.bench([write(tmp_path / "a")], ["onnx"], batch=[1], length=[2])
+    assert given == [{}]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +230,27 @@ def test_made_up_inputs_have_a_bound():
         runner.made_up(GRAPH, {"batch": 2**30, "length": 2**30})
 
 
+def test_files_that_have_changed(tmp_path):
+    folder = write(tmp_path / "a")
+    with pytest.raises(DeployError, match="wrote no hashes; export it again"):
+        target.verify_files(folder)
+    program = folder / "sum.onnx"
+    info = json.loads((folder / runner.MANIFEST).read_text())
+    info["sha256"] = {"sum.onnx": hashlib.sha256(program.read_bytes()).hexdigest()}
+    (folder / runner.MANIFEST).write_text(json.dumps(info))
+    assert target.verify_files(folder) == 1
+    program.write_bytes(program.read_bytes()[:-1] + b"?")
+    assert runner.read(folder)
+    for check in (bench.bench, write_kit):
+        folders = [[folder], *([tmp_path / "kit"] if check is write_kit else [])]
+        with pytest.raises(DeployError, match=r"sum\.onnx is not the file that was exported; export it again"):
+            check(*folders, ["onnx"], check=True)
+    info["sha256"] = {"artefact.json": "0" * 64}
+    (folder / runner.MANIFEST).write_text(json.dumps(info))
+    with pytest.raises(DeployError, match=r"has no hash of sum\.onnx"):
+        target.verify_files(folder)
+
+
 # -- a library beside a program ---------------------------------------------------------------------------------------
 
 
@@ -265,8 +309,6 @@ def test_a_kit_loads_its_own_library(tmp_path, monkeypatch):
 
 def test_a_kit_takes_no_links_and_libraries_along(tmp_path):
     pytest.importorskip("onnxscript")
-    from secateur.deploy import write_kit
-
     folder, secret = write(tmp_path / "a"), tmp_path / "secret"
     secret.write_text("mine")
     (folder / "notes").symlink_to(secret)
@@ -282,8 +324,6 @@ def test_a_kit_takes_no_links_and_libraries_along(tmp_path):
 def test_a_sparse_program_runs_in_its_kit(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from secateur.deploy import read_results, write_kit
-
     kept = Path(__file__).parents[1] / "kept" / "first" / "artefacts" / "onnx-sparse" / "model"
     write_kit([kept], tmp_path / "kit", ["onnx"], batch=[1], length=[4], turns=1)
     done = subprocess.run([sys.executable, "-I", "device.py"], cwd=tmp_path / "kit", capture_output=True, text=True)

@@ -110,11 +110,16 @@ def write(
         "format": runner.FORMAT,
         "target": target,
         "class": type(model).__name__,
-        "graphs": {"model": {"files": [str(file.relative_to(folder))], "inputs": ports, "outputs": outputs}},
+        "graphs": {"model": {"files": [file.relative_to(folder).as_posix()], "inputs": ports, "outputs": outputs}},
         "loader": loader,
         "parameters": model.count_params(),
         "zeros": 1.0 - sum(int(np.count_nonzero(w)) for w in matrices) / size if size else 0.0,
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "sha256": {
+            path.relative_to(folder).as_posix(): runner.digest(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != runner.MANIFEST
+        },
         "int8": False,
         "versions": {"keras": keras.__version__, "backend": keras.backend.backend(), **_versions(target)},
     }

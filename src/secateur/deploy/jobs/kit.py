@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.deploy import runner, target
-from secateur.deploy.jobs.bench import OURS, artefact, check_runtimes, names_of
+from secateur.deploy.jobs.bench import OURS, artefact, check_hashes, check_runtimes, names_of
 from secateur.deploy.jobs.results import Bench, Timing, words
 from secateur.deploy.jobs.timing import Say
 from secateur.deploy.target import DeployError
@@ -29,6 +29,7 @@ def write_kit(
     threads: int = 1,
     turns: int = 12,
     int8: bool = False,
+    check: bool = False,
     overwrite: bool = False,
     say: Say = lambda text: None,
     **options: Any,
@@ -40,6 +41,8 @@ def write_kit(
     Raises DeployError when nothing could be exported, or when a runtime is asked for that needs secateur itself.
     """
     named = names_of(sources)
+    if check:
+        check_hashes(list(named.values()))
     chosen, refused = _portable(runtimes, one_shape=len(batch) == len(length) == 1)
     names: dict[str, dict[str, str]] = {}
     described: list[dict[str, Any]] = []
