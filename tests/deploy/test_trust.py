@@ -399,6 +399,12 @@ def test_a_changed_description_is_refused_or_says_the_same(tmp_path, loader):
     assert loaded
 
 
-def test_ports_of_the_other_tests_are_permitted(tmp_path):
-    graph = {"files": ["model.onnx"], "inputs": PORTS, "outputs": ["y"]}
-    assert runner.read(describe(tmp_path, graphs={"model": graph}))["graphs"]["model"]["inputs"] == PORTS
+def test_every_port_that_export_writes_is_permitted(tmp_path):
+    from secateur.deploy.target import Port
+    from secateur.deploy.targets.inputs import as_json
+
+    bound = Port("bound", "int32", ("batch",), "ids", high=5, at_most={0: 4})
+    made = [bound, Port("flag", "bool", ("batch", 0), fill=True)]
+    ports = [*PORTS, *map(as_json, made), as_json(Port("past", "float16", ("batch", 2, "past"), 0.5, low=-3))]
+    graph = {"files": ["model.onnx"], "inputs": ports, "outputs": ["y"]}
+    assert runner.read(describe(tmp_path, graphs={"model": graph}))["graphs"]["model"]["inputs"] == ports

@@ -127,13 +127,16 @@ NUMBER = Value("a finite number", _is_number)
 SHARE = Value("a share from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 NOTE = Value("a number, a text, true, false or null", lambda value: value is None or _is_plain(value))
 SIZE = Value(
-    f"a size: a number from 1 to {MOST_NUMBERS}, or one of {', '.join(SYMBOLS)}",
-    lambda value: (type(value) is int and 1 <= value <= MOST_NUMBERS) or (type(value) is str and value in SYMBOLS),
+    f"a size: a number from 0 to {MOST_NUMBERS}, or one of {', '.join(SYMBOLS)}",
+    lambda value: (type(value) is int and 0 <= value <= MOST_NUMBERS) or (type(value) is str and value in SYMBOLS),
 )
-FILL = Value("'ids', 'normal' or a number", lambda value: _is_number(value) or value in ("ids", "normal"))
+FILL = Value(
+    "'ids', 'normal', true, false or a number",
+    lambda value: type(value) is bool or _is_number(value) or (type(value) is str and value in ("ids", "normal")),
+)
 DTYPE = Value("a type of numbers", lambda value: type(value) is str and value in DTYPES)
 DIGEST = Value("64 hexadecimal digits", lambda value: type(value) is str and bool(re.fullmatch("[0-9a-f]{64}", value)))
-TOKEN = whole(0, 2**31)
+TOKEN = whole(-(2**31), 2**31)
 
 
 def _is_plain(value: Any) -> bool:
@@ -145,7 +148,7 @@ PORT = Fields(
     {"low": whole(-(2**31)), "high": whole(-(2**31)), "at_most": Many(whole(1, MOST_NUMBERS), named=True, most=16)},
 )
 GRAPH = Fields(
-    {"files": Many(TEXT, most=64), "inputs": Many(PORT), "outputs": Many(TEXT)},
+    {"files": Many(TEXT), "inputs": Many(PORT), "outputs": Many(TEXT)},
     {"operators": Value(OPERATORS, lambda value: value == OPERATORS)},
 )
 PARITY = Fields(
@@ -154,7 +157,7 @@ PARITY = Fields(
         "worst_logit": NUMBER,
         "agreement": NOTE,
         "examples": whole(),
-        "shapes": Many(TEXT),
+        "shapes": Many(TEXT, most=100_000),
         "tolerance": NUMBER,
         "made_up": FLAG,
         "tokens": whole(),
