@@ -381,7 +381,7 @@ def test_a_changed_description_is_refused_or_says_the_same(tmp_path, loader):
     expected = FEED["ids"] + FEED["mask"]
     loaded = []
 
-    @settings(max_examples=150, deadline=2000, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, deadline=10_000, database=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def holds(data):
         info = json.loads(json.dumps(whole))

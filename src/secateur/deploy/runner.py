@@ -752,9 +752,9 @@ def serve(
         print(json.dumps(value), file=out, flush=True)
 
     try:
+        program = load(folder, "model", threads, library, ours=ours)
         graph = read(folder)["graphs"]["model"]
         feed = made_up(graph, sizes_for(graph, batch, length))
-        program = load(folder, "model", threads, library, ours=ours)
         program(feed)
     except Exception as error:  # the process that started this one waits for an answer
         answer({"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"})
