@@ -103,6 +103,7 @@ def restore(plain: Path, output: Path, value: str | None) -> None:
             graph["operators"] = runner.OPERATORS
         int8.quantise(folder / graph["files"][0])
         info["sizes"] = {file: (folder / file).stat().st_size for file in graph["files"]}
+        info["sha256"] = {file: runner.digest(folder / file) for file in graph["files"]}
         write_json(folder / runner.MANIFEST, info)
 
 

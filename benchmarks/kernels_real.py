@@ -139,7 +139,10 @@ def main() -> None:
         text = "\n".join(table(args.table, args.work)) + "\n"
     else:
         places = {name: args.work / name for name in args.only or names()}
-        rows = runner.measure(places, args.batch, LENGTH, args.threads, args.turns, library=installed_library())
+        described = {name: {} for name in places if name == "torch" or name.startswith("secateur-torch")}
+        rows = runner.measure(
+            places, args.batch, LENGTH, args.threads, args.turns, library=installed_library(), ours=described
+        )
         text = json.dumps({"threads": args.threads, "batch": args.batch, "rows": rows}, indent=1)
     print(text)
     if args.out:

@@ -56,6 +56,19 @@ def test_bench_of_a_damaged_artefact(refused, call, place):
     assert "Traceback" not in done.out + done.err
 
 
+def test_bench_of_a_changed_artefact(refused, place):
+    pytest.importorskip("onnxruntime")
+    folder = place / "artefact"
+    folder.mkdir()
+    port = {"name": "x", "dtype": "float32", "shape": ["batch", 4], "fill": "normal"}
+    info = {"format": 1, "target": "onnx", "graphs": {"model": {"files": ["m.onnx"], "inputs": [port], "outputs": []}}}
+    (folder / "m.onnx").write_bytes(b"changed")
+    (folder / "artefact.json").write_text(json.dumps({**info, "sha256": {"m.onnx": "0" * 64}}))
+    sentence = refused("bench", folder, "--runtime", "onnx", "--check")
+    assert "m.onnx is not the file that was exported; export it again" in sentence
+    assert "--check has no meaning" in refused("bench", "--results", folder, "--check")
+
+
 def test_export_without_the_runtime(refused, classifier, place, monkeypatch):
     from secateur.deploy import target
 

@@ -55,6 +55,8 @@ def test_an_uneven_classifier_on_onnx_runtime(artefact, uneven, rows):
     info = json.loads(files["artefact.json"].read_text())
     assert info["parity"]["relative_error"] == artefact.parity.relative_error
     assert info["bytes"] == sum(p.stat().st_size for n, p in files.items() if n.startswith("model.onnx"))
+    assert info["sha256"].keys() == info["sizes"].keys() == set(info["graphs"]["model"]["files"])
+    assert target.verify_files(artefact.folder) == len(info["sizes"])
     assert [port["name"] for port in info["graphs"]["model"]["inputs"]] == ["input_ids", "attention_mask"]
     program = target.load(artefact.folder)
     model = secateur.load(uneven).eval()
@@ -254,7 +256,7 @@ def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch)
     model = secateur.load(classifier).eval()
     ours.write(model, classifier, "secateur", tmp_path / "out")
     ids = np.arange(4, 18).reshape(2, 7)
-    program = target.load(tmp_path / "out")
+    program = target.load(tmp_path / "out", ours={})
     for _ in range(2):
         got = program({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
     with torch.inference_mode():

@@ -126,9 +126,12 @@ def test_a_description_names_no_file_outside_its_folder(tmp_path):
 
 def test_workers_take_turns_and_report(tmp_path):
     places = {"a": write(tmp_path / "a"), "b": write(tmp_path / "b"), "broken": write(tmp_path / "c", loader="abacus")}
+    graph = {"files": ["sum.onnx"], "inputs": [PORTS[0]], "outputs": ["sum"]}
+    places["decoder"] = write(tmp_path / "d", graphs={"decode": graph})
     found = runner.measure(places, 2, 5, threads=1, turns=2, runs=2)
-    assert list(found) == ["a", "b", "broken"]
+    assert list(found) == ["a", "b", "broken", "decoder"]
     assert list(found["broken"]) == ["error"]
+    assert found["decoder"] == {"error": f"{places['decoder']} has no graph 'model'; it has decode"}
     for name in ("a", "b"):
         row = found[name]
         assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]

@@ -36,6 +36,9 @@ def command(
     length: Annotated[str, typer.Option(help="Lengths in tokens, e.g. 64,128.")] = "64",
     turns: Annotated[int, typer.Option(help="Rounds in which the models take turns.", min=1)] = 12,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino).")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare artefacts with the SHA-256 of their files first.")
+    ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads of each process, pinned.", min=1)] = 1,
     export_kit: Annotated[
         Path | None, typer.Option(help="Write a folder to run on another machine instead.", rich_help_panel="Kit")
@@ -78,7 +81,7 @@ def command(
         show(keras.bench(models, chosen, **options), plot, json=json)
         return
     common.quiet_libraries()
-    options |= {"int8": int8, "task": task}
+    options |= {"int8": int8, "check": check, "task": task}
     if export_kit is not None:
         _write_kit(models, export_kit, chosen, {**options, "overwrite": overwrite}, json=json)
         return

@@ -57,7 +57,7 @@ TABLES: dict[str, dict[str, str]] = {
         "time kit keras results": "models overwrite json",
         "time keras results": "plot",
         "time kit keras": "runtime batch length turns threads",
-        "time kit": "int8 task",
+        "time kit": "int8 check task",
         "kit": "export_kit",
         "results": "results",
     },

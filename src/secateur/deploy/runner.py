@@ -7,6 +7,9 @@ a `kit.json` that `secateur bench --export-kit` wrote:
 
     python device.py [--threads N] [--output results.json] [--library secateur_onnx.so]
 
+A description may come from a stranger. It says nothing that its rules here do not know, its programs are files inside
+its folder, and it runs no Python code: only an artefact of this process's own (`ours`) may point at a model folder.
+
 Each artefact runs in a process of its own with pinned threads; the processes take turns (A B A B ...). Start-up is the
 time from the first line of this file to the first answer, with the import of the runtime.
 """
@@ -19,8 +22,10 @@ import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import ctypes  # noqa: E402
 import functools  # noqa: E402
+import hashlib  # noqa: E402
 import importlib  # noqa: E402
 import json  # noqa: E402
+import math  # noqa: E402
 import os  # noqa: E402
 import platform  # noqa: E402
 import re  # noqa: E402
@@ -54,28 +59,310 @@ class ArtefactError(Exception):
     """An artefact cannot be read or run; the message is one sentence."""
 
 
+# -- descriptions -----------------------------------------------------------------------------------------------------
+
+MOST_BYTES = 16 * 2**20
+"""Largest description that is read; a decoder of a hundred layers has about 100 kB."""
+MOST_NUMBERS = 2**31
+"""Most numbers in one made-up input."""
+DTYPES = (
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    "float16",
+    "float32",
+    "float64",
+)
+SYMBOLS = ("batch", "length", "target", "past")
+"""Names of dimensions that a program leaves open."""
+
+
+class Unfit(Exception):
+    """A place in a description that is not as its rule says."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """The rule of a single value. words: what it must be."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Many:
+    """The rule of a list, or of an object with any names (`named`), all of whose values have one rule."""
+
+    rule: "Rule"
+    named: bool = False
+    most: int = 4096
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The rule of an object with these names and no others."""
+
+    needed: "Mapping[str, Rule]"
+    possible: "Mapping[str, Rule]"
+
+
+Rule = Value | Many | Fields
+
+
+def whole(low: int = 0, high: int = 2**53) -> Value:
+    """A whole number within bounds."""
+    return Value(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 2**1000 and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str and 0 < len(value) <= 500 and value.isprintable()
+
+
+TEXT = Value("a text of at most 500 printable characters", _is_text)
+FLAG = Value("true or false", lambda value: type(value) is bool)
+NUMBER = Value("a finite number", _is_number)
+SHARE = Value("a share from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+NOTE = Value("a number, a text, true, false or null", lambda value: value is None or _is_plain(value))
+SIZE = Value(
+    f"a size: a number from 0 to {MOST_NUMBERS}, or one of {', '.join(SYMBOLS)}",
+    lambda value: (type(value) is int and 0 <= value <= MOST_NUMBERS) or (type(value) is str and value in SYMBOLS),
+)
+FILL = Value(
+    "'ids', 'normal', true, false or a number",
+    lambda value: type(value) is bool or _is_number(value) or (type(value) is str and value in ("ids", "normal")),
+)
+DTYPE = Value("a type of numbers", lambda value: type(value) is str and value in DTYPES)
+DIGEST = Value("64 hexadecimal digits", lambda value: type(value) is str and bool(re.fullmatch("[0-9a-f]{64}", value)))
+TOKEN = whole(-(2**31), 2**31)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) is bool or _is_number(value) or _is_text(value)
+
+
+PORT = Fields(
+    {"name": TEXT, "dtype": DTYPE, "shape": Many(SIZE, most=16), "fill": FILL},
+    {"low": whole(-(2**31)), "high": whole(-(2**31)), "at_most": Many(whole(1, MOST_NUMBERS), named=True, most=16)},
+)
+GRAPH = Fields(
+    {"files": Many(TEXT), "inputs": Many(PORT), "outputs": Many(TEXT)},
+    {"operators": Value(OPERATORS, lambda value: value == OPERATORS)},
+)
+PARITY = Fields(
+    {"relative_error": NUMBER},
+    {
+        "worst_logit": NUMBER,
+        "agreement": NOTE,
+        "examples": whole(),
+        "shapes": Many(TEXT, most=100_000),
+        "tolerance": NUMBER,
+        "made_up": FLAG,
+        "tokens": whole(),
+        "equal": FLAG,
+    },
+)
+GENERATION = Fields(
+    {
+        "start": Value("a token or null", lambda value: value is None or TOKEN.holds(value)),
+        "end": Many(TOKEN),
+        "pad": TOKEN,
+    },
+    {"parity": PARITY},
+)
+DESCRIPTION = Fields(
+    {"format": whole(), "target": TEXT, "graphs": Many(GRAPH, named=True, most=16)},
+    {
+        "loader": TEXT,
+        "source": Value("a path", lambda value: type(value) is str and "\0" not in value),
+        "class": TEXT,
+        "parameters": whole(),
+        "zeros": SHARE,
+        "bytes": whole(),
+        "sizes": Many(whole(), named=True),
+        "sha256": Many(DIGEST, named=True),
+        "int8": FLAG,
+        "levels": whole(0, 255),
+        "versions": Many(TEXT, named=True),
+        "sparse": Many(NOTE, named=True),
+        "parity": PARITY,
+        "generation": GENERATION,
+    },
+)
+"""What `artefact.json` may say."""
+
+
+def conform(value: Any, rule: Rule, place: str = "it") -> None:
+    """Raise Unfit for the first place of a value that is not as its rule says."""
+    if isinstance(rule, Value):
+        if not rule.holds(value):
+            raise Unfit(f"{place} is {_shown(value)}, not {rule.words}")
+    elif isinstance(rule, Fields):
+        _conform_fields(value, rule, place)
+    else:
+        if type(value) is not (dict if rule.named else list):
+            raise Unfit(f"{place} is {_shown(value)}, not {'an object' if rule.named else 'a list'}")
+        if len(value) > rule.most:
+            raise Unfit(f"{place} has {len(value)} entries, more than {rule.most}")
+        for key in value if rule.named else range(len(value)):
+            if rule.named and not TEXT.holds(key):
+                raise Unfit(f"{place} has the name {_shown(key)}, not {TEXT.words}")
+            conform(value[key], rule.rule, f"{place}.{key}".removeprefix("it."))
+
+
+def _conform_fields(value: Any, rule: Fields, place: str) -> None:
+    if type(value) is not dict:
+        raise Unfit(f"{place} is {_shown(value)}, not an object")
+    for key in rule.needed:
+        if key not in value:
+            raise Unfit(f"{place} lacks {key!r}")
+    known = {**rule.needed, **rule.possible}
+    for key in value:
+        if key not in known:
+            raise Unfit(f"{place} has {_shown(key)}, which this version does not know")
+        conform(value[key], known[key], f"{place}.{key}".removeprefix("it."))
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def agree(info: Mapping[str, Any]) -> None:
+    """Raise Unfit where parts of a description, each as its rule says, contradict each other."""
+    for name, graph in info["graphs"].items():
+        place = f"graphs.{name}"
+        for names in ([port["name"] for port in graph["inputs"]], graph["outputs"], graph["files"]):
+            twice = next((n for i, n in enumerate(names) if n in names[:i]), None)
+            if twice is not None:
+                raise Unfit(f"{place} names {twice!r} twice")
+        for port in graph["inputs"]:
+            _check_port(port, f"{place}, input {port['name']}")
+    if "generation" in info:
+        for name in ("decode", "prefill") if "encoder" in info["graphs"] else ("decode",):
+            if name not in info["graphs"]:
+                raise Unfit(f"it generates, but has no graph {name!r}")
+
+
+def _check_port(port: Mapping[str, Any], place: str) -> None:
+    shape = port["shape"]
+    if math.prod(n for n in shape if isinstance(n, int)) > MOST_NUMBERS:
+        raise Unfit(f"{place} is absurdly large: {' x '.join(map(str, shape))}")
+    low, high = port.get("low", 0), port.get("high", 1)
+    if port["fill"] == "ids" and low >= high:
+        raise Unfit(f"{place}: there are no numbers from {low} to below {high}")
+    symbols = {str(i) for i, n in enumerate(shape) if isinstance(n, str)}
+    wrong = next((dim for dim in port.get("at_most", ()) if dim not in symbols), None)
+    if wrong is not None:
+        raise Unfit(f"{place}: at_most bounds dimension {wrong!r}, which is not open")
+
+
 def read(folder: Path | str) -> dict[str, Any]:
     """The description of an artefact; ArtefactError when the folder has none, or a damaged one."""
-    path = Path(folder) / MANIFEST
+    folder = Path(folder)
+    path = folder / MANIFEST
     if not path.is_file():
         raise ArtefactError(f"{folder} holds no exported model: it has no {MANIFEST}")
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        if info["format"] != FORMAT:
-            raise ArtefactError(f"{path} has format {info['format']!r}; this version reads {FORMAT}")
-        for graph in info["graphs"].values():
-            for name in graph["files"]:
-                if not Path(folder, name).resolve().is_relative_to(Path(folder).resolve()):
-                    raise ArtefactError(f"{path} names {name}, which lies outside {folder}; do not use this artefact")
-                if not Path(folder, name).is_file():
-                    raise ArtefactError(f"{folder} is no whole artefact: {name} is missing; export it again")
+        info = _parse(path)
+        if type(info) is dict and (type(info.get("format", FORMAT)) is not int or info.get("format", FORMAT) != FORMAT):
+            raise ArtefactError(f"{path} has format {_shown(info['format'])}; this version reads {FORMAT}")
+        conform(info, DESCRIPTION)
+        agree(info)
+        _check_loader(folder, info)
+        for name in _files(info):
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise ArtefactError(f"{path} names {name}, which lies outside {folder}; do not use this artefact")
+            if not (folder / name).is_file():
+                raise ArtefactError(f"{folder} is no whole artefact: {name} is missing; export it again")
         for name, size in info.get("sizes", {}).items():
-            actual = (Path(folder) / name).stat().st_size
+            actual = (folder / name).stat().st_size
             if actual != size:
                 raise ArtefactError(f"{folder} is damaged: {name} has {actual} bytes, not {size}; export it again")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {error}); export it again") from None
+    except Unfit as error:
+        raise ArtefactError(f"{path} is damaged: {error}; export it again") from None
+    except (OSError, ValueError, RuntimeError) as error:  # among them too deep a nesting, and links in a circle
+        raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {line(error)}); export it again") from None
     return info
+
+
+def _parse(path: Path) -> Any:
+    """The value in a JSON file, which holds no key twice and no number that JSON does not have."""
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise Unfit(f"it has {size} bytes, which is more than the {MOST_BYTES} that are read")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise Unfit(f"it has the key {_shown(key)} twice")
+            found[key] = value
+        return found
+
+    def constant(name: str) -> None:
+        raise Unfit(f"{name} is no number of JSON")
+
+    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=constant)
+
+
+def _files(info: Mapping[str, Any]) -> list[str]:
+    """Every file that a description names."""
+    named = [name for graph in info["graphs"].values() for name in graph["files"]]
+    return list(dict.fromkeys([*named, *info.get("sizes", {}), *info.get("sha256", {})]))
+
+
+def _check_loader(folder: Path, info: Mapping[str, Any]) -> None:
+    """ArtefactError for a loader that is unknown or of another target, and for a program that is no file for it."""
+    target, key = info["target"], info.get("loader", info["target"])
+    if key not in LOADERS:
+        raise ArtefactError(f"{folder} is for {key!r}; this version runs {', '.join(LOADERS)}; export it again")
+    own = [name for name, loader in LOADERS.items() if target in loader.endings]
+    if not own:
+        raise ArtefactError(f"{folder} is for {target!r}, which this version does not know; export it again")
+    if key not in own:
+        article = "an" if target[0] in "aeiou" else "a"
+        raise ArtefactError(
+            f"{folder} is damaged: {article} {target} artefact is loaded by {' or '.join(own)}, not by {key!r}; do not "
+            "use this artefact"
+        )
+    ending = LOADERS[key].endings[target]
+    if (ending == SOURCE) != ("source" in info):
+        raise Unfit(f"it is for {target} and names {'a' if 'source' in info else 'no'} source")
+    for name, graph in info["graphs"].items():
+        if ending != SOURCE and not graph["files"]:
+            raise Unfit(f"graphs.{name} names no program")
+        if ending != SOURCE and Path(graph["files"][0]).suffix != ending:
+            raise Unfit(f"{graph['files'][0]} is no {ending} file, which a program for {target} is")
+        if "operators" in graph and key != "onnx":
+            raise Unfit(f"graphs.{name} has operators, which only a program for onnx has")
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def verify_files(folder: Path | str) -> int:
+    """How many files of an artefact have the SHA-256 that its description gives.
+
+    Raises ArtefactError for a file that has changed, and for an artefact without hashes.
+    """
+    folder, info = Path(folder), read(folder)
+    if not info.get("sha256"):
+        raise ArtefactError(f"{folder} was exported by a version that wrote no hashes; export it again to check them")
+    for name in [n for graph in info["graphs"].values() for n in graph["files"] if n not in info["sha256"]]:
+        raise ArtefactError(f"{folder} has no hash of {name}; export it again")
+    for name, expected in info["sha256"].items():
+        if digest(folder / name) != expected:
+            raise ArtefactError(f"{folder} is damaged: {name} is not the file that was exported; export it again")
+    return len(info["sha256"])
 
 
 # -- runtimes ---------------------------------------------------------------------------------------------------------
@@ -259,41 +546,70 @@ def load_keras_program(folder: Path, graph: Mapping[str, Any], threads: int) -> 
     return by_position(OPENERS[path.suffix](path, threads), graph)
 
 
+SOURCE = "source"
+
+
+@dataclass(frozen=True)
+class Loader:
+    """What loads an artefact.
+
+    load: the function, or its module and name; then it also takes the options that the caller of `load` gives.
+    endings: target -> the ending of its program; `SOURCE` where the description points at a model folder.
+    ours: targets whose artefacts can do what they like to the user's files, so that only those of our own are loaded.
+    """
+
+    load: Callable[..., Program] | str
+    endings: Mapping[str, str]
+    ours: Sequence[str] = ()
+
+
+KERAS_ENDINGS = {"litert": ".tflite", "tflite": ".tflite", "onnx": ".onnx", "openvino": ".xml", "saved_model": ".pb"}
 LOADERS = {
-    "onnx": load_onnx,
-    "openvino": load_openvino,
-    "executorch": load_executorch,
-    "litert": load_litert,
-    "torch": "secateur.deploy.jobs.torch_runtimes:load",
-    "secateur": "secateur.deploy.jobs.torch_runtimes:load_sparse",
-    "keras": "secateur.deploy.jobs.keras_jobs:load",
-    "keras program": load_keras_program,
+    "onnx": Loader(load_onnx, {"onnx": ".onnx"}),
+    "openvino": Loader(load_openvino, {"openvino": ".xml"}),
+    "executorch": Loader(load_executorch, {"executorch": ".pte"}),
+    "litert": Loader(load_litert, {"litert": ".tflite"}),
+    "torch": Loader("secateur.deploy.jobs.torch_runtimes:load", {"torch": SOURCE}, ["torch"]),
+    "secateur": Loader("secateur.deploy.jobs.torch_runtimes:load_sparse", {"secateur": SOURCE}, ["secateur"]),
+    "keras": Loader("secateur.deploy.jobs.keras_jobs:load", {"keras": ".keras"}, ["keras"]),
+    "keras program": Loader(load_keras_program, KERAS_ENDINGS, ["saved_model"]),
 }
 """What loads an artefact, by the `loader` of its description or else by its target. A description, which may come from
 a stranger, can name nothing else."""
 
 
-def operators(folder: Path, library: str | None) -> str:
-    """The library of secateur's operators: the installed one that the caller names, or one beside the program."""
-    beside = folder / f"{OPERATORS}.so"
-    if library is not None:
-        return library
-    if beside.is_file():
-        return str(beside.resolve())
-    raise ArtefactError(f"the program runs on secateur's kernels: install secateur, or put {beside.name} there")
+def operators(library: str | None) -> str:
+    """The library of secateur's operators that the caller names. One that lies beside a program is never loaded."""
+    if library is None:
+        raise ArtefactError("the program runs on secateur's kernels: install secateur, which brings their library")
+    return library
 
 
-def load(folder: Path | str, name: str = "model", threads: int = 1, library: str | None = None) -> Program:
+def load(
+    folder: Path | str,
+    name: str = "model",
+    threads: int = 1,
+    library: str | None = None,
+    *,
+    ours: Mapping[str, Any] | None = None,
+) -> Program:
     """One graph of an artefact on its runtime; ArtefactError when it cannot be loaded.
 
-    library: where secateur's operators for ONNX Runtime are installed; without it they are looked for in the folder.
+    library: where secateur's operators for ONNX Runtime are installed.
+    ours: for an artefact that the caller itself made, whatever it points at or does: options for opening the model
+    folder (`trust_remote_code` among them, which no file can switch on), else {}. None: it may be a stranger's.
     """
     folder, info = Path(folder), read(folder)
     if name not in info["graphs"]:
         raise ArtefactError(f"{folder} has no graph {name!r}; it has {', '.join(info['graphs'])}")
-    graph, key = info["graphs"][name], info.get("loader") or info["target"]
-    if key not in LOADERS:
-        raise ArtefactError(f"{folder} is for {key!r}; this version runs {', '.join(LOADERS)}; export it again")
+    graph, target = info["graphs"][name], info["target"]
+    loader = LOADERS[info.get("loader", target)]
+    if target in loader.ours and ours is None:
+        does = "points at a model folder" if "source" in info else "may read and write your files when it runs"
+        raise ArtefactError(
+            f"{folder} is for {target} and {does}: bench loads such artefacts only when it made them itself; pass "
+            "ours={} if you made it"
+        )
     if overflows(info):
         warnings.warn(
             f"{folder} was exported with 8-bit weights where ONNX Runtime has VNNI for them; without it, as here, its "
@@ -301,17 +617,19 @@ def load(folder: Path | str, name: str = "model", threads: int = 1, library: str
             stacklevel=2,
         )
     try:
-        loader = _loader(LOADERS[key])
-        if graph.get("operators"):
-            loader = functools.partial(loader, library=operators(folder, library))
-        program = loader(folder, graph, threads)
+        opens = _function(loader.load)
+        if isinstance(loader.load, str):
+            opens = functools.partial(opens, options=dict(ours or {}))
+        if "operators" in graph:
+            opens = functools.partial(opens, library=operators(library))
+        program = opens(folder, graph, threads)
     except ArtefactError:
         raise
     except ImportError as error:
-        raise ArtefactError(f"{error.name} is not installed, which runs {info['target']} artefacts") from error
+        raise ArtefactError(f"{error.name} is not installed, which runs {target} artefacts") from error
     except Exception as error:  # every runtime breaks in its own way
-        raise ArtefactError(f"{folder} is damaged or not for this runtime ({info['target']}): {line(error)}") from None
-    return checked(program, graph, info["target"])
+        raise ArtefactError(f"{folder} is damaged or not for this runtime ({target}): {line(error)}") from None
+    return checked(program, graph, target)
 
 
 def overflows(info: Mapping[str, Any]) -> bool:
@@ -337,12 +655,13 @@ def processor_says(field: str) -> str:
     return ""
 
 
-def _loader(entry: Any) -> Callable[..., Program]:
-    """The function of an entry of LOADERS; a string names its module and itself."""
+def _function(entry: Callable[..., Program] | str) -> Callable[..., Program]:
+    """A function, or what the module and name in a string stand for."""
     if callable(entry):
         return entry
     module, _, function = entry.partition(":")
-    return getattr(importlib.import_module(module), function)
+    loaded: Callable[..., Program] = getattr(importlib.import_module(module), function)
+    return loaded
 
 
 def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
@@ -364,7 +683,13 @@ def checked(program: Program, graph: Mapping[str, Any], target: str) -> Program:
                     f"{port['name']} has shape {' x '.join(map(str, shape))}, but this {target} program takes "
                     f"{sizes}{bound}; export it for that shape"
                 )
-        return program(feed)
+        try:
+            return program(feed)
+        except ArtefactError:
+            raise
+        except Exception as error:  # every runtime breaks in its own way
+            said = f"{type(error).__name__}: {line(error)}"
+            raise ArtefactError(f"this {target} program does not run on these inputs ({said})") from error
 
     return run
 
@@ -380,14 +705,19 @@ def line(error: BaseException) -> str:
 
 
 def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs of a graph; `sizes` gives its symbolic dimensions (batch, length, target, past)."""
+    """Random inputs of a graph; `sizes` gives its symbolic dimensions (batch, length, target, past).
+
+    Raises ArtefactError for an input of more than `MOST_NUMBERS` numbers.
+    """
     rng = np.random.default_rng(seed)
     feed = {}
     for port in graph["inputs"]:
         shape = [n if isinstance(n, int) else sizes[n] for n in port["shape"]]
+        if math.prod(shape) > MOST_NUMBERS:
+            raise ArtefactError(f"{port['name']} of {' x '.join(map(str, shape))} has more than {MOST_NUMBERS} numbers")
         value: Any
         if port["fill"] == "ids":
-            value = rng.integers(port["low"], port["high"], shape)
+            value = rng.integers(port.get("low", 0), port.get("high", 1), shape)
         elif port["fill"] == "normal":
             value = rng.standard_normal(shape)
         else:
@@ -404,7 +734,14 @@ def sizes_for(graph: Mapping[str, Any], batch: int, length: int) -> dict[str, in
 # -- timing: a process for each artefact ------------------------------------------------------------------------------
 
 
-def serve(folder: str, batch: int, length: int, threads: int, library: str | None = None) -> None:
+def serve(
+    folder: str,
+    batch: int,
+    length: int,
+    threads: int,
+    library: str | None = None,
+    ours: Mapping[str, Any] | None = None,
+) -> None:
     """Load an artefact, answer once, then time on request: one JSON object a line on the real standard output."""
     pin(threads)
     end_with_parent()
@@ -415,9 +752,9 @@ def serve(folder: str, batch: int, length: int, threads: int, library: str | Non
         print(json.dumps(value), file=out, flush=True)
 
     try:
+        program = load(folder, "model", threads, library, ours=ours)
         graph = read(folder)["graphs"]["model"]
         feed = made_up(graph, sizes_for(graph, batch, length))
-        program = load(folder, "model", threads, library)
         program(feed)
     except Exception as error:  # the process that started this one waits for an answer
         answer({"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"})
@@ -462,14 +799,26 @@ def peak_bytes() -> int:
 class Worker:
     """A process that holds one artefact ready to be timed. It is stopped between requests, because the threads of some
     runtimes go on spinning after a run.
+
+    library, ours: as `load` takes them; they travel on the command line, so that no file can set them.
     """
 
-    def __init__(self, folder: Path | str, batch: int, length: int, threads: int, library: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        batch: int,
+        length: int,
+        threads: int,
+        library: str | None = None,
+        *,
+        ours: Mapping[str, Any] | None = None,
+    ) -> None:
         environment = {**os.environ, **dict.fromkeys(POOLS, str(threads))}
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p and Path(p) != Path(__file__).parent)
         command = [sys.executable, "-P", __file__, "--serve", str(folder)]
         command += ["--batch", str(batch), "--length", str(length), "--threads", str(threads)]
         command += ["--library", library] if library is not None else []
+        command += ["--ours", json.dumps(dict(ours))] if ours is not None else []
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -536,17 +885,19 @@ def measure(
     runs: int = 3,
     *,
     library: str | None = None,
+    ours: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Time artefacts in turn at one shape: name -> median and quartiles in ms, start-up in s, peak memory in bytes.
 
-    library: where secateur's operators are installed. An artefact that cannot run has only an `error`, one sentence.
+    library: where secateur's operators are installed. ours: of the artefacts that the caller made, by name, what `load`
+    takes. An artefact that cannot run has only an `error`, one sentence.
     """
     rows: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
         for name, folder in artefacts.items():
             try:
-                workers[name] = Worker(folder, batch, length, threads, library)
+                workers[name] = Worker(folder, batch, length, threads, library, ours=(ours or {}).get(name))
                 stack.callback(workers[name].stop)
             except ArtefactError as error:
                 rows[name] = {"error": str(error)}
@@ -580,8 +931,12 @@ def machine() -> dict[str, Any]:
 def run_kit(
     folder: Path, threads: int | None, say: Callable[[str], None], library: str | None = None
 ) -> dict[str, Any]:
-    """Time everything that `kit.json` lists, at its shapes, artefacts of one runtime in turn."""
+    """Time everything that `kit.json` lists, at its shapes, artefacts of one runtime in turn.
+
+    library: of secateur's operators; by default that of the kit.
+    """
     kit = json.loads((folder / KIT).read_text(encoding="utf-8"))
+    library = library or kit_library(folder, kit)
     threads = threads or kit["threads"]
     rows: list[dict[str, Any]] = []
     for runtime, artefacts in kit["runtimes"].items():
@@ -594,23 +949,41 @@ def run_kit(
     return {"format": FORMAT, "kit": kit["id"], "threads": threads, "machine": machine(), "rows": rows}
 
 
+def kit_library(folder: Path, kit: Mapping[str, Any]) -> str | None:
+    """The library of secateur's operators in a kit, or None; ArtefactError when it is not the one that was put in."""
+    if kit.get("library") is None:
+        return None
+    path = folder / f"{OPERATORS}.so"
+    if not path.is_file() or digest(path) != kit["library"]:
+        raise ArtefactError(
+            f"{path} is not the library that the kit was written with; copy the kit again, or pass --library"
+        )
+    return str(path.resolve())
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The script: time a kit and write its results, or serve one artefact."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--output", type=Path, help="default: results.json beside this script")
-    parser.add_argument("--library", help="secateur_onnx.so to use; default: the one beside each program")
+    parser.add_argument("--library", help="secateur_onnx.so to use; default: the one of the kit")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--ours", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
-        serve(options.serve, options.batch, options.length, options.threads, options.library)
+        serve(options.serve, options.batch, options.length, options.threads, options.library, options.ours)
         return
     folder = Path(__file__).parent
     if not (folder / KIT).is_file():
         parser.error(f"there is no {KIT} beside this script; `secateur bench ... --export-kit FOLDER` writes one")
-    results = run_kit(folder, options.threads, lambda text: print(text, file=sys.stderr, flush=True), options.library)
+    try:
+        results = run_kit(
+            folder, options.threads, lambda text: print(text, file=sys.stderr, flush=True), options.library
+        )
+    except ArtefactError as error:
+        sys.exit(str(error))
     target = options.output or folder / RESULTS
     target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for row in results["rows"]:

@@ -114,10 +114,15 @@ def find(name: str) -> Target:
     return target.require()
 
 
-def load(folder: Path | str, graph: str = "model", threads: int = 1) -> runner.Program:
-    """A graph of any artefact on its runtime; what goes wrong there, on loading or when it runs, is a DeployError."""
+def load(
+    folder: Path | str, graph: str = "model", threads: int = 1, *, ours: Mapping[str, Any] | None = None
+) -> runner.Program:
+    """A graph of any artefact on its runtime; what goes wrong there, on loading or when it runs, is a DeployError.
+
+    ours: as `runner.load` takes it, for an artefact that the caller made.
+    """
     with translated():
-        program = runner.load(folder, graph, threads, installed_library())
+        program = runner.load(folder, graph, threads, installed_library(), ours=ours)
 
     def run(feed: runner.Feed) -> dict[str, Any]:
         with translated():
@@ -130,6 +135,12 @@ def read(folder: Path | str) -> dict[str, Any]:
     """The description of an artefact."""
     with translated():
         return runner.read(folder)
+
+
+def verify_files(folder: Path | str) -> int:
+    """How many files of an artefact have the SHA-256 of its description; DeployError for one that has changed."""
+    with translated():
+        return runner.verify_files(folder)
 
 
 @contextlib.contextmanager

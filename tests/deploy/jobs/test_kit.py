@@ -52,6 +52,59 @@ def test_results_that_are_none(tmp_path):
         kit.read_results(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": [{**ROW, "median_ms": -4.0}]}, r"rows\.0\.median_ms is -4\.0"),
+        ({"rows": [{**ROW, "median_ms": 0}]}, r"rows\.0\.median_ms is 0"),
+        ({"rows": [{**ROW, "median_ms": "4.0"}]}, r"rows\.0\.median_ms is '4\.0'"),
+        ({"rows": [{**ROW, "low_ms": float("nan")}]}, "NaN is no number of JSON"),
+        ({"rows": [{**ROW, "high_ms": None}]}, r"rows\.0\.high_ms is None"),
+        ({"rows": [{**ROW, "high_ms": 3.5}]}, "in this order"),
+        ({"rows": [{**ROW, "batch": 0}]}, r"rows\.0\.batch is 0"),
+        ({"rows": [{**ROW, "runtime": ["onnx"]}]}, r"rows\.0\.runtime is \['onnx'\]"),
+        ({"rows": [{**ROW, "peak_bytes": -7}]}, r"rows\.0\.peak_bytes is -7"),
+        ({"rows": [{**ROW, "ratio": 9.0}]}, r"rows\.0\.ratio is 9\.0"),
+        ({"rows": [{k: v for k, v in ROW.items() if k != "median_ms"}]}, "an error, or low_ms, median_ms"),
+        ({"rows": {}}, "rows is {}"),
+        ({"threads": "2"}, "threads is '2'"),
+        ({"machine": []}, r"machine is \[\]"),
+        ({"machine": {"processor": {"a": 1}}}, "machine.processor is"),
+        ({"format": True}, "has format True"),
+        ({"other": 1}, "other is 1"),
+    ],
+)
+def test_damaged_results_are_one_sentence(tmp_path, changes, said):
+    with pytest.raises(DeployError, match=said) as caught:
+        kit.read_results(write(tmp_path / "kit", changes.pop("rows", [ROW]), **changes))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "\ud800", '{"format": 1e999}', "{"])
+def test_results_that_are_no_json(tmp_path, text):
+    (tmp_path / runner.RESULTS).write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(DeployError, match=r"results\.json"):
+        kit.read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"id": "k"}, "sizes is"),
+        ({"id": 7, "sizes": {}}, "id is 7"),
+        ({"id": "k", "sizes": {"onnx": {"a": {"bytes": "12", "zeros": 0.5}}}}, r"sizes\.onnx\.a\.bytes is '12'"),
+        ({"id": "k", "sizes": {"onnx": {"a": {"bytes": 12, "zeros": 1.5}}}}, r"sizes\.onnx\.a\.zeros is 1\.5"),
+        ({"id": "k", "sizes": {"onnx": {"a": {"bytes": 1, "zeros": 0.5, "ratio": 0.1}}}}, r"a\.ratio is 0\.1"),
+        ({"id": "k", "sizes": {}, "command": "x"}, "command is 'x'"),
+    ],
+)
+def test_a_damaged_kit_is_one_sentence(tmp_path, described, said):
+    folder = write(tmp_path / "kit", [ROW])
+    (folder / runner.KIT).write_text(json.dumps(described))
+    with pytest.raises(DeployError, match=said):
+        kit.read_results(folder)
+
+
 def test_words_about_zeros():
     sparse = Timing("s", "onnx", 8, 64, median_ms=2.0, ratio=0.99, zeros=0.8)
     assert words([sparse, Timing("d", "onnx", 8, 64, median_ms=2.0, ratio=1.0, zeros=0.01)]) == [

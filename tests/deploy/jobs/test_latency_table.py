@@ -1,5 +1,7 @@
 """Latency tables: curves by hand, groups of axes, and a table from made-up ratios."""
 
+import json
+
 import pytest
 
 import secateur
@@ -52,6 +54,47 @@ def test_a_table_from_ratios(classifier):
     assert found.share({a.name: 2 for a in heads} | {a.name: 32 for a in ffn}) == pytest.approx(0.34)
     assert found.share({heads[0].name: 2, ffn[0].name: 32}) == pytest.approx(0.9 - 0.2 - 0.06 / 4)
     assert found.share({ffn[1].name: 48}) == pytest.approx(0.9)
+
+
+DAMAGES = [
+    {"dense_ms": -1.0},
+    {"dense_ms": "10"},
+    {"curves": {}},
+    {"curves": {"head": {"sizes": [4, 2], "changes": [-0.1, 0.0]}}},
+    {"curves": {"head": {"sizes": [2], "changes": [-0.1, 0.0]}}},
+    {"curves": {"head": {"sizes": [], "changes": []}}},
+    {"axes": {"L0.head": "other"}},
+    {"axes": {"other": "head"}},
+    {"together": None},
+    {"batch": 3},
+    {"more": 1},
+]
+
+
+def test_a_damaged_table_is_measured_again(classifier, monkeypatch):
+    host = secateur.open(classifier)
+    axes = {a.name: "head" for kind in ("head", "ffn") for a in host.layout.of_kind(kind)}
+    whole = LatencyTable("torch", 2, 9, 1, 10.0, {"head": Curve((2, 4), (-0.1, 0.0))}, axes)
+    measured, said = [], []
+    monkeypatch.setattr(latency_table, "artefacts", lambda *a: {})
+    monkeypatch.setattr(latency_table, "measure", lambda *a: measured.append(1) or ({}, 1.0))
+    monkeypatch.setattr(latency_table, "assemble", lambda *a, **k: whole)
+
+    def table():
+        return secateur.deploy.latency_table(host, "torch", batch=2, length=9, points=2, turns=1, say=said.append)
+
+    assert table() == table() == whole
+    assert (len(measured), said) == (1, [])
+    (file,) = latency_table.cache_file().parent.glob("latency-*.json")
+    for text in ["[" * 100_000, *(json.dumps({**whole.as_json(), **changes}) for changes in DAMAGES)]:
+        file.write_text(text)
+        measured.clear()
+        said.clear()
+        assert table() == table() == whole
+        assert len(measured) == 1, text
+        (sentence,) = said
+        assert str(file) in sentence
+        assert sentence.endswith("; measuring again")
 
 
 @pytest.mark.slow

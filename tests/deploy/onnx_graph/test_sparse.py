@@ -232,16 +232,16 @@ def test_refusals(tmp_path):
 
 def test_a_machine_without_the_library(measured, tmp_path, monkeypatch):
     written(tmp_path, [("MatMul", ["x", "w"], ["y"], {})], {"w": weight(32, 48)})
-    ports = [{"name": "x", "shape": ["n", 32], "at_most": {}}]
+    ports = [{"name": "x", "dtype": "float32", "shape": ["batch", 32], "fill": "normal", "at_most": {}}]
     graph = {"files": ["model.onnx"], "inputs": ports, "outputs": ["y"], "operators": runner.OPERATORS}
     info = {"format": runner.FORMAT, "target": "onnx", "graphs": {"model": graph}}
     (tmp_path / runner.MANIFEST).write_text(json.dumps(info))
     library = onnx_library()
     monkeypatch.setattr(target, "installed_library", lambda: None)
-    with pytest.raises(DeployError, match="install secateur, or put secateur_onnx.so there"):
-        target.load(tmp_path)
     (tmp_path / "secateur_onnx.so").symlink_to(library)
-    assert runner.operators(tmp_path, library) == library
+    with pytest.raises(DeployError, match="runs on secateur's kernels: install secateur"):
+        target.load(tmp_path)
+    monkeypatch.setattr(target, "installed_library", lambda: library)
     assert target.load(tmp_path)({"x": np.ones((2, 32), np.float32)})["y"].shape == (2, 48)
 
 
@@ -249,9 +249,10 @@ def test_a_kit_carries_the_library_and_bench_says_nothing_of_zeros(tmp_path):
     from secateur.deploy.jobs.kit import carry_library
     from secateur.deploy.jobs.results import Timing, words
 
-    carry_library({"graphs": {"model": {"operators": runner.OPERATORS}}}, tmp_path)
+    digest = carry_library([{"graphs": {"model": {"operators": runner.OPERATORS}}}], tmp_path)
     assert (tmp_path / "secateur_onnx.so").stat().st_size > 10000
-    carry_library({"graphs": {"model": {}}}, tmp_path / "missing")
+    assert runner.kit_library(tmp_path, {"library": digest}) == str(tmp_path / "secateur_onnx.so")
+    assert carry_library([{"graphs": {"model": {}}}], tmp_path / "missing") is None
     slow, fast = (Timing("m", "onnx", 1, 1, zeros=0.5, sparse=s) for s in (False, True))
     assert len(words([slow])) == 1
     assert words([fast]) == []

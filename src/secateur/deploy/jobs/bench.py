@@ -69,6 +69,7 @@ def bench(
     threads: int = 1,
     turns: int = 12,
     int8: bool = False,
+    check: bool = False,
     say: Say = lambda text: None,
     **options: Any,
 ) -> Bench:
@@ -77,11 +78,14 @@ def bench(
     sources: model folders, with the first of which all are compared; or artefacts, each timed on its own runtime.
     batch, length: every pair is measured. threads: of each process, pinned. turns: rounds of A B A B ...
     int8: with 8-bit weights on top where the runtime has them.
+    check: compare the files of artefacts with the SHA-256 that `export` noted, before anything runs.
     options: for loading a folder, as `secateur.open` takes them.
 
     What a runtime refuses is a row with an `error`. Raises DeployError for folders or names that are wrong.
     """
     named, chosen = names_of(sources), check_runtimes(runtimes)
+    if check:
+        check_hashes(list(named.values()))
 
     def make(name: str, runtime: str, destination: Path, shape: Shape) -> Path:
         return artefact(named[name], runtime, destination, shape, int8=int8, loading=options)
@@ -89,8 +93,18 @@ def bench(
     def fixed(runtime: str) -> bool:
         return runtime in TARGETS and target.find(runtime).shapes == "fixed"
 
-    timings = in_turn(list(named), chosen, batch, length, make, fixed, threads=threads, turns=turns, say=say)
+    # This goes to the processes that open the folders on their command line, where other users could read a token.
+    loading = {k: v for k, v in options.items() if isinstance(v, str | bool | int) and k != "token"}
+    timings = in_turn(
+        list(named), chosen, batch, length, make, fixed, threads=threads, turns=turns, say=say, loading=loading
+    )
     return Bench(timings, words(timings), threads, runner.machine())
+
+
+def check_hashes(folders: Sequence[Path]) -> None:
+    """DeployError for a folder that is no artefact, or an artefact with files that have changed since its export."""
+    for folder in folders:
+        target.verify_files(folder)
 
 
 def artefact(
@@ -113,7 +127,7 @@ def artefact(
         raise DeployError(f"{runtime} gets no 8-bit weights here")
     if runtime in OURS:
         model = load_model(folder, dtype=torch.float32, **loading)
-        torch_runtimes.write(model, folder, runtime, destination, **loading)
+        torch_runtimes.write(model, folder, runtime, destination)
         return destination
     bounds: dict[str, Any] = {}
     if target.find(runtime).shapes != "any":

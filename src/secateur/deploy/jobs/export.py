@@ -292,6 +292,7 @@ def describe(
         "zeros": zeros,
         "bytes": sum(sizes.values()),
         "sizes": sizes,
+        "sha256": {file: runner.digest(folder / file) for file in sizes},
     }
 
 

@@ -75,7 +75,7 @@ def export(
     with new_folder(Path(output), overwrite=overwrite) as folder:
         info = write(model, target, folder, ports, feeds[0], sparse=sparse)
         try:
-            parity = compare(model, runner.load(folder), ports, feeds, tolerance)
+            parity = compare(model, runner.load(folder, ours={}), ports, feeds, tolerance)
         except runner.ArtefactError as error:
             raise ModelError(f"{model.name} was written for {target}, but does not run there: {error}") from error
         parity = replace(parity, made_up=data is None)
@@ -110,11 +110,16 @@ def write(
         "format": runner.FORMAT,
         "target": target,
         "class": type(model).__name__,
-        "graphs": {"model": {"files": [str(file.relative_to(folder))], "inputs": ports, "outputs": outputs}},
+        "graphs": {"model": {"files": [file.relative_to(folder).as_posix()], "inputs": ports, "outputs": outputs}},
         "loader": loader,
         "parameters": model.count_params(),
         "zeros": 1.0 - sum(int(np.count_nonzero(w)) for w in matrices) / size if size else 0.0,
         "bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        "sha256": {
+            path.relative_to(folder).as_posix(): runner.digest(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != runner.MANIFEST
+        },
         "int8": False,
         "versions": {"keras": keras.__version__, "backend": keras.backend.backend(), **_versions(target)},
     }
@@ -122,8 +127,8 @@ def write(
     return info
 
 
-def load(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.Program:
-    """Keras itself as a runtime: `predict_on_batch`, which TensorFlow compiles."""
+def load(folder: Path, graph: Mapping[str, Any], threads: int, options: Mapping[str, Any]) -> runner.Program:
+    """Keras itself as a runtime: `predict_on_batch`, which TensorFlow compiles. No options are used."""
     set_threads(threads)
     model = files.load(folder / graph["files"][0])
 

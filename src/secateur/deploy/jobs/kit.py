@@ -3,19 +3,20 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from secateur.deploy import runner, target
-from secateur.deploy.jobs.bench import OURS, artefact, check_runtimes, names_of
+from secateur.deploy.jobs.bench import OURS, artefact, check_hashes, check_runtimes, names_of
 from secateur.deploy.jobs.results import Bench, Timing, words
 from secateur.deploy.jobs.timing import Say
 from secateur.deploy.target import DeployError
 from secateur.errors import SecateurError
 from secateur.files import new_folder, write_json
 from secateur.kernels.native import onnx_library
+from secateur.schemas import reading
+from secateur.schemas import results as schema
 
 
 def write_kit(
@@ -28,6 +29,7 @@ def write_kit(
     threads: int = 1,
     turns: int = 12,
     int8: bool = False,
+    check: bool = False,
     overwrite: bool = False,
     say: Say = lambda text: None,
     **options: Any,
@@ -39,8 +41,11 @@ def write_kit(
     Raises DeployError when nothing could be exported, or when a runtime is asked for that needs secateur itself.
     """
     named = names_of(sources)
+    if check:
+        check_hashes(list(named.values()))
     chosen, refused = _portable(runtimes, one_shape=len(batch) == len(length) == 1)
     names: dict[str, dict[str, str]] = {}
+    described: list[dict[str, Any]] = []
     sizes: dict[str, dict[str, dict[str, Any]]] = {}
     with new_folder(Path(folder), overwrite=overwrite) as work:
         for runtime in chosen:
@@ -53,19 +58,26 @@ def write_kit(
                     refused.append(f"{name} on {runtime}: {error}")
                     continue
                 if made != destination:
-                    shutil.copytree(made, destination)
+                    shutil.copytree(made, destination, ignore=not_carried)
                 info = target.read(destination)
-                carry_library(info, destination)
+                described.append(info)
                 names.setdefault(runtime, {})[name] = destination.name
                 sizes.setdefault(runtime, {})[name] = {
-                    "bytes": info["bytes"],
-                    "zeros": info["zeros"],
+                    "bytes": info.get("bytes", 0),
+                    "zeros": info.get("zeros", 0.0),
                     "sparse": "sparse" in info,
                 }
         if not names:
             raise DeployError(f"nothing could be exported: {'; '.join(refused)}")
-        kit = {"batch": list(batch), "length": list(length), "threads": threads, "turns": turns, "runtimes": names}
-        kit["sizes"] = sizes
+        kit = {
+            "batch": list(batch),
+            "length": list(length),
+            "threads": threads,
+            "turns": turns,
+            "runtimes": names,
+            "sizes": sizes,
+            "library": carry_library(described, work),
+        }
         kit["id"] = hashlib.sha256(json.dumps(kit, sort_keys=True).encode()).hexdigest()[:16]
         write_json(work / runner.KIT, kit)
         shutil.copyfile(runner.__file__, work / "device.py")
@@ -91,10 +103,22 @@ def _portable(runtimes: Sequence[str] | None, *, one_shape: bool) -> tuple[list[
     return chosen, refused
 
 
-def carry_library(info: dict[str, Any], folder: Path) -> None:
-    """Put the library of operators beside a program that needs it."""
-    if any(graph.get("operators") for graph in info["graphs"].values()):
-        shutil.copyfile(onnx_library(), folder / f"{runner.OPERATORS}.so")
+def carry_library(described: Sequence[Mapping[str, Any]], folder: Path) -> str | None:
+    """Put the library of operators into a kit if an artefact needs it.
+
+    Returns its SHA-256, which the kit's script checks before it loads the library.
+    """
+    if not any("operators" in graph for info in described for graph in info["graphs"].values()):
+        return None
+    path = folder / f"{runner.OPERATORS}.so"
+    shutil.copyfile(onnx_library(), path)
+    return runner.digest(path)
+
+
+def not_carried(folder: str, names: list[str]) -> list[str]:
+    """What of an artefact's folder does not go into a kit: links, which may point at other files of the user, and
+    libraries, which nothing loads."""
+    return [name for name in names if name.endswith(".so") or (Path(folder) / name).is_symlink()]
 
 
 def read_results(path: Path | str) -> Bench:
@@ -108,32 +132,29 @@ def read_results(path: Path | str) -> Bench:
     file = path / runner.RESULTS if path.is_dir() else path
     if not file.is_file():
         raise DeployError(f"there is no {file}; run `python device.py` in the kit, on the device, and copy it back")
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data["format"] != runner.FORMAT:
-            raise DeployError(f"{file} has format {data['format']!r}; this version reads {runner.FORMAT}")
-        sizes = _sizes(file.parent / runner.KIT, data["kit"])
-        firsts: dict[Any, float] = {}
-        timings = []
-        known = {field.name for field in fields(Timing)}
-        for row in data["rows"]:
-            key = (row["runtime"], row["batch"], row["length"])
-            if "error" not in row:
-                first = firsts.setdefault(key, float(row["median_ms"]))
-                row = {**row, "ratio": row["median_ms"] / first}
-            row = {**row, **sizes.get(row["runtime"], {}).get(row["model"], {})}
-            timings.append(Timing(**{k: v for k, v in row.items() if k in known}))
-        return Bench(timings, words(timings), int(data["threads"]), dict(data["machine"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, SecateurError):
-            raise
-        raise DeployError(f"{file} is no result of a kit ({type(error).__name__}: {error}); copy it again") from None
+    remedy = "copy it again"
+    data = reading.read_json(file, error=DeployError, remedy=remedy)
+    if "format" in data and (type(data["format"]) is not int or data["format"] != runner.FORMAT):
+        raise DeployError(f"{file} has format {data['format']!r}; this version reads {runner.FORMAT}")
+    source = f"{file} is no result of a kit, or"
+    found = reading.check(data, schema.Results, source, error=DeployError, remedy=remedy)
+    sizes = _sizes(file.parent / runner.KIT, found.kit)
+    firsts: dict[tuple[str, int, int], float] = {}
+    timings = []
+    for row in found.rows:
+        given = row.model_dump(exclude_unset=True)
+        if not row.error:
+            first = firsts.setdefault((row.runtime, row.batch, row.length), row.median_ms)
+            given["ratio"] = row.median_ms / first
+        weighs = sizes.get(row.runtime, {}).get(row.model)
+        timings.append(Timing(**given, **(weighs.model_dump() if weighs is not None else {})))
+    return Bench(timings, words(timings), found.threads, found.machine.model_dump(exclude_unset=True))
 
 
-def _sizes(path: Path, made_by: str) -> dict[str, Any]:
+def _sizes(path: Path, made_by: str) -> dict[str, dict[str, schema.Sizes]]:
     if not path.is_file():
         return {}
-    kit = json.loads(path.read_text(encoding="utf-8"))
-    if kit["id"] != made_by:
-        raise DeployError(f"the results come from another kit ({made_by}) than {path.parent} ({kit['id']})")
-    return kit["sizes"]
+    kit = reading.read(path, schema.Kit, error=DeployError, remedy="copy it again, or read results.json alone")
+    if kit.id != made_by:
+        raise DeployError(f"the results come from another kit ({made_by}) than {path.parent} ({kit.id})")
+    return kit.sizes

@@ -26,6 +26,8 @@ from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.runtime.layers.tuning import cache_file, machine_key
+from secateur.schemas import reading
+from secateur.schemas import results as schema
 from secateur.torch.host import TorchHost
 
 KINDS = ("head", "kv", "ffn")
@@ -83,9 +85,9 @@ def latency_table(
     file = cache_file().parent / f"latency-{key}.json"
     if cache and file.is_file():
         try:
-            return LatencyTable.from_json(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError):
-            say(f"{file} is damaged; measuring again")
+            return read_table(file, host.layout, runtime, (batch, length), threads)
+        except target.DeployError as error:
+            say(str(error))
     with tempfile.TemporaryDirectory(prefix="secateur-table-") as work:
         made = artefacts(host, runtime, wanted(host.layout, points, step), (batch, length), Path(work), say)
         ratios, dense_ms = measure(made, batch, length, threads, turns, say)
@@ -94,6 +96,16 @@ def latency_table(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, table.as_json())
     return table
+
+
+def read_table(file: Path, layout: Layout, runtime: str, shape: Shape, threads: int) -> LatencyTable:
+    """A table from the cache; DeployError when it is damaged, or was measured for something else."""
+    found = reading.read(file, schema.Table, error=target.DeployError, remedy="measuring again")
+    if (found.runtime, found.batch, found.length, found.threads) != (runtime, *shape, threads):
+        raise target.DeployError(f"{file} is a table of other calls or another runtime; measuring again")
+    if set(found.axes) != {axis for axes in groups_of(layout).values() for axis in axes}:
+        raise target.DeployError(f"{file} is a table of another model; measuring again")
+    return LatencyTable.from_json(found.model_dump())
 
 
 def key_of(layout: Layout, *settings: Any) -> str:
@@ -156,12 +168,12 @@ def measure(
     seconds: list[float] = []
     library = installed_library()
     with target.translated():
-        dense = runner.Worker(made[DENSE], batch, length, threads, library)
+        dense = runner.Worker(made[DENSE], batch, length, threads, library, ours={})
         try:
             for name, folder in made.items():
                 if name == DENSE:
                     continue
-                other = runner.Worker(folder, batch, length, threads, library)
+                other = runner.Worker(folder, batch, length, threads, library, ours={})
                 try:
                     pairs: tuple[list[float], list[float]] = ([], [])
                     for _ in range(turns):

@@ -107,7 +107,7 @@ def timed(
     for name, row in rows.items():
         info = runner.read(artefacts[name])
         ratio = row["median_ms"] / first if "median_ms" in row else float("nan")
-        sizes: dict[str, Any] = {"bytes": info["bytes"], "zeros": info["zeros"], "ratio": ratio}
+        sizes: dict[str, Any] = {"bytes": info.get("bytes", 0), "zeros": info.get("zeros", 0.0), "ratio": ratio}
         sizes["sparse"] = runtime == "secateur" or "sparse" in info
         timings.append(Timing(name, runtime, shape[0], shape[1], **row, **sizes))
     return timings

@@ -2,8 +2,9 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from secateur.deploy import runner
 from secateur.deploy.jobs.results import Timing, timed
@@ -28,10 +29,12 @@ def in_turn(
     threads: int,
     turns: int,
     say: Say = lambda text: None,
+    loading: Mapping[str, Any] | None = None,
 ) -> list[Timing]:
     """Timings by runtime, batch, length and model. What a runtime refuses is a row with an `error`.
 
     fixed: whether a runtime needs an artefact of its own for each shape; else one is made for the largest.
+    loading: options for opening the model folders that artefacts of our own point at.
 
     Raises ModelError for sizes below one.
     """
@@ -42,7 +45,7 @@ def in_turn(
     timings: list[Timing] = []
     with tempfile.TemporaryDirectory(prefix="secateur-bench-") as work:
         for runtime in runtimes:
-            artefacts = _Artefacts(runtime, names, make, Path(work), say)
+            artefacts = _Artefacts(runtime, names, make, Path(work), say, dict(loading or {}))
             for shape in shapes:
                 if fixed(runtime):
                     artefacts.delete()
@@ -54,10 +57,14 @@ def in_turn(
 
 
 class _Artefacts:
-    """The artefacts of all models for one runtime: `made` by model, and the reasons of those `refused`."""
+    """The artefacts of all models for one runtime: `made` by model, and the reasons of those `refused`. Those under
+    `work`, a folder of this process, are our own."""
 
-    def __init__(self, runtime: str, names: Sequence[str], make: Maker, work: Path, say: Say) -> None:
+    def __init__(
+        self, runtime: str, names: Sequence[str], make: Maker, work: Path, say: Say, loading: dict[str, Any]
+    ) -> None:
         self.runtime, self.names, self.make, self.work, self.say = runtime, names, make, work, say
+        self.loading = loading
         self.made: dict[str, Path] = {}
         self.refused: dict[str, str] = {}
 
@@ -78,7 +85,8 @@ class _Artefacts:
         if self.made:
             self.say(f"{self.runtime}: batch {shape[0]} x {shape[1]}")
             try:
-                rows = runner.measure(self.made, *shape, threads, turns, library=installed_library())
+                ours = {name: self.loading for name, folder in self.made.items() if folder.is_relative_to(self.work)}
+                rows = runner.measure(self.made, *shape, threads, turns, library=installed_library(), ours=ours)
                 timings += timed(rows, self.made, self.runtime, shape)
             except runner.ArtefactError as error:
                 raise ModelError(str(error)) from None

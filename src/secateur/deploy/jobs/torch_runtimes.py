@@ -1,5 +1,6 @@
 """PyTorch and secateur's own kernels as runtimes, so that they are timed beside the exported ones: an artefact here is
-a description that points at the model folder.
+a description that points at the model folder. It is loaded only by who wrote it (`ours` of `runner.load`), and with
+options that the caller gives: no file says whether code of the model folder may run.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +20,8 @@ from secateur.plan import MASKS_NAME
 from secateur.torch.open import load_model
 
 
-def write(model: nn.Module, source: Path, target: str, folder: Path, **options: Any) -> dict[str, Any]:
-    """Describe a model folder as an artefact for `torch` or `secateur`; returns the description.
-
-    options: for loading the folder, as `secateur.open` takes them.
-    """
+def write(model: nn.Module, source: Path, target: str, folder: Path) -> dict[str, Any]:
+    """Describe a model folder as an artefact for `torch` or `secateur`; returns the description."""
     check_model(model, folder)
     ports = ports_of(model, inputs_of(model, tokenizer_of(source), source))
     count, zeros = zero_share(model)
@@ -31,7 +29,6 @@ def write(model: nn.Module, source: Path, target: str, folder: Path, **options: 
         "format": runner.FORMAT,
         "target": target,
         "source": str(source.resolve()),
-        "options": {k: v for k, v in options.items() if isinstance(v, str | bool | int)},
         "class": type(model).__name__,
         "graphs": {"model": describe_graph([], ports, [])},
         "parameters": count,
@@ -44,17 +41,20 @@ def write(model: nn.Module, source: Path, target: str, folder: Path, **options: 
     return info
 
 
-def load(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.Program:
-    """The model in evaluation mode under `torch.inference_mode`."""
-    model = _open_source(folder, threads)
+def load(folder: Path, graph: Mapping[str, Any], threads: int, options: Mapping[str, Any]) -> runner.Program:
+    """The model in evaluation mode under `torch.inference_mode`.
+
+    options: for opening the model folder, as `secateur.open` takes them.
+    """
+    model = _open_source(folder, threads, options)
     return _program(lambda feed: model)
 
 
-def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.Program:
+def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int, options: Mapping[str, Any]) -> runner.Program:
     """The model with its sparse layers on secateur's kernels, chosen by measurement at the first input's size, with
     what follows them fused and blocks of an encoder as one call.
     """
-    model = _open_source(folder, threads)
+    model = _open_source(folder, threads, options)
     compiled: list[nn.Module] = []
 
     def compile_once(feed: runner.Feed) -> nn.Module:
@@ -67,10 +67,10 @@ def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int) -> runner.
     return _program(compile_once)
 
 
-def _open_source(folder: Path, threads: int) -> nn.Module:
+def _open_source(folder: Path, threads: int, options: Mapping[str, Any]) -> nn.Module:
     torch.set_num_threads(threads)
-    info = runner.read(folder)
-    return load_model(info["source"], dtype=torch.float32, **info["options"])
+    source = Path(runner.read(folder)["source"])
+    return load_model(source, **{"trust_remote_code": False, **options, "dtype": torch.float32})
 
 
 def _program(model: Callable[[runner.Feed], nn.Module]) -> runner.Program:
