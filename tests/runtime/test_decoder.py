@@ -185,7 +185,7 @@ def test_a_damaged_plan_is_refused(tmp_path):
     refused(lambda plan, steps: plan.update(attention="nothing"))
     refused(lambda plan, steps: plan.update(attention="mlp"))
     refused(lambda plan, steps: steps[attention].update(heads=[4, 2]))
-    refused(lambda plan, steps: steps[attention].update(heads=[2**70, 2, 12]))
+    refused(lambda plan, steps: steps[attention].update(heads=[2**60, 2, 12]))
     refused(lambda plan, steps: steps[1].update(activation=99))
     refused(lambda plan, steps: plan["form"].update(given="x"))
     refused(lambda plan, steps: plan["form"].update(given=1 << 40))
