@@ -110,6 +110,8 @@ def _parameters(name: str, numbers: list[int]) -> dict[str, int]:
     """The parameters of a format by name, from the four numbers in the header."""
     if name == "tiled" and numbers[3] != TILED_LAYOUT:
         raise ValueError("this packed weight was written by another version of secateur; pack the weight again")
+    if name in ("tiled", "quad", "block") and not all(numbers[:3]):
+        raise ValueError(DAMAGED)
     if name == "nm":
         if (numbers[0], numbers[1]) not in GROUPS:
             raise ValueError(DAMAGED)

@@ -144,7 +144,7 @@ class Decoder(Schema):
 class FormatChoice(Schema):
     """How a layer of some shape and density runs on this machine."""
 
-    packing: dict[Name, Annotated[int, Field(ge=0, le=2**16)] | Name] | None
+    packing: dict[Name, Count | Name] | None
     dense_us: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     sparse_us: Annotated[FiniteFloat, Field(ge=0)] = 0.0
     possible: bool = True
@@ -155,3 +155,7 @@ class Measurements(Schema):
 
     version: int
     machines: dict[str, dict[str, FormatChoice]]
+
+    def as_data(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """The measurements as plain values."""
+        return {name: {key: c.model_dump() for key, c in known.items()} for name, known in self.machines.items()}
