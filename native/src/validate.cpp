@@ -18,8 +18,8 @@ bool sections_in_order(const Header& h) {
   return h.section[6] == h.bytes;
 }
 
-// The columns that the rows of a row block name. A chunk of the tiled format sees at most 1024 columns, the last of which
-// are new, so that only the last columns of each row are kept.
+// The columns that the rows of a row block name. A chunk of the tiled format sees at most 1024 columns, the last of
+// which are new, so that only the last columns of each row are kept.
 class NamedColumns {
  public:
   explicit NamedColumns(int64_t rows) : rows_(static_cast<size_t>(rows)) {}
@@ -178,7 +178,8 @@ bool quad_is_valid(const uint8_t* blob) {
   for (uint64_t b = 0; b < blocks * chunks; b++) {
     const TiledBlock& block = section<TiledBlock>(blob, 0)[b];
     const uint64_t first_row = b / chunks * row_block, rows = std::min<uint64_t>(row_block, h.rows - first_row);
-    const uint64_t first_column = b % chunks * chunk, quads = (std::min<uint64_t>(chunk, h.cols - first_column) + 3) / 4;
+    const uint64_t first_column = b % chunks * chunk,
+                   quads = (std::min<uint64_t>(chunk, h.cols - first_column) + 3) / 4;
     if (block.class_begin > classes || block.class_count > classes - block.class_begin) return false;
     uint64_t row = block.row_begin, at = block.stream;
     seen.assign(rows, false);

@@ -1,5 +1,5 @@
-// Visits the stored weights of a blob: visit(blob, f) calls f(row, column, value) for each. visit_nm also visits columns
-// past the end, which the last group of a row may store.
+// Visits the stored weights of a blob: visit(blob, f) calls f(row, column, value) for each. visit_nm also visits
+// columns past the end, which the last group of a row may store.
 #pragma once
 #include <algorithm>
 #include <cstring>

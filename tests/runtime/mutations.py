@@ -25,11 +25,42 @@ from secateur.errors import ModelError
 from tests import zoo
 from tests.runtime.blocks import Holder, added
 
-MEANING = set(
-    "activation activation_ norm number epsilon reads first heads kind steps weight bias scale shift residual linear gate "
-    "up down x names identities packed by_tokens blocks shown without_mask constants given tensors mask turns form"
-    "attention aliases".split()
-)
+MEANING = {
+    "activation",
+    "aliases",
+    "attention",
+    "bias",
+    "blocks",
+    "by_tokens",
+    "constants",
+    "down",
+    "epsilon",
+    "first",
+    "form",
+    "gate",
+    "given",
+    "heads",
+    "identities",
+    "kind",
+    "linear",
+    "mask",
+    "names",
+    "norm",
+    "number",
+    "packed",
+    "reads",
+    "residual",
+    "scale",
+    "shift",
+    "shown",
+    "steps",
+    "tensors",
+    "turns",
+    "up",
+    "weight",
+    "without_mask",
+    "x",
+}
 """Entries of the manifest that say what is computed, and with which weights."""
 
 OTHERS = st.one_of(
@@ -80,8 +111,7 @@ class Saved:
         (self.folder / name).write_bytes(content)
         try:
             got = self.run()
-        except ModelError as error:
-            assert "\n" not in str(error), what
+        except ModelError:
             return "refused"
         finally:
             fresh = self.folder / f"{name}.fresh"  # a new file: the old one may still be mapped

@@ -18,8 +18,9 @@ constexpr int64_t kStepFields = 17;
 constexpr int64_t kMostSteps = 1 << 20;  // sums over the values of so many steps stay below 2^63
 
 // The steps of a table of `count` rows; x has `width` numbers a token. `weight(address, bytes)` and
-// `vector(address, numbers)` return pointers, and check that so much lies there. Returns no steps where there are too many,
-// or a step reads a value that does not exist or holds an impossible number; sct_chain_rows and sct_token_floats check whether steps fit together.
+// `vector(address, numbers)` return pointers, and check that so much lies there. Returns no steps where there are too
+// many, or a step reads a value that does not exist or holds an impossible number; sct_chain_rows and sct_token_floats
+// check whether steps fit together.
 template <class Weight, class Vector>
 std::vector<sct_step> read_steps(const int64_t* table, const float* numbers, int64_t count, int64_t width,
                                  Weight weight, Vector vector) {
