@@ -1,4 +1,4 @@
-"""What validation refuses beyond indices that lead outside: blobs that mean one thing to kernels and another unpacked."""
+"""What validation refuses beyond wild indices: blobs that mean one thing to the kernels and another unpacked."""
 
 import numpy as np
 import pytest

@@ -236,7 +236,8 @@ def linear(
 ) -> np.ndarray:
     """activation(x @ weight.T + bias) with x (tokens, cols) and bias (rows), float32; returns (tokens, rows).
 
-    NaN and infinity pass as in a dense product: a zero weight times infinity is NaN.
+    NaN and infinity pass as in a dense product: a zero weight times infinity is NaN. `packed` comes from `pack`, or has
+    passed `validate`: only its header is looked at here.
 
     Raises:
         ValueError: when shapes or types do not fit, or `isa` is not available here.
