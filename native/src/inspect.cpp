@@ -17,6 +17,7 @@ int check_header(const uint8_t* blob, int64_t bytes) {
   if (!format_is_known(h)) return SCT_BAD_BLOB;
   if (h.format == SCT_TILED && h.p[3] != kTiledLayout) return SCT_OTHER_LAYOUT;
   if (h.rows < 1 || h.cols < 1 || h.rows > INT32_MAX || h.cols > INT32_MAX) return SCT_BAD_BLOB;
+  if (h.nonzeros > uint64_t{h.rows} * h.cols) return SCT_BAD_BLOB;
   return SCT_OK;
 }
 
@@ -76,7 +77,7 @@ extern "C" int sct_validate(const uint8_t* blob, int64_t bytes) {
 extern "C" int sct_unpack(const uint8_t* blob, int64_t bytes, float* weight) {
   using namespace secateur;
   if (!weight) return SCT_BAD_ARGUMENT;
-  const int status = check_header(blob, bytes);
+  const int status = sct_validate(blob, bytes);
   if (status != SCT_OK) return status;
   const auto& h = *reinterpret_cast<const Header*>(blob);
   std::memset(weight, 0, sizeof(float) * h.rows * h.cols);

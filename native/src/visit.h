@@ -1,4 +1,5 @@
-// Visits the stored weights of a blob: visit(blob, f) calls f(row, column, value) for each.
+// Visits the stored weights of a blob: visit(blob, f) calls f(row, column, value) for each. visit_nm also visits
+// columns past the end, which the last group of a row may store.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -138,7 +139,7 @@ void visit_nm(const uint8_t* blob, F f) {
           uint32_t word;
           std::memcpy(&word, p + (i / s.fields * kNmRows + lane) * 4, 4);
           const int64_t k = (g + i / s.keep) * h.p[1] + (word >> i % s.fields * s.bits & (h.p[1] - 1));
-          if (k < h.cols) f(first + lane, k, stored_value(values, i * kNmRows + lane, h.value) * scale);
+          f(first + lane, k, stored_value(values, i * kNmRows + lane, h.value) * scale);
         }
       }
       p = values + fields * kNmRows * s.value;
@@ -153,7 +154,9 @@ void visit(const uint8_t* blob, F f) {
     case SCT_BITMASK:
       return visit_bitmask(blob, f);
     case SCT_NM:
-      return visit_nm(blob, f);
+      return visit_nm(blob, [&](int64_t row, int64_t column, float value) {
+        if (column < reinterpret_cast<const Header*>(blob)->cols) f(row, column, value);
+      });
     case SCT_QUAD:
       return visit_quad(blob, f);
     default:

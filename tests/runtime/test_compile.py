@@ -1,7 +1,9 @@
 """secateur.runtime.compile, save and load on tiny random models."""
 
+import contextlib
 import json
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -93,11 +95,37 @@ def test_measured_choice_is_remembered_and_reported(tmp_path):
     assert [layer.dense_us for layer in again.layers] == [layer.dense_us for layer in report.layers]
 
 
-def test_broken_cache_is_measured_anew():
-    choosing.cache_file().parent.mkdir(parents=True)
-    choosing.cache_file().write_text("{not json")
-    fast = runtime.compile(linear(128, 128, density=0.05), tokens=32)
-    assert fast.secateur_report.layers[0].dense_us > 0
+def changed_cache(weight, choice):
+    """The file of measurements with a changed choice for a layer."""
+    choosing.choose(weight, None, tokens=32)
+    data = json.loads(choosing.cache_file().read_text())
+    (known,) = data["machines"].values()
+    return json.dumps({**data, "machines": {choosing.machine_key(): {k: {**v, **choice} for k, v in known.items()}}})
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{not json", "is damaged: .*; it is ignored, and layers are measured again"),
+        ("[" * 5000, "is damaged: it is nested more than"),
+        ('{"version": 6}', "machines"),
+        ('{"version": 6, "machines": {"mine": 3}}', "is 3"),
+        ({"dense_us": "fast"}, "dense_us"),
+        ({"packing": {"format": [1]}}, "packing"),
+        ({"code": 1}, "code"),
+        ({"packing": {"format": "nm", "keep": 3, "of": 7, "value": "float32"}}, ""),
+        ({"packing": {"shape": "round"}}, ""),
+    ],
+)
+def test_broken_cache_is_measured_anew(text, match):
+    choosing.cache_file().parent.mkdir(parents=True, exist_ok=True)
+    weight = np.ascontiguousarray(linear(128, 128, density=0.05).weight.detach().numpy())
+    choosing.cache_file().write_text(text if isinstance(text, str) else changed_cache(weight, text))
+    with pytest.warns(RuntimeWarning, match=match) if match else contextlib.nullcontext():
+        choice = choosing.choose(weight, None, tokens=32)
+    assert choice.dense_us > 0
+    assert choice.packing is None or choice.packing["format"] in ("tiled", "block", "bitmask")
+    assert choosing.choose(weight, None, tokens=32) == choice
 
 
 def test_summary_says_why_layers_stay_dense():

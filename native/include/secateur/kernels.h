@@ -79,12 +79,13 @@ int sct_pack_nm(const float* weight, int64_t rows, int64_t cols, int64_t ld, int
 int sct_pack_quad(const float* weight, int64_t rows, int64_t cols, int64_t ld, int32_t tile, int32_t chunk,
                   int32_t row_block, sct_allocate allocate, void* context);
 
-/* sct_describe reads the header (cheap). sct_validate also checks every index of a blob of unknown origin, which takes
- * time in proportion to its size. */
+/* sct_describe reads the header (cheap). sct_validate also checks every index of a blob of unknown origin, and that no
+ * row names a column twice, which takes time in proportion to its size. All functions that compute expect a blob that a
+ * packer has written or sct_validate has passed. */
 int sct_describe(const uint8_t* blob, int64_t bytes, sct_info* info);
 int sct_validate(const uint8_t* blob, int64_t bytes);
 
-/* The dense float32 weight (rows, cols), contiguous, from a blob. */
+/* The dense float32 weight (rows, cols), contiguous, from a blob, which is validated first. */
 int sct_unpack(const uint8_t* blob, int64_t bytes, float* weight);
 
 /* y[t, o] = activation(sum_k x[t, k] * w[o, k] + bias[o]) for `tokens` rows of x (ldx floats from row to row) and of y

@@ -15,18 +15,23 @@ namespace secateur {
 // What an address means is up to the user of the table. With each row goes one number: the epsilon of a norm, or the
 // factor by which attention multiplies scores.
 constexpr int64_t kStepFields = 17;
+constexpr int64_t kMostSteps = 1 << 20;  // sums over the values of so many steps stay below 2^63
 
 // The steps of a table of `count` rows; x has `width` numbers a token. `weight(address, bytes)` and
-// `vector(address, numbers)` return pointers, and check that so much lies there. Returns no steps where a step reads a
-// value that does not exist; sct_chain_rows and sct_token_floats check whether steps fit together.
+// `vector(address, numbers)` return pointers, and check that so much lies there. Returns no steps where there are too
+// many, or a step reads a value that does not exist or holds an impossible number; sct_chain_rows and sct_token_floats
+// check whether steps fit together.
 template <class Weight, class Vector>
 std::vector<sct_step> read_steps(const int64_t* table, const float* numbers, int64_t count, int64_t width,
                                  Weight weight, Vector vector) {
   std::vector<sct_step> steps;
   std::vector<int64_t> rows{width};
+  if (count < 1 || count > kMostSteps || width < 1 || width > INT32_MAX) return {};
   steps.reserve(count), rows.reserve(count + 1);
   for (int64_t i = 0; i < count; i++, table += kStepFields) {
     sct_step s{};
+    for (int64_t field : {table[0], table[12], table[13], table[14], table[15], table[16]})
+      if (field < 0 || field > INT32_MAX) return {};
     s.kind = static_cast<int>(table[0]);
     std::copy(table + 1, table + 4, s.from);
     std::copy(table + 4, table + 7, s.first);
@@ -43,7 +48,7 @@ std::vector<sct_step> read_steps(const int64_t* table, const float* numbers, int
       if (sct_describe(s.blob, s.bytes, &info) != SCT_OK) return {};
       rows_written = info.rows;
     } else if (s.kind == SCT_ATTENTION_STEP) {
-      if (std::min(s.heads, s.width) < 1 || std::max({s.heads, s.kv_heads, s.width}) > INT32_MAX) return {};
+      if (std::min(s.heads, s.width) < 1) return {};
       rows_written = s.heads * s.width;
     }
     if (rows_written < 1 || rows_written > INT32_MAX) return {};

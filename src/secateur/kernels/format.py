@@ -90,11 +90,13 @@ def describe(packed: np.ndarray) -> PackedInfo:
         raise ValueError(
             f"a packed weight is a flat uint8 array of at least {HEADER_BYTES} bytes, not {packed.dtype} {packed.shape}"
         )
+    if not packed.flags.c_contiguous:
+        raise ValueError("a packed weight is contiguous in memory; copy it with numpy.ascontiguousarray")
     head = packed[:HEADER_BYTES].tobytes()
     format_code, value_code, rows, cols = np.frombuffer(head, "<u4", 4, 8).tolist()
     nonzeros, size = np.frombuffer(head, "<u8", 2, 24).tolist()
     parameters = np.frombuffer(head, "<u4", 4, 40).tolist()
-    if head[:8] != MAGIC or size != packed.size or not rows or not cols:
+    if head[:8] != MAGIC or size != packed.size or not rows or not cols or nonzeros > rows * cols:
         raise ValueError(DAMAGED)
     if not 1 <= format_code <= len(FORMATS) or value_code >= len(VALUES):
         raise ValueError(DAMAGED)
@@ -108,6 +110,8 @@ def _parameters(name: str, numbers: list[int]) -> dict[str, int]:
     """The parameters of a format by name, from the four numbers in the header."""
     if name == "tiled" and numbers[3] != TILED_LAYOUT:
         raise ValueError("this packed weight was written by another version of secateur; pack the weight again")
+    if name in ("tiled", "quad", "block") and not all(numbers[:3]):
+        raise ValueError(DAMAGED)
     if name == "nm":
         if (numbers[0], numbers[1]) not in GROUPS:
             raise ValueError(DAMAGED)

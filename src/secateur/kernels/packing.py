@@ -199,8 +199,9 @@ def validate(packed: np.ndarray) -> None:
     """Check every index inside a packed weight of unknown origin, so that no kernel reads or writes outside.
 
     Raises:
-        ValueError: when an index leads outside, or the header is damaged.
+        ValueError: when an index leads outside, a row names a column twice, or the header is damaged.
     """
+    describe(packed)
     native = load_native()
     if native is not None:
         native.validate(packed.ctypes.data, packed.nbytes)
@@ -217,6 +218,7 @@ def unpack(packed: np.ndarray) -> np.ndarray:
     native = load_native()
     if native is None:
         return reference.unpack(packed)
+    validate(packed)
     info = describe(packed)
     weight = np.empty((info.rows, info.cols), np.float32)
     native.unpack(packed.ctypes.data, packed.nbytes, weight.ctypes.data)
@@ -234,7 +236,8 @@ def linear(
 ) -> np.ndarray:
     """activation(x @ weight.T + bias) with x (tokens, cols) and bias (rows), float32; returns (tokens, rows).
 
-    NaN and infinity pass as in a dense product: a zero weight times infinity is NaN.
+    NaN and infinity pass as in a dense product: a zero weight times infinity is NaN. `packed` comes from `pack`, or has
+    passed `validate`: only its header is looked at here.
 
     Raises:
         ValueError: when shapes or types do not fit, or `isa` is not available here.

@@ -5,19 +5,46 @@ are tested against. native/src/blob.h describes the layout.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from secateur.kernels.format import HEADER_BYTES, PackedInfo, describe
+from secateur.kernels.format import DAMAGED, HEADER_BYTES, PackedInfo, describe
 
 
 def unpack(packed: np.ndarray) -> np.ndarray:
-    """The dense float32 weight (rows, cols)."""
+    """The dense float32 weight (rows, cols).
+
+    Raises:
+        ValueError: when `packed` is not a packed weight, is damaged, or names a column of a row twice.
+    """
     info = describe(packed)
     try:
         return _UNPACK[info.format](packed, info)
-    except IndexError as error:
-        raise ValueError("a packed weight is damaged; pack the weight again") from error
+    except (ArithmeticError, IndexError, MemoryError, TypeError, ValueError) as error:
+        raise ValueError(DAMAGED) from error
+
+
+class _Dense:
+    """A weight that is filled. A place that is filled twice raises ValueError: kernels would add up what stands there.
+
+    repeats_zeros: whether a zero may stand where something stands already.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, repeats_zeros: bool = False):
+        self.weight, self.named = np.zeros(shape, np.float32), np.zeros(shape, bool)
+        self.repeats_zeros = repeats_zeros
+
+    def put(self, index: tuple[Any, ...], values: np.ndarray) -> None:
+        """weight[index] = values, where the index has an array for each dimension."""
+        index = tuple(np.broadcast_arrays(*index, values)[:-1])
+        named = values != 0 if self.repeats_zeros else np.ones(values.shape, bool)
+        flat = np.ravel_multi_index(tuple(np.ascontiguousarray(i) for i in index), self.weight.shape)
+        chosen = flat[np.broadcast_to(named, flat.shape)]
+        if self.named.ravel()[flat].any() or np.unique(chosen).size != chosen.size:
+            raise ValueError("a row names a column twice")
+        self.weight[index] = values
+        self.named.ravel()[chosen] = True
 
 
 def linear(packed: np.ndarray, x: np.ndarray, bias: np.ndarray | None, activation: str) -> np.ndarray:
@@ -46,7 +73,7 @@ def _values(raw: np.ndarray, value: str) -> np.ndarray:
 
 
 def _unpack_tiled(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
-    weight = np.zeros((info.rows, info.cols), np.float32)
+    dense = _Dense((info.rows, info.cols), repeats_zeros=True)  # zeros that fill up a row may do so in two chunks
     chunks = math.ceil(info.cols / info.chunk)
     n_blocks = math.ceil(info.rows / info.row_block) * chunks
     blocks = _section(packed, 0, "<u8")[: 3 * n_blocks].reshape(n_blocks, 3)
@@ -78,9 +105,9 @@ def _unpack_tiled(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
                 for part, v, kept in ((own[:, :, i], 0, keep), (common, first, np.ones(shared, bool))):
                     values = _values(part[:, :, v : v + group - 8], info.value).reshape(n, kept.size)[:, kept]
                     offsets = np.ascontiguousarray(part[:, :, -8:]).view("<u2").reshape(n, kept.size)[:, kept]
-                    weight[r[:, None], seen + offsets.astype(np.int64) // stride] = values
+                    dense.put((r[:, None], seen + offsets.astype(np.int64) // stride), values)
             at, row = at + raw.size, row + n * together
-    return weight
+    return dense.weight
 
 
 def _scales(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
@@ -91,7 +118,7 @@ def _scales(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
 
 
 def _unpack_block(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
-    weight = np.zeros((math.ceil(info.rows / info.block) * info.block, info.cols), np.float32)
+    dense = _Dense((math.ceil(info.rows / info.block) * info.block, info.cols))
     starts, columns = _section(packed, 0, "<u4"), _section(packed, 1, "<u2")
     values = _values(_section(packed, 2, "u1"), info.value)
     i = 0
@@ -100,9 +127,9 @@ def _unpack_block(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
             for group in range(row, min(row + info.row_block, info.rows), info.block):
                 begin, end = int(starts[i]), int(starts[i + 1])
                 kept = values[begin * info.block : end * info.block].reshape(end - begin, info.block)
-                weight[group : group + info.block, col + columns[begin:end].astype(np.int64)] = kept.T
+                dense.put((np.arange(group, group + info.block)[:, None], col + columns[begin:end].astype(int)), kept.T)
                 i += 1
-    return weight[: info.rows] * _scales(packed, info)
+    return dense.weight[: info.rows] * _scales(packed, info)
 
 
 def _unpack_bitmask(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
@@ -115,7 +142,7 @@ def _unpack_bitmask(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
 
 
 def _unpack_quad(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
-    weight = np.zeros((info.rows, math.ceil(info.cols / 4), 4), np.float32)
+    dense = _Dense((info.rows, math.ceil(info.cols / 4), 4))
     chunks = math.ceil(info.cols / info.chunk)
     n_blocks = math.ceil(info.rows / info.row_block) * chunks
     blocks = _section(packed, 0, "<u8")[: 3 * n_blocks].reshape(n_blocks, 3)
@@ -131,10 +158,14 @@ def _unpack_quad(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
             values = np.ascontiguousarray(raw[:, :, :16]).view("i1").reshape(n, -1, 4)[:, keep]
             offsets = np.ascontiguousarray(raw[:, :, 16:]).view("<u2").reshape(n, -1)[:, keep]
             r = b // chunks * info.row_block + rows[row : row + n].astype(np.int64) // stride
-            weight[r[:, None], b % chunks * (info.chunk // 4) + offsets.astype(np.int64) // stride] = values
+            quad = b % chunks * (info.chunk // 4) + offsets.astype(np.int64) // stride
+            dense.put((r[:, None, None], quad[:, :, None], np.arange(4)), values)
             at, row = at + raw.size, row + n
-    scales = _section(packed, 4, "<f4")[: info.rows, None]
-    return np.ascontiguousarray(weight.reshape(info.rows, -1)[:, : info.cols]) * scales
+    weight, scales = dense.weight.reshape(info.rows, -1), _section(packed, 4, "<f4")[: info.rows, None]
+    sums = _section(packed, 5, "<i4")[: info.rows]
+    if weight[:, info.cols :].any() or not np.array_equal(weight.sum(1, dtype=np.int64), sums):
+        raise ValueError("the sums of the rows are others")
+    return np.ascontiguousarray(weight[:, : info.cols]) * scales
 
 
 def _unpack_nm(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
@@ -142,9 +173,10 @@ def _unpack_nm(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
     words = 2 if fields % info.keep else 1
     period, groups = words * fields // info.keep, math.ceil(info.cols / info.of)
     size = _values(np.zeros(8, np.uint8), info.value).size
-    weight = np.zeros((math.ceil(info.rows / 16), 16, groups, info.of), np.float32)
+    dense = _Dense((math.ceil(info.rows / 16), 16, groups, info.of))
     stream, at = _section(packed, 0, "u1"), 0
-    for sixteen in weight:
+    for first in range(0, info.rows, 16):
+        real = np.arange(min(16, info.rows - first))  # rows past the end are zero
         for g in range(0, groups, period):
             n = min(period, groups - g) * info.keep
             word = stream[at : at + words * 64].view("<u4").reshape(words, 1, 16)
@@ -154,9 +186,12 @@ def _unpack_nm(packed: np.ndarray, info: PackedInfo) -> np.ndarray:
             values = _values(stream[at : at + n * 128 // size], info.value).reshape(n, 16)
             at += n * 128 // size
             group = g + np.arange(n)[:, None] // info.keep
-            sixteen[np.arange(16), group, column] = values
+            dense.put((first // 16, real, group, column[:, real]), values[:, real])
     scales = _section(packed, 1, "<f4")[: info.rows, None] if info.value == "int8" else np.float32(1)
-    return np.ascontiguousarray(weight.reshape(-1, groups * info.of)[: info.rows, : info.cols]) * scales
+    weight = dense.weight.reshape(-1, groups * info.of)[: info.rows]
+    if weight[:, info.cols :].any():
+        raise ValueError("there are weights past the end")
+    return np.ascontiguousarray(weight[:, : info.cols]) * scales
 
 
 def _gelu(y: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur.kernels.format import ATTENTION, NORM
 from secateur.kernels.native import isa
 from secateur.kernels.packing import chain_defaults, pack, row_block_for
 
@@ -57,6 +58,35 @@ def step_from_json(data: Mapping[str, Any]) -> Op:
 def three_reads(step: Op) -> list[int]:
     """The values that a step reads, filled up with NONE."""
     return [*step.reads, NONE, NONE][:3]
+
+
+def rows_written(step: Op, rows: Sequence[int], layer: tuple[int, int] | None) -> int:
+    """The numbers of a token that a step writes.
+
+    Args:
+        step: a step.
+        rows: the numbers of a token in the values before it.
+        layer: (out, in) of the layer of a linear step.
+
+    Raises:
+        ValueError: when the step reads a value that does not exist yet, or one of another width than its layer's.
+    """
+    if (
+        not 1 <= len(step.reads) <= 3
+        or not step.reads[0] >= 0
+        or not NONE <= min(step.reads) <= max(step.reads) < len(rows)
+    ):
+        raise ValueError(f"step {len(rows) - 1} reads the values {step.reads}, but there are {len(rows)} before it")
+    if layer is not None and layer[1] != rows[step.reads[0]]:
+        raise ValueError(f"step {len(rows) - 1} has a layer for {layer[1]} numbers, but reads {rows[step.reads[0]]}")
+    if layer is not None:
+        return layer[0]
+    return step.heads[0] * step.heads[2] if step.kind == ATTENTION else rows[step.reads[0]]
+
+
+def vector_length(step: Op, rows: int) -> int:
+    """The numbers in the bias, scale and shift of a step that writes so many rows: a norm of heads has those of one."""
+    return step.heads[2] if step.kind == NORM and step.heads[0] else rows
 
 
 def pack_together(weights: Sequence[np.ndarray], values: Sequence[str]) -> list[np.ndarray]:

@@ -13,9 +13,10 @@ from torch import nn
 
 from secateur.kernels.format import ACTIVATIONS, NO_NORM, NORMS
 from secateur.runtime.layers.hooks import is_watched_inside
-from secateur.runtime.layers.linear import ByTokens, SparseLinear
+from secateur.runtime.layers.linear import ByTokens, SparseLinear, layer_shape
 from secateur.runtime.layers.operators import norm as norm_operator
 from secateur.runtime.layers.operators import run, sparse_linear, sparse_linear_after
+from secateur.runtime.layers.packed import checked_vector
 from secateur.runtime.layers.swap_class import Swapped, swap_class
 
 
@@ -207,6 +208,29 @@ def use_fused(module: Any, fusion: Fusion) -> None:
             raise ValueError(f"{type(module).__name__} has no {path!r}") from None
     swap_class(module, Fused)
     module.fusion = fusion
+
+
+def check_fused(module: nn.Module, fusion: Fusion) -> None:
+    """Check the layers and parameters of a fusion whose data came from a file.
+
+    Raises:
+        ValueError: when a path names something else, or sizes or types do not fit.
+    """
+    layers = {name: getattr(fusion, name) for name in ("linear", "gate", "up", "down") if getattr(fusion, name, "")}
+    sizes: dict[str, tuple[Any, Any]] = {}
+    for name, path in layers.items():
+        layer = _inner(module, path)
+        sizes[name] = layer_shape(layer) if isinstance(layer, nn.Module) else (None, None)
+        if not all(isinstance(size, int) for size in sizes[name]):
+            raise ValueError(f"{path!r} is no linear layer")
+    if isinstance(fusion, Gated):
+        if sizes["gate"] != sizes["up"] or ("down" in sizes and sizes["down"][1] != sizes["up"][0]):
+            raise ValueError(f"the layers {', '.join(layers.values())} do not fit together")
+        return
+    for path in filter(None, (fusion.scale, getattr(fusion, "shift", ""))):
+        vector = _inner(module, path)
+        length = sizes["linear"][0] if sizes else vector.numel() if isinstance(vector, torch.Tensor) else 0
+        checked_vector(vector, length, path)
 
 
 def fused_modules(model: nn.Module) -> dict[str, Fusion]:

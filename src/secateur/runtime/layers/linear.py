@@ -14,10 +14,14 @@ from torch import nn
 from secateur.kernels.format import ACTIVATIONS, describe
 from secateur.kernels.packing import unpack
 from secateur.runtime.layers.operators import run, sparse_linear
+from secateur.runtime.layers.packed import checked_packed, checked_vector
 
 
 class SparseLinear(nn.Module):
     """y = activation(x @ weight.T + bias) with x (..., in_features), on the sparse kernels.
+
+    `packed` is always a weight that was validated: it is when the layer is made, when it is exchanged, and when a state
+    is loaded. So no call has to look at it.
 
     Args:
         packed: the packed weight, a flat uint8 tensor from `secateur.kernels.packing.pack`.
@@ -25,18 +29,52 @@ class SparseLinear(nn.Module):
         activation: one of 'none', 'relu', 'gelu', 'gelu_tanh', 'silu'; applied while the outputs are in cache.
 
     Raises:
-        ValueError: when `packed` is not a packed weight or the bias does not fit.
+        ValueError: when `packed` is not a packed weight, or is damaged, or the bias does not fit.
     """
+
+    packed: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, packed: torch.Tensor, bias: torch.Tensor | None = None, activation: str = "none"):
         super().__init__()
+        packed = checked_packed(packed)
         info = describe(packed.numpy())
-        if bias is not None and (tuple(bias.shape) != (info.rows,) or bias.dtype != torch.float32):
-            raise ValueError(f"bias must be float32 ({info.rows},), not {bias.dtype} {tuple(bias.shape)}")
+        bias = checked_vector(bias, info.rows, "bias")
         self.in_features, self.out_features = info.cols, info.rows
         self.activate(activation)
         self.register_buffer("packed", packed)
         self.register_buffer("bias", None if bias is None else bias.detach())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if (
+            name in ("packed", "bias")
+            and name in self.__dict__.get("_buffers", ())
+            and value is not getattr(self, name)
+        ):
+            value = self._checked(name, value)
+        super().__setattr__(name, value)
+
+    def _checked(self, name: str, value: Any) -> Any:
+        """A new packed weight or bias; tensors of tracers, which have no memory, pass."""
+        if isinstance(value, torch.Tensor) and type(value) not in (torch.Tensor, nn.Parameter):
+            return value
+        if name == "bias":
+            vector = checked_vector(value, self.out_features, "bias")
+            return None if vector is None else vector.detach()
+        return checked_packed(value, (self.out_features, self.in_features)).detach()
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        *_, errors = rest
+        for name in ("packed", "bias"):
+            value = state_dict.get(prefix + name)
+            if value is None or value is getattr(self, name):
+                continue
+            try:
+                self._checked(name, value)
+            except ValueError as error:
+                errors.append(f"{prefix}{name}: {error}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def activate(self, activation: str) -> None:
         """Apply one of `ACTIVATIONS` to the outputs from now on.

@@ -15,6 +15,7 @@ from torch.autograd import profiler
 from secateur.kernels.format import ACTIVATIONS, NORMS, STEP_FIELDS
 from secateur.kernels.native import load_native, share_openmp
 from secateur.kernels.reference import unpack
+from secateur.runtime.layers.packed import check_once, check_parts, checked_vector
 
 _library = torch.library.Library("secateur", "FRAGMENT")
 _library.define(
@@ -32,7 +33,9 @@ _library.define("norm(Tensor x, int norm, Tensor? scale, Tensor? shift, float ep
 def run(operator: Any, x: torch.Tensor, *args: Any) -> torch.Tensor:
     """operator(x, *args), without torch's dispatcher where nobody can notice its absence.
 
-    The dispatcher takes 10 microseconds a call, half of the time that a small layer needs for a token.
+    The dispatcher takes 10 microseconds a call, half of the time that a small layer needs for a token. Packed weights
+    and biases have to be those of a `SparseLinear`, which has validated them: only calls through the dispatcher, which
+    anybody can make, look at them.
     """
     return _KERNELS[operator](x, *args) if is_eager(x) else operator(x, *args)
 
@@ -376,6 +379,22 @@ def _fake_norm(x: torch.Tensor, *norm: Any) -> torch.Tensor:
     return x.new_empty(x.shape)
 
 
+def _of_anybody(kernels: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A linear operator on a weight and a bias that nobody has validated."""
+
+    def call(x: Any, packed: Any, bias: Any, out_features: int, *rest: Any) -> torch.Tensor:
+        check_once(packed)
+        return kernels(x, packed, checked_vector(bias, out_features, "bias"), out_features, *rest)
+
+    return call
+
+
+def _chain_of_anybody(x: Any, mask: Any, parts: Any, steps: Any, *rest: Any) -> torch.Tensor:
+    """`_sparse_chain` on parts that nobody has validated."""
+    check_parts(parts, steps)
+    return _sparse_chain(x, mask, parts, steps, *rest)
+
+
 def _operator(name: str, kernels: Callable[..., torch.Tensor], fake: Callable[..., torch.Tensor]) -> Any:
     _library.impl(name, kernels, "CPU")
     torch.library.register_fake(f"secateur::{name}", fake, lib=_library)
@@ -387,9 +406,9 @@ if load_native() is not None:
 
 attention = _operator("attention", _attention, _fake_attention)
 norm = _operator("norm", _norm, _fake_norm)
-sparse_chain = _operator("sparse_chain", _sparse_chain, _fake_chain)
-sparse_linear = _operator("sparse_linear", _sparse_linear, _fake)
-sparse_linear_after = _operator("sparse_linear_after", _sparse_linear_after, _fake)
+sparse_chain = _operator("sparse_chain", _chain_of_anybody, _fake_chain)
+sparse_linear = _operator("sparse_linear", _of_anybody(_sparse_linear), _fake)
+sparse_linear_after = _operator("sparse_linear_after", _of_anybody(_sparse_linear_after), _fake)
 _KERNELS: dict[Any, Callable[..., torch.Tensor]] = {
     attention: _attention,
     norm: _norm,

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
@@ -20,11 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from secateur.errors import ModelError
 from secateur.kernels.format import BLOCKS, VALUES_OF
 from secateur.kernels.native import isa
 from secateur.kernels.packing import pack, row_block_for, tiled_defaults
 from secateur.kernels.zero_patterns import Zeros, zeros_of
 from secateur.runtime.layers.operators import run, sparse_linear
+from secateur.schemas.compiled import Measurements
+from secateur.schemas.reading import check, read_json
 
 CACHE_VERSION = 6
 WORTH = 0.95  # sparse must take less than this share of the dense time
@@ -163,12 +167,13 @@ def choose(
     pattern = "full" if full else zeros
     parts = (*weight.shape, density_step(density), pattern, value, activations, tokens, torch.get_num_threads())
     key = "/".join(str(part) for part in (*parts, bias is not None))
-    known = _load() if use_cache else {}
-    if key in known:
-        return FormatChoice(**known[key])
+    known = _load().get(machine_key(), {}) if use_cache else {}
     # Even with every weight gone the kernels have fixed costs; a nearly full layer needs no measuring.
     is_measured = full or density < 0.8
     tried = [with_row_blocks(packing, weight.shape[0], tokens) for packing in promising] if is_measured else []
+    # A packing that is none of those that fit was not measured here.
+    if key in known and known[key]["packing"] in (None, *tried):
+        return FormatChoice(**known[key])
     choice = _measure(weight, bias, tokens, tried)
     if use_cache:
         known[key] = asdict(choice)
@@ -233,28 +238,28 @@ def cache_file() -> Path:
     return Path(folder) / "runtime.json"
 
 
-def _load() -> dict[str, dict]:
+def _load(*, warn: bool = True) -> dict[str, dict[str, dict]]:
+    """The measurements of every machine; none where the file is missing, of another version, or damaged."""
+    path = cache_file()
     try:
-        data = json.loads(cache_file().read_text())
-        if data.get("version") == CACHE_VERSION:
-            return data["machines"].get(machine_key(), {})
-    except (OSError, ValueError, KeyError, AttributeError):
-        pass
-    return {}
+        if not path.exists():
+            return {}
+        data = read_json(path, remedy="it is ignored, and layers are measured again")
+        if data.get("version") != CACHE_VERSION:
+            return {}
+        return check(data, Measurements, str(path), remedy="it is ignored, and layers are measured again").as_data()
+    except (OSError, ModelError) as error:
+        if warn:
+            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+        return {}
 
 
 def _store(known: dict[str, dict]) -> None:
     """Write the measurements of this machine in one step. A folder that cannot be written only costs a new measurement
     in the next run."""
     path = cache_file()
+    data = {"version": CACHE_VERSION, "machines": {**_load(warn=False), machine_key(): known}}
     try:
-        try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError):
-            data = {}
-        if not isinstance(data, dict) or data.get("version") != CACHE_VERSION:
-            data = {"version": CACHE_VERSION, "machines": {}}
-        data["machines"][machine_key()] = known
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_suffix(f".{os.getpid()}.tmp")
         fresh.write_text(json.dumps(data, indent=1, sort_keys=True))

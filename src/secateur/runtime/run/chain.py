@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.kernels.steps import Op, step_from_json, table
+from secateur.kernels.format import LINEAR, NORM
+from secateur.kernels.steps import Op, rows_written, step_from_json, table, vector_length
 from secateur.runtime.layers.hooks import children, untouched
+from secateur.runtime.layers.linear import SparseLinear, layer_shape
 from secateur.runtime.layers.operators import run, sparse_chain
+from secateur.runtime.layers.packed import checked_vector
 from secateur.runtime.layers.swap_class import Swapped, swap_class
 from secateur.runtime.program.find_chains import BlockSignature
 from secateur.torch.stats.attention_scores import KNOWN
@@ -63,9 +66,11 @@ class Chain:
 
     Raises:
         AttributeError: when the holder lacks a block or tensor of the program.
+        ValueError: when a step names something else than the weight of a packed layer or a vector of the right length.
     """
 
     def __init__(self, holder: nn.Module, program: ChainProgram):
+        _check(holder, program)
         self.program = program
         self.blocks = [holder.get_submodule(path) for path in program.blocks]
         self.parts: list[tuple[nn.Module, str]] = []
@@ -134,6 +139,26 @@ class Chain:
             and queries in (1, x.shape[1])
             and keys == x.shape[1]
         )
+
+
+def _check(holder: nn.Module, program: ChainProgram) -> None:
+    """Check what the steps of a program name. Of the layers, `SparseLinear` has validated the weights."""
+    if len(set(program.blocks)) != len(program.blocks) or "" in program.blocks:
+        raise ValueError("a chain names a block twice, or its holder")
+    rows = [program.width]
+    for step in program.steps:
+        layer = None
+        if step.kind == NORM and step.number < 0:
+            raise ValueError(f"the epsilon of a norm is {step.number}")
+        if step.kind == LINEAR:
+            path, _, name = str(step.weight).rpartition(".")
+            layer = holder.get_submodule(path)
+            if not isinstance(layer, SparseLinear) or name != "packed":
+                raise ValueError(f"{step.weight} is no packed weight")
+        rows.append(rows_written(step, rows, layer_shape(layer) if layer else None))
+        for path in filter(None, (step.bias, step.scale, step.shift)):
+            parent, _, name = path.rpartition(".")
+            checked_vector(getattr(holder.get_submodule(parent), name), vector_length(step, rows[-1]), path)
 
 
 class _Strayed(Exception):
@@ -258,6 +283,9 @@ def use_chains(holder: nn.Module, programs: Sequence[ChainProgram]) -> None:
     for chain in chains:
         chain.call(torch.zeros(1, 0, chain.program.width), None, chain.tensors())
     block: Any
+    blocks = [id(block) for chain in chains for block in chain.blocks]
+    if len(set(blocks)) != len(blocks):
+        raise ValueError("a block is in two chains")
     for number, chain in enumerate(chains):
         for place, block in enumerate(chain.blocks):
             swap_class(block, _Link)

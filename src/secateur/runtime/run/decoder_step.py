@@ -15,10 +15,11 @@ from torch import nn
 
 from secateur.kernels.format import ACTIVATIONS, ATTENTION, GATE, LINEAR, NORM, ROTARY
 from secateur.kernels.native import load_native
-from secateur.kernels.steps import NONE, Op, step_from_json, table, three_reads
+from secateur.kernels.steps import NONE, Op, rows_written, step_from_json, table, three_reads, vector_length
 from secateur.runtime.layers.hooks import children, untouched
-from secateur.runtime.layers.linear import ByTokens, SparseLinear
+from secateur.runtime.layers.linear import ByTokens, SparseLinear, layer_shape
 from secateur.runtime.layers.operators import activated, is_eager, mask_of
+from secateur.runtime.layers.packed import checked_vector
 from secateur.runtime.layers.swap_class import Swapped, swap_class
 from secateur.runtime.program.find_decoder_steps import CACHE, IGNORED, LAYER_INDEX, DecoderSignature
 
@@ -241,13 +242,11 @@ class _Prepared:
         self.token = native.Token(rows.ctypes.data, numbers.ctypes.data, len(rows), width, self.addresses, sizes)
         self.floats: int = self.token.floats
         self.rows = [width]
-        for step, layer in zip(located, self.layers, strict=True):
-            wide = self.rows[step.reads[0]]
-            if layer is not None and layer.in_features != wide:
-                raise ValueError(f"a layer reads {layer.in_features} numbers of {wide}")
-            if step.kind == LINEAR:
-                wide = layer.out_features if layer is not None else step.weight[0].out_features
-            self.rows.append(wide)
+        for step, dense in zip(located, self.layers, strict=True):
+            layer = step.weight[0] if step.weight else dense
+            self.rows.append(rows_written(step, self.rows, None if layer is None else layer_shape(layer)))
+            for module, name in filter(None, (step.bias, step.scale, step.shift)):
+                checked_vector(getattr(module, name), vector_length(step, self.rows[-1]), name)
         if sum(self.rows[1:]) != self.floats:
             raise ValueError("a packed weight has other rows than its layer says")
         self.firsts = [0, *accumulate(self.rows[1:], initial=0)]
@@ -306,8 +305,14 @@ def _checked(program: DecoderProgram) -> tuple[int, int, int]:
     heads = attends[0].heads
     if any(step.kind == ROTARY and step.heads[2] != heads[2] for step in program.steps):
         raise ValueError("rotary heads have another width than those of attention")
+    if any(step.kind == NORM and step.number < 0 for step in program.steps):
+        raise ValueError("the epsilon of a norm is negative")
     if any(not 0 <= step.activation < len(ACTIVATIONS) for step in program.steps):
         raise ValueError("there is an unknown activation")
+    if len(attends[0].reads) != 3 or min(attends[0].reads) < 1:
+        raise ValueError("attention reads queries, keys and values that steps have written")
+    if any(step.kind == ROTARY for step in program.steps) and not program.form.turns:
+        raise ValueError("the block has rotary steps, but is called without cosines and sines")
     if program.form.given not in range(8):
         raise ValueError(f"a block gives {program.form.given!r}")
     return heads
@@ -318,7 +323,12 @@ def _dense(block: nn.Module, step: Op, batch: int) -> Any:
     if step.kind != LINEAR:
         return None
     layer = _layer(block, step, batch)
-    return None if isinstance(layer, SparseLinear) else layer
+    if isinstance(layer, SparseLinear):
+        return None
+    sizes, weight = layer_shape(layer), getattr(layer, "weight", None)
+    if not all(isinstance(size, int) for size in sizes) or (type(layer) is nn.Linear and weight.shape != sizes):
+        raise ValueError(f"{step.weight} belongs to no linear layer")
+    return layer
 
 
 def _layer(block: nn.Module, step: Op, batch: int) -> nn.Module:

@@ -1,0 +1,226 @@
+"""Saved models and calls that lie: no kernel may read or write outside, so that all of them are refused.
+
+Every attack runs in a child process: one that is not refused may end it.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from safetensors.torch import load_file, save_file
+
+from secateur import runtime
+from secateur.kernels.native import load_native
+from tests.runtime.blocks import added, compiled, holder
+
+pytestmark = pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled")
+
+CHILD = """
+import json, sys, warnings
+from pathlib import Path
+import torch
+from secateur import runtime
+from secateur.errors import ModelError
+from tests.runtime.blocks import added, holder
+base, names = Path(sys.argv[1]), sys.argv[2:]
+for name in names:
+    print(name, end="\\t", flush=True)
+    try:
+        fast = runtime.load(base / name, holder())
+        with torch.inference_mode():
+            fast(**added())
+    except ModelError as error:
+        print("refused:", " ".join(str(error).split()), flush=True)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+    else:
+        print("it ran", flush=True)
+"""
+
+
+def outcomes(base, names):
+    """What became of each folder, from one child; those after a crash are missing."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(base), *names],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    return dict(line.split("\t", 1) for line in done.stdout.splitlines() if "\t" in line), done
+
+
+def first(steps, kind):
+    return next(number for number, step in enumerate(steps) if step["kind"] == kind)
+
+
+def steps_are(change):
+    """An attack that changes the steps of the only chain, given the norms and layers that they name."""
+
+    def attack(manifest, tensors):
+        ((chain,),) = manifest["chains"].values()
+        change(chain["steps"], chain)
+
+    return attack
+
+
+def linear(**fields):
+    return steps_are(lambda steps, chain: steps[first(steps, 0)].update(fields))
+
+
+def norm(**fields):
+    return steps_are(lambda steps, chain: steps[first(steps, 1)].update(fields))
+
+
+def attention(**fields):
+    return steps_are(lambda steps, chain: steps[first(steps, 2)].update(fields))
+
+
+def chain(**fields):
+    return steps_are(lambda steps, chain: chain.update(fields))
+
+
+def tensor(name, change):
+    def attack(manifest, tensors):
+        tensors[name] = change(tensors[name].clone()).contiguous()
+
+    return attack
+
+
+def header(name, at, number, type="<u4"):
+    """The number at a place of a blob's header is another."""
+    import numpy as np
+
+    def change(blob):
+        raw = np.frombuffer(np.array([number], type).tobytes(), np.uint8)
+        blob[at : at + len(raw)] = torch.from_numpy(raw.copy())
+        return blob
+
+    return tensor(name, change)
+
+
+def vector_that_is_a_blob(manifest, tensors):
+    """A bias holds the header of a packed weight, whose indices lead outside, and a step names it."""
+    blob = tensors["blocks.0.q.packed"][:160].clone()
+    blob[32:40] = torch.tensor([160, 0, 0, 0, 0, 0, 0, 0], dtype=torch.uint8)
+    tensors["blocks.0.up.bias"] = blob.view(torch.float32)
+    ((chain,),) = manifest["chains"].values()
+    chain["steps"][first(chain["steps"], 0)]["weight"] = "blocks.0.up.bias"
+
+
+def one(change):
+    def attack(manifest, tensors):
+        manifest.update(change(manifest))
+
+    return attack
+
+
+BLOB = "blocks.0.q.packed"
+ATTACKS = {
+    "norm-as-weight": linear(weight="blocks.0.first.weight"),
+    "bias-holds-a-blob": vector_that_is_a_blob,
+    "bias-as-weight": linear(weight="blocks.0.q.bias"),
+    "method-as-weight": linear(weight="blocks.0.q.forward"),
+    "more-rows": header(BLOB, 16, 4096),
+    "more-columns": header(BLOB, 20, 4096),
+    "huge-rows": header(BLOB, 16, 2**31 - 1),
+    "no-rows": header(BLOB, 16, 0),
+    "other-size": header(BLOB, 32, 2**40, "<u8"),
+    "most-nonzeros": header(BLOB, 24, 2**63, "<u8"),
+    "wild-indices": tensor(BLOB, lambda t: torch.cat([t[:128], torch.full_like(t[128:], 255)])),
+    "cut-blob": tensor(BLOB, lambda t: t[:-64]),
+    "blob-of-floats": tensor(BLOB, lambda t: t.float()),
+    "blob-in-two-dimensions": tensor(BLOB, lambda t: t.view(-1, 8)),
+    "bias-too-short": tensor("blocks.0.q.bias", lambda t: t[:1]),
+    "bias-of-halves": tensor("blocks.0.q.bias", lambda t: t.half()),
+    "scale-too-short": tensor("blocks.0.first.weight", lambda t: t[:1]),
+    "scale-of-halves": tensor("blocks.0.first.weight", lambda t: t.half()),
+    "bias-of-others": linear(bias="blocks.0.up.bias"),
+    "packed-as-bias": linear(bias="blocks.0.up.packed"),
+    "packed-as-scale": norm(scale="blocks.0.up.packed"),
+    "longer-scale": norm(scale="blocks.0.up.bias"),
+    "reads-itself": linear(reads=[1]),
+    "reads-later": linear(reads=[40]),
+    "reads-negative": linear(reads=[-2]),
+    "reads-nothing": linear(reads=[]),
+    "reads-much": linear(reads=[0, -1, -1, 5]),
+    "reads-huge": linear(reads=[2**62]),
+    "reads-too-huge": linear(reads=[2**80]),
+    "reads-true": linear(reads=[False]),
+    "kind-unknown": linear(kind=9),
+    "kind-huge": linear(kind=2**32),
+    "rows-negative": linear(weight=None, rows=-4),
+    "rows-huge": linear(weight=None, rows=2**62),
+    "activation-unknown": linear(activation=77),
+    "norm-unknown": norm(norm=-1),
+    "epsilon-huge": norm(number=1e400),
+    "epsilon-negative": norm(number=-1.0),
+    "epsilon-text": norm(number="1"),
+    "heads-uneven": attention(heads=[3, 2, 8]),
+    "heads-huge": attention(heads=[2**31, 2**31, 2**31]),
+    "heads-negative": attention(heads=[-3, -3, -8]),
+    "heads-two": attention(heads=[3, 3]),
+    "queries-outside": attention(first=[23, 0, 0]),
+    "queries-negative": attention(first=[-8, 0, 0]),
+    "factor-huge": attention(number=1e400),
+    "no-steps": chain(steps=[]),
+    "no-blocks": chain(blocks=[]),
+    "block-twice": chain(blocks=["blocks.0", "blocks.0", "blocks.0"]),
+    "holder-as-block": chain(blocks=[""]),
+    "width-negative": chain(width=-24),
+    "width-huge": chain(width=2**62),
+    "outputs-more": chain(rows=2**31),
+    "heads-other": chain(heads=-1),
+    "unknown-key": chain(code="import os"),
+    "unknown-part": one(lambda m: {"code": "import os"}),
+    "newer": one(lambda m: {"version": 99}),
+    "version-text": one(lambda m: {"version": "2"}),
+    "packed-of-nothing": one(lambda m: {"packed": {**m["packed"], "blocks.9": "none"}}),
+    "packed-left-out": one(lambda m: {"packed": {}}),
+    "activation-of-nothing": one(lambda m: {"packed": {**m["packed"], "blocks.0.q": "swish"}}),
+    "alias-of-packed": one(lambda m: {"aliases": {BLOB: "blocks.0.q.bias"}}),
+    "identity-of-nothing": one(lambda m: {"identities": ["blocks.0.nothing"]}),
+    "identity-in-nothing": one(lambda m: {"identities": ["blocks.9.nothing"]}),
+    "tokens-negative": one(lambda m: {"by_tokens": {"blocks.0.q": [-1, 5]}}),
+    "tokens-none": one(lambda m: {"by_tokens": {"blocks.0.q": []}}),
+    "call-a-method": one(
+        lambda m: {
+            "one_calls": {
+                "blocks.0": {
+                    "kind": "gated",
+                    "gate": "up",
+                    "up": "up",
+                    "down": "register_forward_hook",
+                    "activation": "none",
+                    "names": ["x"],
+                    "x": "x",
+                }
+            }
+        }
+    ),
+}
+
+
+def test_every_attack_is_refused(tmp_path):
+    _, fast, _ = compiled(holder(), added())
+    runtime.save(fast, tmp_path / "fine")
+    manifest = (tmp_path / "fine" / "runtime.json").read_text()
+    tensors = load_file(tmp_path / "fine" / "runtime.safetensors")
+    for name, attack in ATTACKS.items():
+        changed, files = json.loads(manifest), dict(tensors)
+        attack(changed, files)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "runtime.json").write_text(json.dumps(changed).replace("Infinity", "1e400"))
+        save_file(files, tmp_path / name / "runtime.safetensors")
+    found, done = outcomes(tmp_path, ["fine", *ATTACKS])
+    assert found.pop("fine") == "it ran"
+    wrong = {name: found.get(name, "the process ended") for name in ATTACKS}
+    wrong = {name: said for name, said in wrong.items() if not said.startswith("refused: ")}
+    assert wrong == {}, done.stderr[-2000:]
+    assert done.returncode == 0
