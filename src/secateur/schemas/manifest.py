@@ -1,0 +1,21 @@
+"""`secateur.json`, beside the weights of a plain PyTorch module: how it differs from the module that its class builds."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from secateur.schemas.reading import Schema
+
+
+class PlainManifest(Schema):
+    """The manifest of a plain module.
+
+    packed: whether the weight file holds packed tensors.
+    tied: name of a tensor -> the name under which the file holds it.
+    changes: read by `secateur.torch.base.manifest.Changes.from_json`.
+    """
+
+    format: Literal[1]
+    packed: bool = False
+    tied: dict[str, str] = Field(default_factory=dict)
+    changes: dict[str, Any] = Field(default_factory=dict)
