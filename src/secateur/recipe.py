@@ -1,7 +1,9 @@
 """Recipes: what to do with a language model, as data that is checked; in YAML, an error names its line."""
 
+import contextlib
 import functools
 import inspect
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,11 @@ from secateur.errors import PlanError
 from secateur.select import NM, Unit, parse_pattern
 
 _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+_MOST_BYTES, _MOST_VALUES, _MOST_DEPTH, _LONGEST = 2**20, 10_000, 32, 1000
+"""Largest file, number of values, nesting and text of a recipe."""
+_MOST = 2**31 - 1
+"""Largest count."""
 
 NEEDS_NO_DATA = ("magnitude",)
 """Methods that read weights only."""
@@ -49,7 +56,7 @@ class Reconstruction(BaseModel):
 
     passes: float = Field(2.0, gt=0, le=100)
     rate: float = Field(0.01, gt=0, lt=1)
-    windows: int = Field(1, ge=1)
+    windows: int = Field(1, ge=1, le=_MOST)
     bfloat16: bool | None = None
 
 
@@ -68,9 +75,9 @@ class Distillation(BaseModel):
 
     passes: float = Field(1.5, gt=0, le=100)
     rate: float = Field(5e-4, gt=0, lt=1)
-    warmup: int = Field(4, ge=0)
-    windows: int = Field(1, ge=1)
-    hidden: float = Field(0.0, ge=0)
+    warmup: int = Field(4, ge=0, le=_MOST)
+    windows: int = Field(1, ge=1, le=_MOST)
+    hidden: float = Field(0.0, ge=0, allow_inf_nan=False)
     bfloat16: bool | None = None
 
 
@@ -79,7 +86,7 @@ class Allocation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    multiple: float = Field(5.0, gt=0)
+    multiple: float = Field(5.0, gt=0, allow_inf_nan=False)
     spread: float = Field(0.08, gt=0, lt=0.5)
 
 
@@ -92,7 +99,7 @@ class Sensitivity(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    windows: int = Field(8, ge=1)
+    windows: int = Field(8, ge=1, le=_MOST)
     spread: float = Field(0.15, gt=0, lt=0.5)
 
 
@@ -139,9 +146,9 @@ class Recipe(BaseModel):
     sensitivity: Sensitivity | None = None
     calibration: list[Path] = Field(default_factory=list)
     text_column: str = "text"
-    samples: int = Field(128, ge=1)
-    context: int = Field(512, ge=2)
-    seed: int = Field(0, ge=0)
+    samples: int = Field(128, ge=1, le=_MOST)
+    context: int = Field(512, ge=2, le=_MOST)
+    seed: int = Field(0, ge=0, lt=2**63)
     memory: int | None = None
     reconstruct: Reconstruction | None = None
     distil: Distillation | None = None
@@ -256,6 +263,8 @@ def check_options(criterion: str, options: dict[str, Any]) -> None:
     for option, value in options.items():
         if option not in known:
             raise PlanError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PlanError(f"option {option} of {name}: input should be a finite number (got {value!r})")
         try:
             TypeAdapter(known[option]).validate_python(value)
         except ValidationError as error:
@@ -314,24 +323,43 @@ def read_recipe(path: Path, **values: Any) -> Recipe:
     for name in ("calibration", "output"):
         if name in data:
             data[name] = _beside(path, data[name])
-    if isinstance(data.get("model"), str) and (path.parent / data["model"]).exists():
+    if isinstance(data.get("model"), str) and _exists(path.parent / data["model"]):
         data["model"] = str(path.parent / data["model"])
     return make_recipe(**{**data, **replaced})
+
+
+def _exists(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        return path.exists()
+    return False
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
     """The entries of a recipe, and the node of its YAML document; PlanError names the line of what is wrong."""
     try:
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise PlanError(f"{path} is no recipe: it has {size} bytes, which is more than {_MOST_BYTES}")
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=_Loader)
+        if node is not None:
+            _check_size(path, node)
         data = yaml.load(text, Loader=_Loader)
     except FileNotFoundError:
         raise PlanError(f"no recipe at {path}") from None
+    except RecursionError:
+        raise PlanError(f"{path} is no recipe: it is nested more than {_MOST_DEPTH} deep") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise PlanError(f"{path}, line {line}: {error.problem}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise PlanError(f"{path}, line {line}: {error.reason} (character {error.character:#x})") from None
+    except PlanError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # a tag whose value is of another kind
+        raise PlanError(f"{path} is no recipe: {_lowered(str(error))[:200]}") from None
     if not isinstance(data, dict):
         raise PlanError(f"{path} is no recipe: it holds {type(data).__name__}, not a list of names and values")
     return data, node
@@ -340,6 +368,23 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
 def _beside(path: Path, value: Any) -> Any:
     """A path, or each of a list, relative to the folder of `path`."""
     return [_beside(path, item) for item in value] if isinstance(value, list) else path.parent / value
+
+
+def _check_size(path: Path, node: Any, depth: int = 0, seen: dict[int, int] | None = None) -> int:
+    """How many values a YAML node has, aliases counted each time; PlanError for too many of them, or too deep ones."""
+    seen = {} if seen is None else seen
+    if depth > _MOST_DEPTH:
+        raise PlanError(f"{path}, line {node.start_mark.line + 1}: it is nested more than {_MOST_DEPTH} deep")
+    if id(node) not in seen:
+        if isinstance(node, yaml.ScalarNode) and ("\0" in node.value or len(node.value) > _LONGEST):
+            what = f"text of more than {_LONGEST} characters" if len(node.value) > _LONGEST else "a zero byte"
+            raise PlanError(f"{path}, line {node.start_mark.line + 1}: it has {what}")
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        inside = [part for item in parts for part in (item if isinstance(item, tuple) else (item,))]
+        seen[id(node)] = 1 + sum(_check_size(path, part, depth + 1, seen) for part in inside)
+        if seen[id(node)] > _MOST_VALUES:
+            raise PlanError(f"{path}, line {node.start_mark.line + 1}: it has more than {_MOST_VALUES} values")
+    return seen[id(node)]
 
 
 def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
@@ -351,7 +396,9 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     if first["type"] == "extra_forbidden":
         known = STAGES.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
         return location, f"{location[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
-    return location, f"{location[-1]!r}: {_lowered(first['msg'])} (got {first['input']!r})"
+    got = repr(first["input"])
+    got = got if len(got) <= 60 else f"{got[:57]}..."
+    return location, f"{location[-1]!r}: {_lowered(first['msg'])} (got {got})"
 
 
 def _lowered(sentence: str) -> str:

@@ -1,6 +1,6 @@
 """`journal.json`: what a long run has finished, from which it is continued."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -56,7 +56,7 @@ class Unset(Schema):
 class JournalFile(Schema):
     """The state of a run: see `secateur.torch.stream.journal.Journal`."""
 
-    format: Literal[1]
+    format: Annotated[int, Field(ge=1, le=1)]
     identity: dict[str, Any]
     settings: Settings | Unset = Field(default_factory=Unset)
     blocks: list[Block] = Field(default_factory=list)

@@ -1,6 +1,6 @@
-"""`secateur.json`, beside the weights of a plain PyTorch module: how it differs from the module that its class builds."""
+"""`secateur.json`, beside the weights of a plain module: how it differs from the module that its class builds."""
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ class PlainManifest(Schema):
     changes: read by `secateur.torch.base.manifest.Changes.from_json`.
     """
 
-    format: Literal[1]
+    format: Annotated[int, Field(ge=1, le=1)]
     packed: bool = False
     tied: dict[str, str] = Field(default_factory=dict)
     changes: dict[str, Any] = Field(default_factory=dict)

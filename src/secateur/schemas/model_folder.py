@@ -42,6 +42,6 @@ def read_index(path: Path) -> dict[str, str]:
     if not weights:
         raise ModelError(f"{path} lists no weights; {REMEDY}")
     for name in dict.fromkeys(weights.values()):
-        if name != Path(name).name or not name.isprintable():
+        if name != Path(name).name or name in ("", "..") or not name.isprintable():
             raise ModelError(f"{path} points outside its folder, to {name!r}; it is not to be trusted")
     return weights

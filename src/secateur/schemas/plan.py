@@ -1,6 +1,6 @@
 """`plan.json`: which units stay, the shapes of the masks, and the names of the weights that repair has changed."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ class Kept(Schema):
 class PlanFile(Schema):
     """A plan. provenance: whatever explains the decision. masks: parameter -> shape, of at most 64 dimensions."""
 
-    format: Literal[1]
+    format: Annotated[int, Field(ge=1, le=1)]
     keep: dict[str, Kept]
     masks: dict[str, Annotated[list[Count], Field(max_length=64)]]
     provenance: dict[str, Any] = Field(default_factory=dict)

@@ -1,8 +1,8 @@
-"""Weights that a folder lacks, or holds for nothing: an error, never random numbers; and sizes that files cannot hold."""
+"""Weights that a folder lacks, and sizes that its files cannot hold: errors, never random numbers."""
 
 import json
+import time
 
-import numpy as np
 import pytest
 import torch
 import transformers
@@ -148,3 +148,94 @@ def test_a_streamed_folder_is_complete(tmp_path):
     refused(tmp_path, "has no place for: model.layers.2", Skeleton)
     change_weights(tmp_path, lambda state: state.pop("model.norm.weight"))
     refused(tmp_path, "lacks 1 tensor of LlamaForCausalLM.*: model.norm.weight", Skeleton)
+
+
+# -- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def changes(folder, change):
+    edit(folder / "config.json", lambda data: change(data["quantization_config"]["changes"]))
+
+
+@pytest.mark.parametrize("positions", [[0, 0, 0], [1, 0], [0, 10**9], [-1], [2**40], "0"])
+def test_positions_are_kept_once_and_in_order(positions, uneven):
+    changes(uneven, lambda data: data.update(takes={"bert.embeddings.position_ids": [None, positions]}))
+    theirs = transformers.BertForSequenceClassification.from_pretrained
+    refused(uneven, "takes.*(twice or out of order|non-negative integers)|outside a dimension", load_model, theirs)
+
+
+def test_positions_are_taken_from_computed_buffers_only(uneven):
+    changes(uneven, lambda data: data.update(takes={"classifier.bias": [[0]]}))
+    refused(uneven, "takes from classifier.bias, which is loaded and not computed", load_model, saving.load)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_hidden_layers", 10**6, "claims num_hidden_layers 1000000, but its files hold 57 tensors"),
+        ("num_labels", 10**9, "claims num_labels 1000000000, but its files hold 57 tensors"),
+        ("max_position_embeddings", 10**10, "describes a BertForSequenceClassification of 340000025362 elements, but"),
+        ("vocab_size", 10**8, "describes a BertForSequenceClassification"),
+    ],
+)
+def test_sizes_that_the_files_cannot_hold(key, value, message, stock):
+    start = time.perf_counter()
+    edit(stock / "config.json", lambda data: data.update({key: value}))
+    refused(stock, message)
+    assert time.perf_counter() - start < 3
+
+
+def test_sizes_of_a_manifest_that_the_files_cannot_hold(uneven):
+    start = time.perf_counter()
+    base = {"": {"num_hidden_layers": 10**6}}
+    changes(uneven, lambda data: data.update(base=base))
+    refused(uneven, "claims num_hidden_layers 1000000")
+    edit(uneven / "config.json", lambda data: data.update(max_position_embeddings=10**10))
+    changes(uneven, lambda data: data.pop("base"))
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained
+    refused(uneven, "describes a BertForSequenceClassification", load_model, saving.load, theirs)
+    assert time.perf_counter() - start < 3
+
+
+# -- damaged files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["AutoTokenizer"]}, "names no model class of transformers"),
+        ({"architectures": ["PreTrainedTokenizerFast"]}, "names no model class of transformers"),
+        ({"architectures": [3]}, "architectures.0 is 3"),
+        ({"architectures": "BertModel"}, "architectures is 'BertModel'"),
+        ({"num_attention_heads": 2**70}, "does not fit 64 bits"),
+        ({"hidden_size": "x"}, "cannot be loaded"),
+        ({"hidden_size": -3}, "cannot be loaded|describes"),
+        ({"num_attention_heads": 0}, "cannot be loaded"),
+        ({"id2label": 3}, "cannot be loaded"),
+        ({"quantization_config": 3}, "cannot be loaded"),
+        ({"quantization_config": {"quant_method": "secateur", "changes": 3}}, "changes are int"),
+        ({"quantization_config": {"quant_method": ["secateur"]}}, "cannot be loaded"),
+    ],
+)
+def test_a_config_with_wrong_values(change, message, stock):
+    edit(stock / "config.json", lambda data: data.update(change))
+    refused(stock, message, load_model, saving.load)
+
+
+def test_a_deep_config(stock):
+    (stock / "config.json").write_text('{"a": ' + "[" * 10**5)
+    refused(stock, "nested more than 64 deep")
+
+
+def test_infinite_numbers_of_a_config_are_taken(stock):
+    edit(stock / "config.json", lambda data: data.update(time_step_limit=[0.0, float("inf")]))
+    assert torch.equal(zoo.logits(load_model(stock)), zoo.logits(zoo.bert()))
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{"a": ["x"]}, {"a": 3}, [], *({"a": name} for name in ("b/../model.safetensors", "m\0.safetensors", "..", ""))],
+)
+def test_a_wrong_index(weights, stock):
+    (stock / saving.INDEX).write_text(json.dumps({"weight_map": weights}))
+    refused(stock, "index.json (is damaged|points outside|lists no weights)")
