@@ -138,6 +138,9 @@ class Plan:
             weights = {name: stored[name] for name in read.weights}
         except (KeyError, ValueError) as error:
             raise PlanError(f"the plan in {folder} is damaged: {error}; {_REMEDY}") from None
+        wrong = next((name for name in weights if name in masks and weights[name].shape != masks[name].shape), None)
+        if wrong is not None:
+            raise PlanError(f"the plan in {folder} is damaged: {wrong} has a mask of another shape; {_REMEDY}")
         return Plan(keep, masks, sizes, read.provenance, weights)
 
 

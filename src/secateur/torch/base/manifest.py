@@ -5,7 +5,9 @@ Changes name modules, sizes and attribute values, and no model class.
 """
 
 import copy
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -51,6 +53,15 @@ class Changes:
         """The changes as JSON values; empty parts are left out."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: _as_json(part) for name, part in parts.items() if part}
+
+    def checksum(self) -> str:
+        """A hash of the changes, with which a manifest says that nobody has edited them."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def check(self, checksum: str | None, source: object) -> None:
+        """Raise ModelError when a manifest has another checksum than its changes; manifests of before have none."""
+        if checksum is not None and checksum != self.checksum():
+            raise ModelError(f"the manifest of {source} was changed after it was saved; save or copy the model again")
 
     @staticmethod
     def from_json(data: Any) -> "Changes":

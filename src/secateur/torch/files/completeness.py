@@ -110,6 +110,7 @@ def check_report(source: object, model: Any, report: Mapping[str, Any], new_head
     random = sorted({*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])})
     head = set() if new_head is None else set(_of_head(model, random))
     check_missing(source, model, [name for name in random if name not in head])
+    check_types(source, model)
     check_unexpected(source, model, report["unexpected_keys"])
     if new_head is not None and random:
         new_head(random)
@@ -136,6 +137,16 @@ def check_unexpected(source: object, model: Any, unexpected: Iterable[str]) -> N
         raise ModelError(
             f"{source} holds {_tensors(names)} that {type(model).__name__}, as its config describes it, has no place "
             f"for: {_listed(names)}; copy or save the model again"
+        )
+
+
+def check_types(source: object, model: Any) -> None:
+    """Raise ModelError when a file holds parameters as integers, unless another quantisation has made them so."""
+    wrong = [name for name, p in model.named_parameters() if not (p.is_floating_point() or p.is_complex())]
+    if wrong and not hasattr(model, "hf_quantizer"):
+        raise ModelError(
+            f"{source} holds {_tensors(wrong)} of {type(model).__name__} as integers: {_listed(sorted(wrong))}; "
+            "copy or save the model again"
         )
 
 

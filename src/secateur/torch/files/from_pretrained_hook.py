@@ -18,7 +18,7 @@ from secateur.errors import ModelError
 from secateur.torch.base import manifest
 from secateur.torch.base.manifest import Changes
 from secateur.torch.files import zero_packing
-from secateur.torch.files.completeness import check_elements, check_flag, check_initialised
+from secateur.torch.files.completeness import check_elements, check_flag, check_initialised, check_types
 from secateur.torch.files.safetensors_header import Entry, read_entries
 from secateur.torch.shrink.size_attributes import is_size
 
@@ -33,9 +33,18 @@ class SecateurConfig(QuantizationConfigMixin):
     changes: `Changes.to_json()`.
     packed: whether the weight files hold packed tensors.
     format: the format of the manifest; ModelError for any but `FORMAT`.
+    checksum: of the changes, as it was written; checked once the model is loaded.
     """
 
-    def __init__(self, changes: Any = None, *, packed: bool = False, format: int = FORMAT, **unknown: Any) -> None:
+    def __init__(
+        self,
+        changes: Any = None,
+        *,
+        packed: bool = False,
+        format: int = FORMAT,
+        checksum: str | None = None,
+        **unknown: Any,
+    ) -> None:
         unknown.pop("quant_method", None)
         unknown.pop("note", None)
         if type(format) is not int or format != FORMAT:
@@ -48,7 +57,9 @@ class SecateurConfig(QuantizationConfigMixin):
         self.format = FORMAT
         self.note = NOTE
         self.packed = packed
-        self.changes = Changes.from_json(changes or {}).to_json()
+        read = Changes.from_json({} if changes is None else changes)
+        self.changes = read.to_json()
+        self.checksum = read.checksum() if checksum is None else checksum
 
     def get(self, key: str, default: Any = None) -> Any:
         """`dict.get`: transformers takes this object for a dict when it loads with the config of a live model."""
@@ -100,16 +111,19 @@ class SecateurQuantizer(HfQuantizer):
         return [WeightConverter([zero_packing.BITS, zero_packing.VALUES], "", [Unpack()])]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        source = model.name_or_path or "the folder"
         if self.strict:
-            check_initialised(model.name_or_path or "the folder", model)
+            check_initialised(source, model)
         manifest.take_buffers(model, self.fitted)
         manifest.set_configs(model, self.fitted)
+        self._changes().check(self.quantization_config.checksum, source)
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(name, None)
         for module in model.modules():
             config = vars(module).get("config")
             if config is not None:
                 vars(config).pop("_is_quantized", None)
+        check_types(source, model)
         conversions = getattr(model, "_weight_conversions", None)
         if conversions is not None:
             model._weight_conversions = [c for c in conversions if not _unpacks(c)]
@@ -156,7 +170,7 @@ def attach(model: Any, changes: Changes) -> None:
 def check_files(model: Any, files: Any, shapes: Mapping[str, tuple[int, ...]], *, packed: bool) -> None:
     """Raise ModelError for weight files that are pickles, are damaged, or hold other sizes than the manifest says."""
     prefix = model.base_model_prefix + "."
-    held = []
+    held: list[Entry] = []
     for path in files or ():
         if not str(path).endswith(".safetensors"):
             raise ModelError(f"{path} is no safetensors file; secateur never opens pickled weights")

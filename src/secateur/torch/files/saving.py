@@ -275,7 +275,8 @@ def _save_plain(model: nn.Module, folder: Path, changes: Changes, *, pack: bool)
     written = zero_packing.pack_state(kept) if pack else kept
     save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
     packed = written.keys() != kept.keys()
-    write_json(folder / MANIFEST, {"format": FORMAT, "packed": packed, "tied": tied, "changes": changes.to_json()})
+    listed = {"changes": changes.to_json(), "checksum": changes.checksum()}
+    write_json(folder / MANIFEST, {"format": FORMAT, "packed": packed, "tied": tied, **listed})
     return packed
 
 
@@ -285,6 +286,7 @@ def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
         raise ModelError(f"{folder / MANIFEST} has format {data.get('format')!r}; this version reads {FORMAT}")
     read = reading.check(data, PlainManifest, str(folder / MANIFEST), remedy=REMEDY)
     changes, tied = Changes.from_json(read.changes), read.tied
+    check_flag(folder, read_entries(folder / WEIGHTS), packed=read.packed)
     manifest.apply(model, changes, is_size)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     try:
@@ -296,6 +298,7 @@ def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
     model.load_state_dict(state)
     manifest.take_buffers(model, changes)
     manifest.set_configs(model, changes)
+    changes.check(read.checksum, folder)
     remember(model, changes)
     attach(model)
     return model
@@ -308,3 +311,6 @@ def _check_state(model: nn.Module, state: Mapping[str, torch.Tensor], shapes: Ma
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
             raise ModelError(f"the file holds {name} as {tuple(state[name].shape)}, the model has it as {shape}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() != state[name].is_floating_point():
+            raise ModelError(f"the file holds {name} as {state[name].dtype}, the model has it as {tensor.dtype}")
