@@ -104,3 +104,64 @@ def test_a_plan_file_that_is_no_object(text, tmp_path):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(PlanError, match="is damaged: it holds a"):
         Plan.load(tmp_path)
+
+
+def damage(folder, change):
+    data = json.loads((folder / "plan.json").read_text())
+    change(data)
+    (folder / "plan.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keep": {"ffn": {"of": 4, "units": [0, 2**70]}}},
+        {"keep": {"ffn": {"of": 4, "units": [0, 0]}}},
+        {"keep": {"ffn": {"of": 4, "units": [4]}}},
+        {"keep": {"ffn": {"of": 4, "units": [-1]}}},
+        {"keep": {"ffn": {"of": "4", "units": [1]}}},
+        {"keep": {"ffn": {"of": float("inf"), "units": [1]}}},
+        {"keep": {"ffn": {"of": 4, "units": [1.5]}}},
+        {"keep": {"ffn": {"of": 4, "units": [[0], [1]]}}},
+        {"keep": {"ffn": [1]}},
+        {"keep": [1]},
+        {"keep": None},
+        {"masks": {"up": [float("inf")]}},
+        {"masks": {"up": [2**62, 4]}},
+        {"masks": {"up": [0] * 3 + [2**62] * 3}},
+        {"masks": {"up": [-4, -3]}},
+        {"masks": {"up": "43"}},
+        {"masks": {"up": [1] * 100}},
+        {"masks": {"down": [4, 3]}},
+        {"masks": [["up"]]},
+        {"weights": {"up": 1}},
+        {"weights": ["down"]},
+        {"weights": 3},
+        {"provenance": [1]},
+        {"format": True},
+        {"format": "1"},
+        {"more": 1},
+    ],
+)
+def test_a_plan_with_wrong_values(change, tmp_path):
+    plan = Plan({"ffn": np.array([1, 3])}, {"up": np.ones((4, 3), bool)}, {"ffn": 4}, weights={"up": np.ones((4, 3))})
+    plan.save(tmp_path)
+    Plan.load(tmp_path)
+    damage(tmp_path, lambda data: data.update(change))
+    with pytest.raises(PlanError, match=r"damaged|format .* this version reads") as caught:
+        Plan.load(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_deep_plan_and_damaged_arrays(tmp_path):
+    Plan(masks={"up": np.ones((4, 3), bool)}).save(tmp_path)
+    (tmp_path / "plan.safetensors").write_bytes(b"\xff" * 40)
+    with pytest.raises(PlanError, match="plan.safetensors is damaged"):
+        Plan.load(tmp_path)
+    (tmp_path / "plan.safetensors").unlink()
+    with pytest.raises(PlanError, match="plan.safetensors is damaged"):
+        Plan.load(tmp_path)
+    (tmp_path / "plan.json").write_text("[" * 10**5)
+    with pytest.raises(PlanError, match="nested more than 64 deep"):
+        Plan.load(tmp_path)

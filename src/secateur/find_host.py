@@ -18,7 +18,8 @@ def open(model: Any, example: Any = None, **options: Any) -> Host:
     example: one batch that the model can run, as a mapping of keyword arguments or a tuple; made from the config of a
         Hugging Face model when left out.
     options: `layout=` (a Layout by hand, for models that cannot be traced), `loss=` (`loss(model, batch)`, for models
-        that compute none); for folders also `task=`, `dtype=`, `revision=`, `trust_remote_code=`.
+        that compute none); for folders also `task=`, `new_head=` (`new_head=print` makes and names an untrained head),
+        `dtype=`, `revision=`, `trust_remote_code=`.
         For Keras models see `secateur.keras.KerasHost`.
 
     The exact zeros of the linear weights of a model that was pruned before, and the masks of `torch.nn.utils.prune`,

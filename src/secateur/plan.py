@@ -4,7 +4,7 @@ A plan is `plan.json`, `plan.safetensors` with one bit a weight when it holds el
 `plan-weights.safetensors` when repair has changed weights.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,14 @@ from safetensors.numpy import load_file, save_file
 from secateur.errors import PlanError
 from secateur.files import write_json
 from secateur.layout import Layout
+from secateur.schemas.plan import PlanFile
+from secateur.schemas.reading import check, read_json
 
 FORMAT = 1
 JSON_NAME = "plan.json"
 MASKS_NAME = "plan.safetensors"
 WEIGHTS_NAME = "plan-weights.safetensors"
+_REMEDY = "prune again, or copy the plan again"
 
 
 @dataclass(frozen=True)
@@ -117,26 +120,37 @@ class Plan:
         """Read a plan; PlanError when there is none or it is damaged."""
         folder = Path(folder)
         path = folder / JSON_NAME
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise PlanError(f"{folder} holds no {JSON_NAME}") from None
-        except ValueError as error:
-            raise PlanError(f"{path} is damaged: {error}") from None
-        if not isinstance(data, dict):
-            raise PlanError(f"{path} is damaged: it holds a {type(data).__name__}, not an object")
+        if not path.is_file():
+            raise PlanError(f"{folder} holds no {JSON_NAME}")
+        data = read_json(path, error=PlanError, remedy=_REMEDY, infinite=True)
         if data.get("format") != FORMAT:
             raise PlanError(f"{path} has format {data.get('format')!r}; this version reads {FORMAT}")
+        read = check(data, PlanFile, str(path), error=PlanError, remedy=_REMEDY)
+        keep = {name: np.array(entry.units, dtype=np.int64) for name, entry in read.keep.items()}
+        sizes = {name: entry.of for name, entry in read.keep.items()}
+        for name, units in keep.items():
+            if len(np.unique(units)) != len(units) or (units >= sizes[name]).any():
+                raise PlanError(f"{path} is damaged: {name} keeps a unit twice, or one beyond {sizes[name]}; {_REMEDY}")
+        bits = _arrays(folder / MASKS_NAME) if read.masks else {}
+        stored = _arrays(folder / WEIGHTS_NAME) if read.weights else {}
         try:
-            keep = {name: np.asarray(entry["units"], dtype=np.int64) for name, entry in data["keep"].items()}
-            sizes = {name: int(entry["of"]) for name, entry in data["keep"].items()}
-            bits = load_file(folder / MASKS_NAME) if data["masks"] else {}
-            masks = {name: _unpack(bits[name], tuple(shape)) for name, shape in data["masks"].items()}
-            stored = load_file(folder / WEIGHTS_NAME) if data.get("weights") else {}
-            weights = {name: stored[name] for name in data.get("weights", ())}
-        except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
-            raise PlanError(f"the plan in {folder} is damaged: {error}") from None
-        return Plan(keep, masks, sizes, data.get("provenance", {}), weights)
+            masks = {name: _unpack(bits[name], tuple(shape)) for name, shape in read.masks.items()}
+            weights = {name: stored[name] for name in read.weights}
+        except (KeyError, ValueError) as error:
+            raise PlanError(f"the plan in {folder} is damaged: {error}; {_REMEDY}") from None
+        wrong = next((name for name in weights if name in masks and weights[name].shape != masks[name].shape), None)
+        if wrong is not None:
+            raise PlanError(f"the plan in {folder} is damaged: {wrong} has a mask of another shape; {_REMEDY}")
+        return Plan(keep, masks, sizes, read.provenance, weights)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file; PlanError when it is damaged, or has a type that numpy lacks."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PlanError(f"{path} is damaged ({reason}); {_REMEDY}") from None
 
 
 def resized_masks(layout: Layout, plan: Plan) -> Plan:
@@ -182,7 +196,7 @@ def _steps(provenance: Mapping[str, Any]) -> list[Any]:
 
 
 def _unpack(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if bits.dtype != np.uint8 or bits.size != -(-count // 8):
         raise ValueError(f"{bits.size} bytes cannot be a mask of {shape}")
     return np.unpackbits(bits, count=count).astype(bool).reshape(shape)

@@ -1,8 +1,9 @@
 """Recipes: what to do with a language model, as data that is checked; in YAML, an error names its line."""
 
+import contextlib
 import functools
 import inspect
-import re
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from secateur import repair
 from secateur.errors import PlanError
+from secateur.schemas.yaml_reading import Loader, line_of, read_yaml
 from secateur.select import NM, Unit, parse_pattern
 
 _BYTES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
+_MOST = 2**31 - 1
+"""Largest count."""
+
 NEEDS_NO_DATA = ("magnitude",)
 """Methods that read weights only."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without numbers in base 60, in which `2:4` would be 124."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, re.compile(r"^[-+]?[0-9][0-9_]*$") if tag.endswith(":int") else form)
-        for tag, form in resolvers
-        if not tag.endswith(":float") or first not in "0123456789"
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?$"), list("0123456789")
-)
 
 
 class Reconstruction(BaseModel):
@@ -49,7 +37,7 @@ class Reconstruction(BaseModel):
 
     passes: float = Field(2.0, gt=0, le=100)
     rate: float = Field(0.01, gt=0, lt=1)
-    windows: int = Field(1, ge=1)
+    windows: int = Field(1, ge=1, le=_MOST)
     bfloat16: bool | None = None
 
 
@@ -68,9 +56,9 @@ class Distillation(BaseModel):
 
     passes: float = Field(1.5, gt=0, le=100)
     rate: float = Field(5e-4, gt=0, lt=1)
-    warmup: int = Field(4, ge=0)
-    windows: int = Field(1, ge=1)
-    hidden: float = Field(0.0, ge=0)
+    warmup: int = Field(4, ge=0, le=_MOST)
+    windows: int = Field(1, ge=1, le=_MOST)
+    hidden: float = Field(0.0, ge=0, allow_inf_nan=False)
     bfloat16: bool | None = None
 
 
@@ -79,7 +67,7 @@ class Allocation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    multiple: float = Field(5.0, gt=0)
+    multiple: float = Field(5.0, gt=0, allow_inf_nan=False)
     spread: float = Field(0.08, gt=0, lt=0.5)
 
 
@@ -92,7 +80,7 @@ class Sensitivity(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    windows: int = Field(8, ge=1)
+    windows: int = Field(8, ge=1, le=_MOST)
     spread: float = Field(0.15, gt=0, lt=0.5)
 
 
@@ -139,9 +127,9 @@ class Recipe(BaseModel):
     sensitivity: Sensitivity | None = None
     calibration: list[Path] = Field(default_factory=list)
     text_column: str = "text"
-    samples: int = Field(128, ge=1)
-    context: int = Field(512, ge=2)
-    seed: int = Field(0, ge=0)
+    samples: int = Field(128, ge=1, le=_MOST)
+    context: int = Field(512, ge=2, le=_MOST)
+    seed: int = Field(0, ge=0, lt=2**63)
     memory: int | None = None
     reconstruct: Reconstruction | None = None
     distil: Distillation | None = None
@@ -256,6 +244,8 @@ def check_options(criterion: str, options: dict[str, Any]) -> None:
     for option, value in options.items():
         if option not in known:
             raise PlanError(f"{name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PlanError(f"option {option} of {name}: input should be a finite number (got {value!r})")
         try:
             TypeAdapter(known[option]).validate_python(value)
         except ValidationError as error:
@@ -269,7 +259,7 @@ def read_option(text: str) -> tuple[str, Any]:
     if not mark or not name.strip() or not value.strip():
         raise PlanError(f"option {text!r} is not understood; write NAME=VALUE, such as damp=0.05")
     try:
-        return name.strip(), yaml.load(value, Loader=_Loader)
+        return name.strip(), yaml.load(value, Loader=Loader)
     except yaml.YAMLError:
         raise PlanError(f"option {text!r} has no value; write NAME=VALUE, such as damp=0.05") from None
 
@@ -301,40 +291,28 @@ def read_recipe(path: Path, **values: Any) -> Recipe:
     Paths in the file are relative to the folder of the file. A stage that `values` only switch on (True) stays as the
     file describes it.
     """
-    data, node = _read_yaml(path)
+    data, node = read_yaml(path)
     replaced = {name: value for name, value in values.items() if not (value is True and data.get(name))}
     try:
         Recipe(**{**data, **replaced})
     except ValidationError as error:
         location, sentence = _first(error)
-        where = "" if location and location[0] in replaced else f"{path}, line {_line(node, location)}: "
+        where = "" if location and location[0] in replaced else f"{path}, line {line_of(node, location)}: "
         raise PlanError(f"{where}{sentence}") from None
     except TypeError as error:
         raise PlanError(f"{path}: {error}") from None
     for name in ("calibration", "output"):
         if name in data:
             data[name] = _beside(path, data[name])
-    if isinstance(data.get("model"), str) and (path.parent / data["model"]).exists():
+    if isinstance(data.get("model"), str) and _exists(path.parent / data["model"]):
         data["model"] = str(path.parent / data["model"])
     return make_recipe(**{**data, **replaced})
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
-    """The entries of a recipe, and the node of its YAML document; PlanError names the line of what is wrong."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)
-    except FileNotFoundError:
-        raise PlanError(f"no recipe at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path} cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise PlanError(f"{path}, line {line}: {error.problem}") from None
-    if not isinstance(data, dict):
-        raise PlanError(f"{path} is no recipe: it holds {type(data).__name__}, not a list of names and values")
-    return data, node
+def _exists(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have
+        return path.exists()
+    return False
 
 
 def _beside(path: Path, value: Any) -> Any:
@@ -351,25 +329,10 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
     if first["type"] == "extra_forbidden":
         known = STAGES.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
         return location, f"{location[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
-    return location, f"{location[-1]!r}: {_lowered(first['msg'])} (got {first['input']!r})"
+    got = repr(first["input"])
+    got = got if len(got) <= 60 else f"{got[:57]}..."
+    return location, f"{location[-1]!r}: {_lowered(first['msg'])} (got {got})"
 
 
 def _lowered(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:]
-
-
-def _line(node: Any, location: tuple[Any, ...]) -> int:
-    """Line, from 1, of the entry at a location in a YAML document, or of the innermost entry around it."""
-    line = node.start_mark.line + 1 if node is not None else 1
-    for part in location:
-        if isinstance(node, yaml.MappingNode):
-            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
-            if pair is None:
-                break
-            line, node = pair[0].start_mark.line + 1, pair[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line

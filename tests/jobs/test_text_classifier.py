@@ -4,8 +4,17 @@ import torch
 import secateur
 from secateur import criteria
 from secateur.budget import Global, Uniform
-from secateur.errors import PlanError
-from secateur.jobs.text_classifier import Data, Stage, Tuning, compare_latency, run, save_dense, tensor_bytes
+from secateur.errors import ModelError, PlanError
+from secateur.jobs.text_classifier import (
+    Data,
+    Stage,
+    Tuning,
+    compare_latency,
+    reload_gap,
+    run,
+    save_dense,
+    tensor_bytes,
+)
 from secateur.labelled_rows import read_rows
 from secateur.pruning import default_weights
 from secateur.select import Element, Unit
@@ -21,6 +30,20 @@ def job(tmp_path):
     features = encode(host.model, tokenizer, read_rows(write_texts(tmp_path / "a.csv"), "text", "label"), 32)
     data = Data(features[:96], Batches(features[:32], tokenizer, 8), Batches(features[96:], tokenizer, 8), tokenizer, 8)
     return host, data, tmp_path
+
+
+def test_a_reload_is_compared_with_the_model_in_memory(job):
+    host, data, folder = job
+    save_dense(host, folder / "a", data.tokenizer)
+    assert reload_gap(host, folder / "a", data.test[0]) == 0.0
+    bias = host.read("classifier.bias")
+    bias[0] += 1
+    with pytest.raises(ModelError, match="differs from the saved one by"):
+        reload_gap(host, folder / "a", data.test[0])
+    bias[0] = torch.nan  # in memory and in the file
+    save_dense(host, folder / "b", data.tokenizer)
+    with pytest.raises(ModelError, match="gives NaN"):
+        reload_gap(host, folder / "b", data.test[0])
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """secateur eval: accuracy or perplexity of a saved model, and how far it is from another one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,7 +59,7 @@ def command(
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, PERPLEXITY if task == PERPLEXITY else "keras" if is_keras_file(model) else "labels")
-    options = {"trust_remote_code": True} if trust_remote_code else {}
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     if task == PERPLEXITY:
         from secateur.cli import language
 

@@ -85,7 +85,8 @@ def _layout_text(model: str, task: str | None, layout_file: Path | None, *, trus
     from secateur.torch.open import load_model, open_module
     from secateur.torch.trace.derive import blank
 
-    loaded = load_model(model, task=task, **({"trust_remote_code": True} if trust_remote_code else {}))
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    loaded = load_model(model, task=task, **options)
     try:
         return str(open_module(loaded, layout=common.read_layout(layout_file)).layout)
     except ModelError as error:

@@ -1,5 +1,6 @@
 """secateur train: fine-tune a text classifier, so that there is a dense model to start from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -54,7 +55,8 @@ def command(
     common.set_threads(threads)
     options = {"trust_remote_code": True} if trust_remote_code else {}
     tokenizer = load_tokenizer(model)
-    network = load_model(model, task="SequenceClassification", **classifier_options(model, rows, seed), **options)
+    loading = {**classifier_options(model, rows, seed), **options}
+    network = load_model(model, task="SequenceClassification", new_head=_note_new, **loading)
     host = TorchHost.untraced(network)
     if earlier_zeros({name: p.detach() for name, p in network.named_parameters() if p.dim() > 1}) is not None:
         host = open_module(network)  # it knows which of the zeros were pruned, and holds them
@@ -67,3 +69,7 @@ def command(
         common.print_json({"output": str(output), "examples": len(rows), "epochs": epochs, "loss": loss})
         return
     typer.echo(f"{output}: trained on {len(rows)} texts, mean loss {loss:.4f}")
+
+
+def _note_new(names: Sequence[str]) -> None:
+    common.note(f"new, to be trained: {', '.join(names)}")

@@ -296,12 +296,8 @@ def _tune(
 
 
 def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, linears: Sequence[str]) -> Outcome:
-    """Load the saved model and compare it with the model in memory; ModelError unless the logits are equal."""
-    loaded = TorchHost.untraced(load_model(folder))
-    batch = test[0]
-    gap = difference(host.outputs(batch), loaded.outputs(batch))
-    if gap != 0.0:
-        raise ModelError(f"the model loaded from {folder} differs from the saved one by {gap:.2e}")
+    """Load the saved model and compare it with the model in memory; ModelError unless both give the same numbers."""
+    gap = reload_gap(host, folder, test[0])
     return replace(
         outcome,
         folder=str(folder),
@@ -309,6 +305,17 @@ def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, lin
         linear_bytes=tensor_bytes(folder, linears),
         reload_difference=gap,
     )
+
+
+def reload_gap(host: TorchHost, folder: Path, batch: Any) -> float:
+    """0.0, the difference between a model in memory and its folder; ModelError unless both give the same numbers."""
+    expected, got = host.outputs(batch), TorchHost.untraced(load_model(folder)).outputs(batch)
+    if not expected or any(np.isnan(output).any() for output in expected):
+        raise ModelError("the model to be saved gives NaN, or nothing; look for NaN or huge values in its weights")
+    gap = difference(expected, got)
+    if gap != 0.0 or not all(map(np.array_equal, expected, got)):
+        raise ModelError(f"the model loaded from {folder} differs from the saved one by {gap:.2e}")
+    return gap
 
 
 def folder_bytes(folder: Path) -> int:

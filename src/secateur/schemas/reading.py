@@ -28,11 +28,17 @@ AnySchema = TypeVar("AnySchema", bound=Schema)
 
 
 def read_json(
-    path: Path, *, error: type[SecateurError] = ModelError, remedy: str = "write it again", most_bytes: int = MOST_BYTES
+    path: Path,
+    *,
+    error: type[SecateurError] = ModelError,
+    remedy: str = "write it again",
+    most_bytes: int = MOST_BYTES,
+    infinite: bool = False,
 ) -> dict[str, Any]:
     """The object in a JSON file.
 
     error: the class of what is raised. remedy: what the user can do, the end of the sentence.
+    infinite: take NaN and infinities, which configurations of transformers hold.
 
     Raises `error` when the file is missing, too large or too deep, is no JSON object, or holds NaN, an infinity, a
     number beyond 64 bits or a key twice.
@@ -42,7 +48,7 @@ def read_json(
         if size > most_bytes:
             raise error(f"{path} has {size} bytes, which is more than the {most_bytes} that are read; {remedy}")
         text = path.read_text(encoding="utf-8")
-        value = parse(text)
+        value = parse(text, infinite=infinite)
     except FileNotFoundError:
         raise error(f"there is no {path}; {remedy}") from None
     except (OSError, ValueError) as problem:
@@ -80,8 +86,11 @@ def check(
         raise error(f"{source} is damaged: {place} is {shown} ({first['msg'].lower()}); {remedy}") from None
 
 
-def parse(text: str) -> Any:
-    """JSON text as a value; ValueError when it is too deep, or holds what JSON or 64 bits do not."""
+def parse(text: str, *, infinite: bool = False) -> Any:
+    """JSON text as a value; ValueError when it is too deep, or holds what JSON or 64 bits do not.
+
+    infinite: take NaN and infinities all the same.
+    """
     depth = 0
     for token in _TOKEN.finditer(text):
         if token[0] in "[{":
@@ -90,7 +99,8 @@ def parse(text: str) -> Any:
                 raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
         elif token[0] in "]}":
             depth -= 1
-    return json.loads(text, parse_constant=_no_constant, parse_int=_whole, object_pairs_hook=_unique)
+    constant = float if infinite else _no_constant
+    return json.loads(text, parse_constant=constant, parse_int=_whole, object_pairs_hook=_unique)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -16,8 +16,9 @@ from secateur.plan import Plan
 from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import changes_of
 from secateur.torch.data.example import example_for
+from secateur.torch.files.completeness import NewHead, from_pretrained
 from secateur.torch.files.safetensors_header import WEIGHTS
-from secateur.torch.files.saving import PICKLED, check_folder
+from secateur.torch.files.saving import PICKLED, check_claims, check_folder, first_sentence, model_class
 from secateur.torch.host import TorchHost
 from secateur.torch.stats.collect import Loss
 
@@ -39,38 +40,47 @@ def open_folder(
     layout: Layout | None = None,
     loss: Loss | None = None,
     task: str | None = None,
+    new_head: NewHead | None = None,
     **options: Any,
 ) -> TorchHost:
     """Load a Hugging Face folder or hub id with the class that its config names, and open it.
 
     task: the name of an Auto class without `AutoModelFor` (`SequenceClassification`, `CausalLM`), to load a checkpoint
         for another task than the task that it was saved for.
+    new_head: see `load_model`.
     options: passed to `from_pretrained`.
     """
-    model = load_model(source, task=task, **options)
+    model = load_model(source, task=task, new_head=new_head, **options)
     return open_module(model, example, layout=layout, loss=loss)
 
 
-def load_model(source: str | Path, *, task: str | None = None, **options: Any) -> nn.Module:
+def load_model(
+    source: str | Path, *, task: str | None = None, new_head: NewHead | None = None, **options: Any
+) -> nn.Module:
     """Load a Hugging Face model from a folder, or from the hub or its cache.
 
+    new_head: is called with the names of tensors that the files lack, when these are an untrained head (and pooler) for
+        another task than that of the checkpoint. Without it they are an error, as is any other tensor that is missing.
+
     Raises:
-        ModelError: with one sentence, when the source is no model, is damaged, or has pickled weights only.
+        ModelError: with one sentence, when the source is no model, is damaged, has pickled weights only, or lacks
+            weights.
     """
     import transformers  # optional: plain PyTorch modules do not need it
 
     local = _is_folder(source)
     if local:
         check_folder(Path(source))
-    else:
-        options.setdefault("trust_remote_code", False)
+    options.setdefault("trust_remote_code", False)
     try:
         config = transformers.AutoConfig.from_pretrained(source, **_config_options(options))
         factory = find_class(transformers, config, task)
         weights_file = str(getattr(config, "transformers_weights", None) or "")
         if weights_file.endswith(".bin"):
             raise ModelError(PICKLED.format(source=source, file=weights_file))
-        model = factory.from_pretrained(source, **{**options, "use_safetensors": True})
+        if local and not options["trust_remote_code"]:
+            check_claims(Path(source), factory, config)
+        model = from_pretrained(factory, source, new_head=new_head, **{**options, "use_safetensors": True})
     except SecateurError:
         raise
     except Exception as error:  # a damaged folder breaks transformers in many ways
@@ -79,9 +89,9 @@ def load_model(source: str | Path, *, task: str | None = None, **options: Any) -
         if not local and isinstance(error, OSError):
             raise ModelError(
                 f"{source} is no folder, and no model of that name could be loaded from the hub or its cache; pass a "
-                f"folder, or check the name and the connection ({_first_sentence(error)})"
+                f"folder, or check the name and the connection ({first_sentence(error)})"
             ) from error
-        raise ModelError(f"{source} cannot be loaded: {_first_sentence(error)}") from error
+        raise ModelError(f"{source} cannot be loaded: {first_sentence(error)}") from error
     return model.eval()
 
 
@@ -92,7 +102,7 @@ def read_config(folder: Path) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except EXPECTED as error:
-        raise ModelError(f"the config of {folder} cannot be read: {_first_sentence(error)}") from None
+        raise ModelError(f"the config of {folder} cannot be read: {first_sentence(error)}") from None
 
 
 def _is_folder(source: str | Path) -> bool:
@@ -112,18 +122,13 @@ def find_class(transformers: Any, config: Any, task: str | None) -> Any:
     """The class that a config names, or the Auto class of a task."""
     if task is not None:
         factory = getattr(transformers, f"AutoModelFor{task}", None) or getattr(transformers, task, None)
-        if factory is None:
+        is_model = isinstance(factory, type) and issubclass(factory, transformers.PreTrainedModel)
+        if not is_model and not hasattr(factory, "_model_mapping"):  # which every Auto class of models has
             raise ModelError(f"transformers has no AutoModelFor{task}; use a name such as SequenceClassification")
         return factory
-    for name in getattr(config, "architectures", None) or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    return transformers.AutoModel
-
-
-def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-    return text if len(text) < 300 else text[:297] + "..."
+    names = getattr(config, "architectures", None) or ()
+    name = next((name for name in names if not isinstance(name, str) or hasattr(transformers, name)), None)
+    return transformers.AutoModel if name is None else model_class("the config", name)
 
 
 def _take_masks(model: nn.Module) -> Plan | None:

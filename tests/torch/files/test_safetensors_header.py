@@ -49,6 +49,15 @@ def about(begin, end, dtype="F32", shape=(1,)):
         ({"w": about(4, 8)}, b"12345678"),
         ({"v": about(0, 4), "w": about(2, 6)}, b"123456"),
         ({"w": about(4, 0)}, b""),
+        ({"w": about(0, 4, shape=(-1, -1))}, b"1234"),
+        ({"w": about(0, 4, shape=(1.0,))}, b"1234"),
+        ({"w": about(0, 4, shape=("1",))}, b"1234"),
+        ({"w": about(0, 4, shape=(float("inf"),))}, b"1234"),
+        ({"w": about(0, 4, shape=(2**64, 0))}, b"1234"),
+        ({"w": about(0, 4, shape=[1] * 100)}, b"1234"),
+        ({"w": {**about(0, 4), "shape": "1"}}, b"1234"),
+        (b'{"a": ' + b"[" * 100_000, b""),
+        (b"\xff\xfe", b""),
     ],
 )
 def test_damage(tmp_path, header, body):

@@ -5,6 +5,9 @@ Changes name modules, sizes and attribute values, and no model class.
 """
 
 import copy
+import hashlib
+import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,6 +19,8 @@ from secateur.errors import ModelError
 
 Value = Any  # None, bool, int, str, or lists of these
 ATTRIBUTE = "_secateur_changes"
+_BOUND = 2**31
+"""Numbers of a manifest are smaller: they are sizes, positions and ids."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,22 @@ class Changes:
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: _as_json(part) for name, part in parts.items() if part}
 
+    def checksum(self) -> str:
+        """A hash of the changes, with which a manifest says that nobody has edited them."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def check(self, checksum: str | None, source: object) -> None:
+        """Raise ModelError when a manifest has another checksum than its changes; manifests of before have none."""
+        if checksum is not None and checksum != self.checksum():
+            raise ModelError(f"the manifest of {source} was changed after it was saved; save or copy the model again")
+
     @staticmethod
     def from_json(data: Any) -> "Changes":
         """Read what `to_json` wrote; a ModelError names the entry that is malformed."""
         if not isinstance(data, dict):
             raise ModelError(f"the manifest's changes are {type(data).__name__}, expected an object")
         readers: dict[str, Callable[[Any, str], Any]] = {
-            "kept": _read_sizes,
+            "kept": _read_positions,
             "shapes": _read_sizes,
             "takes": _read_take,
             "attributes": _read_values,
@@ -192,8 +206,10 @@ def apply(model: nn.Module, changes: Changes, allowed: Callable[[str], bool]) ->
 
 def take_buffers(model: nn.Module, changes: Changes) -> None:
     """Take the kept positions of non-persistent buffers, which are computed rather than loaded; in place."""
-    tensors = named_tensors(model)
+    tensors, loaded = named_tensors(model), model.state_dict().keys()
     for name, positions in changes.takes.items():
+        if name in loaded:
+            raise ModelError(f"the manifest takes from {name}, which is loaded and not computed; save the model again")
         if name not in tensors or len(positions) != tensors[name].dim():
             raise ModelError(f"the manifest takes from {name}, which {type(model).__name__} does not have")
         put(model, name, select(tensors[name], positions))
@@ -315,32 +331,46 @@ def _as_json(value: Any) -> Any:
 
 
 def _read_sizes(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or any(type(n) is not int or n < 0 for n in value):
-        raise ModelError(f"the manifest's {where} is {value!r}, expected a list of non-negative integers")
+    if not isinstance(value, list) or any(type(n) is not int or not 0 <= n < _BOUND for n in value):
+        raise ModelError(f"the manifest's {where} is {_short(value)}, expected a list of non-negative integers")
     return tuple(value)
+
+
+def _read_positions(value: Any, where: str) -> tuple[int, ...]:
+    positions = _read_sizes(value, where)
+    if any(a >= b for a, b in itertools.pairwise(positions)):
+        raise ModelError(f"the manifest's {where} lists positions twice or out of order; save the model again")
+    return positions
 
 
 def _read_take(value: Any, where: str) -> tuple[tuple[int, ...] | None, ...]:
     if not isinstance(value, list):
-        raise ModelError(f"the manifest's {where} is {value!r}, expected a list")
-    return tuple(None if part is None else _read_sizes(part, where) for part in value)
+        raise ModelError(f"the manifest's {where} is {_short(value)}, expected a list")
+    return tuple(None if part is None else _read_positions(part, where) for part in value)
 
 
 def _read_values(value: Any, where: str) -> dict[str, Value]:
     if not isinstance(value, dict):
-        raise ModelError(f"the manifest's {where} is {value!r}, expected an object")
+        raise ModelError(f"the manifest's {where} is {_short(value)}, expected an object")
     for key, item in value.items():
         for element in item if isinstance(item, list) else [item]:
-            if element is not None and not isinstance(element, int | str):
-                raise ModelError(f"the manifest's {where} sets {key!r} to {item!r}, expected integers")
+            if not (
+                element is None or isinstance(element, str) or (isinstance(element, int) and abs(element) < _BOUND)
+            ):
+                raise ModelError(f"the manifest's {where} sets {key!r} to {_short(item)}, expected integers")
     return value
 
 
 def _read_scales(value: Any, where: str) -> dict[str, float]:
     numbers = value.values() if isinstance(value, dict) else [None]
     if any(type(n) is not float or not 0 < n < 1 for n in numbers):
-        raise ModelError(f"the manifest's {where} is {value!r}, expected numbers between 0 and 1")
+        raise ModelError(f"the manifest's {where} is {_short(value)}, expected numbers between 0 and 1")
     return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _compose(

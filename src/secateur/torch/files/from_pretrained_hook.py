@@ -18,6 +18,7 @@ from secateur.errors import ModelError
 from secateur.torch.base import manifest
 from secateur.torch.base.manifest import Changes
 from secateur.torch.files import zero_packing
+from secateur.torch.files.completeness import check_elements, check_flag, check_initialised, check_types
 from secateur.torch.files.safetensors_header import Entry, read_entries
 from secateur.torch.shrink.size_attributes import is_size
 
@@ -32,20 +33,33 @@ class SecateurConfig(QuantizationConfigMixin):
     changes: `Changes.to_json()`.
     packed: whether the weight files hold packed tensors.
     format: the format of the manifest; ModelError for any but `FORMAT`.
+    checksum: of the changes, as it was written; checked once the model is loaded.
     """
 
-    def __init__(self, changes: Any = None, *, packed: bool = False, format: int = FORMAT, **unknown: Any) -> None:
+    def __init__(
+        self,
+        changes: Any = None,
+        *,
+        packed: bool = False,
+        format: int = FORMAT,
+        checksum: str | None = None,
+        **unknown: Any,
+    ) -> None:
         unknown.pop("quant_method", None)
         unknown.pop("note", None)
-        if format != FORMAT:
+        if type(format) is not int or format != FORMAT:
             raise ModelError(f"the manifest has format {format!r}; this version of secateur reads {FORMAT}")
         if unknown:
             raise ModelError(f"the manifest has the unknown entry {sorted(unknown)[0]!r}; a newer secateur may read it")
+        if type(packed) is not bool:
+            raise ModelError(f"the manifest's 'packed' is {packed!r}, expected true or false")
         self.quant_method = METHOD
         self.format = FORMAT
         self.note = NOTE
-        self.packed = bool(packed)
-        self.changes = Changes.from_json(changes or {}).to_json()
+        self.packed = packed
+        read = Changes.from_json({} if changes is None else changes)
+        self.changes = read.to_json()
+        self.checksum = read.checksum() if checksum is None else checksum
 
     def get(self, key: str, default: Any = None) -> Any:
         """`dict.get`: transformers takes this object for a dict when it loads with the config of a live model."""
@@ -68,16 +82,19 @@ class SecateurQuantizer(HfQuantizer):
 
     requires_calibration = False
     fitted: Changes
+    strict: bool
+    """Whether the model has the class that was saved, so that the files must hold all its weights."""
 
     def update_attn_implementation(self, config: Any) -> Any:
         """Give the config the numbers that build the stock skeleton, before the model is built."""
         return start_config(config, self._changes())
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        strict = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
-        self.fitted = self._changes().fit(model, model.base_model_prefix, strict=strict)
+        self.strict = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
+        self.fitted = self._changes().fit(model, model.base_model_prefix, strict=self.strict)
         manifest.apply(model, self.fitted, is_size)
-        check_files(model, kwargs.get("checkpoint_files"), self.fitted.shapes)
+        files = kwargs.get("checkpoint_files")
+        check_files(model, files, self.fitted.shapes, packed=self.quantization_config.packed)
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Raise ModelError; the loader asks when a weight has another shape than the model, to fill in random ones."""
@@ -94,14 +111,19 @@ class SecateurQuantizer(HfQuantizer):
         return [WeightConverter([zero_packing.BITS, zero_packing.VALUES], "", [Unpack()])]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        source = model.name_or_path or "the folder"
+        if self.strict:
+            check_initialised(source, model)
         manifest.take_buffers(model, self.fitted)
         manifest.set_configs(model, self.fitted)
+        self._changes().check(self.quantization_config.checksum, source)
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(name, None)
         for module in model.modules():
             config = vars(module).get("config")
             if config is not None:
                 vars(config).pop("_is_quantized", None)
+        check_types(source, model)
         conversions = getattr(model, "_weight_conversions", None)
         if conversions is not None:
             model._weight_conversions = [c for c in conversions if not _unpacks(c)]
@@ -145,18 +167,24 @@ def attach(model: Any, changes: Changes) -> None:
         vars(model.config).pop("quantization_config", None)
 
 
-def check_files(model: Any, files: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_files(model: Any, files: Any, shapes: Mapping[str, tuple[int, ...]], *, packed: bool) -> None:
     """Raise ModelError for weight files that are pickles, are damaged, or hold other sizes than the manifest says."""
     prefix = model.base_model_prefix + "."
+    held: list[Entry] = []
     for path in files or ():
         if not str(path).endswith(".safetensors"):
             raise ModelError(f"{path} is no safetensors file; secateur never opens pickled weights")
-        for name, entry in read_entries(path).items():
+        entries = read_entries(path)
+        check_flag(path, entries, packed=packed)
+        held += entries.values()
+        for name, entry in entries.items():
             plain = name.removesuffix(zero_packing.BITS)
             names = (plain, prefix + plain, plain.removeprefix(prefix))
             expected = next((shapes[n] for n in names if n in shapes), None)
             if expected is not None and not _fits(entry, expected, is_bits=name != plain):
                 raise ModelError(f"{path} holds {name} as {entry.shape}, but its manifest says {plain} is {expected}")
+    if files:
+        check_elements(model.name_or_path or "the folder", model, held)
 
 
 def _fits(entry: Entry, shape: tuple[int, ...], *, is_bits: bool) -> bool:

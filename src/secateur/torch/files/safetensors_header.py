@@ -3,7 +3,6 @@
 Files are read with plain calls, not memory-mapped.
 """
 
-import json
 import math
 import struct
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from secateur.errors import ModelError
+from secateur.schemas.reading import parse
 
 WEIGHTS = "model.safetensors"
 """Name of the weights of a checkpoint in one file."""
@@ -33,6 +33,7 @@ TYPES = {
 """Type names of safetensors files -> torch types, without the types that torch does not compute with."""
 _LONGEST = 100_000_000
 """The most bytes of a header that safetensors accepts."""
+_MOST_DIMENSIONS = 64
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def read_entries(file: Path) -> dict[str, Entry]:
         size = file.stat().st_size
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            header: dict[str, Any] = json.loads(stream.read(min(length, size, _LONGEST)))
+            header: dict[str, Any] = parse(stream.read(min(length, size, _LONGEST)).decode())
         header.pop("__metadata__", None)
         entries = {name: _entry(file, fields, 8 + length) for name, fields in header.items()}
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -87,9 +88,24 @@ def read_entries(file: Path) -> dict[str, Entry]:
 
 
 def _entry(file: Path, fields: Any, start: int) -> Entry:
-    begin, end = (start + int(offset) for offset in fields["data_offsets"])
-    return Entry(file, str(fields["dtype"]), tuple(int(n) for n in fields["shape"]), begin, end)
+    shape, (begin, end) = _whole(fields["shape"]), _whole(fields["data_offsets"])
+    return Entry(file, str(fields["dtype"]), shape, start + begin, start + end)
+
+
+def _whole(numbers: Any) -> tuple[int, ...]:
+    """A list of whole numbers from 0, as many as a tensor may have dimensions."""
+    if not isinstance(numbers, list) or len(numbers) > _MOST_DIMENSIONS:
+        raise ValueError(f"{_short(numbers)} is no list of at most {_MOST_DIMENSIONS} numbers")
+    wrong = [number for number in numbers if type(number) is not int or number < 0]
+    if wrong:
+        raise ValueError(f"{_short(wrong[0])} is no size or position")
+    return tuple(numbers)
 
 
 def _damaged(file: Path, reason: object) -> ModelError:
-    return ModelError(f"{file} is damaged or cut short ({reason}); save or copy it again")
+    return ModelError(f"{file} is damaged or cut short ({_short(reason)}); save or copy it again")
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."

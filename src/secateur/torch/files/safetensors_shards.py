@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from secateur.errors import ModelError
+from secateur.schemas.model_folder import read_index
 from secateur.torch.files.safetensors_header import INDEX, TYPES, Entry, read_entries
 from secateur.torch.files.saving import check_folder
 
@@ -39,7 +40,7 @@ def entries_of(folder: Path) -> dict[str, Entry]:
             entries[name] = entry
     index = folder / INDEX
     if index.is_file():
-        for name, file_name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items():
+        for name, file_name in read_index(index).items():
             if name not in entries or entries[name].file.name != file_name:
                 raise ModelError(f"{index} says that {file_name} holds {name}, which it does not; copy the model again")
     return entries

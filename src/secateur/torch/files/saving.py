@@ -5,8 +5,7 @@ All other models get a manifest.
 """
 
 import copy
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from secateur.errors import ModelError
+from secateur.errors import ModelError, SecateurError
 from secateur.files import new_folder, write_json
 from secateur.plan import Plan
+from secateur.schemas import reading
+from secateur.schemas.manifest import PlainManifest
+from secateur.schemas.model_folder import REMEDY, read_config, read_index
 from secateur.torch.base import manifest
 from secateur.torch.base.manifest import Changes, changes_of, remember
 from secateur.torch.files import stock_config, zero_packing
-from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, read_entries
+from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained
+from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, Entry, read_entries
 from secateur.torch.shrink.resize import check_unquantized
 from secateur.torch.shrink.size_attributes import is_size
 from secateur.torch.shrink.vocabulary import save_tokenizer
@@ -126,31 +129,50 @@ def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> 
     from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     from_pretrained_hook.register()
-    names = read_json(folder / CONFIG).get("architectures")
-    if not isinstance(names, list) or not names or not hasattr(transformers, str(names[0])):
-        raise ModelError(f"{folder / CONFIG} names no class of transformers (architectures: {names!r})")
-    return getattr(transformers, names[0]).from_pretrained(folder, **options)
+    names = read_config(folder / CONFIG).get("architectures")
+    factory = model_class(folder / CONFIG, names[0] if names else None)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_claims(folder, factory, config)
+        return from_pretrained(factory, folder, **{"use_safetensors": True, "trust_remote_code": False, **options})
+    except SecateurError:
+        raise
+    except Exception as error:  # a damaged folder breaks transformers in many ways
+        raise ModelError(f"{folder} cannot be loaded: {first_sentence(error)}") from error
+
+
+def model_class(source: object, name: Any) -> Any:
+    """The model class of transformers of that name; ModelError when there is none."""
+    import transformers  # optional: plain PyTorch modules do not need it
+
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ModelError(f"{source} names no model class of transformers (architectures: {name!r})")
+    return found
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first sentence of an error, in one line of at most 300 characters."""
+    text = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    return text if len(text) < 300 else text[:297] + "..."
 
 
 CONFIG = "config.json"
 
 
 def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
-    """The weight files of a model folder; ModelError with the reason when it is no model folder, or is refused."""
+    """The weight files of a model folder; ModelError with the reason when it is no model folder, or is refused.
+
+    Refused is also a config that claims more modules or labels than the weight files can hold.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ModelError(f"{folder} is not a folder; give one that holds {description} and {WEIGHTS}")
     if not (folder / description).is_file():
         raise ModelError(f"{folder} is no saved model: it has no {description}")
-    read_json(folder / description)
+    config = read_json(folder / description) if description != CONFIG else read_config(folder / CONFIG)
     if (folder / INDEX).is_file():
-        weights = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weights, dict) or not weights:
-            raise ModelError(f"{folder / INDEX} lists no weights; save or copy the model again")
-        files = [folder / str(name) for name in dict.fromkeys(weights.values())]
-        outside = next((f for f in files if f.parent.resolve() != folder.resolve()), None)
-        if outside:
-            raise ModelError(f"{folder / INDEX} points outside its folder, to {outside}; it is not to be trusted")
+        files = [folder / name for name in dict.fromkeys(read_index(folder / INDEX).values())]
     else:
         files = [folder / WEIGHTS]
     missing = next((f for f in files if not f.is_file()), None)
@@ -159,20 +181,32 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
         if pickled:
             raise ModelError(PICKLED.format(source=folder, file=pickled[0].name))
         raise ModelError(f"{folder} is no saved model: {missing.name} is missing")
-    for file in files:
-        read_entries(file)
+    entries = _entries(files)
+    if description == CONFIG:
+        check_counts(folder, config, entries)
     return files
+
+
+def check_claims(folder: Path, factory: Any, config: Any) -> None:
+    """ModelError when a config describes a larger model than the weight files hold, or files of another kind.
+
+    The sizes of a folder with our manifest are checked while it loads, because the manifest changes them.
+    """
+    entries = _entries(check_folder(folder))
+    manifest_here = getattr(config, "quantization_config", None)
+    if manifest_here is None:
+        check_flag(folder, entries, packed=False)
+    if not isinstance(manifest_here, dict) or manifest_here.get("quant_method") != "secateur":
+        check_config(folder, factory, config, entries)
+
+
+def _entries(files: Iterable[Path]) -> dict[str, Entry]:
+    return {name: entry for file in files for name, entry in read_entries(file).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds; ModelError when it holds no object."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from None
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} is damaged: it holds a {type(data).__name__}, expected an object")
-    return data
+    return reading.read_json(path, remedy=REMEDY, infinite=True)
 
 
 # -- Hugging Face -------------------------------------------------------------------------------------------------
@@ -241,7 +275,8 @@ def _save_plain(model: nn.Module, folder: Path, changes: Changes, *, pack: bool)
     written = zero_packing.pack_state(kept) if pack else kept
     save_file(written, folder / WEIGHTS, metadata={"format": "pt"})
     packed = written.keys() != kept.keys()
-    write_json(folder / MANIFEST, {"format": FORMAT, "packed": packed, "tied": tied, "changes": changes.to_json()})
+    listed = {"changes": changes.to_json(), "checksum": changes.checksum()}
+    write_json(folder / MANIFEST, {"format": FORMAT, "packed": packed, "tied": tied, **listed})
     return packed
 
 
@@ -249,9 +284,9 @@ def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
     data = read_json(folder / MANIFEST)
     if data.get("format") != FORMAT:
         raise ModelError(f"{folder / MANIFEST} has format {data.get('format')!r}; this version reads {FORMAT}")
-    changes, tied = Changes.from_json(data.get("changes") or {}), data.get("tied") or {}
-    if not isinstance(tied, dict):
-        raise ModelError(f"{folder / MANIFEST} is damaged: 'tied' is {tied!r}")
+    read = reading.check(data, PlainManifest, str(folder / MANIFEST), remedy=REMEDY)
+    changes, tied = Changes.from_json(read.changes), read.tied
+    check_flag(folder, read_entries(folder / WEIGHTS), packed=read.packed)
     manifest.apply(model, changes, is_size)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     try:
@@ -263,6 +298,7 @@ def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
     model.load_state_dict(state)
     manifest.take_buffers(model, changes)
     manifest.set_configs(model, changes)
+    changes.check(read.checksum, folder)
     remember(model, changes)
     attach(model)
     return model
@@ -275,3 +311,6 @@ def _check_state(model: nn.Module, state: Mapping[str, torch.Tensor], shapes: Ma
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
             raise ModelError(f"the file holds {name} as {tuple(state[name].shape)}, the model has it as {shape}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() != state[name].is_floating_point():
+            raise ModelError(f"the file holds {name} as {state[name].dtype}, the model has it as {tensor.dtype}")

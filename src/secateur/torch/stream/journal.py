@@ -17,6 +17,8 @@ from typing import Any
 
 from secateur.errors import ModelError, SecateurError
 from secateur.files import check_output, write_json
+from secateur.schemas.journal import JournalFile
+from secateur.schemas.reading import check, read_json
 
 FORMAT = 1
 
@@ -159,15 +161,14 @@ def workspace(output: Path, identity: Mapping[str, Any], *, overwrite: bool = Fa
 
 def _read(path: Path) -> Journal | None:
     """The journal in a file, or None where there is no file; ModelError where it is damaged."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data.pop("format") != FORMAT:
-            raise ValueError("another version of secateur wrote it")
-        return Journal(**data)
-    except (FileNotFoundError, NotADirectoryError):
+    remedy = f"delete {path.parent} to start over"
+    if not path.exists():
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); delete {path.parent} to start over") from None
+    data = read_json(path, remedy=remedy, infinite=True)
+    if data.get("format") != FORMAT:
+        raise ModelError(f"{path} cannot be read (another version of secateur wrote it); {remedy}")
+    check(data, JournalFile, str(path), remedy=remedy)
+    return Journal(**{name: value for name, value in data.items() if name != "format"})
 
 
 def _check(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ that are one parameter of the class, as `from_pretrained` does. Parameters are f
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from torch import nn
 from secateur.errors import ModelError, PlanError
 from secateur.layout import Layout
 from secateur.torch.data.example import example_for
+from secateur.torch.files.completeness import check_missing, check_unexpected
 from secateur.torch.files.safetensors_header import TYPES
 from secateur.torch.files.safetensors_shards import Entry, entries_of, read_tensor
+from secateur.torch.files.saving import check_claims
 from secateur.torch.open import find_class, read_config
 from secateur.torch.stats.linear_inputs import before_calls
 from secateur.torch.trace.derive import trace
@@ -48,12 +51,14 @@ class Skeleton:
                 "model with plain weights and prune that"
             )
         self.factory = find_class(transformers, self.config, task)
+        check_claims(folder, self.factory, self.config)
         self.model = self._build()
         self.conversions = get_model_conversion_mapping(self.model)
         self._aliases = _aliases(self.model)
         self.sources, self._merged = self._map_names()
         known = self.model.state_dict().keys() | self._aliases.keys()
         self.unused = [name for target, names in self.sources.items() if target not in known for name in names]
+        self._check_complete()
 
     def _build(self) -> Any:
         """The model, with parameters on the meta device."""
@@ -89,6 +94,23 @@ class Skeleton:
             if pattern is not None:
                 merged.add(target)
         return sources, merged
+
+    def _check_complete(self) -> None:
+        """ModelError when the files lack a tensor of the model, or hold one inside it for which it has no place."""
+        ignored = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_missing or ()]
+        check_missing(
+            self.folder,
+            self.model,
+            (
+                name
+                for name in self.model.state_dict()
+                if not any(alias in self.sources for alias in self._aliases.get(name, [name]))
+                and not any(pattern.search(name) for pattern in ignored)
+            ),
+        )
+        patterns = [re.compile(pattern) for pattern in self.model._keys_to_ignore_on_load_unexpected or ()]
+        unused = [name for name in self.unused if not any(pattern.search(name) for pattern in patterns)]
+        check_unexpected(self.folder, self.model, unused)
 
     def source(self, parameter: str) -> str | None:
         """The name in the files of a parameter that is one tensor there, or None."""
