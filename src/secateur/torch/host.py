@@ -224,4 +224,4 @@ def _array(value: Any) -> np.ndarray | None:
     if not isinstance(value, torch.Tensor):
         return None
     dense = value.detach() if value.layout == torch.strided else value.detach().to_dense()
-    return to_numpy(dense.resolve_conj().resolve_neg())
+    return to_numpy(dense)
