@@ -120,9 +120,9 @@ def scale_of(reference: np.ndarray) -> float:
 
     Where an output holds zeros and one fill, it is a mask, whose zeros must be zero.
     """
-    magnitudes = np.abs(reference[np.isfinite(reference)])
+    magnitudes = np.abs(reference)
     zeros = bool((magnitudes == 0).any())
-    magnitudes = magnitudes[magnitudes > 0]
+    magnitudes = magnitudes[(magnitudes > 0) & (magnitudes < math.inf)]
     low, high = magnitudes[magnitudes < FILL], magnitudes[magnitudes >= FILL]
     if high.size and low.size and high.min() >= GAP * float(low.max()):
         magnitudes = low

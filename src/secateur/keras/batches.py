@@ -38,8 +38,12 @@ def flat(outputs: Any) -> list[np.ndarray]:
 
 
 def named_arrays(outputs: Any) -> dict[str, np.ndarray]:
-    """All outputs as numpy, by name, as `secateur.agreement.leaves` names them."""
-    return dict(leaves(outputs, to_array=_array))
+    """All outputs as numpy, by name, as `secateur.agreement.leaves` names them; a single one is `output`.
+
+    A rebuilt model gives a single output as such, also where the first gave a list of one.
+    """
+    named = dict(leaves(outputs, to_array=_array))
+    return {"output": next(iter(named.values()))} if len(named) == 1 else named
 
 
 def _array(value: Any) -> np.ndarray | None:
