@@ -8,7 +8,9 @@ class TestMine(Conformance):
 import numpy as np
 import pytest
 
+from secateur.agreement import compare
 from secateur.arrays import to_numpy
+from secateur.check import VerifyError, verify
 from secateur.host import Host
 from secateur.plan import Plan
 
@@ -184,9 +186,30 @@ class Conformance:
         small.resize(units)
         for batch in batches:
             with host.masked(units):
-                self.same(small.outputs(batch), host.outputs(batch), 1e-5)
+                assert compare(host.outputs(batch), small.outputs(batch)).error <= 1e-5
         small.layout.check(self.shapes(small))
         assert sum(v.size for v in self.state(small).values()) < sum(v.size for v in self.state(host).values())
+
+    def test_verify_refuses_a_removal_that_errs(self, host, units):
+        assert verify(host, units, self.batches()).difference <= 1e-5
+        copied = host.copy
+        for factor, said in ((1.01, "outputs differ by"), (np.nan, "the shrunk model gives NaN")):
+
+            def erring(factor=factor):
+                other = copied()
+                resize = other.resize
+
+                def resize_and_err(plan):
+                    resize(plan)
+                    name = list(host.layout.linears)[-1]
+                    other.write(name, to_numpy(other.read(name)) * np.float32(factor))
+
+                other.resize = resize_and_err
+                return other
+
+            host.copy = erring
+            with pytest.raises(VerifyError, match=said):
+                verify(host, units, self.batches())
 
     def test_zeros_are_held_in_training(self, host, units, elements):
         for plan in (units, elements):

@@ -44,3 +44,48 @@ def test_difference_of_each_output_is_relative_to_its_largest_value():
     assert difference([np.zeros(3)], [np.array([0.0, 1e-12, 0.0])]) == float("inf")
     assert difference([np.array([np.inf, 2.0])], [np.array([np.inf, 1.0])]) == 0.5
     assert difference([big], [big[:1]]) == difference([big], []) == float("inf")
+
+
+class Other(Answers):
+    """A host whose copy answers with outputs of its own."""
+
+    def __init__(self, outputs, others):
+        self.named, self.others = outputs, others
+
+    def outputs(self, batch):
+        return list(self.named.values())
+
+    def named_outputs(self, batch):
+        return self.named
+
+    def copy(self):
+        return Other(self.others, None)
+
+
+LOGITS = np.array([[1.0, -2.0], [0.5, 0.25]])
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        (LOGITS, LOGITS[:1], r"logits has shape \(2, 2\) in one model and \(1, 2\)"),
+        (np.array([[1.0, -1e9]]), np.array([[80000.0, -1e9]]), r"differ by 8\.00e\+04 at logits\[0, 0\]"),
+        (np.array([4, 5]), np.array([4, 6]), r"differ by inf at logits\[1\]"),
+        (LOGITS + 1j, LOGITS + 2j, r"differ by 5\.00e-01 at logits\[0, 0\]"),
+        (np.array([np.inf, 1.0]), np.array([-np.inf, 1.0]), r"differ by inf at logits\[0\]"),
+        (np.array([np.inf, 1.0]), np.array([3.0, 1.0]), "differ by inf"),
+        (np.array([np.nan, 1.0]), np.array([np.nan, 1.0]), "the masked model gives NaN"),
+        (LOGITS, LOGITS * np.nan, "the shrunk model gives NaN"),
+        (np.zeros(0), np.zeros(0), "no numbers that could be compared"),
+    ],
+)
+def test_what_verify_refuses(right, wrong, says):
+    with pytest.raises(VerifyError, match=says):
+        verify(Other({"logits": right}, {"logits": wrong}), Plan(), [None])
+
+
+def test_verify_refuses_other_outputs():
+    with pytest.raises(VerifyError, match=r"extra is an output of one model only \(1 outputs against 2\)"):
+        verify(Other({"logits": LOGITS}, {"logits": LOGITS, "extra": LOGITS}), Plan(), [None])
+    with pytest.raises(VerifyError, match="no numbers that could be compared"):
+        verify(Other({}, {}), Plan(), [None])

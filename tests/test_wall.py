@@ -22,7 +22,7 @@ CORE = [
 """Every module that belongs to no framework, runtime or command."""
 
 FLOORS = (
-    "_version errors arrays files schemas dims layout plan",
+    "_version errors arrays agreement files schemas dims layout plan",
     "stats criteria budget select schedule scores labelled_rows documents kernels",
     "host repair recipe",
     "pruning check cost find_host",

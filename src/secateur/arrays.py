@@ -19,7 +19,7 @@ def to_numpy(array: Array) -> np.ndarray:
     if isinstance(array, np.ndarray):
         return array
     if array_api_compat.is_torch_array(array):
-        array = array.detach().cpu()
+        array = array.detach().cpu().resolve_conj().resolve_neg()
         return array.float().numpy() if array.dtype.itemsize == 2 and array.dtype.is_floating_point else array.numpy()
     return np.asarray(array)
 

@@ -45,7 +45,7 @@ class Host(Protocol):
         ...
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
-        """The floating-point outputs of the model for one batch, in evaluation mode."""
+        """All outputs of the model for one batch, in evaluation mode, flattened; integers and complex numbers too."""
         ...
 
     def masked(self, plan: Plan) -> AbstractContextManager[Any]:

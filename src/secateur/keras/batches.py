@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from secateur.agreement import leaves
 from secateur.errors import DataError
 
 
@@ -28,5 +29,23 @@ def run(model: keras.Model, x: Any) -> Any:
 
 def floats(outputs: Any) -> list[np.ndarray]:
     """The floating outputs as numpy."""
-    arrays = [keras.ops.convert_to_numpy(x) for x in tree.flatten(outputs)]
-    return [a for a in arrays if np.issubdtype(a.dtype, np.floating)]
+    return [a for a in flat(outputs) if np.issubdtype(a.dtype, np.floating)]
+
+
+def flat(outputs: Any) -> list[np.ndarray]:
+    """All outputs as numpy, in the order of Keras, which is that of the programs it writes."""
+    return [np.asarray(keras.ops.convert_to_numpy(x)) for x in tree.flatten(outputs)]
+
+
+def named_arrays(outputs: Any) -> dict[str, np.ndarray]:
+    """All outputs as numpy, by name, as `secateur.agreement.leaves` names them; a single one is `output`.
+
+    A rebuilt model gives a single output as such, also where the first gave a list of one.
+    """
+    named = dict(leaves(outputs, to_array=_array))
+    return {"output": next(iter(named.values()))} if len(named) == 1 else named
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """A tensor as numpy, None for what is no tensor."""
+    return np.asarray(keras.ops.convert_to_numpy(value)) if keras.ops.is_tensor(value) else None

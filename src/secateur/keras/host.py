@@ -14,7 +14,7 @@ from keras import tree
 from secateur.arrays import to_numpy
 from secateur.errors import ModelError
 from secateur.keras import files
-from secateur.keras.batches import floats, run, unpack
+from secateur.keras.batches import flat, named_arrays, run, unpack
 from secateur.keras.collect import collect
 from secateur.keras.guard import check_inputs, check_model
 from secateur.keras.hold import clear, held_masks, hold, release
@@ -102,8 +102,12 @@ class KerasHost:
         )
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
-        """Floating-point outputs in inference mode."""
-        return floats(run(self.model, unpack(batch)[0]))
+        """All outputs in inference mode, of whatever type, in the order of Keras."""
+        return flat(run(self.model, unpack(batch)[0]))
+
+    def named_outputs(self, batch: Any) -> dict[str, np.ndarray]:
+        """All outputs by name, as `secateur.agreement.leaves` names them, of whatever structure."""
+        return named_arrays(run(self.model, unpack(batch)[0]))
 
     def masks(self, plan: Plan) -> dict[str, np.ndarray]:
         """Everything a plan removes, as bool arrays by weight."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.agreement import leaves
 from secateur.arrays import to_numpy
 from secateur.errors import ModelError
 from secateur.layout import Layout
@@ -122,9 +123,13 @@ class TorchHost:
         )
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
-        """Floating-point outputs in evaluation mode, without caches."""
+        """All outputs in evaluation mode, of whatever type and structure, without caches."""
+        return list(self.named_outputs(batch).values())
+
+    def named_outputs(self, batch: Any) -> dict[str, np.ndarray]:
+        """The same by name, as `secateur.agreement.leaves` names them."""
         with evaluating(self.model), torch.no_grad():
-            return list(_floats(run(self.model, to_device(batch, self.model))))
+            return dict(leaves(run(self.model, to_device(batch, self.model)), to_array=_array))
 
     @contextlib.contextmanager
     def masked(self, plan: Plan) -> Iterator[None]:
@@ -214,14 +219,9 @@ class TorchHost:
         save(self.model, folder, changes=self.changes, plan=plan, overwrite=overwrite, **extra)
 
 
-def _floats(value: Any) -> Iterator[np.ndarray]:
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point():
-            yield to_numpy(value)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            if key != "past_key_values":
-                yield from _floats(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _floats(item)
+def _array(value: Any) -> np.ndarray | None:
+    """A tensor as numpy, None for what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    dense = value.detach() if value.layout == torch.strided else value.detach().to_dense()
+    return to_numpy(dense)

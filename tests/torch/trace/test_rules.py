@@ -31,7 +31,7 @@ from secateur.torch.trace.rules.elementwise import KEEPS_ZERO, MAKES_NONZERO
 OF_MASKS = "logical_and __and__ bitwise_and logical_or logical_xor __or__ bitwise_or bitwise_xor __xor__ bitwise_not"
 OF_INTEGERS = "__lshift__ __rshift__ bitwise_left_shift bitwise_right_shift"
 OF_TWO = "eq ne lt le gt ge atan2 isclose fmod"
-OTHERS = {*f"{OF_MASKS} {OF_INTEGERS} {OF_TWO} prelu threshold".split()}
+OTHERS = {*f"{OF_MASKS} {OF_INTEGERS} {OF_TWO} threshold".split()}
 ZERO_AT_ZERO = " ".join(name for name in KEEPS_ZERO if name not in OTHERS)
 NOT_ZERO_AT_ZERO = " ".join(name for name in MAKES_NONZERO if name not in OTHERS)
 
@@ -45,6 +45,10 @@ m s:3 h:8, m t:3 g:8 | each("logical_or logical_xor __or__ bitwise_or bitwise_xo
 m s:3 h:8 | ~x | s~ h~
 s:3 h:8 | F.threshold(x, 0.1, 20.0) | s~ h~
 s:3 h:8, w g:8 | F.prelu(x, y) | s h; g=h
+s:3 h:8, w g:8 | F.prelu(x.exp(), y) | s~ h~; g=h
+b:2 c:8 y:8, w g:8 | F.prelu(x, y) | b c y; g=c
+b:2 c:8 y:5 x:4, w g:8 | F.prelu(x, y) | b c y x; g=c
+b:2 c:8 y:5, w g:1 | F.prelu(x, y) | b c y
 s:3 h:8 | each("contiguous clone alias detach lift_fresh_copy positive", x) | s h
 s:3 h:8 | each("conj resolve_conj resolve_neg _conj_physical", x) | s h
 s:3 h:8 | F.dropout(x, training=False).to(torch.float64) | s h

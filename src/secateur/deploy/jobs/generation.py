@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur import agreement
 from secateur.arrays import to_numpy
 from secateur.deploy import runner, target
 from secateur.deploy.target import DeployError, ExportUnit, Port
@@ -198,7 +199,7 @@ def compare(
     with PyTorch's tokens, and only its logits must be within the tolerance.
 
     Returns how many new tokens were compared, the share of the steps (of every row) that choose the same token, and the
-    largest relative error of the logits of a step.
+    largest relative error of the logits of a step (`secateur.agreement.compare`).
     """
     positions = positions_of(model)
     prompt_length = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
@@ -210,18 +211,20 @@ def compare(
     seen: list[np.ndarray] = []
     chosen: list[np.ndarray] = []
     tokens = _unended(folder, inputs, count, seen, chosen, answers if rounded else None)
-    worst = 0.0
-    for a, b in zip((to_numpy(x) for x in expected.logits), seen, strict=False):
-        worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-30))
+    steps = [{f"logits of step {i}": to_numpy(x) for i, x in enumerate(logits)} for logits in (expected.logits, seen)]
+    try:
+        worst = agreement.compare(*steps).error
+    except agreement.AgreementError as error:
+        raise DeployError(f"generation differs from PyTorch: {error}; nothing was written") from error
     whole = tokens.shape == sequences.shape
-    agreement = float((np.stack(chosen, 1) == answers).mean()) if whole else 0.0
-    equal = whole and bool((tokens == sequences).all()) and agreement == 1.0
+    share = float((np.stack(chosen, 1) == answers).mean()) if whole else 0.0
+    equal = whole and bool((tokens == sequences).all()) and share == 1.0
     if not whole or not (equal or rounded) or not worst <= tolerance:
         raise DeployError(
             f"generation differs from PyTorch: {'the same' if equal else 'other'} tokens, logits by {worst:.1e} of "
-            f"their largest (permitted: {tolerance:.0e}); nothing was written"
+            f"their scale (permitted: {tolerance:.0e}); nothing was written"
         )
-    return {"tokens": count, "equal": equal, "agreement": agreement, "relative_error": worst}
+    return {"tokens": count, "equal": equal, "agreement": share, "relative_error": worst}
 
 
 def _unended(

@@ -23,7 +23,7 @@ from secateur.deploy.jobs.timing import Say, Shape, in_turn
 from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
 from secateur.keras import files
-from secateur.keras.batches import floats, run
+from secateur.keras.batches import flat, run
 from secateur.keras.export import SUFFIX, TARGETS
 from secateur.keras.export import export as write_program
 from secateur.keras.guard import check_model
@@ -218,21 +218,18 @@ def compare(
     tolerance: float,
 ) -> Parity:
     """Run both on every batch; ModelError when they differ by more than `tolerance` of the outputs."""
-    comparison = Comparison()
+    comparison = Comparison("Keras", ModelError)
     for feed in feeds:
-        expected = floats(run(model, _structured(model, feed)))
+        expected = flat(run(model, _structured(model, feed)))
         shape = ", ".join("x".join(map(str, feed[port["name"]].shape)) for port in ports)
         try:
-            answered = program(feed)
+            got = list(program(feed).values())
         except Exception as error:  # every runtime breaks in its own way
             raise ModelError(f"the exported program does not run at shape {shape}: {runner.line(error)}") from error
-        got = [a for a in answered.values() if np.issubdtype(a.dtype, np.floating)]
-        if [a.shape for a in got] != [a.shape for a in expected]:
-            raise ModelError(f"the program gives {[a.shape for a in got]}, Keras {[a.shape for a in expected]}")
         comparison.ran(shape, len(next(iter(feed.values()))))
-        for number, (a, b) in enumerate(zip(expected, got, strict=True)):
-            comparison.add(f"output_{number}", a, b, ranked=number == 0 and a.ndim == 2)
-    return comparison.parity(tolerance, "Keras", ModelError)
+        numbered = [{f"output_{i}": array for i, array in enumerate(arrays)} for arrays in (expected, got)]
+        comparison.add(*numbered, ranked=["output_0"] if expected and expected[0].ndim == 2 else [])
+    return comparison.parity(tolerance)
 
 
 # -- bench ------------------------------------------------------------------------------------------------------------

@@ -24,25 +24,20 @@ INT8_TOLERANCE = 0.25
 def compare(
     model: nn.Module, program: runner.Program, batches: Iterable[Mapping[str, Any]], tolerance: float
 ) -> Parity:
-    """Run both on every batch, padded positions left out. DeployError for a difference of more than `tolerance`."""
-    comparison = Comparison()
+    """Run both on every batch, padded positions left out.
+
+    Raises DeployError for a relative error of more than `tolerance`, and for other outputs or other shapes.
+    """
+    comparison = Comparison("PyTorch", DeployError)
     for batch in batches:
         feed = {k: torch.as_tensor(v) for k, v in batch.items()}
         with evaluating(model), torch.no_grad():
-            expected = inputs.named_outputs(model, feed)
+            expected = {name: to_numpy(x) for name, x in inputs.named_outputs(model, feed).items()}
         got = program({k: v.numpy() for k, v in feed.items()})
         comparison.ran(inputs.shapes_of(feed), len(next(iter(feed.values()))))
         mask = to_numpy(feed["attention_mask"]).astype(bool) if "attention_mask" in feed else None
-        for name, tensor in expected.items():
-            if not tensor.is_floating_point():
-                continue
-            a, b = to_numpy(tensor), got.get(name)
-            if b is None or a.shape != b.shape:
-                raise DeployError(f"the program gives {name} as {None if b is None else b.shape}, PyTorch as {a.shape}")
-            if mask is not None and a.ndim > 2 and a.shape[:2] == mask.shape:
-                a, b = a[mask], b[mask]
-            comparison.add(name, a, b, ranked=name == "logits")
-    return comparison.parity(tolerance, "PyTorch", DeployError)
+        comparison.add(expected, got, ranked=[name for name in expected if name == "logits"], mask=mask)
+    return comparison.parity(tolerance)
 
 
 def batches(

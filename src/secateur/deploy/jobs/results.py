@@ -8,7 +8,8 @@ from typing import Any
 from secateur.deploy import runner
 
 TOLERANCE = 1e-4
-"""Largest permitted relative error in float32: the largest difference of an output over its largest magnitude."""
+"""Largest permitted relative error in float32 (`secateur.agreement`). Runtimes sum in other orders, fuse, and
+approximate exp, erf and tanh in other ways than the framework, which leaves more than the 6e-8 of one rounding."""
 BATCHES = (1, 3, 8)
 """Batch sizes of a comparison, where a target takes any."""
 WORTH_A_WORD = 0.1
@@ -19,7 +20,7 @@ WORTH_A_WORD = 0.1
 class Parity:
     """The result of a comparison, over all data.
 
-    relative_error: of the worst output: its largest difference over its largest magnitude.
+    relative_error: the largest of any output, as `secateur.agreement` measures it.
     worst_logit: largest absolute difference of any output.
     agreement: share of equal argmax of the logits (rows of a classifier, tokens of a decoder); None without logits.
     examples, shapes: what was compared. made_up: whether the inputs were random.

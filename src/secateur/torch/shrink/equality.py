@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur.check import difference
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.plan import Plan
@@ -72,7 +73,7 @@ class Contract:
         candidates = [masked[..., units] for size, units in self.widths if size == masked.shape[-1]]
         if shrunk is not None:
             candidates = [narrow for narrow in candidates if narrow.shape == shrunk.shape]
-            candidates.sort(key=lambda narrow: float(np.abs(narrow - shrunk).max(initial=0.0)))
+            candidates.sort(key=lambda narrow: difference([narrow], [shrunk]))
         return candidates[0] if candidates else masked
 
     def _translated(self, batch: Any, table: np.ndarray) -> Any:

@@ -1,5 +1,7 @@
 """Rules for element-wise operations: operands broadcast, and zeros survive where f(0) = 0."""
 
+from dataclasses import replace
+
 from secateur.torch.trace.atoms import expand, give_role, mark, narrow, unify
 from secateur.torch.trace.values import (
     NotCovered,
@@ -17,7 +19,7 @@ from secateur.torch.trace.values import (
 KEEPS_ZERO = words(
     "relu gelu silu tanh neg abs sqrt square sin sinh asinh atan tan asin erf expm1 log1p sign sgn floor ceil round "
     "trunc mish hardswish relu6 leaky_relu elu celu selu softshrink hardshrink nan_to_num frac "
-    "logical_and __and__ bitwise_and prelu rrelu"
+    "logical_and __and__ bitwise_and rrelu"
 )
 MAKES_NONZERO = words(
     "exp exp2 cos cosh acos sigmoid log_sigmoid rsqrt reciprocal log log2 log10 softplus hardsigmoid "
@@ -138,6 +140,14 @@ def extreme(call: OpCall) -> Value:
     return _elementwise(call, all)
 
 
+def prelu(call: OpCall) -> Value:
+    """A slope for each channel: the weight lies along dimension 1 whatever follows; zero where the input is."""
+    x, weight = call.value("self"), call.value("weight")
+    if weight.rank == 1 and x.rank > 1:
+        weight = replace(weight, dims=(*weight.dims, *((),) * (x.rank - 2)))
+    return _elementwise(call, as_first, [x, weight])
+
+
 def power(call: OpCall) -> Value:
     """x ** p keeps zeros for p > 0."""
     exponent = call.number("exponent")
@@ -203,6 +213,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("maximum", "minimum", "fmax", "fmin"), extreme),
     **dict.fromkeys(("addcmul", "addcdiv", "lerp"), polynomial),
     **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max", "hardtanh"), clamp),
+    "prelu": prelu,
     "pow": power,
     "where": where,
     "masked_fill": masked_fill,
