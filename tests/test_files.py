@@ -274,14 +274,14 @@ def test_what_a_killed_process_left_is_cleared_and_said(tmp_path, caplog):
 
 def claim_of(out, **values):
     """A claim's file as another process would have written it."""
-    own = {"claim": 1, "host": socket.gethostname(), "pid": os.getpid(), "started": claims._started(os.getpid())}
-    write_json(claims.file_of(out), {**own, "id": "0123456789abcdef", "seen": "", **values})
+    parent = {"claim": 1, "host": socket.gethostname(), "pid": os.getppid(), "started": claims._started(os.getppid())}
+    write_json(claims.file_of(out), {**parent, "id": "0123456789abcdef", "seen": "", **values})
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="the system does not tell when a process started")
 def test_who_is_alive(tmp_path):
     out = tmp_path / "out"
-    boot, space, ticks = claims._started(os.getpid()).split("/")
+    boot, space, ticks = claims._started(os.getppid()).split("/")
     for dead in (
         {"started": f"{boot}/{space}/{int(ticks) + 1}"},  # the number was given to another process
         {"started": f"another/{space}/{ticks}"},  # the machine was started again

@@ -30,7 +30,8 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     path = Path(path)
     if _keeping[0] and not claims.inside_ours(path):
         if claims.absolute(path) not in claims.held:
-            _take(path, overwrite=overwrite).kept = True
+            claim = _take(path, overwrite=overwrite)
+            claim.kept, claim.busy = True, False
         return
     _examine(path, overwrite=overwrite)
     parent = _nearest_parent(path)
@@ -58,19 +59,17 @@ def claimed(path: Path, *, overwrite: bool = False) -> Iterator[Claim]:
 
     Raises SecateurError as `check_output` does, and when another process, or this one, writes there.
     """
-    claim = claims.held.get(claims.absolute(Path(path)))
-    if claim is None or claim.busy or not claim.kept or claim.pid != os.getpid():
-        claim = _take(Path(path), overwrite=overwrite)
-    claim.busy = True
+    claim: Claim | None = None
     try:
+        claim = claims.held.get(claims.absolute(Path(path)))
+        if claim is None or claim.busy or claim.pid != os.getpid():
+            claim = None
+            claim = _take(Path(path), overwrite=overwrite)
+        claim.busy = True
         yield claim
     finally:
-        claim.busy = False
-        try:
-            claims.clear(claim.path, claim, only=claim.id)
-        finally:
-            if not claim.kept:
-                claims.release(claim)
+        if claim is not None:
+            _end(claim)
 
 
 @contextlib.contextmanager
@@ -212,10 +211,23 @@ def _take(path: Path, *, overwrite: bool) -> Claim:
         claim = claims.take(claims.absolute(path))
     except OSError as error:
         raise _unwritable(path, parent, error) from None
-    if claim.seen and not overwrite:  # a killed run had moved it away
+    try:
+        if claim.seen and not overwrite:  # a killed run had moved it away
+            raise _exists(path)
+        return claim
+    except BaseException:  # an interrupt too: it is raised again
         claims.release(claim)
-        raise _exists(path)
-    return claim
+        raise
+
+
+def _end(claim: Claim) -> None:
+    """The end of writing: the temporary folders go, and the claim where it is not kept."""
+    claim.busy = False
+    try:
+        claims.clear(claim.path, claim, only=claim.id)
+    finally:
+        if not claim.kept:
+            claims.release(claim)
 
 
 @contextlib.contextmanager

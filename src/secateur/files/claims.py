@@ -50,7 +50,7 @@ class Claim:
     made: list[Path] = field(default_factory=list)
     pid: int = field(default_factory=os.getpid)
     text: str = ""
-    busy: bool = False
+    busy: bool = True
     kept: bool = False
 
     def side(self, word: str) -> Path:
@@ -108,21 +108,22 @@ def take(path: Path) -> Claim:
             claim.seen = identity(path)
             _write(claim)
         held[path] = claim
+        return claim
     except BaseException:  # an interrupt too: it is raised again
         release(claim)
         raise
-    return claim
 
 
 def release(claim: Claim) -> None:
     """Give up a claim; parents that were made for it and are empty go with it."""
     if claim.pid != os.getpid():
         return
-    held.pop(claim.path, None)
     file = file_of(claim.path)
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if claim.text and file.read_text(encoding="utf-8") == claim.text:
             file.unlink()
+    if held.get(claim.path) is claim:
+        del held[claim.path]
     if not os.path.lexists(claim.path):
         _remove_parents(claim)
 
@@ -139,7 +140,7 @@ def refuse_living(path: Path) -> "Record | None":
     record = _read(file)
     if record is None:
         return None
-    if _alive(record):
+    if _alive(record) and not _abandoned(record):
         raise SecateurError(
             f"process {record.pid} on {record.host} is writing {path}; wait for it, choose another output, or delete "
             f"{file} if that process is gone"
@@ -210,6 +211,13 @@ def _alive(record: "Record") -> bool:
         return True  # a container has numbers of its own
     now = _started(record.pid)
     return now is not None and (not now or not record.started or now == record.started)
+
+
+def _abandoned(record: "Record") -> bool:
+    """Whether this very process wrote a claim and knows it no longer: an interrupt came between."""
+    here = (socket.gethostname(), os.getpid(), _started(os.getpid()))
+    known = {claim.id for claim in held.values()}
+    return (record.host, record.pid, record.started) == here and record.id not in known
 
 
 def _started(pid: int) -> str | None:
