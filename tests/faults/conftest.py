@@ -7,7 +7,14 @@ from tests.text_models import write_classifier, write_texts
 
 @pytest.fixture(scope="package")
 def classifier(tmp_path_factory):
-    return write_classifier(tmp_path_factory.mktemp("model") / "model")
+    import pandas  # noqa: F401  # all that a command needs is loaded here, so that no forked child has to
+
+    import secateur
+    import secateur.torch.train.callback  # noqa: F401
+
+    folder = write_classifier(tmp_path_factory.mktemp("model") / "model")
+    secateur.open(str(folder))
+    return folder
 
 
 @pytest.fixture(scope="package")

@@ -96,7 +96,7 @@ def _installed(name: str) -> bool:
 
 def _system(error: OSError) -> str:
     """An error of the system: what, where, and what to do where that is known."""
-    what = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+    what = f"{error.strerror or error}: {error.filename}" if error.filename else error.strerror or str(error)
     return f"{what}; free some space, or choose another output" if error.errno in FULL else what
 
 

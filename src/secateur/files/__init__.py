@@ -32,6 +32,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         if claims.absolute(path) not in claims.held:
             claim = _take(path, overwrite=overwrite)
             claim.kept, claim.busy = True, False
+            claims.kept.append(claim)
         return
     _examine(path, overwrite=overwrite)
     parent = _nearest_parent(path)

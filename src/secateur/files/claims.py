@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from secateur.errors import SecateurError
 from secateur.files.renames import discard, identity, keep_beside, rename_new
@@ -58,8 +59,10 @@ class Claim:
         return self.path.with_name(f".{stem(self.path)}.{self.id}.{word}")
 
 
-held: dict[Path, Claim] = {}
-"""The claims of this process by their outputs."""
+held: WeakValueDictionary[Path, Claim] = WeakValueDictionary()
+"""The claims of this process by their outputs; one that an interrupt has parted from its writer vanishes."""
+kept: list[Claim] = []
+"""The claims that are held until `release_kept`."""
 ours: set[Path] = set()
 """Folders that only this process knows, in which nothing needs a claim."""
 
@@ -130,8 +133,8 @@ def release(claim: Claim) -> None:
 
 def release_kept() -> None:
     """Give up every claim that was kept."""
-    for claim in [claim for claim in reversed(held.values()) if claim.kept]:  # the first one made the parents
-        release(claim)
+    while kept:
+        release(kept.pop())  # the last one first: the first one made the parents
 
 
 def refuse_living(path: Path) -> "Record | None":
@@ -166,10 +169,10 @@ def _write(claim: Claim) -> None:
 
 def _read(file: Path) -> "Record | None":
     """The claim in a file; None where there is none, or where it was never written to its end."""
-    from secateur.schemas import claim, reading  # only where there is a claim: the schemas take long to load
-
     if not file.exists() or file.stat().st_size == 0:
         return None
+    from secateur.schemas import claim, reading  # only where there is a claim: the schemas take long to load
+
     return reading.read(file, claim.Claim, error=SecateurError, remedy="delete it if nothing writes there")
 
 
