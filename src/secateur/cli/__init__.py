@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from secateur._version import __version__
-from secateur.cli import bench, demo, evaluate, export, inspect, prune, run, train
+from secateur.cli import bench, demo, evaluate, export, failures, inspect, prune, run, train
 from secateur.errors import SecateurError
+from secateur.files import claims_kept
 
 app = typer.Typer(
     name="secateur",
@@ -37,8 +38,6 @@ for module in MODULES:
 
 BAD_INPUT = 2
 """Exit code for errors that a user can mend: bad input, a folder that cannot be written, an interrupted run."""
-EXTRAS = ("torch", "transformers", "datasets", "accelerate", "pandas", "pyarrow", "matplotlib")
-"""Packages that commands need and the bare installation lacks."""
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
 UsageError: Any = typer.BadParameter.__bases__[0]
@@ -54,9 +53,9 @@ def _root(*, version: Annotated[bool, typer.Option("--version", help="Show the v
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: errors that a user can mend become one sentence and exit code 2."""
+    """Entry point: errors that a user can mend become one sentence and exit code 2; others are ours to mend."""
     try:
-        with _terminate_like_interrupt():
+        with _terminate_like_interrupt(), claims_kept():
             code = app(arguments, standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
@@ -67,12 +66,11 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("interrupted; nothing was written")
     except CommandLineError as error:
         _fail_usage(error)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRAS:
+    except Exception as error:
+        if (sentence := failures.sentence_for(error)) is None:
+            _ask_for_report()
             raise
-        _fail(f"{error.name} is not installed; `pip install 'secateur[train]'`")
-    except OSError as error:
-        _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        _fail(sentence)
 
 
 @contextlib.contextmanager
@@ -91,6 +89,14 @@ def _terminate_like_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, earlier_handler)
+
+
+def _ask_for_report() -> None:
+    typer.echo(
+        f"This is an error of secateur {__version__}, not of yours: please report what follows, with the command, at "
+        "https://github.com/secateur/secateur/issues.",
+        err=True,
+    )
 
 
 def _fail_usage(error: Any) -> None:

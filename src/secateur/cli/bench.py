@@ -123,11 +123,13 @@ def show(result: "Bench", plot: Path | None, *, json: bool) -> None:
     from secateur.errors import SecateurError
 
     if plot is not None:
+        from secateur.files import new_file
         from secateur.report.plots import plot_bench
 
         threads = "one thread" if result.threads == 1 else f"{result.threads} threads"
         title = f"{result.machine.get('processor', '')}, {threads}"
-        plot_bench([vars(timing) for timing in result.timings], plot, title)
+        with new_file(plot, overwrite=True) as file:  # `check_output` has claimed it
+            plot_bench([vars(timing) for timing in result.timings], file, title)
     if json:
         common.print_json(result.as_json())
     else:

@@ -7,8 +7,6 @@ Targets: `litert` (Keras' own export), `tflite` (TensorFlow's converter, with Li
 import contextlib
 import io
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,8 @@ import numpy as np
 from keras import tree
 
 from secateur.errors import ModelError
-from secateur.files import check_output
+from secateur.files import check_output, finish, new_file, work_beside
+from secateur.files.renames import discard, sync
 from secateur.keras.batches import run
 from secateur.keras.trace import line
 
@@ -60,20 +59,21 @@ def export(
         raise ModelError(f"the sparse weight format is LiteRT's; use target tflite, not {target}")
     check_output(path, overwrite=overwrite)
     run(model, example)  # Keras exports only what has been called
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as work, quiet():
-        written = Path(work) / path.name
+    with work_beside(path, overwrite=overwrite) as (claim, folder), quiet():
+        written = folder / path.name
         try:
             _WRITERS["sparse tflite" if sparse else target](model, written, example)
         except Exception as error:  # every exporter breaks in its own way
             raise ModelError(
                 f"{model.name} cannot be written for {target}: {line(error.__cause__ or error)}"
             ) from error
-        for made in sorted(Path(work).iterdir()):
-            destination = path.parent / made.name
-            if destination.is_dir():
-                shutil.rmtree(destination)
-            made.replace(destination)
+        for made in sorted(folder.iterdir()):
+            if made != written:
+                with new_file(path.parent / made.name, overwrite=overwrite) as beside:
+                    discard(beside)
+                    made.replace(beside)
+        sync(written)
+        finish(claim, written, path)
     return path
 
 

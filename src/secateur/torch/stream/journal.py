@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import ModelError, SecateurError
-from secateur.files import check_output, write_json
+from secateur.files import Claim, check_output, claimed, write_json
+from secateur.files.claims import absolute, ours
+from secateur.files.renames import identity, keep_beside, put, sync
 from secateur.schemas.journal import JournalFile
 from secateur.schemas.reading import check, read_json
 
@@ -51,8 +53,9 @@ class Workspace:
     resumed: whether it is that of an interrupted run.
     """
 
-    def __init__(self, output: Path, journal: Journal) -> None:
+    def __init__(self, output: Path, journal: Journal, claim: Claim) -> None:
         self.output = output
+        self.claim = claim
         self.folder = partial_folder(output)
         self.result = self.folder / "result"
         self.tuned = self.folder / "tuned"
@@ -85,20 +88,45 @@ class Workspace:
             self.tuned.rmdir()
 
     def finish(self) -> None:
-        """Give the result its name and remove the working folder."""
+        """Give the result its name and remove the working folder.
+
+        Raises SecateurError, and keeps the result beside, when something appeared at its place during the run.
+        """
         self.journal.finished = True
         self.commit()
-        if self.result.exists():
-            if self.output.exists():
-                shutil.rmtree(self.folder / "replaced", ignore_errors=True)
-                os.replace(self.output, self.folder / "replaced")
-            os.replace(self.result, self.output)
+        kept = self._place() if self.result.exists() else None
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-        (self.folder / "lock").unlink(missing_ok=True)
-        (self.folder / "journal.json").unlink()
+        for name in ("placed", "lock", "journal.json"):
+            (self.folder / name).unlink(missing_ok=True)
         self.folder.rmdir()
+        if kept is not None:
+            raise SecateurError(
+                f"{self.output} appeared or changed during this run, so it was left as it is; the result of this run "
+                f"is in {kept}"
+            )
+
+    def _place(self) -> Path | None:
+        """Let the result and what was at its place change names; where the result is kept if that cannot be.
+
+        The file `placed` says which folder is the result and what it replaces, so that a run that is killed between
+        the two renames knows which is which.
+        """
+        note = self.folder / "placed"
+        made, seen = (*(note.read_text(encoding="utf-8") if note.exists() else "").split("\n"), "")[:2]
+        if made and identity(self.output) == made:  # it was killed after the exchange
+            if seen and identity(self.result) != seen:
+                keep_beside(self.result, self.output, "kept")
+            return None
+        sync(self.result)
+        note.write_text(f"{identity(self.result)}\n{self.claim.seen}", encoding="utf-8")
+        sync(note)
+        try:
+            put(self.result, self.output, self.claim.seen, self.folder / "old", self.folder / "done")
+        except FileExistsError:
+            return keep_beside(self.result, self.output, "new")
+        return None
 
 
 def earlier(output: Path, *, overwrite: bool = False) -> Journal | None:
@@ -135,14 +163,30 @@ def workspace(output: Path, identity: Mapping[str, Any], *, overwrite: bool = Fa
     works there, and when the unfinished run there has another identity.
     """
     output = Path(output).absolute()
-    work = Workspace(output, Journal(dict(identity)))
     before = earlier(output, overwrite=overwrite)
-    work.folder.mkdir(parents=True, exist_ok=True)
+    with claimed(output, overwrite=True) as claim:  # `earlier` has refused what must not be replaced
+        work = Workspace(output, Journal(dict(identity)), claim)
+        if not overwrite:
+            claim.seen = ""  # whatever is there was not to be replaced
+        work.folder.mkdir(parents=True, exist_ok=True)
+        ours.add(absolute(work.folder))
+        try:
+            with _locked(work, before):
+                yield work
+        finally:
+            ours.discard(absolute(work.folder))
+
+
+@contextlib.contextmanager
+def _locked(work: Workspace, before: Journal | None) -> Iterator[None]:
+    """The lock of a working folder, and the journal of the run that is continued there."""
     with (work.folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SecateurError(f"another process is writing {output}; wait for it, or choose another output") from None
+            raise SecateurError(
+                f"another process is writing {work.output}; wait for it, or choose another output"
+            ) from None
         if before is not None:
             _check(work.folder, before.identity, json.loads(json.dumps(work.journal.identity)))
             work.journal = before
@@ -151,7 +195,7 @@ def workspace(output: Path, identity: Mapping[str, Any], *, overwrite: bool = Fa
             work.result.mkdir(exist_ok=True)
             work.tidy()
         try:
-            yield work
+            yield
         except BaseException as error:  # an interrupt too; whatever it is, it is raised again
             surveyed = "sparsity" in work.journal.settings and not isinstance(error, SecateurError)
             if not (work.journal.blocks or surveyed):
