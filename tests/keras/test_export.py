@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import secateur
+from secateur.deploy import runner
+from secateur.deploy.jobs import keras_jobs
 from secateur.deploy.jobs.keras_table import bench, load
 from secateur.keras.export import TARGETS, export
 from tests.keras import models
@@ -37,3 +39,24 @@ def test_the_sparse_format_is_smaller(tmp_path):
     plain, sparse = rows
     assert max(plain.difference, sparse.difference) < 1e-4
     assert sparse.bytes < 0.6 * plain.bytes
+
+
+@pytest.mark.parametrize("target", ["keras", "saved_model"])
+def test_what_may_touch_files_is_loaded_only_by_who_made_it(target, tmp_path, monkeypatch):
+    if target != "keras" and BACKEND not in TARGETS[target]:
+        pytest.skip(f"{target} is not written on this backend")
+    monkeypatch.setattr(keras_jobs, "set_threads", lambda threads: None)  # TensorFlow runs already
+    model = models.mlp()
+    ports = keras_jobs.ports_of(model)
+    feed = runner.made_up({"inputs": ports}, {"batch": 2})
+    keras_jobs.write(model, target, tmp_path, ports, feed)
+    with pytest.raises(runner.ArtefactError, match="pass ours={} if you made it"):
+        runner.load(tmp_path)
+    (found,) = runner.load(tmp_path, ours={})(feed).values()
+    np.testing.assert_allclose(found, model.predict_on_batch(next(iter(feed.values()))), rtol=0, atol=1e-5)
+    files = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert runner.verify_files(tmp_path) == len(files) - 1
+    changed = max(files - {tmp_path / runner.MANIFEST}, key=lambda path: path.stat().st_size)
+    changed.write_bytes(b"?" + changed.read_bytes()[1:])
+    with pytest.raises(runner.ArtefactError, match="is not the file that was exported"):
+        runner.verify_files(tmp_path)
