@@ -224,3 +224,84 @@ def test_every_attack_is_refused(tmp_path):
     wrong = {name: said for name, said in wrong.items() if not said.startswith("refused: ")}
     assert wrong == {}, done.stderr[-2000:]
     assert done.returncode == 0
+
+
+CALLS = """
+import numpy as np, torch
+from secateur.kernels import packing as P
+from secateur.runtime.layers import operators as ops
+from secateur.runtime.layers.linear import SparseLinear
+from tests.runtime.blocks import added, compiled, holder
+
+def refused(what, call, *errors):
+    try:
+        call()
+    except errors or (ValueError,) as error:
+        print(what, "refused", flush=True)
+    else:
+        print(what, "ran", flush=True)
+
+rng = np.random.default_rng(0)
+weight = rng.standard_normal((40, 64), dtype=np.float32) * (rng.random((40, 64)) < 0.3)
+good, x, bias = torch.from_numpy(P.pack(weight)), torch.randn(3, 64), torch.zeros(40)
+bad = good.clone()
+bad[200:] = 255
+after = (None, None, 0, None, None, 0.0)
+ops.sparse_linear(x, good, bias, 40, 0)
+refused("short bias", lambda: ops.sparse_linear(x, good, bias[:3], 40, 0))
+refused("bias of doubles", lambda: ops.sparse_linear(x, good, bias.double(), 40, 0))
+refused("every second byte", lambda: ops.sparse_linear(x, good.repeat_interleave(2)[::2], bias, 40, 0))
+refused("floats", lambda: ops.sparse_linear(x, good.view(torch.float32), bias, 40, 0))
+refused("other columns", lambda: ops.sparse_linear(x[:, :60], good, bias, 40, 0))
+refused("other rows", lambda: ops.sparse_linear(x, good, torch.zeros(41), 41, 0))
+refused("damaged", lambda: ops.sparse_linear(x, bad, bias, 40, 0))
+refused("damaged, with more", lambda: ops.sparse_linear_after(x, bad, bias, 40, 0, *after))
+
+layer = SparseLinear(good.clone(), bias)
+refused("layer", lambda: SparseLinear(bad))
+refused("exchanged", lambda: setattr(layer, "packed", bad))
+refused("exchanged for None", lambda: setattr(layer, "packed", None))
+refused("exchanged for another size", lambda: setattr(layer, "packed", torch.from_numpy(P.pack(weight[:8]))))
+refused("exchanged bias", lambda: setattr(layer, "bias", bias[:5]))
+for assign in (False, True):
+    state = {"packed": bad[: good.numel()], "bias": bias}
+    refused("state", lambda: layer.load_state_dict(state, assign=assign), RuntimeError)
+    state = {"packed": good, "bias": bias.double()}
+    refused("state of doubles", lambda: layer.load_state_dict(state, assign=assign), RuntimeError)
+assert torch.equal(layer(x), ops.sparse_linear(x, good, bias, 40, 0))
+
+written = good.clone()
+ops.sparse_linear(x, written, bias, 40, 0)
+written[200:] = 255
+refused("written to", lambda: ops.sparse_linear(x, written, bias, 40, 0))
+
+_, fast, batch = compiled(holder(), added())
+(chain,) = fast.chains
+parts = [part.detach() for part in chain.tensors()]
+call = lambda parts, steps: ops.sparse_chain(batch["x"], batch["seen"], parts, steps, chain.numbers, 3, 24)
+call(parts, chain.steps)
+blob = parts[0].clone()
+blob[200:] = 255
+refused("chain, damaged", lambda: call([blob, *parts[1:]], chain.steps))
+refused("chain, floats", lambda: call([parts[0].view(torch.float32), *parts[1:]], chain.steps))
+numbers = {0: 2**32, 1: -5, 4: -1, 7: 2**62, 8: 2**62, 9: 2**62, 12: 2**40, 14: 2**62, 16: -1}
+for place, number in numbers.items():
+    steps = chain.steps.clone()
+    steps[:, place] = number
+    refused(f"chain, field {place}", lambda: call(parts, steps))
+"""
+
+
+def test_every_call_with_a_bad_weight_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, (lines[-1:], done.stderr[-3000:])
+    assert [line for line in lines if not line.endswith(" refused")] == []
+    assert len(lines) == 29
