@@ -175,12 +175,20 @@ def test_folders_and_outputs_that_cannot_be(refused, llm, text, place, tmp_path)
 
 
 def test_tensors_that_the_model_does_not_use_are_named(call, llm, text, place, tmp_path):
+    from safetensors.torch import save_file
+
     model = shutil.copytree(llm, tmp_path / "model")
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    index = json.loads((model / "model.safetensors.index.json").read_text())
+    save_file({"mtp.norm.weight": torch.ones(4)}, model / "more.safetensors", metadata={"format": "pt"})
+    index["weight_map"]["mtp.norm.weight"] = "more.safetensors"
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
     done = call("prune", model, "--calibration", text, *OPTIONS, "--output", place / "out")
     assert done.code == 0, done.err
-    assert "copied as they were: 9 tensors that the model does not use, such as model.layers.2." in done.out
+    assert "copied as they were: 1 tensor that the model does not use, such as mtp.norm.weight" in done.out
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    done = call("prune", model, "--calibration", text, *OPTIONS, "--output", place / "two")
+    assert "has no place for: model.layers.2." in done.err
 
 
 def write_gguf(path):

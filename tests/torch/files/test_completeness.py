@@ -51,15 +51,17 @@ def packed(tmp_path):
 
 def test_a_weight_that_a_stock_folder_lacks(stock):
     change_weights(stock, lambda state: state.pop(QUERY))
-    refused(stock, f"lacks 1 tensor of BertForSequenceClassification, which would be random: {QUERY}; copy")
+    refused(stock, rf"lacks {QUERY} \(1 tensor of BertForSequenceClassification\), which would be random; copy")
     change_weights(stock, lambda state: [state.pop(name) for name in list(state) if ".layer.2." in name])
-    refused(stock, r"lacks 17 tensors of .*: bert\.\S+, bert\.\S+, bert\.\S+ and 14 more; copy")
+    refused(
+        stock, r"lacks bert\.\S+, bert\.\S+, bert\.\S+ and 14 more \(17 tensors of .*\), which would be random; copy"
+    )
 
 
 def test_a_weight_that_a_shrunk_folder_lacks(uneven):
     change_weights(uneven, lambda state: state.pop(QUERY))
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained
-    refused(uneven, f"lacks 1 tensor of BertForSequenceClassification.*{QUERY}", load_model, saving.load, theirs)
+    refused(uneven, rf"lacks {QUERY} \(1 tensor of BertForSequenceClassification\)", load_model, saving.load, theirs)
 
 
 def test_a_packed_folder_whose_flag_was_removed(packed):
@@ -97,8 +99,8 @@ def test_a_new_head_is_made_on_request_only(tmp_path):
     zoo.build("bert", "BertForMaskedLM").save_pretrained(tmp_path)
     refused(
         tmp_path,
-        "lacks 4 tensors of BertForSequenceClassification.*: bert.pooler.dense.bias, bert.pooler.dense.weight, "
-        "classifier.bias and 1 more; .*new_head=print",
+        r"lacks bert.pooler.dense.bias, bert.pooler.dense.weight, classifier.bias and 1 more \(4 tensors of "
+        r"BertForSequenceClassification\).*new_head=print",
         lambda folder: load_model(folder, task="SequenceClassification"),
     )
     new = []
@@ -108,7 +110,7 @@ def test_a_new_head_is_made_on_request_only(tmp_path):
     change_weights(tmp_path, lambda state: state.pop(name))
     refused(
         tmp_path,
-        f"lacks 1 tensor of BertForSequenceClassification, which would be random: {name}",
+        rf"lacks {name} \(1 tensor of BertForSequenceClassification\), which would be random",
         lambda folder: load_model(folder, task="SequenceClassification", new_head=new.extend),
     )
 
@@ -147,7 +149,7 @@ def test_a_streamed_folder_is_complete(tmp_path):
     edit(tmp_path / "config.json", lambda data: data.update(num_hidden_layers=2))
     refused(tmp_path, "has no place for: model.layers.2", Skeleton)
     change_weights(tmp_path, lambda state: state.pop("model.norm.weight"))
-    refused(tmp_path, "lacks 1 tensor of LlamaForCausalLM.*: model.norm.weight", Skeleton)
+    refused(tmp_path, "lacks model.norm.weight", Skeleton)
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------

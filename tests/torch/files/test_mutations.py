@@ -24,7 +24,7 @@ from tests.torch.files.shrunk import shrunk
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
 VALUES = [None, True, -1, 0, 1, 7, 2**31, 2**63, 1.5, float("nan"), float("inf"), "x", "", [], {}, [0, 0], ["\0"]]
-CASES = settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+CASES = settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 class Saved(NamedTuple):

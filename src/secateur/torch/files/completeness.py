@@ -121,7 +121,7 @@ def check_missing(source: object, model: Any, missing: Iterable[str]) -> None:
     if names := sorted(missing):
         head = "; for an untrained head, pass new_head=print" if len(_of_head(model, names)) == len(names) else ""
         raise ModelError(
-            f"{source} lacks {_tensors(names)} of {type(model).__name__}, which would be random: {_listed(names)}; "
+            f"{source} lacks {_listed(names)} ({_tensors(names)} of {type(model).__name__}), which would be random; "
             f"copy or save the model again{head}"
         )
 
