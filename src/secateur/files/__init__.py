@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,13 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         return
     _examine(path, overwrite=overwrite)
     parent = _nearest_parent(path)
+    trial = Claim(claims.absolute(parent / path.name), secrets.token_hex(8)).side("new")
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", dir=parent))
+        trial.mkdir()
     except OSError as error:
         raise _unwritable(path, parent, error) from None
+    with contextlib.suppress(OSError):
+        trial.rmdir()
 
 
 @contextlib.contextmanager
@@ -164,7 +166,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _examine(path: Path, *, overwrite: bool) -> None:
-    """What `check_output` finds without writing."""
+    """What `check_output` finds, after clearing what a killed process left."""
+    if not claims.inside_ours(path) and claims.absolute(path) not in claims.held:
+        claims.clear_dead(claims.absolute(path))
     if path.exists() and not overwrite:
         raise _exists(path)
     if path.is_symlink() and not path.exists():
@@ -174,8 +178,6 @@ def _examine(path: Path, *, overwrite: bool) -> None:
     parent = _nearest_parent(path)
     if not parent.is_dir():
         raise SecateurError(f"{path} cannot be written: {parent} is not a folder")
-    if not claims.inside_ours(path) and claims.absolute(path) not in claims.held:
-        claims.refuse_living(claims.absolute(path))
 
 
 def _exists(path: Path) -> SecateurError:

@@ -104,10 +104,7 @@ def take(path: Path) -> Claim:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path.parent):
-            if dead := refuse_living(path):
-                who = f"process {dead.pid} on {dead.host}"
-                logger.warning("%s was writing %s and is gone; its unfinished files are cleared", who, path)
-            clear(path, dead)
+            clear(path, refuse_living(path))
             claim.seen = identity(path)
             _write(claim)
         held[path] = claim
@@ -135,6 +132,18 @@ def release_kept() -> None:
     """Give up every claim that was kept."""
     while kept:
         release(kept.pop())  # the last one first: the first one made the parents
+
+
+def clear_dead(path: Path) -> None:
+    """Clear what a killed process left of an output, with its claim, and say so; SecateurError when it may be alive."""
+    if not file_of(path).exists():
+        return
+    with _alone(path.parent):
+        if dead := refuse_living(path):
+            who = f"process {dead.pid} on {dead.host}"
+            logger.warning("%s was writing %s and is gone; its unfinished files are cleared", who, path)
+            clear(path, dead)
+            file_of(path).unlink(missing_ok=True)
 
 
 def refuse_living(path: Path) -> "Record | None":
