@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=run.SECONDS, help="seconds that a reader may take")
     parser.add_argument("--json", type=Path, help="write the outcome here")
     options = parser.parse_args(arguments)
-    run.SECONDS, run.SILENCE = options.limit, options.limit + 5
+    run.SECONDS, run.SILENCE = options.limit, 4 * options.limit
     options.end = time.monotonic() + 60 * options.minutes
     if not options.light:
         quiet()

@@ -106,7 +106,9 @@ ACTIONS = {
     "long": lambda folder: refuse("x" * 1000),
     "silent": lambda folder: refuse(""),
     "raise": lambda folder: {}["a"],
-    "hang": lambda folder: time.sleep(60),
+    "work": lambda folder: sum(range(10**11)),
+    "count": lambda folder: [None for _ in iter(int, 1) if _],
+    "wait": lambda folder: time.sleep(60),
     "crash": lambda folder: ctypes.string_at(0),
     "exit": lambda folder: os._exit(3),
     "memory": lambda folder: bytearray(2**40),
@@ -128,7 +130,9 @@ ACTIONS = {
         ("long", "made: message has long"),
         ("silent", "made: message is long"),
         ("raise", "made: KeyError"),
-        ("hang", "made: Hang"),
+        ("work", "made: native hang"),
+        ("count", "made: Hang"),
+        ("wait", "made: native hang"),
         ("crash", "made: SIGSEGV"),
         ("exit", "made: exit 3"),
         ("memory", "made: MemoryError"),
@@ -140,7 +144,8 @@ ACTIONS = {
     ],
 )
 def test_what_a_reader_may_not_do(action, outcome, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "SECONDS", 1)
+    monkeypatch.setattr(run, "SECONDS", 0.2)
+    monkeypatch.setattr(run, "SILENCE", 2 if "native" in outcome else 60)
     (tmp_path / "canary").mkdir()
     (tmp_path / "canary" / "a").write_text("x")
     form, case = reader(action)
