@@ -175,16 +175,13 @@ _IDENTITY = {"recipe": {"criterion": "wanda", "sparsity": 0.5}, "model": "abc", 
 
 
 def _journal_seeds() -> Mapping[str, Case]:
-    block = {
-        "file": "model-00001.safetensors",
-        "sha256": "0" * 64,
-        "names": ["a"],
-        "losses": {"a": 0.5},
-        "seconds": 1.0,
-    }
-    journal: dict[str, Any] = {"format": 1, "identity": _IDENTITY, "settings": {"batch": 2, "threads": 1}}
-    journal |= {"blocks": [block], "states": {"file": "s", "sha256": "0" * 64}, "distilled": None, "finished": False}
-    tuned = {**journal, "distilled": [1.0, 0.5], "settings": {"sparsity": {"a": 0.5}}}
+    layer = {"name": "a", "weights": 8, "zeros": 4, "error": 0.1, "notes": []}
+    block: dict[str, Any] = {"path": "layers.0", "file": "model-00001.safetensors", "error": 0.5, "tuned": [1.0, 0.5]}
+    block |= {"layers": [layer], "sha256": "0" * 64, "seconds": 1.0}
+    settings = {"batch": 2, "on_disk": True, "expected": 4, "threads": 1, "bfloat16": False}
+    journal: dict[str, Any] = {"format": 1, "identity": _IDENTITY, "settings": settings, "blocks": [block]}
+    journal |= {"states": {"x-0-0": ["F32", [1, 2]]}, "distilled": None, "finished": False}
+    tuned = {**journal, "distilled": [1.0, 0.5], "settings": {**settings, "sparsity": {"a": 0.5}}}
     files = {"result/model-00001.safetensors": b"x", "result/model-00002.safetensors": b"y", "states/s": b"z"}
     return {
         name: {".out.partial/journal.json": json.dumps(data).encode()}
@@ -226,9 +223,13 @@ def _table_key() -> str:
 
 
 def _table_seeds() -> Mapping[str, Case]:
-    table = json.loads((KEPT / "first" / "results" / "latency.json").read_text())["table"]
-    table = {**table, "axes": {"L0.ffn": "ffn 4", "L0.kv": "head 2"}}
-    return {"table": {"table.json": json.dumps(table).encode()}}
+    from secateur.deploy.jobs import latency_table
+    from secateur.layout import Layout
+
+    layout = Layout.from_text(LAYOUT)
+    ratios = {name: 0.5 + 0.01 * i for i, name in enumerate(latency_table.wanted(layout, 5)) if name != "dense"}
+    table = latency_table.assemble(layout, "onnx", (8, 64), 1, 5, ratios, 12.5)
+    return {"table": {"table.json": json.dumps(table.as_json()).encode()}}
 
 
 def _read_table(place: Path) -> Any:
@@ -308,19 +309,19 @@ def _is_description(name: str) -> bool:
 
 
 LIGHT = (
-    Format("plan", _plan_seeds, _read_plan, _errors(), light=True, sample=600),
-    Format("recipe", lambda: _RECIPES, _read_recipe, _errors(), light=True, sample=300),
+    Format("plan", _plan_seeds, _read_plan, _errors(), light=True, sample=300),
+    Format("recipe", lambda: _RECIPES, _read_recipe, _errors(), light=True, sample=60),
     Format(
-        "layout", lambda: {"layout": {"layout.txt": LAYOUT.encode()}}, _read_layout, _errors(), light=True, sample=600
+        "layout", lambda: {"layout": {"layout.txt": LAYOUT.encode()}}, _read_layout, _errors(), light=True, sample=300
     ),
-    Format("artefact", _artefact_seeds, _read_artefact, _errors("artefact"), _is_description, light=True, sample=300),
-    Format("inputs", _artefact_seeds, _read_made_up, _errors("artefact"), _is_description, light=True, sample=300),
+    Format("artefact", _artefact_seeds, _read_artefact, _errors("artefact"), _is_description, light=True, sample=150),
+    Format("inputs", _artefact_seeds, _read_made_up, _errors("artefact"), _is_description, light=True, sample=150),
     *KERNELS,
 )
 HEAVY = (
-    Format("rows", _row_seeds, _read_rows, _errors(), sample=300),
-    Format("results", _result_seeds, _read_results, _errors(), lambda name: name.endswith(".json"), sample=300),
-    Format("latency-table", _table_seeds, _read_table, _errors("measured"), sample=300),
-    Format("tuning-cache", _tuning_seeds, _read_tuning, _errors(), sample=200),
-    Format("journal", _journal_seeds, _read_journal, _errors(), lambda name: name.endswith("journal.json"), sample=200),
+    Format("rows", _row_seeds, _read_rows, _errors(), sample=150),
+    Format("results", _result_seeds, _read_results, _errors(), lambda name: name.endswith(".json"), sample=150),
+    Format("latency-table", _table_seeds, _read_table, _errors("measured"), sample=150),
+    Format("tuning-cache", _tuning_seeds, _read_tuning, _errors(), sample=100),
+    Format("journal", _journal_seeds, _read_journal, _errors(), lambda name: name.endswith("journal.json"), sample=100),
 )

@@ -213,7 +213,7 @@ def _read_chain(place: Path) -> Any:
 
 
 KERNELS = (
-    Format("blobs", _blob_seeds, _read_blob, (ValueError,), light=True, sample=2000),
+    Format("blobs", _blob_seeds, _read_blob, (ValueError,), light=True, sample=1000),
     Format(
         "chains",
         _chain_seeds,
@@ -221,6 +221,6 @@ KERNELS = (
         (ValueError,),
         lambda name: name == "steps.table" or name[:4] == "part",
         light=True,
-        sample=600,
+        sample=300,
     ),
 )

@@ -56,7 +56,7 @@ class Format:
     errors: tuple[type[Exception], ...]
     targets: Callable[[str], bool] = lambda name: True
     light: bool = False
-    sample: int = 100
+    sample: int = 50
     alone: bool = False
 
 
@@ -109,12 +109,15 @@ def make(
 def run(form: Format, seed: int, work: Path, *, cases: int | None = None, seconds: float | None = None) -> Result:
     """Damage and read until so many cases or seconds are over."""
     seeds = form.seeds()
-    for name, case in seeds.items():  # imports what reading needs, and shows that the seeds are right
-        problem = attempt(form, case, work)
-        if not isinstance(problem, Loaded):
-            raise RuntimeError(f"the seed {name} of {form.name} does not load: {problem}")
-    put(seeds[min(seeds)], work / "canary")
     result, start, number = Result(form.name), time.monotonic(), 0
+    for name, case in seeds.items():  # imports what reading needs, and shows that the seeds are right
+        outcome = attempt(form, case, work)
+        if not isinstance(outcome, Loaded):
+            said = str(outcome.error if isinstance(outcome, Refused) else outcome)
+            found = Find(form.name, f"{form.name}: a whole case is refused", said, "-", 0, name, "undamaged", case)
+            result.finds[found.key], result.times[found.key] = found, 1
+            return result
+    put(seeds[min(seeds)], work / "canary")
     while (cases is None or number < cases) and (seconds is None or time.monotonic() - start < seconds):
         stop = number + BATCH if cases is None else min(cases, number + BATCH)
         left = None if seconds is None else start + seconds
