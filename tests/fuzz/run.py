@@ -325,16 +325,20 @@ def in_child(
             os.close(reading)
             _serve(form, made, numbers[at:], work, writing, until)
         os.close(writing)
-        alive = True
-        for line in _lines(reading):
-            if line is None:
+        alive, status = True, None
+        try:
+            for line in _lines(reading):
+                if line is None:
+                    alive = False
+                    break
+                yield numbers[at], json.loads(line)
+                at += 1
+            status = os.waitpid(child, 0)[1] if alive else None
+        finally:  # whoever reads this may stop early
+            os.close(reading)
+            if status is None:
                 os.kill(child, signal.SIGKILL)
-                alive = False
-                break
-            yield numbers[at], json.loads(line)
-            at += 1
-        os.close(reading)
-        _, status = os.waitpid(child, 0)
+                status = os.waitpid(child, 0)[1]
         if alive and os.waitstatus_to_exitcode(status) == 0:
             return
         if at < len(numbers):
