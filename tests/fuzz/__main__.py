@@ -98,8 +98,8 @@ def replay(options: argparse.Namespace) -> dict[str, Any]:
             for number, outcome in run.in_child(form, cases.__getitem__, range(len(mine)), work):
                 path = mine[number]
                 outcomes[path.name] = outcome
-                if options.settle and isinstance(outcome, str) and "open" in entries[path]:
-                    corpus.settle(path)
+                if options.settle and "open" in entries[path]:
+                    corpus.settle(path, outcome)
     return outcomes
 
 
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--light", action="store_true", help="only formats that need no torch")
     parser.add_argument("--keep", action="store_true", help="keep new finds in tests/fuzz/corpus")
     parser.add_argument("--corpus", action="store_true", help="read the kept cases")
-    parser.add_argument("--settle", action="store_true", help="with --corpus: close those that are no longer wrong")
+    parser.add_argument("--settle", action="store_true", help="with --corpus: close what is mended, name anew the rest")
     parser.add_argument("--limit", type=int, default=run.SECONDS, help="seconds that a reader may take")
     parser.add_argument("--json", type=Path, help="write the outcome here")
     options = parser.parse_args(arguments)

@@ -62,10 +62,13 @@ def case_of(entry: Mapping[str, Any], seeds: Mapping[str, Case]) -> Case:
     return case
 
 
-def settle(path: Path) -> None:
-    """Note that a kept case is no longer wrong."""
+def settle(path: Path, outcome: Any) -> None:
+    """Note that a kept case is no longer wrong, or what is wrong with it now."""
     entry = read(path)
-    del entry["open"]
+    if isinstance(outcome, str):
+        del entry["open"]
+    else:
+        entry |= {"key": outcome["key"], "open": f"{outcome['what']} ({outcome['where']})"[:300]}
     path.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
 
 

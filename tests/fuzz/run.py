@@ -202,6 +202,7 @@ def _judge(form: Format, error: Exception) -> Any:
 def problem(form: Format, kind: str, error: BaseException, why: str = "") -> dict[str, str]:
     """What went wrong in a reader, with the innermost line of it in the project."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "/src/secateur/" in f.filename]
+    frames = frames[:1] if isinstance(error, RecursionError) else frames  # where it ends depends on where it begins
     where = f"{frames[-1].filename.split('/src/')[1]}:{frames[-1].lineno}" if frames else "outside secateur"
     place = f"{frames[-1].filename.split('/src/')[1]}:{frames[-1].name}" if frames else "outside"
     text = " ".join(str(error).split())[:160]

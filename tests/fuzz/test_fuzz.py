@@ -195,5 +195,8 @@ def test_kept_cases_are_written_and_read(tmp_path, monkeypatch):
     assert corpus.files() == [path]
     assert corpus.case_of(corpus.read(path), seeds) == found.case
     assert path.stat().st_size < 600
-    corpus.settle(path)
+    corpus.settle(path, {"key": "made: y", "what": "else", "where": "b.py:2"})
+    assert corpus.read(path)["key"] == "made: y"
+    assert corpus.read(path)["open"] == "else (b.py:2)"
+    corpus.settle(path, "refused")
     assert "open" not in corpus.read(path)
