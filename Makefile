@@ -17,7 +17,7 @@ NATIVE_SOURCES := $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.i
 # Those that need no arguments, models or packages besides the test environment; benchmarks/README.md lists all.
 BENCHMARKS := kernels_layer kernels_decode kernels_int8 kernels_model
 
-.PHONY: venv demo demo-full test test-fast test-long test-runtimes lint bench wheel clean
+.PHONY: venv demo demo-full test test-fast test-long test-runtimes fuzz lint bench wheel clean
 
 venv: $(STAMP)
 
@@ -57,6 +57,12 @@ $(RUNTIMES)/.installed: pyproject.toml constraints-runtimes.txt CMakeLists.txt
 
 test-runtimes: $(RUNTIMES)/.installed
 	OMP_NUM_THREADS=1 $(RUNTIMES)/bin/python -m pytest $(OPTIONS) -m 'not long' tests/deploy tests/kept
+
+# Damaged files for every reader, for MINUTES, from SEED; FORMAT names one format.
+MINUTES ?= 5
+SEED ?= 1
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) $(addprefix --format ,$(FORMAT))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
