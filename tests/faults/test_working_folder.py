@@ -10,6 +10,8 @@ from secateur.files import renames
 from secateur.torch.stream.journal import workspace
 from tests.faults.forks import result
 
+BLOCK = {"path": "a", "file": "block", "error": None, "tuned": None, "layers": [], "sha256": "00", "seconds": 1.0}
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 
 
@@ -26,7 +28,7 @@ def run(out, meanwhile=lambda: None, *, overwrite):
     with workspace(out, {"recipe": {}}, overwrite=overwrite) as work:
         if not work.journal.blocks:
             (work.result / "block").write_text("new")
-            work.journal.blocks.append({"file": "block"})
+            work.journal.blocks.append(BLOCK)
             work.commit()
         meanwhile()
         work.finish()

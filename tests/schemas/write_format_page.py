@@ -79,10 +79,13 @@ OTHERS = (
 )
 
 
+NO_FORMAT = ("page", "reading", "yaml_reading")
+
+
 def formats() -> list[ModuleType]:
     """The modules of `secateur.schemas` that describe a file."""
     names = sorted(info.name for info in pkgutil.iter_modules(schemas.__path__))
-    return [importlib.import_module(f"secateur.schemas.{name}") for name in names if name not in ("page", "reading")]
+    return [importlib.import_module(f"secateur.schemas.{name}") for name in names if name not in NO_FORMAT]
 
 
 def render() -> str:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from secateur.errors import ModelError
+from secateur.files import claimed
 from secateur.torch.stream.journal import Journal, Workspace, earlier, partial_folder
 
 LAYER = {"name": "a.weight", "weights": 4, "zeros": 2, "error": None, "notes": ["x"]}
@@ -23,9 +24,10 @@ SETTINGS = {"batch": 1, "on_disk": True, "expected": 9, "threads": 2, "bfloat16"
 @pytest.fixture
 def path(tmp_path):
     journal = Journal({"recipe": {}}, SETTINGS, [BLOCK], {"dense-0-1": [["t"], 2**32 - 1]}, [1.0, 0.5])
-    work = Workspace(tmp_path / "out", journal)
-    work.folder.mkdir()
-    work.commit()
+    with claimed(tmp_path / "out") as claim:
+        work = Workspace(tmp_path / "out", journal, claim)
+        work.folder.mkdir()
+        work.commit()
     assert earlier(tmp_path / "out") == journal
     return work.folder / "journal.json"
 
@@ -33,7 +35,8 @@ def path(tmp_path):
 def test_a_run_that_had_not_begun(tmp_path):
     assert earlier(tmp_path / "out") is None
     partial_folder(tmp_path / "out").mkdir()
-    Workspace(tmp_path / "out", Journal({})).commit()
+    with claimed(tmp_path / "out") as claim:
+        Workspace(tmp_path / "out", Journal({}), claim).commit()
     assert earlier(tmp_path / "out") == Journal({})
 
 
