@@ -1,5 +1,7 @@
 """The errors a user can cause: each message says what is wrong, with which value, and what to do."""
 
+from collections.abc import Iterable
+
 
 class SecateurError(ValueError):
     """Base of every error that a user's input, model or folder can cause; the CLI prints it and exits with 2."""
@@ -25,3 +27,10 @@ def shown(value: object, most: int = 100) -> str:
     """The repr of a value for a message, cut to `most` characters: what a file holds may be of any length."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names for a message, as they are where they are words, at most `most` of them."""
+    texts = [str(name) for name in names]
+    words = [text if text.isprintable() and len(text) <= 60 else shown(text, 60) for text in texts[:most]]
+    return ", ".join(words) + (f" and {len(texts) - most} more" if len(texts) > most else "")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import DataError
+from secateur.errors import DataError, listed, shown
 
 READERS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -66,8 +66,8 @@ def _read_file(path: Path) -> Mapping[str, Any]:
         return pd.read_csv(path, sep=separator, keep_default_na=False, na_values=[""])  # "NA" and "null" are words
     except pd.errors.EmptyDataError:
         raise DataError(f"{path} has no rows") from None
-    except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as {kind}: {str(error).splitlines()[0]}") from None
+    except (ValueError, TypeError, OSError) as error:  # pandas raises TypeError for JSON that is no table
+        raise DataError(f"{path} cannot be read as {kind}: {shown(str(error).splitlines()[0], 200)}") from None
 
 
 def _read_folder(path: Path, split: str | None) -> Mapping[str, Any]:
@@ -91,7 +91,7 @@ def _read_folder(path: Path, split: str | None) -> Mapping[str, Any]:
 def _column(columns: Mapping[str, Any], name: str, path: Path, option: str) -> Any:
     """A column of a data frame; DataError where it does not exist or has empty cells. option: that names it."""
     if name not in columns:
-        raise DataError(f"{path} has no column {name!r} ({option}); it has {', '.join(map(str, columns))}")
+        raise DataError(f"{path} has no column {name!r} ({option}); it has {listed(columns)}")
     column = columns[name]
     empty = column.isna()
     if empty.any():
@@ -113,9 +113,11 @@ def label_ids(rows: Rows, label2id: Mapping[str, int], classes: int) -> list[int
         if isinstance(number, str) and number.lstrip("-").isdigit():
             number = int(number)
         if isinstance(number, bool) or not isinstance(number, int | float) or number % 1 != 0:
-            raise DataError(f"label {label!r} is no class of the model; it knows {', '.join(map(str, label2id))}")
+            raise DataError(f"label {shown(label)} is no class of the model; it knows {listed(label2id)}")
         if not 0 <= number < classes:
-            raise DataError(f"label {label!r} is outside the {classes} classes of the model's head (0..{classes - 1})")
+            raise DataError(
+                f"label {shown(label)} is outside the {classes} classes of the model's head (0..{classes - 1})"
+            )
         ids.append(int(number))
     return ids
 

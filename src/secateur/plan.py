@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from secateur.errors import PlanError
+from secateur.errors import PlanError, shown
 from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.schemas.plan import PlanFile
@@ -124,7 +124,7 @@ class Plan:
             raise PlanError(f"{folder} holds no {JSON_NAME}")
         data = read_json(path, error=PlanError, remedy=_REMEDY, infinite=True)
         if data.get("format") != FORMAT:
-            raise PlanError(f"{path} has format {data.get('format')!r}; this version reads {FORMAT}")
+            raise PlanError(f"{path} has format {shown(data.get('format'))}; this version reads {FORMAT}")
         read = check(data, PlanFile, str(path), error=PlanError, remedy=_REMEDY)
         keep = {name: np.array(entry.units, dtype=np.int64) for name, entry in read.keep.items()}
         sizes = {name: entry.of for name, entry in read.keep.items()}

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from secateur import repair
-from secateur.errors import PlanError
+from secateur.errors import PlanError, shown
 from secateur.schemas.yaml_reading import Loader, line_of, read_yaml
 from secateur.select import NM, Unit, parse_pattern
 
@@ -328,10 +328,11 @@ def _first(error: ValidationError) -> tuple[tuple[Any, ...], str]:
         return location, first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         known = STAGES.get(str(location[0]), Recipe) if len(location) > 1 else Recipe
-        return location, f"{location[-1]!r} is no entry of a recipe; there is {', '.join(known.model_fields)}"
+        return location, f"{shown(location[-1])} is no entry of a recipe; there is {', '.join(known.model_fields)}"
     got = repr(first["input"])
     got = got if len(got) <= 60 else f"{got[:57]}..."
-    return location, f"{location[-1]!r}: {_lowered(first['msg'])} (got {got})"
+    named = shown(location[-1]) if location else "the recipe"
+    return location, f"{named}: {_lowered(first['msg'])} (got {got})"
 
 
 def _lowered(sentence: str) -> str:

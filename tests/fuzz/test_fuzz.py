@@ -31,7 +31,7 @@ def test_a_sample_of_the_formats_without_torch(tmp_path):
     done, said = fuzz(tmp_path, "--light", "--sample", "0.1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(said) == set(LIGHT)
-    assert all(result["cases"] > 20 for result in said.values())
+    assert all(result["cases"] >= 5 for result in said.values())
 
 
 @linux

@@ -116,7 +116,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
-        raise ModelError(f"{folder} does not fit the model: {error}") from error
+        raise ModelError(f"{folder} does not fit the model: {in_a_line(error)}") from error
     if missing or unexpected:
         raise ModelError(
             f"{folder} does not fit the model: missing {missing[:5]}, unexpected {unexpected[:5]}; pass the skeleton "

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ModelError
+from secateur.errors import ModelError, listed, shown
 
 Value = Any  # None, bool, int, str, or lists of these
 ATTRIBUTE = "_secateur_changes"
@@ -194,7 +194,7 @@ def apply(model: nn.Module, changes: Changes, allowed: Callable[[str], bool]) ->
     replaced: dict[int, torch.Tensor] = {}
     for name, shape in changes.shapes.items():
         if name not in tensors:
-            raise ModelError(f"the manifest sizes {name}, which {type(model).__name__} does not have")
+            raise ModelError(f"the manifest sizes {listed([name])}, which {type(model).__name__} does not have")
         old = tensors[name]
         if len(shape) != old.dim() or any(n > m for n, m in zip(shape, old.shape, strict=True)):
             raise ModelError(f"the manifest gives {name} the shape {shape}, which does not fit {tuple(old.shape)}")
@@ -271,7 +271,7 @@ def set_config(config: Any, values: Mapping[str, Value], path: str = "") -> None
         old = getattr(config, key, None)
         numbers = isinstance(old, int) and not isinstance(old, bool) and type(value) is int
         if not numbers and not (isinstance(old, list | tuple) and isinstance(value, list | tuple)):
-            raise ModelError(f"the manifest sets {key!r} in the config of {path or 'the model'} to {value!r}")
+            raise ModelError(f"the manifest sets {shown(key)} in the config of {path or 'the model'} to {shown(value)}")
         setattr(config, key, list(value) if isinstance(value, list | tuple) else value)
 
 

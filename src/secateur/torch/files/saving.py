@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from secateur.errors import ModelError, SecateurError
+from secateur.errors import ModelError, SecateurError, shown
 from secateur.files import new_folder, write_json
 from secateur.plan import Plan
 from secateur.schemas import reading
@@ -283,7 +283,7 @@ def _save_plain(model: nn.Module, folder: Path, changes: Changes, *, pack: bool)
 def _load_plain(folder: Path, model: nn.Module) -> nn.Module:
     data = read_json(folder / MANIFEST)
     if data.get("format") != FORMAT:
-        raise ModelError(f"{folder / MANIFEST} has format {data.get('format')!r}; this version reads {FORMAT}")
+        raise ModelError(f"{folder / MANIFEST} has format {shown(data.get('format'))}; this version reads {FORMAT}")
     read = reading.check(data, PlainManifest, str(folder / MANIFEST), remedy=REMEDY)
     changes, tied = Changes.from_json(read.changes), read.tied
     check_flag(folder, read_entries(folder / WEIGHTS), packed=read.packed)
