@@ -229,6 +229,7 @@ def test_every_attack_is_refused(tmp_path):
 CALLS = """
 import numpy as np, torch
 from secateur.kernels import packing as P
+from secateur.kernels.native import load_native
 from secateur.runtime.layers import operators as ops
 from secateur.runtime.layers.linear import SparseLinear
 from tests.runtime.blocks import added, compiled, holder
@@ -289,6 +290,9 @@ for place, number in numbers.items():
     steps = chain.steps.clone()
     steps[:, place] = number
     refused(f"chain, field {place}", lambda: call(parts, steps))
+table = (chain.steps.data_ptr(), chain.numbers.data_ptr())
+for count in (2**20 + 1, 2**60, 2**63 - 1, -1):
+    refused(f"table of {count}", lambda: load_native().Token(*table, count, 24, [], []))
 """
 
 
@@ -304,4 +308,4 @@ def test_every_call_with_a_bad_weight_is_refused():
     lines = done.stdout.splitlines()
     assert done.returncode == 0, (lines[-1:], done.stderr[-3000:])
     assert [line for line in lines if not line.endswith(" refused")] == []
-    assert len(lines) == 29
+    assert len(lines) == 33
