@@ -171,7 +171,7 @@ def test_folders_and_outputs_that_cannot_be(refused, llm, text, place, tmp_path)
     (model / "config.json").write_text(json.dumps({**config, "intermediate_size": 24}))
     assert "where the config says (24, 32); copy the model again" in prune(model)
     (model / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
-    assert "lacks model.layers.3.self_attn.q_proj.weight" in prune(model)
+    assert "lacks model.layers.3." in prune(model)
 
 
 def test_tensors_that_the_model_does_not_use_are_named(call, llm, text, place, tmp_path):

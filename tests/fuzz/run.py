@@ -118,6 +118,8 @@ def run(form: Format, seed: int, work: Path, *, cases: int | None = None, second
             result.finds[found.key], result.times[found.key] = found, 1
             return result
     put(seeds[min(seeds)], work / "canary")
+    seconds = None if seconds is None else max(1.0, seconds - (time.monotonic() - start))
+    start = time.monotonic()
     while (cases is None or number < cases) and (seconds is None or time.monotonic() - start < seconds):
         stop = number + BATCH if cases is None else min(cases, number + BATCH)
         left = None if seconds is None else start + seconds

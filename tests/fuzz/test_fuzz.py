@@ -31,7 +31,7 @@ def test_a_sample_of_the_formats_without_torch(tmp_path):
     done, said = fuzz(tmp_path, "--light", "--sample", "0.1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(said) == set(LIGHT)
-    assert all(result["cases"] >= 5 for result in said.values())
+    assert all(result["cases"] >= 6 for result in said.values())
 
 
 @linux
@@ -39,7 +39,7 @@ def test_a_sample_of_the_formats_without_torch(tmp_path):
 def test_a_sample_of_every_format(tmp_path):
     for package in ("torch", "transformers", "onnxruntime", "pandas"):
         pytest.importorskip(package)
-    done, said = fuzz(tmp_path, "--sample", "1", "--limit", "5")
+    done, said = fuzz(tmp_path, "--sample", "1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(said) > {*LIGHT, "model-folder", "compiled", "journal"}
 
@@ -56,7 +56,7 @@ def outcomes(tmp_path_factory):
         if light not in known:
             named = {corpus.read(path)["format"] for path in corpus.files()}.difference(LIGHT, ["keras"])
             which = ["--light"] if light else [word for name in sorted(named) for word in ("--format", name)]
-            known[light] = fuzz(tmp_path_factory.mktemp("kept"), "--corpus", "--limit", "3", *which)[1]
+            known[light] = fuzz(tmp_path_factory.mktemp("kept"), "--corpus", *which)[1]
         return known[light]
 
     return of
