@@ -332,7 +332,7 @@ def damage_safetensors(data: bytes, rng: Random) -> Damaged:
         said = rng.choice(
             [0, 1, 2, length - 1, length + 1, len(data) - 8, len(data), 100_000_000, 2**32, 2**63, 2**64 - 1]
         )
-        return struct.pack("<Q", said) + data[8:], f"header length {said}"
+        return struct.pack("<Q", said % 2**64) + data[8:], f"header length {said}"
     if kind < 0.75:
         return data[:-1] if rng.random() < 0.5 else data + b"\0", "one byte less or more"
     if kind < 0.9:
