@@ -2,9 +2,19 @@
 
 from collections.abc import Iterable
 
+MOST_CHARACTERS = 900
+"""Longest message: what a file holds may be of any length."""
+
 
 class SecateurError(ValueError):
-    """Base of every error that a user's input, model or folder can cause; the CLI prints it and exits with 2."""
+    """Base of every error that a user's input, model or folder can cause; the CLI prints it and exits with 2.
+
+    The message is one line of at most `MOST_CHARACTERS`, whatever values stand in it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        text = " ".join(str(message).splitlines())
+        super().__init__(text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}...")
 
 
 class LayoutError(SecateurError):

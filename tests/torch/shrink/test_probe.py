@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur import criteria
 from secateur.check import verify
-from secateur.errors import ModelError, PlanError
+from secateur.errors import PlanError
 from secateur.layout import Layout
 from secateur.pruning import prune
 from secateur.select import Unit
@@ -103,7 +103,7 @@ def test_a_model_that_does_not_run_as_a_copy_is_left_as_traced_with_a_warning(ca
 
 
 def test_an_error_in_a_line():
-    assert in_a_line(ModelError("first\nsecond")) == "ModelError: first"
+    assert in_a_line(RuntimeError("first\nsecond")) == "RuntimeError: first"
     assert in_a_line(KeyError()) == "KeyError"
     long = in_a_line(RuntimeError("x" * 500))
     assert len(long) == 160
