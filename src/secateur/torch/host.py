@@ -127,7 +127,7 @@ class TorchHost:
         return list(self.named_outputs(batch).values())
 
     def named_outputs(self, batch: Any) -> dict[str, np.ndarray]:
-        """The same by name, as `secateur.agreement.leaves` names them."""
+        """Outputs of a batch in evaluation mode by name, as `secateur.agreement.leaves` names them."""
         with evaluating(self.model), torch.no_grad():
             return dict(leaves(run(self.model, to_device(batch, self.model)), to_array=_array))
 

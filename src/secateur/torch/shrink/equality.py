@@ -51,7 +51,7 @@ class Contract:
         return self._translated(batch, known)
 
     def after(self, batch: Any) -> Any:
-        """The same batch for the shrunk model, in new token ids."""
+        """A batch with the token ids of the shrunk model."""
         if self.tokens is None:
             return batch
         new = np.zeros(self.of, dtype=np.int64)
