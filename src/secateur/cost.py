@@ -1,5 +1,6 @@
 """What a plan costs: parameters, multiply-accumulates, and latency, measured side by side or predicted from a table."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ def parameters(layout: Layout, plan: Plan | None = None) -> Parameters:
         shape = layout.kept_shape(param, plan.keep)
         if shape is None or param in layout.buffers:
             continue
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         total += count
         mask = plan.mask(layout, param) if param in plan.masks else None
         nonzero += count if mask is None else int(mask.sum())
@@ -51,7 +52,7 @@ def macs(layout: Layout, plan: Plan | None = None) -> int:
     for product in layout.products:
         if product.weight is not None and _removed_with_layer(layout, product.weight, keep):
             continue
-        total += product.calls * int(np.prod([extent(dim, sizes) for dim in product.dims], dtype=np.int64))
+        total += product.calls * math.prod([extent(dim, sizes) for dim in product.dims])
     return total
 
 
@@ -70,11 +71,11 @@ def unit_parameters(layout: Layout, axis: str) -> float:
             continue
         shape = layout.shape(param)
         if layout.member_of(param, axis) is not None:
-            total += float(np.prod(shape, dtype=np.int64))
+            total += math.prod(shape)
             continue
         unowned = [float((owner < 0).mean()) for owner in layout.owners(param, axis) if owner is not None]
         share = 1.0 - float(np.prod(unowned))  # of the parameter that belongs to units of the axis
-        total += share * float(np.prod(shape, dtype=np.int64))
+        total += share * math.prod(shape)
     return total / layout.axis(axis).size
 
 

@@ -5,6 +5,7 @@ axis name, a plain integer or a dimension in parentheses. `(L0.head L0.qk + L0.h
 the rows of one part, then the rows of the other.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
@@ -97,7 +98,7 @@ def names(dim: Dim) -> Iterator[str]:
 
 def extent(dim: Dim, sizes: Mapping[str, int]) -> int:
     """The number of positions along a dimension. sizes: axis -> its size."""
-    return sum(int(np.prod([_factor_extent(f, sizes) for f in term], dtype=np.int64)) for term in dim)
+    return sum(math.prod(_factor_extent(f, sizes) for f in term) for term in dim)
 
 
 def _factor_extent(factor: Factor, sizes: Mapping[str, int]) -> int:

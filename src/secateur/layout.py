@@ -5,6 +5,7 @@ which position belongs to which unit (`Layout.owners`), so they cannot disagree.
 numpy's, or of any library that the array API describes.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -254,7 +255,7 @@ class Layout:
                 axes[inner[0]] = replace(axes[inner[0]], size=len(alive) // kept_outer)
         for name, axis in axes.items():
             if axis.parts:
-                size = int(np.prod([axes[part].size for part in axis.parts], dtype=np.int64))
+                size = math.prod([axes[part].size for part in axis.parts])
                 axes[name] = replace(axis, size=size)
         return replace(self, axes=axes)
 
@@ -265,7 +266,7 @@ class Layout:
         for axis in self.axes.values():
             if not is_axis_name(axis.name):
                 raise LayoutError(f"{shown(axis.name)} is no name of an axis; leave out spaces, parentheses and +")
-            product = int(np.prod([self.axis(part).size for part in axis.parts], dtype=np.int64))
+            product = math.prod([self.axis(part).size for part in axis.parts])
             if axis.parts and product != axis.size:
                 raise LayoutError(f"axis {axis.name} has size {axis.size} but its parts give {product}")
         for param, dims in self.params.items():

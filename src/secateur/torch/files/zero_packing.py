@@ -5,6 +5,7 @@ values and come back bit for bit. The most significant bit of each byte comes fi
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ def unpack(bits: torch.Tensor, values: torch.Tensor, shape: tuple[int, ...]) -> 
     """
     if values.dtype not in _WORD:
         raise ModelError(f"packed values of {values.dtype} are not weights; float32, float16 and bfloat16 are")
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if bits.dtype != torch.uint8 or bits.dim() != 1 or bits.numel() != -(-count // 8) or values.dim() != 1:
         raise ModelError(f"{bits.numel()} bytes of bits and values of {tuple(values.shape)} cannot be {shape}")
     used = torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=count).astype(bool))

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -143,7 +144,7 @@ def new_sizes(layout: Layout, keep: Mapping[str, np.ndarray]) -> dict[str, int]:
             if outer in keep:
                 units = units[np.isin(units // layout.axes[inner].size, keep[outer])]
             sizes[inner] = len(units) // max(sizes[outer], 1)
-        sizes[name] = int(np.prod([sizes[part] for part in axis.parts]))
+        sizes[name] = math.prod([sizes[part] for part in axis.parts])
     return sizes
 
 
