@@ -131,8 +131,12 @@ SIZE = Value(
     lambda value: (type(value) is int and 0 <= value <= MOST_NUMBERS) or (type(value) is str and value in SYMBOLS),
 )
 FILL = Value(
-    "'ids', 'normal', true, false or a number",
-    lambda value: type(value) is bool or _is_number(value) or (type(value) is str and value in ("ids", "normal")),
+    "'ids', 'normal', true, false or a number below 2^31",
+    lambda value: (
+        type(value) is bool
+        or (_is_number(value) and abs(value) < 2**31)
+        or (type(value) is str and value in ("ids", "normal"))
+    ),
 )
 DTYPE = Value("a type of numbers", lambda value: type(value) is str and value in DTYPES)
 DIGEST = Value("64 hexadecimal digits", lambda value: type(value) is str and bool(re.fullmatch("[0-9a-f]{64}", value)))

@@ -16,6 +16,8 @@ MOST_DEPTH = 64
 LARGEST = 2**63
 """Whole numbers from here on fit no array index."""
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape of half a surrogate pair."""
 
 
 class Schema(BaseModel):
@@ -100,7 +102,13 @@ def parse(text: str, *, infinite: bool = False) -> Any:
         elif token[0] in "]}":
             depth -= 1
     constant = float if infinite else _no_constant
-    return json.loads(text, parse_constant=constant, parse_int=_whole, object_pairs_hook=_unique)
+    value = json.loads(text, parse_constant=constant, parse_int=_whole, object_pairs_hook=_unique)
+    if _HALF.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("it holds half of a surrogate pair, which is no character") from None
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:
