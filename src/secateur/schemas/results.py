@@ -8,11 +8,13 @@ from pydantic import Field, model_validator
 
 from secateur.schemas.reading import Schema
 
+MOST_TIME = 1e12
+"""Bound of times and of their changes, in the unit of the file: sums of them stay finite."""
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Time = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Time = Annotated[float, Field(gt=0, lt=MOST_TIME, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Change = Annotated[float, Field(allow_inf_nan=False)]
+Change = Annotated[float, Field(gt=-MOST_TIME, lt=MOST_TIME, allow_inf_nan=False)]
 
 
 class Row(Schema):
