@@ -15,7 +15,7 @@ import secateur
 HOME = Path(secateur.__file__).parent
 CORE = [
     ".".join(file.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__")
-    for place in ("*.py", "criteria/*.py", "repair/*.py")
+    for place in ("*.py", "criteria/*.py", "repair/*.py", "data/*.py", "metrics/*.py")
     for file in sorted(HOME.glob(place))
     if file.parent != HOME or not file.name.startswith("_")
 ]
@@ -23,7 +23,7 @@ CORE = [
 
 FLOORS = (
     "_version errors arrays agreement files schemas dims layout plan",
-    "stats criteria budget select schedule scores labelled_rows documents kernels",
+    "stats criteria budget select schedule scores data metrics documents kernels",
     "host repair recipe",
     "pruning check cost find_host",
     "torch.base",
@@ -36,6 +36,8 @@ FLOORS = (
     "torch.blockwise",
     "torch.stream",
     "keras",
+    "tasks.base",
+    "tasks",
     "runtime.layers",
     "runtime.program",
     "runtime.run",

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from secateur.labelled_rows import Rows
+    from secateur.data.table import Table
     from secateur.layout import Layout
-    from secateur.torch.host import TorchHost
+    from secateur.tasks.base.task import Options
 
 MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL = "Model", "Data", "Output"
 
@@ -21,7 +21,7 @@ ModelArgument = Annotated[
 TaskOption = Annotated[
     str | None,
     typer.Option(
-        help="Load with AutoModelFor[bold]TASK[/], e.g. SequenceClassification; default: the class the folder names.",
+        help="What the model is for, e.g. text-classification or question-answering; default: what its config says.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]
@@ -38,13 +38,31 @@ LayoutFileOption = Annotated[
     ),
 ]
 DataOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="CSV, TSV, JSON lines, Parquet or a datasets folder; .npz for a .keras file.", rich_help_panel=DATA_PANEL
+        help="CSV, TSV, JSON lines, Parquet, text, a datasets folder, a folder of images or sounds, or the name of a "
+        "data set of the hub; .npz for a .keras file.",
+        rich_help_panel=DATA_PANEL,
     ),
 ]
-TextColumnOption = Annotated[str, typer.Option(help="Column with the texts.", rich_help_panel=DATA_PANEL)]
-LabelColumnOption = Annotated[str, typer.Option(help="Column with the labels.", rich_help_panel=DATA_PANEL)]
+
+
+def _column_option(role: str) -> Any:
+    return typer.Option(help=f"Column with {role}; default: found by its usual name.", rich_help_panel=DATA_PANEL)
+
+
+TextColumnOption = Annotated[list[str] | None, _column_option("the texts, two for pairs (premise,hypothesis)")]
+LabelColumnOption = Annotated[list[str] | None, _column_option("the labels, tags or numbers")]
+TargetColumnOption = Annotated[str | None, _column_option("what the model should write or answer")]
+ImageColumnOption = Annotated[str | None, _column_option("the images")]
+AudioColumnOption = Annotated[str | None, _column_option("the sounds")]
+LabelNamesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Names of the classes in the order of the head, e.g. neg,pos, for a head that names none.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 SplitOption = Annotated[str | None, typer.Option(help="Split of a datasets folder.", rich_help_panel=DATA_PANEL)]
 LengthOption = Annotated[int, typer.Option(help="Longest text in tokens.", min=2, rich_help_panel=DATA_PANEL)]
 BatchOption = Annotated[int, typer.Option(help="Examples in a batch.", min=1, rich_help_panel=DATA_PANEL)]
@@ -114,16 +132,6 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def open_model(
-    model: str, task: str | None, layout_file: Path | None = None, *, trust_remote_code: bool
-) -> "TorchHost":
-    """Load a model and trace it, or take its layout from a file, which is checked against the shapes of the model."""
-    from secateur.torch.open import open_folder
-
-    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-    return open_folder(model, task=task, layout=read_layout(layout_file), **options)
-
-
 def read_layout(path: Path | None) -> "Layout | None":
     """The layout of a file, or None without one; LayoutError when it cannot be read."""
     from secateur.errors import LayoutError
@@ -137,14 +145,27 @@ def read_layout(path: Path | None) -> "Layout | None":
         raise LayoutError(f"the layout file {path} cannot be read: {error}") from None
 
 
-def read_data(path: Path | None, text_column: str, label_column: str | None, split: str | None) -> "Rows":
-    """Rows of the --data option."""
+def read_data(source: str | None, split: str | None) -> "Table":
+    """The rows of the --data option."""
+    from secateur.data.read import read_table
     from secateur.errors import DataError
-    from secateur.labelled_rows import read_rows
 
-    if path is None:
-        raise DataError("data is needed here; pass --data FILE with --text-column and --label-column")
-    return read_rows(path, text_column, label_column, split)
+    if source is None:
+        raise DataError("data is needed here; pass --data FILE")
+    return read_table(source, split)
+
+
+def task_options(params: dict[str, Any]) -> "Options":
+    """What the options of a command say about its task. params: the parameters of the command."""
+    from secateur.tasks.base.task import Options
+
+    named: dict[str, str | None] = {}
+    for role in ("text", "label", "target", "image", "audio"):
+        given = params.get(f"{role}_column")
+        named[role] = ",".join(given) if isinstance(given, list | tuple) and given else given or None
+    names = params.get("label_names")
+    chosen = {name: params[name] for name in ("max_length", "new_tokens", "seed") if params.get(name) is not None}
+    return Options(columns=named, label_names=tuple(n.strip() for n in names.split(",")) if names else (), **chosen)
 
 
 def percent(value: float) -> str:

@@ -24,8 +24,12 @@ def command(
     model: common.ModelArgument,
     *,
     data: common.DataOption = None,
-    text_column: common.TextColumnOption = "text",
-    label_column: common.LabelColumnOption = "label",
+    text_column: common.TextColumnOption = None,
+    label_column: common.LabelColumnOption = None,
+    target_column: common.TargetColumnOption = None,
+    image_column: common.ImageColumnOption = None,
+    audio_column: common.AudioColumnOption = None,
+    label_names: common.LabelNamesOption = None,
     split: common.SplitOption = None,
     against: Annotated[
         str | None,
@@ -43,7 +47,7 @@ def command(
     task: Annotated[
         str | None,
         typer.Option(
-            help="[bold]perplexity[/], or load as AutoModelFor[bold]TASK[/]; default: the class the folder names.",
+            help="[bold]perplexity[/], or what the model is for (text-classification, ...); default: as its config.",
             rich_help_panel=common.MODEL_PANEL,
         ),
     ] = None,
@@ -51,11 +55,11 @@ def command(
     trust_remote_code: common.RemoteCodeOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Score a model on labelled texts, or a language model on plain text with --task perplexity.
+    """Score a model of any task, with --against next to the dense model; without labels --against is needed.
 
     The data of a `.keras` classifier is an .npz of x and y.
     """
-    from secateur.cli import kinds
+    from secateur.cli import kinds, outcomes
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, PERPLEXITY if task == PERPLEXITY else "keras" if is_keras_file(model) else "labels")
@@ -68,7 +72,7 @@ def command(
         language.evaluate(
             model,
             text,
-            text_column=text_column,
+            text_column=text_column[0] if text_column else "text",
             context=context,
             reference=against,
             samples=samples,
@@ -81,23 +85,26 @@ def command(
 
         show(model, keras.evaluate(model, data, against, batch_size, threads), json=json)
         return
-    rows = common.read_data(data, text_column, label_column, split)
+    table = common.read_data(data, split)
 
-    from secateur.jobs.text_classifier import evaluate, logits
-    from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
-    from secateur.torch.host import TorchHost
-    from secateur.torch.open import load_model
+    from secateur.jobs.open_task import look
+    from secateur.tasks.base.evaluate import Reference, compare, evaluate
 
     common.quiet_libraries()
     common.set_threads(threads)
-    host = TorchHost.untraced(load_model(model, task=task, **options))
-    tokenizer = load_tokenizer(model)
-    batches = Batches(encode(host.model, tokenizer, rows, max_length), tokenizer, batch_size)
-    dense = None
+    opened = look(model, task, trust_remote_code=trust_remote_code)
+    network = opened.model()
+    its_task = opened.of(network, common.task_options(context_.params))
+    rows = its_task.batches(table, batch_size)
+    for sentence in its_task.notes:
+        common.note(sentence)
+    reference = None
     if against is not None:
-        reference = TorchHost.untraced(load_model(against, task=task, **options))
-        dense = logits(reference, common.track(batches, "dense model"))
-    show(model, evaluate(host, batches, dense, common.track), json=json)
+        dense = look(against, opened.task.name, trust_remote_code=trust_remote_code).model()
+        reference = Reference(its_task, dense, rows, common.track)
+    result = evaluate(its_task, network, rows, reference, common.track)
+    drop = None if reference is None else compare(reference.evaluation(), result)
+    outcomes.show_evaluation(model, result, drop, json=json)
 
 
 def show(model: str, result: "Score", *, json: bool) -> None:

@@ -1,11 +1,14 @@
 """secateur inspect: the named axes of a model, what they cost, and what is frozen and why."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from secateur.cli import common
+
+if TYPE_CHECKING:
+    from secateur.torch.host import TorchHost
 
 NAME = "inspect"
 EXAMPLES = (
@@ -45,7 +48,7 @@ def command(
         if layout:
             typer.echo(_layout_text(model, task, layout_file, trust_remote_code=trust_remote_code))
             return
-        host = common.open_model(model, task, layout_file, trust_remote_code=trust_remote_code)
+        host = _open(model, task, layout_file, trust_remote_code=trust_remote_code)
         shapes = {k: list(v.shape) for k, v in host.example.items()}
     count = parameters(host.layout)
     work = macs(host.layout)
@@ -82,11 +85,12 @@ def command(
 def _layout_text(model: str, task: str | None, layout_file: Path | None, *, trust_remote_code: bool) -> str:
     """The layout as text; for a model that cannot be exported its parameters with their sizes, to be named by hand."""
     from secateur.errors import ModelError
+    from secateur.tasks.find import auto_class
     from secateur.torch.open import load_model, open_module
     from secateur.torch.trace.derive import blank
 
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-    loaded = load_model(model, task=task, **options)
+    loaded = load_model(model, task=auto_class(model, task, **options), **options)
     try:
         return str(open_module(loaded, layout=common.read_layout(layout_file)).layout)
     except ModelError as error:
@@ -94,6 +98,16 @@ def _layout_text(model: str, task: str | None, layout_file: Path | None, *, trus
             raise
         common.note(f"{error}. Printed instead: every parameter with its sizes; put names of axes in their place.")
         return str(blank(loaded))
+
+
+def _open(model: str, task: str | None, layout_file: Path | None, *, trust_remote_code: bool) -> "TorchHost":
+    """Load a model and trace it, or take its layout from a file, which is checked against the shapes of the model."""
+    from secateur.tasks.find import auto_class
+    from secateur.torch.open import open_folder
+
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    loads = auto_class(model, task, **options)
+    return open_folder(model, task=loads, layout=common.read_layout(layout_file), **options)
 
 
 def _short(reason: str, limit: int = 160) -> str:

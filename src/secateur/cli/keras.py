@@ -23,7 +23,7 @@ def inspect(model: str, layout_file: Path | None) -> tuple[Any, dict[str, list[i
     return host, {t.name: [n or 1 for n in t.shape] for t in host.model.inputs}
 
 
-def evaluate(model: str, data: Path | None, against: str | None, batch_size: int, threads: int | None) -> Any:
+def evaluate(model: str, data: str | None, against: str | None, batch_size: int, threads: int | None) -> Any:
     """The Score of a classifier on an `.npz` file, against a dense one if there is one."""
     from secateur.scores import score
 
@@ -47,7 +47,7 @@ def refuse_training(model: str) -> None:
     )
 
 
-def export(model: str, to: str, output: Path, data: Path | None, samples: int, **options: Any) -> Any:
+def export(model: str, to: str, output: Path, data: str | None, samples: int, **options: Any) -> Any:
     """The Artefact of a `.keras` file for a runtime."""
     network = keras_module("secateur.keras").load(model)
     rows = None
@@ -76,7 +76,7 @@ def prune(
     model: str,
     output: Path,
     choice: "Choice",
-    data: tuple[Path | None, Path | None],
+    data: tuple[str | None, str | None],
     *,
     calibration_samples: int,
     tuning: dict[str, Any],

@@ -26,6 +26,7 @@ KINDS = {
 
 _SWEEPS = "sweep thresholds"
 _TEXTS = f"classifier {_SWEEPS}"
+_COLUMNS = "label_column target_column image_column audio_column label_names"
 _RUNS = "answer continue compiled-answer compiled-continue"
 
 TABLES: dict[str, dict[str, str]] = {
@@ -33,7 +34,7 @@ TABLES: dict[str, dict[str, str]] = {
         f"{_TEXTS} keras language": "model output criterion pattern seed threads overwrite json",
         f"{_TEXTS} keras": "data eval_data calibration_samples batch_size",
         f"{_TEXTS} language": "text_column task",
-        _TEXTS: "label_column split eval_split max_length layout_file trust_remote_code sweep sweep_by",
+        _TEXTS: f"{_COLUMNS} split eval_split max_length layout_file trust_remote_code sweep sweep_by",
         "classifier keras language": "sparsity",
         "classifier sweep keras": "budget",
         "classifier keras": "threshold fine_tune learning_rate gradual",
@@ -45,7 +46,7 @@ TABLES: dict[str, dict[str, str]] = {
         "labels perplexity keras": "model against threads json",
         "labels perplexity": "text_column task trust_remote_code",
         "labels keras": "data batch_size",
-        "labels": "label_column split max_length",
+        "labels": f"{_COLUMNS} split max_length",
         "perplexity": "text context samples",
     },
     "export": {

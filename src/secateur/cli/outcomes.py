@@ -9,7 +9,9 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.jobs.text_classifier import Outcome
+    from secateur.jobs.prune_model import Outcome
+    from secateur.metrics.drop import Drop
+    from secateur.tasks.base.evaluate import Evaluation
 
 
 def show(outcome: "Outcome", *, json: bool) -> None:
@@ -17,16 +19,10 @@ def show(outcome: "Outcome", *, json: bool) -> None:
     if json:
         common.print_json(outcome.as_json())
         return
-    scores = [("dense", outcome.dense), ("pruned", outcome.pruned)]
-    scores += [("fine-tuned", outcome.tuned)] if outcome.tuned else []
-    common.print_table(
-        f"{outcome.folder}: {outcome.dense.examples} held-out examples",
-        ["model", "accuracy", "loss", "KL to dense", "flips"],
-        [
-            (name, f"{s.accuracy:.4f}", f"{s.loss:.4f}", _or_dash(s.kl, "{:.4f}"), _or_dash(s.flips, "{:.1%}"))
-            for name, s in scores
-        ],
-    )
+    stages = [("dense", outcome.dense), ("pruned", outcome.pruned)]
+    stages += [("fine-tuned", outcome.tuned)] if outcome.tuned else []
+    _show_stages(f"{outcome.folder}: {outcome.dense.rows} held-out rows, {outcome.dense.task}", stages)
+    _show_drop(outcome.drop)
     work = "unknown (the layout lists no products)"
     if outcome.macs_ratio is not None:
         work = f"{common.percent(outcome.macs_ratio)} of dense"
@@ -38,6 +34,45 @@ def show(outcome: "Outcome", *, json: bool) -> None:
     if outcome.inexact:
         typer.echo(outcome.inexact)
     _show_provenance(outcome)
+
+
+def show_evaluation(model: str, result: "Evaluation", drop: "Drop | None", *, json: bool) -> None:
+    """Print the evaluation of a model, and its drop against the dense model if there is one."""
+    if json:
+        compared = {} if drop is None else drop.as_json()
+        common.print_json({"model": model, **result.as_json(), **compared})
+        return
+    _show_stages(f"{result.rows} rows, {result.task}", [(model, result)])
+    if drop is not None:
+        _show_drop(drop)
+
+
+def _show_stages(title: str, stages: "Sequence[tuple[str, Evaluation]]") -> None:
+    """A table of evaluations, one a line."""
+    first = stages[0][1]
+    where = ", against the dense model's answers" if first.is_against_dense else ""
+    common.print_table(
+        f"{title}{where}",
+        ["model", *first.values, "loss", "KL to dense", "flips"],
+        [
+            (
+                name,
+                *(f"{value:.4f}" for value in e.values.values()),
+                _or_dash(e.loss, "{:.4f}"),
+                _or_dash(e.kl, "{:.4f}"),
+                _or_dash(e.flips, "{:.1%}"),
+            )
+            for name, e in stages
+        ],
+    )
+
+
+def _show_drop(drop: "Drop") -> None:
+    """Print the drop with its interval."""
+    interval = "no interval" if drop.interval is None else f"95% [{drop.interval[0]:+.4f}, {drop.interval[1]:+.4f}]"
+    typer.echo(
+        f"{drop.metric} {drop.dense:.4f} -> {drop.pruned:.4f}: drop {drop.drop:+.4f}, {interval}; {drop.reading}"
+    )
 
 
 def _show_provenance(outcome: "Outcome") -> None:
@@ -62,31 +97,28 @@ def _or_dash(value: float | None, form: str) -> str:
 
 def write_sweep(points: Sequence[Any], folder: Path, title: str) -> None:
     """Write sweep.json and sweep.png."""
-    from dataclasses import asdict
-
     from secateur.files import write_json
     from secateur.report.plots import plot_sweep
 
-    write_json(folder / "sweep.json", [asdict(point) for point in points])
+    write_json(folder / "sweep.json", [point.as_json() for point in points])
     plot_sweep(points, folder / "sweep.png", title)
 
 
 def show_sweep(points: Sequence[Any], output: Path, *, json: bool) -> None:
     """Print the table of a sweep."""
-    from dataclasses import asdict
-
     if json:
-        common.print_json([asdict(point) for point in points])
+        common.print_json([point.as_json() for point in points])
         return
+    metric = points[0].score.metric
     common.print_table(
-        f"{output}/sweep.png shows this; accuracy before any fine-tuning",
-        ["sparsity", "threshold", "accuracy", "against dense", "KL to dense", "flips"],
+        f"{output}/sweep.png shows this; {metric} before any fine-tuning",
+        ["sparsity", "threshold", metric, "against dense", "KL to dense", "flips"],
         [
             (
                 common.percent(p.sparsity),
                 _or_dash(p.threshold, "{:.4g}"),
-                f"{p.score.accuracy:.4f}",
-                f"{p.score.accuracy - points[0].score.accuracy:+.4f}",
+                f"{p.score.value:.4f}",
+                f"{p.score.value - points[0].score.value:+.4f}",
                 _or_dash(p.score.kl, "{:.4f}"),
                 _or_dash(p.score.flips, "{:.1%}"),
             )

@@ -14,7 +14,7 @@ from secateur.cli import common
 
 if TYPE_CHECKING:
     from secateur.budget import Budget
-    from secateur.jobs.text_classifier import Data
+    from secateur.jobs.prune_model import Data
     from secateur.select import Pattern
     from secateur.torch.host import TorchHost
 
@@ -43,11 +43,15 @@ def command(
     *,
     output: Annotated[Path | None, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)] = None,
     data: common.DataOption = None,
-    text_column: common.TextColumnOption = "text",
-    label_column: common.LabelColumnOption = "label",
+    text_column: common.TextColumnOption = None,
+    label_column: common.LabelColumnOption = None,
+    target_column: common.TargetColumnOption = None,
+    image_column: common.ImageColumnOption = None,
+    audio_column: common.AudioColumnOption = None,
+    label_names: common.LabelNamesOption = None,
     split: common.SplitOption = None,
     eval_data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Data to report on; default: a tenth of --data, held out.", rich_help_panel=common.DATA_PANEL
         ),
@@ -152,11 +156,11 @@ def command(
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Prune a classifier (--data), or a language model block by block (--calibration or --recipe).
+    """Prune a model of any task (--data), or a language model block by block (--calibration or --recipe).
 
-    The data of a `.keras` classifier is an .npz of x and y. A classifier is saved only if masked and shrunk agree and
-    the reloaded model is equal. A language model is written shard by shard: a run that was stopped goes on when the
-    same command is given again.
+    The data of a `.keras` classifier is an .npz of x and y. A model is saved only if masked and shrunk agree and the
+    reloaded model is equal. Block by block, a language model is written shard by shard: a run that was stopped goes on
+    when the same command is given again. Data without labels is enough: the dense model's own answers take their place.
     """
     from secateur.cli import kinds, language, outcomes
 
@@ -195,25 +199,26 @@ def command(
         )
         outcomes.show(keras_outcome, json=json)
         return
-    rows = common.read_data(data, text_column, label_column, split)
-    held_out = None
-    if eval_data or eval_split:
-        held_out = common.read_data(eval_data or data, text_column, label_column, eval_split)
-
-    from secateur.jobs.text_classifier import Stage, Tuning, run
-
     common.quiet_libraries()
     common.set_threads(threads)
-    host = common.open_model(model, task, layout_file, trust_remote_code=trust_remote_code)
+
+    from secateur.jobs.open_task import look, open_host, prepare
+    from secateur.jobs.prune_model import Stage, Tuning, run
+
+    opened = look(model, task, trust_remote_code=trust_remote_code)
+    table = common.read_data(data, split)
+    held_out = None
+    if eval_data or eval_split:
+        held_out = common.read_data(eval_data or data, eval_split)
+    host, its_task = open_host(opened, common.task_options(context_.params), common.read_layout(layout_file))
     material = prepare(
-        host,
-        model,
-        rows,
+        its_task,
+        table,
         held_out,
         calibration_samples=calibration_samples,
-        max_length=max_length,
         batch_size=batch_size,
         seed=seed,
+        say=common.note,
     )
     if choice.sweep is not None:
         try_all(host, choice, material, output, f"{criterion}, {pattern}", overwrite=overwrite, json=json)
@@ -352,30 +357,3 @@ def read_list(text: str) -> list[float]:
     if not values:
         raise PlanError("--sweep is empty; pass numbers such as 0.5,0.7,0.9")
     return values
-
-
-def prepare(
-    host: "TorchHost",
-    model: str,
-    rows: Any,
-    held_out: Any,
-    *,
-    calibration_samples: int,
-    max_length: int,
-    batch_size: int,
-    seed: int,
-) -> "Data":
-    """Encode rows; unless there are `held_out` rows for the report, hold out a tenth, stratified by label."""
-    from secateur.jobs.text_classifier import Data
-    from secateur.labelled_rows import shuffled, split_rows
-    from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
-
-    tokenizer = load_tokenizer(model)
-    if held_out is None:
-        rows, held_out = split_rows(rows, 0.1, seed)
-    else:
-        rows = shuffled(rows, seed)
-    train = encode(host.model, tokenizer, rows, max_length)
-    test = Batches(encode(host.model, tokenizer, held_out, max_length), tokenizer, batch_size)
-    calibration = Batches(train[:calibration_samples], tokenizer, batch_size)
-    return Data(train, calibration, test, tokenizer, batch_size)

@@ -1,4 +1,4 @@
-"""secateur train: fine-tune a text classifier, so that there is a dense model to start from."""
+"""secateur train: fine-tune a model of any task, so that there is a dense model to start from."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,24 +13,30 @@ EXAMPLES = ("secateur train ./encoder --data train.csv --output ./classifier --e
 
 
 def command(
+    context_: typer.Context,
     model: common.ModelArgument,
     *,
     output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],
     data: common.DataOption = None,
-    text_column: common.TextColumnOption = "text",
-    label_column: common.LabelColumnOption = "label",
+    text_column: common.TextColumnOption = None,
+    label_column: common.LabelColumnOption = None,
+    target_column: common.TargetColumnOption = None,
+    image_column: common.ImageColumnOption = None,
+    audio_column: common.AudioColumnOption = None,
+    label_names: common.LabelNamesOption = None,
     split: common.SplitOption = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0.0)] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-4,
     max_length: common.LengthOption = 128,
     batch_size: common.BatchOption = 32,
     seed: common.SeedOption = 0,
+    task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Train a sequence classifier on labelled texts; a missing head is made for the labels of the data.
+    """Train a model of any task; a checkpoint of another task gets a new head for the labels of the data.
 
     Zeros of a pruned model stay zero.
     """
@@ -42,33 +48,36 @@ def command(
 
         keras.refuse_training(model)
     check_output(output, overwrite=overwrite)
-    rows = common.read_data(data, text_column, label_column, split)
+    table = common.read_data(data, split)
 
-    from secateur.jobs.train import classifier_options, fine_tune
+    from secateur.jobs.open_task import open_to_train
+    from secateur.jobs.train import fine_tune
     from secateur.pruning import earlier_zeros
-    from secateur.torch.data.text_rows import encode, load_tokenizer
     from secateur.torch.files.saving import save
     from secateur.torch.host import TorchHost
-    from secateur.torch.open import load_model, open_module
+    from secateur.torch.open import open_module
 
     common.quiet_libraries()
     common.set_threads(threads)
-    options = {"trust_remote_code": True} if trust_remote_code else {}
-    tokenizer = load_tokenizer(model)
-    loading = {**classifier_options(model, rows, seed), **options}
-    network = load_model(model, task="SequenceClassification", new_head=_note_new, **loading)
+    options = common.task_options(context_.params)
+    its_task = open_to_train(model, task, table, options, trust_remote_code=trust_remote_code, new_head=_note_new)
+    network = its_task.model
     host = TorchHost.untraced(network)
     if earlier_zeros({name: p.detach() for name, p in network.named_parameters() if p.dim() > 1}) is not None:
         host = open_module(network)  # it knows which of the zeros were pruned, and holds them
-    features = encode(network, tokenizer, rows, max_length)
+    examples = its_task.encode(table)
+    for sentence in its_task.notes:
+        common.note(sentence)
     loss = fine_tune(
-        host, features, tokenizer, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
+        host, its_task, examples, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
     )
-    save(network, output, plan=host.plan, tokenizer=tokenizer, overwrite=overwrite)
+    save(network, output, plan=host.plan, overwrite=overwrite, **its_task.companions)
     if json:
-        common.print_json({"output": str(output), "examples": len(rows), "epochs": epochs, "loss": loss})
+        common.print_json(
+            {"output": str(output), "task": its_task.name, "examples": len(table), "epochs": epochs, "loss": loss}
+        )
         return
-    typer.echo(f"{output}: trained on {len(rows)} texts, mean loss {loss:.4f}")
+    typer.echo(f"{output}: trained on {len(table)} rows, {its_task.name}, mean loss {loss:.4f}")
 
 
 def _note_new(names: Sequence[str]) -> None:

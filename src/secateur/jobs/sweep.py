@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from secateur.arrays import to_numpy
 from secateur.budget import Budget
-from secateur.jobs.text_classifier import Data, Track, logits, silent
+from secateur.jobs.prune_model import Data, calibration_of
 from secateur.plan import Plan
 from secateur.pruning import Criterion, check_weights, needs_of, prune, weight_scores
-from secateur.scores import Score, score
 from secateur.select import Pattern, Unit, resolve_axes
 from secateur.stats import Stats
+from secateur.tasks.base.evaluate import Evaluation, Reference, Track, evaluate, silent
 from secateur.torch.host import TorchHost
 
 
@@ -22,12 +23,16 @@ class Point:
 
     sparsity: share of the counted weights or units that is removed.
     threshold: the largest score that is removed; None for units, and where nothing is removed.
-    score: score of the pruned model.
+    score: evaluation of the pruned model.
     """
 
     sparsity: float
     threshold: float | None
-    score: Score
+    score: Evaluation
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {"sparsity": self.sparsity, "threshold": self.threshold, **self.score.as_json()}
 
 
 def sweep(
@@ -44,15 +49,14 @@ def sweep(
     needs = [need for need in needs_of(criterion) if need != "weight"]
     if needs:
         axes = [a.name for a in resolve_axes(host.layout, pattern)] if isinstance(pattern, Unit) else None
-        stats = host.collect(needs, track(data.calibration, f"collect {', '.join(needs)}"), axes)
-    labels = data.test.labels()
-    dense = logits(host, track(data.test, "dense model"))
-    points = [Point(0.0, None, score(dense, labels, dense))]
-    for number, budget in enumerate(budgets, 1):
+        stats = host.collect(needs, track(calibration_of(host, data), f"collect {', '.join(needs)}"), axes)
+    reference = Reference(data.task, host.model, data.test, track)
+    points = [Point(0.0, None, reference.evaluation())]
+    for budget in budgets:
         plan = prune(host, criterion, pattern, budget, stats=stats)
         with host.masked(plan):
-            pruned = logits(host, track(data.test, f"{number} of {len(budgets)}"))
-        points.append(Point(share(host, plan), cut(host, criterion, plan, stats), score(pruned, labels, dense)))
+            found = evaluate(data.task, host.model, data.test, reference, track)
+        points.append(Point(share(host, plan), cut(host, criterion, plan, stats), found))
     return points
 
 

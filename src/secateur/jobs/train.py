@@ -2,16 +2,16 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 
 from secateur.errors import DataError
-from secateur.labelled_rows import Rows
 from secateur.plan import Plan
+from secateur.tasks.base.task import Examples, Task
+from secateur.torch.base.batches import LABELS
 from secateur.torch.host import TorchHost
 from secateur.torch.train.callback import Bar, Hold, Holding
 from secateur.torch.train.distil_loss import distillation_loss
@@ -19,8 +19,8 @@ from secateur.torch.train.distil_loss import distillation_loss
 
 def fine_tune(
     host: TorchHost,
-    features: Sequence[dict[str, Any]],
-    tokenizer: Any,
+    task: Task,
+    examples: Examples,
     *,
     plan: Plan | None = None,
     epochs: float = 1.0,
@@ -31,11 +31,16 @@ def fine_tune(
     teacher: nn.Module | None = None,
     callbacks: Sequence[Any] = (),
     progress: bool = True,
+    arguments: Mapping[str, Any] | None = None,
 ) -> float:
-    """Train `host.model` in place on encoded rows (see `text_rows.encode`); returns the last mean loss.
+    """Train `host.model` in place on encoded rows; returns the last mean loss.
+
+    Rows without labels need a teacher.
 
     plan: zeros to hold during training, in addition to those of `host.plan`.
-    teacher: the dense model to learn from, in addition to labels (see `secateur.torch.train.distil_loss`).
+    teacher: the dense model to learn from, in addition to labels where there are any (see
+        `secateur.torch.train.distil_loss`).
+    arguments: more fields of transformers' TrainingArguments, which win over what is chosen here.
     callbacks: more callbacks for the Trainer.
     progress: whether a progress bar is shown.
 
@@ -45,36 +50,40 @@ def fine_tune(
         DataError: when `epochs` or the learning rate is no positive number, or the loss is NaN or infinite.
     """
     # Optional: Trainer imports packages of the extra `train` (accelerate, datasets).
-    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+    from transformers import PrinterCallback, TrainingArguments
 
     for value, option in ((epochs, "epochs"), (learning_rate, "the learning rate")):
         if not 0 < value < float("inf"):
             raise DataError(f"{option} must be a positive number, not {value}")
+    features = list(examples.features)
+    if teacher is None and set(LABELS).isdisjoint(features[0]):
+        raise DataError("training needs labels; name their column, or learn from the dense model alone with --distil")
     steps = max(1, round(epochs * -(-len(features) // batch_size)))
     hold = Hold(host, plan or Plan()) if plan is not None or host.plan is not None else None
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            max_steps=steps,
-            learning_rate=learning_rate,
-            per_device_train_batch_size=batch_size,
-            weight_decay=weight_decay,
-            optim="adamw_torch_fused",
-            warmup_steps=max(1, round(0.06 * steps)),
-            train_sampling_strategy="group_by_length",
-            seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            logging_nan_inf_filter=False,
-            report_to=[],
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        trainer = (Trainer if teacher is None else _distilling(teacher))(
+        chosen: dict[str, Any] = {
+            "output_dir": scratch,
+            "max_steps": steps,
+            "learning_rate": learning_rate,
+            "per_device_train_batch_size": batch_size,
+            "weight_decay": weight_decay,
+            "optim": "adamw_torch_fused",
+            "warmup_steps": max(1, round(0.06 * steps)),
+            "train_sampling_strategy": "group_by_length" if "input_ids" in features[0] else "random",
+            "seed": seed,
+            "save_strategy": "no",
+            "logging_strategy": "no",
+            "logging_nan_inf_filter": False,
+            "report_to": [],
+            "disable_tqdm": True,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "remove_unused_columns": False,
+        }
+        trainer = _trainer_class(task, teacher)(
             model=host.model,
-            args=arguments,
+            args=TrainingArguments(**{**chosen, **(arguments or {})}),
             train_dataset=features,
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=task.collate,
             callbacks=[*callbacks, *([hold] if hold is not None else []), *([Bar()] if progress else [])],
         )
         trainer.remove_callback(PrinterCallback)
@@ -93,39 +102,24 @@ def fine_tune(
     return loss
 
 
-def _distilling(teacher: nn.Module) -> Any:
-    """A Trainer whose loss is the distillation loss."""
+def _trainer_class(task: Task, teacher: nn.Module | None) -> Any:
+    """A Trainer whose loss is the task's, or with a teacher the distillation loss."""
     from transformers import Trainer  # optional, as in `fine_tune`
 
-    teacher.eval()
+    if teacher is not None:
+        teacher.eval()
+    own_loss = task.loss if task.has_own_loss else None
 
-    class Distilling(Trainer):
-        def compute_loss(self, model: Any, inputs: Any, *, return_outputs: bool = False, **kwargs: Any) -> Any:
-            loss, output = distillation_loss(model, teacher, inputs)
-            return (loss, output) if return_outputs else loss
+    class TaskTrainer(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+            if teacher is not None:
+                loss, output = distillation_loss(model, teacher, inputs, task.divergence, own_loss)
+                return (loss, output) if return_outputs else loss
+            if own_loss is not None:
+                return (own_loss(model, inputs), None) if return_outputs else own_loss(model, inputs)
+            return super().compute_loss(model, inputs, *args, return_outputs=return_outputs, **kwargs)
 
-    return Distilling
-
-
-def classifier_options(source: Any, rows: Rows, seed: int) -> dict[str, Any]:
-    """Options for loading `source` as a classifier of the labels in `rows`.
-
-    A folder that is a classifier keeps its head; other folders get a new head (drawn with `seed`), whose classes are
-    the sorted labels.
-    """
-    config = AutoConfig.from_pretrained(source)
-    torch.manual_seed(seed)
-    classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
-    if classifier is not None and classifier.__name__ in (config.architectures or ()):
-        return {}
-    names = sorted({str(label) for label in rows.labels or ()})
-    if len(names) < 2:
-        raise DataError(f"a classifier needs at least two labels; the data has {', '.join(names) or 'none'}")
-    return {
-        "num_labels": len(names),
-        "label2id": {name: i for i, name in enumerate(names)},
-        "id2label": dict(enumerate(names)),
-    }
+    return TaskTrainer
 
 
 def _forget_gradients(model: nn.Module) -> None:

@@ -98,13 +98,14 @@ class KerasOutcome:
         return asdict(self)
 
 
-def read_arrays(path: Path | None, model: keras.Model) -> Arrays:
+def read_arrays(source: str | Path | None, model: keras.Model) -> Arrays:
     """Read an `.npz` with `y` and either `x` or one array named after each input of the model.
 
     Raises DataError: no file, no such arrays, unequal lengths, labels that are no class numbers.
     """
-    if path is None:
+    if source is None:
         raise DataError("data is needed here; pass --data FILE.npz with arrays x and y")
+    path = Path(source)
     arrays = _read_npz(path)
     names = [tensor.name for tensor in model.inputs or []]
     if "y" not in arrays or ("x" not in arrays and not set(names) <= set(arrays)):

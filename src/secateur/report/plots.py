@@ -17,14 +17,14 @@ def plot_sweep(points: Sequence[Any], path: Path, title: str) -> None:
     """Accuracy over sparsity; a point that has a threshold is labelled with it. The first point is the dense model."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     x = [100 * point.sparsity for point in points]
-    y = [100 * point.score.accuracy for point in points]
+    y = [point.score.value for point in points]
     axes.axhline(y[0], color=GREY, linestyle="--", linewidth=1, label=f"dense, {y[0]:.1f}%")
     axes.plot(x, y, color=BLUE, marker="o", label="pruned, not fine-tuned")
     for point, px, py in zip(points, x, y, strict=True):
         if point.threshold is not None:
             axes.annotate(f"τ {point.threshold:.3g}", (px, py), textcoords="offset points", xytext=(4, 7), fontsize=8)
     axes.set_xlabel("sparsity, % of what was ranked")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel(points[0].score.metric)
     axes.set_title(title, loc="left", fontsize=11)
     axes.margins(x=0.08, y=0.12)
     axes.legend(frameon=False, loc="lower left")

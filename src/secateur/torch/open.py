@@ -95,14 +95,16 @@ def load_model(
     return model.eval()
 
 
-def read_config(folder: Path) -> Any:
-    """The configuration of a model folder; ModelError when transformers cannot read it."""
+def read_config(source: str | Path, **options: Any) -> Any:
+    """The configuration of a model folder or hub id; ModelError when transformers cannot read it."""
     import transformers  # optional: plain PyTorch modules do not need it
 
+    if _is_folder(source):
+        check_folder(Path(source))
     try:
-        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return transformers.AutoConfig.from_pretrained(source, **{"trust_remote_code": False, **options})
     except EXPECTED as error:
-        raise ModelError(f"the config of {folder} cannot be read: {first_sentence(error)}") from None
+        raise ModelError(f"the config of {source} cannot be read: {first_sentence(error)}") from None
 
 
 def _is_folder(source: str | Path) -> bool:

@@ -1,15 +1,13 @@
-"""Rows of text as batches for a Hugging Face model: tokenised, sorted by length where order is free, padded."""
+"""Texts for a Hugging Face model: its tokenizer, how many tokens it takes, texts as ids, ids padded to a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from secateur.errors import DataError, ModelError
-from secateur.labelled_rows import Rows, label_ids
+from secateur.errors import DataError, ModelError, shown
 
 VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenizer_config.json")
 """Files of which a tokenizer has at least one; without any, transformers makes a tokenizer that knows no word."""
@@ -66,13 +64,30 @@ def _input_embeddings(model: Any) -> Any:
         return None
 
 
-def token_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int, new_tokens: int = 0) -> Any:
-    """The output of the tokenizer for texts, cut to `max_length` tokens; `new_tokens`: how many the model will add.
+def token_ids(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[Any],
+    max_length: int,
+    new_tokens: int = 0,
+    *,
+    pairs: Sequence[Any] | None = None,
+    **options: Any,
+) -> Any:
+    """The output of the tokenizer for texts, cut to `max_length` tokens.
+
+    new_tokens: how many tokens the model will add.
+    pairs: the second text of each pair; the longer one of a pair is cut first.
+    options: more options of the tokenizer; `truncation` among them replaces that of texts and pairs.
 
     Raises DataError for a text that needs more positions than the model has, for a text without a token, and for a
     token that the model does not know.
     """
-    encoded = tokenizer(list(texts), truncation=True, max_length=min(max_length, tokenizer.model_max_length))
+    if not len(texts):
+        raise DataError("there are no texts")
+    limit = min(max_length, tokenizer.model_max_length)
+    arguments = (list(texts),) if pairs is None else (list(texts), list(pairs))
+    encoded = tokenizer(*arguments, **{"truncation": True, "max_length": limit, **options})
     lengths = [len(ids) for ids in encoded["input_ids"]]
     positions = text_positions(model)
     if positions is not None and max(lengths) > positions:
@@ -86,59 +101,26 @@ def token_ids(model: nn.Module, tokenizer: Any, texts: Sequence[str], max_length
         )
     if min(lengths) == 0:
         number = lengths.index(0)
-        raise DataError(f"row {number} gives no token: {texts[number]!r}; remove it")
-    largest = max(max(ids) for ids in encoded["input_ids"])
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    if largest >= vocabulary:
-        raise DataError(
-            f"the tokenizer gives token {largest}, the model knows {vocabulary}; they do not belong together"
-        )
+        raise DataError(f"row {number} gives no token: {shown(texts[number])}; remove it")
+    check_vocabulary(model, max(max(ids) for ids in encoded["input_ids"]))
     return encoded
 
 
-def encode(model: nn.Module, tokenizer: Any, rows: Rows, max_length: int) -> list[dict[str, Any]]:
-    """One mapping of features for each row, with `labels` where the rows have labels.
+def check_vocabulary(model: Any, largest: int) -> None:
+    """DataError when a token is not in the model's table."""
+    table = _input_embeddings(model)
+    if table is not None and largest >= table.weight.shape[0]:
+        raise DataError(
+            f"the tokenizer gives token {largest}, the model knows {table.weight.shape[0]}; they do not belong together"
+        )
 
-    Raises DataError when labels do not fit the head of the model, or texts do not fit the model (see `token_ids`).
+
+def padded(tokenizer: Any, features: Sequence[Mapping[str, Any]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
+    """What the tokenizer gave for some texts, as one batch; other keys are left out.
+
+    pad_to: the length of the batch in tokens; None for that of the longest text.
     """
-    labels = None
-    if rows.labels is not None:
-        config: Any = model.config
-        labels = label_ids(rows, config.label2id, config.num_labels)
-    encoded = token_ids(model, tokenizer, rows.texts, max_length)
-    features = [{key: encoded[key][i] for key in encoded} for i in range(len(rows))]
-    if labels is not None:
-        for feature, label in zip(features, labels, strict=True):
-            feature["labels"] = label
-    return features
-
-
-class Batches(Sequence[dict[str, torch.Tensor]]):
-    """Features in batches, ordered by length so that little is padded; can be iterated many times.
-
-    pad_to: the length of every batch; None: that of its longest row.
-    """
-
-    def __init__(
-        self, features: list[dict[str, Any]], tokenizer: Any, batch_size: int, pad_to: int | None = None
-    ) -> None:
-        order = sorted(range(len(features)), key=lambda i: -len(features[i]["input_ids"]))
-        self._features = [features[i] for i in order]
-        self._tokenizer, self._size, self._pad_to = tokenizer, batch_size, pad_to
-
-    def __len__(self) -> int:
-        return -(-len(self._features) // self._size)
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        part = self._features[index * self._size : (index + 1) * self._size]
-        padding: Any = "max_length" if self._pad_to else True
-        return dict(self._tokenizer.pad(part, padding=padding, max_length=self._pad_to, return_tensors="pt"))
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        return (self[i] for i in range(len(self)))
-
-    def labels(self) -> np.ndarray:
-        """Class numbers in the order of the batches."""
-        return np.array([feature["labels"] for feature in self._features])
+    names = [name for name in features[0] if name in tokenizer.model_input_names]
+    part = [{name: feature[name] for name in names} for feature in features]
+    padding: Any = True if pad_to is None else "max_length"
+    return dict(tokenizer.pad(part, padding=padding, max_length=pad_to, return_tensors="pt"))

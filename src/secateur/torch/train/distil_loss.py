@@ -3,40 +3,63 @@
 Sources: Hinton et al., 2015; Sanh et al., 2020; Kurtic et al., 2022.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.errors import ModelError
-from secateur.torch.base.batches import run
+from secateur.torch.base.batches import LABELS, run
 
 TEMPERATURE = 2.0
 
 
-def distillation_loss(model: nn.Module, teacher: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, Any]:
-    """Task loss + T^2 KL(teacher || student at temperature T) + sum over layers of MSE(h_s, h_t) / MSE(h_t, 0).
+Divergence = Callable[[Any, Any, Mapping[str, Any], float], torch.Tensor]
+"""(output, dense output, batch, temperature) -> for each example how far they are apart, times temperature squared."""
+Loss = Callable[[nn.Module, Mapping[str, Any]], torch.Tensor]
 
-    Both are Hugging Face models. Hidden states count where both models have equally many, of equal shape (unless
-    layers or hidden width were removed), without padding. Returns the loss and the student's output.
+
+def of_logits(output: Any, dense: Any, batch: Mapping[str, Any], temperature: float) -> torch.Tensor:
+    """T^2 KL(dense || model) of the logits (examples, ..., classes), summed over positions."""
+    own, wanted = output.logits / temperature, dense.logits / temperature
+    kl = F.kl_div(own.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none")
+    return temperature**2 * kl.flatten(1).sum(1)
+
+
+def distillation_loss(
+    model: nn.Module,
+    teacher: nn.Module,
+    batch: Mapping[str, Any],
+    divergence: Divergence = of_logits,
+    loss: Loss | None = None,
+) -> tuple[torch.Tensor, Any]:
+    """Task loss + divergence at temperature T + sum over layers of MSE(h_s, h_t) / MSE(h_t, 0).
+
+    Both are Hugging Face models. The task loss counts where the batch has labels. Hidden states count where both models
+    have equally many, of equal shape (unless layers or hidden width were removed), without padding.
+
+    divergence: of the task. loss: of the task; None for the model's own.
+
+    Returns the loss and the student's output.
     """
+    is_labelled = not set(LABELS).isdisjoint(batch)
     output = model(**batch, output_hidden_states=True)
     with torch.no_grad():
         target = run(teacher, {**batch, "output_hidden_states": True})
-    if output.loss is None:
-        raise ModelError("distillation needs labels in each batch")
-    student, dense = output.logits / TEMPERATURE, target.logits / TEMPERATURE
-    answers = F.kl_div(student.log_softmax(-1), dense.log_softmax(-1), log_target=True, reduction="batchmean")
-    loss = output.loss + TEMPERATURE**2 * answers
-    pairs = list(zip(output.hidden_states or (), target.hidden_states or (), strict=False))
-    if pairs and len(output.hidden_states) == len(target.hidden_states):
-        mask = batch.get("attention_mask")
-        for own, wanted in pairs[1:]:
-            if own.shape == wanted.shape:
-                loss = loss + _relative_error(own, wanted, mask)
-    return loss, output
+    total = divergence(output, target, batch, TEMPERATURE).mean()
+    if is_labelled and loss is not None:
+        total = total + loss(model, batch)
+    elif is_labelled:
+        total = total + output.loss
+    for name in ("hidden_states", "encoder_hidden_states", "decoder_hidden_states"):
+        mask = None if name == "decoder_hidden_states" else batch.get("attention_mask")
+        own_states, dense_states = (getattr(o, name, None) or () for o in (output, target))
+        if len(own_states) == len(dense_states):
+            for own, wanted in list(zip(own_states, dense_states, strict=True))[1:]:
+                if own.shape == wanted.shape:
+                    total = total + _relative_error(own, wanted, mask)
+    return total, output
 
 
 def _relative_error(own: torch.Tensor, wanted: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""The main job on a text classifier: prune, verify, fine-tune, shrink, save, reload, and measure the result."""
+"""The main job, for a model of any task: prune, verify, fine-tune, shrink, save, reload, and measure the result."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import ModelError, PlanError
 from secateur.files import new_folder
 from secateur.jobs.train import fine_tune
+from secateur.metrics.drop import Drop
 from secateur.plan import MASKS_NAME, Plan, resized_masks
 from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
 from secateur.schedule import cubic
-from secateur.scores import Score, score
 from secateur.select import NM, Pattern, Unit
-from secateur.torch.data.text_rows import Batches
+from secateur.tasks.base.batches import Batches, OwnLabels
+from secateur.tasks.base.evaluate import Evaluation, Reference, Track, compare, evaluate, silent
+from secateur.tasks.base.task import Examples, Task
 from secateur.torch.files.safetensors_header import read_entries
 from secateur.torch.files.saving import save
 from secateur.torch.files.zero_packing import plain_name
@@ -30,30 +32,22 @@ from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
 from secateur.torch.train.callback import Gradual
 
-Track = Callable[[Iterable[Any], str], Iterable[Any]]
-"""Wraps an iterable with a progress bar: (iterable, description) -> the same items."""
-
-
-def silent(items: Iterable[Any], description: str) -> Iterable[Any]:
-    """A Track that shows nothing."""
-    return items
-
 
 @dataclass(frozen=True)
 class Data:
     """The data of a job.
 
+    task: what the model is for; its processor is saved with the model.
     train: encoded training rows.
     calibration: batches of a part of the training rows.
     test: batches of other rows.
-    tokenizer: the tokenizer, which is saved with the model.
     batch_size: rows in a batch of fine-tuning.
     """
 
-    train: list[dict[str, Any]]
+    task: Task
+    train: Examples
     calibration: Batches
     test: Batches
-    tokenizer: Any
     batch_size: int = 32
 
 
@@ -80,7 +74,7 @@ class Tuning:
     epochs: passes over the training rows; 0 for no fine-tuning.
     learning_rate: the largest learning rate.
     seed: seed of the order of the rows and of dropout.
-    distil: whether to learn from the dense model in addition to the labels.
+    distil: whether to learn from the dense model, in addition to the labels where there are any.
     gradual: whether to prune along a cubic schedule over the first `RAMP` of the steps, ranking the weights again as
         they change (element patterns, magnitude), instead of all at once.
     """
@@ -102,7 +96,8 @@ class Outcome:
     """The result of one job.
 
     name: name of the job.
-    dense, pruned, tuned: scores of the dense, the pruned and the fine-tuned model; None without fine-tuning.
+    dense, pruned, tuned: evaluations of the dense, the pruned and the fine-tuned model; None without fine-tuning.
+    drop: how much worse the saved model is than the dense one, with its interval.
     total: number of parameters of the pruned model.
     nonzero: number of those parameters that are not zero.
     macs_ratio: multiply-accumulates of the pruned over the dense model; None where the layout (written by hand) lists
@@ -117,9 +112,10 @@ class Outcome:
     """
 
     name: str
-    dense: Score
-    pruned: Score
-    tuned: Score | None
+    dense: Evaluation
+    pruned: Evaluation
+    tuned: Evaluation | None
+    drop: Drop
     total: int
     nonzero: int
     macs_ratio: float | None
@@ -132,35 +128,15 @@ class Outcome:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return asdict(self)
-
-
-def logits(host: TorchHost, batches: Iterable[Any]) -> np.ndarray:
-    """First output of the model over all batches, (examples, classes).
-
-    Raises:
-        ModelError: when the model is no classifier, or its output has NaN or infinity.
-    """
-    parts = []
-    for batch in batches:
-        outputs = host.outputs(batch)
-        if not outputs or outputs[0].ndim != 2:
-            raise ModelError(
-                f"a {type(host.model).__name__} does not give one row of class scores for each text; pass a text "
-                "classifier, for example one made by `secateur train`"
-            )
-        if not np.isfinite(outputs[0]).all():
-            raise ModelError(
-                "the model answers NaN or infinity on this data; look for NaN or huge values in its weights"
-            )
-        parts.append(outputs[0])
-    return np.concatenate(parts)
-
-
-def evaluate(host: TorchHost, test: Batches, dense: np.ndarray | None = None, track: Track = silent) -> Score:
-    """Score of the model on labelled batches."""
-    return score(logits(host, track(test, "evaluate")), test.labels(), dense)
+        """Plain values for a JSON file; `pruned` is the main metric of the model that was saved."""
+        stages = {"dense": self.dense, "pruned": self.pruned, "tuned": self.tuned}
+        plain = ("name", "total", "nonzero", "macs_ratio", "difference", "folder", "bytes", "linear_bytes")
+        return {
+            "task": self.dense.task,
+            **self.drop.as_json(),
+            "stages": {name: stage.as_json() for name, stage in stages.items() if stage is not None},
+            **{name: getattr(self, name) for name in (*plain, "reload_difference", "inexact", "provenance")},
+        }
 
 
 def decide(host: TorchHost, steps: Sequence[Stage], calibration: Iterable[Any], track: Track = silent) -> Plan:
@@ -170,6 +146,13 @@ def decide(host: TorchHost, steps: Sequence[Stage], calibration: Iterable[Any], 
         data = track(calibration, f"{step.criterion.__name__} for {step.pattern}")
         plan = plan.merge(prune(host, step.criterion, step.pattern, step.budget, data, weights=step.weights))
     return plan.check(host.layout)
+
+
+def calibration_of(host: TorchHost, data: Data) -> Sequence[Any]:
+    """Calibration batches with labels: those of the data, or the dense model's own answers where there are none."""
+    if data.calibration.are_labelled:
+        return data.calibration
+    return OwnLabels(data.task, data.calibration, host.model)
 
 
 def gradually(host: TorchHost, steps: Sequence[Stage], tuning: Tuning, data: Data) -> Gradual:
@@ -183,7 +166,7 @@ def gradually(host: TorchHost, steps: Sequence[Stage], tuning: Tuning, data: Dat
             plan = plan.merge(prune(host, step.criterion, step.pattern, budget, weights=step.weights))
         return plan
 
-    count = max(1, round(tuning.epochs * -(-len(data.train) // data.batch_size)))
+    count = max(1, round(tuning.epochs * -(-len(data.train.features) // data.batch_size)))
     return Gradual(host, decide_at, cubic(1.0, round(RAMP * count), start=RAMP_START), every=max(1, count // 25))
 
 
@@ -206,7 +189,7 @@ def run(
     tuning: Tuning,
     output: Path | None = None,
     *,
-    dense_logits: np.ndarray | None = None,
+    reference: Reference | None = None,
     overwrite: bool = False,
     track: Track = silent,
     save_options: dict[str, Any] | None = None,
@@ -214,7 +197,7 @@ def run(
     """Do the whole job on a copy of the host; `host` itself stays dense.
 
     output: folder to save to; None to save nothing.
-    dense_logits: logits of the dense model on the test batches, if they are known.
+    reference: the dense model on the test batches, if it has run.
     track: shows progress.
     save_options: further arguments of `secateur.torch.files.saving.save`.
 
@@ -223,27 +206,29 @@ def run(
         ModelError: when the reloaded model differs from the saved model. In both cases nothing is written.
     """
     check_weights(host)
-    if dense_logits is None:
-        dense_logits = logits(host, track(data.test, "dense model"))
-    labels = data.test.labels()
+    task = data.task
+    if reference is None:
+        reference = Reference(task, host.model, data.test, track)
     dense_macs = macs(host.layout)
-    plan = decide(host, steps, data.calibration, track)
+    plan = decide(host, steps, calibration_of(host, data), track)
     verdict = verify(host, plan, data.test)
     small = host.copy()
     linears = default_weights(host.layout)
     small.apply(plan)
-    pruned = evaluate(small, data.test, dense_logits, track)
+    pruned = evaluate(task, small.model, data.test, reference, track)
     small.resize(plan)
     tuned = None
     if tuning.epochs > 0:
         small, plan = _tune(host, small, steps, data, tuning, plan, progress=track is not silent)
-        tuned = evaluate(small, data.test, dense_logits, track)
+        tuned = evaluate(task, small.model, data.test, reference, track)
+    dense = reference.evaluation()
     count = parameters(host.layout, plan)
     outcome = Outcome(
         name=name,
-        dense=score(dense_logits, labels),
+        dense=dense,
         pruned=pruned,
         tuned=tuned,
+        drop=compare(dense, tuned or pruned),
         total=count.total,
         nonzero=count.nonzero,
         macs_ratio=macs(small.layout) / dense_macs if dense_macs else None,
@@ -254,7 +239,7 @@ def run(
     if output is None:
         return outcome
     with new_folder(output, overwrite=overwrite) as temporary:
-        small.save(temporary, plan, overwrite=True, tokenizer=data.tokenizer, **(save_options or {}))
+        small.save(temporary, plan, overwrite=True, **task.companions, **(save_options or {}))
         outcome = reloaded(outcome, small, temporary, data.test, linears)
     return replace(outcome, folder=str(output))
 
@@ -278,8 +263,8 @@ def _tune(
         gradual = gradually(small, steps, tuning, data)
     fine_tune(
         small,
+        data.task,
         data.train,
-        data.tokenizer,
         plan=zeros,
         epochs=tuning.epochs,
         learning_rate=tuning.learning_rate,
@@ -367,6 +352,6 @@ def _latency_here(folders: dict[str, str], size: tuple[int, int], threads: int, 
     return side_by_side({name: call(model) for name, model in models.items()}, repeats=repeats)
 
 
-def save_dense(host: TorchHost, folder: Path, tokenizer: Any, *, overwrite: bool = False) -> None:
+def save_dense(host: TorchHost, folder: Path, task: Task, *, overwrite: bool = False) -> None:
     """Save the unpruned model beside the pruned models."""
-    save(host.model, folder, tokenizer=tokenizer, overwrite=overwrite)
+    save(host.model, folder, overwrite=overwrite, **task.companions)

@@ -1,0 +1,103 @@
+"""Images and sounds from cells of a table: paths, bytes of files, or numbers; decoded by Pillow and soundfile."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from secateur.data.table import Table
+from secateur.errors import DataError, shown
+
+MOST_PIXELS = 2**27
+"""Pixels of the largest image that is decoded."""
+LONGEST_SECONDS = 3600
+"""The longest sound that is decoded."""
+
+
+def image(table: Table, name: str, row: int) -> Any:
+    """The cell as an RGB image of Pillow; DataError, with file and line, when it cannot be read."""
+    from PIL import Image  # optional
+
+    cell = table.column(name)[row]
+    if isinstance(cell, Image.Image):
+        return cell.convert("RGB")
+    try:
+        if isinstance(cell, list | np.ndarray):
+            return Image.fromarray(np.asarray(cell, np.uint8)).convert("RGB")
+        with Image.open(_file(table, name, row)) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise DataError(
+                    f"{table.where(row)}: an image of {picture.width} x {picture.height} pixels is too large"
+                )
+            return picture.convert("RGB")
+    except DataError:
+        raise
+    except Exception as error:  # damaged images raise many types
+        raise DataError(f"{table.where(row)}: {_named(cell)} is no image that can be read ({_said(error)})") from None
+
+
+def sound(table: Table, name: str, row: int, rate: int) -> np.ndarray:
+    """The cell as samples (time,) in float32 of one channel at `rate` per second; DataError when it cannot be read."""
+    import soundfile  # optional
+
+    cell = table.column(name)[row]
+    try:
+        if isinstance(cell, list | np.ndarray):
+            samples, found = np.asarray(cell, np.float32), rate
+        elif isinstance(cell, Mapping) and cell.get("array") is not None:
+            samples, found = np.asarray(cell["array"], np.float32), int(cell.get("sampling_rate") or rate)
+        else:
+            with soundfile.SoundFile(_file(table, name, row)) as file:
+                if file.frames > LONGEST_SECONDS * file.samplerate:
+                    raise DataError(f"{table.where(row)}: a sound of more than {LONGEST_SECONDS} seconds; cut it")
+                samples, found = file.read(dtype="float32"), file.samplerate
+    except DataError:
+        raise
+    except Exception as error:  # damaged sounds raise many types
+        raise DataError(f"{table.where(row)}: {_named(cell)} is no sound that can be read ({_said(error)})") from None
+    samples = samples.mean(-1) if samples.ndim == 2 else samples
+    if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
+        raise DataError(f"{table.where(row)}: {_named(cell)} holds no samples, or NaN")
+    return _resampled(samples, found, rate)
+
+
+def _resampled(samples: np.ndarray, found: int, rate: int) -> np.ndarray:
+    if found == rate:
+        return samples
+    from math import gcd
+
+    from scipy.signal import resample_poly  # optional
+
+    common = gcd(found, rate)
+    return resample_poly(samples, rate // common, found // common).astype(np.float32)
+
+
+def _file(table: Table, name: str, row: int) -> Any:
+    """What a cell points at: a path (relative to where the table lies), or bytes."""
+    cell = table.column(name)[row]
+    if isinstance(cell, Mapping):
+        if cell.get("bytes") is not None:
+            return io.BytesIO(cell["bytes"])
+        cell = cell.get("path")
+    if isinstance(cell, bytes):
+        return io.BytesIO(cell)
+    if not isinstance(cell, str) or not cell:
+        raise DataError(f"{table.where(row)}: column {name!r} holds {shown(cell, 60)}, not the name of a file")
+    path = Path(cell)
+    if not path.is_absolute() and table.base is not None:
+        path = Path(table.base) / path
+    if not path.is_file():
+        raise DataError(f"{table.where(row)}: no file {path}")
+    return str(path)
+
+
+def _named(cell: Any) -> str:
+    if isinstance(cell, Mapping):
+        cell = cell.get("path") or "the file"
+    return cell if isinstance(cell, str) else "the cell"
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

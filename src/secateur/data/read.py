@@ -1,0 +1,274 @@
+"""Reads data into a Table: CSV, TSV, JSON, JSON lines, Parquet, plain text, a `datasets` folder, a folder of images or
+of sounds, and a data set of the hub.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from secateur.data.table import Table
+from secateur.errors import DataError, listed, shown
+from secateur.schemas.reading import parse
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
+LONGEST_CELL = 2**27
+"""Characters that a cell of a CSV may have."""
+LARGEST_JSON = 2**31
+"""Bytes of a JSON file that is read whole."""
+
+
+def read_table(source: str | Path, split: str | None = None) -> Table:
+    """Read a file, a folder, or a data set of the hub (`org/name`); `split` names a split of a folder or data set.
+
+    Raises DataError: nothing of that name, an unknown kind of file, a row that cannot be read, no rows, no such split.
+    """
+    path = Path(source)
+    if not path.exists():
+        table = _read_hub(str(source), split)
+    elif path.is_dir():
+        table = _read_folder(path, split)
+    else:
+        if split is not None:
+            raise DataError(f"--split {split} names a split of a datasets folder; {path} is a file")
+        reader = READERS.get(path.suffix.lower())
+        if reader is None:
+            raise DataError(f"{path.name} is none of {', '.join(READERS)}; convert it, or pass a datasets folder")
+        table = replace(reader(path), base=str(path.parent))
+    if not len(table):
+        raise DataError(f"{source} has no rows")
+    return table
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path) -> Table:
+    return _read_separated(path, ",")
+
+
+def _read_tsv(path: Path) -> Table:
+    return _read_separated(path, "\t")
+
+
+def _read_separated(path: Path, separator: str) -> Table:
+    """A CSV or TSV with a line of names; an empty cell is None, every other cell a text."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    rows: list[list[str | None]] = []
+    places: list[str] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            names = next(reader, [])
+            line = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    if len(cells) != len(names):
+                        raise DataError(
+                            f"{path}, line {line} has {len(cells)} cells; the first line names {len(names)}"
+                        )
+                    rows.append([cell if cell else None for cell in cells])
+                    places.append(f"line {line}")
+                line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{path}, line {line} cannot be read as CSV: {shown(str(error), 200)}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no UTF-8 text (byte {error.start} of a part); convert it") from None
+    finally:
+        csv.field_size_limit(before)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has the column {shown(twice)} twice; rename one")
+    return Table({name: [row[i] for row in rows] for i, name in enumerate(names)}, str(path), places)
+
+
+def _read_json_lines(path: Path) -> Table:
+    """An object on each line."""
+    records, places = [], []
+    for number, line in _lines(path):
+        if line.strip():
+            try:
+                records.append(parse(line, infinite=True))
+            except ValueError as error:
+                raise DataError(f"{path}, line {number} is no JSON: {shown(str(error), 200)}") from None
+            places.append(f"line {number}")
+    return _of_records(records, path, places)
+
+
+def _read_json(path: Path) -> Table:
+    """A list of objects; or the objects under `data`, as SQuAD files have them; or columns of equal length."""
+    if path.stat().st_size > LARGEST_JSON:
+        raise DataError(f"{path} is larger than {LARGEST_JSON / 2**30:.0f} GiB; write it as JSON lines (.jsonl)")
+    try:
+        value = parse(path.read_text(encoding="utf-8-sig"), infinite=True)
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no UTF-8 text; convert it") from None
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {shown(str(error), 200)}") from None
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if isinstance(value, dict):
+        if not value or not all(isinstance(cells, list) for cells in value.values()):
+            raise DataError(f"{path} is no table; it must be a list of objects, or lists of equal length by name")
+        if len({len(cells) for cells in value.values()}) != 1:
+            raise DataError(f"{path} has columns of different lengths")
+        return Table(value, str(path))
+    return _of_records(value, path, [f"row {i}" for i in range(len(value))] if isinstance(value, list) else [])
+
+
+def read_text(path: Path) -> Table:
+    """Plain text in UTF-8 as documents, in the column `text`.
+
+    Empty lines separate documents; where there are none, each line is a document.
+    """
+    lines = [(number, line.rstrip("\r\n")) for number, line in _lines(path)]
+    parts: list[tuple[int, list[str]]] = []
+    is_inside = False
+    for number, line in lines:
+        if line.strip():
+            if not is_inside:
+                parts.append((number, []))
+            parts[-1][1].append(line)
+        is_inside = bool(line.strip())
+    if len(parts) <= 1:
+        parts = [(number, [line]) for number, line in lines if line.strip()]
+    places = [f"line {number}" for number, _ in parts]
+    return Table({"text": ["\n".join(text).strip() for _, text in parts]}, str(path), places)
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow  # optional
+    from pyarrow import parquet
+
+    try:
+        data = parquet.read_table(path)
+        return Table({str(name): data.column(name).to_pylist() for name in data.column_names}, str(path))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {shown(str(error).splitlines()[0], 200)}") from None
+
+
+READERS = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".json": _read_json,
+    ".parquet": _read_parquet,
+    ".txt": read_text,
+}
+"""Suffix of a file -> its reader."""
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file with their numbers, from 1; DataError when it is no UTF-8."""
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                number += 1
+                yield number, line
+    except UnicodeDecodeError:
+        raise DataError(f"{path}, line {number + 1} is no UTF-8 text; convert it") from None
+
+
+def _of_records(records: Any, path: Path, places: Sequence[str]) -> Table:
+    """A table of objects; a key that an object lacks is an empty cell."""
+    if not isinstance(records, list):
+        raise DataError(f"{path} is no table; it must be a list of objects, or lists of equal length by name")
+    names: dict[str, None] = {}
+    for record, place in zip(records, places, strict=True):
+        if not isinstance(record, dict):
+            raise DataError(f"{path}, {place} is {shown(record)}, not an object with named values")
+        names.update(dict.fromkeys(record))
+    if len(names) > 1000:
+        raise DataError(f"{path} has {len(names)} different names of columns; a table has at most 1000")
+    return Table({name: [record.get(name) for record in records] for name in names}, str(path), places)
+
+
+# -- folders and the hub ----------------------------------------------------------------------------------------------
+
+
+def _read_folder(path: Path, split: str | None) -> Table:
+    """A `datasets` folder, or one of images or sounds."""
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        from datasets import load_from_disk  # optional
+
+        try:
+            return _of_datasets(load_from_disk(str(path)), str(path), split)
+        except (FileNotFoundError, ValueError) as error:
+            raise DataError(f"{path} is not a datasets folder: {shown(str(error).splitlines()[0], 200)}") from None
+    builder = _builder_of(path)
+    if builder is None:
+        raise DataError(f"{path} is not a datasets folder, and holds no images ({IMAGES[0]} ...) and no sounds "
+                        f"({SOUNDS[0]} ...)")  # fmt: skip
+    return _read_media(path, builder, split)
+
+
+def _builder_of(path: Path) -> str | None:
+    """The builder of `datasets` that reads a folder: by the first file whose kind is known."""
+    for file in path.rglob("*"):
+        if file.suffix.lower() in IMAGES:
+            return "imagefolder"
+        if file.suffix.lower() in SOUNDS:
+            return "audiofolder"
+    return None
+
+
+def _read_media(path: Path, builder: str, split: str | None) -> Table:
+    """A folder of images or sounds; folders name the classes unless there is a metadata file."""
+    import tempfile
+
+    from datasets import load_dataset  # optional
+
+    with tempfile.TemporaryDirectory(prefix="secateur-data-") as cache:
+        try:
+            data = load_dataset(builder, data_dir=str(path), cache_dir=cache)
+            return _of_datasets(data, str(path), split, only="train")
+        except DataError:
+            raise
+        except Exception as error:  # the builders raise many types, with their own sentences
+            raise DataError(f"{path} cannot be read as {builder}: {shown(' '.join(str(error).split()), 200)}") from None
+
+
+def _read_hub(name: str, split: str | None) -> Table:
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name).suffix.lower() in READERS:
+        raise DataError(f"no data at {name}")
+    from datasets import load_dataset  # optional
+
+    try:
+        return _of_datasets(load_dataset(name), name, split)
+    except DataError:
+        raise
+    except Exception as error:  # the hub, the network and the scripts of data sets fail in many ways
+        raise DataError(
+            f"no data at {name}, and no data set of that name could be loaded from the hub or its cache: "
+            f"{shown(' '.join(str(error).split()), 200)}"
+        ) from None
+
+
+def _of_datasets(data: Any, source: str, split: str | None, only: str | None = None) -> Table:
+    """The table of a data set; images and sounds stay files, which `secateur.data.media` decodes.
+
+    only: the name of a split that is taken for granted where it is the only one.
+    """
+    from datasets import Audio, ClassLabel, DatasetDict, Image, List  # optional
+
+    if isinstance(data, DatasetDict):
+        if split is None and only is not None and list(data) == [only]:
+            split = only
+        if split not in data:
+            asked = "--split is needed" if split is None else f"no split {split!r}"
+            raise DataError(f"{source}: {asked}; it has {listed(data)}")
+        data = data[split]
+    elif split is not None:
+        raise DataError(f"{source} has no splits; leave --split out")
+    names = {}
+    for name, feature in data.features.items():
+        if isinstance(feature, Image | Audio):
+            data = data.cast_column(name, type(feature)(decode=False))
+        inner = feature.feature if isinstance(feature, List) else feature
+        if isinstance(inner, ClassLabel):
+            names[name] = list(inner.names)
+    return Table({name: list(data[name]) for name in data.column_names}, source, (), names)

@@ -1,0 +1,123 @@
+"""Opens a saved model together with its task: finds what it is for, loads it with its processor, encodes data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from secateur.data.table import Table, shuffled, split_table
+from secateur.errors import DataError, ModelError, listed
+from secateur.jobs.prune_model import Data
+from secateur.layout import Layout
+from secateur.tasks.base.batches import Batches
+from secateur.tasks.base.task import Options, Task
+from secateur.tasks.find import TASKS, named, task_of_config
+from secateur.tasks.text_classification import TextClassification
+from secateur.torch.host import TorchHost
+from secateur.torch.open import load_model, open_module, read_config
+
+HELD_OUT = 0.1
+"""Share of the rows that is held out for the report where there is no other data for it."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model folder before its weights are read.
+
+    source: folder or hub id.
+    task: what the model is for.
+    auto_class: the Auto class that loads it for a task that its config does not name; None for the config's own class.
+    options: for `from_pretrained`.
+    """
+
+    source: str
+    task: type[Task]
+    auto_class: str | None
+    options: dict[str, Any]
+
+    def model(self, **more: Any) -> Any:
+        """The model, loaded for the task."""
+        return load_model(self.source, task=self.auto_class, **self.options, **more)
+
+    def of(self, model: Any, options: Options | None = None) -> Task:
+        """The task, with the processor of the folder."""
+        return self.task(model, self.task.load_processor(self.source, **self.options), options)
+
+
+def look(source: str, task: str | None, *, trust_remote_code: bool = False) -> Opened:
+    """Find out what a model is for, from its config alone.
+
+    Raises ModelError when none of the tasks fits, DataError for a task that does not exist.
+    """
+    options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    wanted = None if task is None else named(task)
+    found = task_of_config(read_config(source, **options))
+    if wanted is not None and wanted is not found:
+        return Opened(source, wanted, wanted.auto_classes[0], options)
+    if found is None:
+        raise ModelError(f"{source} names no task in its config; pass --task, one of {listed(t.name for t in TASKS)}")
+    return Opened(source, found, None, options)
+
+
+def open_to_train(
+    source: str,
+    task: str | None,
+    table: Table,
+    options: Options,
+    *,
+    trust_remote_code: bool = False,
+    new_head: Callable[[Sequence[str]], None] = lambda names: None,
+) -> Task:
+    """The task of a model that is to be trained; one whose checkpoint is of another task gets a new head for the data.
+
+    task: its name; default: what the config says, or text-classification for an encoder without a head.
+    new_head: is called with the names of the tensors that are new.
+    """
+    torch.manual_seed(options.seed)  # of the new head
+    try:
+        opened = look(source, task, trust_remote_code=trust_remote_code)
+    except ModelError:
+        if task is not None:
+            raise
+        opened = None
+    if opened is None or (task is None and not opened.task.is_supervised):
+        opened = look(source, TextClassification.name, trust_remote_code=trust_remote_code)
+    head = opened.task.new_head(table, options) if opened.auto_class is not None else {}
+    return opened.of(opened.model(new_head=new_head, **head), options)
+
+
+def open_host(opened: Opened, task_options: Options, layout: Layout | None = None) -> tuple[TorchHost, Task]:
+    """Load and trace a model; the host, and the task with the model's processor."""
+    model = opened.model()
+    task = opened.of(model, task_options)
+    return open_module(model, layout=layout, loss=task.loss if task.has_own_loss else None), task
+
+
+def prepare(
+    task: Task,
+    table: Table,
+    held_out: Table | None,
+    *,
+    calibration_samples: int,
+    batch_size: int,
+    seed: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> Data:
+    """Encode rows; unless there are `held_out` rows for the report, hold out a tenth, stratified by label."""
+    if held_out is None:
+        chosen = task.choose(table).names.get("label", ())
+        by = chosen[0] if len(chosen) == 1 and task.is_stratified else None
+        table, held_out = split_table(table, HELD_OUT, seed, by)
+    else:
+        table = shuffled(table, seed)
+    train = task.encode(table)
+    test = task.encode(held_out)
+    if (train.references is None) != (test.references is None):
+        raise DataError("one part of the data has labels, the other has none")
+    for note in task.notes:
+        say(note)
+    calibration = Batches(task, train.take(calibration_samples), batch_size)
+    return Data(task, train, calibration, Batches(task, test, batch_size), batch_size)

@@ -1,0 +1,233 @@
+"""Evaluate a model on batches of a task: metrics, loss, and how far it is from the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.errors import DataError, ModelError
+from secateur.metrics.drop import Drop, drop
+from secateur.metrics.metric import Metric
+from secateur.torch.base.batches import evaluating, run, to_device, with_decoder_inputs, without_labels
+
+if TYPE_CHECKING:
+    from secateur.tasks.base.batches import Batches
+    from secateur.tasks.base.task import Task
+
+Track = Callable[[Iterable[Any], str], Iterable[Any]]
+"""Wraps an iterable with a progress bar: (iterable, description) -> the same items."""
+MOST_BYTES = 2**28
+"""Outputs of the dense model that are kept; beyond this it runs again for each evaluation."""
+
+
+def silent(items: Iterable[Any], description: str) -> Iterable[Any]:
+    """A Track that shows nothing."""
+    return items
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of one model on one set of rows.
+
+    task: its name.
+    rows: how many rows.
+    metric: the name of the main metric.
+    values: name of a metric -> its value; the main one first.
+    is_against_dense: whether the metrics compare with the dense model's answers, as the data has no labels.
+    loss: the mean loss over batches with labels; None without.
+    kl: mean divergence from the dense model's outputs: KL in nats, for vectors 1 - cosine; None without a dense model.
+    flips: the share of rows whose prediction is not the dense model's; None without a dense model.
+    predictions: for each row what the model answers.
+    """
+
+    task: str
+    rows: int
+    metric: str
+    values: Mapping[str, float]
+    is_against_dense: bool = False
+    loss: float | None = None
+    kl: float | None = None
+    flips: float | None = None
+    predictions: Sequence[Any] = ()
+    main: Metric | None = field(default=None, repr=False)
+    table: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def value(self) -> float:
+        """The value of the main metric."""
+        return self.values[self.metric]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file, without the predictions."""
+        return {
+            "task": self.task,
+            "rows": self.rows,
+            "metric": self.metric,
+            "values": dict(self.values),
+            "against_dense": self.is_against_dense,
+            "loss": self.loss,
+            "kl": self.kl,
+            "flips": self.flips,
+        }
+
+
+class Reference:
+    """The dense model's outputs and predictions on batches, computed once, kept where they are not too large."""
+
+    def __init__(self, task: Task, model: nn.Module, batches: Batches, track: Track = silent) -> None:
+        self.task, self.model, self.batches = task, model, batches
+        self._kept: list[Any] | None = []
+        self.parts: list[Any] = [None] * len(batches.examples.features)
+        self.losses: list[tuple[float, int]] = []
+        size = 0
+        for number in track(range(len(batches)), "dense model"):
+            batch, output = _forward(task, model, batches, number, self.losses)
+            _read(task, model, output, batch, batches.members(number), self.parts)
+            if self._kept is not None:
+                output = _on_cpu(output)
+                size += sum(v.numel() * v.element_size() for v in output.values() if isinstance(v, torch.Tensor))
+                self._kept = [*self._kept, output] if size <= MOST_BYTES else None
+        self.predictions = _predictions(task, batches, self.parts)
+
+    def output(self, number: int) -> Any:
+        """The output of the dense model for a batch."""
+        if self._kept is not None:
+            return self._kept[number]
+        return _forward(self.task, self.model, self.batches, number, [])[1]
+
+    def evaluation(self) -> Evaluation:
+        """The dense model's own evaluation."""
+        return _evaluation(self.task, self.batches, self.predictions, self.losses, self)
+
+
+def evaluate(
+    task: Task, model: nn.Module, batches: Batches, reference: Reference | None = None, track: Track = silent
+) -> Evaluation:
+    """Score a model; with `reference`, also how far it is from the dense model.
+
+    Raises ModelError when the model answers NaN or infinity, or gives no output of the task; DataError when there are
+    neither labels nor a dense model to compare with.
+    """
+    parts: list[Any] = [None] * len(batches.examples.features)
+    losses: list[tuple[float, int]] = []
+    divergences: list[torch.Tensor] = []
+    for number in track(range(len(batches)), "evaluate"):
+        batch, output = _forward(task, model, batches, number, losses)
+        _read(task, model, output, batch, batches.members(number), parts)
+        if reference is not None:
+            dense = reference.output(number)
+            with torch.no_grad():
+                divergences.append(task.divergence(output, _to(dense, model), batch).double().cpu())
+    predictions = _predictions(task, batches, parts)
+    kl = float(torch.cat(divergences).mean()) if divergences else None
+    return _evaluation(task, batches, predictions, losses, reference, kl)
+
+
+def compare(dense: Evaluation, pruned: Evaluation) -> Drop:
+    """The drop of the main metric from the dense to the pruned model, with its interval over rows."""
+    assert dense.main is not None
+    assert dense.table is not None
+    assert pruned.table is not None
+    return drop(dense.main, dense.table, pruned.table)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _forward(
+    task: Task, model: nn.Module, batches: Batches, number: int, losses: list[tuple[float, int]]
+) -> tuple[dict[str, Any], Any]:
+    """Run a batch: the batch on the model's device, and the output; its loss is added where there are labels."""
+    batch = with_decoder_inputs(model, to_device(batches[number], model))
+    with evaluating(model), torch.no_grad():
+        if batches.are_labelled and not task.has_own_loss:
+            output = model(**batch)
+            loss = output.loss
+        else:
+            output = run(model, batch)
+            loss = task.loss(model, batch) if batches.are_labelled else None
+    if loss is not None:
+        losses.append((float(loss), len(batches.members(number))))
+    return batch, output
+
+
+def _read(task: Task, model: nn.Module, output: Any, batch: Any, members: Sequence[int], parts: list[Any]) -> None:
+    """Keep of an output what predictions are made from; ModelError for NaN and infinity."""
+    try:
+        with evaluating(model), torch.no_grad():
+            read = task.read(model, output, without_labels(batch))
+    except AttributeError as error:
+        raise ModelError(f"a {type(model).__name__} gives no output for {task.name}: {error}") from error
+    for member, part in zip(members, read, strict=True):
+        if isinstance(part, np.ndarray) and part.dtype.kind == "f" and not np.isfinite(part).all():
+            raise ModelError(
+                "the model answers NaN or infinity on this data; look for NaN or huge values in its weights"
+            )
+        parts[member] = part
+
+
+def _predictions(task: Task, batches: Batches, parts: Sequence[Any]) -> list[Any]:
+    """The prediction of each row."""
+    examples = batches.examples
+    of_row: list[list[int]] = [[] for _ in range(examples.count)]
+    for i, row in enumerate(examples.rows):
+        of_row[row].append(i)
+    return [task.predict([parts[i] for i in own], [examples.features[i] for i in own]) for own in of_row]
+
+
+def _evaluation(
+    task: Task,
+    batches: Batches,
+    predictions: Sequence[Any],
+    losses: Sequence[tuple[float, int]],
+    reference: Reference | None,
+    kl: float | None = None,
+) -> Evaluation:
+    known = batches.examples.references
+    wanted = known if known is not None else None if reference is None else reference.predictions
+    if wanted is None:
+        raise DataError(
+            "the data has no labels; name their column, or pass the dense model to compare with (--against)"
+        )
+    metrics = task.metrics(has_references=known is not None)
+    tables = {metric.name: metric.rows(predictions, wanted) for metric in metrics}
+    flips = None if reference is None else _flips(task, predictions, reference.predictions)
+    total = sum(count for _, count in losses)
+    return Evaluation(
+        task=task.name,
+        rows=batches.examples.count,
+        metric=metrics[0].name,
+        values={metric.name: metric.whole(tables[metric.name]) for metric in metrics},
+        is_against_dense=known is None,
+        loss=sum(loss * count for loss, count in losses) / total if total else None,
+        kl=0.0 if kl is None and reference is not None else kl,
+        flips=flips,
+        predictions=predictions,
+        main=metrics[0],
+        table=tables[metrics[0].name],
+    )
+
+
+def _flips(task: Task, predictions: Sequence[Any], dense: Sequence[Any]) -> float | None:
+    """The share of rows whose answer is another one; None for a task without answers."""
+    same = [task.same(a, b) for a, b in zip(predictions, dense, strict=True)]
+    return None if any(s is None for s in same) else 1 - sum(map(bool, same)) / len(same)
+
+
+def _on_cpu(output: Any) -> dict[str, Any]:
+    """What a task may compare of an output: its tensors, without caches and hidden states."""
+    from transformers.utils import ModelOutput
+
+    items = output.items() if isinstance(output, Mapping) else [("logits", output)]
+    kept = {k: v.detach().cpu() for k, v in items if isinstance(v, torch.Tensor) and k != "loss"}
+    return ModelOutput(kept)
+
+
+def _to(output: Any, model: nn.Module) -> Any:
+    """An output on the device of a model."""
+    return type(output)(to_device(dict(output), model))
