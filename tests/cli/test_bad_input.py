@@ -44,7 +44,7 @@ def test_data_that_is_empty_or_missing(prune, tmp_path):
     assert "has no rows" in prune(rows=tmp_path / "nothing.csv")
     assert "no data at" in prune(rows=tmp_path / "absent.csv")
     assert "data is needed here; pass --data" in prune(rows=None)
-    assert "column 'label' is empty in 1 rows" in prune(
+    assert "hole.csv, line 3: column 'label' is empty" in prune(
         rows=write_csv(tmp_path / "hole.csv", [("a", "pos"), ("b", "")])
     )
     assert "too few to hold out" in prune(rows=write_csv(tmp_path / "few.csv", sentences(4)))
@@ -54,7 +54,7 @@ def test_files_that_cannot_be_read(prune, tmp_path):
     (tmp_path / "rows.xlsx").write_text("x")
     assert "rows.xlsx is none of .csv" in prune(rows=tmp_path / "rows.xlsx")
     (tmp_path / "rows.jsonl").write_text('{"text": ')
-    assert "cannot be read as json" in prune(rows=tmp_path / "rows.jsonl")
+    assert "rows.jsonl, line 1 is no JSON" in prune(rows=tmp_path / "rows.jsonl")
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 is not enough")
     assert "cannot be read as parquet" in prune(rows=tmp_path / "rows.parquet")
 
@@ -83,8 +83,7 @@ def test_positions_that_begin_after_a_padding_index(encoder):
     import transformers
 
     from secateur.errors import DataError
-    from secateur.labelled_rows import Rows
-    from secateur.torch.data.text_rows import encode, text_positions
+    from secateur.torch.data.text_rows import text_positions, token_ids
 
     sizes = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     sizes |= {"intermediate_size": 8, "max_position_embeddings": 34, "pad_token_id": 1}
@@ -93,9 +92,8 @@ def test_positions_that_begin_after_a_padding_index(encoder):
     assert (text_positions(roberta), text_positions(bert)) == (32, 34)
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
     with pytest.raises(DataError, match="a text has 33 tokens, the model 32 positions; pass --max-length 32"):
-        encode(roberta, tokenizer, Rows(["film " * 40]), 33)
-    (feature,) = encode(roberta, tokenizer, Rows(["film " * 40]), 32)
-    roberta(input_ids=torch.tensor([feature["input_ids"]]))
+        token_ids(roberta, tokenizer, ["film " * 40], 33)
+    roberta(input_ids=torch.tensor(token_ids(roberta, tokenizer, ["film " * 40], 32)["input_ids"]))
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**32)])

@@ -13,7 +13,6 @@ from secateur.arrays import to_numpy
 from secateur.errors import ModelError, SecateurError
 from secateur.layout import Layout
 from secateur.plan import Plan
-from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import changes_of
 from secateur.torch.data.example import example_for
 from secateur.torch.files.completeness import NewHead, from_pretrained
@@ -86,25 +85,31 @@ def load_model(
     except Exception as error:  # a damaged folder breaks transformers in many ways
         if not local and isinstance(error, OSError) and "use_safetensors" in str(error):
             raise ModelError(PICKLED.format(source=source, file=f"no {WEIGHTS}")) from error
-        if not local and isinstance(error, OSError):
-            raise ModelError(
-                f"{source} is no folder, and no model of that name could be loaded from the hub or its cache; pass a "
-                f"folder, or check the name and the connection ({first_sentence(error)})"
-            ) from error
-        raise ModelError(f"{source} cannot be loaded: {first_sentence(error)}") from error
+        raise _not_opened(source, error, "cannot be loaded", local=local) from error
     return model.eval()
+
+
+def _not_opened(source: Any, error: Exception, what: str, *, local: bool) -> ModelError:
+    """The sentence for a source that transformers could not read."""
+    if not local and isinstance(error, OSError):
+        return ModelError(
+            f"{source} is no folder, and no model of that name could be loaded from the hub or its cache; pass a "
+            f"folder, or check the name and the connection ({first_sentence(error)})"
+        )
+    return ModelError(f"{source} {what}: {first_sentence(error)}")
 
 
 def read_config(source: str | Path, **options: Any) -> Any:
     """The configuration of a model folder or hub id; ModelError when transformers cannot read it."""
     import transformers  # optional: plain PyTorch modules do not need it
 
-    if _is_folder(source):
+    local = _is_folder(source)
+    if local:
         check_folder(Path(source))
     try:
         return transformers.AutoConfig.from_pretrained(source, **{"trust_remote_code": False, **options})
-    except EXPECTED as error:
-        raise ModelError(f"the config of {source} cannot be read: {first_sentence(error)}") from None
+    except Exception as error:  # a damaged config breaks transformers in many ways
+        raise _not_opened(source, error, "has a config that cannot be read", local=local) from None
 
 
 def _is_folder(source: str | Path) -> bool:
