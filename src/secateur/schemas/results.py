@@ -64,7 +64,8 @@ class Sizes(Schema):
 
 
 class Kit(Schema):
-    """`kit.json`. sizes: runtime -> model -> what it weighs. runtimes: runtime -> model -> its folder."""
+    """`kit.json`. sizes: runtime -> model -> what it weighs. runtimes: runtime -> model -> its folder. files: the
+    SHA-256 of each file of the artefacts by its path."""
 
     id: str
     sizes: dict[str, dict[str, Sizes]]
@@ -73,6 +74,7 @@ class Kit(Schema):
     threads: Positive = 1
     turns: Positive = 1
     runtimes: dict[str, dict[str, str]] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
     library: str | None = None
 
 
