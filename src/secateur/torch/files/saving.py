@@ -22,6 +22,7 @@ from secateur.schemas import reading
 from secateur.schemas.manifest import PlainManifest
 from secateur.schemas.model_folder import REMEDY, read_config, read_index
 from secateur.torch.base import manifest
+from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import Changes, changes_of, remember
 from secateur.torch.files import stock_config, zero_packing
 from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained
@@ -89,6 +90,8 @@ def save(
         raise ModelError(
             f"no stock checkpoint can hold this model: {reason}; prune every layer alike, or leave out uniform"
         )
+    if hugging_face:
+        _check_config(model.config if config is None else config)
     if any(tensor.is_meta for tensor in manifest.named_tensors(model).values()):
         raise ModelError("the model has tensors on the meta device, which hold no numbers; load its weights first")
     with new_folder(Path(folder), overwrite=overwrite) as temporary:
@@ -234,6 +237,17 @@ def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     return config, ""
+
+
+def _check_config(config: Any) -> None:
+    """Raise ModelError for a configuration that transformers refuses to write."""
+    try:
+        stock_config.validate(config)
+    except EXPECTED as error:
+        raise ModelError(
+            f"transformers refuses the {type(config).__name__} of the model ({first_sentence(error)}); set its numbers "
+            "to those that the model was built from"
+        ) from error
 
 
 def _save_hugging_face(
