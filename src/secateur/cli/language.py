@@ -317,7 +317,7 @@ def evaluate(
     from secateur.torch.data.token_windows import check_context, cut, tokens_of
     from secateur.torch.open import load_model
 
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, **options)
     network: Any = load_model(model, **options)
     check_context(text_positions(network), context)
     most = None if samples is None else samples * context

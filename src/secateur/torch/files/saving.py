@@ -21,7 +21,7 @@ from secateur.plan import Plan
 from secateur.schemas import reading
 from secateur.schemas.manifest import PlainManifest
 from secateur.schemas.model_folder import REMEDY, read_config, read_index
-from secateur.torch.base import manifest
+from secateur.torch.base import manifest, remote_code
 from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import Changes, changes_of, remember
 from secateur.torch.files import stock_config, zero_packing
@@ -132,15 +132,17 @@ def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> 
     from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     from_pretrained_hook.register()
+    trusted = remote_code.stated(options.get("trust_remote_code"))
     names = read_config(folder / CONFIG).get("architectures")
     factory = model_class(folder / CONFIG, names[0] if names else None)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         check_claims(folder, factory, config)
-        return from_pretrained(factory, folder, **{"use_safetensors": True, "trust_remote_code": False, **options})
+        return from_pretrained(factory, folder, **{"use_safetensors": True, **options, "trust_remote_code": trusted})
     except SecateurError:
         raise
     except Exception as error:  # a damaged folder breaks transformers in many ways
+        remote_code.check(folder, error)
         raise ModelError(f"{folder} cannot be loaded: {first_sentence(error)}") from error
 
 
