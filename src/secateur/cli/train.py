@@ -68,7 +68,7 @@ def command(
     if json:
         common.print_json({"output": str(output), "examples": len(rows), "epochs": epochs, "loss": loss})
         return
-    typer.echo(f"{output}: trained on {len(rows)} texts, mean loss {loss:.4f}")
+    common.say(f"{output}: trained on {len(rows)} texts, mean loss {loss:.4f}")
 
 
 def _note_new(names: Sequence[str]) -> None:

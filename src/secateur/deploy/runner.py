@@ -241,6 +241,11 @@ def _conform_fields(value: Any, rule: Fields, place: str) -> None:
         conform(value[key], known[key], f"{place}.{key}".removeprefix("it."))
 
 
+def printable(text: str) -> str:
+    """Text as a terminal can show it: characters that it would obey or hide become escapes such as `\\x1b`."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _shown(value: Any) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -1028,12 +1033,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder, options.threads, lambda text: print(text, file=sys.stderr, flush=True), options.library
         )
     except ArtefactError as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
     target = options.output or folder / RESULTS
     target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for row in results["rows"]:
         took = row.get("error") or f"{row['median_ms']:.2f} ms ({row['low_ms']:.2f} to {row['high_ms']:.2f})"
-        print(f"{row['runtime']:12} {row['model']:20} {row['batch']} x {row['length']}: {took}")
+        print(printable(f"{row['runtime']:12} {row['model']:20} {row['batch']} x {row['length']}: {took}"))
     print(f"written: {target}")
 
 
