@@ -176,10 +176,9 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     if not (folder / description).is_file():
         raise ModelError(f"{folder} is no saved model: it has no {description}")
     config = read_json(folder / description) if description != CONFIG else read_config(folder / CONFIG)
-    if (folder / INDEX).is_file():
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():  # transformers, too, opens the single file where it is
         files = [folder / name for name in dict.fromkeys(read_index(folder / INDEX).values())]
-    else:
-        files = [folder / WEIGHTS]
     missing = next((f for f in files if not f.is_file()), None)
     if missing:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
