@@ -18,7 +18,7 @@ from secateur.jobs.prune_model import (
 )
 from secateur.pruning import default_weights
 from secateur.select import Element, Unit
-from secateur.tasks import Batches, Examples, Options, read_table
+from secateur.tasks import Batches, Options, read_table
 from secateur.torch.open import open_folder, open_module
 from tests.text_models import write_classifier, write_texts
 

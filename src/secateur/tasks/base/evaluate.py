@@ -121,6 +121,7 @@ def evaluate(
         _read(task, model, output, batch, batches.members(number), parts)
         if reference is not None:
             dense = reference.output(number)
+            _check_shapes(output, dense)
             with torch.no_grad():
                 divergences.append(task.divergence(output, _to(dense, model), batch).double().cpu())
     predictions = _predictions(task, batches, parts)
@@ -169,6 +170,17 @@ def _read(task: Task, model: nn.Module, output: Any, batch: Any, members: Sequen
                 "the model answers NaN or infinity on this data; look for NaN or huge values in its weights"
             )
         parts[member] = part
+
+
+def _check_shapes(output: Any, dense: Any) -> None:
+    """DataError where the two models have other classes."""
+    for name in ("logits", "start_logits"):
+        own, wanted = getattr(output, name, None), getattr(dense, name, None)
+        if own is not None and wanted is not None and own.shape != wanted.shape:
+            raise DataError(
+                f"outputs of shape {tuple(own.shape)} and {tuple(wanted.shape)} cannot be compared; both models need "
+                "the same classes"
+            )
 
 
 def _predictions(task: Task, batches: Batches, parts: Sequence[Any]) -> list[Any]:
