@@ -101,8 +101,8 @@ def _write_kit(
         common.print_json({"kit": str(folder), "refused": refused})
         return
     for sentence in refused:
-        typer.echo(f"left out: {sentence}")
-    typer.echo(f"copy {folder} to the device and run `python device.py` in it; then `--results {folder}`")
+        common.say(f"left out: {sentence}")
+    common.say(f"copy {folder} to the device and run `python device.py` in it; then `--results {folder}`")
 
 
 def numbers(text: str, option: str) -> list[int]:
@@ -165,6 +165,6 @@ def show_table(result: "Bench") -> None:
     common.print_table(f"A forward pass, {result.threads} thread(s), models in turn", columns, rows, left=3)
     for t in result.timings:
         if t.error:
-            typer.echo(f"{t.runtime}, {t.model}, {t.batch} x {t.length}: {t.error}")
+            common.say(f"{t.runtime}, {t.model}, {t.batch} x {t.length}: {t.error}")
     for sentence in result.warnings:
-        typer.echo(sentence)
+        common.say(sentence)

@@ -91,7 +91,7 @@ def command(
     common.quiet_libraries()
     common.set_threads(threads)
     host = TorchHost.untraced(load_model(model, task=task, **options))
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, **options)
     batches = Batches(encode(host.model, tokenizer, rows, max_length), tokenizer, batch_size)
     dense = None
     if against is not None:

@@ -129,4 +129,4 @@ def show(made: "Artefact", framework: str, *, json: bool, made_up: bool) -> None
         row += [f"{made.generation['tokens']} {same}", f"{made.generation['relative_error']:.1e}"]
     common.print_table(f"Exported to {made.folder}, against {framework}", columns, [row])
     if made_up:
-        typer.echo("compared on made-up inputs; pass --data to compare on yours")
+        common.say("compared on made-up inputs; pass --data to compare on yours")

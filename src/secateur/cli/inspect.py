@@ -38,12 +38,12 @@ def command(
 
         host, shapes = keras.inspect(model, layout_file)
         if layout:
-            typer.echo(str(host.layout))
+            common.say(str(host.layout))
             return
     else:
         common.quiet_libraries()
         if layout:
-            typer.echo(_layout_text(model, task, layout_file, trust_remote_code=trust_remote_code))
+            common.say(_layout_text(model, task, layout_file, trust_remote_code=trust_remote_code))
             return
         host = common.open_model(model, task, layout_file, trust_remote_code=trust_remote_code)
         shapes = {k: list(v.shape) for k, v in host.example.items()}

@@ -214,6 +214,7 @@ def command(
         max_length=max_length,
         batch_size=batch_size,
         seed=seed,
+        trust_remote_code=trust_remote_code,
     )
     if choice.sweep is not None:
         try_all(host, choice, material, output, f"{criterion}, {pattern}", overwrite=overwrite, json=json)
@@ -364,13 +365,14 @@ def prepare(
     max_length: int,
     batch_size: int,
     seed: int,
+    trust_remote_code: bool,
 ) -> "Data":
     """Encode rows; unless there are `held_out` rows for the report, hold out a tenth, stratified by label."""
     from secateur.jobs.text_classifier import Data
     from secateur.labelled_rows import shuffled, split_rows
     from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
 
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     if held_out is None:
         rows, held_out = split_rows(rows, 0.1, seed)
     else:

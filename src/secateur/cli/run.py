@@ -124,6 +124,6 @@ def show(answers: Sequence["Answer"], model: str, summary: str, *, json: bool) -
     common.note(summary)
     for answer in answers:
         if answer.generated is not None:
-            typer.echo(answer.text + answer.generated)
+            common.say(answer.text + answer.generated)
         else:
-            typer.echo(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")
+            common.say(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")

@@ -54,8 +54,8 @@ def command(
     common.quiet_libraries()
     common.set_threads(threads)
     options = {"trust_remote_code": True} if trust_remote_code else {}
-    tokenizer = load_tokenizer(model)
-    loading = {**classifier_options(model, rows, seed), **options}
+    tokenizer = load_tokenizer(model, **options)
+    loading = {**classifier_options(model, rows, seed, **options), **options}
     network = load_model(model, task="SequenceClassification", new_head=_note_new, **loading)
     host = TorchHost.untraced(network)
     if earlier_zeros({name: p.detach() for name, p in network.named_parameters() if p.dim() > 1}) is not None:
@@ -68,7 +68,7 @@ def command(
     if json:
         common.print_json({"output": str(output), "examples": len(rows), "epochs": epochs, "loss": loss})
         return
-    typer.echo(f"{output}: trained on {len(rows)} texts, mean loss {loss:.4f}")
+    common.say(f"{output}: trained on {len(rows)} texts, mean loss {loss:.4f}")
 
 
 def _note_new(names: Sequence[str]) -> None:

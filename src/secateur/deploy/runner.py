@@ -196,6 +196,22 @@ DESCRIPTION = Fields(
     },
 )
 """What `artefact.json` may say."""
+KIT_DESCRIPTION = Fields(
+    {
+        "id": TEXT,
+        "batch": Many(whole(1)),
+        "length": Many(whole(1)),
+        "threads": whole(1),
+        "turns": whole(1),
+        "runtimes": Many(Many(TEXT, named=True), named=True),
+        "files": Many(DIGEST, named=True, most=100_000),
+    },
+    {
+        "library": Value("a hash or null", lambda value: value is None or DIGEST.holds(value)),
+        "sizes": Many(Many(Many(NOTE, named=True), named=True), named=True),
+    },
+)
+"""What `kit.json` may say."""
 
 
 def conform(value: Any, rule: Rule, place: str = "it") -> None:
@@ -227,6 +243,11 @@ def _conform_fields(value: Any, rule: Fields, place: str) -> None:
         if key not in known:
             raise Unfit(f"{place} has {_shown(key)}, which this version does not know")
         conform(value[key], known[key], f"{place}.{key}".removeprefix("it."))
+
+
+def printable(text: str) -> str:
+    """Text as a terminal can show it: characters that it would obey or hide become escapes such as `\\x1b`."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _shown(value: Any) -> str:
@@ -938,8 +959,10 @@ def run_kit(
     """Time everything that `kit.json` lists, at its shapes, artefacts of one runtime in turn.
 
     library: of secateur's operators; by default that of the kit.
+
+    Raises ArtefactError, before anything is opened, for a kit that is not as it was written.
     """
-    kit = json.loads((folder / KIT).read_text(encoding="utf-8"))
+    kit = read_kit(folder)
     library = library or kit_library(folder, kit)
     threads = threads or kit["threads"]
     rows: list[dict[str, Any]] = []
@@ -951,6 +974,33 @@ def run_kit(
                 for name, row in measure(folders, batch, length, threads, kit["turns"], library=library).items():
                     rows.append({"model": name, "runtime": runtime, "batch": batch, "length": length, **row})
     return {"format": FORMAT, "kit": kit["id"], "threads": threads, "machine": machine(), "rows": rows}
+
+
+def read_kit(folder: Path) -> dict[str, Any]:
+    """What `kit.json` says, after every file of the artefacts was compared with its hash there.
+
+    Raises ArtefactError for a damaged `kit.json`, and for a file that is another one, is missing or has no hash.
+    """
+    path = folder / KIT
+    try:
+        kit: dict[str, Any] = _parse(path)
+        conform(kit, KIT_DESCRIPTION)
+    except Unfit as error:
+        raise ArtefactError(f"{path} is damaged: {error}; copy the kit again") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {line(error)}); copy the kit again") from None
+    for name, expected in kit["files"].items():
+        file = folder / name
+        inside = file.resolve().is_relative_to(folder.resolve())
+        if not inside or not file.is_file() or digest(file) != expected:
+            raise ArtefactError(f"{file} is not the file that the kit was written with; copy the kit again")
+    for place in [place for artefacts in kit["runtimes"].values() for place in artefacts.values()]:
+        if f"{place}/{MANIFEST}" not in kit["files"]:
+            raise ArtefactError(f"{path} has no hash of {place}/{MANIFEST}; write the kit again")
+        for name in _files(read(folder / place)):
+            if f"{place}/{name}" not in kit["files"]:
+                raise ArtefactError(f"{path} has no hash of {place}/{name}; write the kit again")
+    return kit
 
 
 def kit_library(folder: Path, kit: Mapping[str, Any]) -> str | None:
@@ -987,12 +1037,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder, options.threads, lambda text: print(text, file=sys.stderr, flush=True), options.library
         )
     except ArtefactError as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
     target = options.output or folder / RESULTS
     target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for row in results["rows"]:
         took = row.get("error") or f"{row['median_ms']:.2f} ms ({row['low_ms']:.2f} to {row['high_ms']:.2f})"
-        print(f"{row['runtime']:12} {row['model']:20} {row['batch']} x {row['length']}: {took}")
+        print(printable(f"{row['runtime']:12} {row['model']:20} {row['batch']} x {row['length']}: {took}"))
     print(f"written: {target}")
 
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from secateur.budget import Budget, Global, Uniform
-from secateur.check import difference, verify
+from secateur.check import check_reloaded, verify
 from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import ModelError, PlanError
 from secateur.files import new_folder
@@ -309,13 +309,7 @@ def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, lin
 
 def reload_gap(host: TorchHost, folder: Path, batch: Any) -> float:
     """0.0, the difference between a model in memory and its folder; ModelError unless both give the same numbers."""
-    expected, got = host.outputs(batch), TorchHost.untraced(load_model(folder)).outputs(batch)
-    if not expected or any(np.isnan(output).any() for output in expected):
-        raise ModelError("the model to be saved gives NaN, or nothing; look for NaN or huge values in its weights")
-    gap = difference(expected, got)
-    if gap != 0.0 or not all(map(np.array_equal, expected, got)):
-        raise ModelError(f"the model loaded from {folder} differs from the saved one by {gap:.2e}")
-    return gap
+    return check_reloaded(host.outputs(batch), TorchHost.untraced(load_model(folder)).outputs(batch))
 
 
 def folder_bytes(folder: Path) -> int:

@@ -12,6 +12,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 from secateur.errors import DataError
 from secateur.labelled_rows import Rows
 from secateur.plan import Plan
+from secateur.torch.base import remote_code
 from secateur.torch.host import TorchHost
 from secateur.torch.train.callback import Bar, Hold, Holding
 from secateur.torch.train.distil_loss import distillation_loss
@@ -107,13 +108,17 @@ def _distilling(teacher: nn.Module) -> Any:
     return Distilling
 
 
-def classifier_options(source: Any, rows: Rows, seed: int) -> dict[str, Any]:
+def classifier_options(source: Any, rows: Rows, seed: int, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Options for loading `source` as a classifier of the labels in `rows`.
 
     A folder that is a classifier keeps its head; other folders get a new head (drawn with `seed`), whose classes are
     the sorted labels.
     """
-    config = AutoConfig.from_pretrained(source)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=remote_code.stated(trust_remote_code))
+    except ValueError as error:
+        remote_code.check(source, error)
+        raise
     torch.manual_seed(seed)
     classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     if classifier is not None and classifier.__name__ in (config.architectures or ()):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from secateur.budget import Budget, Global, Uniform
-from secateur.check import difference, verify
+from secateur.check import check_reloaded, verify
 from secateur.cost import macs, parameters
 from secateur.errors import DataError, ModelError, PlanError
 from secateur.files import new_folder
@@ -180,8 +180,8 @@ def run(
 ) -> KerasOutcome:
     """Do the whole job on a copy; `host` itself stays dense.
 
-    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model gives other outputs, DataError
-    for a number of epochs above 1 that is not whole.
+    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model gives other outputs or NaN,
+    DataError for a number of epochs above 1 that is not whole.
     """
     if not (0 <= tuning.epochs <= 1 or float(tuning.epochs).is_integer()):
         raise DataError(
@@ -207,9 +207,7 @@ def run(
     with new_folder(output, overwrite=overwrite) as folder:
         files.write(small.model, folder, plan)
         again = KerasHost(files.load(folder), test.batches(size)[0])
-        reloaded = difference(expected, again.outputs(test.batches(size)[0]))
-        if reloaded:
-            raise ModelError(f"the reloaded model differs from the saved one by {reloaded:.1e}; nothing was saved")
+        reloaded = check_reloaded(expected, again.outputs(test.batches(size)[0]))
         weight = sum(file.stat().st_size for file in folder.iterdir())
     count = parameters(host.layout, plan)
     ratio = macs(host.layout, plan) / max(macs(host.layout), 1)

@@ -66,7 +66,8 @@ class Sizes(Schema):
 
 
 class Kit(Schema):
-    """`kit.json`. sizes: runtime -> model -> what it weighs. runtimes: runtime -> model -> its folder."""
+    """`kit.json`. sizes: runtime -> model -> what it weighs. runtimes: runtime -> model -> its folder. files: the
+    SHA-256 of each file of the artefacts by its path."""
 
     id: str
     sizes: dict[str, dict[str, Sizes]]
@@ -75,6 +76,7 @@ class Kit(Schema):
     threads: Positive = 1
     turns: Positive = 1
     runtimes: dict[str, dict[str, str]] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
     library: str | None = None
 
 

@@ -88,6 +88,27 @@ def test_uniform_is_refused_with_the_reason(family, keep, reason, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("numbers", [{}, {"head_dim": 8}])
+def test_a_width_that_a_config_class_refuses_needs_a_manifest(numbers, tmp_path):
+    model = shrunk("llama", {"hidden": range(2, 32)}, **numbers)
+    saved = saving.save(model, tmp_path / "a")
+    assert not saved.stock
+    assert "hidden size (30) is not a multiple" in saved.reason
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))
+    assert not saving.save(loaded, tmp_path / "b").stock
+    with pytest.raises(ModelError, match="no stock checkpoint can hold this model: .* not a multiple"):
+        saving.save(model, tmp_path / "c", uniform=True)
+
+
+def test_a_config_that_transformers_refuses_is_one_sentence(tmp_path):
+    model = zoo.llama()
+    model.config.hidden_size = 50
+    with pytest.raises(ModelError, match=r"refuses the LlamaConfig of the model \(.*hidden size \(50\) is not a mul"):
+        saving.save(model, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_save_pretrained_alone_saves_what_a_host_resized(tmp_path):
     host = secateur.open(zoo.bert(), zoo.inputs(zoo.bert()))
     host.resize(Plan({"L0.ffn": np.arange(5), "L1.head": np.arange(2)}, {}, {"L0.ffn": 48, "L1.head": 4}))

@@ -127,7 +127,8 @@ def artefact(
         raise DeployError(f"{runtime} gets no 8-bit weights here")
     if runtime in OURS:
         model = load_model(folder, dtype=torch.float32, **loading)
-        torch_runtimes.write(model, folder, runtime, destination)
+        trusted = bool(loading.get("trust_remote_code"))
+        torch_runtimes.write(model, folder, runtime, destination, trust_remote_code=trusted)
         return destination
     bounds: dict[str, Any] = {}
     if target.find(runtime).shapes != "any":

@@ -159,7 +159,7 @@ def export(
         model = source
     else:
         model = load_model(source, **{"dtype": torch.float32, **options})
-        tokenizer = tokenizer or tokenizer_of(source)
+        tokenizer = tokenizer or tokenizer_of(source, trust_remote_code=bool(options.get("trust_remote_code")))
     check_model(model, output)
     with evaluating(model):
         inputs = dict(example) if example is not None else inputs_of(model, tokenizer, source_folder)
@@ -253,12 +253,12 @@ def on_disk(folder: Path) -> Iterator[None]:
         raise
 
 
-def tokenizer_of(source: Path | str) -> Any:
+def tokenizer_of(source: Path | str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a folder or hub id, or None where there is none; ModelError for a folder's that is damaged."""
     if Path(source).is_dir():
-        return load_tokenizer(source) if has_tokenizer(source) else None
+        return load_tokenizer(source, trust_remote_code=trust_remote_code) if has_tokenizer(source) else None
     try:
-        return load_tokenizer(source)
+        return load_tokenizer(source, trust_remote_code=trust_remote_code)
     except ModelError as error:  # models of images and audio have none, and nobody knows before asking
         logger.info("%s is exported without a tokenizer (%s)", source, error)
         return None

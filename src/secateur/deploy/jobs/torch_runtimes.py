@@ -20,10 +20,13 @@ from secateur.plan import MASKS_NAME
 from secateur.torch.open import load_model
 
 
-def write(model: nn.Module, source: Path, target: str, folder: Path) -> dict[str, Any]:
+def write(
+    model: nn.Module, source: Path, target: str, folder: Path, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Describe a model folder as an artefact for `torch` or `secateur`; returns the description."""
     check_model(model, folder)
-    ports = ports_of(model, inputs_of(model, tokenizer_of(source), source))
+    tokenizer = tokenizer_of(source, trust_remote_code=trust_remote_code)
+    ports = ports_of(model, inputs_of(model, tokenizer, source))
     count, zeros = zero_share(model)
     info = {
         "format": runner.FORMAT,

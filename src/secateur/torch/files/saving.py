@@ -21,7 +21,8 @@ from secateur.plan import Plan
 from secateur.schemas import reading
 from secateur.schemas.manifest import PlainManifest
 from secateur.schemas.model_folder import REMEDY, read_config, read_index
-from secateur.torch.base import manifest
+from secateur.torch.base import manifest, remote_code
+from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import Changes, changes_of, remember
 from secateur.torch.files import stock_config, zero_packing
 from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained
@@ -89,6 +90,8 @@ def save(
         raise ModelError(
             f"no stock checkpoint can hold this model: {reason}; prune every layer alike, or leave out uniform"
         )
+    if hugging_face:
+        _check_config(model.config if config is None else config)
     if any(tensor.is_meta for tensor in manifest.named_tensors(model).values()):
         raise ModelError("the model has tensors on the meta device, which hold no numbers; load its weights first")
     with new_folder(Path(folder), overwrite=overwrite) as temporary:
@@ -129,15 +132,17 @@ def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> 
     from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     from_pretrained_hook.register()
+    trusted = remote_code.stated(options.get("trust_remote_code"))
     names = read_config(folder / CONFIG).get("architectures")
     factory = model_class(folder / CONFIG, names[0] if names else None)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         check_claims(folder, factory, config)
-        return from_pretrained(factory, folder, **{"use_safetensors": True, "trust_remote_code": False, **options})
+        return from_pretrained(factory, folder, **{"use_safetensors": True, **options, "trust_remote_code": trusted})
     except SecateurError:
         raise
     except Exception as error:  # a damaged folder breaks transformers in many ways
+        remote_code.check(folder, error)
         raise ModelError(f"{folder} cannot be loaded: {first_sentence(error)}") from error
 
 
@@ -171,10 +176,9 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     if not (folder / description).is_file():
         raise ModelError(f"{folder} is no saved model: it has no {description}")
     config = read_json(folder / description) if description != CONFIG else read_config(folder / CONFIG)
-    if (folder / INDEX).is_file():
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():  # transformers, too, opens the single file where it is
         files = [folder / name for name in dict.fromkeys(read_index(folder / INDEX).values())]
-    else:
-        files = [folder / WEIGHTS]
     missing = next((f for f in files if not f.is_file()), None)
     if missing:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
@@ -234,6 +238,17 @@ def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     return config, ""
+
+
+def _check_config(config: Any) -> None:
+    """Raise ModelError for a configuration that transformers refuses to write."""
+    try:
+        stock_config.validate(config)
+    except EXPECTED as error:
+        raise ModelError(
+            f"transformers refuses the {type(config).__name__} of the model ({first_sentence(error)}); set its numbers "
+            "to those that the model was built from"
+        ) from error
 
 
 def _save_hugging_face(
