@@ -63,8 +63,9 @@ def in_fork(function):
     return os.waitpid(pid, 0)[1]
 
 
-def start_together(barrier):
-    """What a process of a pool does first: wait for the others."""
+def start_together(barrier, threads):
+    """What a process of a pool does first: take as many threads as its parent, whose bits depend on them, and wait."""
+    torch.set_num_threads(threads)
     barrier.wait(timeout=300)
 
 
@@ -78,7 +79,7 @@ def in_processes(number, workload, count):
     """What `work` gives in that many new processes, which start together."""
     spawn = multiprocessing.get_context("spawn")
     barrier = spawn.Barrier(number)
-    with ProcessPoolExecutor(number, spawn, start_together, (barrier,)) as pool:
+    with ProcessPoolExecutor(number, spawn, start_together, (barrier, torch.get_num_threads())) as pool:
         return list(pool.map(work, [workload] * number, [count] * number))
 
 
