@@ -113,10 +113,12 @@ def onnx_operator(operator, threads=2):
 
 
 def sparse_linear():
+    """Runs of one linear layer."""
     return onnx_operator("SparseLinear")
 
 
 def sparse_chain():
+    """Runs of a whole layer of an encoder as one operator."""
     return onnx_operator("SparseChain")
 
 
