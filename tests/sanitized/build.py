@@ -2,7 +2,6 @@
 
 import functools
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +107,7 @@ def python(kernels: Path, isa: str, reports: Path, *arguments: str, limit: int) 
         check=False,
     )
     written = [file.read_text(errors="replace") for file in sorted(reports.iterdir())]
+    written = [text for text in written if "ERROR: " in text]  # that there is no memory for a size is a warning
     if "runtime error: " in done.stdout:  # UBSan beside AddressSanitizer takes no log_path
         written.append(done.stdout)
     return Ran(done.returncode, done.stdout, "\n".join(written))
@@ -115,12 +115,3 @@ def python(kernels: Path, isa: str, reports: Path, *arguments: str, limit: int) 
 
 def _options(values: Mapping[str, object]) -> str:
     return ":".join(f"{name}={value}" for name, value in values.items())
-
-
-def passed(output: str) -> int:
-    """How many tests passed, after checking that none was skipped."""
-    last = output.strip().splitlines()[-1]
-    assert "skipped" not in last, output[-3000:]
-    found = re.search(r"(\d+) passed", last)
-    assert found, output[-3000:]
-    return int(found[1])
