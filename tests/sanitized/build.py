@@ -90,7 +90,6 @@ def python(kernels: Path, isa: str, reports: Path, *arguments: str, limit: int) 
         "ASAN_OPTIONS": _options(ASAN | {"log_path": reports / "report"}),
         "LD_PRELOAD": " ".join(preloaded()),
         "OMP_NUM_THREADS": "1",
-        "PYTHONMALLOC": "malloc",  # the memory of small objects has limits too
         "PYTHONPATH": os.pathsep.join([str(START), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "SANITIZED_KERNELS": str(kernels),
         "SECATEUR_ISA": isa,
