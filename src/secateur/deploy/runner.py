@@ -66,7 +66,7 @@ class ArtefactError(Exception):
 
 MOST_BYTES = 16 * 2**20
 """Largest description that is read; a decoder of a hundred layers has about 100 kB."""
-MOST_NUMBERS = 2**31
+MOST_NUMBERS = 2**26
 """Most numbers in one made-up input."""
 DTYPES = (
     "bool",
