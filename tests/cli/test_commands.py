@@ -196,6 +196,27 @@ def test_sweep(result, classifier, data, place):
     assert sorted(f.name for f in (place / "out").iterdir()) == ["sweep.json", "sweep.png"]
 
 
+@pytest.mark.parametrize("command", ["eval", "inspect"])
+def test_check_compares_the_folder_before_it_is_opened(call, refused, copy, data, command):
+    words = [command, copy, "--check", *(["--data", data] if command == "eval" else [])]
+    done = call(*words)
+    assert done.code == 0, done.err
+    assert f"files of {copy} are those that were saved" in done.err
+    weights = copy / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert call(*words[:2], *words[3:]).code == 0
+    assert refused(*words).startswith(f"{copy} has changed: model.safetensors is not the file that was saved")
+    (copy / "secateur-hashes.json").unlink()
+    assert "has no secateur-hashes.json" in refused(*words)
+
+
+def test_check_is_for_folders(refused, data, classifier):
+    assert "org/name is no folder" in refused("eval", "org/name", "--data", data, "--check")
+    assert "--check has no meaning in a run on a .keras file" in refused("eval", "model.keras", "--check")
+
+
 def test_eval_against(result, classifier, data):
     found = result("eval", classifier, "--data", data, "--against", classifier)
     assert (found["rows"], found["kl"], found["flips"]) == (240, 0.0, 0.0)

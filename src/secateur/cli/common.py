@@ -72,6 +72,10 @@ SeedOption = Annotated[
     int, typer.Option(help="Seed of splits and training.", min=0, max=2**32 - 1, rich_help_panel=DATA_PANEL)
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: torch's.", min=1)]
+CheckOption = Annotated[
+    bool,
+    typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT_PANEL)
@@ -139,6 +143,13 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def check_unchanged(model: str) -> None:
+    """Compare the folder of --check with its hashes, and say so; ModelError when a file has changed."""
+    from secateur.torch.files.saving import check_unchanged
+
+    note(f"{check_unchanged(model)} files of {model} are those that were saved")
 
 
 def read_layout(path: Path | None) -> "Layout | None":

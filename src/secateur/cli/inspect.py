@@ -27,6 +27,7 @@ def command(
     ] = False,
     layout_file: common.LayoutFileOption = None,
     task: common.TaskOption = None,
+    check: common.CheckOption = False,
     trust_remote_code: common.RemoteCodeOption = False,
     json: common.JsonOption = False,
 ) -> None:
@@ -36,6 +37,8 @@ def command(
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
+    if check:
+        common.check_unchanged(model)
     if is_keras_file(model):
         from secateur.cli import keras
 

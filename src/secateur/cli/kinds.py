@@ -44,7 +44,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "eval": {
         "labels perplexity keras": "model against threads json",
-        "labels perplexity": "text_column task trust_remote_code",
+        "labels perplexity": "text_column task trust_remote_code check",
         "labels keras": "data batch_size",
         "labels": f"{_COLUMNS} split max_length",
         "perplexity": "text context samples",
@@ -53,7 +53,7 @@ TABLES: dict[str, dict[str, str]] = {
         "torch keras": "model to output data samples batch length sparse tolerance overwrite json",
         "torch": "text_column split generate int8 tokens value activations task threads trust_remote_code",
     },
-    "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code"},
+    "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check"},
     "bench": {
         "time kit keras results": "models overwrite json",
         "time keras results": "plot",

@@ -33,6 +33,7 @@ import signal  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
@@ -49,6 +50,8 @@ FORMAT = 1
 SAFE_LEVELS = 64
 """Largest whole number of an 8-bit weight that ONNX Runtime multiplies correctly on x86 without VNNI, where it adds two
 products in 16 bits: 255 * 65 * 2 > 32767."""
+START_LIMIT_S = 600
+"""Seconds in which a process must open an artefact and answer once; the largest models take a few minutes."""
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Feed = Mapping[str, np.ndarray]
 Program = Callable[[Feed], dict[str, np.ndarray]]
@@ -826,6 +829,7 @@ class Worker:
     runtimes go on spinning after a run.
 
     library, ours: as `load` takes them; they travel on the command line, so that no file can set them.
+    Raises ArtefactError when the artefact cannot run, and when it is not ready after `START_LIMIT_S`: that ends it.
     """
 
     def __init__(
@@ -855,7 +859,7 @@ class Worker:
         self._requests: Any = self._process.stdin
         self._answers: Any = self._process.stdout
         self.peak_bytes = 0
-        self.startup_s = self._answer()["startup_s"]
+        self.startup_s = self._first_answer(folder)["startup_s"]
         self._send("SIGSTOP")
 
     def time(self, runs: int) -> list[float]:
@@ -873,6 +877,29 @@ class Worker:
         """End the process without a last request."""
         self._process.kill()
         self._process.wait()
+
+    def _first_answer(self, folder: Path | str) -> dict[str, Any]:
+        """What the process says once it is ready; a timer kills it where it hangs, which ends the wait for its line."""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(START_LIMIT_S, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._answer()
+        except ArtefactError:
+            if not late.is_set():
+                raise
+            raise ArtefactError(
+                f"{folder} was not ready after {START_LIMIT_S} s, so its process was ended; export it again, or use a "
+                "smaller model or a faster machine"
+            ) from None
+        finally:
+            timer.cancel()
 
     def _ask(self, runs: int) -> dict[str, Any]:
         self._send("SIGCONT")

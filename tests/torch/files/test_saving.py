@@ -14,6 +14,7 @@ from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.base.manifest import changes_of
 from secateur.torch.files import saving
+from secateur.torch.files.hashes import HASHES
 from secateur.torch.files.zero_packing import BITS
 from secateur.torch.shrink.resize import resize
 from tests import zoo
@@ -242,7 +243,7 @@ def test_a_plain_module(tmp_path):
         assert loaded.head.weight is loaded.embed.weight
         assert loaded.head.out_features == 290
         assert changes_of(loaded) == changes_of(model)
-        assert {p.name for p in folder.iterdir()} == {"secateur.json", "model.safetensors"}
+        assert {p.name for p in folder.iterdir()} == {"secateur.json", "model.safetensors", HASHES}
     with pytest.raises(ModelError, match="does not have|lacks"):
         saving.load(tmp_path / "False", model=torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match="need secateur"):

@@ -26,6 +26,7 @@ from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import Changes, changes_of, remember
 from secateur.torch.files import stock_config, zero_packing
 from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained
+from secateur.torch.files.hashes import check_hashes, write_hashes
 from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, Entry, read_entries
 from secateur.torch.shrink.resize import check_unquantized
 from secateur.torch.shrink.size_attributes import is_size
@@ -100,6 +101,7 @@ def save(
         else:
             packed = _save_plain(model, temporary, changes, pack=pack)
         _save_companions(model, temporary, tokenizer, processor, plan)
+        write_hashes(temporary)
     if config is not None and packed:
         reason = "the weights are packed"
     return Saved(Path(folder), stock=config is not None and not packed, packed=packed, reason=reason)
@@ -189,6 +191,24 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     if description == CONFIG:
         check_counts(folder, config, entries)
     return files
+
+
+def check_unchanged(source: Path | str) -> int:
+    """Compare a saved folder with the hashes that were written with it; returns the number of files that have one.
+
+    Raises ModelError for what is no folder, for weights and a configuration that were not there when it was saved, and
+    as `check_hashes` and `check_folder` do.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ModelError(f"{source} is no folder, and only folders that secateur saved have hashes; leave out --check")
+    same = check_hashes(folder)
+    description = CONFIG if (folder / CONFIG).is_file() else MANIFEST
+    weights = check_folder(folder, description)
+    for file in (folder / description, folder / INDEX, *weights):
+        if file.is_file() and file.name not in same:
+            raise ModelError(f"{folder} has changed: {file.name} was not there when it was saved; {REMEDY}")
+    return len(same)
 
 
 def check_claims(folder: Path, factory: Any, config: Any) -> None:
