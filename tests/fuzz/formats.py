@@ -157,7 +157,7 @@ def _read_rows(place: Path) -> Any:
 
     table = read_table(next(place.iterdir(), place / "rows.csv"))
     words, labels = texts(table, "text"), texts(table, "label")
-    return words, labels, [part.column("text") for part in split_table(table, 0.5, by="label")]
+    return words, labels, [part.column("text") for part in split_table(table, 0.5)]
 
 
 def _row_seeds() -> Mapping[str, Case]:

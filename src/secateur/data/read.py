@@ -58,6 +58,7 @@ def _read_separated(path: Path, separator: str) -> Table:
     before = csv.field_size_limit(LONGEST_CELL)
     rows: list[list[str | None]] = []
     places: list[str] = []
+    line = 1
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=separator, strict=True)
