@@ -43,6 +43,11 @@ class TokenClassification(Task):
     auto_classes = ("TokenClassification",)
     columns = (WORDS, TAGS)
 
+    def __init__(self, model: torch.nn.Module, processor: Any, options: Options | None = None) -> None:
+        super().__init__(model, processor, options)
+        self._unseen = ("", 0)
+        """The note on words that the model does not see, and how many there are."""
+
     @classmethod
     def new_head(cls, table: Table, options: Options) -> dict[str, Any]:
         """A class for each tag: in the order of the data where it has one, else sorted, with O first."""
@@ -107,17 +112,17 @@ class TokenClassification(Task):
         return found
 
     def _note_unseen(self, missing: Sequence[int]) -> None:
-        """Say how many words the model does not see; in all rows that were encoded, when there are several parts."""
+        """Say how many words the model does not see; of all data that was encoded, in one sentence."""
         if not any(missing):
             return
-        before = getattr(self, "_unseen", ("", 0, 0))
-        count, rows = before[1] + sum(missing), before[2] + sum(map(bool, missing))
+        before, count = self._unseen
+        count += sum(missing)
         sentence = (
-            f"{count} words of {rows} rows are cut off by --max-length {self.options.max_length}, or give no token; "
-            f"their tag is taken to be {OUTSIDE}"
+            f"words that --max-length {self.options.max_length} cuts off, or that give no token: {count}; their tag is "
+            f"taken to be {OUTSIDE}"
         )
-        self.notes[:] = [note for note in self.notes if note != before[0]] + [sentence]
-        self._unseen = (sentence, count, rows)
+        self.notes[:] = [note for note in self.notes if note != before] + [sentence]
+        self._unseen = (sentence, count)
 
     def collate(self, features: Sequence[Mapping[str, Any]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
         """Token ids, padded; `_starts` marks the first token of each word."""
