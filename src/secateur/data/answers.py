@@ -1,4 +1,4 @@
-"""Answers that stand in a text, from cells of a table: in the form of SQuAD, or as plain texts."""
+"""Answers that stand in a text: from cells of a table, as plain texts or as SQuAD has them, and from files of SQuAD."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,3 +88,20 @@ def _placed(table: Table, row: int, context: str, text: str, start: Any) -> Gold
         )
     begin = start + len(text) - len(text.lstrip())
     return Gold(text, begin, begin + len(text.strip()))
+
+
+def questions_of_articles(records: list[Any], source: str) -> list[Any]:
+    """The questions of a file of SQuAD, one a row, from its articles with paragraphs; other records as they are.
+
+    Raises DataError for a paragraph without questions.
+    """
+    if not records or not all(isinstance(r, Mapping) and isinstance(r.get("paragraphs"), list) for r in records):
+        return records
+    rows = []
+    for number, article in enumerate(records):
+        for paragraph in article["paragraphs"]:
+            asked = paragraph.get("qas") if isinstance(paragraph, Mapping) else None
+            if not isinstance(asked, list) or not all(isinstance(question, Mapping) for question in asked):
+                raise DataError(f"{source}, article {number} has a paragraph without a list of questions (qas)")
+            rows += [{**question, "context": paragraph.get("context")} for question in asked]
+    return rows

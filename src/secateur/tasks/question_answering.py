@@ -158,8 +158,8 @@ class QuestionAnswering(Task):
                 feature["start_positions"] = feature["end_positions"] = feature["_none"]
         if missed:
             self.notes.append(
-                f"{len(missed)} answers are longer than what two pieces of their context share, and none holds the "
-                "whole; they are learned as no answer (a larger --max-length helps)"
+                f"answers that no piece of their context holds as a whole: {len(missed)}; they are learned as no "
+                "answer (pass a larger --max-length)"
             )
 
     def collate(self, features: Sequence[Mapping[str, Any]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
