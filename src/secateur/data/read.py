@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secateur.data.answers import questions_of_articles
 from secateur.data.table import Table
 from secateur.errors import DataError, listed, shown
 from secateur.schemas.reading import parse
@@ -99,7 +100,7 @@ def _read_json_lines(path: Path) -> Table:
 
 
 def _read_json(path: Path) -> Table:
-    """A list of objects; or the objects under `data`, as SQuAD files have them; or columns of equal length."""
+    """A list of objects; or the objects under `data`; or the questions of a SQuAD file; or columns of equal length."""
     if path.stat().st_size > LARGEST_JSON:
         raise DataError(f"{path} is larger than {LARGEST_JSON / 2**30:.0f} GiB; write it as JSON lines (.jsonl)")
     try:
@@ -116,6 +117,8 @@ def _read_json(path: Path) -> Table:
         if len({len(cells) for cells in value.values()}) != 1:
             raise DataError(f"{path} has columns of different lengths")
         return Table(value, str(path))
+    if isinstance(value, list):
+        value = questions_of_articles(value, str(path))
     return _of_records(value, path, [f"row {i}" for i in range(len(value))] if isinstance(value, list) else [])
 
 

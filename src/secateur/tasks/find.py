@@ -8,10 +8,12 @@ from torch import nn
 
 from secateur.errors import DataError, ModelError, listed
 from secateur.tasks.base.task import Options, Task
+from secateur.tasks.question_answering import QuestionAnswering
 from secateur.tasks.text_classification import TextClassification
+from secateur.tasks.token_classification import TokenClassification
 from secateur.torch.open import read_config
 
-TASKS: tuple[type[Task], ...] = (TextClassification,)
+TASKS: tuple[type[Task], ...] = (TextClassification, TokenClassification, QuestionAnswering)
 """Every task; where an architecture belongs to several, the first."""
 
 
@@ -37,9 +39,12 @@ def auto_class(source: str, name: str | None, **options: Any) -> str | None:
     return None if task_of_config(read_config(source, **options)) is wanted else wanted.auto_classes[0]
 
 
-def task_of_config(config: Any) -> type[Task] | None:
-    """The task of the architecture that a config names, or None where none of the tasks takes it."""
-    names = getattr(config, "architectures", None) or ()
+def task_of_config(config: Any, model: nn.Module | None = None) -> type[Task] | None:
+    """The task of the architecture that a config names, or None where none of the tasks takes it.
+
+    model: whose class counts where the config names no architecture, as that of a model which was never saved.
+    """
+    names = getattr(config, "architectures", None) or ((type(model).__name__,) if model is not None else ())
     return next((task for task in TASKS if any(_files(auto, config, names) for auto in task.auto_classes)), None)
 
 
@@ -61,7 +66,8 @@ def find(model: nn.Module, processor: Any = None, *, task: str | None = None, op
 
     Raises ModelError when the model has none of the tasks, DataError for an unknown name.
     """
-    found = named(task) if task is not None else task_of_config(model.config) if hasattr(model, "config") else None
+    config = getattr(model, "config", None)
+    found = named(task) if task is not None else None if config is None else task_of_config(config, model)
     if found is None:
         raise ModelError(
             f"no task is known for a {type(model).__name__}; name one with --task, of "

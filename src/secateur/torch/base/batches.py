@@ -35,6 +35,11 @@ def without_labels(batch: Any) -> Any:
     return {k: v for k, v in batch.items() if k not in LABELS} if isinstance(batch, Mapping) else batch
 
 
+def for_model(batch: Any) -> Any:
+    """The batch without the keys that start with `_`: what a task notes beside the inputs, which no model takes."""
+    return {k: v for k, v in batch.items() if not k.startswith("_")} if isinstance(batch, Mapping) else batch
+
+
 def with_decoder_inputs(model: nn.Module, batch: Any) -> Any:
     """The batch with the decoder ids that an encoder-decoder makes from labels; a batch for another model is unchanged.
 
@@ -66,8 +71,8 @@ def _shift_right(labels: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def run(model: nn.Module, batch: Any) -> Any:
-    """The output of a forward pass on the batch without its labels."""
-    batch = without_labels(with_decoder_inputs(model, batch))
+    """The output of a forward pass on the batch without its labels, and without what a task notes in it."""
+    batch = for_model(without_labels(with_decoder_inputs(model, batch)))
     return model(**batch) if isinstance(batch, Mapping) else model(*batch)
 
 
