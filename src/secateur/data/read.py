@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from secateur.data.table import Table
+from secateur.data.table import Table, of_dataset
 from secateur.errors import DataError, listed, shown
 from secateur.schemas.reading import parse
 
@@ -58,24 +58,20 @@ def _read_separated(path: Path, separator: str) -> Table:
     before = csv.field_size_limit(LONGEST_CELL)
     rows: list[list[str | None]] = []
     places: list[str] = []
+    line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            names = next(reader, [])
+        reader = csv.reader((text for _, text in _lines(path)), delimiter=separator, strict=True)
+        names = next(reader, [])
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                if len(cells) != len(names):
+                    raise DataError(f"{path}, line {line} has {len(cells)} cells; the first line names {len(names)}")
+                rows.append([cell if cell else None for cell in cells])
+                places.append(f"line {line}")
             line = reader.line_num + 1
-            for cells in reader:
-                if cells:
-                    if len(cells) != len(names):
-                        raise DataError(
-                            f"{path}, line {line} has {len(cells)} cells; the first line names {len(names)}"
-                        )
-                    rows.append([cell if cell else None for cell in cells])
-                    places.append(f"line {line}")
-                line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}, line {line} cannot be read as CSV: {shown(str(error), 200)}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text (byte {error.start} of a part); convert it") from None
     finally:
         csv.field_size_limit(before)
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -162,15 +158,13 @@ READERS = {
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their numbers, from 1; DataError when it is no UTF-8."""
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                number += 1
-                yield number, line
-    except UnicodeDecodeError:
-        raise DataError(f"{path}, line {number + 1} is no UTF-8 text; convert it") from None
+    """The lines of a text file with their numbers, from 1; DataError, with the line, when it is no UTF-8."""
+    with path.open("rb") as file:  # a file opened as text is decoded in parts of many lines
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise DataError(f"{path}, line {number} is no UTF-8 text; convert it") from None
 
 
 def _of_records(records: Any, path: Path, places: Sequence[str]) -> Table:
@@ -253,7 +247,7 @@ def _of_datasets(data: Any, source: str, split: str | None, only: str | None = N
 
     only: the name of a split that is taken for granted where it is the only one.
     """
-    from datasets import Audio, ClassLabel, DatasetDict, Image, List  # optional
+    from datasets import DatasetDict  # optional
 
     if isinstance(data, DatasetDict):
         if split is None and only is not None and list(data) == [only]:
@@ -264,11 +258,4 @@ def _of_datasets(data: Any, source: str, split: str | None, only: str | None = N
         data = data[split]
     elif split is not None:
         raise DataError(f"{source} has no splits; leave --split out")
-    names = {}
-    for name, feature in data.features.items():
-        if isinstance(feature, Image | Audio):
-            data = data.cast_column(name, type(feature)(decode=False))
-        inner = feature.feature if isinstance(feature, List) else feature
-        if isinstance(inner, ClassLabel):
-            names[name] = list(inner.names)
-    return Table({name: list(data[name]) for name in data.column_names}, source, (), names)
+    return of_dataset(data, source)
