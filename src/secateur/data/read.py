@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secateur.data.folders import IMAGES, SOUNDS, read_media
 from secateur.data.table import Table, of_dataset
 from secateur.errors import DataError, listed, shown
 from secateur.schemas.reading import parse
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 LONGEST_CELL = 2**27
 """Characters that a cell of a CSV may have."""
 LARGEST_JSON = 2**31
@@ -193,37 +192,11 @@ def _read_folder(path: Path, split: str | None) -> Table:
             return _of_datasets(load_from_disk(str(path)), str(path), split)
         except (FileNotFoundError, ValueError) as error:
             raise DataError(f"{path} is not a datasets folder: {shown(str(error).splitlines()[0], 200)}") from None
-    builder = _builder_of(path)
-    if builder is None:
+    table = read_media(path, split, read_table)
+    if table is None:
         raise DataError(f"{path} is not a datasets folder, and holds no images ({IMAGES[0]} ...) and no sounds "
                         f"({SOUNDS[0]} ...)")  # fmt: skip
-    return _read_media(path, builder, split)
-
-
-def _builder_of(path: Path) -> str | None:
-    """The builder of `datasets` that reads a folder: by the first file whose kind is known."""
-    for file in path.rglob("*"):
-        if file.suffix.lower() in IMAGES:
-            return "imagefolder"
-        if file.suffix.lower() in SOUNDS:
-            return "audiofolder"
-    return None
-
-
-def _read_media(path: Path, builder: str, split: str | None) -> Table:
-    """A folder of images or sounds; folders name the classes unless there is a metadata file."""
-    import tempfile
-
-    from datasets import load_dataset  # optional
-
-    with tempfile.TemporaryDirectory(prefix="secateur-data-") as cache:
-        try:
-            data = load_dataset(builder, data_dir=str(path), cache_dir=cache)
-            return _of_datasets(data, str(path), split, only="train")
-        except DataError:
-            raise
-        except Exception as error:  # the builders raise many types, with their own sentences
-            raise DataError(f"{path} cannot be read as {builder}: {shown(' '.join(str(error).split()), 200)}") from None
+    return table
 
 
 def _read_hub(name: str, split: str | None) -> Table:
@@ -242,16 +215,11 @@ def _read_hub(name: str, split: str | None) -> Table:
         ) from None
 
 
-def _of_datasets(data: Any, source: str, split: str | None, only: str | None = None) -> Table:
-    """The table of a data set; images and sounds stay files, which `secateur.data.media` decodes.
-
-    only: the name of a split that is taken for granted where it is the only one.
-    """
+def _of_datasets(data: Any, source: str, split: str | None) -> Table:
+    """The table of a data set; images and sounds stay files, which `secateur.data.media` decodes."""
     from datasets import DatasetDict  # optional
 
     if isinstance(data, DatasetDict):
-        if split is None and only is not None and list(data) == [only]:
-            split = only
         if split not in data:
             asked = "--split is needed" if split is None else f"no split {split!r}"
             raise DataError(f"{source}: {asked}; it has {listed(data)}")
