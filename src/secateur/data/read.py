@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from secateur.data.answers import questions_of_articles
-from secateur.data.table import Table
+from secateur.data.folders import IMAGES, SOUNDS, read_media
+from secateur.data.table import Table, of_dataset
 from secateur.errors import DataError, listed, shown
 from secateur.schemas.reading import parse
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 LONGEST_CELL = 2**27
 """Characters that a cell of a CSV may have."""
 LARGEST_JSON = 2**31
@@ -61,23 +60,18 @@ def _read_separated(path: Path, separator: str) -> Table:
     places: list[str] = []
     line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            names = next(reader, [])
+        reader = csv.reader((text for _, text in _lines(path)), delimiter=separator, strict=True)
+        names = next(reader, [])
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                if len(cells) != len(names):
+                    raise DataError(f"{path}, line {line} has {len(cells)} cells; the first line names {len(names)}")
+                rows.append([cell if cell else None for cell in cells])
+                places.append(f"line {line}")
             line = reader.line_num + 1
-            for cells in reader:
-                if cells:
-                    if len(cells) != len(names):
-                        raise DataError(
-                            f"{path}, line {line} has {len(cells)} cells; the first line names {len(names)}"
-                        )
-                    rows.append([cell if cell else None for cell in cells])
-                    places.append(f"line {line}")
-                line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}, line {line} cannot be read as CSV: {shown(str(error), 200)}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text (byte {error.start} of a part); convert it") from None
     finally:
         csv.field_size_limit(before)
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -166,15 +160,13 @@ READERS = {
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their numbers, from 1; DataError when it is no UTF-8."""
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                number += 1
-                yield number, line
-    except UnicodeDecodeError:
-        raise DataError(f"{path}, line {number + 1} is no UTF-8 text; convert it") from None
+    """The lines of a text file with their numbers, from 1; DataError, with the line, when it is no UTF-8."""
+    with path.open("rb") as file:  # a file opened as text is decoded in parts of many lines
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise DataError(f"{path}, line {number} is no UTF-8 text; convert it") from None
 
 
 def _of_records(records: Any, path: Path, places: Sequence[str]) -> Table:
@@ -203,37 +195,11 @@ def _read_folder(path: Path, split: str | None) -> Table:
             return _of_datasets(load_from_disk(str(path)), str(path), split)
         except (FileNotFoundError, ValueError) as error:
             raise DataError(f"{path} is not a datasets folder: {shown(str(error).splitlines()[0], 200)}") from None
-    builder = _builder_of(path)
-    if builder is None:
+    table = read_media(path, split, read_table)
+    if table is None:
         raise DataError(f"{path} is not a datasets folder, and holds no images ({IMAGES[0]} ...) and no sounds "
                         f"({SOUNDS[0]} ...)")  # fmt: skip
-    return _read_media(path, builder, split)
-
-
-def _builder_of(path: Path) -> str | None:
-    """The builder of `datasets` that reads a folder: by the first file whose kind is known."""
-    for file in path.rglob("*"):
-        if file.suffix.lower() in IMAGES:
-            return "imagefolder"
-        if file.suffix.lower() in SOUNDS:
-            return "audiofolder"
-    return None
-
-
-def _read_media(path: Path, builder: str, split: str | None) -> Table:
-    """A folder of images or sounds; folders name the classes unless there is a metadata file."""
-    import tempfile
-
-    from datasets import load_dataset  # optional
-
-    with tempfile.TemporaryDirectory(prefix="secateur-data-") as cache:
-        try:
-            data = load_dataset(builder, data_dir=str(path), cache_dir=cache)
-            return _of_datasets(data, str(path), split, only="train")
-        except DataError:
-            raise
-        except Exception as error:  # the builders raise many types, with their own sentences
-            raise DataError(f"{path} cannot be read as {builder}: {shown(' '.join(str(error).split()), 200)}") from None
+    return table
 
 
 def _read_hub(name: str, split: str | None) -> Table:
@@ -252,27 +218,15 @@ def _read_hub(name: str, split: str | None) -> Table:
         ) from None
 
 
-def _of_datasets(data: Any, source: str, split: str | None, only: str | None = None) -> Table:
-    """The table of a data set; images and sounds stay files, which `secateur.data.media` decodes.
-
-    only: the name of a split that is taken for granted where it is the only one.
-    """
-    from datasets import Audio, ClassLabel, DatasetDict, Image, List  # optional
+def _of_datasets(data: Any, source: str, split: str | None) -> Table:
+    """The table of a data set; images and sounds stay files, which `secateur.data.media` decodes."""
+    from datasets import DatasetDict  # optional
 
     if isinstance(data, DatasetDict):
-        if split is None and only is not None and list(data) == [only]:
-            split = only
         if split not in data:
             asked = "--split is needed" if split is None else f"no split {split!r}"
             raise DataError(f"{source}: {asked}; it has {listed(data)}")
         data = data[split]
     elif split is not None:
         raise DataError(f"{source} has no splits; leave --split out")
-    names = {}
-    for name, feature in data.features.items():
-        if isinstance(feature, Image | Audio):
-            data = data.cast_column(name, type(feature)(decode=False))
-        inner = feature.feature if isinstance(feature, List) else feature
-        if isinstance(inner, ClassLabel):
-            names[name] = list(inner.names)
-    return Table({name: list(data[name]) for name in data.column_names}, source, (), names)
+    return of_dataset(data, source)

@@ -7,13 +7,23 @@ from typing import Any
 from torch import nn
 
 from secateur.errors import DataError, ModelError, listed
+from secateur.tasks.audio_classification import AudioClassification
+from secateur.tasks.automatic_speech_recognition import SpeechRecognition
 from secateur.tasks.base.task import Options, Task
+from secateur.tasks.image_classification import ImageClassification
 from secateur.tasks.question_answering import QuestionAnswering
 from secateur.tasks.text_classification import TextClassification
 from secateur.tasks.token_classification import TokenClassification
 from secateur.torch.open import read_config
 
-TASKS: tuple[type[Task], ...] = (TextClassification, TokenClassification, QuestionAnswering)
+TASKS: tuple[type[Task], ...] = (
+    TextClassification,
+    TokenClassification,
+    QuestionAnswering,
+    ImageClassification,
+    AudioClassification,
+    SpeechRecognition,
+)
 """Every task; where an architecture belongs to several, the first."""
 
 
@@ -35,8 +45,19 @@ def auto_class(source: str, name: str | None, **options: Any) -> str | None:
         return None
     if not any(name == task.name for task in TASKS):
         return name
-    wanted = named(name)
-    return None if task_of_config(read_config(source, **options)) is wanted else wanted.auto_classes[0]
+    wanted, config = named(name), read_config(source, **options)
+    return None if task_of_config(config) is wanted else auto_class_for(wanted, config)
+
+
+def auto_class_for(task: type[Task], config: Any) -> str:
+    """The Auto class of a task that has a model for this type of config; its first where none has."""
+    return next((auto for auto in task.auto_classes if _models(auto, config)), task.auto_classes[0])
+
+
+def headless(config: Any) -> type[Task]:
+    """The task to which an encoder without a head is trained: the classification of what it reads."""
+    kinds = (TextClassification, ImageClassification, AudioClassification)
+    return next((task for task in kinds if _models(task.auto_classes[0], config)), TextClassification)
 
 
 def task_of_config(config: Any, model: nn.Module | None = None) -> type[Task] | None:
@@ -50,12 +71,17 @@ def task_of_config(config: Any, model: nn.Module | None = None) -> type[Task] | 
 
 def _files(auto: str, config: Any, names: Any) -> bool:
     """Whether transformers' Auto class has one of the names for this type of config."""
+    return any(model.__name__ in names for model in _models(auto, config))
+
+
+def _models(auto: str, config: Any) -> list[Any]:
+    """The models of transformers' Auto class for this type of config."""
     import transformers  # optional
 
     factory = getattr(transformers, f"AutoModelFor{auto}", None) or getattr(transformers, auto, None)
     model = None if factory is None else factory._model_mapping.get(type(config), None)
     models = model if isinstance(model, tuple) else (model,)
-    return any(m is not None and m.__name__ in names for m in models)
+    return [m for m in models if m is not None]
 
 
 def find(model: nn.Module, processor: Any = None, *, task: str | None = None, options: Options | None = None) -> Task:

@@ -70,6 +70,25 @@ def _shift_right(labels: torch.Tensor, config: Any) -> torch.Tensor:
     return ids.masked_fill(ids == IGNORED, pad)
 
 
+def frame_mask(model: Any, mask: Any, count: int) -> torch.Tensor | None:
+    """Which of `count` frames of each example are not padding, as bool (examples, count), where a model reads frames.
+
+    mask: the attention mask (examples, length) of what the frames are made from, such as the samples of sounds.
+
+    None without a mask, and where the model does not say how the frames follow from what it reads.
+    """
+    if not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+        return None
+    if mask.shape[1] == count:
+        return mask.bool()
+    for candidate in (model, getattr(model, "base_model", None)):
+        if make := getattr(candidate, "_get_feature_vector_attention_mask", None):
+            return make(count, mask).bool()  # type: ignore[no-any-return]
+        if make := getattr(candidate, "_get_output_attention_mask", None):
+            return make(mask, target_length=count).bool()  # type: ignore[no-any-return]
+    return None
+
+
 def run(model: nn.Module, batch: Any) -> Any:
     """The output of a forward pass on the batch without its labels, and without what a task notes in it."""
     batch = for_model(without_labels(with_decoder_inputs(model, batch)))

@@ -57,7 +57,7 @@ def collect(
     if axes is None:
         axes = [axis.name for axis in layout.axes.values() if not axis.frozen]
     gradients = wanted & NEEDS_GRADIENT
-    tally, padding = Tally(), Padding(layout)
+    tally, padding = Tally(), Padding(layout, model)
     stream = (with_decoder_inputs(model, to_device(batch, model)) for batch in data)
     first = list(islice(stream, 1))
     shifted = bool(gradients and first) and loss is None and _shifts_labels(model, first[0])

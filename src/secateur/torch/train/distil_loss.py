@@ -44,9 +44,10 @@ def distillation_loss(
     Returns the loss and the student's output.
     """
     is_labelled = not set(LABELS).isdisjoint(batch)
-    output = model(**for_model(batch), output_hidden_states=True)
+    asked = {**batch, "output_hidden_states": True}
+    output = model(**for_model(asked)) if loss is None else run(model, asked)
     with torch.no_grad():
-        target = run(teacher, {**batch, "output_hidden_states": True})
+        target = run(teacher, asked)
     total = divergence(output, target, batch, TEMPERATURE).mean()
     if is_labelled and loss is not None:
         total = total + loss(model, batch)
