@@ -8,10 +8,13 @@ from torch import nn
 
 from secateur.errors import DataError, ModelError, listed
 from secateur.tasks.base.task import Options, Task
+from secateur.tasks.fill_mask import FillMask
+from secateur.tasks.text2text_generation import Text2TextGeneration
 from secateur.tasks.text_classification import TextClassification
+from secateur.tasks.text_generation import TextGeneration
 from secateur.torch.open import read_config
 
-TASKS: tuple[type[Task], ...] = (TextClassification,)
+TASKS: tuple[type[Task], ...] = (TextClassification, TextGeneration, Text2TextGeneration, FillMask)
 """Every task; where an architecture belongs to several, the first."""
 
 
