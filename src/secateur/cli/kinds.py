@@ -10,6 +10,7 @@ KINDS = {
     "sweep": "a --sweep, which lists the values to try and does not train",
     "thresholds": "a --sweep of thresholds, which lists the values to try and does not train",
     "language": "pruning block by block",
+    "units": "pruning units of a language model on --calibration text",
     "labels": "a run without --task perplexity",
     "perplexity": "--task perplexity",
     "torch": "a run on a PyTorch model",
@@ -26,27 +27,31 @@ KINDS = {
 
 _SWEEPS = "sweep thresholds"
 _TEXTS = f"classifier {_SWEEPS}"
-_COLUMNS = "label_column target_column image_column audio_column label_names"
+_COLUMNS = "label_column image_column audio_column label_names"
 _RUNS = "answer continue compiled-answer compiled-continue"
 
 TABLES: dict[str, dict[str, str]] = {
     "prune": {
-        f"{_TEXTS} keras language": "model output criterion pattern seed threads overwrite json",
-        f"{_TEXTS} keras": "data eval_data calibration_samples batch_size",
-        f"{_TEXTS} language": "text_column task",
-        _TEXTS: f"{_COLUMNS} split eval_split max_length layout_file trust_remote_code sweep sweep_by",
-        "classifier keras language": "sparsity",
-        "classifier sweep keras": "budget",
-        "classifier keras": "threshold fine_tune learning_rate gradual",
-        "classifier language": "distil",
-        "classifier": "uniform",
-        "language": "recipe calibration samples context memory reconstruct owl sensitivity option",
+        f"{_TEXTS} keras language units": "model output criterion pattern seed threads overwrite json",
+        f"{_TEXTS} keras": "data calibration_samples",
+        f"{_TEXTS} keras units": "eval_data batch_size",
+        f"{_TEXTS} language units": "text_column task",
+        f"{_TEXTS} units": "target_column eval_split layout_file trust_remote_code",
+        _TEXTS: f"{_COLUMNS} split max_length sweep sweep_by",
+        "classifier keras language units": "sparsity",
+        "classifier sweep keras units": "budget",
+        "classifier keras units": "threshold fine_tune learning_rate",
+        "classifier keras": "gradual",
+        "classifier language units": "distil",
+        "classifier units": "uniform",
+        "language units": "calibration samples context",
+        "language": "recipe memory reconstruct owl sensitivity option",
     },
     "eval": {
         "labels perplexity keras": "model against threads json",
         "labels perplexity": "text_column task trust_remote_code check",
         "labels keras": "data batch_size",
-        "labels": f"{_COLUMNS} split max_length",
+        "labels": f"{_COLUMNS} target_column split max_length",
         "perplexity": "text context samples",
     },
     "export": {
@@ -78,6 +83,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "learning_rate": ("fine_tune",),
         "distil": ("fine_tune",),
         "gradual": ("fine_tune",),
+        "eval_split": ("eval_data", "data"),
     },
     "export": {
         "tokens": ("sparse",),

@@ -13,6 +13,7 @@ from secateur.cli.kinds import given
 from secateur.errors import printable
 
 if TYPE_CHECKING:
+    from secateur.data.table import Table
     from secateur.recipe import Recipe
     from secateur.torch.stream.run import Done, RunReport
 
@@ -126,6 +127,18 @@ def calibration(recipe: "Recipe", folder: Path) -> Any:
     if len(windows) < recipe.samples:
         common.note(f"the text gives {len(windows)} windows of {recipe.context} tokens, not {recipe.samples}")
     return windows
+
+
+def table_of(sources: "list[Path]") -> "Table":
+    """Calibration texts as one table, in their order; a file whose kind is not known is read as plain text."""
+    from secateur.data.read import READERS, read_table, read_text
+    from secateur.data.table import joined
+
+    tables = []
+    for path in sources:
+        is_text = path.is_file() and path.suffix.lower() not in READERS
+        tables.append(read_text(path) if is_text else read_table(path))
+    return joined(tables)
 
 
 class _Progress:

@@ -79,6 +79,20 @@ def of_dataset(data: Any, source: str) -> Table:
     return Table({name: list(data[name]) for name in data.column_names}, source, (), names)
 
 
+def joined(tables: Sequence[Table]) -> Table:
+    """The rows of all tables, one table after the other; DataError when their columns have different names."""
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    for table in tables[1:]:
+        if set(table.columns) != set(first.columns):
+            own, others = listed(table.columns), listed(first.columns)
+            raise DataError(f"{table.source} has the columns {own}, {first.source} {others}; mixed texts need the same")
+    columns = {name: [cell for table in tables for cell in table.columns[name]] for name in first.columns}
+    places = [table.where(row) for table in tables for row in range(len(table))]
+    return Table(columns, "the calibration texts", places, first.class_names, first.base)
+
+
 def shuffled(table: Table, seed: int = 0) -> Table:
     """The rows in a random order that the seed decides: files are often sorted by label."""
     order = list(range(len(table)))

@@ -15,6 +15,7 @@ from secateur.layout import Layout
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.task import Options, Task
 from secateur.tasks.find import TASKS, auto_class_for, headless, named, task_of_config
+from secateur.tasks.text_classification import LABEL
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_module, read_config
 
@@ -73,7 +74,8 @@ def open_to_train(
 ) -> Task:
     """The task of a model that is to be trained; one whose checkpoint is of another task gets a new head for the data.
 
-    task: its name; default: what the config says, or classification for an encoder without a head.
+    task: its name; default: what the config says, or classification for a model without a head. Language models
+        become classifiers too where the data has labels.
     new_head: is called with the names of the tensors that are new.
     """
     torch.manual_seed(options.seed)  # of the new head
@@ -83,12 +85,17 @@ def open_to_train(
         if task is not None:
             raise
         opened = None
-    if opened is None or (task is None and not opened.task.is_supervised):
+    if opened is None or (task is None and not opened.task.is_supervised and _has_labels(table, options)):
         remote = {"trust_remote_code": True} if trust_remote_code else {}
         kind = headless(read_config(source, **remote))
         opened = look(source, kind.name, trust_remote_code=trust_remote_code)
     head = opened.task.new_head(table, options) if opened.auto_class is not None else {}
     return opened.of(opened.model(new_head=new_head, **head), options)
+
+
+def _has_labels(table: Table, options: Options) -> bool:
+    """Whether the user names a column of labels, or the table has one of the usual names."""
+    return options.columns.get("label") is not None or not set(LABEL.usual).isdisjoint(table.columns)
 
 
 def open_host(opened: Opened, task_options: Options, layout: Layout | None = None) -> tuple[TorchHost, Task]:

@@ -10,9 +10,12 @@ from secateur.errors import DataError, ModelError, listed
 from secateur.tasks.audio_classification import AudioClassification
 from secateur.tasks.automatic_speech_recognition import SpeechRecognition
 from secateur.tasks.base.task import Options, Task
+from secateur.tasks.fill_mask import FillMask
 from secateur.tasks.image_classification import ImageClassification
 from secateur.tasks.question_answering import QuestionAnswering
+from secateur.tasks.text2text_generation import Text2TextGeneration
 from secateur.tasks.text_classification import TextClassification
+from secateur.tasks.text_generation import TextGeneration
 from secateur.tasks.token_classification import TokenClassification
 from secateur.torch.open import read_config
 
@@ -23,6 +26,9 @@ TASKS: tuple[type[Task], ...] = (
     ImageClassification,
     AudioClassification,
     SpeechRecognition,
+    Text2TextGeneration,
+    TextGeneration,
+    FillMask,
 )
 """Every task; where an architecture belongs to several, the first."""
 

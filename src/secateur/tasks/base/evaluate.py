@@ -41,7 +41,8 @@ class Evaluation:
     is_against_dense: whether the metrics compare with the dense model's answers, as the data has no labels.
     loss: the mean loss over batches with labels; None without.
     kl: mean divergence from the dense model's outputs: KL in nats, for vectors 1 - cosine; None without a dense model.
-    flips: the share of rows whose prediction is not the dense model's; None without a dense model.
+    flips: the share of rows (of texts: of their tokens) whose answer is not the dense model's; None without a dense
+        model.
     predictions: for each row what the model answers.
     """
 
@@ -81,6 +82,7 @@ class Reference:
 
     def __init__(self, task: Task, model: nn.Module, batches: Batches, track: Track = silent) -> None:
         self.task, self.model, self.batches = task, model, batches
+        task.dense = model
         self._kept: list[Any] | None = []
         self.parts: list[Any] = [None] * len(batches.examples.features)
         self.losses: list[tuple[float, int]] = []
@@ -161,7 +163,7 @@ def _read(task: Task, model: nn.Module, output: Any, batch: Any, members: Sequen
     """Keep of an output what predictions are made from; ModelError for NaN and infinity."""
     try:
         with evaluating(model), torch.no_grad():
-            read = task.read(model, output, without_labels(batch))
+            read = task.read(model, output, batch if task.reads_labels else without_labels(batch))
     except AttributeError as error:
         raise ModelError(f"a {type(model).__name__} gives no output for {task.name}: {error}") from error
     for member, part in zip(members, read, strict=True):
@@ -228,7 +230,7 @@ def _evaluation(
 def _flips(task: Task, predictions: Sequence[Any], dense: Sequence[Any]) -> float | None:
     """The share of rows whose answer is another one; None for a task without answers."""
     same = [task.same(a, b) for a, b in zip(predictions, dense, strict=True)]
-    return None if any(s is None for s in same) else 1 - sum(map(bool, same)) / len(same)
+    return None if any(s is None for s in same) else 1 - sum(float(s or 0) for s in same) / len(same)
 
 
 def _on_cpu(output: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from secateur.data.columns import Choice, Column, choose
 from secateur.data.table import Table, as_table
@@ -17,6 +16,7 @@ from secateur.metrics.metric import Metric
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import Evaluation, Reference, evaluate
 from secateur.torch.base.batches import IGNORED, for_model
+from secateur.torch.data.run_windows import divergences
 from secateur.torch.data.text_rows import load_tokenizer
 
 
@@ -83,12 +83,16 @@ class Task:
     """What it reads."""
     has_own_loss: ClassVar[bool] = False
     """Whether `loss` is the task's own: the model computes none, or another one."""
+    reads_labels: ClassVar[bool] = False
+    """Whether `read` gets batches with their labels."""
 
     def __init__(self, model: nn.Module, processor: Any, options: Options | None = None) -> None:
         self.model = model
         self.config: Any = getattr(model, "config", None)
         self.processor = processor
         self.options = options or Options()
+        self.dense = model
+        """The model whose answers stand in where the data has none; a `Reference` names the dense one."""
         self.notes: list[str] = []
         """Sentences for the user on what the task found out by itself."""
 
@@ -144,6 +148,10 @@ class Task:
         """Rows as batches of like lengths. rows: a Table, or what `secateur.data.table.as_table` takes."""
         return Batches(self, self.encode(as_table(rows)), batch_size)
 
+    def largest_batch(self, features: Sequence[Mapping[str, Any]]) -> int | None:
+        """How many of the features a batch may hold for the size of the model's outputs; None for any number."""
+        return None
+
     def length(self, feature: Mapping[str, Any]) -> int:
         """How long a feature is, for batches of like lengths."""
         ids = feature.get("input_ids")
@@ -172,9 +180,7 @@ class Task:
         total: torch.Tensor | None = None
         pairs = zip(self.positions(output, batch), self.positions(dense, batch), strict=True)
         for (own, examples), (wanted, _) in pairs:
-            p, q = ((logits.float() / temperature).log_softmax(-1) for logits in (wanted, own))
-            kl = temperature**2 * F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-            part = mean_by(kl, examples, _examples_of(batch))
+            part = mean_by(divergences(own, wanted, temperature), examples, _examples_of(batch))
             total = part if total is None else total + part
         assert total is not None
         return total
@@ -193,8 +199,10 @@ class Task:
         """The prediction of a row, from what `read` gave for its features; metrics compare it with the reference."""
         return int(np.argmax(parts[0]))
 
-    def same(self, prediction: Any, other: Any) -> bool | None:
-        """Whether two predictions are the same answer; None for a task without answers, such as embeddings."""
+    def same(self, prediction: Any, other: Any) -> float | None:
+        """Whether two predictions are the same answer, or which share of their answers is; None for a task without
+        answers, such as embeddings.
+        """
         return bool(prediction == other)
 
     def metrics(self, *, has_references: bool) -> tuple[Metric, ...]:
