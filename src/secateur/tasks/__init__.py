@@ -6,8 +6,9 @@ print(task.evaluate(model, batches).values)
 """
 
 from secateur.data.read import read_table
+from secateur.metrics.evaluation import Evaluation, compare
 from secateur.tasks.base.batches import Batches
-from secateur.tasks.base.evaluate import Evaluation, Reference, compare
+from secateur.tasks.base.evaluate import Reference
 from secateur.tasks.base.task import Examples, Options, Task
 from secateur.tasks.find import find, named
 

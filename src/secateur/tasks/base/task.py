@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from secateur.data.columns import Choice, Column, choose
 from secateur.data.table import Table, as_table
+from secateur.metrics.evaluation import Evaluation
 from secateur.metrics.metric import Metric
 from secateur.tasks.base.batches import Batches
-from secateur.tasks.base.evaluate import Evaluation, Reference, evaluate
+from secateur.tasks.base.evaluate import Reference, evaluate
 from secateur.torch.base.batches import IGNORED
 from secateur.torch.data.text_rows import load_tokenizer
 
