@@ -1,6 +1,7 @@
 """What is read of a sentence-transformers folder: `modules.json`, and the configs of what follows the transformer."""
 
-from pathlib import Path, PurePosixPath
+import re
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -13,6 +14,9 @@ MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
 TRANSFORMER = "sentence_*_config.json"
 """The settings of the transformer's module; the name of the file has that of the architecture in it."""
+
+_INSIDE = re.compile(r"(?!\.\.?$)[\w. -]*")
+"""The name of a folder in the folder of the model; empty for that folder itself."""
 
 
 class Module(Known):
@@ -92,13 +96,7 @@ def read_modules(folder: Path) -> list[Module]:
             f"{path} is damaged: {shown(first.get('input'), 60)} ({first['msg'].lower()}); {REMEDY}"
         ) from None
     for module in modules:
-        parts = PurePosixPath(module.path).parts
-        if (
-            ".." in parts
-            or module.path.startswith(("/", "\\"))
-            or ":" in module.path
-            or not (module.path == "" or module.path.isprintable())
-        ):
+        if not _INSIDE.fullmatch(module.path):
             raise ModelError(f"{path} points outside its folder, to {shown(module.path)}; it is not to be trusted")
     return modules
 

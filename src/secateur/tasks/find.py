@@ -8,10 +8,11 @@ from torch import nn
 
 from secateur.errors import DataError, ModelError, listed
 from secateur.tasks.base.task import Options, Task
+from secateur.tasks.feature_extraction import FeatureExtraction
 from secateur.tasks.text_classification import TextClassification
 from secateur.torch.open import read_config
 
-TASKS: tuple[type[Task], ...] = (TextClassification,)
+TASKS: tuple[type[Task], ...] = (TextClassification, FeatureExtraction)
 """Every task; where an architecture belongs to several, the first."""
 
 

@@ -3,10 +3,9 @@
 Source: Reimers and Gurevych, 2019, whose package defines the files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -107,18 +106,15 @@ def read_embedding(folder: Path | None) -> Embedding:
             read = check(read_module_config(folder, module), Pooling, path, remedy=REMEDY)
             modes = _modes(read, path)
             if prompt and not read.include_prompt:
-                raise ModelError(
-                    f"{path} leaves the prompt out of the pooling, which is not known here"
-                )
+                raise ModelError(f"{path} leaves the prompt out of the pooling, which is not known here")
         elif kind == "Normalize":
             steps.append(_normalized)
         elif kind == "Dense":
             steps.append(_dense(folder, module))
-        elif kind == "Transformer" and module.path in ("", "."):
+        elif kind == "Transformer" and module.path == "":
             continue
         elif kind != "Dropout":  # which does nothing outside training
-raise ModelError(f"{folder} sends texts through {shown(module.type)}, which is not known here") through {shown(module.type)} in {shown(module.path)}, which is not known here"
-            )
+            raise ModelError(f"{folder} sends texts through {shown(module.type)}, which is not known here")
     return Embedding(folder, modes, tuple(steps), text.max_seq_length, prompt, bool(text.do_lower_case))
 
 

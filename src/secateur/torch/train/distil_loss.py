@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.torch.base.batches import LABELS, run
+from secateur.torch.base.batches import LABELS, run, without_labels
 
 TEMPERATURE = 2.0
 
@@ -44,7 +44,8 @@ def distillation_loss(
     Returns the loss and the student's output.
     """
     is_labelled = not set(LABELS).isdisjoint(batch)
-    output = model(**batch, output_hidden_states=True)
+    inputs = batch if loss is None else without_labels(batch)  # a model whose loss is another's may know no labels
+    output = model(**inputs, output_hidden_states=True)
     with torch.no_grad():
         target = run(teacher, {**batch, "output_hidden_states": True})
     total = divergence(output, target, batch, TEMPERATURE).mean()
