@@ -11,6 +11,7 @@ from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import Reference
 from secateur.tasks.base.task import Examples, Options, Task
 from secateur.tasks.find import find, named
+from secateur.tasks.given import given
 
 __all__ = [
     "Batches",
@@ -21,6 +22,7 @@ __all__ = [
     "Task",
     "compare",
     "find",
+    "given",
     "named",
     "read_table",
 ]

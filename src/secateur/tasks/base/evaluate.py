@@ -50,7 +50,7 @@ class Reference:
         """The output of the dense model for a batch."""
         if self._kept is not None:
             return self._kept[number]
-        return _forward(self.task, self.model, self.batches, number, [])[1]
+        return _on_cpu(_forward(self.task, self.model, self.batches, number, [])[1])
 
     def evaluation(self) -> Evaluation:
         """The dense model's own evaluation."""
@@ -104,7 +104,7 @@ def _read(task: Task, model: nn.Module, output: Any, batch: Any, members: Sequen
     """Keep of an output what predictions are made from; ModelError for NaN and infinity."""
     try:
         with evaluating(model), torch.no_grad():
-            read = task.read(model, output, without_labels(batch))
+            read = task.read(model, output, batch if task.reads_labels else without_labels(batch))
     except AttributeError as error:
         raise ModelError(f"a {type(model).__name__} gives no output for {task.name}: {error}") from error
     for member, part in zip(members, read, strict=True):
@@ -167,7 +167,11 @@ def _on_cpu(output: Any) -> dict[str, Any]:
     """What a task may compare of an output: its tensors, without caches and hidden states."""
     from transformers.utils import ModelOutput
 
-    items = output.items() if isinstance(output, Mapping) else [("logits", output)]
+    items: Iterable[tuple[str, Any]] = [("logits", output)]
+    if isinstance(output, Mapping):
+        items = output.items()
+    elif isinstance(output, tuple | list):
+        items = [(str(i), value) for i, value in enumerate(output)]
     kept = {k: v.detach().cpu() for k, v in items if isinstance(v, torch.Tensor) and k != "loss"}
     return ModelOutput(kept)
 

@@ -84,6 +84,8 @@ class Task:
     """What it reads."""
     has_own_loss: ClassVar[bool] = False
     """Whether `loss` is the task's own: the model computes none, or another one."""
+    reads_labels: ClassVar[bool] = False
+    """Whether `read` needs the labels of the batch, which it does not get otherwise."""
 
     def __init__(self, model: nn.Module, processor: Any, options: Options | None = None) -> None:
         self.model = model

@@ -66,9 +66,15 @@ def _shift_right(labels: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def run(model: nn.Module, batch: Any) -> Any:
-    """The output of a forward pass on the batch without its labels."""
+    """The output of a forward pass on the batch without its labels.
+
+    A mapping may hold positional arguments too, under the names "0", "1", ..., in this order.
+    """
     batch = without_labels(with_decoder_inputs(model, batch))
-    return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+    if not isinstance(batch, Mapping):
+        return model(*batch)
+    positional = [value for name, value in batch.items() if name.isdigit()]
+    return model(*positional, **{name: value for name, value in batch.items() if not name.isdigit()})
 
 
 @contextlib.contextmanager
