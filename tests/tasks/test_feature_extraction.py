@@ -28,15 +28,9 @@ from tests.text_models import pairs, sentences, write_classifier, write_csv, wri
 
 SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
 TEXTS = [text for text, _ in sentences(24)]
-POOLINGS = [
-    ("mean",),
-    ("cls",),
-    ("max",),
-    ("mean_sqrt_len_tokens",),
-    ("weightedmean",),
-    ("lasttoken",),
-    ("mean", "cls"),
-]
+POOLINGS = [(mode,) for mode in ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")]
+POOLINGS.append(("mean", "cls"))
+BERT = {"type": "a.Transformer", "path": ""}
 
 
 def opened(folder, **options):

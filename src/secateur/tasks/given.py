@@ -89,7 +89,7 @@ class Given(Task):
         """The squared distance of a row's outputs, divided by the square of the dense model's; a mean over outputs."""
         parts = []
         for own, wanted in zip(_tensors(output), _tensors(dense), strict=True):
-            own, wanted = own.float().flatten(1), wanted.float().flatten(1)
+            own, wanted = (values.float().reshape(len(values), -1) for values in (own, wanted))
             parts.append((own - wanted).square().sum(1) / wanted.square().sum(1).clamp_min(1e-12))
         if not parts:
             raise DataError("the model gives no tensor of numbers; there is nothing to compare or to learn from")
