@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.jobs.prune_model import Outcome
     from secateur.metrics.drop import Drop
-    from secateur.tasks.base.evaluate import Evaluation
+    from secateur.metrics.evaluation import Evaluation
+    from secateur.metrics.outcome import Outcome
 
 
 def show(outcome: "Outcome", *, json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,10 +13,13 @@ from secateur.data.table import Table, shuffled, split_table
 from secateur.errors import DataError, ModelError, listed
 from secateur.jobs.prune_model import Data
 from secateur.layout import Layout
+from secateur.schemas.sentence_folder import read_modules
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.task import Options, Task
+from secateur.tasks.feature_extraction import FeatureExtraction
 from secateur.tasks.find import TASKS, auto_class_for, headless, named, task_of_config
 from secateur.tasks.text_classification import LABEL
+from secateur.torch.data.pooling import is_pooled
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_module, read_config
 
@@ -56,6 +60,8 @@ def look(source: str, task: str | None, *, trust_remote_code: bool = False) -> O
     wanted = None if task is None else named(task)
     config = read_config(source, **options)
     found = task_of_config(config)
+    if wanted is None and Path(source).is_dir() and is_pooled(read_modules(Path(source))):
+        wanted = FeatureExtraction
     if wanted is not None and wanted is not found:
         return Opened(source, wanted, auto_class_for(wanted, config), options)
     if found is None:

@@ -10,6 +10,7 @@ from secateur.errors import DataError, ModelError, listed
 from secateur.tasks.audio_classification import AudioClassification
 from secateur.tasks.automatic_speech_recognition import SpeechRecognition
 from secateur.tasks.base.task import Options, Task
+from secateur.tasks.feature_extraction import FeatureExtraction
 from secateur.tasks.fill_mask import FillMask
 from secateur.tasks.image_classification import ImageClassification
 from secateur.tasks.question_answering import QuestionAnswering
@@ -29,6 +30,7 @@ TASKS: tuple[type[Task], ...] = (
     Text2TextGeneration,
     TextGeneration,
     FillMask,
+    FeatureExtraction,
 )
 """Every task; where an architecture belongs to several, the first."""
 

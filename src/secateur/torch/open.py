@@ -55,7 +55,9 @@ def open_folder(
     options: passed to `from_pretrained`.
     """
     model = load_model(source, task=task, new_head=new_head, **options)
-    return open_module(model, example, layout=layout, loss=loss)
+    host = open_module(model, example, layout=layout, loss=loss)
+    host.source = str(source)
+    return host
 
 
 def load_model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch
 from torch import nn
 
 from secateur.errors import DataError, ModelError
-from secateur.metrics.drop import Drop, drop
-from secateur.metrics.metric import Metric
+from secateur.metrics.evaluation import Evaluation
 from secateur.torch.base.batches import evaluating, for_model, run, to_device, with_decoder_inputs, without_labels
 
 if TYPE_CHECKING:
@@ -28,53 +26,6 @@ MOST_BYTES = 2**28
 def silent(items: Iterable[Any], description: str) -> Iterable[Any]:
     """A Track that shows nothing."""
     return items
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of one model on one set of rows.
-
-    task: its name.
-    rows: how many rows.
-    metric: the name of the main metric.
-    values: name of a metric -> its value; the main one first.
-    is_against_dense: whether the metrics compare with the dense model's answers, as the data has no labels.
-    loss: the mean loss over batches with labels; None without.
-    kl: mean divergence from the dense model's outputs: KL in nats, for vectors 1 - cosine; None without a dense model.
-    flips: the share of rows (of texts: of their tokens) whose answer is not the dense model's; None without a dense
-        model.
-    predictions: for each row what the model answers.
-    """
-
-    task: str
-    rows: int
-    metric: str
-    values: Mapping[str, float]
-    is_against_dense: bool = False
-    loss: float | None = None
-    kl: float | None = None
-    flips: float | None = None
-    predictions: Sequence[Any] = ()
-    main: Metric | None = field(default=None, repr=False)
-    table: np.ndarray | None = field(default=None, repr=False)
-
-    @property
-    def value(self) -> float:
-        """The value of the main metric."""
-        return self.values[self.metric]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file, without the predictions."""
-        return {
-            "task": self.task,
-            "rows": self.rows,
-            "metric": self.metric,
-            "values": dict(self.values),
-            "against_dense": self.is_against_dense,
-            "loss": self.loss,
-            "kl": self.kl,
-            "flips": self.flips,
-        }
 
 
 class Reference:
@@ -100,7 +51,7 @@ class Reference:
         """The output of the dense model for a batch."""
         if self._kept is not None:
             return self._kept[number]
-        return _forward(self.task, self.model, self.batches, number, [])[1]
+        return _on_cpu(_forward(self.task, self.model, self.batches, number, [])[1])
 
     def evaluation(self) -> Evaluation:
         """The dense model's own evaluation."""
@@ -129,14 +80,6 @@ def evaluate(
     predictions = _predictions(task, batches, parts)
     kl = float(torch.cat(divergences).mean()) if divergences else None
     return _evaluation(task, batches, predictions, losses, reference, kl)
-
-
-def compare(dense: Evaluation, pruned: Evaluation) -> Drop:
-    """The drop of the main metric from the dense to the pruned model, with its interval over rows."""
-    assert dense.main is not None
-    assert dense.table is not None
-    assert pruned.table is not None
-    return drop(dense.main, dense.table, pruned.table)
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -237,7 +180,11 @@ def _on_cpu(output: Any) -> dict[str, Any]:
     """What a task may compare of an output: its tensors, without caches and hidden states."""
     from transformers.utils import ModelOutput
 
-    items = output.items() if isinstance(output, Mapping) else [("logits", output)]
+    items: Iterable[tuple[str, Any]] = [("logits", output)]
+    if isinstance(output, Mapping):
+        items = output.items()
+    elif isinstance(output, tuple | list):
+        items = [(str(i), value) for i, value in enumerate(output)]
     kept = {k: v.detach().cpu() for k, v in items if isinstance(v, torch.Tensor) and k != "loss"}
     return ModelOutput(kept)
 

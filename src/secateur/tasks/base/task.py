@@ -12,9 +12,10 @@ from torch import nn
 
 from secateur.data.columns import Choice, Column, choose
 from secateur.data.table import Table, as_table
+from secateur.metrics.evaluation import Evaluation
 from secateur.metrics.metric import Metric
 from secateur.tasks.base.batches import Batches
-from secateur.tasks.base.evaluate import Evaluation, Reference, evaluate
+from secateur.tasks.base.evaluate import Reference, evaluate
 from secateur.torch.base.batches import IGNORED, for_model
 from secateur.torch.data.run_windows import divergences
 from secateur.torch.data.text_rows import load_tokenizer

@@ -83,16 +83,22 @@ def frame_mask(model: Any, mask: Any, count: int) -> torch.Tensor | None:
         return mask.bool()
     for candidate in (model, getattr(model, "base_model", None)):
         if make := getattr(candidate, "_get_feature_vector_attention_mask", None):
-            return make(count, mask).bool()  # type: ignore[no-any-return]
+            return make(count, mask).bool()
         if make := getattr(candidate, "_get_output_attention_mask", None):
-            return make(mask, target_length=count).bool()  # type: ignore[no-any-return]
+            return make(mask, target_length=count).bool()
     return None
 
 
 def run(model: nn.Module, batch: Any) -> Any:
-    """The output of a forward pass on the batch without its labels, and without what a task notes in it."""
+    """The output of a forward pass on the batch without its labels, and without what a task notes in it.
+
+    A mapping may hold positional arguments too, under the names "0", "1", ..., in this order.
+    """
     batch = for_model(without_labels(with_decoder_inputs(model, batch)))
-    return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+    if not isinstance(batch, Mapping):
+        return model(*batch)
+    positional = [value for name, value in batch.items() if name.isdigit()]
+    return model(*positional, **{name: value for name, value in batch.items() if not name.isdigit()})
 
 
 @contextlib.contextmanager

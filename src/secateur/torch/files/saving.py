@@ -24,13 +24,15 @@ from secateur.schemas.model_folder import REMEDY, read_config, read_index
 from secateur.torch.base import manifest, remote_code
 from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import Changes, changes_of, remember
+from secateur.torch.data.text_rows import has_tokenizer
 from secateur.torch.files import stock_config, zero_packing
+from secateur.torch.files.companions import carry
 from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained
 from secateur.torch.files.hashes import check_hashes, write_hashes
 from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, Entry, read_entries
 from secateur.torch.shrink.resize import check_unquantized
 from secateur.torch.shrink.size_attributes import is_size
-from secateur.torch.shrink.vocabulary import save_tokenizer
+from secateur.torch.shrink.vocabulary import has_fewer_tokens, save_tokenizer
 
 MANIFEST = "secateur.json"
 FORMAT = 1
@@ -65,6 +67,7 @@ def save(
     uniform: bool = False,
     tokenizer: Any = None,
     processor: Any = None,
+    carried: Path | None = None,
     overwrite: bool = False,
     pack: bool | None = None,
     max_shard_size: int | str | None = None,
@@ -75,6 +78,8 @@ def save(
     plan: written into the folder as well.
     uniform: demand a stock checkpoint; ModelError with the reason when the sizes do not allow one.
     tokenizer, processor: anything with `save_pretrained`, written into the folder as well.
+    carried: the folder that the model came from; what belongs to the model there is copied (see
+        `secateur.torch.files.companions`), with the tokenizer, unless tokens were removed from it.
     pack: store weights with many zeros as bitmask and values; by default when the plan holds element masks.
     max_shard_size: as in `save_pretrained`; for Hugging Face models only.
 
@@ -100,6 +105,8 @@ def save(
             packed = _save_hugging_face(model, temporary, changes, config, pack=pack, max_shard_size=max_shard_size)
         else:
             packed = _save_plain(model, temporary, changes, pack=pack)
+        if carried is not None:
+            carry(carried, temporary, with_tokenizer=not has_fewer_tokens(model))
         _save_companions(model, temporary, tokenizer, processor, plan)
         write_hashes(temporary)
     if config is not None and packed:
@@ -109,7 +116,7 @@ def save(
 
 def _save_companions(model: nn.Module, folder: Path, tokenizer: Any, processor: Any, plan: Plan | None) -> None:
     """Write what goes with a model: its tokenizer, its processor and its plan, as far as there are any."""
-    if tokenizer is not None:
+    if tokenizer is not None and (has_fewer_tokens(model) or not has_tokenizer(folder)):
         save_tokenizer(model, tokenizer, folder)
     if processor is not None:
         processor.save_pretrained(folder)
