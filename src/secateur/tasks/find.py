@@ -53,18 +53,24 @@ def _files(auto: str, config: Any, names: Any) -> bool:
     return any(m is not None and m.__name__ in names for m in models)
 
 
-def find(model: nn.Module, processor: Any = None, *, task: str | None = None, options: Options | None = None) -> Task:
-    """The task of a model.
-
-    processor: its tokenizer, image processor or feature extractor; None where rows are not encoded.
-    task: a name that wins over what the model says.
+def kind_of(model: nn.Module, name: str | None = None) -> type[Task]:
+    """The task of a model; `name` wins over what the model says.
 
     Raises ModelError when the model has none of the tasks, DataError for an unknown name.
     """
-    found = named(task) if task is not None else task_of_config(model.config) if hasattr(model, "config") else None
+    found = named(name) if name is not None else task_of_config(model.config) if hasattr(model, "config") else None
     if found is None:
         raise ModelError(
             f"no task is known for a {type(model).__name__}; name one with --task, of "
             f"{listed(t.name for t in TASKS)}, or give a loss and a metric (secateur.tasks.given)"
         )
-    return found(model, processor, options)
+    return found
+
+
+def find(model: nn.Module, processor: Any = None, *, task: str | None = None, options: Options | None = None) -> Task:
+    """The task of a model, see `kind_of`.
+
+    processor: its tokenizer, image processor or feature extractor; None where rows are not encoded.
+    task: a name that wins over what the model says.
+    """
+    return kind_of(model, task)(model, processor, options)

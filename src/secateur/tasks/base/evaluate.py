@@ -128,6 +128,14 @@ def evaluate(
     return _evaluation(task, batches, predictions, losses, reference, kl)
 
 
+def parts_of(task: Task, model: nn.Module, batches: Batches, number: int) -> list[Any]:
+    """For each feature of a batch, in its order, what a prediction is made from (`Task.read`); ModelError as there."""
+    batch, output = _forward(task, model, batches, number, [])
+    parts: list[Any] = [None] * len(batches.members(number))
+    _read(task, model, output, batch, range(len(parts)), parts)
+    return parts
+
+
 def compare(dense: Evaluation, pruned: Evaluation) -> Drop:
     """The drop of the main metric from the dense to the pruned model, with its interval over rows."""
     assert dense.main is not None

@@ -41,7 +41,21 @@ def _main_input(name: str, config: Any) -> dict[str, torch.Tensor] | None:
     if name == "input_features":
         bins = getattr(config, "num_mel_bins", 80)
         return {"input_features": torch.rand(BATCH, bins, 2 * getattr(config, "max_source_positions", 1500))}
+    if name == "input_values":
+        return _sounds(config)
     return None
+
+
+def _sounds(config: Any) -> dict[str, torch.Tensor] | None:
+    """Sounds as samples, as many as give `LENGTH` frames; or as frames of a spectrogram; None where neither is so."""
+    kernels, strides = (getattr(config, name, None) for name in ("conv_kernel", "conv_stride"))
+    if kernels and strides:
+        samples = LENGTH
+        for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
+            samples = (samples - 1) * stride + kernel
+        return {"input_values": torch.randn(BATCH, samples)}
+    frames, bins = (getattr(config, name, None) for name in ("max_length", "num_mel_bins"))
+    return {"input_values": torch.randn(BATCH, frames, bins)} if frames and bins else None
 
 
 def _ids(config: Any, length: int) -> torch.Tensor:
