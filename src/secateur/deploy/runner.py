@@ -75,8 +75,8 @@ DTYPES = (
     "float32",
     "float64",
 )
-SYMBOLS = ("batch", "length", "target", "past")
-"""Names of dimensions that a program leaves open."""
+SYMBOLS = ("batch", "length", "target", "past", "samples")
+"""Names of dimensions that a program leaves open; `samples` are those of a sound."""
 
 
 class Unfit(Exception):
@@ -152,7 +152,12 @@ def _is_plain(value: Any) -> bool:
 
 PORT = Fields(
     {"name": TEXT, "dtype": DTYPE, "shape": Many(SIZE, most=16), "fill": FILL},
-    {"low": whole(-(2**31)), "high": whole(-(2**31)), "at_most": Many(whole(1, MOST_NUMBERS), named=True, most=16)},
+    {
+        "low": whole(-(2**31)),
+        "high": whole(-(2**31)),
+        "at_most": Many(whole(1, MOST_NUMBERS), named=True, most=16),
+        "usual": whole(0, MOST_NUMBERS),
+    },
 )
 GRAPH = Fields(
     {"files": Many(TEXT), "inputs": Many(PORT), "outputs": Many(TEXT)},
@@ -279,6 +284,8 @@ def _check_port(port: Mapping[str, Any], place: str) -> None:
     if math.prod(n for n in shape if isinstance(n, int)) > MOST_NUMBERS:
         raise Unfit(f"{place} is absurdly large: {' x '.join(map(str, shape))}")
     low, high = port.get("low", 0), port.get("high", 1)
+    if "samples" in shape and not port.get("usual"):
+        raise Unfit(f"{place} is a sound, and does not say how many samples are usual")
     if port["fill"] == "ids" and low >= high:
         raise Unfit(f"{place}: there are no numbers from {low} to below {high}")
     symbols = {str(i) for i, n in enumerate(shape) if isinstance(n, str)}
@@ -733,14 +740,15 @@ def line(error: BaseException) -> str:
 
 
 def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs of a graph; `sizes` gives its symbolic dimensions (batch, length, target, past).
+    """Random inputs of a graph; `sizes` gives its symbolic dimensions, except for `samples`, which may be as usual.
 
     Raises ArtefactError for an input of more than `MOST_NUMBERS` numbers.
     """
     rng = np.random.default_rng(seed)
     feed = {}
     for port in graph["inputs"]:
-        shape = [n if isinstance(n, int) else sizes[n] for n in port["shape"]]
+        usual = {"samples": port.get("usual", 0)}
+        shape = [n if isinstance(n, int) else {**usual, **sizes}[n] for n in port["shape"]]
         if math.prod(shape) > MOST_NUMBERS:
             raise ArtefactError(f"{port['name']} of {' x '.join(map(str, shape))} has more than {MOST_NUMBERS} numbers")
         value: Any
@@ -752,6 +760,12 @@ def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -
             value = np.full(shape, port["fill"])
         feed[port["name"]] = value.astype(port["dtype"])
     return feed
+
+
+def takes_tokens(info: Mapping[str, Any]) -> bool:
+    """Whether an artefact takes tokens, so that its calls have a length."""
+    ports = [port for graph in info["graphs"].values() for port in graph["inputs"]]
+    return any(port["fill"] == "ids" and len(port["shape"]) == 2 for port in ports)
 
 
 def sizes_for(graph: Mapping[str, Any], batch: int, length: int) -> dict[str, int]:
@@ -995,9 +1009,10 @@ def run_kit(
     rows: list[dict[str, Any]] = []
     for runtime, artefacts in kit["runtimes"].items():
         for batch in kit["batch"]:
-            for length in kit["length"]:
-                say(f"{runtime}, {batch} x {length} ...")
-                folders = {name: folder / place for name, place in artefacts.items()}
+            folders = {name: folder / place for name, place in artefacts.items()}
+            have_length = any(takes_tokens(read(place)) for place in folders.values())
+            for length in kit["length"] if have_length else [0]:
+                say(f"{runtime}, {batch} x {length} ..." if length else f"{runtime}, {batch} ...")
                 for name, row in measure(folders, batch, length, threads, kit["turns"], library=library).items():
                     rows.append({"model": name, "runtime": runtime, "batch": batch, "length": length, **row})
     return {"format": FORMAT, "kit": kit["id"], "threads": threads, "machine": machine(), "rows": rows}
@@ -1069,7 +1084,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for row in results["rows"]:
         took = row.get("error") or f"{row['median_ms']:.2f} ms ({row['low_ms']:.2f} to {row['high_ms']:.2f})"
-        print(printable(f"{row['runtime']:12} {row['model']:20} {row['batch']} x {row['length']}: {took}"))
+        shape = f"{row['batch']} x {row['length']}" if row["length"] else str(row["batch"])
+        print(printable(f"{row['runtime']:12} {row['model']:20} {shape}: {took}"))
     print(f"written: {target}")
 
 

@@ -18,12 +18,12 @@ Change = Annotated[float, Field(gt=-MOST_TIME, lt=MOST_TIME, allow_inf_nan=False
 
 
 class Row(Schema):
-    """One model on one runtime at one shape: times, or an error."""
+    """One model on one runtime at one shape: times, or an error. length: 0 for a model that takes no tokens."""
 
     model: str
     runtime: str
     batch: Positive
-    length: Positive
+    length: Count
     median_ms: Time = math.nan
     low_ms: Time = math.nan
     high_ms: Time = math.nan

@@ -96,7 +96,7 @@ class SpeechRecognition(Task):
         ids = list(tokenizer(text)["input_ids"])
         start = getattr(self.config, "decoder_start_token_id", None)
         ids = ids[1:] if ids[:1] == [start] and start is not None else ids
-        end = self.model.generation_config.eos_token_id if hasattr(self.model, "generation_config") else None
+        end = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         return [*ids, end] if isinstance(end, int) and ids[-1:] != [end] else ids
 
     def _check(self, table: Table, row: int, text: str, feature: Mapping[str, Any]) -> bool:

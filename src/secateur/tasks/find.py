@@ -92,19 +92,25 @@ def _models(auto: str, config: Any) -> list[Any]:
     return [m for m in models if m is not None]
 
 
-def find(model: nn.Module, processor: Any = None, *, task: str | None = None, options: Options | None = None) -> Task:
-    """The task of a model.
-
-    processor: its tokenizer, image processor or feature extractor; None where rows are not encoded.
-    task: a name that wins over what the model says.
+def kind_of(model: nn.Module, name: str | None = None) -> type[Task]:
+    """The task of a model; `name` wins over what the model says.
 
     Raises ModelError when the model has none of the tasks, DataError for an unknown name.
     """
     config = getattr(model, "config", None)
-    found = named(task) if task is not None else None if config is None else task_of_config(config, model)
+    found = named(name) if name is not None else None if config is None else task_of_config(config, model)
     if found is None:
         raise ModelError(
             f"no task is known for a {type(model).__name__}; name one with --task, of "
             f"{listed(t.name for t in TASKS)}, or give a loss and a metric (secateur.tasks.given)"
         )
-    return found(model, processor, options)
+    return found
+
+
+def find(model: nn.Module, processor: Any = None, *, task: str | None = None, options: Options | None = None) -> Task:
+    """The task of a model, see `kind_of`.
+
+    processor: its tokenizer, image processor or feature extractor; None where rows are not encoded.
+    task: a name that wins over what the model says.
+    """
+    return kind_of(model, task)(model, processor, options)

@@ -44,7 +44,8 @@ class TextClassification(Classification):
         columns = [texts(table, name) for name in chosen["text"]]
         if len(columns) > 2:
             raise DataError(f"--text-column names {len(columns)} columns; a model reads one text or a pair")
-        encoded = token_ids(self.model, self.processor, columns[0], self.options.max_length, pairs=columns[1:] or None)
+        second = columns[1] if len(columns) > 1 else None
+        encoded = token_ids(self.model, self.processor, columns[0], self.options.max_length, pairs=second)
         features = [{key: encoded[key][i] for key in encoded} for i in range(len(table))]
         references = self.put_labels(features, table, chosen.get("label"))
         inputs = [" | ".join(parts) for parts in zip(*columns, strict=True)]

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.errors import DataError, ModelError
 from secateur.metrics.evaluation import Evaluation
-from secateur.torch.base.batches import evaluating, for_model, run, to_device, with_decoder_inputs, without_labels
+from secateur.torch.base.batches import call, evaluating, run, to_device, with_decoder_inputs, without_labels
 
 if TYPE_CHECKING:
     from secateur.tasks.base.batches import Batches
@@ -82,6 +82,14 @@ def evaluate(
     return _evaluation(task, batches, predictions, losses, reference, kl)
 
 
+def parts_of(task: Task, model: nn.Module, batches: Batches, number: int) -> list[Any]:
+    """For each feature of a batch, in its order, what a prediction is made from (`Task.read`); ModelError as there."""
+    batch, output = _forward(task, model, batches, number, [])
+    parts: list[Any] = [None] * len(batches.members(number))
+    _read(task, model, output, batch, range(len(parts)), parts)
+    return parts
+
+
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
@@ -92,7 +100,7 @@ def _forward(
     batch = with_decoder_inputs(model, to_device(batches[number], model))
     with evaluating(model), torch.no_grad():
         if batches.are_labelled and not task.has_own_loss:
-            output = model(**for_model(batch))
+            output = call(model, batch)
             loss = output.loss
         else:
             output = run(model, batch)

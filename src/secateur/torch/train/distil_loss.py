@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.torch.base.batches import LABELS, for_model, run
+from secateur.torch.base.batches import LABELS, call, run
 
 TEMPERATURE = 2.0
 
@@ -46,7 +46,7 @@ def distillation_loss(
     is_labelled = not set(LABELS).isdisjoint(batch)
     states = {"output_hidden_states": True} if hasattr(getattr(model, "config", None), "to_dict") else {}
     asked = {**batch, **states}
-    output = model(**for_model(asked)) if loss is None else run(model, asked)
+    output = call(model, asked) if loss is None else run(model, asked)
     with torch.no_grad():
         target = run(teacher, asked)
     total = divergence(output, target, batch, TEMPERATURE).mean()
