@@ -13,7 +13,7 @@ from torch import nn
 from secateur.errors import DataError, ModelError
 from secateur.metrics.drop import Drop, drop
 from secateur.metrics.metric import Metric
-from secateur.torch.base.batches import evaluating, for_model, run, to_device, with_decoder_inputs, without_labels
+from secateur.torch.base.batches import call, evaluating, run, to_device, with_decoder_inputs, without_labels
 
 if TYPE_CHECKING:
     from secateur.tasks.base.batches import Batches
@@ -146,7 +146,7 @@ def _forward(
     batch = with_decoder_inputs(model, to_device(batches[number], model))
     with evaluating(model), torch.no_grad():
         if batches.are_labelled and not task.has_own_loss:
-            output = model(**for_model(batch))
+            output = call(model, batch)
             loss = output.loss
         else:
             output = run(model, batch)

@@ -16,7 +16,7 @@ from secateur.data.table import Table, as_table
 from secateur.metrics.metric import Metric
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import Evaluation, Reference, evaluate
-from secateur.torch.base.batches import IGNORED, for_model
+from secateur.torch.base.batches import IGNORED, call
 from secateur.torch.data.text_rows import load_tokenizer
 
 
@@ -134,7 +134,7 @@ class Task:
         """Features as one batch: keyword arguments of the model, labels among them.
 
         Tensors that the task alone needs, such as which positions count, have keys that start with `_`; no model gets
-        them (`secateur.torch.base.batches.for_model`).
+        them (`secateur.torch.base.batches.arguments`).
 
         pad_to: the length in tokens to which texts are padded; None for that of the longest.
         """
@@ -153,7 +153,7 @@ class Task:
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a batch with labels, a mean over its examples; the model's own where it has one."""
-        return model(**for_model(batch)).loss
+        return call(model, batch).loss
 
     def positions(self, output: Any, batch: Mapping[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Where the model decides among classes: pairs of logits (n, classes) and the example (n,) of each.

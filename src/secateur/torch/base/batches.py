@@ -35,11 +35,6 @@ def without_labels(batch: Any) -> Any:
     return {k: v for k, v in batch.items() if k not in LABELS} if isinstance(batch, Mapping) else batch
 
 
-def for_model(batch: Any) -> Any:
-    """The batch without the keys that start with `_`: what a task notes beside the inputs, which no model takes."""
-    return {k: v for k, v in batch.items() if not k.startswith("_")} if isinstance(batch, Mapping) else batch
-
-
 def with_decoder_inputs(model: nn.Module, batch: Any) -> Any:
     """The batch with the decoder ids that an encoder-decoder makes from labels; a batch for another model is unchanged.
 
@@ -71,9 +66,19 @@ def _shift_right(labels: torch.Tensor, config: Any) -> torch.Tensor:
 
 
 def run(model: nn.Module, batch: Any) -> Any:
-    """The output of a forward pass on the batch without its labels, and without what a task notes in it."""
-    batch = for_model(without_labels(with_decoder_inputs(model, batch)))
-    return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+    """The output of a forward pass on the batch without its labels."""
+    return call(model, without_labels(with_decoder_inputs(model, batch)))
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """The output of a forward pass on the batch; labels among its keyword arguments go with it."""
+    given = arguments(batch)
+    return model(**given) if isinstance(given, Mapping) else model(*given)
+
+
+def arguments(batch: Any) -> Any:
+    """What a model is called with: the batch without names that start with `_`, which are notes of a task."""
+    return {k: v for k, v in batch.items() if not str(k).startswith("_")} if isinstance(batch, Mapping) else batch
 
 
 @contextlib.contextmanager

@@ -14,15 +14,7 @@ from secateur.arrays import to_numpy
 from secateur.errors import DataError
 from secateur.layout import Layout, sum_by_owner
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
-from secateur.torch.base.batches import (
-    IGNORED,
-    evaluating,
-    for_model,
-    run,
-    size_of,
-    to_device,
-    with_decoder_inputs,
-)
+from secateur.torch.base.batches import IGNORED, call, evaluating, run, size_of, to_device, with_decoder_inputs
 from secateur.torch.stats.attention_scores import observe_attention
 from secateur.torch.stats.grams import watch_grams
 from secateur.torch.stats.linear_inputs import before_calls, input_of, linear_modules, real_rows
@@ -117,7 +109,7 @@ def _shifts_labels(model: nn.Module, batch: Any) -> bool:
     first_only = torch.full_like(labels, IGNORED)
     first_only[:, 0] = labels[:, 0].clamp_min(0)
     with evaluating(model):
-        value = getattr(model(**{**for_model(batch), "labels": first_only}), "loss", None)
+        value = getattr(call(model, {**batch, "labels": first_only}), "loss", None)
     return value is not None and not (bool(value.isfinite().all()) and bool(value.any()))
 
 
@@ -146,8 +138,7 @@ def _backward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
     if loss is not None:
         value = loss(model, batch)
     else:
-        batch = for_model(batch)
-        value = getattr(model(**batch) if isinstance(batch, Mapping) else model(*batch), "loss", None)
+        value = getattr(call(model, batch), "loss", None)
     if value is None:
         raise DataError("gradients need a loss: pass labels in each batch, or loss=callable to secateur.open")
     if value.dim():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.torch.base.batches import LABELS, for_model, run
+from secateur.torch.base.batches import LABELS, call, run
 
 TEMPERATURE = 2.0
 
@@ -44,7 +44,7 @@ def distillation_loss(
     Returns the loss and the student's output.
     """
     is_labelled = not set(LABELS).isdisjoint(batch)
-    output = model(**for_model(batch), output_hidden_states=True)
+    output = call(model, {**batch, "output_hidden_states": True})
     with torch.no_grad():
         target = run(teacher, {**batch, "output_hidden_states": True})
     total = divergence(output, target, batch, TEMPERATURE).mean()
