@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -39,12 +40,13 @@ def auto_class(source: str, name: str | None, **options: Any) -> str | None:
     return None if task_of_config(read_config(source, **options)) is wanted else wanted.auto_classes[0]
 
 
-def task_of_config(config: Any, model: nn.Module | None = None) -> type[Task] | None:
-    """The task of the architecture that a config names, or None where none of the tasks takes it.
+def task_of_config(config: Any) -> type[Task] | None:
+    """The task of the architecture that a config names, or None where none of the tasks takes it."""
+    return _task_of(config, getattr(config, "architectures", None) or ())
 
-    model: whose class counts where the config names no architecture, as that of a model which was never saved.
-    """
-    names = getattr(config, "architectures", None) or ((type(model).__name__,) if model is not None else ())
+
+def _task_of(config: Any, names: Sequence[str]) -> type[Task] | None:
+    """The task of one of the architectures, with this config."""
     return next((task for task in TASKS if any(_files(auto, config, names) for auto in task.auto_classes)), None)
 
 
@@ -66,8 +68,9 @@ def find(model: nn.Module, processor: Any = None, *, task: str | None = None, op
 
     Raises ModelError when the model has none of the tasks, DataError for an unknown name.
     """
-    config = getattr(model, "config", None)
-    found = named(task) if task is not None else None if config is None else task_of_config(config, model)
+    found = None if task is None else named(task)
+    if found is None and hasattr(model, "config"):  # which may name the architecture of a checkpoint with another head
+        found = _task_of(model.config, (type(model).__name__,)) or task_of_config(model.config)
     if found is None:
         raise ModelError(
             f"no task is known for a {type(model).__name__}; name one with --task, of "
