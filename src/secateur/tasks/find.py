@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -68,12 +69,13 @@ def headless(config: Any) -> type[Task]:
     return next((task for task in kinds if _models(task.auto_classes[0], config)), TextClassification)
 
 
-def task_of_config(config: Any, model: nn.Module | None = None) -> type[Task] | None:
-    """The task of the architecture that a config names, or None where none of the tasks takes it.
+def task_of_config(config: Any) -> type[Task] | None:
+    """The task of the architecture that a config names, or None where none of the tasks takes it."""
+    return _task_of(config, getattr(config, "architectures", None) or ())
 
-    model: whose class counts where the config names no architecture, as that of a model which was never saved.
-    """
-    names = getattr(config, "architectures", None) or ((type(model).__name__,) if model is not None else ())
+
+def _task_of(config: Any, names: Sequence[str]) -> type[Task] | None:
+    """The task of one of the architectures, with this config."""
     return next((task for task in TASKS if any(_files(auto, config, names) for auto in task.auto_classes)), None)
 
 
@@ -97,8 +99,9 @@ def kind_of(model: nn.Module, name: str | None = None) -> type[Task]:
 
     Raises ModelError when the model has none of the tasks, DataError for an unknown name.
     """
-    config = getattr(model, "config", None)
-    found = named(name) if name is not None else None if config is None else task_of_config(config, model)
+    found = None if name is None else named(name)
+    if found is None and hasattr(model, "config"):  # which may name the architecture of a checkpoint with another head
+        found = _task_of(model.config, (type(model).__name__,)) or task_of_config(model.config)
     if found is None:
         raise ModelError(
             f"no task is known for a {type(model).__name__}; name one with --task, of "
