@@ -1,4 +1,4 @@
-"""A folder of images or of sounds as a Table, laid out as `datasets` has it: class folders, or a metadata file; splits."""
+"""A folder of images or of sounds as a Table, laid out as for `datasets`: class folders, or a metadata file; splits."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
