@@ -120,7 +120,7 @@ def test_several_labels_and_numbers(tmp_path, images):
     ("columns", "sentence"),
     [
         ({"image": ["none.png"]}, "the data, row 0: no file none.png"),
-        ({"image": [b"no image"]}, "the data, row 0: the cell is no image that can be read (cannot identify image file"),
+        ({"image": [b"no image"]}, "the data, row 0: the cell is no image that can be read (cannot identify"),
         ({"image": [np.zeros((9, 9, 3), np.uint8)] * 2, "label": ["red", "pink"]},
          "the data, row 1: label 'pink' is no class of the model; it knows blue, green, red"),
         ({"image": [np.zeros((9, 9, 3), np.uint8)], "label": [3]},
@@ -161,9 +161,7 @@ def test_a_processor_that_does_not_fit_the_model(tmp_path):
     model = look(str(write_image_model(tmp_path / "b")), None).model()
     task = find(model, transformers.ViTImageProcessorPil(do_resize=False))
     sizes = [np.zeros((16, 16, 3), np.uint8), np.zeros((9, 16, 3), np.uint8)]
-    with pytest.raises(
-        DataError, match=r"row 1: the image processor gives images of different sizes \(3 x 9 x 16 and"
-    ):
+    with pytest.raises(DataError, match=r"row 1: the image processor gives images of different sizes \(3 x 9 x 16 and"):
         task.batches({"image": sizes})
 
 
