@@ -8,12 +8,12 @@ import numpy as np
 from tests import zoo
 
 COLOURS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (220, 30, 20)}
-RATE = 1000
+RATE = 16000
 """Samples of a second."""
-PITCHES = {"high": 200.0, "low": 40.0, "middle": 90.0}
+PITCHES = {"high": 3000.0, "low": 300.0, "middle": 1000.0}
 LETTERS = "abc"
 """Each is a tone of its own."""
-TONES = dict(zip(LETTERS, (50.0, 120.0, 250.0), strict=True))
+TONES = dict(zip(LETTERS, (400.0, 1200.0, 3200.0), strict=True))
 
 
 # -- images -----------------------------------------------------------------------------------------------------------
@@ -95,12 +95,17 @@ def write_speech(folder, rows=12, seed=0, letters=(2, 4), seconds=0.12):
     for i in range(rows):
         text = "".join(rng.choice(list(LETTERS), rng.integers(letters[0], letters[1] + 1)))
         text = f"{text[:1]} {text[1:]}" if i % 2 else text
-        parts = [np.zeros(int(seconds * RATE), np.float32) if c == " " else tone(TONES[c], seconds, rng) for c in text]
-        write_wav(folder / f"{i}.wav", np.concatenate(parts))
+        write_wav(folder / f"{i}.wav", np.concatenate([_letter(c, seconds, rng) for c in text]))
         lines.append(f"{i}.wav,{text}")
     path = folder / "speech.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def _letter(letter, seconds, rng):
+    """The tone of a letter, which swells and fades; a space is silent."""
+    sound = tone(TONES.get(letter, 0.0), seconds, rng) * np.hanning(int(seconds * RATE))
+    return 0 * sound if letter == " " else sound
 
 
 WAV2VEC2 = {
@@ -108,10 +113,10 @@ WAV2VEC2 = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 48,
-    "conv_dim": (16, 16),
-    "conv_kernel": (10, 4),
-    "conv_stride": (5, 4),
-    "num_feat_extract_layers": 2,
+    "conv_dim": (16, 16, 16),
+    "conv_kernel": (10, 8, 5),
+    "conv_stride": (8, 8, 5),
+    "num_feat_extract_layers": 3,
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 4,
     "feat_extract_norm": "layer",
@@ -122,7 +127,7 @@ WAV2VEC2 = {
     "ctc_loss_reduction": "sum",
     "pad_token_id": 0,
 }
-"""A Wav2Vec2 whose frames are 20 samples apart, and which reads attention masks."""
+"""A Wav2Vec2 whose frames are 20 ms apart, and which reads attention masks."""
 
 
 def write_sound_model(folder, cls="Wav2Vec2ForSequenceClassification", seed=0, extractor=None, **options):
@@ -175,9 +180,7 @@ def write_whisper(folder, cls="WhisperForConditionalGeneration", seed=0, **optio
     config |= {"vocab_size": len(tokenizer), "max_target_positions": 16, "decoder_start_token_id": 1}
     config |= {"pad_token_id": 0, "eos_token_id": 0, "bos_token_id": 1, "init_std": 0.1}
     config |= {"suppress_tokens": [], "begin_suppress_tokens": []}
-    extractor = transformers.WhisperFeatureExtractor(
-        feature_size=8, sampling_rate=RATE, chunk_length=1, hop_length=10, n_fft=64
-    )
+    extractor = transformers.WhisperFeatureExtractor(feature_size=8, sampling_rate=RATE, chunk_length=1)
     write_sound_model(folder, cls, seed, extractor, **{**config, **options})
     tokenizer.save_pretrained(folder)
     return folder

@@ -1,4 +1,4 @@
-"""A folder of images or sounds as a Table, as `datasets` lays it out: folders of classes or a metadata file; splits."""
+"""A folder of images or of sounds as a Table, laid out as for `datasets`: class folders, or a metadata file; splits."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

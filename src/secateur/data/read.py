@@ -3,7 +3,7 @@ of sounds, and a data set of the hub.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,9 +142,23 @@ def _read_parquet(path: Path) -> Table:
 
     try:
         data = parquet.read_table(path)
-        return Table({str(name): data.column(name).to_pylist() for name in data.column_names}, str(path))
+        columns = {str(name): data.column(name).to_pylist() for name in data.column_names}
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {shown(str(error).splitlines()[0], 200)}") from None
+        raise DataError(f"{path} cannot be read as parquet: {shown(' '.join(str(error).split()), 200)}") from None
+    return Table(columns, str(path), (), _class_names(data.schema.metadata or {}))
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of class numbers that `datasets` writes into a Parquet file, by column."""
+    try:
+        features = parse(metadata[b"huggingface"].decode())["info"]["features"]
+        return {
+            name: [str(word) for word in feature["names"]]
+            for name, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, AttributeError, ValueError):  # not there, or not as datasets writes it
+        return {}
 
 
 READERS = {
@@ -192,9 +206,10 @@ def _read_folder(path: Path, split: str | None) -> Table:
         from datasets import load_from_disk  # optional
 
         try:
-            return _of_datasets(load_from_disk(str(path)), str(path), split)
-        except (FileNotFoundError, ValueError) as error:
-            raise DataError(f"{path} is not a datasets folder: {shown(str(error).splitlines()[0], 200)}") from None
+            data = load_from_disk(str(path))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is not a datasets folder: {shown(' '.join(str(error).split()), 200)}") from None
+        return _of_datasets(data, str(path), split)
     table = read_media(path, split, read_table)
     if table is None:
         raise DataError(f"{path} is not a datasets folder, and holds no images ({IMAGES[0]} ...) and no sounds "

@@ -102,8 +102,8 @@ class SpeechRecognition(Task):
     def _check(self, table: Table, row: int, text: str, feature: Mapping[str, Any]) -> bool:
         """Whether a target has unknown tokens; DataError when it does not fit the sound or the model."""
         ids, where = feature["labels"], table.where(row)
-        known = [i for i in ids if i != self.processor.tokenizer.unk_token_id]
-        if not known or not text.strip():
+        unknown = [i for i in ids if i == self.processor.tokenizer.unk_token_id]
+        if len(unknown) + self.writes >= len(ids) or not text.strip():
             raise DataError(f"{where}: the tokenizer knows nothing of the target {shown(text, 60)}; look at its case")
         size = int(self.config.get_text_config(decoder=True).vocab_size)
         if max(ids) >= size:
@@ -119,7 +119,7 @@ class SpeechRecognition(Task):
                 raise DataError(
                     f"{where}: the target needs {needed} frames, the sound gives {given}; correct or remove the row"
                 )
-        return len(known) < len(ids)
+        return bool(unknown)
 
     def _positions(self) -> int | None:
         """How many tokens the decoder can hold, or None where the config does not say it."""

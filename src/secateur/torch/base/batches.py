@@ -132,9 +132,9 @@ def frame_mask(model: Any, mask: Any, count: int) -> torch.Tensor | None:
         return mask.bool()
     for candidate in (model, getattr(model, "base_model", None)):
         if make := getattr(candidate, "_get_feature_vector_attention_mask", None):
-            return make(count, mask).bool()
+            return torch.as_tensor(make(count, mask)).bool()
         if make := getattr(candidate, "_get_output_attention_mask", None):
-            return make(mask, target_length=count).bool()
+            return torch.as_tensor(make(mask, target_length=count)).bool()
     return None
 
 

@@ -54,20 +54,18 @@ def collect(
     first = list(islice(stream, 1))
     shifted = bool(gradients and first) and loss is None and _shifts_labels(model, first[0])
     batches = 0
-    with (
-        evaluating(model),
-        _watching(model, layout, wanted, axes, weights, tally, padding),
-        _gradients_on(parameters) if gradients else contextlib.nullcontext(),
-    ):
+    with evaluating(model), _gradients_on(parameters) if gradients else contextlib.nullcontext():
         for batch in chain(first, stream):
             padding.see(batch)
-            if gradients:
-                items = size_of(batch) if loss is not None else _labels_in(batch, shifted=shifted)
-                _backward(model, batch, loss)
-                _add_gradients(layout, parameters, gradients, axes, tally, items)
-            else:
-                with torch.no_grad():
-                    run(model, batch)
+            # The model is watched in this pass only: what makes the next batch may run it too, for labels.
+            with _watching(model, layout, wanted, axes, weights, tally, padding):
+                if gradients:
+                    items = size_of(batch) if loss is not None else _labels_in(batch, shifted=shifted)
+                    _backward(model, batch, loss)
+                    _add_gradients(layout, parameters, gradients, axes, tally, items)
+                else:
+                    with torch.no_grad():
+                        run(model, batch)
             batches += 1
     if not batches:
         raise DataError("the data is empty: no batch was seen; pass at least one")
