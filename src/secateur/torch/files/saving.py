@@ -4,8 +4,9 @@ A model whose sizes the numbers of a configuration describe becomes a stock chec
 All other models get a manifest.
 """
 
+import contextlib
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,8 @@ def _save_hugging_face(
     from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
+    with _saving_resized(model, changes):
+        model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
     packed = zero_packing.pack_folder(folder) if pack else False
     written = copy.deepcopy(model.config if config is None else config)
     written.dtype, written.architectures = model.config.dtype, model.config.architectures
@@ -299,6 +301,19 @@ def _save_hugging_face(
         data = read_json(folder / CONFIG)
         write_json(folder / CONFIG, {**data, "transformers_weights": from_pretrained_hook.NOTE})
     return packed
+
+
+@contextlib.contextmanager
+def _saving_resized(model: Any, changes: Changes) -> Iterator[None]:
+    """A context in which tensors of another size are saved that the class computes, and so does not save, at its own:
+    units have gone from sinusoidal positions.
+    """
+    before = getattr(model, "_keys_to_ignore_on_save", None)
+    model._keys_to_ignore_on_save = {name for name in before or () if name not in changes.shapes}
+    try:
+        yield
+    finally:
+        model._keys_to_ignore_on_save = before
 
 
 # -- plain PyTorch modules ----------------------------------------------------------------------------------------
