@@ -37,8 +37,13 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def language(request, here):
-    """A language model, text and the recipes that a page shows, for the pages that speak of them."""
+    """A language model, an encoder, text and the recipes that a page shows, for the pages that speak of them."""
     page = request.node.callspec.params.get("page")
+    if page and "./minilm" in (ROOT / page).read_text():
+        from .text_models import sentences, write_csv, write_encoder
+
+        write_encoder(here / "minilm")
+        write_csv(here / "texts.csv", [[text] for text, _ in sentences(60)], ["text"])
     if page and "./llm" in (ROOT / page).read_text():
         from .text_models import write_documents, write_model
 
@@ -50,7 +55,7 @@ def language(request, here):
 
 
 def namespace(folder):
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(0)
     batches = [
@@ -71,7 +76,13 @@ def namespace(folder):
         model.eval()
 
     model = AutoModelForSequenceClassification.from_pretrained(folder / "classifier")
-    return {"model": model, "batch": batches[0], "batches": batches, "train": train}
+    names = {"model": model, "batch": batches[0], "batches": batches, "train": train}
+    if (folder / "minilm").exists():
+        names |= {
+            "encoder": AutoModel.from_pretrained(folder / "minilm").eval(),
+            "tokenizer": AutoTokenizer.from_pretrained(folder / "minilm"),
+        }
+    return names
 
 
 @pytest.mark.parametrize("page", pages_with("python"))

@@ -86,7 +86,9 @@ class Task:
     has_own_loss: ClassVar[bool] = False
     """Whether `loss` is the task's own: the model computes none, or another one."""
     reads_labels: ClassVar[bool] = False
-    """Whether `read` gets batches with their labels."""
+    """Whether `read` needs the labels of the batch, which it does not get otherwise."""
+    divergence_name: ClassVar[str] = "KL"
+    """What tables call `divergence`."""
 
     def __init__(self, model: nn.Module, processor: Any, options: Options | None = None) -> None:
         self.model = model
@@ -184,8 +186,8 @@ class Task:
         for (own, examples), (wanted, _) in pairs:
             if own.shape != wanted.shape:
                 raise DataError(
-                    f"outputs of shape {tuple(own.shape)} and {tuple(wanted.shape)} cannot be compared; both models need "
-                    "the same classes or tokens"
+                    f"outputs of shape {tuple(own.shape)} and {tuple(wanted.shape)} cannot be compared; both models "
+                    "need the same classes or tokens"
                 )
             part = mean_by(divergences(own, wanted, temperature), examples, _examples_of(batch))
             total = part if total is None else total + part
