@@ -118,10 +118,8 @@ def test_rows_of_pairs(name, tmp_path):
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     words.save_pretrained(folder)
-    first, second = (
-        ["the film was good", "a plot", "great"] * 4,
-        ["the plot and the actor", "fine", "a lovely scene"] * 4,
-    )
+    first = ["the film was good", "a plot", "great"] * 4
+    second = ["the plot and the actor", "fine", "a lovely scene"] * 4
     table = Table({"premise": first, "hypothesis": second, "label": ["not a class"] * 12}, "pairs")
     made = export(folder, name, tmp_path / "out", data=table)
     assert made.parity.examples == 12
@@ -193,8 +191,7 @@ def test_bench_of_images_and_sounds(tmp_path):
     transformers.Wav2Vec2FeatureExtractor(sampling_rate=2000).save_pretrained(tmp_path / "ear")
     said = []
     for name, runtime in (("eye", "secateur"), ("ear", "onnx")):
-        (row,) = bench.bench(
-            [tmp_path / name], [runtime], batch=[2], length=[9, 5], turns=1, say=said.append
-        ).as_json()["rows"]
+        found = bench.bench([tmp_path / name], [runtime], batch=[2], length=[9, 5], turns=1, say=said.append)
+        (row,) = found.as_json()["rows"]
         assert (row["error"], row["batch"], row["length"]) == ("", 2, None)
     assert "onnx: batch 2" in said
