@@ -24,6 +24,7 @@ FORMS = {
     "mapping": {"x": X},
     "mapping with labels": {"x": X, "labels": Y},
     "mapping with notes of a task": {"x": X, "_note": Y},
+    "mapping with positions and labels": {"0": X, "labels": Y},
 }
 
 
@@ -128,7 +129,7 @@ def test_what_is_no_batch():
         arguments(Net(), (X, Y, Y))
     with pytest.raises(DataError, match=r"'x' is no batch; pass a list of batches, each of tensors"):
         secateur.open(Net(), example=(X,)).collect(["act_sq"], {"x": X})
-    assert arguments(Any(), (X, Y)) == (X, Y)
+    assert arguments(Any(), (X, Y)) == arguments(Any(), {"0": X, "1": Y, "labels": Y}) == (X, Y)
     with pytest.raises(DataError, match="Any names no inputs; pass batches with names"):
         by_name(Any(), X)
     with pytest.raises(DataError, match="gradients need a loss: pass labels in each batch, or loss=callable"):
