@@ -81,7 +81,7 @@ class Task:
     """Whose models have this task: names of transformers' Auto classes without `AutoModelFor`."""
     columns: ClassVar[tuple[Column, ...]]
     """What it reads."""
-    has_own_loss: ClassVar[bool] = False
+    has_own_loss: bool = False
     """Whether `loss` is the task's own: the model computes none, or another one."""
 
     def __init__(self, model: nn.Module, processor: Any, options: Options | None = None) -> None:
