@@ -77,8 +77,11 @@ class LabelMap:
             raise DataError(f"{table.where(row)}: column {name!r} is empty; fill it or remove the row")
         known = self.config.label2id or {}
         names = table.class_names.get(name)
-        if names is not None and isinstance(cell, int) and 0 <= cell < len(names) and names[cell] in known:
-            return int(known[names[cell]])
+        if names is not None and isinstance(cell, int) and 0 <= cell < len(names):
+            if names[cell] in known:
+                return int(known[names[cell]])
+            if any(word in known for word in names):  # else the data has other names for the same numbers
+                cell = names[cell]
         if isinstance(cell, str | int) and str(cell) in known:
             return int(known[str(cell)])
         value = number(cell)
