@@ -50,6 +50,11 @@ class LabelMap:
         """The class number of each cell; DataError, with the row, for a label outside the head."""
         cells = table.column(name)
         self.prepare(cells, table.class_names.get(name))
+        names, known = table.class_names.get(name), self.config.label2id or {}
+        if names and not any(word in known for word in names):
+            self.notes.append(
+                f"the data calls its classes {listed(names)}, the model {listed(known)}; they are taken by their numbers"
+            )
         return [self.id(table, name, row, cell) for row, cell in enumerate(cells)]
 
     def prepare(self, cells: Sequence[Any], class_names: Sequence[str] | None) -> None:
