@@ -145,9 +145,7 @@ def test_class_folders_that_the_head_does_not_know(tmp_path, images):
     assert task.encode(read_table(images / "red" / "2.png")).references is None
     apart = opened.of(opened.model(), Options(label_names=("a", "b", "c")))
     assert apart.encode(read_table(images)).references == list(read_table(images).columns["label"])
-    assert apart.notes == [
-        "the data calls its classes blue, green, red, the model a, b, c; they are taken by their numbers"
-    ]
+    assert apart.notes == ["the data calls its classes blue, green, red, the model a, b, c; they go by their numbers"]
     other = write_images(tmp_path / "images", rows=6)
     (other / "green").rename(other / "pink")
     with pytest.raises(

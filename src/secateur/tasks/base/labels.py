@@ -53,7 +53,7 @@ class LabelMap:
         names, known = table.class_names.get(name), self.config.label2id or {}
         if names and not any(word in known for word in names):
             self.notes.append(
-                f"the data calls its classes {listed(names)}, the model {listed(known)}; they are taken by their numbers"
+                f"the data calls its classes {listed(names)}, the model {listed(known)}; they go by their numbers"
             )
         return [self.id(table, name, row, cell) for row, cell in enumerate(cells)]
 
