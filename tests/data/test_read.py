@@ -125,8 +125,9 @@ def test_splits_and_class_names_of_a_datasets_folder(tmp_path):
     assert refuse(tmp_path / "one", "test") == f"{tmp_path / 'one'} has no splits; leave --split out"
     (tmp_path / "a.csv").write_text("a\n1\n")
     assert refuse(tmp_path / "a.csv", "test").startswith("--split test names a split of a datasets folder")
-    (tmp_path / "one" / "state.json").write_text("{")
-    assert refuse(tmp_path / "one").startswith(f"{tmp_path / 'one'} ")
+    for content in ("{", "{}"):
+        (tmp_path / "one" / "state.json").write_text(content)
+        assert refuse(tmp_path / "one").startswith(f"{tmp_path / 'one'} is not a datasets folder: ")
 
 
 # -- folders of images and sounds -------------------------------------------------------------------------------------
@@ -138,6 +139,8 @@ def test_class_folders(tmp_path):
     assert list(table.columns["label"]) == [0, 0, 1, 1, 2, 2]
     assert table.class_names == {"label": ["blue", "green", "red"]}
     assert table.where(5) == f"{tmp_path / 'images'}, red/5.png"
+    one = read_table(tmp_path / "images" / "red" / "5.png")
+    assert rows_of(one) == [{"image": table.columns["image"][5]}]
     sounds = read_table(write_sounds(tmp_path / "sounds", rows=6))
     assert list(sounds.columns) == ["audio", "label"]
     assert sounds.class_names == {"label": ["high", "low", "middle"]}

@@ -138,6 +138,22 @@ def test_bad_rows(folder, columns, sentence):
     assert str(caught.value).startswith(sentence)
 
 
+def test_class_folders_that_the_head_does_not_know(tmp_path, images):
+    opened = look(str(write_image_model(tmp_path / "model")), None)
+    task = opened.of(opened.model(), Options(label_names=("green", "red", "blue")))
+    assert sorted(set(task.encode(read_table(images)).references)) == [0, 1, 2]
+    assert task.encode(read_table(images / "red" / "2.png")).references is None
+    apart = opened.of(opened.model(), Options(label_names=("a", "b", "c")))
+    assert apart.encode(read_table(images)).references == list(read_table(images).columns["label"])
+    assert apart.notes == ["the data calls its classes blue, green, red, the model a, b, c; they go by their numbers"]
+    other = write_images(tmp_path / "images", rows=6)
+    (other / "green").rename(other / "pink")
+    with pytest.raises(
+        DataError, match=r"pink/1.png: label 'pink' is no class of the model; it knows green, red, blue"
+    ):
+        task.encode(read_table(other))
+
+
 def test_a_folder_without_an_image_processor(tmp_path):
     folder = write_image_model(tmp_path)
     (folder / "preprocessor_config.json").write_text("{")

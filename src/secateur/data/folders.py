@@ -27,7 +27,7 @@ def read_media(path: Path, split: str | None, read: Callable[[Path], Table]) -> 
 
     Raises DataError for a split that is needed or does not exist, and for a metadata file that names no files.
     """
-    files = sorted(file for file in path.rglob("*") if _kind(file) and not file.name.startswith("."))
+    files = sorted(file for file in path.rglob("*") if _kind(file) and file.name[0] != "." and file.is_file())
     if not files:
         return None
     kind = Counter(map(_kind, files)).most_common(1)[0][0]
@@ -47,6 +47,12 @@ def read_media(path: Path, split: str | None, read: Callable[[Path], Table]) -> 
         columns["label"] = [classes.index(file.parent.name) for file in own]
     places = [str(file.relative_to(place)) for file in own]
     return Table(columns, str(place), places, {"label": classes} if classes else {})
+
+
+def read_one(file: Path) -> Table | None:
+    """The table of a single image or sound, with one row; None for another file."""
+    kind = _kind(file)
+    return Table({kind: [str(file)]}, str(file.parent), [file.name]) if kind else None
 
 
 def _kind(file: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.data.answers import questions_of_articles
-from secateur.data.folders import IMAGES, SOUNDS, read_media
+from secateur.data.folders import IMAGES, SOUNDS, read_media, read_one
 from secateur.data.table import Table, of_dataset
 from secateur.errors import DataError, listed, shown
 from secateur.schemas.reading import parse
@@ -23,6 +23,8 @@ LARGEST_JSON = 2**31
 def read_table(source: str | Path, split: str | None = None) -> Table:
     """Read a file, a folder, or a data set of the hub (`org/name`); `split` names a split of a folder or data set.
 
+    A single image or sound is a table of one row.
+
     Raises DataError: nothing of that name, an unknown kind of file, a row that cannot be read, no rows, no such split.
     """
     path = Path(source)
@@ -33,13 +35,17 @@ def read_table(source: str | Path, split: str | None = None) -> Table:
     else:
         if split is not None:
             raise DataError(f"--split {split} names a split of a datasets folder; {path} is a file")
-        reader = READERS.get(path.suffix.lower())
-        if reader is None:
-            raise DataError(f"{path.name} is none of {', '.join(READERS)}; convert it, or pass a datasets folder")
-        table = replace(reader(path), base=str(path.parent))
+        table = read_one(path) or _read_file(path)
     if not len(table):
         raise DataError(f"{source} has no rows")
     return table
+
+
+def _read_file(path: Path) -> Table:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path.name} is none of {', '.join(READERS)}; convert it, or pass a datasets folder")
+    return replace(reader(path), base=str(path.parent))
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -206,10 +212,11 @@ def _read_folder(path: Path, split: str | None) -> Table:
         from datasets import load_from_disk  # optional
 
         try:
-            data = load_from_disk(str(path))
-        except (OSError, ValueError) as error:
+            return _of_datasets(load_from_disk(str(path)), str(path), split)
+        except DataError:
+            raise
+        except Exception as error:  # damaged folders raise many types
             raise DataError(f"{path} is not a datasets folder: {shown(' '.join(str(error).split()), 200)}") from None
-        return _of_datasets(data, str(path), split)
     table = read_media(path, split, read_table)
     if table is None:
         raise DataError(f"{path} is not a datasets folder, and holds no images ({IMAGES[0]} ...) and no sounds "

@@ -44,12 +44,12 @@ class SpeechRecognition(Task):
     name = "automatic-speech-recognition"
     auto_classes = ("CTC", "SpeechSeq2Seq")
     columns = (AUDIO, TARGET)
-    has_own_loss = True
 
     def __init__(self, model: nn.Module, processor: Any, options: Options | None = None) -> None:
         super().__init__(model, processor, options)
         self.writes = bool(getattr(self.config, "is_encoder_decoder", False))
         """Whether a decoder writes; else frames are classified."""
+        self.has_own_loss = not self.writes  # many models with CTC add up the losses of a batch
         if not self.writes and getattr(self.config, "pad_token_id", None) is None:
             raise ModelError(f"a {type(model).__name__} is no encoder-decoder, and its config names no blank of CTC")
 

@@ -160,7 +160,9 @@ def loss_of_head(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch
 class OwnLoss(Classification):
     """Classification by models of which some know the loss of classes only, whatever their head is said to give."""
 
-    has_own_loss = True
+    def __init__(self, model: nn.Module, processor: Any, options: Options | None = None) -> None:
+        super().__init__(model, processor, options)
+        self.has_own_loss = self.kind != "classes"
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
         """Cross entropy of classes or of each label, or the squared error of numbers."""

@@ -65,6 +65,11 @@ class LabelMap:
         """The class number of each cell; DataError, with the row, for a label outside the head."""
         cells = table.column(name)
         self.prepare(cells, table.class_names.get(name))
+        names, known = table.class_names.get(name), self.config.label2id or {}
+        if names and not any(word in known for word in names):
+            self.notes.append(
+                f"the data calls its classes {listed(names)}, the model {listed(known)}; they go by their numbers"
+            )
         return [self.id(table, name, row, cell) for row, cell in enumerate(cells)]
 
     def prepare(self, cells: Sequence[Any], class_names: Sequence[str] | None, first: str | None = None) -> None:
@@ -99,8 +104,11 @@ class LabelMap:
             raise DataError(f"{table.where(row)}: column {name!r} is empty; fill it or remove the row")
         known = self.config.label2id or {}
         names = table.class_names.get(name)
-        if names is not None and isinstance(cell, int) and 0 <= cell < len(names) and names[cell] in known:
-            return int(known[names[cell]])
+        if names is not None and isinstance(cell, int) and 0 <= cell < len(names):
+            if names[cell] in known:
+                return int(known[names[cell]])
+            if any(word in known for word in names):  # else the data has other names for the same numbers
+                cell = names[cell]
         if isinstance(cell, str | int) and str(cell) in known:
             return int(known[str(cell)])
         value = number(cell)

@@ -85,9 +85,7 @@ def load(auto: str, source: Any, what: str, **options: Any) -> Any:
         raise ModelError(f"{source} holds no {what} ({FILES[0]}); save the one that the model was trained with into it")
     try:
         return getattr(transformers, auto).from_pretrained(source, **options)
-    except ImportError:
-        raise
-    except Exception as error:  # damaged files raise many types of exception
+    except Exception as error:  # damaged files and missing packages raise many types of exception
         raise ModelError(f"{source} holds no {what} that can be read: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -83,7 +83,7 @@ class Task:
     """Whose models have this task: names of transformers' Auto classes without `AutoModelFor`."""
     columns: ClassVar[tuple[Column, ...]]
     """What it reads."""
-    has_own_loss: ClassVar[bool] = False
+    has_own_loss: bool = False
     """Whether `loss` is the task's own: the model computes none, or another one."""
     reads_labels: ClassVar[bool] = False
     """Whether `read` needs the labels of the batch, which it does not get otherwise."""
