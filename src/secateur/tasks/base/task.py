@@ -179,9 +179,9 @@ class Task:
         pairs = zip(self.positions(output, batch), self.positions(dense, batch), strict=True)
         for (own, examples), (wanted, _) in pairs:
             if own.shape != wanted.shape:
+                shapes = f"{tuple(own.shape)} and {tuple(wanted.shape)}"
                 raise DataError(
-                    f"outputs of shape {tuple(own.shape)} and {tuple(wanted.shape)} cannot be compared; both models need "
-                    "the same classes or tokens"
+                    f"outputs of shape {shapes} cannot be compared; both models need the same classes or tokens"
                 )
             part = mean_by(divergences(own, wanted, temperature), examples, _examples_of(batch))
             total = part if total is None else total + part
