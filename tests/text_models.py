@@ -80,3 +80,31 @@ def write_documents(path, documents=40, words=20, seed=0):
     rng = random.Random(seed)
     path.write_text("\n".join(" ".join(rng.choices(NUMBERED, k=words)) for _ in range(documents)) + "\n")
     return path
+
+
+# -- embeddings -----------------------------------------------------------------------------------------------------
+
+
+def write_encoder(folder, pooling=("mean",), dense=None, **options):
+    """A sentence-transformers folder around a tiny BERT. dense: the width of a linear layer after the pooling."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    source = write_classifier(folder.with_name(folder.name + "-bare"), "BertModel", **options)
+    parts = [modules.Transformer(str(source), max_seq_length=40), modules.Pooling(32, pooling_mode=tuple(pooling))]
+    if dense is not None:
+        parts.append(modules.Dense(32 * len(pooling), dense))
+    SentenceTransformer(modules=[*parts, modules.Normalize()], device="cpu").save(str(folder))
+    return folder
+
+
+def pairs(count, seed=0):
+    """Two sentences and how many of their words are the same, from 0 to 5: (sentence1, sentence2, score)."""
+    rng = random.Random(seed)
+    for i in range(count):
+        first = rng.sample([*GOOD, *BAD, *PLAIN], 5)
+        others = [word for word in [*GOOD, *BAD, *PLAIN] if word not in first]
+        shared = i % 6
+        second = first[:shared] + rng.sample(others, 5 - shared)
+        rng.shuffle(second)
+        yield " ".join(first), " ".join(second), shared

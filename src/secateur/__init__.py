@@ -45,7 +45,7 @@ _HOME = {
     "prune": "secateur.pruning",
     "verify": "secateur.check",
 }
-_MODULES = ("cost", "criteria", "deploy", "keras", "repair", "runtime", "schedule")
+_MODULES = ("cost", "criteria", "deploy", "keras", "repair", "runtime", "schedule", "tasks")
 
 __all__ = [
     "NM",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from secateur.agreement import Agreement, AgreementError, compare
-from secateur.errors import SecateurError
+from secateur.errors import ModelError, SecateurError
 from secateur.host import Host
 from secateur.plan import Plan
 
@@ -86,6 +86,19 @@ def difference(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
         return compare(expected, got).error
     except AgreementError:
         return float("inf")
+
+
+def check_reloaded(expected: list[np.ndarray], got: list[np.ndarray]) -> float:
+    """0.0, the difference of a reloaded model's outputs (`got`) from those of the saved one.
+
+    Raises ModelError unless both are the same numbers. NaN is none, wherever it stands.
+    """
+    if not expected or any(np.isnan(output).any() for output in expected):
+        raise ModelError("the model to be saved gives NaN, or nothing; look for NaN or huge values in its weights")
+    gap = difference(expected, got)
+    if gap != 0.0 or not all(map(np.array_equal, expected, got)):
+        raise ModelError(f"the reloaded model differs from the saved one by {gap:.2e}; nothing was saved")
+    return gap
 
 
 def _outputs(host: Host, batch: Any) -> dict[str, np.ndarray]:

@@ -41,7 +41,7 @@ def test_prune_and_perplexity(call, result, llm, text, place):
     assert "not embeddings, norms, biases or heads" in done.out
     assert [p.name for p in place.iterdir()] == ["out"]
     words = ["--task", "perplexity", "--text", text, "--context", 16]
-    score = result("eval", place / "out", *words, "--reference", llm)
+    score = result("eval", place / "out", *words, "--reference", llm, "--check")
     assert score["context"] == 16
     assert score["windows"] == 40 * 21 // 16
     assert score["interval"][0] < score["delta"] < score["interval"][1]

@@ -36,6 +36,11 @@ def test_units_go(here, capsys):
     result = json.loads(out)
     assert result["difference"] <= 1e-5
     assert result["reload_difference"] == 0
+    with np.load("data.npz") as arrays:
+        held_out = sum(round(0.1 * count) for count in np.bincount(arrays["y"]))
+    assert (result["task"], result["rows"]) == ("classification", held_out)
+    assert list(result["stages"]) == ["dense", "pruned", "tuned"]
+    assert result["pruned"] == result["stages"]["tuned"]["values"]["accuracy"]
     small = secateur.open("small")
     assert [small.layout.axes[name].size for name in ("L0.ffn", "L1.ffn")] == [5, 4]
     assert result["total"] == small.model.count_params()
@@ -100,9 +105,43 @@ def test_eval_scores_a_classifier(here, capsys):
     told = json.loads(out)
     with np.load("data.npz") as data:
         answers = keras.saving.load_model("model.keras").predict(data["x"], verbose=0).argmax(-1)
-        assert told["accuracy"] == (answers == data["y"]).mean()
-    assert (told["examples"], told["flips"]) == (80, 0)
+        assert told["values"]["accuracy"] == (answers == data["y"]).mean()
+    assert (told["rows"], told["flips"], told["drop"], told["drop_interval"]) == (80, 0, 0, [0, 0])
     assert abs(told["kl"]) < 1e-12
+
+
+def test_a_drop_is_compared_in_pairs(here, capsys):
+    """The interval of the drop, drawn again by hand: the same rows of both models each time."""
+    other = models.mlp()
+    kernel = other.weights[0]
+    kernel.assign(np.zeros(kernel.shape))
+    other.save("other.keras")
+    words = ["other.keras", "--data", "data.npz", "--against", "model.keras", "--json"]
+    code, out, err = call(capsys, *words, command="eval")
+    assert code == 0, err
+    told = json.loads(out)
+    with np.load("data.npz") as data:
+        right = [
+            keras.saving.load_model(name).predict(data["x"], verbose=0).argmax(-1) == data["y"]
+            for name in ("model.keras", "other.keras")
+        ]
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(80, size=80) for _ in range(1000)]
+    drops = [right[0][rows].mean() - right[1][rows].mean() for rows in draws]
+    assert told["metric"] == "accuracy"
+    assert told["drop"] == pytest.approx(right[0].mean() - right[1].mean())
+    assert told["drop_interval"] == pytest.approx(np.quantile(drops, [0.025, 0.975]).tolist())
+
+
+def test_a_model_that_gives_nan_is_not_scored(here, capsys):
+    model = models.mlp()
+    model.weights[-1].assign(np.full(model.weights[-1].shape, np.nan))
+    model.save("nan.keras")
+    for command, words in (("eval", []), ("prune", ["--sparsity", 0.5, "--output", "out"])):
+        code, _, err = call(capsys, "nan.keras", "--data", "data.npz", *words, command=command)
+        assert code == 2
+        assert "NaN or infinity" in " ".join(err.split())
+    assert not (here / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,11 @@
 """secateur eval: accuracy or perplexity of a saved model, and how far it is from another one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from secateur.cli import common
-
-if TYPE_CHECKING:
-    from secateur.scores import Score
 
 NAME = "eval"
 EXAMPLES = (
@@ -52,6 +49,7 @@ def command(
         ),
     ] = None,
     threads: common.ThreadsOption = None,
+    check: common.CheckOption = False,
     trust_remote_code: common.RemoteCodeOption = False,
     json: common.JsonOption = False,
 ) -> None:
@@ -63,6 +61,8 @@ def command(
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, PERPLEXITY if task == PERPLEXITY else "keras" if is_keras_file(model) else "labels")
+    if check:
+        common.check_unchanged(model)
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     if task == PERPLEXITY:
         from secateur.cli import language
@@ -83,12 +83,13 @@ def command(
     if is_keras_file(model):
         from secateur.cli import keras
 
-        show(model, keras.evaluate(model, data, against, batch_size, threads), json=json)
+        outcomes.show_evaluation(model, *keras.evaluate(model, data, against, batch_size, threads), json=json)
         return
     table = common.read_data(data, split)
 
     from secateur.jobs.open_task import look
-    from secateur.tasks.base.evaluate import Reference, compare, evaluate
+    from secateur.metrics.evaluation import compare
+    from secateur.tasks.base.evaluate import Reference, evaluate
 
     common.quiet_libraries()
     common.set_threads(threads)
@@ -105,18 +106,3 @@ def command(
     result = evaluate(its_task, network, rows, reference, common.track)
     drop = None if reference is None else compare(reference.evaluation(), result)
     outcomes.show_evaluation(model, result, drop, json=json)
-
-
-def show(model: str, result: "Score", *, json: bool) -> None:
-    """Print one row of scores."""
-    from dataclasses import asdict
-
-    if json:
-        common.print_json({"model": model, **asdict(result)})
-        return
-    columns, row = ["model", "examples", "accuracy", "loss"], [model, str(result.examples)]
-    row += [f"{result.accuracy:.4f}", f"{result.loss:.4f}"]
-    if result.kl is not None and result.flips is not None:
-        columns += ["KL to dense", "flips"]
-        row += [f"{result.kl:.4f}", common.percent(result.flips)]
-    common.print_table("Evaluation", columns, [row])

@@ -24,17 +24,18 @@ def inspect(model: str, layout_file: Path | None) -> tuple[Any, dict[str, list[i
 
 
 def evaluate(model: str, data: str | None, against: str | None, batch_size: int, threads: int | None) -> Any:
-    """The Score of a classifier on an `.npz` file, against a dense one if there is one."""
-    from secateur.scores import score
+    """The Evaluation of a classifier on an `.npz` file, and its Drop from a dense one if there is one, else None."""
+    from secateur.metrics.evaluation import compare
 
     workflow = _workflow(threads)
     keras = keras_module("secateur.keras")
     network = keras.load(model)
     rows = workflow.read_arrays(data, network)
-    dense = None
-    if against is not None:
-        dense = workflow.logits(keras.load(against), rows, batch_size)
-    return score(workflow.logits(network, rows, batch_size), rows.y, dense)
+    if against is None:
+        return workflow.evaluate(workflow.logits(network, rows, batch_size), rows), None
+    dense = workflow.logits(keras.load(against), rows, batch_size)
+    result = workflow.evaluate(workflow.logits(network, rows, batch_size), rows, dense)
+    return result, compare(workflow.evaluate(dense, rows, dense), result)
 
 
 def refuse_training(model: str) -> None:
@@ -83,7 +84,7 @@ def prune(
     threads: int | None,
     overwrite: bool,
 ) -> Any:
-    """The KerasOutcome of pruning a `.keras` file.
+    """The Outcome of pruning a `.keras` file.
 
     data: `.npz` files with x and y, to train and calibrate on, and to report on.
     tuning: the fields of KerasTuning.

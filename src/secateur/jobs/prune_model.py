@@ -1,32 +1,34 @@
 """The main job, for a model of any task: prune, verify, fine-tune, shrink, save, reload, and measure the result."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
+from torch import nn
 
 from secateur.budget import Budget, Global, Uniform
-from secateur.check import difference, verify
+from secateur.check import check_reloaded, verify
 from secateur.cost import macs, parameters, side_by_side
-from secateur.errors import ModelError, PlanError
+from secateur.errors import PlanError
 from secateur.files import new_folder
 from secateur.jobs.train import fine_tune
-from secateur.metrics.drop import Drop
+from secateur.metrics.evaluation import compare
+from secateur.metrics.outcome import Outcome
 from secateur.plan import MASKS_NAME, Plan, resized_masks
 from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
 from secateur.schedule import cubic
 from secateur.select import NM, Pattern, Unit
 from secateur.tasks.base.batches import Batches, OwnLabels
-from secateur.tasks.base.evaluate import Evaluation, Reference, Track, compare, evaluate, silent
+from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Examples, Task
 from secateur.torch.files.safetensors_header import read_entries
-from secateur.torch.files.saving import save
+from secateur.torch.files.saving import load, save
 from secateur.torch.files.zero_packing import plain_name
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
@@ -89,54 +91,6 @@ class Tuning:
 RAMP = 0.6
 RAMP_START = 0.5
 """Gradual pruning begins at this share of the final sparsity and reaches it at `RAMP` of the steps."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result of one job.
-
-    name: name of the job.
-    dense, pruned, tuned: evaluations of the dense, the pruned and the fine-tuned model; None without fine-tuning.
-    drop: how much worse the saved model is than the dense one, with its interval.
-    total: number of parameters of the pruned model.
-    nonzero: number of those parameters that are not zero.
-    macs_ratio: multiply-accumulates of the pruned over the dense model; None where the layout (written by hand) lists
-        no products.
-    difference: difference between the masked and the shrunk model.
-    folder: the saved folder; empty when nothing was saved.
-    bytes: size of the saved folder in bytes.
-    linear_bytes: size of the saved prunable weights in bytes.
-    reload_difference: difference between the saved and the reloaded model; NaN when nothing was saved.
-    inexact: why `difference` is not zero by design (hidden width between layer norms); empty when it is.
-    provenance: how the plan was made.
-    """
-
-    name: str
-    dense: Evaluation
-    pruned: Evaluation
-    tuned: Evaluation | None
-    drop: Drop
-    total: int
-    nonzero: int
-    macs_ratio: float | None
-    difference: float
-    folder: str = ""
-    bytes: int = 0
-    linear_bytes: int = 0
-    reload_difference: float = float("nan")
-    inexact: str = ""
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file; `pruned` is the main metric of the model that was saved."""
-        stages = {"dense": self.dense, "pruned": self.pruned, "tuned": self.tuned}
-        plain = ("name", "total", "nonzero", "macs_ratio", "difference", "folder", "bytes", "linear_bytes")
-        return {
-            "task": self.dense.task,
-            **self.drop.as_json(),
-            "stages": {name: stage.as_json() for name, stage in stages.items() if stage is not None},
-            **{name: getattr(self, name) for name in (*plain, "reload_difference", "inexact", "provenance")},
-        }
 
 
 def decide(host: TorchHost, steps: Sequence[Stage], calibration: Iterable[Any], track: Track = silent) -> Plan:
@@ -238,9 +192,10 @@ def run(
     )
     if output is None:
         return outcome
+    fresh = None if hasattr(host.model, "save_pretrained") else copy.deepcopy(host.model)
     with new_folder(output, overwrite=overwrite) as temporary:
         small.save(temporary, plan, overwrite=True, **task.companions, **(save_options or {}))
-        outcome = reloaded(outcome, small, temporary, data.test, linears)
+        outcome = reloaded(outcome, small, temporary, data.test, linears, fresh)
     return replace(outcome, folder=str(output))
 
 
@@ -280,9 +235,19 @@ def _tune(
     return small, plan
 
 
-def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, linears: Sequence[str]) -> Outcome:
-    """Load the saved model and compare it with the model in memory; ModelError unless both give the same numbers."""
-    gap = reload_gap(host, folder, test[0])
+def reloaded(
+    outcome: Outcome,
+    host: TorchHost,
+    folder: Path,
+    test: Batches,
+    linears: Sequence[str],
+    fresh: nn.Module | None = None,
+) -> Outcome:
+    """Load the saved model and compare it with the model in memory; ModelError unless both give the same numbers.
+
+    fresh: a module like the dense one, which a plain PyTorch module is loaded into.
+    """
+    gap = reload_gap(host, folder, test[0], fresh)
     return replace(
         outcome,
         folder=str(folder),
@@ -292,15 +257,10 @@ def reloaded(outcome: Outcome, host: TorchHost, folder: Path, test: Batches, lin
     )
 
 
-def reload_gap(host: TorchHost, folder: Path, batch: Any) -> float:
+def reload_gap(host: TorchHost, folder: Path, batch: Any, fresh: nn.Module | None = None) -> float:
     """0.0, the difference between a model in memory and its folder; ModelError unless both give the same numbers."""
-    expected, got = host.outputs(batch), TorchHost.untraced(load_model(folder)).outputs(batch)
-    if not expected or any(np.isnan(output).any() for output in expected):
-        raise ModelError("the model to be saved gives NaN, or nothing; look for NaN or huge values in its weights")
-    gap = difference(expected, got)
-    if gap != 0.0 or not all(map(np.array_equal, expected, got)):
-        raise ModelError(f"the model loaded from {folder} differs from the saved one by {gap:.2e}")
-    return gap
+    again = load_model(folder) if fresh is None else load(folder, fresh)
+    return check_reloaded(host.outputs(batch), TorchHost.untraced(again.eval()).outputs(batch))
 
 
 def folder_bytes(folder: Path) -> int:

@@ -9,11 +9,12 @@ import numpy as np
 from secateur.arrays import to_numpy
 from secateur.budget import Budget
 from secateur.jobs.prune_model import Data, calibration_of
+from secateur.metrics.evaluation import Evaluation
 from secateur.plan import Plan
 from secateur.pruning import Criterion, check_weights, needs_of, prune, weight_scores
 from secateur.select import Pattern, Unit, resolve_axes
 from secateur.stats import Stats
-from secateur.tasks.base.evaluate import Evaluation, Reference, Track, evaluate, silent
+from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.torch.host import TorchHost
 
 

@@ -1,7 +1,7 @@
 """The main job on a Keras classifier with arrays as data: prune, verify, fine-tune, shrink, save, reload, measure."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from secateur.budget import Budget, Global, Uniform
-from secateur.check import difference, verify
+from secateur.check import check_reloaded, verify
 from secateur.cost import macs, parameters
 from secateur.errors import DataError, ModelError, PlanError
 from secateur.files import new_folder
@@ -19,13 +19,16 @@ from secateur.keras.batches import run as run_model
 from secateur.keras.callback import GradualPruning
 from secateur.keras.host import KerasHost
 from secateur.layout import Layout
+from secateur.metrics.evaluation import Evaluation, compare, of_classes
+from secateur.metrics.outcome import Outcome
 from secateur.plan import Plan, resized_masks
 from secateur.pruning import Criterion, prune
 from secateur.schedule import cubic
-from secateur.scores import Score, score
 from secateur.select import Pattern, Unit
 
 LOSS = keras.losses.SparseCategoricalCrossentropy
+TASK = "classification"
+"""What reports call the task: a model here gives one class a row, whatever its inputs are."""
 
 
 @dataclass(frozen=True)
@@ -67,35 +70,6 @@ class KerasTuning:
     seed: int = 0
     gradual: bool = False
     batch_size: int = 32
-
-
-@dataclass(frozen=True)
-class KerasOutcome:
-    """The result of one job.
-
-    bytes: size of the folder.
-    difference: of the masked from the shrunk model.
-    reload_difference: of the reloaded from the saved model.
-    inexact: why masked and shrunk are not exactly equal, or ''.
-    """
-
-    name: str
-    dense: Score
-    pruned: Score
-    tuned: Score | None
-    total: int
-    nonzero: int
-    macs_ratio: float
-    difference: float
-    folder: str
-    bytes: int
-    reload_difference: float
-    inexact: str = ""
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file."""
-        return asdict(self)
 
 
 def read_arrays(source: str | Path | None, model: keras.Model) -> Arrays:
@@ -153,7 +127,14 @@ def logits(model: keras.Model, data: Arrays, batch_size: int) -> np.ndarray:
     if not parts[0] or parts[0][0].ndim != 2 or parts[0][0].shape[1] <= data.y.max():
         raise ModelError(f"{model.name} does not give one row of scores with a class {data.y.max()} for each example")
     scores = np.concatenate([part[0] for part in parts])
+    if not np.isfinite(scores).all():
+        raise ModelError("the model answers NaN or infinity on this data; look for NaN or huge values in its weights")
     return np.log(np.clip(scores, 1e-30, None)) if _are_probabilities(scores) else scores
+
+
+def evaluate(scores: np.ndarray, data: Arrays, dense: np.ndarray | None = None) -> Evaluation:
+    """The evaluation of `logits` on the rows; dense: those of the dense model on the same rows."""
+    return of_classes(TASK, scores, data.y, dense)
 
 
 def _are_probabilities(scores: np.ndarray) -> bool:
@@ -178,11 +159,11 @@ def run(
     calibration_samples: int = 512,
     overwrite: bool = False,
     say: Callable[[Iterable[Any], str], Iterable[Any]] = lambda items, description: items,
-) -> KerasOutcome:
+) -> Outcome:
     """Do the whole job on a copy; `host` itself stays dense.
 
-    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model gives other outputs, DataError
-    for a number of epochs above 1 that is not whole.
+    Raises VerifyError when masked and shrunk differ, ModelError when the reloaded model gives other outputs or NaN,
+    DataError for a number of epochs above 1 that is not whole.
     """
     if not (0 <= tuning.epochs <= 1 or float(tuning.epochs).is_integer()):
         raise DataError(
@@ -196,38 +177,38 @@ def run(
     plan = plan if host.plan is None else host.plan.merge(plan).check(host.layout)
     verdict = verify(host, plan, test.batches(size))
     with host.masked(plan):
-        pruned = score(logits(host.model, test, size), test.y, dense)
+        pruned = evaluate(logits(host.model, test, size), test, dense)
     small = host.copy()
     if not (tuning.gradual and tuning.epochs):
         small.resize(plan)
     tuned = None
     if tuning.epochs:
         plan = _tune(small, host.layout, stage, plan, train, tuning)
-        tuned = score(logits(small.model, test, size), test.y, dense)
+        tuned = evaluate(logits(small.model, test, size), test, dense)
     expected = small.outputs(test.batches(size)[0])
     with new_folder(output, overwrite=overwrite) as folder:
         files.write(small.model, folder, plan)
         again = KerasHost(files.load(folder), test.batches(size)[0])
-        reloaded = difference(expected, again.outputs(test.batches(size)[0]))
-        if reloaded:
-            raise ModelError(f"the reloaded model differs from the saved one by {reloaded:.1e}; nothing was saved")
+        reloaded = check_reloaded(expected, again.outputs(test.batches(size)[0]))
         weight = sum(file.stat().st_size for file in folder.iterdir())
     count = parameters(host.layout, plan)
-    ratio = macs(host.layout, plan) / max(macs(host.layout), 1)
-    return KerasOutcome(
-        output.name,
-        score(dense, test.y),
-        pruned,
-        tuned,
-        count.total,
-        count.nonzero,
-        ratio,
-        verdict.difference,
-        str(output),
-        weight,
-        reloaded,
-        verdict.inexact,
-        dict(plan.provenance),
+    before = evaluate(dense, test, dense)
+    dense_macs = macs(host.layout)
+    return Outcome(
+        name=output.name,
+        dense=before,
+        pruned=pruned,
+        tuned=tuned,
+        drop=compare(before, tuned or pruned),
+        total=count.total,
+        nonzero=count.nonzero,
+        macs_ratio=macs(host.layout, plan) / dense_macs if dense_macs else None,
+        difference=verdict.difference,
+        folder=str(output),
+        bytes=weight,
+        reload_difference=reloaded,
+        inexact=verdict.inexact,
+        provenance=dict(plan.provenance),
     )
 
 

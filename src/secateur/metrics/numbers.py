@@ -29,11 +29,12 @@ def _spearman(table: np.ndarray) -> float:
     return _pearson(np.stack([rankdata(values) for values in table.T], 1))
 
 
-def cosines(predictions: Sequence[Any], references: Sequence[Any]) -> np.ndarray:
-    """The cosine of each vector to its reference; 0 where one of them is 0."""
+def cosines(predictions: Sequence[Any] | np.ndarray, references: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """The cosine of each vector to its reference, 0 where one of them is 0; a mean for rows of several vectors."""
     first, second = np.asarray(predictions, np.float64), np.asarray(references, np.float64)
     norms = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
-    return column(np.divide((first * second).sum(-1), norms, out=np.zeros(len(first)), where=norms > 0))
+    found = np.divide((first * second).sum(-1), norms, out=np.zeros(norms.shape), where=norms > 0)
+    return column(found.reshape(len(found), -1).mean(1))
 
 
 SQUARED_ERROR = Metric("mean squared error", is_higher_better=False, rows=_squared, whole=mean)

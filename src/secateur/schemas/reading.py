@@ -37,29 +37,40 @@ def read_json(
     most_bytes: int = MOST_BYTES,
     infinite: bool = False,
 ) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file; raises as `read_value`, and where the file holds no object."""
+    value = read_value(path, error=error, remedy=remedy, most_bytes=most_bytes, infinite=infinite)
+    if not isinstance(value, dict):
+        raise error(f"{path} is damaged: it holds a {type(value).__name__}, not an object; {remedy}")
+    return value
+
+
+def read_value(
+    path: Path,
+    *,
+    error: type[SecateurError] = ModelError,
+    remedy: str = "write it again",
+    most_bytes: int = MOST_BYTES,
+    infinite: bool = False,
+) -> Any:
+    """What a JSON file holds.
 
     error: the class of what is raised. remedy: what the user can do, the end of the sentence.
     infinite: take NaN and infinities, which configurations of transformers hold.
 
-    Raises `error` when the file is missing, too large or too deep, is no JSON object, or holds NaN, an infinity, a
-    number beyond 64 bits or a key twice.
+    Raises `error` when the file is missing, too large or too deep, is no JSON, or holds NaN, an infinity, a number
+    beyond 64 bits or a key twice.
     """
     try:
         size = path.stat().st_size
         if size > most_bytes:
             raise error(f"{path} has {size} bytes, which is more than the {most_bytes} that are read; {remedy}")
-        text = path.read_text(encoding="utf-8")
-        value = parse(text, infinite=infinite)
+        return parse(path.read_text(encoding="utf-8"), infinite=infinite)
     except FileNotFoundError:
         raise error(f"there is no {path}; {remedy}") from None
     except (OSError, ValueError) as problem:
         if isinstance(problem, SecateurError):
             raise
         raise error(f"{path} is damaged: {_line(problem)}; {remedy}") from None
-    if not isinstance(value, dict):
-        raise error(f"{path} is damaged: it holds a {type(value).__name__}, not an object; {remedy}")
-    return value
 
 
 def read(

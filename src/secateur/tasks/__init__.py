@@ -6,10 +6,12 @@ print(task.evaluate(model, batches).values)
 """
 
 from secateur.data.read import read_table
+from secateur.metrics.evaluation import Evaluation, compare
 from secateur.tasks.base.batches import Batches
-from secateur.tasks.base.evaluate import Evaluation, Reference, compare
+from secateur.tasks.base.evaluate import Reference
 from secateur.tasks.base.task import Examples, Options, Task
 from secateur.tasks.find import find, named
+from secateur.tasks.given import given
 
 __all__ = [
     "Batches",
@@ -20,6 +22,7 @@ __all__ = [
     "Task",
     "compare",
     "find",
+    "given",
     "named",
     "read_table",
 ]

@@ -18,8 +18,9 @@ from secateur.layout import Layout
 from secateur.plan import Plan, note_written, resized_masks, to_be_written
 from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
-from secateur.torch.base.batches import evaluating, run, to_device
+from secateur.torch.base.batches import arguments, evaluating, run, to_device
 from secateur.torch.base.manifest import Changes, named_tensors
+from secateur.torch.files.companions import companions_from
 from secateur.torch.files.saving import attach, save
 from secateur.torch.shrink.equality import Contract, contract_of
 from secateur.torch.shrink.masking import bypassed
@@ -33,7 +34,7 @@ class TorchHost:
     """A model and its layout.
 
     model: the model, which is changed in place.
-    example: a batch (mapping or tuple) that the model can run.
+    example: a batch that the model can run, in any form of `secateur.torch.base.batches`.
     layout: a layout written by hand, for models that cannot be traced.
     loss: `loss(model, batch) -> scalar tensor`, for models whose output has no `.loss`: a mean over the examples.
     plan: what was pruned before the model was opened.
@@ -51,7 +52,7 @@ class TorchHost:
         changes: Changes | None = None,
     ) -> None:
         self.model = model
-        self.example = example
+        self.example: Any = None if example is None else arguments(model, example)
         self.loss = loss
         self.plan = plan
         """What was pruned before the model was opened (its zeros, see `secateur.pruning.earlier_zeros`), or None.
@@ -59,6 +60,8 @@ class TorchHost:
         `hold` holds these zeros too, and `resize` cuts them to size; set it to None to let these weights grow again.
         """
         self.changes = changes
+        self.source: str | None = None
+        """The folder or hub id that the model was loaded from; `save` takes the tokenizer along that lies there."""
         self._by_hand = layout is not None
         self._layout = None if layout is None else self._marked(layout)
         self.layout.check({name: tuple(p.shape) for name, p in named_tensors(self.model).items()})
@@ -215,7 +218,13 @@ class TorchHost:
         return contract_of(self.model, self.layout, plan.check(self.layout))
 
     def save(self, folder: Path | str, plan: Plan | None = None, *, overwrite: bool = False, **extra: Any) -> None:
-        """Write a folder that `from_pretrained` loads (after `import secateur` where sizes differ by layer)."""
+        """Write a folder that `from_pretrained` loads (after `import secateur` where sizes differ by layer).
+
+        extra: more arguments of `secateur.torch.files.saving.save`. Without `tokenizer`, `processor` and `carried`
+            those of the folder that the model was opened from go along.
+        """
+        if {"tokenizer", "processor", "carried"}.isdisjoint(extra):
+            extra |= companions_from(self.model, self.source)
         save(self.model, folder, changes=self.changes, plan=plan, overwrite=overwrite, **extra)
 
 

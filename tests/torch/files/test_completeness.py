@@ -49,6 +49,19 @@ def packed(tmp_path):
     return tmp_path / "packed"
 
 
+def test_the_files_that_are_checked_are_those_that_transformers_opens(tmp_path):
+    """A large shard beside the single file makes no room for what a config claims."""
+    folder = tmp_path / "a"
+    zoo.llama().save_pretrained(folder)
+    save_file({"model.norm.weight": torch.zeros(2**23, dtype=torch.int8)}, folder / "other.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "other.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert saving.check_folder(folder) == [folder / "model.safetensors"]
+    edit(folder / "config.json", lambda c: c.update(intermediate_size=500_000))
+    with pytest.raises(ModelError, match="describes a LlamaForCausalLM of"):
+        load_model(folder)
+
+
 def test_a_weight_that_a_stock_folder_lacks(stock):
     change_weights(stock, lambda state: state.pop(QUERY))
     refused(stock, rf"lacks {QUERY} \(1 tensor of BertForSequenceClassification\), which would be random; copy")
@@ -282,5 +295,6 @@ def test_infinite_numbers_of_a_config_are_taken(stock):
     [{"a": ["x"]}, {"a": 3}, [], *({"a": name} for name in ("b/../model.safetensors", "m\0.safetensors", "..", ""))],
 )
 def test_a_wrong_index(weights, stock):
+    (stock / "model.safetensors").rename(stock / "m.safetensors")
     (stock / saving.INDEX).write_text(json.dumps({"weight_map": weights}))
     refused(stock, "index.json (is damaged|points outside|lists no weights)")

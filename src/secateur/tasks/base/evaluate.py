@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +10,8 @@ import torch
 from torch import nn
 
 from secateur.errors import DataError, ModelError
-from secateur.metrics.drop import Drop, drop
-from secateur.metrics.metric import Metric
-from secateur.torch.base.batches import evaluating, run, to_device, with_decoder_inputs, without_labels
+from secateur.metrics.evaluation import Evaluation
+from secateur.torch.base.batches import call, evaluating, run, to_device, with_decoder_inputs, without_labels
 
 if TYPE_CHECKING:
     from secateur.tasks.base.batches import Batches
@@ -28,53 +26,6 @@ MOST_BYTES = 2**28
 def silent(items: Iterable[Any], description: str) -> Iterable[Any]:
     """A Track that shows nothing."""
     return items
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The result of one model on one set of rows.
-
-    task: its name.
-    rows: how many rows.
-    metric: the name of the main metric.
-    values: name of a metric -> its value; the main one first.
-    is_against_dense: whether the metrics compare with the dense model's answers, as the data has no labels.
-    loss: the mean loss over batches with labels; None without.
-    kl: mean divergence from the dense model's outputs: KL in nats, for vectors 1 - cosine; None without a dense model.
-    flips: the share of rows (of texts: of their tokens) whose answer is not the dense model's; None without a dense
-        model.
-    predictions: for each row what the model answers.
-    """
-
-    task: str
-    rows: int
-    metric: str
-    values: Mapping[str, float]
-    is_against_dense: bool = False
-    loss: float | None = None
-    kl: float | None = None
-    flips: float | None = None
-    predictions: Sequence[Any] = ()
-    main: Metric | None = field(default=None, repr=False)
-    table: np.ndarray | None = field(default=None, repr=False)
-
-    @property
-    def value(self) -> float:
-        """The value of the main metric."""
-        return self.values[self.metric]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for a JSON file, without the predictions."""
-        return {
-            "task": self.task,
-            "rows": self.rows,
-            "metric": self.metric,
-            "values": dict(self.values),
-            "against_dense": self.is_against_dense,
-            "loss": self.loss,
-            "kl": self.kl,
-            "flips": self.flips,
-        }
 
 
 class Reference:
@@ -100,7 +51,7 @@ class Reference:
         """The output of the dense model for a batch."""
         if self._kept is not None:
             return self._kept[number]
-        return _forward(self.task, self.model, self.batches, number, [])[1]
+        return _on_cpu(_forward(self.task, self.model, self.batches, number, [])[1])
 
     def evaluation(self) -> Evaluation:
         """The dense model's own evaluation."""
@@ -123,6 +74,7 @@ def evaluate(
         _read(task, model, output, batch, batches.members(number), parts)
         if reference is not None:
             dense = reference.output(number)
+            _check_shapes(output, dense)
             with torch.no_grad():
                 divergences.append(task.divergence(output, _to(dense, model), batch).double().cpu())
     predictions = _predictions(task, batches, parts)
@@ -130,12 +82,12 @@ def evaluate(
     return _evaluation(task, batches, predictions, losses, reference, kl)
 
 
-def compare(dense: Evaluation, pruned: Evaluation) -> Drop:
-    """The drop of the main metric from the dense to the pruned model, with its interval over rows."""
-    assert dense.main is not None
-    assert dense.table is not None
-    assert pruned.table is not None
-    return drop(dense.main, dense.table, pruned.table)
+def parts_of(task: Task, model: nn.Module, batches: Batches, number: int) -> list[Any]:
+    """For each feature of a batch, in its order, what a prediction is made from (`Task.read`); ModelError as there."""
+    batch, output = _forward(task, model, batches, number, [])
+    parts: list[Any] = [None] * len(batches.members(number))
+    _read(task, model, output, batch, range(len(parts)), parts)
+    return parts
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -148,7 +100,7 @@ def _forward(
     batch = with_decoder_inputs(model, to_device(batches[number], model))
     with evaluating(model), torch.no_grad():
         if batches.are_labelled and not task.has_own_loss:
-            output = model(**batch)
+            output = call(model, batch)
             loss = output.loss
         else:
             output = run(model, batch)
@@ -171,6 +123,17 @@ def _read(task: Task, model: nn.Module, output: Any, batch: Any, members: Sequen
                 "the model answers NaN or infinity on this data; look for NaN or huge values in its weights"
             )
         parts[member] = part
+
+
+def _check_shapes(output: Any, dense: Any) -> None:
+    """DataError where the two models have other classes."""
+    for name in ("logits", "start_logits"):
+        own, wanted = getattr(output, name, None), getattr(dense, name, None)
+        if own is not None and wanted is not None and own.shape != wanted.shape:
+            raise DataError(
+                f"outputs of shape {tuple(own.shape)} and {tuple(wanted.shape)} cannot be compared; both models need "
+                "the same classes"
+            )
 
 
 def _predictions(task: Task, batches: Batches, parts: Sequence[Any]) -> list[Any]:
@@ -225,7 +188,11 @@ def _on_cpu(output: Any) -> dict[str, Any]:
     """What a task may compare of an output: its tensors, without caches and hidden states."""
     from transformers.utils import ModelOutput
 
-    items = output.items() if isinstance(output, Mapping) else [("logits", output)]
+    items: Iterable[tuple[str, Any]] = [("logits", output)]
+    if isinstance(output, Mapping):
+        items = output.items()
+    elif isinstance(output, tuple | list):
+        items = [(str(i), value) for i, value in enumerate(output)]
     kept = {k: v.detach().cpu() for k, v in items if isinstance(v, torch.Tensor) and k != "loss"}
     return ModelOutput(kept)
 

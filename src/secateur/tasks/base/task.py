@@ -13,10 +13,11 @@ from torch import nn
 from secateur.data.columns import Choice, Column, choose
 from secateur.data.table import Table, as_table
 from secateur.errors import DataError
+from secateur.metrics.evaluation import Evaluation
 from secateur.metrics.metric import Metric
 from secateur.tasks.base.batches import Batches
-from secateur.tasks.base.evaluate import Evaluation, Reference, evaluate
-from secateur.torch.base.batches import IGNORED
+from secateur.tasks.base.evaluate import Reference, evaluate
+from secateur.torch.base.batches import IGNORED, call
 from secateur.torch.data.run_windows import divergences
 from secateur.torch.data.text_rows import load_tokenizer
 
@@ -136,7 +137,10 @@ class Task:
         raise NotImplementedError
 
     def collate(self, features: Sequence[Mapping[str, Any]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
-        """Features as one batch: keyword arguments of the model, labels among them, and no other keys.
+        """Features as one batch: keyword arguments of the model, labels among them.
+
+        Tensors that the task alone needs, such as which positions count, have keys that start with `_`; no model gets
+        them (`secateur.torch.base.batches.arguments`).
 
         pad_to: the length in tokens to which texts are padded; None for that of the longest.
         """
@@ -159,7 +163,7 @@ class Task:
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a batch with labels, a mean over its examples; the model's own where it has one."""
-        return model(**batch).loss
+        return call(model, batch).loss
 
     def positions(self, output: Any, batch: Mapping[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Where the model decides among classes: pairs of logits (n, classes) and the example (n,) of each.

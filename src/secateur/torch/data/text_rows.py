@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from secateur.errors import DataError, ModelError, shown
+from secateur.torch.base import remote_code
 
 VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenizer_config.json")
 """Files of which a tokenizer has at least one; without any, transformers makes a tokenizer that knows no word."""
@@ -18,15 +19,16 @@ def has_tokenizer(folder: Path | str) -> bool:
     return any(file for name in VOCABULARIES for file in Path(folder).glob(name))
 
 
-def load_tokenizer(source: Any, **options: Any) -> Any:
-    """The tokenizer of a folder or hub id; ModelError when there is none."""
+def load_tokenizer(source: Any, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a folder or hub id; ModelError when there is none, or it needs code that is not allowed."""
     from transformers import AutoTokenizer  # optional
 
     if Path(source).is_dir() and not has_tokenizer(source):
         raise ModelError(f"{source} holds no tokenizer; save the one that the model was trained with into it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=remote_code.stated(trust_remote_code))
     except Exception as error:  # damaged files raise many types of exception
+        remote_code.check(source, error)
         raise ModelError(f"{source} holds no tokenizer: {' '.join(str(error).split())[:200]}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -62,13 +62,19 @@ def check_elements(source: object, model: nn.Module, entries: Iterable[Entry]) -
 
 def check_config(source: object, factory: Any, config: Any, entries: Mapping[str, Entry]) -> None:
     """`check_elements` of the model that a class builds from a config, before it takes memory."""
-    build = getattr(factory, "_from_config", None) or factory.from_config
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = build(config)
+            model = from_config(factory, config)
     except EXPECTED:  # loading will say it, in the words of transformers
         return
     check_elements(source, model, entries.values())
+
+
+def from_config(factory: Any, config: Any, **options: Any) -> Any:
+    """A model of a class, or of the class that an Auto class finds, from a config. No code of a config runs."""
+    if hasattr(factory, "_from_config"):
+        return factory._from_config(config, **options)
+    return factory.from_config(config, trust_remote_code=False, **options)
 
 
 def _held(entries: Iterable[Entry]) -> int:

@@ -22,14 +22,18 @@ from secateur.plan import Plan
 from secateur.schemas import reading
 from secateur.schemas.manifest import PlainManifest
 from secateur.schemas.model_folder import REMEDY, read_config, read_index
-from secateur.torch.base import manifest
+from secateur.torch.base import manifest, remote_code
+from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import Changes, changes_of, remember
+from secateur.torch.data.text_rows import has_tokenizer
 from secateur.torch.files import stock_config, zero_packing
+from secateur.torch.files.companions import carry
 from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained
+from secateur.torch.files.hashes import check_hashes, write_hashes
 from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, Entry, read_entries
 from secateur.torch.shrink.resize import check_unquantized
 from secateur.torch.shrink.size_attributes import is_size
-from secateur.torch.shrink.vocabulary import save_tokenizer
+from secateur.torch.shrink.vocabulary import has_fewer_tokens, save_tokenizer
 
 MANIFEST = "secateur.json"
 FORMAT = 1
@@ -64,6 +68,7 @@ def save(
     uniform: bool = False,
     tokenizer: Any = None,
     processor: Any = None,
+    carried: Path | None = None,
     overwrite: bool = False,
     pack: bool | None = None,
     max_shard_size: int | str | None = None,
@@ -74,6 +79,8 @@ def save(
     plan: written into the folder as well.
     uniform: demand a stock checkpoint; ModelError with the reason when the sizes do not allow one.
     tokenizer, processor: anything with `save_pretrained`, written into the folder as well.
+    carried: the folder that the model came from; what belongs to the model there is copied (see
+        `secateur.torch.files.companions`), with the tokenizer, unless tokens were removed from it.
     pack: store weights with many zeros as bitmask and values; by default when the plan holds element masks.
     max_shard_size: as in `save_pretrained`; for Hugging Face models only.
 
@@ -90,6 +97,8 @@ def save(
         raise ModelError(
             f"no stock checkpoint can hold this model: {reason}; prune every layer alike, or leave out uniform"
         )
+    if hugging_face:
+        _check_config(model.config if config is None else config)
     if any(tensor.is_meta for tensor in manifest.named_tensors(model).values()):
         raise ModelError("the model has tensors on the meta device, which hold no numbers; load its weights first")
     with new_folder(Path(folder), overwrite=overwrite) as temporary:
@@ -97,7 +106,10 @@ def save(
             packed = _save_hugging_face(model, temporary, changes, config, pack=pack, max_shard_size=max_shard_size)
         else:
             packed = _save_plain(model, temporary, changes, pack=pack)
+        if carried is not None:
+            carry(carried, temporary, with_tokenizer=not has_fewer_tokens(model))
         _save_companions(model, temporary, tokenizer, processor, plan)
+        write_hashes(temporary)
     if config is not None and packed:
         reason = "the weights are packed"
     return Saved(Path(folder), stock=config is not None and not packed, packed=packed, reason=reason)
@@ -105,7 +117,7 @@ def save(
 
 def _save_companions(model: nn.Module, folder: Path, tokenizer: Any, processor: Any, plan: Plan | None) -> None:
     """Write what goes with a model: its tokenizer, its processor and its plan, as far as there are any."""
-    if tokenizer is not None:
+    if tokenizer is not None and (has_fewer_tokens(model) or not has_tokenizer(folder)):
         save_tokenizer(model, tokenizer, folder)
     if processor is not None:
         processor.save_pretrained(folder)
@@ -130,15 +142,17 @@ def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> 
     from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     from_pretrained_hook.register()
+    trusted = remote_code.stated(options.get("trust_remote_code"))
     names = read_config(folder / CONFIG).get("architectures")
     factory = model_class(folder / CONFIG, names[0] if names else None)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         check_claims(folder, factory, config)
-        return from_pretrained(factory, folder, **{"use_safetensors": True, "trust_remote_code": False, **options})
+        return from_pretrained(factory, folder, **{"use_safetensors": True, **options, "trust_remote_code": trusted})
     except SecateurError:
         raise
     except Exception as error:  # a damaged folder breaks transformers in many ways
+        remote_code.check(folder, error)
         raise ModelError(f"{folder} cannot be loaded: {first_sentence(error)}") from error
 
 
@@ -172,10 +186,9 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     if not (folder / description).is_file():
         raise ModelError(f"{folder} is no saved model: it has no {description}")
     config = read_json(folder / description) if description != CONFIG else read_config(folder / CONFIG)
-    if (folder / INDEX).is_file():
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():  # transformers, too, opens the single file where it is
         files = [folder / name for name in dict.fromkeys(read_index(folder / INDEX).values())]
-    else:
-        files = [folder / WEIGHTS]
     missing = next((f for f in files if not f.is_file()), None)
     if missing:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
@@ -186,6 +199,24 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     if description == CONFIG:
         check_counts(folder, config, entries)
     return files
+
+
+def check_unchanged(source: Path | str) -> int:
+    """Compare a saved folder with the hashes that were written with it; returns the number of files that have one.
+
+    Raises ModelError for what is no folder, for weights and a configuration that were not there when it was saved, and
+    as `check_hashes` and `check_folder` do.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ModelError(f"{source} is no folder, and only folders that secateur saved have hashes; leave out --check")
+    same = check_hashes(folder)
+    description = CONFIG if (folder / CONFIG).is_file() else MANIFEST
+    weights = check_folder(folder, description)
+    for file in (folder / description, folder / INDEX, *weights):
+        if file.is_file() and file.name not in same:
+            raise ModelError(f"{folder} has changed: {file.name} was not there when it was saved; {REMEDY}")
+    return len(same)
 
 
 def check_claims(folder: Path, factory: Any, config: Any) -> None:
@@ -235,6 +266,17 @@ def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
     config = copy.deepcopy(model.config)
     vars(config).pop("quantization_config", None)
     return config, ""
+
+
+def _check_config(config: Any) -> None:
+    """Raise ModelError for a configuration that transformers refuses to write."""
+    try:
+        stock_config.validate(config)
+    except EXPECTED as error:
+        raise ModelError(
+            f"transformers refuses the {type(config).__name__} of the model ({first_sentence(error)}); set its numbers "
+            "to those that the model was built from"
+        ) from error
 
 
 def _save_hugging_face(

@@ -71,6 +71,11 @@ def follow(model: nn.Module, kept: np.ndarray, numbers: Mapping[str, Any]) -> No
 # -- the tokenizer ----------------------------------------------------------------------------------------------------
 
 
+def has_fewer_tokens(model: nn.Module) -> bool:
+    """Whether tokens were removed from the model since it was opened, so that its tokenizer must follow."""
+    return vars(model).get(ATTRIBUTE) is not None
+
+
 def save_tokenizer(model: nn.Module, tokenizer: Any, folder: Path) -> None:
     """Save a tokenizer beside a model, shrunk to the tokens that the model has kept, with the table of kept tokens."""
     kept = vars(model).get(ATTRIBUTE)

@@ -17,7 +17,7 @@ from torch import nn
 from secateur.errors import ModelError, PlanError
 from secateur.layout import Layout
 from secateur.torch.data.example import example_for
-from secateur.torch.files.completeness import check_missing, check_unexpected, computed
+from secateur.torch.files.completeness import check_missing, check_unexpected, computed, from_config
 from secateur.torch.files.safetensors_header import TYPES
 from secateur.torch.files.safetensors_shards import Entry, entries_of, read_tensor
 from secateur.torch.files.saving import check_claims
@@ -256,8 +256,7 @@ class Skeleton:
 def _from_config(factory: Any, config: Any) -> Any:
     """A model of a class with untrained parameters, in evaluation, without gradients and caches."""
     config = copy.deepcopy(config)
-    build = getattr(factory, "_from_config", None) or factory.from_config
-    model = build(config, dtype=COMPUTE).eval()
+    model = from_config(factory, config, dtype=COMPUTE).eval()
     for module in model.modules():
         module_config: Any = getattr(module, "config", None)
         if hasattr(module_config, "use_cache"):

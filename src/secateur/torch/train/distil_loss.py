@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.torch.base.batches import LABELS, run
+from secateur.torch.base.batches import LABELS, call, run
 
 TEMPERATURE = 2.0
 
@@ -36,17 +36,19 @@ def distillation_loss(
 ) -> tuple[torch.Tensor, Any]:
     """Task loss + divergence at temperature T + sum over layers of MSE(h_s, h_t) / MSE(h_t, 0).
 
-    Both are Hugging Face models. The task loss counts where the batch has labels. Hidden states count where both models
-    have equally many, of equal shape (unless layers or hidden width were removed), without padding.
+    The task loss counts where the batch has labels. Hidden states count in Hugging Face models, where both models have
+    equally many, of equal shape (unless layers or hidden width were removed), without padding.
 
     divergence: of the task. loss: of the task; None for the model's own.
 
     Returns the loss and the student's output.
     """
     is_labelled = not set(LABELS).isdisjoint(batch)
-    output = model(**batch, output_hidden_states=True)
+    states = {"output_hidden_states": True} if hasattr(getattr(model, "config", None), "to_dict") else {}
+    asked = {**batch, **states}
+    output = call(model, asked) if loss is None else run(model, asked)
     with torch.no_grad():
-        target = run(teacher, {**batch, "output_hidden_states": True})
+        target = run(teacher, asked)
     total = divergence(output, target, batch, TEMPERATURE).mean()
     if is_labelled and loss is not None:
         total = total + loss(model, batch)

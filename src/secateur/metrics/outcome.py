@@ -1,0 +1,55 @@
+"""Outcome: what a pruning job gives, the same for every framework and task."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from secateur.metrics.drop import Drop
+from secateur.metrics.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one job.
+
+    name: name of the job.
+    dense, pruned, tuned: evaluations of the dense, the pruned and the fine-tuned model; None without fine-tuning.
+    drop: how much worse the saved model is than the dense one, with its interval.
+    total: number of parameters of the pruned model.
+    nonzero: number of those parameters that are not zero.
+    macs_ratio: multiply-accumulates of the pruned over the dense model; None where the layout (written by hand) lists
+        no products.
+    difference: difference between the masked and the shrunk model.
+    folder: the saved folder; empty when nothing was saved.
+    bytes: size of the saved folder in bytes.
+    linear_bytes: size of the saved prunable weights in bytes.
+    reload_difference: difference between the saved and the reloaded model; NaN when nothing was saved.
+    inexact: why `difference` is not zero by design (hidden width between layer norms); empty when it is.
+    provenance: how the plan was made.
+    """
+
+    name: str
+    dense: Evaluation
+    pruned: Evaluation
+    tuned: Evaluation | None
+    drop: Drop
+    total: int
+    nonzero: int
+    macs_ratio: float | None
+    difference: float
+    folder: str = ""
+    bytes: int = 0
+    linear_bytes: int = 0
+    reload_difference: float = float("nan")
+    inexact: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file; `pruned` is the main metric of the model that was saved."""
+        stages = {"dense": self.dense, "pruned": self.pruned, "tuned": self.tuned}
+        plain = ("name", "total", "nonzero", "macs_ratio", "difference", "folder", "bytes", "linear_bytes")
+        return {
+            "task": self.dense.task,
+            **self.drop.as_json(),
+            "stages": {name: stage.as_json() for name, stage in stages.items() if stage is not None},
+            **{name: getattr(self, name) for name in (*plain, "reload_difference", "inexact", "provenance")},
+        }
