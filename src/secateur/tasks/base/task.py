@@ -12,7 +12,6 @@ from torch import nn
 
 from secateur.data.columns import Choice, Column, choose
 from secateur.data.table import Table, as_table
-from secateur.errors import DataError
 from secateur.metrics.evaluation import Evaluation
 from secateur.metrics.metric import Metric
 from secateur.tasks.base.batches import Batches
@@ -184,11 +183,6 @@ class Task:
         total: torch.Tensor | None = None
         pairs = zip(self.positions(output, batch), self.positions(dense, batch), strict=True)
         for (own, examples), (wanted, _) in pairs:
-            if own.shape != wanted.shape:
-                raise DataError(
-                    f"outputs of shape {tuple(own.shape)} and {tuple(wanted.shape)} cannot be compared; both models "
-                    "need the same classes or tokens"
-                )
             part = mean_by(divergences(own, wanted, temperature), examples, _examples_of(batch))
             total = part if total is None else total + part
         assert total is not None
