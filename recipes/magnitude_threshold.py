@@ -28,5 +28,5 @@ after = report("fine-tuned", host, data)
 for name, mask in plan.masks.items():
     if host.read(name)[~torch.from_numpy(mask)].any():
         raise SystemExit(f"a removed weight of {name} is not zero")
-host.save(Path(args.output), plan, tokenizer=data.tokenizer, overwrite=True)
+host.save(Path(args.output), plan, tokenizer=data.task.processor, overwrite=True)
 report("reloaded", secateur.open(args.output), data, expect=after)

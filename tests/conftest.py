@@ -8,7 +8,13 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a hub id that a test names is looked for in the cache only
 os.environ["SECATEUR_STRICT_RULES"] = "1"  # an error in a rule raises instead of freezing axes
-LONGEST = ("test_native.py", "test_keras_backends.py", "test_random_models.py", "test_recipes.py")  # few, but long
+LONGEST = (  # few, but long
+    "test_sanitized.py",
+    "test_native.py",
+    "test_keras_backends.py",
+    "test_random_models.py",
+    "test_recipes.py",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ import contextlib
 import numpy as np
 import pytest
 
-from secateur.check import VerifyError, difference, verify
+from secateur.check import VerifyError, check_reloaded, difference, verify
+from secateur.errors import ModelError
 from secateur.plan import Plan
 
 
@@ -64,6 +65,18 @@ def test_difference_of_each_output_is_relative_to_its_largest_value():
     assert difference([np.zeros(3)], [np.array([0.0, 1e-12, 0.0])]) == float("inf")
     assert difference([np.array([np.inf, 2.0])], [np.array([np.inf, 1.0])]) == 0.5
     assert difference([big], [big[:1]]) == difference([big], []) == float("inf")
+
+
+def test_a_reloaded_model_gives_the_same_numbers():
+    output, nan = np.array([1.0, 2.0]), np.array([1.0, np.nan])
+    assert check_reloaded([output], [output.copy()]) == 0.0
+    with pytest.raises(ModelError, match=r"differs from the saved one by 5\.00e-01; nothing was saved"):
+        check_reloaded([output], [np.array([1.0, 3.0])])
+    for expected in ([nan], [output, nan], []):
+        with pytest.raises(ModelError, match="gives NaN, or nothing"):
+            check_reloaded(expected, expected)
+    with pytest.raises(ModelError, match="differs from the saved one by inf"):
+        check_reloaded([output], [nan])
 
 
 class Other(Answers):

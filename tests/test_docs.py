@@ -44,6 +44,11 @@ def language(request, here):
 
         write_encoder(here / "minilm")
         write_csv(here / "texts.csv", [[text] for text, _ in sentences(60)], ["text"])
+    if page and "vision_model" in (ROOT / page).read_text():
+        from .tasks.media_data import write_ctc_model, write_image_model
+
+        write_image_model(here / "vision")
+        write_ctc_model(here / "speech")
     if page and "./llm" in (ROOT / page).read_text():
         from .text_models import write_documents, write_model
 
@@ -82,7 +87,27 @@ def namespace(folder):
             "encoder": AutoModel.from_pretrained(folder / "minilm").eval(),
             "tokenizer": AutoTokenizer.from_pretrained(folder / "minilm"),
         }
+    if (folder / "vision").exists():
+        names |= _media(folder)
     return names
+
+
+def _media(folder):
+    """A model of images and one of speech, with their processors, a picture and a sound."""
+    import numpy as np
+    from PIL import Image
+    from transformers import AutoModelForCTC, AutoModelForImageClassification, AutoProcessor
+
+    from secateur.tasks.image_classification import ImageClassification
+
+    return {
+        "vision_model": AutoModelForImageClassification.from_pretrained(folder / "vision").eval(),
+        "image_processor": ImageClassification.load_processor(folder / "vision"),
+        "picture": Image.new("RGB", (20, 20), "red"),
+        "speech_model": AutoModelForCTC.from_pretrained(folder / "speech").eval(),
+        "speech_processor": AutoProcessor.from_pretrained(folder / "speech"),
+        "samples": np.sin(np.arange(8000) / 5).astype(np.float32),
+    }
 
 
 @pytest.mark.parametrize("page", pages_with("python"))

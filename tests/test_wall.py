@@ -23,7 +23,7 @@ CORE = [
 
 FLOORS = (
     "_version errors arrays agreement files schemas dims layout plan",
-    "stats criteria budget select schedule scores data metrics documents kernels",
+    "stats criteria budget select fit schedule scores data metrics documents kernels",
     "host repair recipe",
     "pruning check cost find_host",
     "torch.base",

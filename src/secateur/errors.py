@@ -9,11 +9,11 @@ MOST_CHARACTERS = 900
 class SecateurError(ValueError):
     """Base of every error that a user's input, model or folder can cause; the CLI prints it and exits with 2.
 
-    The message is one line of at most `MOST_CHARACTERS`, whatever values stand in it.
+    The message is one line of at most `MOST_CHARACTERS` that a terminal shows, whatever values stand in it.
     """
 
     def __init__(self, message: str = "") -> None:
-        text = " ".join(str(message).splitlines())
+        text = printable(" ".join(str(message).splitlines()))
         super().__init__(text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}...")
 
 
@@ -31,6 +31,16 @@ class DataError(SecateurError):
 
 class ModelError(SecateurError):
     """A model or folder cannot be opened, traced, pruned or saved."""
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text as a terminal can show it: characters that it would obey or hide become escapes such as `\\x1b`.
+
+    keep: characters that stay as they are, such as line breaks.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
 def shown(value: object, most: int = 100) -> str:

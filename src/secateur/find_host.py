@@ -15,8 +15,8 @@ def open(model: Any, example: Any = None, **options: Any) -> Host:
 
     model: a `torch.nn.Module`, a Hugging Face model, a folder or hub id that `from_pretrained` loads; a built Keras 3
         model or a `.keras` file.
-    example: one batch that the model can run, as a mapping of keyword arguments or a tuple; made from the config of a
-        Hugging Face model when left out.
+    example: one batch that the model can run: a mapping of keyword arguments, a tuple of positional ones (labels may
+        follow), or a tensor; made from the config of a Hugging Face model when left out.
     options: `layout=` (a Layout by hand, for models that cannot be traced), `loss=` (`loss(model, batch)`, for models
         that compute none); for folders also `task=`, `new_head=` (`new_head=print` makes and names an untrained head),
         `dtype=`, `revision=`, `trust_remote_code=`.

@@ -12,6 +12,7 @@ from secateur.arrays import Array, all_finite, single, to_numpy
 from secateur.budget import OWL, Budget, Uniform
 from secateur.cost import unit_parameters
 from secateur.errors import DataError, ModelError, PlanError
+from secateur.fit import check_axes, check_pattern
 from secateur.host import Host
 from secateur.layout import Axis, Layout
 from secateur.plan import Plan
@@ -85,8 +86,10 @@ def prune_units(
     """`prune` for whole units of axes."""
     layout, budget = host.layout, needed_budget(pattern, budget)
     needs = needs_of(criterion)
-    check_weights(host)
+    check_pattern(_name(criterion), needs, pattern)
     axes = resolve_axes(layout, pattern)
+    check_axes(_name(criterion), _missing(needs, stats), layout, axes)
+    check_weights(host)
     stats = _statistics(host, criterion, needs, data, stats, axes=[axis.name for axis in axes])
     scores = {axis.name: unit_scores(host, criterion, axis, stats) for axis in axes}
     costs = {axis.name: unit_parameters(layout, axis.name) for axis in axes}
@@ -113,6 +116,7 @@ def prune_weights(
     """`prune` for single weights, N:M groups and blocks."""
     check_budget(pattern, budget)
     needs = needs_of(criterion) if criterion is not None else []
+    check_pattern(_name(criterion), needs, pattern)
     check_weights(host)
     layout, names = host.layout, choose_weights(host.layout, weights)
     stats = _statistics(host, criterion, [*needs, "gram"] if repair is not None else needs, data, stats, weights=names)
@@ -141,14 +145,23 @@ def _statistics(
     weights: Sequence[str] | None = None,
 ) -> Stats:
     """The quantities `needs`: those that `stats` lacks are collected from the data; DataError when there is none."""
-    wanted = [need for need in needs if need != "weight" and not (stats and stats.sums.get(need))]
+    wanted = _missing(needs, stats)
     if not wanted:
         return stats or Stats()
     if data is None:
-        who = f"criterion {criterion.__name__}" if criterion is not None else "repair"
+        who = f"criterion {_name(criterion)}" if criterion is not None else "repair"
         raise DataError(f"{who} needs {', '.join(wanted)}; pass data")
     collected = host.collect(wanted, data, axes, weights if "gram" in wanted else None)
     return collected.merge(stats) if stats else collected
+
+
+def _missing(needs: Sequence[str], stats: Stats | None) -> list[str]:
+    """The quantities that have to be collected."""
+    return [need for need in needs if need != "weight" and not (stats and stats.sums.get(need))]
+
+
+def _name(criterion: Criterion | None) -> str:
+    return getattr(criterion, "__name__", str(criterion))
 
 
 def _provenance(
@@ -203,8 +216,7 @@ def needs_of(criterion: Criterion) -> list[str]:
     known = {"weight", *OF_WEIGHT, *OF_AXIS}
     for need in needs:
         if need not in known:
-            name = getattr(criterion, "__name__", criterion)
-            raise PlanError(f"criterion {name} asks for {need!r}; there is {', '.join(sorted(known))}")
+            raise PlanError(f"criterion {_name(criterion)} asks for {need!r}; there is {', '.join(sorted(known))}")
     return needs
 
 
@@ -245,14 +257,7 @@ def kind_of(layout: Layout, param: str) -> str:
 
 def weight_scores(host: Host, criterion: Criterion, param: str, stats: Stats) -> np.ndarray:
     """Contribution of each weight of one parameter, in its shape."""
-    arguments = {}
-    for need in needs_of(criterion):
-        if need in OF_AXIS:
-            raise PlanError(
-                f"criterion {criterion.__name__} scores units, not weights; use a pattern such as head or ffn"
-            )
-        arguments[need] = _weight_argument(host, param, need, stats)
-    return to_numpy(criterion(**arguments))
+    return to_numpy(criterion(**{need: _weight_argument(host, param, need, stats) for need in needs_of(criterion)}))
 
 
 def _weight_argument(host: Host, param: str, need: str, stats: Stats) -> Array:
@@ -278,10 +283,13 @@ def unit_scores(host: Host, criterion: Criterion, axis: Axis, stats: Stats) -> n
             raise DataError(f"criterion {criterion.__name__} gave NaN for {axis.name} on this data")
         return scores.astype(np.float64)
     total = np.zeros(axis.size)
-    for param in host.layout.members(axis.name):
-        if all(need == "weight" or stats.has(need, param) for need in needs):
-            contribution = criterion(**{need: _weight_argument(host, param, need, stats) for need in needs})
-            total += host.layout.reduce(param, contribution, axis.name)
+    members = [p for p in host.layout.members(axis.name) if all(n == "weight" or stats.has(n, p) for n in needs)]
+    if not members:
+        wanted = ", ".join(need for need in needs if need != "weight")
+        raise DataError(f"no {wanted} was collected for the weights of {axis.name}; use magnitude or taylor there")
+    for param in members:
+        contribution = criterion(**{need: _weight_argument(host, param, need, stats) for need in needs})
+        total += host.layout.reduce(param, contribution, axis.name)
     return np.abs(total)
 
 

@@ -7,6 +7,9 @@ import numpy as np
 
 from secateur.errors import DataError
 
+COLLAPSE = 2.0
+"""How many times the dense model's perplexity is a collapse, where a table of tokens does better than both."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -77,15 +80,27 @@ class TextScore:
 
     @property
     def collapsed(self) -> str | None:
-        """Why a model with this score is of no use as a language model, or None."""
+        """Why a model with this score is of no use as a language model, or None.
+
+        A text on which the dense model too does worse than a table of tokens says nothing about pruning: there the
+        model has collapsed when its perplexity is more than `COLLAPSE` times that of the dense model.
+        """
         if not math.isfinite(self.loss):
             return "its loss is not a finite number"
-        if self.loss > self.unigram:
+        if self.loss <= self.unigram:
+            return None
+        dense = None if self.delta is None else self.loss - self.delta
+        if dense is not None and dense > self.unigram:
+            if self.loss - dense <= math.log(COLLAPSE):
+                return None
             return (
-                f"it predicts worse (perplexity {self.perplexity:.1f}) than a table of how often each token occurs in "
-                f"this text ({math.exp(self.unigram):.1f})"
+                f"its perplexity ({self.perplexity:.1f}) is more than {COLLAPSE:g} times that of the dense model "
+                f"({self.dense_perplexity:.1f})"
             )
-        return None
+        return (
+            f"it predicts worse (perplexity {self.perplexity:.1f}) than a table of how often each token occurs in "
+            f"this text ({math.exp(self.unigram):.1f})"
+        )
 
 
 def text_score(

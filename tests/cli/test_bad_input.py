@@ -44,8 +44,8 @@ def test_data_that_is_empty_or_missing(prune, tmp_path):
     assert "has no rows" in prune(rows=tmp_path / "nothing.csv")
     assert "no data at" in prune(rows=tmp_path / "absent.csv")
     assert "data is needed here; pass --data" in prune(rows=None)
-    assert "column 'label' is empty in 1 rows" in prune(
-        rows=write_csv(tmp_path / "hole.csv", [("a", "pos"), ("b", "")])
+    assert "hole.csv, line 3: column 'label' is empty" in prune(
+        rows=write_csv(tmp_path / "hole.csv", [("a", "pos"), ("b", ""), *sentences(40)])
     )
     assert "too few to hold out" in prune(rows=write_csv(tmp_path / "few.csv", sentences(4)))
 
@@ -54,7 +54,7 @@ def test_files_that_cannot_be_read(prune, tmp_path):
     (tmp_path / "rows.xlsx").write_text("x")
     assert "rows.xlsx is none of .csv" in prune(rows=tmp_path / "rows.xlsx")
     (tmp_path / "rows.jsonl").write_text('{"text": ')
-    assert "cannot be read as json" in prune(rows=tmp_path / "rows.jsonl")
+    assert "rows.jsonl, line 1 is no JSON" in prune(rows=tmp_path / "rows.jsonl")
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 is not enough")
     assert "cannot be read as parquet" in prune(rows=tmp_path / "rows.parquet")
 
@@ -83,8 +83,7 @@ def test_positions_that_begin_after_a_padding_index(encoder):
     import transformers
 
     from secateur.errors import DataError
-    from secateur.labelled_rows import Rows
-    from secateur.torch.data.text_rows import encode, text_positions
+    from secateur.torch.data.text_rows import text_positions, token_ids
 
     sizes = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     sizes |= {"intermediate_size": 8, "max_position_embeddings": 34, "pad_token_id": 1}
@@ -93,9 +92,8 @@ def test_positions_that_begin_after_a_padding_index(encoder):
     assert (text_positions(roberta), text_positions(bert)) == (32, 34)
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
     with pytest.raises(DataError, match="a text has 33 tokens, the model 32 positions; pass --max-length 32"):
-        encode(roberta, tokenizer, Rows(["film " * 40]), 33)
-    (feature,) = encode(roberta, tokenizer, Rows(["film " * 40]), 32)
-    roberta(input_ids=torch.tensor([feature["input_ids"]]))
+        token_ids(roberta, tokenizer, ["film " * 40], 33)
+    roberta(input_ids=torch.tensor(token_ids(roberta, tokenizer, ["film " * 40], 32)["input_ids"]))
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**32)])
@@ -153,13 +151,13 @@ def test_folders_that_are_no_model(prune, refused, copy, tmp_path, place):
     (copy / "config.json").write_text("{")
     assert "config.json is damaged" in prune(model=copy)
     (copy / "config.json").write_text('{"model_type": "unheard-of"}')
-    assert "cannot be loaded" in prune(model=copy)
+    assert "has a config that cannot be read" in prune(model=copy)
 
 
 def test_a_config_of_wrong_types(prune, copy):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
-    assert "cannot be loaded" in prune(model=copy)
+    assert "has a config that cannot be read" in prune(model=copy)
 
 
 def test_a_damaged_weight_file(prune, copy):
@@ -183,8 +181,8 @@ def test_a_folder_without_a_tokenizer(prune, copy):
 def test_a_model_that_is_no_classifier(refused, encoder, place, tmp_path):
     rows = write_texts(tmp_path / "rows.csv", 40)
     for extra in (["eval"], ["prune", "--sparsity", "0.5", "--output", place / "out"]):
-        sentence = refused(extra[0], encoder, "--data", rows, *extra[1:])
-        assert "a BertModel does not give one row of class scores" in sentence
+        sentence = refused(extra[0], encoder, "--data", rows, "--task", "text-classification", *extra[1:])
+        assert "classifier.weight" in sentence
 
 
 @pytest.mark.slow
@@ -225,7 +223,7 @@ def test_words_that_are_not_known(prune):
     assert "no axis or kind 'tail'" in prune("--pattern", "tail")
     assert "no budget 'fair'; there is uniform, global, per-kind" in prune("--budget", "fair")
     assert "--sweep-by 'luck' is neither" in prune("--sweep", "0.5", "--sweep-by", "luck", sparsity=None)
-    assert "transformers has no AutoModelForJuggling" in prune("--task", "Juggling")
+    assert "no task 'Juggling'; there is text-classification" in prune("--task", "Juggling")
     assert "No such option: --spasity" in prune("--spasity", "0.5")
     assert "Invalid value for '--sparsity'" in prune(sparsity="much")
 

@@ -130,8 +130,8 @@ def test_prune(result, classifier, data, place, pattern, share):
     outcome = result(*arguments, *([] if pattern == "2:4" else ["--sparsity", share]))
     assert outcome["reload_difference"] == 0
     assert outcome["difference"] <= 1e-5
-    assert outcome["dense"]["accuracy"] >= 0.9
-    assert outcome["dense"]["examples"] == 24
+    assert outcome["dense"] >= 0.9
+    assert outcome["rows"] == 24
     assert outcome["bytes"] == sum(f.stat().st_size for f in (place / "out").rglob("*") if f.is_file())
     assert [path.name for path in place.iterdir()] == ["out"]
     plan, model = Plan.load(place / "out"), load(place / "out")
@@ -156,8 +156,8 @@ def test_prune_and_fine_tune(result, classifier, data, place, pattern):
 
     arguments = ["--criterion", "taylor", "--pattern", pattern, "--sparsity", "0.75", "--fine-tune", "2"]
     tuned = result("prune", classifier, "--data", data, *arguments, "--output", place / "out", "--max-length", 16)
-    assert tuned["tuned"]["accuracy"] >= 0.9
-    assert tuned["tuned"]["loss"] != tuned["pruned"]["loss"]
+    assert tuned["pruned"] >= 0.9
+    assert tuned["stages"]["tuned"]["loss"] != tuned["stages"]["pruned"]["loss"]
     model = load(place / "out")
     for name, mask in Plan.load(place / "out").masks.items():
         np.testing.assert_array_equal((model.get_parameter(name) == 0).numpy(), ~mask)
@@ -170,9 +170,9 @@ def test_distil_learns_from_the_dense_model(result, classifier, data, place, mon
     asked = []
     real = train.distillation_loss
 
-    def watched(model, teacher, inputs):
+    def watched(model, teacher, inputs, *rest):
         asked.append(teacher.get_parameter("bert.encoder.layer.0.output.dense.weight").count_nonzero().item())
-        return real(model, teacher, inputs)
+        return real(model, teacher, inputs, *rest)
 
     monkeypatch.setattr(train, "distillation_loss", watched)
     arguments = ["--data", data, "--sparsity", "0.5", "--max-length", 16, "--fine-tune", "0.5"]
@@ -180,7 +180,7 @@ def test_distil_learns_from_the_dense_model(result, classifier, data, place, mon
     assert not asked
     taught = result("prune", classifier, *arguments, "--distil", "--output", place / "taught")
     assert set(asked) == {32 * 64}
-    assert taught["tuned"]["loss"] != alone["tuned"]["loss"]
+    assert taught["stages"]["tuned"]["loss"] != alone["stages"]["tuned"]["loss"]
 
 
 @pytest.mark.slow
@@ -188,18 +188,40 @@ def test_sweep(result, classifier, data, place):
     arguments = ["--data", data, "--sweep", "0.3,0.9", "--output", place / "out", "--max-length", 16]
     points = result("prune", classifier, *arguments)
     assert [round(p["sparsity"], 2) for p in points] == [0.0, 0.3, 0.9]
-    assert points[0]["score"]["flips"] == 0
+    assert points[0]["flips"] == 0
     assert points[1]["threshold"] < points[2]["threshold"]
-    assert points[1]["score"]["kl"] < points[2]["score"]["kl"]
+    assert points[1]["kl"] < points[2]["kl"]
     assert json.loads((place / "out" / "sweep.json").read_text()) == points
     assert (place / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(f.name for f in (place / "out").iterdir()) == ["sweep.json", "sweep.png"]
 
 
+@pytest.mark.parametrize("command", ["eval", "inspect"])
+def test_check_compares_the_folder_before_it_is_opened(call, refused, copy, data, command):
+    words = [command, copy, "--check", *(["--data", data] if command == "eval" else [])]
+    done = call(*words)
+    assert done.code == 0, done.err
+    assert f"files of {copy} are those that were saved" in done.err
+    weights = copy / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert call(*words[:2], *words[3:]).code == 0
+    assert refused(*words).startswith(f"{copy} has changed: model.safetensors is not the file that was saved")
+    (copy / "secateur-hashes.json").unlink()
+    assert "has no secateur-hashes.json" in refused(*words)
+
+
+def test_check_is_for_folders(refused, data, classifier):
+    assert "org/name is no folder" in refused("eval", "org/name", "--data", data, "--check")
+    assert "--check has no meaning in a run on a .keras file" in refused("eval", "model.keras", "--check")
+
+
 def test_eval_against(result, classifier, data):
     found = result("eval", classifier, "--data", data, "--against", classifier)
-    assert (found["examples"], found["kl"], found["flips"]) == (240, 0.0, 0.0)
-    assert found["accuracy"] >= 0.9
+    assert (found["rows"], found["kl"], found["flips"]) == (240, 0.0, 0.0)
+    assert found["values"]["accuracy"] >= 0.9
+    assert (found["drop"], found["drop_interval"]) == (0.0, [0.0, 0.0])
 
 
 # -- interruptions --------------------------------------------------------------------------------------------------
@@ -220,7 +242,7 @@ def test_a_failure_while_saving_leaves_nothing(refused, classifier, data, place,
     def fail(*args, **kwargs):
         raise wrong
 
-    monkeypatch.setattr("secateur.jobs.text_classifier.load_model", fail)
+    monkeypatch.setattr("secateur.jobs.prune_model.load_model", fail)
     sentence = refused("prune", classifier, "--data", data, "--sparsity", "0.5", "--output", place / "deep" / "out")
     full = "No space left on device; free some space, or choose another output"
     assert sentence in ("interrupted; nothing was written", full)

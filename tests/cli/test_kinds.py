@@ -55,5 +55,7 @@ def test_the_other_commands(refused, classifier, data, place):
     assert "--plot has no meaning in writing an --export-kit" in refused(
         "bench", classifier, "--export-kit", place / "kit", "--plot", place / "plot.png"
     )
-    assert "--new-tokens has no meaning in running a classifier" in refused("run", classifier, "a", "--new-tokens", 3)
+    assert "--new-tokens has no meaning in running a model that writes no text" in refused(
+        "run", classifier, "a", "--new-tokens", 3
+    )
     assert "--split does nothing without --data" in refused("run", classifier, "a", "--split", "train")

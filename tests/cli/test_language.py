@@ -41,7 +41,7 @@ def test_prune_and_perplexity(call, result, llm, text, place):
     assert "not embeddings, norms, biases or heads" in done.out
     assert [p.name for p in place.iterdir()] == ["out"]
     words = ["--task", "perplexity", "--text", text, "--context", 16]
-    score = result("eval", place / "out", *words, "--reference", llm)
+    score = result("eval", place / "out", *words, "--reference", llm, "--check")
     assert score["context"] == 16
     assert score["windows"] == 40 * 21 // 16
     assert score["interval"][0] < score["delta"] < score["interval"][1]
@@ -367,7 +367,7 @@ def test_scores_by_hand():
     half = 1.96 * np.std([0.5, 1.5], ddof=1) / math.sqrt(2)
     assert score.interval == pytest.approx((1 - half, 1 + half))
     assert interval_of(np.array([1.0])) is None
-    assert "predicts worse" in score.collapsed
+    assert "more than 2 times that of the dense model" in score.collapsed
     assert text_score(np.array([0.1, 0.2]), tokens).collapsed is None
     assert "not a finite number" in text_score(np.array([math.nan, 1.0]), tokens).collapsed
 

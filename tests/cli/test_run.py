@@ -1,10 +1,16 @@
 """secateur run: a classifier and a decoder answer through the kernels as they do without."""
 
+import shutil
+
 import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from secateur.cli.run import words
+from secateur.data.columns import Column
+from secateur.errors import DataError
+from secateur.tasks.base.inputs import of_arguments
 from tests import zoo
 
 TEXTS = ["the film was good great", "the plot was awful poor"]
@@ -39,8 +45,11 @@ def test_a_classifier_answers_as_in_torch(result, call, pruned):
     assert [a["probability"] for a in done["answers"]] == pytest.approx(expected, abs=1e-4)
     assert "linear layers" in done["summary"]
     assert "blocks run as one call" in done["summary"]
+    assert [a["input"] for a in done["answers"]] == TEXTS
+    assert all(a["ms"] > 0 for a in done["answers"])
     shown = call("run", pruned, *TEXTS, "--no-measure", "--max-length", "16")
-    assert shown.out.splitlines()[1].endswith(TEXTS[1])
+    answer = done["answers"][1]
+    assert shown.out.splitlines()[1] == f"{answer['label']}\t{answer['probability']:.3f}\t{TEXTS[1]}"
     assert done["summary"] in shown.err
 
 
@@ -88,14 +97,68 @@ def test_texts_that_do_not_fit_the_model(refused, pruned, decoder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
         tokenizer._tokenizer.post_processor = None
         tokenizer.save_pretrained(model)
-        assert "row 0 gives no token: ''; remove it" in refused("run", model, "", "--no-measure")
+        assert "row 0 gives no token: ' '; remove it" in refused("run", model, " ", "--no-measure")
+        assert "the arguments, number 2: column 'text' is empty" in refused("run", model, "a", "", "--no-measure")
     sentence = refused("run", decoder, "the film", "--new-tokens", 40, "--no-measure")
     assert "a text of 2 tokens and 40 new ones exceed the 32 positions of the model" in sentence
 
 
-def test_what_cannot_be_run_is_said(refused, encoder, pruned, tmp_path):
+def test_a_compiled_folder_answers_as_the_model_that_was_saved(result, refused, pruned):
+    from secateur import runtime
+    from secateur.torch.open import load_model
+
+    runtime.save(runtime.compile(load_model(pruned), measure=False), pruned.parent / "compiled")
+    for file in pruned.glob("tokenizer*"):
+        shutil.copy(file, pruned.parent / "compiled")
+    options = ("--max-length", "16", "--batch-size", "2")
+    packed, answers = (result("run", pruned.parent / "compiled", *TEXTS, *options)["answers"] for _ in range(2))
+    answers = result("run", pruned, *TEXTS, *options, "--no-measure")["answers"]
+    assert [a["label"] for a in packed] == [a["label"] for a in answers]
+    assert [a["probability"] for a in packed] == pytest.approx([a["probability"] for a in answers], abs=1e-4)
+    sentence = refused("run", pruned.parent / "compiled", "a", "--value", "int8")
+    assert sentence.startswith("--value has no meaning in running a compiled model, which stays as it was packed")
+
+
+def test_pairs_and_labels_in_a_file(result, pruned, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"premise": "the film was good", "hypothesis": "a fine film", "label": "no class of the model"}\n')
+    (answer,) = result("run", pruned, "--data", path, "--no-measure", "--max-length", "16")["answers"]
+    assert answer["input"] == "the film was good | a fine film"
+    assert answer["label"] in ("neg", "pos")
+
+
+READER = (Column("text", "--text-column", ("question,context",)), Column("label", "--l", ("x",), is_needed=False))
+
+
+def test_arguments_become_rows():
+    table = of_arguments(READER, ["who?", "I", "when?", "now"])
+    assert dict(table.columns) == {"question": ["who?", "when?"], "context": ["I", "now"]}
+    assert table.where(1) == "the arguments, number 2"
+    with pytest.raises(DataError, match="reads question and context, and 3 arguments are not as many of each"):
+        of_arguments(READER, ["who?", "I", "when?"])
+    image = Column("image", "--image-column", ("img", "image"))
+    assert dict(of_arguments((image,), ["a.png", "b.png"]).columns) == {"image": ["a.png", "b.png"]}
+
+
+def test_answers_in_words():
+    entity = {"type": "LOC", "text": "Rome", "start": 3, "end": 4, "probability": 0.91234}
+    for value, text in [
+        ("pos", "pos"),
+        (0.98765, "0.988"),
+        ({"a": 0.5, "b": 0.75}, "a 0.500, b 0.750"),
+        ({}, "none"),
+        ([entity, entity], "LOC Rome 0.912; LOC Rome 0.912"),
+        ([["Rome", "LOC"], ["is", "O"]], "Rome LOC; is O"),
+        ([], "none"),
+        ([0.5, -1.25], "0.5000 -1.2500"),
+        (None, "-"),
+    ]:
+        assert words(value) == text
+
+
+def test_what_cannot_be_run_is_said(refused, pruned, tmp_path):
     assert "no text" in refused("run", pruned)
     assert "not both" in refused("run", pruned, "a", "--data", tmp_path / "texts.csv")
     assert "--value int3" in refused("run", pruned, "a", "--value", "int3")
     assert "goes with value='int8'" in refused("run", pruned, "a", "--activations", "int8")
-    assert "neither classifies nor generates" in refused("run", encoder, "the film", "--no-measure")
+    assert "no task 'poetry'; there is text-classification" in refused("run", pruned, "a", "--task", "poetry")

@@ -31,9 +31,9 @@ def uneven(tmp_path_factory, classifier):
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory):
-    from secateur.labelled_rows import read_rows
+    from secateur.data.read import read_table
 
-    return read_rows(write_texts(tmp_path_factory.mktemp("rows") / "rows.csv", rows=30))
+    return read_table(write_texts(tmp_path_factory.mktemp("rows") / "rows.csv", rows=30))
 
 
 @pytest.fixture(scope="session")

@@ -7,17 +7,18 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import secateur
 from secateur.agreement import scale_of
+from secateur.data.table import Table
 from secateur.deploy import target
-from secateur.deploy.jobs import bench, generation, parity
+from secateur.deploy.jobs import bench, generation, material, parity
 from secateur.deploy.jobs import export as exporting
 from secateur.deploy.jobs.export import export
 from secateur.deploy.target import DeployError, refusal
-from secateur.errors import ModelError
-from secateur.labelled_rows import Rows
+from secateur.errors import DataError, ModelError
 from tests import zoo
 
 SLOW = pytest.mark.slow
@@ -267,14 +268,20 @@ def test_the_sparse_runtime_fuses_activations(classifier, tmp_path, monkeypatch)
     assert options["example"]["input_ids"].tolist() == ids.tolist()
 
 
-@needs("onnx")
-def test_data_that_does_not_fit(classifier, tmp_path):
-    kind = target.Target("onnx", (), "any", lambda *a: {})
-    ports = exporting.ports_of(model := secateur.load(classifier), exporting.inputs_of(model))
-    with pytest.raises(DeployError, match="texts need a tokenizer"):
-        list(parity.batches(model, None, Rows(["a film"]), kind, ports, None))
-    with pytest.raises(DeployError, match="a batch is a mapping"):
-        list(parity.batches(model, None, [torch.ones(1)], kind, ports, None))
+def test_data_that_does_not_fit(classifier):
+    model = secateur.load(classifier)
+    with pytest.raises(DeployError, match=r"need the model's tokenizer or other processor; pass processor="):
+        material.read(model, Table({"text": ["a film"]}, "rows"), None)
+    with pytest.raises(
+        DataError, match=r"rows has no column text or .*; name the text with --text-column, one of film"
+    ):
+        material.read(model, Table({"film": ["a film"]}, "rows"), classifier)
+    with pytest.raises(ModelError, match="no task is known for a ViTModel; name one with --task"):
+        material.read(transformers.ViTModel(zoo.vit().config), Table({"text": ["a film"]}, "rows"), classifier)
+    with pytest.raises(DeployError, match="the data is empty; pass at least one batch"):
+        material.read(model, [], None)
+    with pytest.raises(DataError, match="'input_ids' is no batch; pass a list of batches"):
+        material.read(model, {"input_ids": torch.ones(1, 2)}, None)
 
 
 class Odd(nn.Module):

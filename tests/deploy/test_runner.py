@@ -3,8 +3,10 @@
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,36 @@ def test_workers_take_turns_and_report(tmp_path):
         assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
         assert row["startup_s"] > 0
         assert row["peak_bytes"] > 1e6
+
+
+def test_a_worker_that_hangs_at_its_start_is_ended(tmp_path, monkeypatch):
+    sleeper = tmp_path / "sleeper.py"
+    sleeper.write_text("import time\ntime.sleep(600)\n")
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(runner, "__file__", str(sleeper))
+    monkeypatch.setattr(runner, "START_LIMIT_S", 0.2)
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(popen(*args, **more)) or started[-1])
+    found = runner.measure({"a": tmp_path / "a"}, 1, 2, threads=1)
+    assert found == {
+        "a": {
+            "error": f"{tmp_path / 'a'} was not ready after 0.2 s, so its process was ended; export it again, or use a "
+            "smaller model or a faster machine"
+        }
+    }
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
+
+
+def test_a_worker_that_is_ready_in_time_is_left_alone(tmp_path, monkeypatch):
+    """The limit is on the start: the worker answers after it, too."""
+    monkeypatch.setattr(runner, "START_LIMIT_S", 30)
+    timers, timer = [], threading.Timer
+    monkeypatch.setattr(threading, "Timer", lambda *args: timers.append(timer(*args)) or timers[-1])
+    worker = runner.Worker(write(tmp_path / "a"), 1, 2, 1)
+    try:
+        assert [t.finished.is_set() for t in timers] == [True]
+        assert len(worker.time(2)) == 2
+    finally:
+        worker.stop()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from secateur.deploy import runner, target
 from secateur.deploy.jobs import bench
-from secateur.deploy.jobs.kit import read_results, write_kit
+from secateur.deploy.jobs.kit import hashes, read_results, write_kit
 from secateur.deploy.target import DeployError
 from secateur.kernels.native import load_native
 
@@ -282,6 +282,7 @@ def kit_of(tmp_path, library, digest):
         "turns": 1,
         "runtimes": {"onnx": {"a": "onnx-0"}},
         "id": "k",
+        "files": hashes(kit),
     }
     (kit / runner.KIT).write_text(json.dumps({**described, "library": digest}))
     if library is not None:
@@ -297,6 +298,64 @@ def test_a_kit_loads_no_library_but_its_own(tmp_path, library):
     assert done.returncode != 0
     assert "secateur_onnx.so is not the library that the kit was written with" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def changed_program(kit, info):
+    program = kit / "onnx-0" / "sum.onnx"
+    program.write_bytes(program.read_bytes()[:-1] + b"?")
+
+
+def changed_description(kit, info):
+    path = kit / "onnx-0" / runner.MANIFEST
+    path.write_text(path.read_text() + "\n")
+
+
+def lost_program(kit, info):
+    (kit / "onnx-0" / "sum.onnx").unlink()
+
+
+def hash_of_none(kit, info):
+    del info["files"]["onnx-0/sum.onnx"]
+
+
+def another_folder(kit, info):
+    write(kit.parent / "outside")
+    info["runtimes"]["onnx"]["a"] = "../outside"
+
+
+def hashes_outside(kit, info):
+    another_folder(kit, info)
+    info["files"] |= {f"../outside/{name}": digest for name, digest in hashes(kit.parent / "outside").items()}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (changed_program, r"sum\.onnx is not the file that the kit was written with; copy the kit again"),
+        (changed_description, r"artefact\.json is not the file that the kit was written with"),
+        (lost_program, r"sum\.onnx is not the file that the kit was written with"),
+        (hash_of_none, r"kit\.json has no hash of onnx-0/sum\.onnx; write the kit again"),
+        (another_folder, r"kit\.json has no hash of \.\./outside/artefact\.json"),
+        (hashes_outside, r"outside/\w+\.\w+ is not the file that the kit was written with"),
+        (lambda kit, info: info.pop("files"), r"kit\.json is damaged: it lacks 'files'; copy the kit again"),
+        (lambda kit, info: info.update(turns="many"), r"kit\.json is damaged: turns is 'many', not a whole number"),
+        (lambda kit, info: info.update(id="k\x1b[2J"), r"kit\.json is damaged: id is 'k\\x1b\[2J', not a text"),
+    ],
+)
+def test_a_changed_kit_is_not_opened(tmp_path, monkeypatch, damage, said):
+    monkeypatch.setattr(runner, "measure", lambda *a, **k: pytest.fail("opened"))
+    kit = kit_of(tmp_path, None, None)
+    info = json.loads((kit / runner.KIT).read_text())
+    damage(kit, info)
+    (kit / runner.KIT).write_text(json.dumps(info))
+    with pytest.raises(runner.ArtefactError, match=said):
+        runner.run_kit(kit, 1, lambda text: None)
+
+
+def test_a_kit_that_is_no_json(tmp_path):
+    (tmp_path / runner.KIT).write_text("{")
+    with pytest.raises(runner.ArtefactError, match=r"kit\.json is damaged \(JSONDecodeError: .*; copy the kit again"):
+        runner.run_kit(tmp_path, 1, lambda text: None)
 
 
 def test_a_kit_loads_its_own_library(tmp_path, monkeypatch):
@@ -316,7 +375,9 @@ def test_a_kit_takes_no_links_and_libraries_along(tmp_path):
     write_kit([folder], tmp_path / "kit", ["onnx"], batch=[1], length=[2])
     carried = {str(path.relative_to(tmp_path / "kit")) for path in (tmp_path / "kit").rglob("*")}
     assert carried == {"device.py", "kit.json", "onnx-0", "onnx-0/artefact.json", "onnx-0/sum.onnx"}
-    assert json.loads((tmp_path / "kit" / "kit.json").read_text())["library"] is None
+    kit = runner.read_kit(tmp_path / "kit")
+    assert kit["library"] is None
+    assert set(kit["files"]) == {"onnx-0/artefact.json", "onnx-0/sum.onnx"}
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def load_what_all_need(model):
     """Import here what takes long, and what no command lacks."""
     import torch
 
-    import secateur.jobs.text_classifier  # noqa: F401
+    import secateur.jobs.prune_model  # noqa: F401
     from secateur.torch.open import load_model
 
     torch.set_num_threads(1)

@@ -197,7 +197,7 @@ def test_errors_of_the_outside(prune, train, place, monkeypatch, capsys, where):
 
 
 def test_errors_of_ours_ask_for_a_report(prune, place, monkeypatch, capsys):
-    monkeypatch.setattr("secateur.jobs.text_classifier.decide", raising(KeyError("head")))
+    monkeypatch.setattr("secateur.jobs.prune_model.decide", raising(KeyError("head")))
     with pytest.raises(KeyError):
         prune()
     assert "This is an error of secateur" in capsys.readouterr().err
@@ -205,15 +205,15 @@ def test_errors_of_ours_ask_for_a_report(prune, place, monkeypatch, capsys):
 
 
 def test_what_appears_during_a_command_is_kept(prune, place, monkeypatch, capsys):
-    from secateur.jobs import text_classifier
+    from secateur.jobs import prune_model
 
-    real = text_classifier.decide
+    real = prune_model.decide
 
     def meanwhile(*arguments, **options):
         (place / "out" / ".git").mkdir(parents=True)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(text_classifier, "decide", meanwhile)
+    monkeypatch.setattr(prune_model, "decide", meanwhile)
     with pytest.raises(SystemExit):
         prune("--overwrite")
     assert "out appeared during this run" in capsys.readouterr().err

@@ -151,12 +151,13 @@ def _read_layout(place: Path) -> Any:
 
 
 def _read_rows(place: Path) -> Any:
-    from secateur.labelled_rows import label_ids, read_rows, split_rows
+    from secateur.data.columns import texts
+    from secateur.data.read import read_table
+    from secateur.data.table import split_table
 
-    path = next(place.iterdir(), place / "rows.csv")
-    rows = read_rows(path, "text", "label")
-    ids = label_ids(rows, {"LABEL_0": 0, "LABEL_1": 1}, 2)
-    return rows.texts, ids, [part.texts for part in split_rows(rows, 0.5)]
+    table = read_table(next(place.iterdir(), place / "rows.csv"))
+    words, labels = texts(table, "text"), texts(table, "label")
+    return words, labels, [part.column("text") for part in split_table(table, 0.5)]
 
 
 def _row_seeds() -> Mapping[str, Case]:

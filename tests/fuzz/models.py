@@ -1,5 +1,6 @@
 """Folders of models: Hugging Face folders, plain modules, compiled models, artefacts on ONNX Runtime, Keras files."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.fuzz.formats import KEPT, kept
 from tests.fuzz.mutate import Case
 from tests.fuzz.run import Format
 
+HASHES = "secateur-hashes.json"
 MOST = 2**24
 """The most numbers of a model that is run: a file may describe a larger one without harm."""
 
@@ -93,6 +95,19 @@ def _read_entries(folder: Path) -> Any:
     return {name: read_tensor(entry) for name, entry in entries_of(folder).items()}
 
 
+def _hash_seeds() -> Mapping[str, Case]:
+    """The sharded folder with the hashes of its files."""
+    name, case = next((n, c) for n, c in _model_seeds().items() if n.endswith("-sharded"))
+    hashes = {file: hashlib.sha256(data).hexdigest() for file, data in case.items()}
+    return {name: case | {HASHES: json.dumps({"format": 1, "sha256": hashes}).encode()}}
+
+
+def _read_hashes(folder: Path) -> Any:
+    from secateur.torch.files.saving import check_unchanged
+
+    return check_unchanged(folder)
+
+
 # -- plain modules and compiled models --------------------------------------------------------------------------------
 
 
@@ -168,6 +183,7 @@ MODELS = (
         (SecateurError,),
         lambda name: "safetensors" in name and _is_weights(name),
     ),
+    Format("hashes", _hash_seeds, _read_hashes, (SecateurError,), lambda name: name in (HASHES, "config.json")),
     Format("plain-module", lambda: kept("plain/model"), _read_plain, (SecateurError,), _is_weights),
     Format("compiled", _compiled_seeds, _read_compiled, (SecateurError,), _is_weights),
     Format("onnx", _onnx_seeds, _read_onnx, (SecateurError,), _onnx_files),

@@ -18,9 +18,9 @@ FEW = demo.Settings(train_rows=64, calibration_rows=32, test_rows=64, longest=10
 def test_rows_are_disjoint_and_as_long_as_asked():
     train, test = demo.demo_rows(FEW)
     assert (len(train), len(test)) == (64, 64)
-    assert not set(train.texts) & set(test.texts)
-    assert max(len(text) for text in train.texts + test.texts) <= 100
-    assert set(train.labels) == {0, 1}
+    assert not set(train.column("text")) & set(test.column("text"))
+    assert max(len(text) for part in (train, test) for text in part.column("text")) <= 100
+    assert set(train.column("label")) == {"0", "1"}
 
 
 def test_the_standard_error_of_an_accuracy():

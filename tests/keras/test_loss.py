@@ -6,7 +6,8 @@ import pytest
 
 import secateur
 from secateur import Plan
-from secateur.errors import DataError
+from secateur.errors import DataError, ModelError
+from secateur.keras import workflow
 from secateur.keras.workflow import Arrays, KerasStage, KerasTuning, logits, run
 
 Sparse = keras.losses.SparseCategoricalCrossentropy
@@ -96,6 +97,22 @@ def test_the_gradient_is_the_same_however_rows_are_batched(loss, weighted, count
     np.testing.assert_allclose(
         whole.mean("grad", "tags.kernel"), apart.mean("grad", "tags.kernel"), rtol=1e-4, atol=1e-7
     )
+
+
+def test_a_model_that_gives_nan_after_training_is_not_saved(tmp_path, monkeypatch):
+    """One of two classes: the model in memory and the reloaded one say NaN at the same places."""
+
+    def diverged(small, layout, stage, plan, *rest):
+        bias = small.model.get_layer("b").bias
+        bias.assign([0.0, float("nan")])
+        return plan
+
+    monkeypatch.setattr(workflow, "_tune", diverged)
+    stage = KerasStage(secateur.criteria.magnitude, secateur.Element(), secateur.budget.Global(0.5))
+    data = Arrays(X, Y)
+    with pytest.raises(ModelError, match="gives NaN"):
+        run(secateur.open(classifier()), stage, data, data, KerasTuning(epochs=1), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("end", ["layer", "operation", "activation", None])

@@ -1,6 +1,11 @@
-"""Many calls from many threads: every result is the first one, and memory does not grow."""
+"""Many calls from many threads and processes, and after a fork: results are the first ones, and memory is bounded."""
 
+import gc
+import multiprocessing
+import os
+import signal
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,116 +13,138 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 
-from secateur import runtime
-from secateur.kernels import packing
 from secateur.kernels.native import load_native
-from secateur.runtime.run.decoder_step import decoders_of
-from tests.kernels.weights import sparse
-from tests.runtime.blocks import added, compiled, holder
+from tests.runtime import loads
 
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(load_native() is None, reason="the kernels are not compiled"),
     pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc"),
 ]
-
-THREADS, CALLS = 8, 10_000
-WARM = 50
-"""Calls of each thread before memory is measured: its scratch memory, and that of the allocator, is there then."""
-GROWTH = 48 * 2**20
-"""Bytes by which resident memory may grow: 4 KiB a call would be 40 MiB."""
-
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+CALLS = 100_000
+FORKS = 20
+ROUNDS = 600
+"""How often everything is loaded and dropped in `test_a_day`."""
+FLAT = 16 * 2**20
+"""Bytes by which memory may grow in the last two thirds of these: 40 kB of what a round loads."""
+workloads = pytest.mark.parametrize("workload", loads.WORKLOADS, ids=lambda workload: workload.__name__)
 
 
-def hammer(calls):
-    """Call functions from threads, each with its own input over and over; `calls` is a list of (call, expected)."""
-    barrier, right, grown = threading.Barrier(THREADS), [], []
+@pytest.fixture
+def two_threads():
+    """OpenMP threads of torch that have worked, as a fork finds them in a program."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.ones(700, 700) @ torch.ones(700, 700)
+    yield
+    torch.set_num_threads(before)
 
-    def work(number):
+
+def answers(calls, times=20):
+    """What each call gives, after it was repeated and gave the same every time."""
+    assert all(np.array_equal(call(), expected) for call, expected in calls for _ in range(times))
+    return [expected for _, expected in calls]
+
+
+def in_fork(function):
+    """How a forked child ends that calls a function: 0 when that returned, a signal when it did not in a minute."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        ended = 1
+        try:
+            function()
+            ended = 0
+        finally:
+            os._exit(ended)
+    return os.waitpid(pid, 0)[1]
+
+
+def start_together(barrier, threads):
+    """What a process of a pool does first: take as many threads as its parent, whose bits depend on them, and wait."""
+    torch.set_num_threads(threads)
+    barrier.wait(timeout=300)
+
+
+def work(workload, count):
+    """In a process of its own: hammer a workload; its answers, and the bytes that memory grew."""
+    calls = workload()
+    return answers(calls, 1), loads.hammer(calls, count)
+
+
+def in_processes(number, workload, count):
+    """What `work` gives in that many new processes, which start together."""
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(number)
+    with ProcessPoolExecutor(number, spawn, start_together, (barrier, torch.get_num_threads())) as pool:
+        return list(pool.map(work, [workload] * number, [count] * number))
+
+
+@workloads
+def test_eight_threads(workload):
+    grown = loads.hammer(workload(), CALLS)
+    print(f"{workload.__name__}: {CALLS} calls, memory grew by {grown / 2**20:.1f} MiB")
+    assert grown < loads.GROWTH
+
+
+@workloads
+def test_two_processes_at_once(workload):
+    expected = answers(workload())
+    for found, grown in in_processes(2, workload, CALLS // 2):
+        print(f"{workload.__name__}: {CALLS // 2} calls in a process, memory grew by {grown / 2**20:.1f} MiB")
+        assert all(map(np.array_equal, found, expected))
+        assert grown < loads.GROWTH
+
+
+@workloads
+def test_fork_and_spawn_after_use(workload, two_threads):
+    calls = workload()
+    loads.hammer(calls, 4000)
+    assert in_fork(lambda: answers(calls)) == 0
+    assert in_fork(lambda: loads.hammer(calls, 800)) == 0
+    expected = answers(calls)
+    ((found, _),) = in_processes(1, workload, 4000)
+    assert all(map(np.array_equal, found, expected))
+    assert in_fork(lambda: answers(calls)) == 0
+
+
+@pytest.mark.parametrize("workload", [loads.encoder_chain, loads.decoder_step], ids=lambda workload: workload.__name__)
+def test_fork_while_eight_threads_call(workload, two_threads):
+    """ONNX Runtime is not among them: its locks stay locked in a child that is forked during a run."""
+    calls, stop, right = workload(), threading.Event(), []
+
+    def call_on(number):
         call, expected = calls[number % len(calls)]
-        done = 0
-        for turn in range(CALLS // THREADS):
-            if turn == WARM and barrier.wait(timeout=300) == 0:
-                grown.append(resident())
-            done += np.array_equal(call(), expected)
-        right.append(done)
+        good = True
+        while not stop.is_set():
+            good = good and np.array_equal(call(), expected)
+        right.append(good)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(THREADS)]
+    threads = [threading.Thread(target=call_on, args=(number,)) for number in range(loads.THREADS)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-    assert right == [CALLS // THREADS] * THREADS
-    assert resident() - grown[0] < GROWTH
+    try:
+        ended = [in_fork(lambda: answers(calls, 5)) for _ in range(FORKS)]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert ended == [0] * FORKS
+    assert right == [True] * loads.THREADS
 
 
-def test_a_chain_of_an_encoder():
-    _, fast, _ = compiled(holder(), added())
-    assert len(fast.chains) == 1
-    calls = []
-    for batch, length in ((1, 5), (2, 7), (3, 9), (1, 33)):
-        example = added(batch, length)
-
-        def call(example=example):
-            with torch.inference_mode():
-                return fast(**example)["last"].numpy()
-
-        calls.append((call, call().copy()))
-    hammer(calls)
-
-
-def test_a_step_of_a_decoder():
-    from transformers import DynamicCache
-
-    from tests.runtime.test_decoder import decoder, example
-
-    fast = runtime.compile(decoder("Llama", num_hidden_layers=1), measure=False, example=example())
-    block = fast.model.layers[0]
-    assert list(decoders_of(fast)) == ["model.layers.0"]
-    calls = []
-    for batch in (1, 2, 3, 1):
-        x = torch.randn(batch, 1, 48, generator=torch.Generator().manual_seed(batch))
-        with torch.inference_mode():
-            angles = fast.model.rotary_emb(x, torch.zeros(batch, 1, dtype=torch.long))
-            arguments = {"position_embeddings": tuple(t.contiguous() for t in angles), "use_cache": True}
-
-        def call(x=x, arguments=arguments):
-            with torch.inference_mode():
-                output = block(x, past_key_values=DynamicCache(), **arguments)
-            return (output[0] if isinstance(output, tuple) else output).numpy()
-
-        calls.append((call, call().copy()))
-    hammer(calls)
-
-
-@pytest.mark.parametrize("operator", ["SparseLinear", "SparseChain"])
-def test_the_operators_of_onnx_runtime(operator):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    from tests.deploy.onnx_graph import test_chains
-    from tests.deploy.onnx_graph.programs import session
-    from tests.runtime.test_onnx_library import program
-
-    if operator == "SparseLinear":
-        model = program(packing.pack(sparse(60, 32, 0.3), tile=32), np.linspace(-1, 1, 60, dtype=np.float32))
-    else:
-        constants = [*test_chains.WEIGHTS, test_chains.BIAS, test_chains.SCALE]
-        _, model, nodes = test_chains.both(test_chains.program(test_chains.layer(), constants, more=[test_chains.KEEP]))
-        assert nodes == [operator]
-    one = session(model, threads=2)
-    names = [value.name for value in one.get_inputs()]
-    calls = []
-    for tokens in (1, 7, 40, 100):
-        x = np.random.default_rng(tokens).standard_normal((2, tokens, 32)).astype(np.float32)
-        all_feeds = {"x": x, "keep": np.ones((2, 1, 1, tokens), bool)}
-        feed = {name: all_feeds[name] for name in names}
-
-        def call(feed=feed):
-            return one.run(None, feed)[0]
-
-        calls.append((call, call()))
-    hammer(calls)
+def test_a_day(tmp_path, two_threads):
+    day = loads.Day(tmp_path)
+    for _ in range(ROUNDS // 3):
+        day.round()
+    gc.collect()
+    memory, held = loads.resident(), loads.held()
+    for _ in range(ROUNDS - ROUNDS // 3):
+        day.round()
+    gc.collect()
+    print(f"{day.calls} calls, then {(loads.resident() - memory) / 2**20:.1f} MiB more than after a third of them")
+    assert loads.resident() - memory < FLAT
+    assert all(now <= held[name] + 2 for name, now in loads.held().items())

@@ -67,7 +67,7 @@ OTHERS = (
         "`*.csv`, `*.tsv`, `*.jsonl`, `*.json`, `*.parquet`",
         "rows of text and labels",
         "none",
-        "`secateur.labelled_rows`",
+        "`secateur.data.read`",
     ),
     ("`model.keras`", "a Keras model; read with `safe_mode`", "Keras' own", "`secateur.keras.files`"),
     (

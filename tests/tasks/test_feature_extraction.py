@@ -349,7 +349,13 @@ def test_a_classifier_keeps_its_tokenizer_and_nothing_else(tmp_path):
         (place / name).write_text("{}")
     secateur.open(str(place)).save(tmp_path / "again")
     names = {file.name for file in (tmp_path / "again").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert names == {
+        "config.json",
+        "secateur-hashes.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
 
 
 def test_a_module_that_came_with_a_tokenizer_says_that_none_is_saved(folder, tmp_path):

@@ -16,7 +16,7 @@ from secateur.deploy.jobs import parity
 from secateur.deploy.target import DeployError
 from secateur.deploy.targets.inputs import named_outputs
 from secateur.errors import ModelError
-from secateur.jobs.text_classifier import reloaded
+from secateur.jobs.prune_model import reloaded
 from secateur.layout import Layout
 from secateur.torch.host import TorchHost
 from tests import zoo

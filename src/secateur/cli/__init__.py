@@ -11,7 +11,7 @@ import typer
 
 from secateur._version import __version__
 from secateur.cli import bench, demo, evaluate, export, failures, inspect, prune, run, train
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, printable
 from secateur.files import claims_kept
 
 app = typer.Typer(
@@ -111,7 +111,7 @@ def _fail_usage(error: Any) -> None:
 def _fail(sentence: str) -> None:
     from rich.console import Console
 
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(sentence)}", highlight=False)
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(printable(sentence))}", highlight=False)
     sys.exit(BAD_INPUT)
 
 

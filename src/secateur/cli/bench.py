@@ -101,8 +101,8 @@ def _write_kit(
         common.print_json({"kit": str(folder), "refused": refused})
         return
     for sentence in refused:
-        typer.echo(f"left out: {sentence}")
-    typer.echo(f"copy {folder} to the device and run `python device.py` in it; then `--results {folder}`")
+        common.say(f"left out: {sentence}")
+    common.say(f"copy {folder} to the device and run `python device.py` in it; then `--results {folder}`")
 
 
 def numbers(text: str, option: str) -> list[int]:
@@ -140,6 +140,8 @@ def show(result: "Bench", plot: Path | None, *, json: bool) -> None:
 
 def show_table(result: "Bench") -> None:
     """Print medians, a sentence for each row that has none, and the warnings."""
+    from secateur.deploy.jobs.results import in_words
+
     rows = []
     for t in result.timings:
         if t.error:
@@ -147,14 +149,14 @@ def show_table(result: "Bench") -> None:
         spread = f"{t.low_ms:.2f} to {t.high_ms:.2f}"
         rows.append(
             [
-                *(t.runtime, t.model, f"{t.batch} x {t.length}", f"{t.median_ms:.2f}", spread, f"{t.ratio:.2f}"),
+                *(t.runtime, t.model, in_words(t.batch, t.length), f"{t.median_ms:.2f}", spread, f"{t.ratio:.2f}"),
                 *(f"{t.startup_s:.2f}", common.megabytes(t.peak_bytes), common.megabytes(t.bytes)),
             ]
         )
     columns = [
         "runtime",
         "model",
-        "batch x length",
+        "batch x length" if any(t.length for t in result.timings) else "batch",
         "ms",
         "quartiles",
         "of first",
@@ -165,6 +167,6 @@ def show_table(result: "Bench") -> None:
     common.print_table(f"A forward pass, {result.threads} thread(s), models in turn", columns, rows, left=3)
     for t in result.timings:
         if t.error:
-            typer.echo(f"{t.runtime}, {t.model}, {t.batch} x {t.length}: {t.error}")
+            common.say(f"{t.runtime}, {t.model}, {in_words(t.batch, t.length)}: {t.error}")
     for sentence in result.warnings:
-        typer.echo(sentence)
+        common.say(sentence)

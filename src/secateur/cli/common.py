@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secateur.errors import printable
+
 if TYPE_CHECKING:
     from secateur.data.table import Table
     from secateur.layout import Layout
@@ -70,6 +72,10 @@ SeedOption = Annotated[
     int, typer.Option(help="Seed of splits and training.", min=0, max=2**32 - 1, rich_help_panel=DATA_PANEL)
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: torch's.", min=1)]
+CheckOption = Annotated[
+    bool,
+    typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT_PANEL)
@@ -85,14 +91,20 @@ def track(items: Iterable[Any], description: str) -> Iterator[Any]:
     yield from bar(items, description, total=total, console=Console(stderr=True), transient=True)
 
 
+def say(text: str = "") -> None:
+    """Text on standard output, whatever file it comes from; line breaks and tabs stay."""
+    typer.echo(printable(text, keep="\n\t"))
+
+
 def note(text: str) -> None:
     """One line for the person who waits, on standard error."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text, keep="\n\t"), err=True)
 
 
 def print_json(value: Any) -> None:
-    """A result for programs, on standard output."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """A result for programs, on standard output; what a terminal would not show is escaped as JSON does it."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> None:
@@ -100,12 +112,13 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console()
     if not console.is_terminal:
         console.width = 160
@@ -130,6 +143,13 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def check_unchanged(model: str) -> None:
+    """Compare the folder of --check with its hashes, and say so; ModelError when a file has changed."""
+    from secateur.torch.files.saving import check_unchanged
+
+    note(f"{check_unchanged(model)} files of {model} are those that were saved")
 
 
 def read_layout(path: Path | None) -> "Layout | None":

@@ -75,11 +75,11 @@ def command(
         [cells(line) for line in lines],
     )
     minutes, seconds = divmod(round(time.perf_counter() - start), 60)
-    typer.echo(f"plot: {output / 'demo.png'}   numbers: {output / 'demo.json'}   took {minutes} min {seconds} s")
-    typer.echo("single zeros make the file smaller, not dense runtimes faster; removed heads and neurons do both")
-    typer.echo("\nnext:")
+    common.say(f"plot: {output / 'demo.png'}   numbers: {output / 'demo.json'}   took {minutes} min {seconds} s")
+    common.say("single zeros make the file smaller, not dense runtimes faster; removed heads and neurons do both")
+    common.say("\nnext:")
     for line in next_commands(output, output / slug(lines[-1].name)):
-        typer.echo(f"  {line}")
+        common.say(f"  {line}")
 
 
 def cells(line: "Line") -> Sequence[str]:

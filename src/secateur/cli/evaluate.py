@@ -49,6 +49,7 @@ def command(
         ),
     ] = None,
     threads: common.ThreadsOption = None,
+    check: common.CheckOption = False,
     trust_remote_code: common.RemoteCodeOption = False,
     json: common.JsonOption = False,
 ) -> None:
@@ -60,6 +61,8 @@ def command(
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, PERPLEXITY if task == PERPLEXITY else "keras" if is_keras_file(model) else "labels")
+    if check:
+        common.check_unchanged(model)
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     if task == PERPLEXITY:
         from secateur.cli import language

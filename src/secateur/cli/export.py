@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 NAME = "export"
 EXAMPLES = (
     "secateur export ./small --to onnx --data test.csv --output ./small-onnx",
+    "secateur export ./tagger --to openvino --data sentences.jsonl --output ./tagger-ov",
     "secateur export ./small --to litert --batch 1 --length 64 --output ./small-litert",
     "secateur export ./decoder --to openvino --generate --output ./decoder-ov",
     "secateur export model.keras --to litert --batch 1 --output ./small-litert",
@@ -28,13 +29,17 @@ def command(
     ],
     output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],
     data: common.DataOption = None,
-    text_column: common.TextColumnOption = "text",
+    text_column: common.TextColumnOption = None,
+    image_column: common.ImageColumnOption = None,
+    audio_column: common.AudioColumnOption = None,
     split: common.SplitOption = None,
     samples: Annotated[
         int, typer.Option(help="Rows of --data to compare on.", min=1, rich_help_panel=common.DATA_PANEL)
     ] = 200,
     batch: Annotated[int | None, typer.Option(help="ExecuTorch: the largest. LiteRT: the only one.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens. ExecuTorch: the most. LiteRT: the only number.")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens, or samples of a sound. ExecuTorch: the most. LiteRT: all.")
+    ] = None,
     generate: Annotated[
         bool, typer.Option("--generate", help="With a key-value cache, for generation (onnx, openvino).")
     ] = False,
@@ -81,7 +86,7 @@ def command(
         return
     rows = None
     if data is not None:
-        rows = common.read_data(data, text_column, None, split)
+        rows = common.read_data(data, split)
         rows = rows.take(range(min(samples, len(rows))))
 
     from secateur.deploy.jobs.export import export
@@ -94,6 +99,8 @@ def command(
         to,
         output,
         data=rows,
+        task=task,
+        task_options=common.task_options(context_.params),
         batch=batch,
         length=length,
         generate=generate,
@@ -104,7 +111,6 @@ def command(
         activations=activations,
         tolerance=tolerance,
         overwrite=overwrite,
-        task=task,
         **remote,
     )
     show(made, "PyTorch", json=json, made_up=rows is None)
@@ -129,4 +135,4 @@ def show(made: "Artefact", framework: str, *, json: bool, made_up: bool) -> None
         row += [f"{made.generation['tokens']} {same}", f"{made.generation['relative_error']:.1e}"]
     common.print_table(f"Exported to {made.folder}, against {framework}", columns, [row])
     if made_up:
-        typer.echo("compared on made-up inputs; pass --data to compare on yours")
+        common.say("compared on made-up inputs; pass --data to compare on yours")

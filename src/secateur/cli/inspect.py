@@ -27,6 +27,7 @@ def command(
     ] = False,
     layout_file: common.LayoutFileOption = None,
     task: common.TaskOption = None,
+    check: common.CheckOption = False,
     trust_remote_code: common.RemoteCodeOption = False,
     json: common.JsonOption = False,
 ) -> None:
@@ -36,17 +37,19 @@ def command(
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
+    if check:
+        common.check_unchanged(model)
     if is_keras_file(model):
         from secateur.cli import keras
 
         host, shapes = keras.inspect(model, layout_file)
         if layout:
-            typer.echo(str(host.layout))
+            common.say(str(host.layout))
             return
     else:
         common.quiet_libraries()
         if layout:
-            typer.echo(_layout_text(model, task, layout_file, trust_remote_code=trust_remote_code))
+            common.say(_layout_text(model, task, layout_file, trust_remote_code=trust_remote_code))
             return
         host = _open(model, task, layout_file, trust_remote_code=trust_remote_code)
         shapes = {k: list(v.shape) for k, v in host.example.items()}

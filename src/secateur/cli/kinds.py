@@ -10,6 +10,7 @@ KINDS = {
     "sweep": "a --sweep, which lists the values to try and does not train",
     "thresholds": "a --sweep of thresholds, which lists the values to try and does not train",
     "language": "pruning block by block",
+    "units": "pruning units of a language model on --calibration text",
     "labels": "a run without --task perplexity",
     "perplexity": "--task perplexity",
     "torch": "a run on a PyTorch model",
@@ -17,43 +18,50 @@ KINDS = {
     "results": "showing --results of a kit",
     "kit": "writing an --export-kit",
     "time": "timing models here",
-    "answer": "running a classifier",
+    "answer": "running a model that writes no text",
+    "write": "running a model that writes an answer",
     "continue": "running a decoder",
-    "compiled-answer": "running a compiled classifier, which stays as it was packed",
+    "compiled-answer": "running a compiled model, which stays as it was packed",
+    "compiled-write": "running a compiled model, which stays as it was packed",
     "compiled-continue": "running a compiled decoder, which stays as it was packed",
 }
 """The words of an error for each kind of run."""
 
 _SWEEPS = "sweep thresholds"
 _TEXTS = f"classifier {_SWEEPS}"
-_COLUMNS = "label_column target_column image_column audio_column label_names"
-_RUNS = "answer continue compiled-answer compiled-continue"
+_COLUMNS = "label_column image_column audio_column label_names"
+_RUNS = "answer write continue compiled-answer compiled-write compiled-continue"
 
 TABLES: dict[str, dict[str, str]] = {
     "prune": {
-        f"{_TEXTS} keras language": "model output criterion pattern seed threads overwrite json",
-        f"{_TEXTS} keras": "data eval_data calibration_samples batch_size",
-        f"{_TEXTS} language": "text_column task",
-        _TEXTS: f"{_COLUMNS} split eval_split max_length layout_file trust_remote_code sweep sweep_by",
-        "classifier keras language": "sparsity",
-        "classifier sweep keras": "budget",
-        "classifier keras": "threshold fine_tune learning_rate gradual",
-        "classifier language": "distil",
-        "classifier": "uniform",
-        "language": "recipe calibration samples context memory reconstruct owl sensitivity option",
+        f"{_TEXTS} keras language units": "model output criterion pattern seed threads overwrite json",
+        f"{_TEXTS} keras": "data calibration_samples",
+        f"{_TEXTS} keras units": "eval_data batch_size",
+        f"{_TEXTS} language units": "text_column task",
+        f"{_TEXTS} units": "target_column eval_split layout_file trust_remote_code",
+        _TEXTS: f"{_COLUMNS} split max_length sweep sweep_by",
+        "classifier keras language units": "sparsity",
+        "classifier sweep keras units": "budget",
+        "classifier keras units": "threshold fine_tune learning_rate",
+        "classifier keras": "gradual",
+        "classifier language units": "distil",
+        "classifier units": "uniform",
+        "language units": "calibration samples context",
+        "language": "recipe memory reconstruct owl sensitivity option",
     },
     "eval": {
         "labels perplexity keras": "model against threads json",
-        "labels perplexity": "text_column task trust_remote_code",
+        "labels perplexity": "text_column task trust_remote_code check",
         "labels keras": "data batch_size",
-        "labels": f"{_COLUMNS} split max_length",
+        "labels": f"{_COLUMNS} target_column split max_length",
         "perplexity": "text context samples",
     },
     "export": {
         "torch keras": "model to output data samples batch length sparse tolerance overwrite json",
-        "torch": "text_column split generate int8 tokens value activations task threads trust_remote_code",
+        "torch": "text_column image_column audio_column split generate int8 tokens value activations task threads "
+        "trust_remote_code",
     },
-    "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code"},
+    "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check"},
     "bench": {
         "time kit keras results": "models overwrite json",
         "time keras results": "plot",
@@ -63,10 +71,11 @@ TABLES: dict[str, dict[str, str]] = {
         "results": "results",
     },
     "run": {
-        _RUNS: "model texts data text_column split max_length threads json",
-        "answer compiled-answer": "batch_size",
-        "continue compiled-continue": "new_tokens",
-        "answer continue": "value activations dense measure task",
+        _RUNS: "model inputs data text_column image_column audio_column split max_length threads json",
+        "answer write compiled-answer compiled-write": "batch_size",
+        "write continue compiled-write compiled-continue": "new_tokens",
+        "answer write continue": "value activations dense measure",
+        "answer write continue compiled-answer compiled-write": "task",
     },
 }
 """For each command: kinds of run -> the options that they have, by the names of the command's parameters."""
@@ -78,16 +87,19 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "learning_rate": ("fine_tune",),
         "distil": ("fine_tune",),
         "gradual": ("fine_tune",),
+        "eval_split": ("eval_data", "data"),
     },
     "export": {
         "tokens": ("sparse",),
         "value": ("sparse",),
         "activations": ("sparse",),
         "text_column": ("data",),
+        "image_column": ("data",),
+        "audio_column": ("data",),
         "split": ("data",),
         "samples": ("data",),
     },
-    "run": {"text_column": ("data",), "split": ("data",)},
+    "run": dict.fromkeys(("text_column", "image_column", "audio_column", "split"), ("data",)),
 }
 """For each command: option -> options of which it needs one, in the kinds of run that have these."""
 

@@ -10,8 +10,10 @@ import typer
 
 from secateur.cli import common
 from secateur.cli.kinds import given
+from secateur.errors import printable
 
 if TYPE_CHECKING:
+    from secateur.data.table import Table
     from secateur.recipe import Recipe
     from secateur.torch.stream.run import Done, RunReport
 
@@ -127,6 +129,18 @@ def calibration(recipe: "Recipe", folder: Path) -> Any:
     return windows
 
 
+def table_of(sources: "list[Path]") -> "Table":
+    """Calibration texts as one table, in their order; a file whose kind is not known is read as plain text."""
+    from secateur.data.read import READERS, read_table, read_text
+    from secateur.data.table import joined
+
+    tables = []
+    for path in sources:
+        is_text = path.is_file() and path.suffix.lower() not in READERS
+        tables.append(read_text(path) if is_text else read_table(path))
+    return joined(tables)
+
+
 class _Progress:
     """Progress on standard error: a bar on a terminal, else a line for each block."""
 
@@ -219,7 +233,7 @@ class _Progress:
 
     def _say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+        self.console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
 
 
 def _counted(count: int, what: str) -> str:
@@ -271,21 +285,21 @@ def show(report: "RunReport", recipe: "Recipe", *, json: bool) -> None:
             for kind, layers in kinds.items()
         ],
     )
-    typer.echo(
+    common.say(
         f"{report.zeros:,} of {report.weights:,} weights are zero ({100 * report.zeros / report.weights:.2f}%): what "
         f"counts are the {len(report.layers)} linear weights of the layers, not embeddings, norms, biases or heads"
     )
     if report.distilled:
         first, last = report.distilled
-        typer.echo(f"distilled: loss {first:.4f} in the first pass, {last:.4f} in the last; errors are those before it")
+        common.say(f"distilled: loss {first:.4f} in the first pass, {last:.4f} in the last; errors are those before it")
     if report.unused:
-        typer.echo(
+        common.say(
             f"copied as they were: {_counted(len(report.unused), 'tensor')} that the model does not use, such as "
             f"{report.unused[0]}"
         )
     if report.left_out:
         stacked = _counted(len(report.left_out), "stacked weight")
-        typer.echo(f"left as they were: {stacked} of the layers, such as {report.left_out[0]}")
+        common.say(f"left as they were: {stacked} of the layers, such as {report.left_out[0]}")
 
 
 def evaluate(
@@ -317,7 +331,7 @@ def evaluate(
     from secateur.torch.data.token_windows import check_context, cut, tokens_of
     from secateur.torch.open import load_model
 
-    tokenizer = load_tokenizer(model)
+    tokenizer = load_tokenizer(model, **options)
     network: Any = load_model(model, **options)
     check_context(text_positions(network), context)
     most = None if samples is None else samples * context

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from secateur.cli import common
 
 if TYPE_CHECKING:
@@ -26,13 +24,13 @@ def show(outcome: "Outcome", *, json: bool) -> None:
     work = "unknown (the layout lists no products)"
     if outcome.macs_ratio is not None:
         work = f"{common.percent(outcome.macs_ratio)} of dense"
-    typer.echo(
+    common.say(
         f"parameters {common.millions(outcome.total)}, not zero {common.millions(outcome.nonzero)}; "
         f"MACs {work}; {common.megabytes(outcome.bytes)} MB on disk; "
         f"masked against shrunk {outcome.difference:.1e}; reloaded logits equal"
     )
     if outcome.inexact:
-        typer.echo(outcome.inexact)
+        common.say(outcome.inexact)
     _show_provenance(outcome)
 
 
@@ -70,7 +68,7 @@ def _show_stages(title: str, stages: "Sequence[tuple[str, Evaluation]]") -> None
 def _show_drop(drop: "Drop") -> None:
     """Print the drop with its interval."""
     interval = "no interval" if drop.interval is None else f"95% [{drop.interval[0]:+.4f}, {drop.interval[1]:+.4f}]"
-    typer.echo(
+    common.say(
         f"{drop.metric} {drop.dense:.4f} -> {drop.pruned:.4f}: drop {drop.drop:+.4f}, {interval}; {drop.reading}"
     )
 
@@ -79,16 +77,16 @@ def _show_provenance(outcome: "Outcome") -> None:
     """Print what the steps of a plan note about multiples of units, earlier zeros, and the weights that count."""
     steps = outcome.provenance.get("steps") or [outcome.provenance]
     for multiple, names in (m for step in steps for m in (step.get("multiples") or {}).items()):
-        typer.echo(f"multiples of {multiple} units were kept of {', '.join(names)}: the model runs with no others")
+        common.say(f"multiples of {multiple} units were kept of {', '.join(names)}: the model runs with no others")
     for earlier in (step["found"] for step in steps if "found" in step):
-        typer.echo(
+        common.say(
             f"{earlier['zeros']:,} zeros that the model came with stay zero ({earlier['tensors']} linear weights)"
         )
     for counted in (step["counted"] for step in steps if "weights" in step.get("counted", {})):
-        typer.echo(
+        common.say(
             f"the sparsity counts {counted['tensors']} linear weights of the layers ({counted['weights']:,} values)"
         )
-        typer.echo("single zeros do not speed up dense runtimes; units (--pattern head,ffn) do")
+        common.say("single zeros do not speed up dense runtimes; units (--pattern head,ffn) do")
 
 
 def _or_dash(value: float | None, form: str) -> str:

@@ -1,10 +1,10 @@
 """secateur prune: decide, verify, fine-tune, shrink, save, reload and compare; or sweep a threshold first.
 
-With --calibration or --recipe the model is a language model, which `secateur.cli.language` prunes block by block.
+With --calibration or --recipe single weights of a language model are pruned block by block, by `secateur.cli.language`.
+With --calibration and units in --pattern, the text is the data of the usual run.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,9 +13,8 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.budget import Budget
+    from secateur.cli.choice import Choice
     from secateur.jobs.prune_model import Data
-    from secateur.select import Pattern
     from secateur.torch.host import TorchHost
 
 NAME = "prune"
@@ -28,10 +27,12 @@ EXAMPLES = (
     "secateur prune ./llm --criterion sparsegpt --pattern 2:4 --calibration text.txt --samples 128 --context "
     "512 --memory 4GiB --output ./sparse-llm",
     "secateur prune ./llm --sparsity 0.7 --sensitivity --distil --calibration text.txt --output ./sparser-llm",
+    "secateur prune ./llm --criterion taylor --pattern ffn,kv --sparsity 0.3 --calibration text.txt --fine-tune 1 "
+    "--distil --output ./smaller-llm",
 )
 CHOICE = "What to prune"
 TUNING = "Fine-tuning"
-LANGUAGE = "Language models, block by block"
+LANGUAGE = "Language models"
 
 
 def command(
@@ -65,14 +66,21 @@ def command(
     criterion: Annotated[
         str,
         typer.Option(
-            help="A function of secateur.criteria; with --calibration one of secateur.repair (default there: "
-            "sparsegpt), or several: ria+swaps goes on from what ria keeps.",
+            help="What scores: magnitude, gradient, taylor, brain_damage, wanda or ria, any pattern; activation or "
+            "fisher, units but layers; attention_mass, attention_output, attention_confidence, attention_entropy or "
+            "attention_softmax, head and kv. Single weights with --calibration: one of secateur.repair (default "
+            "there: sparsegpt), or several: ria+swaps goes on from what ria keeps.",
             rich_help_panel=CHOICE,
         ),
     ] = "magnitude",
     pattern: Annotated[
         str,
-        typer.Option(help="element, 2:4 (two of four stay), 4x1, or kinds such as head,ffn.", rich_help_panel=CHOICE),
+        typer.Option(
+            help="Single weights: element, 2:4 (two of four stay) or 4x1. Units, which make the model smaller: kinds "
+            "that `secateur inspect` lists, such as head, kv, ffn, layer, expert, hidden or vocab; several as "
+            "head,ffn.",
+            rich_help_panel=CHOICE,
+        ),
     ] = "element",
     sparsity: Annotated[float | None, typer.Option(help="Share that goes, in [0, 1).", rich_help_panel=CHOICE)] = None,
     threshold: Annotated[
@@ -110,7 +118,11 @@ def command(
     ] = None,
     calibration: Annotated[
         list[Path] | None,
-        typer.Option(help="Text to calibrate on (.txt, or a table); several are mixed.", rich_help_panel=LANGUAGE),
+        typer.Option(
+            help="Text to calibrate on (.txt, or a table); several are mixed. Single weights are pruned block by "
+            "block; units (--pattern ffn,kv) at once, with fine-tuning if asked for.",
+            rich_help_panel=LANGUAGE,
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration windows.", min=1, rich_help_panel=LANGUAGE)] = 128,
     context: Annotated[int, typer.Option(help="Tokens in a window.", min=2, rich_help_panel=LANGUAGE)] = 512,
@@ -156,15 +168,18 @@ def command(
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
-    """Prune a model of any task (--data), or a language model block by block (--calibration or --recipe).
+    """Prune a model of any task (--data), or a language model on text (--calibration or --recipe).
 
-    The data of a `.keras` classifier is an .npz of x and y. A model is saved only if masked and shrunk agree and the
-    reloaded model is equal. Block by block, a language model is written shard by shard: a run that was stopped goes on
-    when the same command is given again. Data without labels is enough: the dense model's own answers take their place.
+    Single weights or whole units (--pattern), at once or with training after it (--fine-tune), are two choices. On
+    text, single weights go block by block, shard by shard, and a run that was stopped goes on when the same command is
+    given again; units go as with --data. The data of a `.keras` classifier is an .npz of x and y. A model is saved only
+    if masked and shrunk agree and the reloaded model is equal. Data without labels is enough: the dense model's own
+    answers take their place.
     """
     from secateur.cli import kinds, language, outcomes
+    from secateur.cli.choice import check, has_units, make_choice, make_sweep
 
-    if calibration or recipe is not None:
+    if recipe is not None or (calibration and not has_units(pattern)):
         kinds.refuse(context_, "language")
         language.prune(language.recipe_of(context_), threads, overwrite=overwrite, json=json)
         return
@@ -175,7 +190,7 @@ def command(
 
     if model is None or output is None:
         raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
-    kinds.refuse(context_, kind_of(model, sweep, sweep_by))
+    kinds.refuse(context_, kind_of(model, sweep, sweep_by, has_text=bool(calibration)))
     check_output(output, overwrite=overwrite)
     if sweep is not None:
         choice = make_sweep(criterion, pattern, sweep, sweep_by, budget)
@@ -206,16 +221,21 @@ def command(
     from secateur.jobs.prune_model import Stage, Tuning, run
 
     opened = look(model, task, trust_remote_code=trust_remote_code)
-    table = common.read_data(data, split)
+    options = common.task_options(context_.params)
+    if calibration:
+        table, options = language.table_of(calibration), replace(options, max_length=context)
+    else:
+        table = common.read_data(data, split)
     held_out = None
     if eval_data or eval_split:
         held_out = common.read_data(eval_data or data, eval_split)
-    host, its_task = open_host(opened, common.task_options(context_.params), common.read_layout(layout_file))
+    host, its_task = open_host(opened, options, common.read_layout(layout_file))
+    check(choice, host)
     material = prepare(
         its_task,
         table,
         held_out,
-        calibration_samples=calibration_samples,
+        calibration_samples=samples if calibration else calibration_samples,
         batch_size=batch_size,
         seed=seed,
         say=common.note,
@@ -237,54 +257,8 @@ def command(
     outcomes.show(outcome, json=json)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What to prune.
-
-    criterion: a function of `secateur.criteria`.
-    budget: how much; None for N:M, and for a sweep.
-    sweep: the budgets to try instead, or None.
-    """
-
-    criterion: Any
-    pattern: "Pattern"
-    budget: "Budget | None" = None
-    sweep: "list[Budget] | None" = None
-
-
-def make_sweep(criterion: str, pattern: str, sweep: str, sweep_by: str, budget: str) -> Choice:
-    """The choice that --sweep, --sweep-by and --budget ask for."""
-    from secateur.errors import PlanError
-    from secateur.select import parse_pattern
-
-    score, shape = find_criterion(criterion), parse_pattern(pattern)
-    budgets = [make_budget(value, sweep_by, budget) for value in read_list(sweep)]
-    if share_in_pattern(pattern):
-        raise PlanError(f"pattern {pattern} says itself how much goes, so there is nothing to sweep")
-    return Choice(score, shape, sweep=budgets)
-
-
-def make_choice(criterion: str, pattern: str, sparsity: float | None, threshold: float | None, budget: str) -> Choice:
-    """The choice that --sparsity, --threshold and --budget ask for."""
-    from secateur.errors import PlanError
-    from secateur.select import parse_pattern
-
-    score, shape = find_criterion(criterion), parse_pattern(pattern)
-    if sparsity is not None and threshold is not None:
-        raise PlanError("--sparsity and --threshold exclude each other; pass one")
-    if share_in_pattern(pattern):
-        if sparsity is not None or threshold is not None:
-            raise PlanError(f"pattern {pattern} says itself how much goes; leave out --sparsity and --threshold")
-        return Choice(score, shape)
-    if sparsity is not None:
-        return Choice(score, shape, make_budget(sparsity, "sparsity", budget))
-    if threshold is not None:
-        return Choice(score, shape, make_budget(threshold, "threshold", budget))
-    raise PlanError("how much? pass --sparsity 0.5, --threshold 0.02, or --sweep to see what they would do")
-
-
 def try_all(
-    host: "TorchHost", choice: Choice, material: "Data", output: Path, title: str, *, overwrite: bool, json: bool
+    host: "TorchHost", choice: "Choice", material: "Data", output: Path, title: str, *, overwrite: bool, json: bool
 ) -> None:
     """Score the model pruned to each budget of a sweep; write and print the table."""
     from secateur.cli import outcomes
@@ -297,63 +271,17 @@ def try_all(
     outcomes.show_sweep(points, output, json=json)
 
 
-def find_criterion(name: str) -> Any:
-    """The function of that name in `secateur.criteria`."""
-    from secateur import criteria
-    from secateur.errors import PlanError
+def kind_of(model: str, sweep: str | None, sweep_by: str, *, has_text: bool = False) -> str:
+    """The kind of run, by its name in `secateur.cli.kinds`, of a model that is not pruned block by block.
 
-    known = [n for n in criteria.__all__ if n != "threshold"]
-    if name not in known:
-        raise PlanError(
-            f"no criterion {name!r}; there is {', '.join(known)}, and for language models, with --calibration FILE, "
-            "the methods of secateur.repair"
-        )
-    return getattr(criteria, name)
-
-
-def make_budget(value: float, by: str, budget: str) -> "Budget":
-    """A budget from a number, what it is (sparsity or threshold), and the name of --budget."""
-    from secateur.budget import Global, PerKind, Threshold, Uniform, check_sparsity
-    from secateur.errors import PlanError
-
-    if by == "threshold":
-        if not value >= 0:
-            raise PlanError(f"threshold {value} is negative; scores are not")
-        return Threshold(value)
-    if by != "sparsity":
-        raise PlanError(f"--sweep-by {by!r} is neither sparsity nor threshold")
-    makers: dict[str, Callable[[float], Budget]] = {"uniform": Uniform, "global": Global, "per-kind": PerKind}
-    if budget not in makers:
-        raise PlanError(f"no budget {budget!r}; there is {', '.join(makers)}")
-    return makers[budget](check_sparsity(value))
-
-
-def kind_of(model: str, sweep: str | None, sweep_by: str) -> str:
-    """The kind of run, by its name in `secateur.cli.kinds`, of a model that is not pruned block by block."""
+    has_text: whether there is --calibration text.
+    """
     from secateur.find_host import is_keras_file
 
     if is_keras_file(model):
         return "keras"
+    if has_text:
+        return "units"
     if sweep is None:
         return "classifier"
     return "thresholds" if sweep_by == "threshold" else "sweep"
-
-
-def share_in_pattern(pattern: str) -> bool:
-    """Whether a pattern itself says how much goes."""
-    from secateur.select import NM, parse_pattern
-
-    return isinstance(parse_pattern(pattern), NM)
-
-
-def read_list(text: str) -> list[float]:
-    """The numbers of a --sweep list."""
-    from secateur.errors import PlanError
-
-    try:
-        values = [float(word) for word in text.split(",") if word.strip()]
-    except ValueError:
-        raise PlanError(f"--sweep {text!r} is not a list of numbers such as 0.5,0.7,0.9") from None
-    if not values:
-        raise PlanError("--sweep is empty; pass numbers such as 0.5,0.7,0.9")
-    return values

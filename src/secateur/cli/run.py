@@ -1,8 +1,6 @@
-"""secateur run: labels or continuations of texts by a pruned model on the sparse kernels."""
+"""secateur run: what a pruned model answers to texts, images or sounds, on the sparse kernels."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +13,8 @@ if TYPE_CHECKING:
 NAME = "run"
 EXAMPLES = (
     'secateur run ./pruned "a fine film"',
+    'secateur run ./reader "Who wrote it?" "It was written by Ada."',
+    "secateur run ./eye photo.png another.png",
     "secateur run ./pruned --data texts.jsonl --json",
     'secateur run ./decoder "Once upon a time" --new-tokens 40 --value int8 --dense int8',
 )
@@ -26,14 +26,22 @@ ACTIVATIONS_HELP = "int8: layers with 1x4 blocks of zeros round their inputs too
 def command(
     context_: typer.Context,
     model: common.ModelArgument,
-    texts: Annotated[list[str] | None, typer.Argument(help="Texts; or pass --data.", metavar="[TEXT]...")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Texts, or files of images or sounds; question and context in turn; or pass --data.",
+            metavar="[TEXT or FILE]...",
+        ),
+    ] = None,
     *,
     data: common.DataOption = None,
-    text_column: common.TextColumnOption = "text",
+    text_column: common.TextColumnOption = None,
+    image_column: common.ImageColumnOption = None,
+    audio_column: common.AudioColumnOption = None,
     split: common.SplitOption = None,
     max_length: common.LengthOption = 128,
     batch_size: common.BatchOption = 1,
-    new_tokens: Annotated[int, typer.Option(help="Tokens that a decoder adds.", min=1)] = 32,
+    new_tokens: Annotated[int, typer.Option(help="Most tokens that a model writes.", min=1)] = 32,
     value: Annotated[str, typer.Option(help=VALUES_HELP)] = "float32",
     activations: Annotated[str, typer.Option(help=ACTIVATIONS_HELP)] = "float32",
     dense: Annotated[str, typer.Option(help=DENSE_HELP)] = "float32",
@@ -42,40 +50,31 @@ def command(
     threads: common.ThreadsOption = None,
     json: common.JsonOption = False,
 ) -> None:
-    """Run a pruned model on secateur's sparse kernels: labels of a classifier, or the text a decoder goes on with.
+    """Run a pruned model on secateur's sparse kernels: what it answers, or the text that a decoder goes on with.
 
     One sentence on standard error says which layers were sped up, and why others were not.
     """
     from secateur.errors import DataError
 
-    if bool(texts) == (data is not None):
-        raise DataError("pass texts, or --data FILE, not both" if texts else "no text; pass texts, or --data FILE")
-    lines = list(texts) if texts else list(common.read_data(data, text_column, None, split).texts)
+    if bool(inputs) == (data is not None):
+        raise DataError(
+            "pass texts or files, or --data FILE, not both" if inputs else "no text or file; pass some, or --data FILE"
+        )
+    table = None if data is None else common.read_data(data, split)
 
-    from secateur import runtime
     from secateur.cli import kinds
-    from secateur.jobs.answer import classify, continue_texts, generates
-    from secateur.runtime.saving import MANIFEST
-    from secateur.torch.data.text_rows import load_tokenizer
-    from secateur.torch.open import load_model
+    from secateur.jobs.answer import compiled, generates, open_to_answer
 
     check_types(value, dense, activations)
     common.quiet_libraries()
     common.set_threads(threads)
-    tokenizer = load_tokenizer(model)
-    compiled = (Path(model) / MANIFEST).exists()
-    loaded = runtime.load(model) if compiled else load_model(model, task=task)
-    kinds.refuse(context_, f"{'compiled-' if compiled else ''}{'continue' if generates(loaded) else 'answer'}")
-    if compiled:
-        fast, summary = loaded, "The folder was saved compiled: its layers run as they were packed."
-    else:
-        options = {"value": value, "activations": activations, "dense": dense, "measure": measure}
-        fast, summary = compile_for(loaded, tokenizer, lines[:batch_size], max_length, batch_size, options)
-    if generates(fast):
-        answers = continue_texts(fast, tokenizer, lines, max_length, new_tokens)
-    else:
-        answers = classify(fast, tokenizer, lines, max_length, batch_size)
-    show(answers, model, summary, json=json)
+    opened = open_to_answer(model, task)
+    kind = "continue" if opened.task is None else "write" if generates(opened.model) else "answer"
+    kinds.refuse(context_, f"compiled-{kind}" if opened.is_compiled else kind)
+    rows = opened.rows(opened.table(inputs or ()) if table is None else table, common.task_options(context_.params))
+    settings = {"value": value, "activations": activations, "dense": dense, "measure": measure}
+    fast, summary = compiled(opened, rows, batch_size, settings)
+    show(rows.answers(fast, batch_size), model, summary, json=json)
 
 
 def check_types(value: str, dense: str, activations: str) -> None:
@@ -92,38 +91,46 @@ def check_types(value: str, dense: str, activations: str) -> None:
         raise DataError(str(error)) from error
 
 
-def compile_for(
-    model: Any, tokenizer: Any, lines: list[str], max_length: int, batch_size: int, options: dict[str, Any]
-) -> tuple[Any, str]:
-    """The model on the sparse kernels, and a sentence that says what was sped up.
-
-    lines: the first batch of texts, on which the model is traced. options: of `secateur.runtime.compile`.
-    """
-    from secateur import runtime
-    from secateur.errors import ModelError
-    from secateur.jobs.answer import batch_of, generates
-
-    length = min(max_length, 128)
-    tokens = (1, length) if generates(model) else batch_size * length
-    untraced = ""
-    try:
-        example = batch_of(model, tokenizer, lines, max_length)
-        fast = runtime.compile(model, tokens=tokens, example=example, **options)
-    except ModelError as error:
-        fast = runtime.compile(model, tokens=tokens, **options)
-        untraced = f" Nothing was fused: {error}"
-    return fast, fast.secateur_report.summary() + untraced
-
-
 def show(answers: Sequence["Answer"], model: str, summary: str, *, json: bool) -> None:
-    """Print a label or the text that goes on, for each text."""
+    """Print what the model answers to each input, or the input and how it goes on."""
     if json:
-        values = [{k: v for k, v in asdict(answer).items() if v is not None} for answer in answers]
+        values = [{"input": answer.input, "ms": answer.ms, **answer.shown} for answer in answers]
         common.print_json({"model": model, "summary": summary, "answers": values})
         return
     common.note(summary)
     for answer in answers:
-        if answer.generated is not None:
-            typer.echo(answer.text + answer.generated)
+        if "generated" in answer.shown:
+            common.say(answer.input + answer.shown["generated"])
         else:
-            typer.echo(f"{answer.label}\t{answer.probability:.3f}\t{answer.text}")
+            common.say("\t".join([*map(words, _said(answer.shown)), answer.input]))
+
+
+POSITIONS = ("start", "end")
+"""Parts of an answer that say where it stands, for programs."""
+
+
+def _said(parts: Mapping[str, Any]) -> list[Any]:
+    """What a person wants to see of an answer."""
+    return [value for name, value in parts.items() if name not in POSITIONS]
+
+
+def words(value: Any) -> str:
+    """A part of an answer on a line: entities with semicolons between them, numbers of a vector with blanks."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {words(part)}" for name, part in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        if value and all(isinstance(part, float) for part in value):
+            return " ".join(f"{part:.4f}" for part in value)
+        return "; ".join(map(_words_of_part, value)) or "none"
+    return str(value)
+
+
+def _words_of_part(part: Any) -> str:
+    """One of several: its values without their names."""
+    if isinstance(part, Mapping):
+        return " ".join(map(words, _said(part)))
+    return " ".join(map(words, part)) if isinstance(part, list | tuple) else words(part)

@@ -77,7 +77,7 @@ def command(
             {"output": str(output), "task": its_task.name, "examples": len(table), "epochs": epochs, "loss": loss}
         )
         return
-    typer.echo(f"{output}: trained on {len(table)} rows, {its_task.name}, mean loss {loss:.4f}")
+    common.say(f"{output}: trained on {len(table)} rows, {its_task.name}, mean loss {loss:.4f}")
 
 
 def _note_new(names: Sequence[str]) -> None:

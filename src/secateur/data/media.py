@@ -16,26 +16,41 @@ LONGEST_SECONDS = 3600
 """The longest sound that is decoded."""
 
 
-def image(table: Table, name: str, row: int) -> Any:
-    """The cell as an RGB image of Pillow; DataError, with file and line, when it cannot be read."""
-    from PIL import Image  # optional
+def image(table: Table, name: str, row: int, mode: str = "RGB") -> Any:
+    """The cell as an image of Pillow, upright; DataError, with file and line, when it cannot be read.
+
+    mode: `RGB`, or `L` for one channel. A cell is a path, bytes, an image, or numbers 0..255 as (height, width) or
+        (height, width, channels).
+    """
+    from PIL import Image, ImageOps  # optional
 
     cell = table.column(name)[row]
-    if isinstance(cell, Image.Image):
-        return cell.convert("RGB")
     try:
+        if isinstance(cell, Image.Image):
+            return ImageOps.exif_transpose(cell).convert(mode)
         if isinstance(cell, list | np.ndarray):
-            return Image.fromarray(np.asarray(cell, np.uint8)).convert("RGB")
+            return Image.fromarray(_pixels(cell)).convert(mode)
         with Image.open(_file(table, name, row)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise DataError(
                     f"{table.where(row)}: an image of {picture.width} x {picture.height} pixels is too large"
                 )
-            return picture.convert("RGB")
+            return ImageOps.exif_transpose(picture).convert(mode)
     except DataError:
         raise
     except Exception as error:  # damaged images raise many types
         raise DataError(f"{table.where(row)}: {_named(cell)} is no image that can be read ({_said(error)})") from None
+
+
+def _pixels(cell: Any) -> np.ndarray:
+    """Numbers as bytes (height, width) or (height, width, channels); ValueError for others than 0..255."""
+    values = np.asarray(cell)
+    if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3, 4):
+        values = np.moveaxis(values, 0, 2)
+    pixels = values.astype(np.uint8) if values.dtype.kind in "iuf" else np.zeros(0, np.uint8)
+    if pixels.shape != values.shape or not (pixels == values).all():
+        raise ValueError("its numbers are not 0..255")
+    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
 
 
 def sound(table: Table, name: str, row: int, rate: int) -> np.ndarray:

@@ -3,17 +3,17 @@ of sounds, and a data set of the hub.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from secateur.data.table import Table
+from secateur.data.answers import questions_of_articles
+from secateur.data.folders import IMAGES, SOUNDS, read_media
+from secateur.data.table import Table, of_dataset
 from secateur.errors import DataError, listed, shown
 from secateur.schemas.reading import parse
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
 LONGEST_CELL = 2**27
 """Characters that a cell of a CSV may have."""
 LARGEST_JSON = 2**31
@@ -58,24 +58,20 @@ def _read_separated(path: Path, separator: str) -> Table:
     before = csv.field_size_limit(LONGEST_CELL)
     rows: list[list[str | None]] = []
     places: list[str] = []
+    line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            names = next(reader, [])
+        reader = csv.reader((text for _, text in _lines(path)), delimiter=separator, strict=True)
+        names = next(reader, [])
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                if len(cells) != len(names):
+                    raise DataError(f"{path}, line {line} has {len(cells)} cells; the first line names {len(names)}")
+                rows.append([cell if cell else None for cell in cells])
+                places.append(f"line {line}")
             line = reader.line_num + 1
-            for cells in reader:
-                if cells:
-                    if len(cells) != len(names):
-                        raise DataError(
-                            f"{path}, line {line} has {len(cells)} cells; the first line names {len(names)}"
-                        )
-                    rows.append([cell if cell else None for cell in cells])
-                    places.append(f"line {line}")
-                line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}, line {line} cannot be read as CSV: {shown(str(error), 200)}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text (byte {error.start} of a part); convert it") from None
     finally:
         csv.field_size_limit(before)
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -98,7 +94,7 @@ def _read_json_lines(path: Path) -> Table:
 
 
 def _read_json(path: Path) -> Table:
-    """A list of objects; or the objects under `data`, as SQuAD files have them; or columns of equal length."""
+    """A list of objects; or the objects under `data`; or the questions of a SQuAD file; or columns of equal length."""
     if path.stat().st_size > LARGEST_JSON:
         raise DataError(f"{path} is larger than {LARGEST_JSON / 2**30:.0f} GiB; write it as JSON lines (.jsonl)")
     try:
@@ -115,6 +111,8 @@ def _read_json(path: Path) -> Table:
         if len({len(cells) for cells in value.values()}) != 1:
             raise DataError(f"{path} has columns of different lengths")
         return Table(value, str(path))
+    if isinstance(value, list):
+        value = questions_of_articles(value, str(path))
     return _of_records(value, path, [f"row {i}" for i in range(len(value))] if isinstance(value, list) else [])
 
 
@@ -144,9 +142,23 @@ def _read_parquet(path: Path) -> Table:
 
     try:
         data = parquet.read_table(path)
-        return Table({str(name): data.column(name).to_pylist() for name in data.column_names}, str(path))
+        columns = {str(name): data.column(name).to_pylist() for name in data.column_names}
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as parquet: {shown(str(error).splitlines()[0], 200)}") from None
+        raise DataError(f"{path} cannot be read as parquet: {shown(' '.join(str(error).split()), 200)}") from None
+    return Table(columns, str(path), (), _class_names(data.schema.metadata or {}))
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of class numbers that `datasets` writes into a Parquet file, by column."""
+    try:
+        features = parse(metadata[b"huggingface"].decode())["info"]["features"]
+        return {
+            name: [str(word) for word in feature["names"]]
+            for name, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
+        }
+    except (KeyError, TypeError, AttributeError, ValueError):  # not there, or not as datasets writes it
+        return {}
 
 
 READERS = {
@@ -162,15 +174,13 @@ READERS = {
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their numbers, from 1; DataError when it is no UTF-8."""
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                number += 1
-                yield number, line
-    except UnicodeDecodeError:
-        raise DataError(f"{path}, line {number + 1} is no UTF-8 text; convert it") from None
+    """The lines of a text file with their numbers, from 1; DataError, with the line, when it is no UTF-8."""
+    with path.open("rb") as file:  # a file opened as text is decoded in parts of many lines
+        for number, line in enumerate(file, 1):
+            try:
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError:
+                raise DataError(f"{path}, line {number} is no UTF-8 text; convert it") from None
 
 
 def _of_records(records: Any, path: Path, places: Sequence[str]) -> Table:
@@ -196,40 +206,15 @@ def _read_folder(path: Path, split: str | None) -> Table:
         from datasets import load_from_disk  # optional
 
         try:
-            return _of_datasets(load_from_disk(str(path)), str(path), split)
-        except (FileNotFoundError, ValueError) as error:
-            raise DataError(f"{path} is not a datasets folder: {shown(str(error).splitlines()[0], 200)}") from None
-    builder = _builder_of(path)
-    if builder is None:
+            data = load_from_disk(str(path))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is not a datasets folder: {shown(' '.join(str(error).split()), 200)}") from None
+        return _of_datasets(data, str(path), split)
+    table = read_media(path, split, read_table)
+    if table is None:
         raise DataError(f"{path} is not a datasets folder, and holds no images ({IMAGES[0]} ...) and no sounds "
                         f"({SOUNDS[0]} ...)")  # fmt: skip
-    return _read_media(path, builder, split)
-
-
-def _builder_of(path: Path) -> str | None:
-    """The builder of `datasets` that reads a folder: by the first file whose kind is known."""
-    for file in path.rglob("*"):
-        if file.suffix.lower() in IMAGES:
-            return "imagefolder"
-        if file.suffix.lower() in SOUNDS:
-            return "audiofolder"
-    return None
-
-
-def _read_media(path: Path, builder: str, split: str | None) -> Table:
-    """A folder of images or sounds; folders name the classes unless there is a metadata file."""
-    import tempfile
-
-    from datasets import load_dataset  # optional
-
-    with tempfile.TemporaryDirectory(prefix="secateur-data-") as cache:
-        try:
-            data = load_dataset(builder, data_dir=str(path), cache_dir=cache)
-            return _of_datasets(data, str(path), split, only="train")
-        except DataError:
-            raise
-        except Exception as error:  # the builders raise many types, with their own sentences
-            raise DataError(f"{path} cannot be read as {builder}: {shown(' '.join(str(error).split()), 200)}") from None
+    return table
 
 
 def _read_hub(name: str, split: str | None) -> Table:
@@ -248,27 +233,15 @@ def _read_hub(name: str, split: str | None) -> Table:
         ) from None
 
 
-def _of_datasets(data: Any, source: str, split: str | None, only: str | None = None) -> Table:
-    """The table of a data set; images and sounds stay files, which `secateur.data.media` decodes.
-
-    only: the name of a split that is taken for granted where it is the only one.
-    """
-    from datasets import Audio, ClassLabel, DatasetDict, Image, List  # optional
+def _of_datasets(data: Any, source: str, split: str | None) -> Table:
+    """The table of a data set; images and sounds stay files, which `secateur.data.media` decodes."""
+    from datasets import DatasetDict  # optional
 
     if isinstance(data, DatasetDict):
-        if split is None and only is not None and list(data) == [only]:
-            split = only
         if split not in data:
             asked = "--split is needed" if split is None else f"no split {split!r}"
             raise DataError(f"{source}: {asked}; it has {listed(data)}")
         data = data[split]
     elif split is not None:
         raise DataError(f"{source} has no splits; leave --split out")
-    names = {}
-    for name, feature in data.features.items():
-        if isinstance(feature, Image | Audio):
-            data = data.cast_column(name, type(feature)(decode=False))
-        inner = feature.feature if isinstance(feature, List) else feature
-        if isinstance(inner, ClassLabel):
-            names[name] = list(inner.names)
-    return Table({name: list(data[name]) for name in data.column_names}, source, (), names)
+    return of_dataset(data, source)

@@ -53,8 +53,11 @@ def as_table(rows: Any, source: str = "the data") -> Table:
     if isinstance(rows, Table):
         return rows
     if hasattr(rows, "column_names") and hasattr(rows, "features"):
-        rows = {name: list(rows[name]) for name in rows.column_names}
-    elif isinstance(rows, Sequence) and not isinstance(rows, str) and all(isinstance(row, Mapping) for row in rows):
+        rows = of_dataset(rows, source)
+        if not len(rows):
+            raise DataError(f"{source} has no rows")
+        return rows
+    if isinstance(rows, Sequence) and not isinstance(rows, str) and all(isinstance(row, Mapping) for row in rows):
         names = dict.fromkeys(name for row in rows for name in row)
         rows = {name: [row.get(name) for row in rows] for name in names}
     if not isinstance(rows, Mapping):
@@ -62,6 +65,32 @@ def as_table(rows: Any, source: str = "the data") -> Table:
     if len({len(cells) for cells in rows.values()}) != 1 or not len(next(iter(rows.values()))):
         raise DataError(f"{source} has no rows, or columns of different lengths")
     return Table(rows, source)
+
+
+def of_dataset(data: Any, source: str) -> Table:
+    """The table of a `datasets.Dataset`: images and sounds stay files, and the names of class numbers are kept."""
+    names = {}
+    for name, feature in data.features.items():
+        if getattr(feature, "decode", False):
+            data = data.cast_column(name, type(feature)(decode=False))
+        inner = getattr(feature, "feature", feature)  # of a list
+        if getattr(inner, "names", None):
+            names[name] = list(inner.names)
+    return Table({name: list(data[name]) for name in data.column_names}, source, (), names)
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """The rows of all tables, one table after the other; DataError when their columns have different names."""
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    for table in tables[1:]:
+        if set(table.columns) != set(first.columns):
+            own, others = listed(table.columns), listed(first.columns)
+            raise DataError(f"{table.source} has the columns {own}, {first.source} {others}; mixed texts need the same")
+    columns = {name: [cell for table in tables for cell in table.columns[name]] for name in first.columns}
+    places = [table.where(row) for table in tables for row in range(len(table))]
+    return Table(columns, "the calibration texts", places, first.class_names, first.base)
 
 
 def shuffled(table: Table, seed: int = 0) -> Table:

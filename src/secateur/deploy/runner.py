@@ -33,6 +33,7 @@ import signal  # noqa: E402
 import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
+import threading  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
@@ -49,6 +50,8 @@ FORMAT = 1
 SAFE_LEVELS = 64
 """Largest whole number of an 8-bit weight that ONNX Runtime multiplies correctly on x86 without VNNI, where it adds two
 products in 16 bits: 255 * 65 * 2 > 32767."""
+START_LIMIT_S = 600
+"""Seconds in which a process must open an artefact and answer once; the largest models take a few minutes."""
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 Feed = Mapping[str, np.ndarray]
 Program = Callable[[Feed], dict[str, np.ndarray]]
@@ -63,7 +66,7 @@ class ArtefactError(Exception):
 
 MOST_BYTES = 16 * 2**20
 """Largest description that is read; a decoder of a hundred layers has about 100 kB."""
-MOST_NUMBERS = 2**31
+MOST_NUMBERS = 2**26
 """Most numbers in one made-up input."""
 DTYPES = (
     "bool",
@@ -72,8 +75,8 @@ DTYPES = (
     "float32",
     "float64",
 )
-SYMBOLS = ("batch", "length", "target", "past")
-"""Names of dimensions that a program leaves open."""
+SYMBOLS = ("batch", "length", "target", "past", "samples")
+"""Names of dimensions that a program leaves open; `samples` are those of a sound."""
 
 
 class Unfit(Exception):
@@ -149,7 +152,12 @@ def _is_plain(value: Any) -> bool:
 
 PORT = Fields(
     {"name": TEXT, "dtype": DTYPE, "shape": Many(SIZE, most=16), "fill": FILL},
-    {"low": whole(-(2**31)), "high": whole(-(2**31)), "at_most": Many(whole(1, MOST_NUMBERS), named=True, most=16)},
+    {
+        "low": whole(-(2**31)),
+        "high": whole(-(2**31)),
+        "at_most": Many(whole(1, MOST_NUMBERS), named=True, most=16),
+        "usual": whole(0, MOST_NUMBERS),
+    },
 )
 GRAPH = Fields(
     {"files": Many(TEXT), "inputs": Many(PORT), "outputs": Many(TEXT)},
@@ -196,6 +204,22 @@ DESCRIPTION = Fields(
     },
 )
 """What `artefact.json` may say."""
+KIT_DESCRIPTION = Fields(
+    {
+        "id": TEXT,
+        "batch": Many(whole(1)),
+        "length": Many(whole(1)),
+        "threads": whole(1),
+        "turns": whole(1),
+        "runtimes": Many(Many(TEXT, named=True), named=True),
+        "files": Many(DIGEST, named=True, most=100_000),
+    },
+    {
+        "library": Value("a hash or null", lambda value: value is None or DIGEST.holds(value)),
+        "sizes": Many(Many(Many(NOTE, named=True), named=True), named=True),
+    },
+)
+"""What `kit.json` may say."""
 
 
 def conform(value: Any, rule: Rule, place: str = "it") -> None:
@@ -229,6 +253,11 @@ def _conform_fields(value: Any, rule: Fields, place: str) -> None:
         conform(value[key], known[key], f"{place}.{key}".removeprefix("it."))
 
 
+def printable(text: str) -> str:
+    """Text as a terminal can show it: characters that it would obey or hide become escapes such as `\\x1b`."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _shown(value: Any) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -255,6 +284,8 @@ def _check_port(port: Mapping[str, Any], place: str) -> None:
     if math.prod(n for n in shape if isinstance(n, int)) > MOST_NUMBERS:
         raise Unfit(f"{place} is absurdly large: {' x '.join(map(str, shape))}")
     low, high = port.get("low", 0), port.get("high", 1)
+    if "samples" in shape and not port.get("usual"):
+        raise Unfit(f"{place} is a sound, and does not say how many samples are usual")
     if port["fill"] == "ids" and low >= high:
         raise Unfit(f"{place}: there are no numbers from {low} to below {high}")
     symbols = {str(i) for i, n in enumerate(shape) if isinstance(n, str)}
@@ -709,14 +740,15 @@ def line(error: BaseException) -> str:
 
 
 def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random inputs of a graph; `sizes` gives its symbolic dimensions (batch, length, target, past).
+    """Random inputs of a graph; `sizes` gives its symbolic dimensions, except for `samples`, which may be as usual.
 
     Raises ArtefactError for an input of more than `MOST_NUMBERS` numbers.
     """
     rng = np.random.default_rng(seed)
     feed = {}
     for port in graph["inputs"]:
-        shape = [n if isinstance(n, int) else sizes[n] for n in port["shape"]]
+        usual = {"samples": port.get("usual", 0)}
+        shape = [n if isinstance(n, int) else {**usual, **sizes}[n] for n in port["shape"]]
         if math.prod(shape) > MOST_NUMBERS:
             raise ArtefactError(f"{port['name']} of {' x '.join(map(str, shape))} has more than {MOST_NUMBERS} numbers")
         value: Any
@@ -728,6 +760,12 @@ def made_up(graph: Mapping[str, Any], sizes: Mapping[str, int], seed: int = 0) -
             value = np.full(shape, port["fill"])
         feed[port["name"]] = value.astype(port["dtype"])
     return feed
+
+
+def takes_tokens(info: Mapping[str, Any]) -> bool:
+    """Whether an artefact takes tokens, so that its calls have a length."""
+    ports = [port for graph in info["graphs"].values() for port in graph["inputs"]]
+    return any(port["fill"] == "ids" and len(port["shape"]) == 2 for port in ports)
 
 
 def sizes_for(graph: Mapping[str, Any], batch: int, length: int) -> dict[str, int]:
@@ -805,6 +843,7 @@ class Worker:
     runtimes go on spinning after a run.
 
     library, ours: as `load` takes them; they travel on the command line, so that no file can set them.
+    Raises ArtefactError when the artefact cannot run, and when it is not ready after `START_LIMIT_S`: that ends it.
     """
 
     def __init__(
@@ -834,7 +873,7 @@ class Worker:
         self._requests: Any = self._process.stdin
         self._answers: Any = self._process.stdout
         self.peak_bytes = 0
-        self.startup_s = self._answer()["startup_s"]
+        self.startup_s = self._first_answer(folder)["startup_s"]
         self._send("SIGSTOP")
 
     def time(self, runs: int) -> list[float]:
@@ -852,6 +891,29 @@ class Worker:
         """End the process without a last request."""
         self._process.kill()
         self._process.wait()
+
+    def _first_answer(self, folder: Path | str) -> dict[str, Any]:
+        """What the process says once it is ready; a timer kills it where it hangs, which ends the wait for its line."""
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(START_LIMIT_S, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            return self._answer()
+        except ArtefactError:
+            if not late.is_set():
+                raise
+            raise ArtefactError(
+                f"{folder} was not ready after {START_LIMIT_S} s, so its process was ended; export it again, or use a "
+                "smaller model or a faster machine"
+            ) from None
+        finally:
+            timer.cancel()
 
     def _ask(self, runs: int) -> dict[str, Any]:
         self._send("SIGCONT")
@@ -938,19 +1000,49 @@ def run_kit(
     """Time everything that `kit.json` lists, at its shapes, artefacts of one runtime in turn.
 
     library: of secateur's operators; by default that of the kit.
+
+    Raises ArtefactError, before anything is opened, for a kit that is not as it was written.
     """
-    kit = json.loads((folder / KIT).read_text(encoding="utf-8"))
+    kit = read_kit(folder)
     library = library or kit_library(folder, kit)
     threads = threads or kit["threads"]
     rows: list[dict[str, Any]] = []
     for runtime, artefacts in kit["runtimes"].items():
         for batch in kit["batch"]:
-            for length in kit["length"]:
-                say(f"{runtime}, {batch} x {length} ...")
-                folders = {name: folder / place for name, place in artefacts.items()}
+            folders = {name: folder / place for name, place in artefacts.items()}
+            have_length = any(takes_tokens(read(place)) for place in folders.values())
+            for length in kit["length"] if have_length else [0]:
+                say(f"{runtime}, {batch} x {length} ..." if length else f"{runtime}, {batch} ...")
                 for name, row in measure(folders, batch, length, threads, kit["turns"], library=library).items():
                     rows.append({"model": name, "runtime": runtime, "batch": batch, "length": length, **row})
     return {"format": FORMAT, "kit": kit["id"], "threads": threads, "machine": machine(), "rows": rows}
+
+
+def read_kit(folder: Path) -> dict[str, Any]:
+    """What `kit.json` says, after every file of the artefacts was compared with its hash there.
+
+    Raises ArtefactError for a damaged `kit.json`, and for a file that is another one, is missing or has no hash.
+    """
+    path = folder / KIT
+    try:
+        kit: dict[str, Any] = _parse(path)
+        conform(kit, KIT_DESCRIPTION)
+    except Unfit as error:
+        raise ArtefactError(f"{path} is damaged: {error}; copy the kit again") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ArtefactError(f"{path} is damaged ({type(error).__name__}: {line(error)}); copy the kit again") from None
+    for name, expected in kit["files"].items():
+        file = folder / name
+        inside = file.resolve().is_relative_to(folder.resolve())
+        if not inside or not file.is_file() or digest(file) != expected:
+            raise ArtefactError(f"{file} is not the file that the kit was written with; copy the kit again")
+    for place in [place for artefacts in kit["runtimes"].values() for place in artefacts.values()]:
+        if f"{place}/{MANIFEST}" not in kit["files"]:
+            raise ArtefactError(f"{path} has no hash of {place}/{MANIFEST}; write the kit again")
+        for name in _files(read(folder / place)):
+            if f"{place}/{name}" not in kit["files"]:
+                raise ArtefactError(f"{path} has no hash of {place}/{name}; write the kit again")
+    return kit
 
 
 def kit_library(folder: Path, kit: Mapping[str, Any]) -> str | None:
@@ -987,12 +1079,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder, options.threads, lambda text: print(text, file=sys.stderr, flush=True), options.library
         )
     except ArtefactError as error:
-        sys.exit(str(error))
+        sys.exit(printable(str(error)))
     target = options.output or folder / RESULTS
     target.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     for row in results["rows"]:
         took = row.get("error") or f"{row['median_ms']:.2f} ms ({row['low_ms']:.2f} to {row['high_ms']:.2f})"
-        print(f"{row['runtime']:12} {row['model']:20} {row['batch']} x {row['length']}: {took}")
+        shape = f"{row['batch']} x {row['length']}" if row["length"] else str(row["batch"])
+        print(printable(f"{row['runtime']:12} {row['model']:20} {shape}: {took}"))
     print(f"written: {target}")
 
 

@@ -28,10 +28,12 @@ class DeployError(SecateurError):
 
 @dataclass(frozen=True)
 class Port:
-    """One input of a graph. A dimension is a number or a symbol: batch, length, target (a decoder's length), past.
+    """One input of a graph. A dimension is a number or a symbol: batch, length, target (a decoder's length), past, or
+    samples (of a sound).
 
     fill: its values when inputs are made up: "ids" in [low, high), "normal", or a constant.
     at_most: dimension -> largest size, where the symbols are bounded.
+    usual: how many samples a made-up sound has; 0 for what is no sound.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Port:
     low: int = 0
     high: int = 1
     at_most: Mapping[int, int] = field(default_factory=dict)
+    usual: int = 0
 
 
 @dataclass(frozen=True)

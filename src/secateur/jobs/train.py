@@ -12,6 +12,7 @@ from secateur.errors import DataError
 from secateur.plan import Plan
 from secateur.tasks.base.task import Examples, Task
 from secateur.torch.base.batches import LABELS
+from secateur.torch.base.batches import arguments as called_with
 from secateur.torch.host import TorchHost
 from secateur.torch.train.callback import Bar, Hold, Holding
 from secateur.torch.train.distil_loss import distillation_loss
@@ -117,7 +118,9 @@ def _trainer_class(task: Task, teacher: nn.Module | None) -> Any:
                 return (loss, output) if return_outputs else loss
             if own_loss is not None:
                 return (own_loss(model, inputs), None) if return_outputs else own_loss(model, inputs)
-            return super().compute_loss(model, inputs, *args, return_outputs=return_outputs, **kwargs)
+            return super().compute_loss(
+                model, called_with(model, inputs), *args, return_outputs=return_outputs, **kwargs
+            )
 
     return TaskTrainer
 

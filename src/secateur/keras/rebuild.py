@@ -13,7 +13,7 @@ from keras import layers as kl
 from keras import tree
 
 from secateur.dims import extent
-from secateur.errors import ModelError
+from secateur.errors import ModelError, printable
 from secateur.keras.layout import Description
 from secateur.keras.naming import DOT, layers, variables
 from secateur.keras.rules import base_of, letters
@@ -54,8 +54,8 @@ def duplicate(model: keras.Model, described: Description, layout: Layout) -> ker
     except Exception as error:  # `get_config` and `from_config` are the user's code
         reason = "it has no get_config" if isinstance(error, NotImplementedError) else line(error)
         warnings.warn(
-            f"{model.name} ({type(model).__name__}) cannot be made from its config ({reason}), so its copy is a "
-            "functional model of the same layers",
+            f"{printable(model.name)} ({type(model).__name__}) cannot be made from its config ({reason}), so its copy "
+            "is a functional model of the same layers",
             stacklevel=2,
         )
         return rebuild(model, described, layout, {})

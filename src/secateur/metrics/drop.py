@@ -59,7 +59,7 @@ class Drop:
         low, high = self.interval
         wanted = ""
         if self.rows_for_a_point is not None and self.rows_for_a_point > self.rows:
-            wanted = f"; {self.rows_for_a_point:,} rows would tell {self.point:g} from no drop"
+            wanted = f"; {self.rows_for_a_point:,} rows would tell {self.point:.3g} from no drop"
         if low > 0:
             return f"the pruned model is worse{wanted}"
         if high < 0:
@@ -78,6 +78,7 @@ def drop(metric: Metric, dense: np.ndarray, pruned: np.ndarray, *, draws: int = 
         raise DataError(f"{len(dense)} and {len(pruned)} rows cannot be compared in pairs")
     sign = 1.0 if metric.is_higher_better else -1.0
     before, after = metric.whole(dense), metric.whole(pruned)
+    point = metric.point * abs(before) if metric.is_point_relative else metric.point
     interval = needed = None
     if len(dense) > 1:
         rng = np.random.default_rng(seed)
@@ -88,5 +89,5 @@ def drop(metric: Metric, dense: np.ndarray, pruned: np.ndarray, *, draws: int = 
         low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
         interval = (float(low), float(high))
         half = (interval[1] - interval[0]) / 2
-        needed = max(2, math.ceil(len(dense) * (half / metric.point) ** 2)) if math.isfinite(half) else None
-    return Drop(metric.name, before, after, sign * (before - after), interval, len(dense), metric.point, needed)
+        needed = max(2, math.ceil(len(dense) * (half / point) ** 2)) if math.isfinite(half) and point else None
+    return Drop(metric.name, before, after, sign * (before - after), interval, len(dense), point, needed)

@@ -24,7 +24,8 @@ class Evaluation:
     is_against_dense: whether the metrics compare with the dense model's answers, as the data has no labels.
     loss: the mean loss over batches with labels; None without.
     kl: mean divergence from the dense model's outputs, in nats where it is a KL; None without a dense model.
-    flips: the share of rows whose prediction is not the dense model's; None without a dense model.
+    flips: the share of rows (of texts: of their tokens) whose answer is not the dense model's; None without a dense
+        model.
     predictions: for each row what the model answers.
     divergence: the name of what `kl` holds.
     main, table: the main metric and its statistics (rows, k), for `compare`.

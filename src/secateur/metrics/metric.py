@@ -16,6 +16,7 @@ class Metric:
     rows: (predictions, references) -> statistics (rows, k), the line of a row from its prediction and reference alone.
     whole: statistics (n, k) of any n rows -> the value.
     point: the difference that counts as one point: 0.01 of a share, 1 of a score up to 100.
+    is_point_relative: whether `point` is a share of the dense model's value.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Metric:
     rows: Callable[[Sequence[Any], Sequence[Any]], np.ndarray]
     whole: Callable[[np.ndarray], float]
     point: float = 0.01
+    is_point_relative: bool = False
 
 
 def mean(table: np.ndarray) -> float:

@@ -68,6 +68,10 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -
     plt.close(figure)
 
 
+def _in_words(runtime: str, batch: int, length: int) -> str:
+    return f"{runtime}\n{batch} x {length}" if length else f"{runtime}\n{batch}"
+
+
 def plot_bench(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Latency of each model on each runtime and shape, quartiles as whiskers.
 
@@ -87,7 +91,7 @@ def plot_bench(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
         whiskers = [[row["median_ms"] - row["low_ms"]], [row["high_ms"] - row["median_ms"]]]
         axes.barh(y, row["median_ms"], 0.9 * height, color=colors[row["model"]], xerr=whiskers, ecolor="black")
         axes.text(row["high_ms"], y, f"  {row['median_ms']:.1f} ({row['ratio']:.2f})", va="center", fontsize=8)
-    axes.set_yticks(range(len(groups)), [f"{runtime}\n{batch} x {length}" for runtime, batch, length in groups])
+    axes.set_yticks(range(len(groups)), [_in_words(*group) for group in groups])
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_xlabel("ms a forward pass (share of the first model)")

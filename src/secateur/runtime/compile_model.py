@@ -24,6 +24,7 @@ from secateur.runtime.program.find_fusions import Fusions, find_fusions
 from secateur.runtime.program.from_fx import Traced
 from secateur.runtime.run.install_chain import ChainOutcome, chain_blocks
 from secateur.runtime.run.install_decoder_step import step_blocks
+from secateur.torch.base.batches import arguments
 
 MIN_ZEROS = 0.3
 """A layer with a smaller share of zeros is not worth a measurement."""
@@ -142,7 +143,7 @@ def compile(
     dense: str = "float32",
     measure: bool = True,
     cache: bool = True,
-    example: Mapping[str, Any] | tuple[Any, ...] | None = None,
+    example: Any = None,
 ) -> nn.Module:
     """A copy of `model` whose sparse linear layers run on the kernels; weights that stay dense are shared, not copied.
 
@@ -181,6 +182,7 @@ def compile(
             raise ValueError(f"{name} must be one of {', '.join(map(repr, VALUES))}, not {kind!r}")
     check_activations(value, activations)
     result = share_copy(model).eval()
+    example = None if example is None else arguments(model, example)
     variants, reports = _pack_layers(result, counts, _Settings(value, activations, dense, measure, cache))
     traced = Traced(result, example) if variants and example is not None else None
     fusions = Fusions() if traced is None else find_fusions(traced)

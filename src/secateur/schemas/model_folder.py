@@ -5,10 +5,12 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from secateur.errors import ModelError
+from secateur.errors import ModelError, shown
 from secateur.schemas.reading import Schema, check, read_json
 
 REMEDY = "save or copy the model again"
+LONGEST_NAME = 255
+"""Bytes of the longest name of a file that file systems take."""
 
 
 class Known(Schema):
@@ -42,6 +44,8 @@ def read_index(path: Path) -> dict[str, str]:
     if not weights:
         raise ModelError(f"{path} lists no weights; {REMEDY}")
     for name in dict.fromkeys(weights.values()):
+        if len(name.encode(errors="replace")) > LONGEST_NAME:
+            raise ModelError(f"{path} names a file of more than {LONGEST_NAME} bytes, {shown(name, 60)}; {REMEDY}")
         if name != Path(name).name or name in ("", "..") or not name.isprintable():
             raise ModelError(f"{path} points outside its folder, to {name!r}; it is not to be trusted")
     return weights

@@ -18,12 +18,12 @@ Change = Annotated[float, Field(gt=-MOST_TIME, lt=MOST_TIME, allow_inf_nan=False
 
 
 class Row(Schema):
-    """One model on one runtime at one shape: times, or an error."""
+    """One model on one runtime at one shape: times, or an error. length: 0 for a model that takes no tokens."""
 
     model: str
     runtime: str
     batch: Positive
-    length: Positive
+    length: Count
     median_ms: Time = math.nan
     low_ms: Time = math.nan
     high_ms: Time = math.nan
@@ -66,7 +66,8 @@ class Sizes(Schema):
 
 
 class Kit(Schema):
-    """`kit.json`. sizes: runtime -> model -> what it weighs. runtimes: runtime -> model -> its folder."""
+    """`kit.json`. sizes: runtime -> model -> what it weighs. runtimes: runtime -> model -> its folder. files: the
+    SHA-256 of each file of the artefacts by its path."""
 
     id: str
     sizes: dict[str, dict[str, Sizes]]
@@ -75,6 +76,7 @@ class Kit(Schema):
     threads: Positive = 1
     turns: Positive = 1
     runtimes: dict[str, dict[str, str]] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
     library: str | None = None
 
 

@@ -18,7 +18,7 @@ from secateur.layout import Layout
 from secateur.plan import Plan, note_written, resized_masks, to_be_written
 from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
-from secateur.torch.base.batches import evaluating, run, to_device
+from secateur.torch.base.batches import arguments, evaluating, run, to_device
 from secateur.torch.base.manifest import Changes, named_tensors
 from secateur.torch.files.companions import companions_from
 from secateur.torch.files.saving import attach, save
@@ -34,7 +34,7 @@ class TorchHost:
     """A model and its layout.
 
     model: the model, which is changed in place.
-    example: a batch (mapping or tuple) that the model can run.
+    example: a batch that the model can run, in any form of `secateur.torch.base.batches`.
     layout: a layout written by hand, for models that cannot be traced.
     loss: `loss(model, batch) -> scalar tensor`, for models whose output has no `.loss`: a mean over the examples.
     plan: what was pruned before the model was opened.
@@ -52,7 +52,7 @@ class TorchHost:
         changes: Changes | None = None,
     ) -> None:
         self.model = model
-        self.example = example
+        self.example: Any = None if example is None else arguments(model, example)
         self.loss = loss
         self.plan = plan
         """What was pruned before the model was opened (its zeros, see `secateur.pruning.earlier_zeros`), or None.

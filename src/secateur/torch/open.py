@@ -1,6 +1,6 @@
 """Open a module, a folder or a hub id as a TorchHost."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,18 @@ from secateur.arrays import to_numpy
 from secateur.errors import ModelError, SecateurError
 from secateur.layout import Layout
 from secateur.plan import Plan
-from secateur.torch.base.expected_errors import EXPECTED
+from secateur.torch.base import remote_code
 from secateur.torch.base.manifest import changes_of
 from secateur.torch.data.example import example_for
 from secateur.torch.files.completeness import NewHead, from_pretrained
+from secateur.torch.files.hub_files import cached_folder
 from secateur.torch.files.safetensors_header import WEIGHTS
 from secateur.torch.files.saving import PICKLED, check_claims, check_folder, first_sentence, model_class
 from secateur.torch.host import TorchHost
 from secateur.torch.stats.collect import Loss
+
+PLACE = ("revision", "token", "cache_dir", "local_files_only")
+"""Options of `from_pretrained` that say where files come from."""
 
 
 def open_module(
@@ -67,47 +71,59 @@ def load_model(
 
     Raises:
         ModelError: with one sentence, when the source is no model, is damaged, has pickled weights only, or lacks
-            weights.
+            weights, or needs Python code of its own without `trust_remote_code=True` among the options.
     """
     import transformers  # optional: plain PyTorch modules do not need it
 
     local = _is_folder(source)
-    if local:
-        check_folder(Path(source))
-    options.setdefault("trust_remote_code", False)
+    options["trust_remote_code"] = remote_code.stated(options.get("trust_remote_code"))
     try:
-        config = transformers.AutoConfig.from_pretrained(source, **_config_options(options))
+        folder = Path(source) if local else cached_folder(str(source), _options_of(options, PLACE))
+        if folder is not None:
+            check_folder(folder)
+        config = transformers.AutoConfig.from_pretrained(source, **_options_of(options, (*PLACE, "trust_remote_code")))
         factory = find_class(transformers, config, task)
         weights_file = str(getattr(config, "transformers_weights", None) or "")
         if weights_file.endswith(".bin"):
             raise ModelError(PICKLED.format(source=source, file=weights_file))
-        if local and not options["trust_remote_code"]:
-            check_claims(Path(source), factory, config)
+        if folder is not None and not options["trust_remote_code"]:
+            check_claims(folder, factory, config)
         model = from_pretrained(factory, source, new_head=new_head, **{**options, "use_safetensors": True})
     except SecateurError:
         raise
     except Exception as error:  # a damaged folder breaks transformers in many ways
+        remote_code.check(source, error)
         if not local and isinstance(error, OSError) and "use_safetensors" in str(error):
             raise ModelError(PICKLED.format(source=source, file=f"no {WEIGHTS}")) from error
-        if not local and isinstance(error, OSError):
-            raise ModelError(
-                f"{source} is no folder, and no model of that name could be loaded from the hub or its cache; pass a "
-                f"folder, or check the name and the connection ({first_sentence(error)})"
-            ) from error
-        raise ModelError(f"{source} cannot be loaded: {first_sentence(error)}") from error
+        raise _not_opened(source, error, "cannot be loaded", local=local) from error
     return model.eval()
+
+
+def _not_opened(source: Any, error: Exception, what: str, *, local: bool) -> ModelError:
+    """The sentence for a source that transformers could not read."""
+    if not local and isinstance(error, OSError):
+        return ModelError(
+            f"{source} is no folder, and no model of that name could be loaded from the hub or its cache; pass a "
+            f"folder, or check the name and the connection ({first_sentence(error)})"
+        )
+    return ModelError(f"{source} {what}: {first_sentence(error)}")
 
 
 def read_config(source: str | Path, **options: Any) -> Any:
     """The configuration of a model folder or hub id; ModelError when transformers cannot read it."""
     import transformers  # optional: plain PyTorch modules do not need it
 
-    if _is_folder(source):
-        check_folder(Path(source))
+    local = _is_folder(source)
+    options["trust_remote_code"] = remote_code.stated(options.get("trust_remote_code"))
     try:
-        return transformers.AutoConfig.from_pretrained(source, **{"trust_remote_code": False, **options})
-    except EXPECTED as error:
-        raise ModelError(f"the config of {source} cannot be read: {first_sentence(error)}") from None
+        if local:
+            check_folder(Path(source))
+        return transformers.AutoConfig.from_pretrained(source, **_options_of(options, (*PLACE, "trust_remote_code")))
+    except SecateurError:
+        raise
+    except Exception as error:  # a damaged config breaks transformers in many ways
+        remote_code.check(source, error)
+        raise _not_opened(source, error, "has a config that cannot be read", local=local) from None
 
 
 def _is_folder(source: str | Path) -> bool:
@@ -119,8 +135,8 @@ def _is_folder(source: str | Path) -> bool:
     return False
 
 
-def _config_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k in ("revision", "trust_remote_code", "token", "cache_dir")}
+def _options_of(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}
 
 
 def find_class(transformers: Any, config: Any, task: str | None) -> Any:

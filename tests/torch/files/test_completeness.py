@@ -49,6 +49,19 @@ def packed(tmp_path):
     return tmp_path / "packed"
 
 
+def test_the_files_that_are_checked_are_those_that_transformers_opens(tmp_path):
+    """A large shard beside the single file makes no room for what a config claims."""
+    folder = tmp_path / "a"
+    zoo.llama().save_pretrained(folder)
+    save_file({"model.norm.weight": torch.zeros(2**23, dtype=torch.int8)}, folder / "other.safetensors")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "other.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert saving.check_folder(folder) == [folder / "model.safetensors"]
+    edit(folder / "config.json", lambda c: c.update(intermediate_size=500_000))
+    with pytest.raises(ModelError, match="describes a LlamaForCausalLM of"):
+        load_model(folder)
+
+
 def test_a_weight_that_a_stock_folder_lacks(stock):
     change_weights(stock, lambda state: state.pop(QUERY))
     refused(stock, rf"lacks {QUERY} \(1 tensor of BertForSequenceClassification\), which would be random; copy")
@@ -136,6 +149,49 @@ def test_tied_weights_and_buffers_are_not_missing(tmp_path):
         loaded = load_model(tmp_path / family)
         for name, tensor in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+@pytest.fixture
+def marian(tmp_path):
+    """A folder without the sinusoidal positions, which the class computes and so does not save."""
+    sizes = {**zoo.both_sides(1, 4, 48), "vocab_size": 50, "d_model": 32, "max_position_embeddings": 40}
+    zoo.random_model("MarianMTModel", {**sizes, "pad_token_id": 0, "decoder_start_token_id": 0}).save_pretrained(
+        tmp_path
+    )
+    return tmp_path
+
+
+def test_positions_that_a_class_computes_are_not_missing(marian):
+    from secateur.torch.stream.lazy_model import Skeleton
+
+    name = "encoder.embed_positions.weight"
+    assert not any("positions" in entry for entry in load_file(marian / "model.safetensors"))
+    wanted = load_model(marian).model.get_parameter(name)
+    assert torch.equal(load_model(marian, task="MarianModel").get_parameter(name), wanted)
+    skeleton = Skeleton(marian)
+    skeleton.check(["model.encoder"])
+    skeleton.load("model.encoder.embed_positions")
+    assert torch.equal(skeleton.model.get_parameter(f"model.{name}"), wanted)
+    change_weights(marian, lambda state: state.pop("model.encoder.layers.0.fc1.bias"))
+    for load in (load_model, Skeleton):
+        refused(marian, r"lacks model.encoder.layers.0.fc1.bias", load)
+
+
+def test_what_is_trained_is_missing_though_it_starts_with_the_same_numbers(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4, "vocab_size": 50}
+    zoo.random_model("MambaForCausalLM", sizes).save_pretrained(tmp_path)
+    change_weights(tmp_path, lambda state: state.pop("backbone.layers.0.mixer.A_log"))
+    refused(tmp_path, "lacks backbone.layers.0.mixer.A_log")
+
+
+def test_positions_of_fewer_channels_are_saved(marian, tmp_path):
+    host = secateur.open(load_model(marian))
+    plan = secateur.prune(host, secateur.criteria.magnitude, secateur.Unit("hidden"), 0.5)
+    host.resize(plan)
+    host.save(tmp_path / "narrow", plan)
+    batch = zoo.inputs(host.model)
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "narrow")(**batch).logits, host.model(**batch).logits)
 
 
 # -- streaming --------------------------------------------------------------------------------------------------------
@@ -239,5 +295,6 @@ def test_infinite_numbers_of_a_config_are_taken(stock):
     [{"a": ["x"]}, {"a": 3}, [], *({"a": name} for name in ("b/../model.safetensors", "m\0.safetensors", "..", ""))],
 )
 def test_a_wrong_index(weights, stock):
+    (stock / "model.safetensors").rename(stock / "m.safetensors")
     (stock / saving.INDEX).write_text(json.dumps({"weight_map": weights}))
     refused(stock, "index.json (is damaged|points outside|lists no weights)")

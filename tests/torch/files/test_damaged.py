@@ -81,6 +81,8 @@ def test_folders_that_are_no_model(folder, tmp_path):
     refused(r"pickled weights \(pytorch_model.bin\)")
     (folder / saving.INDEX).write_text(json.dumps({"weight_map": {"a": "../outside.safetensors"}}))
     refused("points outside its folder")
+    (folder / saving.INDEX).write_text(json.dumps({"weight_map": {"a": "x" * 256}}))
+    refused("names a file of more than 255 bytes")
     (folder / saving.INDEX).write_text("{}")
     refused("lists no weights")
     (folder / "config.json").write_text("{")

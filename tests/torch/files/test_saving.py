@@ -14,6 +14,7 @@ from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.torch.base.manifest import changes_of
 from secateur.torch.files import saving
+from secateur.torch.files.hashes import HASHES
 from secateur.torch.files.zero_packing import BITS
 from secateur.torch.shrink.resize import resize
 from tests import zoo
@@ -86,6 +87,27 @@ def test_uniform_is_refused_with_the_reason(family, keep, reason, tmp_path):
     with pytest.raises(ModelError, match=reason):
         saving.save(shrunk(family, keep), tmp_path / "a", uniform=True)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("numbers", [{}, {"head_dim": 8}])
+def test_a_width_that_a_config_class_refuses_needs_a_manifest(numbers, tmp_path):
+    model = shrunk("llama", {"hidden": range(2, 32)}, **numbers)
+    saved = saving.save(model, tmp_path / "a")
+    assert not saved.stock
+    assert "hidden size (30) is not a multiple" in saved.reason
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert torch.equal(zoo.logits(loaded), zoo.logits(model))
+    assert not saving.save(loaded, tmp_path / "b").stock
+    with pytest.raises(ModelError, match="no stock checkpoint can hold this model: .* not a multiple"):
+        saving.save(model, tmp_path / "c", uniform=True)
+
+
+def test_a_config_that_transformers_refuses_is_one_sentence(tmp_path):
+    model = zoo.llama()
+    model.config.hidden_size = 50
+    with pytest.raises(ModelError, match=r"refuses the LlamaConfig of the model \(.*hidden size \(50\) is not a mul"):
+        saving.save(model, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_save_pretrained_alone_saves_what_a_host_resized(tmp_path):
@@ -221,7 +243,7 @@ def test_a_plain_module(tmp_path):
         assert loaded.head.weight is loaded.embed.weight
         assert loaded.head.out_features == 290
         assert changes_of(loaded) == changes_of(model)
-        assert {p.name for p in folder.iterdir()} == {"secateur.json", "model.safetensors"}
+        assert {p.name for p in folder.iterdir()} == {"secateur.json", "model.safetensors", HASHES}
     with pytest.raises(ModelError, match="does not have|lacks"):
         saving.load(tmp_path / "False", model=torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match="need secateur"):

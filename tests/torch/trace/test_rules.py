@@ -98,8 +98,8 @@ s:3 h:8 | torch.cat([x, x], 1) | s (2*h)
 s:3 h:8, t:3 g:8 | torch.stack([x, y], 1) | s 2 h; t=s; g=h
 s:3 h:8 | F.pad(x, (0, 0, 1, 0)) | 4 h; s: padded
 s:3 h:8 | aten.constant_pad_nd(x, [1, 0], 2.0) | s~ 9; h: padded
-s:3 h:8 | aten.reflection_pad1d(x, [1, 0]) | 3 9; s h: the rule for aten.reflection_pad1d does not cover these
-    arguments
+s:3 h:8 | aten.reflection_pad1d(x, [1, 0]), aten.replication_pad1d(x, [1, 0]) | s 9; h: padded
+b:2 c:8 y:5 | F.pad(x, (1, 0), mode="circular"), F.pad(x, (1, 0), mode="reflect") | b c 6; y: padded
 s:3 h:8 | x.roll(1, 0), x.flip(1) | 3 h, s 8; s h: its positions are rolled or flipped
 s:3 h:8 | x.tril(), x.triu() | s h; s h: cut to a triangle
 s:3 h:8 d:8 | x.diagonal(0, 1, 2) | s 8; h d: its diagonal is taken
@@ -181,8 +181,11 @@ s:3 h:8 | x[torch.tensor(True)] | 1 s h
 s:3 h:8, i t:3 | x.index_select(0, y) | 3 h; s: looked up by index
 s:3 h:8, i t:3 k:2 | x.gather(1, y) | s 2; h: looked up by index; t=s
 s:3 h:8 | x.gather(1, x.topk(2)[1]) | s 2; h routed: its units are compared or counted (topk)
-s:3 h:8, i t:3 k:2 | x.take_along_dim(y, 1) | 3 2; s h t k: the rule for aten.take_along_dim does not cover these
-    arguments
+s:3 h:8, i t:3 k:2 | x.take_along_dim(y, 1) | s k~; h: looked up by index; t=s
+b:2 s:3 h:8, i o:1 t:3 k:2 | x.take_along_dim(y, 2) | b s k~; h: looked up by index; t=s
+b:2 o:1 h:8, i c:2 t:3 k:2 | x.take_along_dim(y, 2) | b t~ k~; h: looked up by index; c=b
+s:3 h:8 | x.take_along_dim(x.topk(2)[1], 1) | s 2; h routed: its units are compared or counted (topk)
+s:3 h:8, i k:2 | x.take_along_dim(y) | 2; s h k: the rule for aten.take_along_dim does not cover these arguments
 s:3 h:8, i t:3 k:8, u:3 l:8 | x.scatter(1, y, z), x.scatter_add(1, y, z), x.scatter_reduce(1, y, z, "sum") | s h~;
     h k l: written by index; t=s; u=s
 s:3 h:8 | torch.zeros(3, 8).scatter(1, x.topk(2)[1], 1.0) | s~ h~; h routed: its units are compared or counted
@@ -219,7 +222,7 @@ s:3 h:8, m t:3 | torch.zeros(x[y].shape[0]) | 7919=; s: looked up by index
 
 ALIASES = (
     "_to_copy lift_fresh type_as native_dropout feature_dropout alpha_dropout cpu cuda _reshape_alias unsafe_chunk "
-    "concat concatenate replication_pad1d grouped_mm nonzero_numpy _local_scalar_dense _assert_async"
+    "concat concatenate grouped_mm nonzero_numpy _local_scalar_dense _assert_async"
 )
 """Operations without a row that share the rule of one with a row."""
 

@@ -85,6 +85,8 @@ def test_an_exception_in_training_leaves_nothing_held():
     from transformers import TrainerCallback
 
     from secateur.jobs.train import fine_tune
+    from secateur.tasks import Examples
+    from secateur.tasks.text_classification import TextClassification
     from secateur.torch.train.callback import Gradual
 
     class Stop(TrainerCallback):
@@ -97,13 +99,18 @@ def test_an_exception_in_training_leaves_nothing_held():
     gradual = Gradual(
         host, lambda s: secateur.prune(host, criteria.magnitude, Element(), s), schedule.constant(0.5), every=1
     )
+    task = TextClassification(host.model, Padding())
+    features = list(rows(8))
+    examples = Examples(features, range(len(features)), [f["labels"] for f in features], len(features))
     with pytest.raises(KeyError):
-        fine_tune(host, rows(8), Padding(), callbacks=[gradual, Stop()], progress=False, batch_size=4)
+        fine_tune(host, task, examples, callbacks=[gradual, Stop()], progress=False, batch_size=4)
     assert len(hooks) == before
 
 
 class Padding:
     """As much of a tokenizer as rows of equal length need."""
+
+    model_input_names = ("input_ids", "attention_mask")
 
     def pad(self, features, **options):
         return {key: torch.stack([torch.as_tensor(f[key]) for f in features]) for key in features[0]}

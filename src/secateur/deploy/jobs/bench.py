@@ -8,13 +8,12 @@ import torch
 
 from secateur.deploy import runner, target
 from secateur.deploy.jobs import torch_runtimes
-from secateur.deploy.jobs.export import export
+from secateur.deploy.jobs.export import export, load_for
 from secateur.deploy.jobs.results import Bench, short_names, words
 from secateur.deploy.jobs.timing import Say, Shape, in_turn
 from secateur.deploy.target import TARGETS, DeployError
 from secateur.deploy.targets.inputs import inputs_of, ports_of
 from secateur.errors import SecateurError
-from secateur.torch.open import load_model
 
 OURS = ("torch", "secateur")
 RUNTIMES = (*OURS, *TARGETS)
@@ -76,10 +75,11 @@ def bench(
     """Export folders to runtimes (default: all that are installed), check parity, and time them side by side.
 
     sources: model folders, with the first of which all are compared; or artefacts, each timed on its own runtime.
-    batch, length: every pair is measured. threads: of each process, pinned. turns: rounds of A B A B ...
+    batch, length: every pair is measured; models that take no tokens have no length. threads: of each process, pinned.
+    turns: rounds of A B A B ...
     int8: with 8-bit weights on top where the runtime has them.
     check: compare the files of artefacts with the SHA-256 that `export` noted, before anything runs.
-    options: for loading a folder, as `secateur.open` takes them.
+    options: for loading a folder, as `secateur.open` takes them; `task` names what the models are for.
 
     What a runtime refuses is a row with an `error`. Raises DeployError for folders or names that are wrong.
     """
@@ -126,8 +126,9 @@ def artefact(
     if int8 and (runtime in OURS or not target.find(runtime).int8):
         raise DeployError(f"{runtime} gets no 8-bit weights here")
     if runtime in OURS:
-        model = load_model(folder, dtype=torch.float32, **loading)
-        torch_runtimes.write(model, folder, runtime, destination)
+        model = load_for(folder, **{"dtype": torch.float32, **loading})
+        trusted = bool(loading.get("trust_remote_code"))
+        torch_runtimes.write(model, folder, runtime, destination, trust_remote_code=trusted)
         return destination
     bounds: dict[str, Any] = {}
     if target.find(runtime).shapes != "any":
@@ -138,5 +139,5 @@ def artefact(
 
 def takes_tokens(folder: Path, loading: Mapping[str, Any]) -> bool:
     """Whether the model in a folder takes tokens, so that its inputs have a length."""
-    model = load_model(folder, **loading)
+    model = load_for(folder, **loading)
     return any("length" in port.shape for port in ports_of(model, inputs_of(model)))

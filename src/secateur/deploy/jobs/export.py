@@ -15,18 +15,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.data.table import Table
 from secateur.deploy import runner
-from secateur.deploy.jobs import generation, parity
+from secateur.deploy.jobs import generation, material, parity
 from secateur.deploy.jobs.results import TOLERANCE, Artefact, Parity
 from secateur.deploy.onnx_graph import int8 as onnx_int8
 from secateur.deploy.onnx_graph.sparse import rewrite
 from secateur.deploy.target import DeployError, ExportUnit, Port, Target, Written, find, writing
-from secateur.deploy.targets.inputs import SYMBOLS, TRAVELS, as_json, fitted, inputs_of, ports_of, tensors
+from secateur.deploy.targets.inputs import SYMBOLS, TRAVELS, as_json, fitted, from_data, inputs_of, ports_of, tensors
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
 from secateur.kernels.format import VALUES, check_activations
-from secateur.labelled_rows import Rows
-from secateur.torch.base.batches import evaluating
+from secateur.tasks.base.batches import Batches
+from secateur.tasks.base.task import Options
+from secateur.tasks.find import auto_class
+from secateur.torch.base.batches import by_name, evaluating, without_labels
 from secateur.torch.data.text_rows import has_tokenizer, load_tokenizer
 from secateur.torch.open import load_model
 from secateur.torch.shrink.vocabulary import save_tokenizer
@@ -88,17 +91,20 @@ class ExportJob:
     """One model on its way to one target.
 
     source_folder: where the model was read from, if it was a folder on this machine.
+    processor: tokenizer, image processor or feature extractor of a model in memory, or the tokenizer of a folder.
     inputs: example inputs of the model, by name.
     ports: its inputs as the target can hold them.
+    data: what to compare on; None for made-up inputs.
     """
 
     target: Target
     model: nn.Module
     source_folder: Path | None
-    tokenizer: Any
+    processor: Any
     options: ExportOptions
     inputs: Mapping[str, torch.Tensor]
     ports: list[Port]
+    data: material.Material | None
 
 
 def export(
@@ -106,9 +112,11 @@ def export(
     to: str,
     output: Path | str,
     *,
-    tokenizer: Any = None,
-    data: Rows | Iterable[Mapping[str, torch.Tensor]] | None = None,
-    example: Mapping[str, torch.Tensor] | None = None,
+    processor: Any = None,
+    data: Table | Batches | Iterable[Any] | None = None,
+    example: Any = None,
+    task: str | None = None,
+    task_options: Options | None = None,
     batch: int | None = None,
     length: int | None = None,
     generate: bool = False,
@@ -123,11 +131,14 @@ def export(
 ) -> Artefact:
     """Write a model for a runtime, run it there, and compare.
 
-    source: a module (exported in evaluation mode, and left in its own), or a folder or hub id (its tokenizer or image
-    processor then travels along; float32).
+    source: a module (exported in evaluation mode, and left in its own), or a folder or hub id (its tokenizer, image
+    processor or feature extractor then travels along; float32).
     to: onnx, openvino, executorch or litert.
-    data: rows of text or batches of tensors to compare on; made up when left out.
-    example: a batch of inputs where the model's own description does not give them.
+    processor: of a module, for rows of a table.
+    data: what to compare on: a Table (`secateur.tasks.read_table`), Batches of a task, or batches of tensors; made up
+    when left out. Labels are left out.
+    example: a batch of inputs, where neither data nor the model's own description gives them.
+    task: what the model is for, where its config does not say it. task_options: such as the columns of a table.
     batch, length: the largest that ExecuTorch takes, the only ones that LiteRT takes.
     generate: with a key-value cache, for `secateur.deploy.generate`.
     int8: 8-bit weights on top; with `sparse` of the layers that are not packed.
@@ -155,20 +166,28 @@ def export(
     )
     wanted.check(target)
     source_folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
-    if isinstance(source, nn.Module):
-        model = source
-    else:
-        model = load_model(source, **{"dtype": torch.float32, **options})
-        tokenizer = tokenizer or tokenizer_of(source)
+    model = source if isinstance(source, nn.Module) else load_for(source, task, **{"dtype": torch.float32, **options})
     check_model(model, output)
+    rows = material.read(
+        model,
+        data,
+        None if isinstance(source, nn.Module) else source,
+        processor=processor,
+        task=task,
+        options=task_options,
+        length=length,
+        loading=of_config(options),
+    )
+    if processor is None and not isinstance(source, nn.Module):
+        processor = tokenizer_of(source, trust_remote_code=bool(options.get("trust_remote_code")))
     with evaluating(model):
-        inputs = dict(example) if example is not None else inputs_of(model, tokenizer, source_folder)
+        inputs = _example(model, example, rows, processor, source_folder)
         ports = fitted(target, model, ports_of(model, inputs), batch, length)
-        job = ExportJob(target, model, source_folder, tokenizer, wanted, inputs, ports)
+        job = ExportJob(target, model, source_folder, processor, wanted, inputs, ports, rows)
         with new_folder(output, overwrite=overwrite) as folder:
             info = _write(job, folder)
             write_json(folder / runner.MANIFEST, info)  # the comparison reads it
-            result = _compare(job, folder, data)
+            result = _compare(job, folder)
             if isinstance(result, Parity):
                 info["parity"] = {**asdict(result), "made_up": data is None}
             else:
@@ -176,6 +195,31 @@ def export(
             write_json(folder / runner.MANIFEST, info)
     forward, generated = (result, None) if isinstance(result, Parity) else (None, result)
     return Artefact(output, target.name, info["bytes"], info["parameters"], info["zeros"], forward, generated)
+
+
+def load_for(source: Path | str, task: str | None = None, **options: Any) -> nn.Module:
+    """A model folder or hub id, loaded for a task (or an Auto class) that its config need not name."""
+    return load_model(source, task=auto_class(str(source), task, **of_config(options)), **options)
+
+
+def of_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options of `from_pretrained` that configs and processors take too."""
+    return {k: v for k, v in options.items() if k in ("revision", "trust_remote_code", "token", "cache_dir")}
+
+
+def _example(
+    model: nn.Module, example: Any, data: material.Material | None, processor: Any, source_folder: Path | None
+) -> dict[str, torch.Tensor]:
+    """Example inputs: the user's; else made up from the model's description, with the names and sizes of the data."""
+    if example is not None:
+        return dict(without_labels(by_name(model, example)))
+    try:
+        made_up = inputs_of(model, processor, source_folder)
+    except ModelError:
+        if data is None:
+            raise
+        made_up = None
+    return dict(made_up or {}) if data is None else from_data(model, made_up, data.first)
 
 
 def _write(job: ExportJob, folder: Path) -> dict[str, Any]:
@@ -195,7 +239,7 @@ def _write(job: ExportJob, folder: Path) -> dict[str, Any]:
             if options.int8:
                 for program in written.values():
                     onnx_int8.quantise(folder / program.files[0])
-    travel(model, job.source_folder, job.tokenizer, folder)
+    travel(model, job.source_folder, job.processor, folder)
     info = {
         **describe(target, model, graphs, written, folder),
         "int8": options.int8,
@@ -211,13 +255,13 @@ def _write(job: ExportJob, folder: Path) -> dict[str, Any]:
     return info
 
 
-def _compare(job: ExportJob, folder: Path, data: Any) -> Parity | dict[str, Any]:
+def _compare(job: ExportJob, folder: Path) -> Parity | dict[str, Any]:
     """The result of a comparison with PyTorch: of one forward pass, or of generation."""
     model, options = job.model, job.options
     if options.generate:
-        prompts = prompts_of(model, job.tokenizer, data, job.inputs)
+        prompts = prompts_of(model, job.data, job.inputs)
         return generation.compare(model, folder, prompts, options.permitted, rounded=options.rounded)
-    batches = list(parity.batches(model, job.tokenizer, data, job.target, job.ports, options.length))
+    batches = list(parity.batches(model, job.data, job.target, job.ports))
     return parity.compare(model, job.target.load(folder), batches, options.permitted)
 
 
@@ -253,26 +297,28 @@ def on_disk(folder: Path) -> Iterator[None]:
         raise
 
 
-def tokenizer_of(source: Path | str) -> Any:
+def tokenizer_of(source: Path | str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a folder or hub id, or None where there is none; ModelError for a folder's that is damaged."""
     if Path(source).is_dir():
-        return load_tokenizer(source) if has_tokenizer(source) else None
+        return load_tokenizer(source, trust_remote_code=trust_remote_code) if has_tokenizer(source) else None
     try:
-        return load_tokenizer(source)
+        return load_tokenizer(source, trust_remote_code=trust_remote_code)
     except ModelError as error:  # models of images and audio have none, and nobody knows before asking
         logger.info("%s is exported without a tokenizer (%s)", source, error)
         return None
 
 
-def travel(model: nn.Module, source_folder: Path | None, tokenizer: Any, folder: Path) -> None:
+def travel(model: nn.Module, source_folder: Path | None, processor: Any, folder: Path) -> None:
     """Put tokenizer and processors beside the program."""
     if source_folder is not None:
         for pattern in TRAVELS:
             for file in source_folder.glob(pattern):
                 if file.is_file():
                     shutil.copyfile(file, folder / file.name)
-    elif tokenizer is not None:
-        save_tokenizer(model, tokenizer, folder)
+    elif hasattr(processor, "get_vocab"):
+        save_tokenizer(model, processor, folder)
+    elif processor is not None:
+        processor.save_pretrained(folder)
 
 
 def describe(
@@ -317,19 +363,8 @@ def zero_share(model: nn.Module) -> tuple[int, float]:
 
 
 def prompts_of(
-    model: nn.Module, tokenizer: Any, data: Any, inputs: Mapping[str, torch.Tensor]
+    model: nn.Module, data: material.Material | None, inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Two prompts of the user's data of unequal length, padded on the left; or the made-up inputs."""
-    if isinstance(data, Rows):
-        if tokenizer is None:
-            raise DeployError("texts need a tokenizer, and none lies beside the model; pass batches of tensors")
-        side_before = tokenizer.padding_side
-        tokenizer.padding_side = "right" if model.config.is_encoder_decoder else "left"
-        try:
-            encoded = tokenizer(data.texts[:2], return_tensors="pt", padding=True, truncation=True, max_length=32)
-        finally:
-            tokenizer.padding_side = side_before
-        return {k: v for k, v in encoded.items() if k in inputs}
-    if data is not None:
-        inputs = next(iter(data))
-    return {k: v for k, v in inputs.items() if k == model.main_input_name or k == "attention_mask"}
+    """Two prompts of the user's data; or the made-up inputs."""
+    chosen = inputs if data is None else data.prompts()
+    return {k: v for k, v in chosen.items() if k in (model.main_input_name, "attention_mask") and k in inputs}

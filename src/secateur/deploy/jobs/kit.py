@@ -69,6 +69,7 @@ def write_kit(
                 }
         if not names:
             raise DeployError(f"nothing could be exported: {'; '.join(refused)}")
+        files = hashes(work)  # before the library joins them, whose hash stands by itself
         kit = {
             "batch": list(batch),
             "length": list(length),
@@ -76,6 +77,7 @@ def write_kit(
             "turns": turns,
             "runtimes": names,
             "sizes": sizes,
+            "files": files,
             "library": carry_library(described, work),
         }
         kit["id"] = hashlib.sha256(json.dumps(kit, sort_keys=True).encode()).hexdigest()[:16]
@@ -101,6 +103,12 @@ def _portable(runtimes: Sequence[str] | None, *, one_shape: bool) -> tuple[list[
     if refused and runtimes is not None:
         raise DeployError(refused[0])
     return chosen, refused
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a kit's artefacts by its path in the kit; the script compares them first."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): runner.digest(path) for path in files}
 
 
 def carry_library(described: Sequence[Mapping[str, Any]], folder: Path) -> str | None:

@@ -1,6 +1,5 @@
 """Compares an exported program with PyTorch on the same inputs, at several shapes."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,15 +9,17 @@ from torch import nn
 from secateur.arrays import to_numpy
 from secateur.deploy import runner
 from secateur.deploy.jobs.comparison import Comparison
-from secateur.deploy.jobs.results import BATCHES, Parity
+from secateur.deploy.jobs.material import Material
+from secateur.deploy.jobs.results import Parity
 from secateur.deploy.target import DeployError, Port, Target
 from secateur.deploy.targets import inputs
-from secateur.labelled_rows import Rows
-from secateur.torch.base.batches import evaluating, with_decoder_inputs, without_labels
-from secateur.torch.data.text_rows import encode
+from secateur.torch.base.batches import evaluating
 
 INT8_TOLERANCE = 0.25
 """Largest permitted relative error of 8-bit weights, which round; the agreement says more about them."""
+
+RANKED = ("logits", "start_logits", "end_logits")
+"""Outputs in which the largest of the last axis is an answer."""
 
 
 def compare(
@@ -36,58 +37,49 @@ def compare(
         got = program({k: v.numpy() for k, v in feed.items()})
         comparison.ran(inputs.shapes_of(feed), len(next(iter(feed.values()))))
         mask = to_numpy(feed["attention_mask"]).astype(bool) if "attention_mask" in feed else None
-        comparison.add(expected, got, ranked=[name for name in expected if name == "logits"], mask=mask)
+        comparison.add(expected, got, ranked=[name for name in expected if name in RANKED], mask=mask)
     return comparison.parity(tolerance)
 
 
 def batches(
-    model: nn.Module, tokenizer: Any, data: Any, target: Target, ports: Sequence[Port], length: int | None
+    model: nn.Module, material: Material | None, target: Target, ports: Sequence[Port]
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches for a comparison: tokenised rows of text, the user's batches, or made-up ones where there is no data."""
-    if isinstance(data, Rows):
-        if tokenizer is None:
-            raise DeployError("texts need a tokenizer, and none lies beside the model; pass batches of tensors")
-        data = texts(model, tokenizer, data, target, ports, length)
-    if data is None:
-        data = made_up(target, ports)
-    names = {port.name for port in ports}
-    for batch in data:
-        if not isinstance(batch, Mapping):
-            raise DeployError(f"a batch is a mapping of input names to tensors, not a {type(batch).__name__}")
-        feed = {k: v for k, v in without_labels(with_decoder_inputs(model, batch)).items() if k in names}
-        if "decoder_input_ids" in names and "decoder_input_ids" not in feed:
-            most = next((p.at_most.get(1) for p in ports if p.name == "decoder_input_ids"), None)
-            feed["decoder_input_ids"] = next(iter(feed.values()))[:, :most]
-        yield {port.name: feed[port.name] for port in ports if port.name in feed}
+    """Batches for a comparison: the user's, or made-up ones where there is no data."""
+    for feed in made_up(target, ports) if material is None else material.batches(target, ports):
+        given = dict(feed)
+        if any(port.name == "decoder_input_ids" for port in ports):
+            given.setdefault("decoder_input_ids", _decoder_ids(model, feed, ports))
+        yield {port.name: _fitted(given[port.name], port) for port in ports if port.name in given}
+
+
+def _decoder_ids(model: nn.Module, feed: Mapping[str, torch.Tensor], ports: Sequence[Port]) -> torch.Tensor:
+    """Ids for a decoder where the data gives none: those of the encoder, or the start token for sounds and images."""
+    port = next(p for p in ports if p.name == "decoder_input_ids")
+    width = port.shape[1] if isinstance(port.shape[1], int) else port.at_most.get(1)
+    first = next(iter(feed.values()))
+    if not first.is_floating_point():
+        return first[:, :width]
+    config: Any = getattr(model, "config", None)
+    start = getattr(config, "decoder_start_token_id", None) or 0
+    return torch.full((len(first), width or inputs.SYMBOLS["target"]), start)
+
+
+def _fitted(value: torch.Tensor, port: Port) -> torch.Tensor:
+    """Sounds for a program of one length: cut, or filled up with zeros, in the second dimension."""
+    wanted = port.shape[1] if port.usual else None
+    if not isinstance(wanted, int) or value.shape[1] == wanted:
+        return value
+    filled = value.new_zeros(value.shape[0], wanted, *value.shape[2:])
+    most = min(wanted, value.shape[1])
+    filled[:, :most] = value[:, :most]
+    return filled
 
 
 def made_up(target: Target, ports: Sequence[Port]) -> Iterator[dict[str, torch.Tensor]]:
     """Random inputs at three shapes, or at the only one of the target."""
     sizes = [dict(inputs.SYMBOLS), {"batch": 1, "length": 5, "target": 3}, {"batch": 4, "length": 16, "target": 9}]
+    usual = max((port.usual for port in ports), default=0)
+    for factor, size in zip((1, 1.5, 1.25), sizes, strict=True):
+        size["samples"] = round(factor * usual)
     for seed, size in enumerate(sizes if target.shapes != "fixed" else sizes[:1]):
         yield inputs.tensors(list(ports), size, seed)
-
-
-def texts(
-    model: nn.Module, tokenizer: Any, rows: Rows, target: Target, ports: Sequence[Port], length: int | None
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Rows in batches of several sizes; for a target of one shape padded to it, the last batch filled up."""
-    tokens = next((port for port in ports if len(port.shape) == 2 and port.fill == "ids"), None)
-    if tokens is None:
-        raise DeployError(f"{type(model).__name__} takes no text; leave the data out, or pass batches of tensors")
-    batch, width = tokens.shape
-    most = tokens.at_most.get(1) or (width if isinstance(width, int) else None)
-    limits = (most, inputs.positions_of(model), length or 128)
-    features = encode(model, tokenizer, Rows(rows.texts), min(n for n in limits if n is not None))
-    features.sort(key=lambda feature: len(feature["input_ids"]))
-    fixed = target.shapes == "fixed"
-    padding: dict[str, Any] = {"padding": "max_length", "max_length": most} if fixed else {"padding": True}
-    start = 0
-    for size in itertools.cycle([batch] if isinstance(batch, int) else BATCHES):
-        part = features[start : start + min(size, tokens.at_most.get(0, size))]
-        if not part:
-            return
-        start += len(part)
-        if fixed:
-            part = [part[i % len(part)] for i in range(size)]
-        yield dict(tokenizer.pad(part, return_tensors="pt", **padding))

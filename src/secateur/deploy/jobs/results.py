@@ -56,6 +56,7 @@ class Artefact:
 class Timing:
     """One model on one runtime at one shape.
 
+    length: in tokens; 0 for a model that takes none.
     median_ms, low_ms, high_ms: median and quartiles.
     ratio: the median over that of the first model.
     sparse: whether it runs on secateur's kernels there.
@@ -88,9 +89,15 @@ class Bench:
     machine: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; null for values that were not measured."""
+        """Plain values; null for values that were not measured, and for the length of what takes no tokens."""
         rows = [{k: None if isinstance(v, float) and v != v else v for k, v in asdict(t).items()} for t in self.timings]
+        rows = [{**row, "length": row["length"] or None} for row in rows]
         return {"threads": self.threads, "machine": self.machine, "warnings": self.warnings, "rows": rows}
+
+
+def in_words(batch: int, length: int) -> str:
+    """The shape of a call: `8 x 64`, or `8` for a model that takes no tokens."""
+    return f"{batch} x {length}" if length else str(batch)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

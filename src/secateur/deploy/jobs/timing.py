@@ -1,5 +1,6 @@
 """Every model on every runtime at every shape, timed in turn; the caller makes the artefacts."""
 
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.deploy import runner
-from secateur.deploy.jobs.results import Timing, timed
+from secateur.deploy.jobs.results import Timing, in_words, timed
 from secateur.deploy.operator_library import installed_library
 from secateur.errors import ModelError, SecateurError
 
@@ -41,12 +42,13 @@ def in_turn(
     for size in (*batch, *length):
         if size < 1:
             raise ModelError(f"batch and length are at least 1, not {size}")
-    shapes = [(b, n) for b in batch for n in length]
     timings: list[Timing] = []
     with tempfile.TemporaryDirectory(prefix="secateur-bench-") as work:
         for runtime in runtimes:
             artefacts = _Artefacts(runtime, names, make, Path(work), say, dict(loading or {}))
-            for shape in shapes:
+            for shape in itertools.product(batch, length):
+                if shape[1] != length[0] and not artefacts.take_tokens:
+                    continue
                 if fixed(runtime):
                     artefacts.delete()
                 artefacts.make_missing(shape if fixed(runtime) else (max(batch), max(length)))
@@ -65,6 +67,8 @@ class _Artefacts:
     ) -> None:
         self.runtime, self.names, self.make, self.work, self.say = runtime, names, make, work, say
         self.loading = loading
+        self.take_tokens = True
+        """Whether calls have a length, as far as is known: artefacts of images and sounds have none."""
         self.made: dict[str, Path] = {}
         self.refused: dict[str, str] = {}
 
@@ -80,16 +84,18 @@ class _Artefacts:
                 self.refused[name] = str(error)
 
     def time(self, shape: Shape, threads: int, turns: int) -> list[Timing]:
-        """One row a model."""
-        timings = [Timing(name, self.runtime, *shape, error=reason) for name, reason in self.refused.items()]
-        if self.made:
-            self.say(f"{self.runtime}: batch {shape[0]} x {shape[1]}")
-            try:
+        """One row a model; its length is 0 where no model takes tokens."""
+        try:
+            self.take_tokens = not self.made or any(runner.takes_tokens(runner.read(f)) for f in self.made.values())
+            shape = shape if self.take_tokens else (shape[0], 0)
+            timings = [Timing(name, self.runtime, *shape, error=reason) for name, reason in self.refused.items()]
+            if self.made:
+                self.say(f"{self.runtime}: batch {in_words(*shape)}")
                 ours = {name: self.loading for name, folder in self.made.items() if folder.is_relative_to(self.work)}
                 rows = runner.measure(self.made, *shape, threads, turns, library=installed_library(), ours=ours)
                 timings += timed(rows, self.made, self.runtime, shape)
-            except runner.ArtefactError as error:
-                raise ModelError(str(error)) from None
+        except runner.ArtefactError as error:
+            raise ModelError(str(error)) from None
         return timings
 
     def delete(self) -> None:

@@ -13,17 +13,20 @@ from torch import nn
 
 from secateur import runtime
 from secateur.deploy import runner
-from secateur.deploy.jobs.export import check_model, describe_graph, tokenizer_of, zero_share
+from secateur.deploy.jobs.export import check_model, describe_graph, load_for, tokenizer_of, zero_share
 from secateur.deploy.targets.inputs import inputs_of, named_outputs, ports_of
 from secateur.files import write_json
 from secateur.plan import MASKS_NAME
-from secateur.torch.open import load_model
+from secateur.torch.stats.linear_inputs import rows_read
 
 
-def write(model: nn.Module, source: Path, target: str, folder: Path) -> dict[str, Any]:
+def write(
+    model: nn.Module, source: Path, target: str, folder: Path, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Describe a model folder as an artefact for `torch` or `secateur`; returns the description."""
     check_model(model, folder)
-    ports = ports_of(model, inputs_of(model, tokenizer_of(source), source))
+    tokenizer = tokenizer_of(source, trust_remote_code=trust_remote_code)
+    ports = ports_of(model, inputs_of(model, tokenizer, source))
     count, zeros = zero_share(model)
     info = {
         "format": runner.FORMAT,
@@ -59,9 +62,8 @@ def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int, options: M
 
     def compile_once(feed: runner.Feed) -> nn.Module:
         if not compiled:
-            first = next(iter(feed.values()))
-            tokens = first.size if first.ndim == 2 else first.shape[0]
-            compiled.append(runtime.compile(model, tokens=int(tokens), example=_tensors(feed)))
+            batch = _tensors(feed)
+            compiled.append(runtime.compile(model, tokens=rows_read(model, batch), example=batch))
         return compiled[0]
 
     return _program(compile_once)
@@ -70,7 +72,7 @@ def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int, options: M
 def _open_source(folder: Path, threads: int, options: Mapping[str, Any]) -> nn.Module:
     torch.set_num_threads(threads)
     source = Path(runner.read(folder)["source"])
-    return load_model(source, **{"trust_remote_code": False, **options, "dtype": torch.float32})
+    return load_for(source, **{"trust_remote_code": False, **options, "dtype": torch.float32})
 
 
 def _program(model: Callable[[runner.Feed], nn.Module]) -> runner.Program:

@@ -18,12 +18,15 @@ class Batches(Sequence[dict[str, torch.Tensor]]):
 
     examples: the rows.
     task: which collates them.
+    batch_size: the most examples of a batch; fewer where the task says so.
     """
 
     def __init__(self, task: Task, examples: Examples, batch_size: int = 32) -> None:
         lengths = [task.length(feature) for feature in examples.features]
         self.order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        self.task, self.examples, self.batch_size = task, examples, batch_size
+        most = task.largest_batch(examples.features)
+        self.task, self.examples = task, examples
+        self.batch_size = batch_size if most is None else min(batch_size, most)
 
     def __len__(self) -> int:
         return -(-len(self.order) // self.batch_size)

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.errors import DataError, ModelError
 from secateur.metrics.evaluation import Evaluation
-from secateur.torch.base.batches import evaluating, run, to_device, with_decoder_inputs, without_labels
+from secateur.torch.base.batches import call, evaluating, run, to_device, with_decoder_inputs, without_labels
 
 if TYPE_CHECKING:
     from secateur.tasks.base.batches import Batches
@@ -33,6 +33,7 @@ class Reference:
 
     def __init__(self, task: Task, model: nn.Module, batches: Batches, track: Track = silent) -> None:
         self.task, self.model, self.batches = task, model, batches
+        task.dense = model
         self._kept: list[Any] | None = []
         self.parts: list[Any] = [None] * len(batches.examples.features)
         self.losses: list[tuple[float, int]] = []
@@ -73,11 +74,20 @@ def evaluate(
         _read(task, model, output, batch, batches.members(number), parts)
         if reference is not None:
             dense = reference.output(number)
+            _check_shapes(output, dense)
             with torch.no_grad():
                 divergences.append(task.divergence(output, _to(dense, model), batch).double().cpu())
     predictions = _predictions(task, batches, parts)
     kl = float(torch.cat(divergences).mean()) if divergences else None
     return _evaluation(task, batches, predictions, losses, reference, kl)
+
+
+def parts_of(task: Task, model: nn.Module, batches: Batches, number: int) -> list[Any]:
+    """For each feature of a batch, in its order, what a prediction is made from (`Task.read`); ModelError as there."""
+    batch, output = _forward(task, model, batches, number, [])
+    parts: list[Any] = [None] * len(batches.members(number))
+    _read(task, model, output, batch, range(len(parts)), parts)
+    return parts
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -90,7 +100,7 @@ def _forward(
     batch = with_decoder_inputs(model, to_device(batches[number], model))
     with evaluating(model), torch.no_grad():
         if batches.are_labelled and not task.has_own_loss:
-            output = model(**batch)
+            output = call(model, batch)
             loss = output.loss
         else:
             output = run(model, batch)
@@ -113,6 +123,17 @@ def _read(task: Task, model: nn.Module, output: Any, batch: Any, members: Sequen
                 "the model answers NaN or infinity on this data; look for NaN or huge values in its weights"
             )
         parts[member] = part
+
+
+def _check_shapes(output: Any, dense: Any) -> None:
+    """DataError where the two models have other classes."""
+    for name in ("logits", "start_logits"):
+        own, wanted = getattr(output, name, None), getattr(dense, name, None)
+        if own is not None and wanted is not None and own.shape != wanted.shape:
+            raise DataError(
+                f"outputs of shape {tuple(own.shape)} and {tuple(wanted.shape)} cannot be compared; both models need "
+                "the same classes"
+            )
 
 
 def _predictions(task: Task, batches: Batches, parts: Sequence[Any]) -> list[Any]:
@@ -161,7 +182,7 @@ def _evaluation(
 def _flips(task: Task, predictions: Sequence[Any], dense: Sequence[Any]) -> float | None:
     """The share of rows whose answer is another one; None for a task without answers."""
     same = [task.same(a, b) for a, b in zip(predictions, dense, strict=True)]
-    return None if any(s is None for s in same) else 1 - sum(map(bool, same)) / len(same)
+    return None if any(s is None for s in same) else 1 - sum(float(s or 0) for s in same) / len(same)
 
 
 def _on_cpu(output: Any) -> dict[str, Any]:

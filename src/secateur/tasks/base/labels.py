@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from secateur.data.columns import number
@@ -16,11 +16,13 @@ def is_generic(id2label: Mapping[Any, str] | None) -> bool:
 
 
 def head_for(labels: Sequence[Any], class_names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Options of `from_pretrained` for a head with a class for each different label, sorted, or in the data's order.
+    """Options of `from_pretrained` for a head with a class for each different label, sorted.
+
+    class_names: all classes, in the order of the head.
 
     Raises DataError for fewer than two.
     """
-    names = list(class_names) if class_names else sorted({str(label) for label in labels if label is not None})
+    names = list(class_names) if class_names else sorted_labels(labels)
     if len(names) < 2:
         raise DataError(f"a classifier needs at least two labels; the data has {listed(names) or 'none'}")
     return {
@@ -28,6 +30,19 @@ def head_for(labels: Sequence[Any], class_names: Sequence[str] | None = None) ->
         "label2id": {name: i for i, name in enumerate(names)},
         "id2label": dict(enumerate(names)),
     }
+
+
+def sorted_labels(labels: Sequence[Any], first: str | None = None) -> list[str]:
+    """The different labels as words: `first` (where it is among them), numbers by value, then words by the alphabet."""
+    return sorted({str(label) for label in labels if label is not None}, key=_after(first))
+
+
+def _after(first: str | None) -> Callable[[str], tuple[bool, float, str]]:
+    def key(label: str) -> tuple[bool, float, str]:
+        value = number(label)
+        return label != first, float("inf") if value is None else value, label
+
+    return key
 
 
 class LabelMap:
@@ -52,16 +67,23 @@ class LabelMap:
         self.prepare(cells, table.class_names.get(name))
         return [self.id(table, name, row, cell) for row, cell in enumerate(cells)]
 
-    def prepare(self, cells: Sequence[Any], class_names: Sequence[str] | None) -> None:
-        """Name the classes of a head that names none, where the data has names: sorted, or in the data's own order."""
+    def prepare(self, cells: Sequence[Any], class_names: Sequence[str] | None, first: str | None = None) -> None:
+        """Name the classes of a head that names none, where the data has names: sorted, or in the data's own order.
+
+        first: a label that stands before the others in a sorted order.
+        """
         if not is_generic(self.config.id2label):
             return
-        words = sorted({cell for cell in cells if isinstance(cell, str) and number(cell) is None})
+        words = sorted({cell for cell in cells if isinstance(cell, str) and number(cell) is None}, key=_after(first))
         words = [word for word in words if word not in self.config.label2id]
         order = list(class_names or words)
         if len(order) == self.classes and (words or class_names):
             self._learn(order)
-            order_of = "as the data numbers them" if class_names else "in the order of the alphabet"
+            order_of = (
+                "as the data numbers them"
+                if class_names
+                else f"in the order of the alphabet{f', {first} first' if first in words else ''}"
+            )
             self.notes.append(
                 f"the model's head names no classes; they are taken {order_of}: {listed(order)} "
                 "(--label-names gives another order)"

@@ -9,15 +9,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from secateur.data.columns import Choice, Column, choose
 from secateur.data.table import Table, as_table
+from secateur.errors import DataError
 from secateur.metrics.evaluation import Evaluation
 from secateur.metrics.metric import Metric
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import Reference, evaluate
-from secateur.torch.base.batches import IGNORED
+from secateur.torch.base.batches import IGNORED, call
+from secateur.torch.data.run_windows import divergences
 from secateur.torch.data.text_rows import load_tokenizer
 
 
@@ -94,6 +95,8 @@ class Task:
         self.config: Any = getattr(model, "config", None)
         self.processor = processor
         self.options = options or Options()
+        self.dense = model
+        """The model whose answers stand in where the data has none; a `Reference` names the dense one."""
         self.notes: list[str] = []
         """Sentences for the user on what the task found out by itself."""
 
@@ -136,7 +139,10 @@ class Task:
         raise NotImplementedError
 
     def collate(self, features: Sequence[Mapping[str, Any]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
-        """Features as one batch: keyword arguments of the model, labels among them, and no other keys.
+        """Features as one batch: keyword arguments of the model, labels among them.
+
+        Tensors that the task alone needs, such as which positions count, have keys that start with `_`; no model gets
+        them (`secateur.torch.base.batches.arguments`).
 
         pad_to: the length in tokens to which texts are padded; None for that of the longest.
         """
@@ -145,6 +151,10 @@ class Task:
     def batches(self, rows: Any, batch_size: int = 32) -> Batches:
         """Rows as batches of like lengths. rows: a Table, or what `secateur.data.table.as_table` takes."""
         return Batches(self, self.encode(as_table(rows)), batch_size)
+
+    def largest_batch(self, features: Sequence[Mapping[str, Any]]) -> int | None:
+        """How many of the features a batch may hold for the size of the model's outputs; None for any number."""
+        return None
 
     def length(self, feature: Mapping[str, Any]) -> int:
         """How long a feature is, for batches of like lengths."""
@@ -155,7 +165,7 @@ class Task:
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
         """The loss of a batch with labels, a mean over its examples; the model's own where it has one."""
-        return model(**batch).loss
+        return call(model, batch).loss
 
     def positions(self, output: Any, batch: Mapping[str, Any]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Where the model decides among classes: pairs of logits (n, classes) and the example (n,) of each.
@@ -174,9 +184,12 @@ class Task:
         total: torch.Tensor | None = None
         pairs = zip(self.positions(output, batch), self.positions(dense, batch), strict=True)
         for (own, examples), (wanted, _) in pairs:
-            p, q = ((logits.float() / temperature).log_softmax(-1) for logits in (wanted, own))
-            kl = temperature**2 * F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-            part = mean_by(kl, examples, _examples_of(batch))
+            if own.shape != wanted.shape:
+                raise DataError(
+                    f"outputs of shape {tuple(own.shape)} and {tuple(wanted.shape)} cannot be compared; both models "
+                    "need the same classes or tokens"
+                )
+            part = mean_by(divergences(own, wanted, temperature), examples, _examples_of(batch))
             total = part if total is None else total + part
         assert total is not None
         return total
@@ -195,8 +208,10 @@ class Task:
         """The prediction of a row, from what `read` gave for its features; metrics compare it with the reference."""
         return int(np.argmax(parts[0]))
 
-    def same(self, prediction: Any, other: Any) -> bool | None:
-        """Whether two predictions are the same answer; None for a task without answers, such as embeddings."""
+    def same(self, prediction: Any, other: Any) -> float | None:
+        """Whether two predictions are the same answer, or which share of their answers is; None for a task without
+        answers, such as embeddings.
+        """
         return bool(prediction == other)
 
     def metrics(self, *, has_references: bool) -> tuple[Metric, ...]:

@@ -25,7 +25,8 @@ else:
 
 
 def in_a_line(error: BaseException, limit: int = 160) -> str:
-    """The type and the first line of an error, cut to `limit` characters."""
-    first = (str(error).strip().splitlines() or [""])[0].strip()
+    """The type and the first line of an error, with the next one after a colon, cut to `limit` characters."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [""]
+    first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return text if len(text) <= limit else text[: limit - 3].rstrip() + "..."

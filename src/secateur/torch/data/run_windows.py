@@ -1,4 +1,6 @@
-"""Runs language models over windows of tokens: loss of each window, KL and flips against a dense model."""
+"""Runs language models over windows of tokens: loss of each window, KL and flips against a dense model. Logits are
+large, so that probabilities of some positions only are in memory at once.
+"""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -7,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from secateur.errors import DataError, ModelError
 from secateur.scores import TextScore, text_score
@@ -72,21 +76,42 @@ def chunks(count: int) -> Iterator[slice]:
     return (slice(start, start + _POSITIONS) for start in range(0, count, _POSITIONS))
 
 
-def _loss(logits: torch.Tensor, window: torch.Tensor) -> float:
-    """Mean negative log-likelihood of the tokens of a window but the first, in nats."""
-    targets = window[1:].to(logits.device)
-    total = sum(
-        float(nn.functional.cross_entropy(logits[part].float(), targets[part], reduction="sum").double())
+def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """The negative log-likelihood of the targets (positions,) under logits (positions, vocabulary), summed, in nats."""
+    targets = targets.to(logits.device)
+    return sum(
+        float(F.cross_entropy(logits[part].float(), targets[part], reduction="sum").double())
         for part in chunks(len(targets))
     )
-    return total / len(targets)
+
+
+def divergences(logits: torch.Tensor, dense: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """KL(dense || model) at each position (positions,), in nats, of logits (positions, vocabulary).
+
+    temperature: divides the logits first; the result is multiplied by its square.
+
+    Where gradients are recorded, the probabilities of each part are computed again on the way back.
+    """
+    parts = []
+    for part in chunks(len(logits)):
+        if torch.is_grad_enabled() and logits.requires_grad:
+            parts.append(checkpoint(_kl, logits[part], dense[part], temperature, use_reentrant=False))
+        else:
+            parts.append(_kl(logits[part], dense[part], temperature))
+    return torch.cat(parts) if parts else logits.new_zeros(0)
+
+
+def _kl(logits: torch.Tensor, dense: torch.Tensor, temperature: float) -> torch.Tensor:
+    q, p = ((x.float() / temperature).log_softmax(-1) for x in (logits, dense))
+    return temperature**2 * F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+
+
+def _loss(logits: torch.Tensor, window: torch.Tensor) -> float:
+    """Mean negative log-likelihood of the tokens of a window but the first, in nats."""
+    return loss_sum(logits, window[1:]) / (len(window) - 1)
 
 
 def _distance(logits: torch.Tensor, dense: torch.Tensor) -> tuple[float, float]:
     """Mean over positions of KL(dense || model), and the share of positions with another most likely token."""
-    kl = flips = 0.0
-    for part in chunks(len(logits)):
-        q, p = logits[part].float().log_softmax(-1), dense[part].float().log_softmax(-1)
-        kl += float((p.exp() * (p - q)).sum(-1).double().sum())
-        flips += float((logits[part].argmax(-1) != dense[part].argmax(-1)).sum())
-    return kl / len(logits), flips / len(logits)
+    flips = sum(float((logits[p].argmax(-1) != dense[p].argmax(-1)).sum()) for p in chunks(len(logits)))
+    return float(divergences(logits, dense).double().sum()) / len(logits), flips / len(logits)

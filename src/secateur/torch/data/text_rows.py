@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from secateur.errors import DataError, ModelError, shown
+from secateur.torch.base import remote_code
 
 VOCABULARIES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken", "tokenizer_config.json")
 """Files of which a tokenizer has at least one; without any, transformers makes a tokenizer that knows no word."""
@@ -18,15 +19,16 @@ def has_tokenizer(folder: Path | str) -> bool:
     return any(file for name in VOCABULARIES for file in Path(folder).glob(name))
 
 
-def load_tokenizer(source: Any, **options: Any) -> Any:
-    """The tokenizer of a folder or hub id; ModelError when there is none."""
+def load_tokenizer(source: Any, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a folder or hub id; ModelError when there is none, or it needs code that is not allowed."""
     from transformers import AutoTokenizer  # optional
 
     if Path(source).is_dir() and not has_tokenizer(source):
         raise ModelError(f"{source} holds no tokenizer; save the one that the model was trained with into it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=remote_code.stated(trust_remote_code))
     except Exception as error:  # damaged files raise many types of exception
+        remote_code.check(source, error)
         raise ModelError(f"{source} holds no tokenizer: {' '.join(str(error).split())[:200]}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -46,7 +48,7 @@ def text_positions(model: nn.Module) -> int | None:
     positions = getattr(text, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    ids = _input_embeddings(model)
+    ids = input_embeddings(model)
     skipped = [
         table.padding_idx + 1
         for table in model.modules()
@@ -56,7 +58,7 @@ def text_positions(model: nn.Module) -> int | None:
     return positions - max(skipped, default=0)
 
 
-def _input_embeddings(model: Any) -> Any:
+def input_embeddings(model: Any) -> Any:
     """The table of token embeddings, or None where the model has none."""
     try:
         return model.get_input_embeddings()
@@ -108,7 +110,7 @@ def token_ids(
 
 def check_vocabulary(model: Any, largest: int) -> None:
     """DataError when a token is not in the model's table."""
-    table = _input_embeddings(model)
+    table = input_embeddings(model)
     if table is not None and largest >= table.weight.shape[0]:
         raise DataError(
             f"the tokenizer gives token {largest}, the model knows {table.weight.shape[0]}; they do not belong together"

@@ -4,6 +4,7 @@ that no weight is left to chance after it is loaded.
 Transformers draws weights that the files lack at random, leaves out those that the model lacks, and only logs both.
 """
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -61,13 +62,19 @@ def check_elements(source: object, model: nn.Module, entries: Iterable[Entry]) -
 
 def check_config(source: object, factory: Any, config: Any, entries: Mapping[str, Entry]) -> None:
     """`check_elements` of the model that a class builds from a config, before it takes memory."""
-    build = getattr(factory, "_from_config", None) or factory.from_config
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = build(config)
+            model = from_config(factory, config)
     except EXPECTED:  # loading will say it, in the words of transformers
         return
     check_elements(source, model, entries.values())
+
+
+def from_config(factory: Any, config: Any, **options: Any) -> Any:
+    """A model of a class, or of the class that an Auto class finds, from a config. No code of a config runs."""
+    if hasattr(factory, "_from_config"):
+        return factory._from_config(config, **options)
+    return factory.from_config(config, trust_remote_code=False, **options)
 
 
 def _held(entries: Iterable[Entry]) -> int:
@@ -107,13 +114,48 @@ def check_report(source: object, model: Any, report: Mapping[str, Any], new_head
     report: of `from_pretrained(output_loading_info=True)`.
     new_head: gets the names of random weights of a head; without it, they are an error too.
     """
-    random = sorted({*report["missing_keys"], *(mismatch[0] for mismatch in report["mismatched_keys"])})
+    missing = set(report["missing_keys"])
+    missing -= computed(model, missing).keys()
+    random = sorted({*missing, *(mismatch[0] for mismatch in report["mismatched_keys"])})
     head = set() if new_head is None else set(_of_head(model, random))
     check_missing(source, model, [name for name in random if name not in head])
     check_types(source, model)
     check_unexpected(source, model, report["unexpected_keys"])
     if new_head is not None and random:
         new_head(random)
+
+
+def computed(model: Any, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Of these parameters those that the class computes (sinusoidal positions), so that no file has to hold them.
+
+    The class never trains them, and gives them the same values whatever the random numbers are. Returns these values.
+    """
+    parameters = dict(model.named_parameters())
+    found = {name: value for name in names if name in parameters for value in _computed(model, name)}
+    if not found:
+        return found
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            built = dict(type(model)(model.config).named_parameters())
+    except EXPECTED:  # a class that cannot be built on the meta device
+        return {}
+    return {name: value for name, value in found.items() if name in built and not built[name].requires_grad}
+
+
+def _computed(model: Any, name: str) -> list[torch.Tensor]:
+    """The values of a parameter, if its class fills it twice with the same numbers that are not all one number."""
+    path, _, own = name.rpartition(".")
+    drawn = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            module = copy.deepcopy(model.get_submodule(path)).to_empty(device="cpu", recurse=False)
+            getattr(module, own).fill_(seed)
+            model._init_weights(module)
+            drawn.append(getattr(module, own).detach())
+    first, second = drawn
+    is_computed = torch.equal(first, second) and not bool((first == first.flatten()[0]).all())
+    return [first] if is_computed else []
 
 
 def check_missing(source: object, model: Any, missing: Iterable[str]) -> None:

@@ -58,8 +58,9 @@ def convert_gguf(file: Path, folder: Path) -> None:
         raise ModelError(f"{file} does not exist; pass a model folder, a hub id or a .gguf file")
     name: Any = file.name
     try:
-        read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=name, dtype=torch.float32)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=name)
+        options: dict[str, Any] = {"gguf_file": name, "trust_remote_code": False}
+        read = transformers.AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **options)
     except Exception as error:  # transformers raises many errors for unknown architectures and damaged files
         text = " ".join(str(error).split())[:200]
         raise ModelError(f"transformers cannot read {file}: {text}") from None

@@ -111,11 +111,3 @@ def _file_chunks(file: Path, begin: int, end: int) -> Iterator[bytes]:
                 raise ModelError(f"{file} became shorter while it was read; copy it again")
             begin += len(chunk)
             yield chunk
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    for chunk in _file_chunks(file, 0, file.stat().st_size):
-        digest.update(chunk)
-    return digest.hexdigest()

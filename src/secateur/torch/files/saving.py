@@ -4,8 +4,9 @@ A model whose sizes the numbers of a configuration describe becomes a stock chec
 All other models get a manifest.
 """
 
+import contextlib
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from secateur.plan import Plan
 from secateur.schemas import reading
 from secateur.schemas.manifest import PlainManifest
 from secateur.schemas.model_folder import REMEDY, read_config, read_index
-from secateur.torch.base import manifest
+from secateur.torch.base import manifest, remote_code
+from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import Changes, changes_of, remember
 from secateur.torch.data.text_rows import has_tokenizer
 from secateur.torch.files import stock_config, zero_packing
 from secateur.torch.files.companions import carry
 from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained
+from secateur.torch.files.hashes import check_hashes, write_hashes
 from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, Entry, read_entries
 from secateur.torch.shrink.resize import check_unquantized
 from secateur.torch.shrink.size_attributes import is_size
@@ -94,6 +97,8 @@ def save(
         raise ModelError(
             f"no stock checkpoint can hold this model: {reason}; prune every layer alike, or leave out uniform"
         )
+    if hugging_face:
+        _check_config(model.config if config is None else config)
     if any(tensor.is_meta for tensor in manifest.named_tensors(model).values()):
         raise ModelError("the model has tensors on the meta device, which hold no numbers; load its weights first")
     with new_folder(Path(folder), overwrite=overwrite) as temporary:
@@ -104,6 +109,7 @@ def save(
         if carried is not None:
             carry(carried, temporary, with_tokenizer=not has_fewer_tokens(model))
         _save_companions(model, temporary, tokenizer, processor, plan)
+        write_hashes(temporary)
     if config is not None and packed:
         reason = "the weights are packed"
     return Saved(Path(folder), stock=config is not None and not packed, packed=packed, reason=reason)
@@ -136,15 +142,17 @@ def load(folder: Path | str, model: nn.Module | None = None, **options: Any) -> 
     from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     from_pretrained_hook.register()
+    trusted = remote_code.stated(options.get("trust_remote_code"))
     names = read_config(folder / CONFIG).get("architectures")
     factory = model_class(folder / CONFIG, names[0] if names else None)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         check_claims(folder, factory, config)
-        return from_pretrained(factory, folder, **{"use_safetensors": True, "trust_remote_code": False, **options})
+        return from_pretrained(factory, folder, **{"use_safetensors": True, **options, "trust_remote_code": trusted})
     except SecateurError:
         raise
     except Exception as error:  # a damaged folder breaks transformers in many ways
+        remote_code.check(folder, error)
         raise ModelError(f"{folder} cannot be loaded: {first_sentence(error)}") from error
 
 
@@ -178,10 +186,9 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     if not (folder / description).is_file():
         raise ModelError(f"{folder} is no saved model: it has no {description}")
     config = read_json(folder / description) if description != CONFIG else read_config(folder / CONFIG)
-    if (folder / INDEX).is_file():
+    files = [folder / WEIGHTS]
+    if not files[0].is_file() and (folder / INDEX).is_file():  # transformers, too, opens the single file where it is
         files = [folder / name for name in dict.fromkeys(read_index(folder / INDEX).values())]
-    else:
-        files = [folder / WEIGHTS]
     missing = next((f for f in files if not f.is_file()), None)
     if missing:
         pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth"), *folder.glob("*.ckpt")])
@@ -192,6 +199,24 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     if description == CONFIG:
         check_counts(folder, config, entries)
     return files
+
+
+def check_unchanged(source: Path | str) -> int:
+    """Compare a saved folder with the hashes that were written with it; returns the number of files that have one.
+
+    Raises ModelError for what is no folder, for weights and a configuration that were not there when it was saved, and
+    as `check_hashes` and `check_folder` do.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        raise ModelError(f"{source} is no folder, and only folders that secateur saved have hashes; leave out --check")
+    same = check_hashes(folder)
+    description = CONFIG if (folder / CONFIG).is_file() else MANIFEST
+    weights = check_folder(folder, description)
+    for file in (folder / description, folder / INDEX, *weights):
+        if file.is_file() and file.name not in same:
+            raise ModelError(f"{folder} has changed: {file.name} was not there when it was saved; {REMEDY}")
+    return len(same)
 
 
 def check_claims(folder: Path, factory: Any, config: Any) -> None:
@@ -243,6 +268,17 @@ def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
     return config, ""
 
 
+def _check_config(config: Any) -> None:
+    """Raise ModelError for a configuration that transformers refuses to write."""
+    try:
+        stock_config.validate(config)
+    except EXPECTED as error:
+        raise ModelError(
+            f"transformers refuses the {type(config).__name__} of the model ({first_sentence(error)}); set its numbers "
+            "to those that the model was built from"
+        ) from error
+
+
 def _save_hugging_face(
     model: Any, folder: Path, changes: Changes, config: Any, *, pack: bool, max_shard_size: int | str | None
 ) -> bool:
@@ -250,7 +286,8 @@ def _save_hugging_face(
     from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
+    with _saving_resized(model, changes):
+        model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
     packed = zero_packing.pack_folder(folder) if pack else False
     written = copy.deepcopy(model.config if config is None else config)
     written.dtype, written.architectures = model.config.dtype, model.config.architectures
@@ -264,6 +301,19 @@ def _save_hugging_face(
         data = read_json(folder / CONFIG)
         write_json(folder / CONFIG, {**data, "transformers_weights": from_pretrained_hook.NOTE})
     return packed
+
+
+@contextlib.contextmanager
+def _saving_resized(model: Any, changes: Changes) -> Iterator[None]:
+    """A context in which tensors of another size are saved that the class computes, and so does not save, at its own:
+    units have gone from sinusoidal positions.
+    """
+    before = getattr(model, "_keys_to_ignore_on_save", None)
+    model._keys_to_ignore_on_save = {name for name in before or () if name not in changes.shapes}
+    try:
+        yield
+    finally:
+        model._keys_to_ignore_on_save = before
 
 
 # -- plain PyTorch modules ----------------------------------------------------------------------------------------

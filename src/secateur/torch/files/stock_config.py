@@ -103,7 +103,16 @@ def _with_scales(model: nn.Module, config: Any, built: nn.Module) -> tuple[Any, 
     return edited, _build(model, edited)
 
 
+def validate(config: Any) -> None:
+    """Raise what transformers raises when it saves or loads a configuration, or one inside it, that it refuses."""
+    for part in _parts(config).values():
+        if hasattr(part, "validate"):  # a manifest among them has no such rules
+            part.validate()
+
+
 def _build(model: Any, config: Any) -> nn.Module:
+    """The model's class from a configuration on the meta device; raises where transformers refuses either."""
+    validate(config)
     with torch.device("meta"):
         return type(model)(copy.deepcopy(config))
 

@@ -19,7 +19,7 @@ from secateur.check import difference
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.plan import Plan
-from secateur.torch.base.batches import with_decoder_inputs
+from secateur.torch.base.batches import arguments, with_decoder_inputs
 from secateur.torch.shrink.norms import WIDE, centred_norms
 
 TOKENS = ("input_ids", "decoder_input_ids")
@@ -33,7 +33,7 @@ class Contract:
     tokens: kept token ids in order, when tokens are removed.
     of: size of the vocabulary before, when tokens are removed.
     widths: (size, kept units) of hidden and vocabulary axes: outputs of that width are compared on the kept units.
-    complete: adds the inputs that the model would make from labels to a batch in old token ids.
+    complete: a batch in old token ids as the model takes it, with the inputs that it would make from labels.
     """
 
     inexact: str = ""
@@ -85,12 +85,12 @@ class Contract:
             new_ids = torch.as_tensor(table, device=ids.device, dtype=ids.dtype)
             return torch.where(ids < 0, ids, new_ids[ids.clamp_min(0)])
 
-        if isinstance(batch, Mapping):
-            inputs = {name: value for name, value in self.complete(batch).items() if name != "labels"}
-            return {name: translate(value) if name in TOKENS else value for name, value in inputs.items()}
-        if isinstance(batch, tuple | list):
-            return type(batch)(value if _is_float(value) else translate(value) for value in batch)
-        raise ModelError(f"a batch of type {type(batch).__name__} cannot be translated to the kept tokens; use a dict")
+        given = self.complete(batch)
+        if isinstance(given, Mapping):
+            inputs = {name: value for name, value in given.items() if name != "labels"}
+            tokens = [name for name in TOKENS if name in inputs] or [k for k, v in inputs.items() if not _is_float(v)]
+            return {name: translate(value) if name in tokens else value for name, value in inputs.items()}
+        return tuple(value if _is_float(value) else translate(value) for value in given)
 
 
 def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
@@ -113,7 +113,11 @@ def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
             if tokens is not None:
                 raise ModelError("tokens of one vocabulary at a time can be removed")
             tokens, vocabulary = np.sort(np.asarray(units, dtype=np.int64)), axis.size
-    return Contract(inexact, tokens, vocabulary, tuple(widths), partial(with_decoder_inputs, model))
+    return Contract(inexact, tokens, vocabulary, tuple(widths), partial(_complete, model))
+
+
+def _complete(model: nn.Module, batch: Any) -> Any:
+    return arguments(model, with_decoder_inputs(model, batch))
 
 
 def _is_float(value: Any) -> bool:

@@ -14,7 +14,7 @@ from secateur.arrays import to_numpy
 from secateur.errors import DataError
 from secateur.layout import Layout, sum_by_owner
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
-from secateur.torch.base.batches import IGNORED, evaluating, run, size_of, to_device, with_decoder_inputs
+from secateur.torch.base.batches import IGNORED, call, evaluating, run, size_of, to_device, with_decoder_inputs
 from secateur.torch.stats.attention_scores import observe_attention
 from secateur.torch.stats.grams import watch_grams
 from secateur.torch.stats.linear_inputs import before_calls, input_of, linear_modules, real_rows
@@ -49,25 +49,23 @@ def collect(
     if axes is None:
         axes = [axis.name for axis in layout.axes.values() if not axis.frozen]
     gradients = wanted & NEEDS_GRADIENT
-    tally, padding = Tally(), Padding(layout)
+    tally, padding = Tally(), Padding(layout, model)
     stream = (with_decoder_inputs(model, to_device(batch, model)) for batch in data)
     first = list(islice(stream, 1))
     shifted = bool(gradients and first) and loss is None and _shifts_labels(model, first[0])
     batches = 0
-    with (
-        evaluating(model),
-        _watching(model, layout, wanted, axes, weights, tally, padding),
-        _gradients_on(parameters) if gradients else contextlib.nullcontext(),
-    ):
+    with evaluating(model), _gradients_on(parameters) if gradients else contextlib.nullcontext():
         for batch in chain(first, stream):
             padding.see(batch)
-            if gradients:
-                items = size_of(batch) if loss is not None else _labels_in(batch, shifted=shifted)
-                _backward(model, batch, loss)
-                _add_gradients(layout, parameters, gradients, axes, tally, items)
-            else:
-                with torch.no_grad():
-                    run(model, batch)
+            # The model is watched in this pass only: what makes the next batch may run it too, for labels.
+            with _watching(model, layout, wanted, axes, weights, tally, padding):
+                if gradients:
+                    items = size_of(batch) if loss is not None else _labels_in(batch, shifted=shifted)
+                    _backward(model, batch, loss)
+                    _add_gradients(layout, parameters, gradients, axes, tally, items)
+                else:
+                    with torch.no_grad():
+                        run(model, batch)
             batches += 1
     if not batches:
         raise DataError("the data is empty: no batch was seen; pass at least one")
@@ -109,7 +107,7 @@ def _shifts_labels(model: nn.Module, batch: Any) -> bool:
     first_only = torch.full_like(labels, IGNORED)
     first_only[:, 0] = labels[:, 0].clamp_min(0)
     with evaluating(model):
-        value = getattr(model(**{**batch, "labels": first_only}), "loss", None)
+        value = getattr(call(model, {**batch, "labels": first_only}), "loss", None)
     return value is not None and not (bool(value.isfinite().all()) and bool(value.any()))
 
 
@@ -138,7 +136,7 @@ def _backward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
     if loss is not None:
         value = loss(model, batch)
     else:
-        value = getattr(model(**batch) if isinstance(batch, Mapping) else model(*batch), "loss", None)
+        value = getattr(call(model, batch), "loss", None)
     if value is None:
         raise DataError("gradients need a loss: pass labels in each batch, or loss=callable to secateur.open")
     if value.dim():

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from secateur.errors import ModelError
 from secateur.layout import Layout
+from secateur.torch.base.batches import evaluating, run, size_of
 from secateur.torch.stats.padding import TokenMask
 
 InputHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]
@@ -44,6 +46,21 @@ def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     if args:
         return args[0]
     return kwargs[next(iter(inspect.signature(module.forward).parameters))]
+
+
+def rows_read(model: nn.Module, batch: Any) -> int:
+    """How many rows most linear layers read in a call on a batch: tokens, patches or frames of all its examples."""
+    counts: Counter[int] = Counter()
+
+    def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = input_of(module, args, kwargs)
+        if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dim() > 1:
+            counts[x.numel() // x.shape[-1]] += 1
+
+    linear = [m for m in model.modules() if isinstance(w := getattr(m, "weight", None), torch.Tensor) and w.dim() == 2]
+    with evaluating(model), torch.no_grad(), before_calls([(module, see) for module in linear]):
+        run(model, batch)
+    return max(1, counts.most_common(1)[0][0] if counts else size_of(batch))
 
 
 def real_rows(path: str, x: torch.Tensor, inputs: int | None, token_mask: TokenMask) -> torch.Tensor | None:

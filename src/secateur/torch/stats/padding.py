@@ -13,7 +13,7 @@ import torch
 
 from secateur.errors import DataError
 from secateur.layout import Layout
-from secateur.torch.base.batches import IGNORED, LABELS
+from secateur.torch.base.batches import IGNORED, LABELS, frame_mask
 
 TokenMask = Callable[[str, tuple[int, ...]], torch.Tensor | None]
 """(module path, shape of its input without the features) -> bool mask of the real tokens, of that shape or of its first
@@ -28,11 +28,12 @@ def no_padding(path: str, shape: tuple[int, ...]) -> None:
 class Padding:
     """The TokenMask of one pass over data; call `see` with each batch before the model runs on it.
 
+    model: says how the frames that its layers read follow from the samples of a sound; None where nothing is read so.
     unplaced: module path -> shape of its input, where rows could not be matched with tokens, so that padding counts.
     """
 
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, model: Any = None) -> None:
+        self._layout, self._model = layout, model
         self._batch: Any = None
         self._inputs: dict[str, frozenset[str]] = {}
         self._knows_decoder = any(_of_decoder(linear.inputs) for linear in layout.linears.values())
@@ -58,6 +59,10 @@ class Padding:
         mask = self._stream(path)
         if mask is None or shape[:2] == mask.shape:
             return mask
+        if len(shape) == 2 and shape[0] == mask.shape[0]:
+            of_frames = frame_mask(self._model, mask, shape[1])
+            if of_frames is not None:
+                return of_frames
         if [n for n in shape if n != 1] in ([mask.numel()], [n for n in mask.shape if n != 1]):
             return mask.reshape(shape)
         rows = math.prod(shape)

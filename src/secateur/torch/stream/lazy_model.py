@@ -17,7 +17,7 @@ from torch import nn
 from secateur.errors import ModelError, PlanError
 from secateur.layout import Layout
 from secateur.torch.data.example import example_for
-from secateur.torch.files.completeness import check_missing, check_unexpected
+from secateur.torch.files.completeness import check_missing, check_unexpected, computed, from_config
 from secateur.torch.files.safetensors_header import TYPES
 from secateur.torch.files.safetensors_shards import Entry, entries_of, read_tensor
 from secateur.torch.files.saving import check_claims
@@ -58,7 +58,13 @@ class Skeleton:
         self.sources, self._merged = self._map_names()
         known = self.model.state_dict().keys() | self._aliases.keys()
         self.unused = [name for target, names in self.sources.items() if target not in known for name in names]
+        absent = [n for n, _ in self.model.named_parameters() if not self._in_files(n)]
+        self._computed = computed(self.model, absent)
         self._check_complete()
+
+    def _in_files(self, name: str) -> bool:
+        """Whether the files hold a parameter or buffer, under any of its names."""
+        return any(alias in self.sources for alias in self._aliases.get(name, [name]))
 
     def _build(self) -> Any:
         """The model, with parameters on the meta device."""
@@ -104,7 +110,8 @@ class Skeleton:
             (
                 name
                 for name in self.model.state_dict()
-                if not any(alias in self.sources for alias in self._aliases.get(name, [name]))
+                if not self._in_files(name)
+                and name not in self._computed
                 and not any(pattern.search(name) for pattern in ignored)
             ),
         )
@@ -142,7 +149,11 @@ class Skeleton:
         inside = tuple(f"{path}." for path in paths)
         for name, parameter in self.model.named_parameters():
             names = self._aliases.get(name, [name])
-            if not name.startswith(inside) or any(len(self.sources.get(n, [])) > 1 or n in self._merged for n in names):
+            if (
+                name in self._computed
+                or not name.startswith(inside)
+                or any(len(self.sources.get(n, [])) > 1 or n in self._merged for n in names)
+            ):
                 continue
             source = next((source for source in map(self.source, names) if source is not None), None)
             if source is None:
@@ -186,12 +197,14 @@ class Skeleton:
             raise ModelError(f"{self.folder} lacks {path}.{missing[0]}; save or copy the model again")
 
     def _fill(self, name: str) -> None:
-        """Read a parameter or buffer that is one tensor of the files, under any of its names."""
+        """Read a parameter or buffer that is one tensor of the files, under any of its names; or compute it."""
         for alias in self._aliases.get(name, [name]):
             source = self.source(alias)
             if source is not None:
                 self.put(name, read_tensor(self.entries[source]))
                 return
+        if name in self._computed:
+            self.put(name, self._computed[name])
 
     def put(self, name: str, value: torch.Tensor) -> None:
         """Set a parameter or buffer, in the type of computation."""
@@ -243,8 +256,7 @@ class Skeleton:
 def _from_config(factory: Any, config: Any) -> Any:
     """A model of a class with untrained parameters, in evaluation, without gradients and caches."""
     config = copy.deepcopy(config)
-    build = getattr(factory, "_from_config", None) or factory.from_config
-    model = build(config, dtype=COMPUTE).eval()
+    model = from_config(factory, config, dtype=COMPUTE).eval()
     for module in model.modules():
         module_config: Any = getattr(module, "config", None)
         if hasattr(module_config, "use_cache"):

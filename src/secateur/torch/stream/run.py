@@ -27,8 +27,9 @@ from secateur.torch.blockwise.prune_block import counted, left_out
 from secateur.torch.blockwise.walk import Done, Run
 from secateur.torch.data.example import example_for
 from secateur.torch.data.token_windows import batches_of, windows_hash
+from secateur.torch.files.hashes import file_hash
 from secateur.torch.files.safetensors_header import read_entries
-from secateur.torch.files.safetensors_shards import file_hash, read_tensor, write_shard
+from secateur.torch.files.safetensors_shards import read_tensor, write_shard
 from secateur.torch.open import load_model
 from secateur.torch.stream.block_shares import by_outliers
 from secateur.torch.stream.distil_whole import coming_again, distil

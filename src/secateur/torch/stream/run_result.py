@@ -11,6 +11,7 @@ from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.torch.blockwise.prune_block import left_out
 from secateur.torch.blockwise.walk import Done
+from secateur.torch.files.hashes import write_hashes
 from secateur.torch.files.safetensors_header import INDEX, read_entries
 from secateur.torch.files.safetensors_shards import write_shard
 from secateur.torch.stream.journal import Workspace
@@ -84,7 +85,7 @@ def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[
         tuple(skeleton.unused),
     )
     if not work.journal.finished:
-        _write_rest(work, skeleton, paths)
+        rest = _write_rest(work, skeleton, paths)
         write_json(
             work.result / RECORD,
             {
@@ -97,23 +98,28 @@ def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[
                 "blocks": list(report.blocks),
             },
         )
+        write_hashes(work.result, {**{block["file"]: block["sha256"] for block in blocks}, **rest})
     work.finish()
     return report
 
 
-def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> None:
-    """Write the last shard, the index of all shards, and copies of the other files of the source."""
+def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> dict[str, str]:
+    """Write the last shard, the index of all shards, and copies of the other files of the source.
+
+    Returns the name of the last shard with its SHA-256.
+    """
     inside = {name for path in paths for name in skeleton.names_under(path)}
     rest = {name: entry for name, entry in skeleton.entries.items() if name not in inside}
     blocks = work.journal.blocks
     file = shard_name(len(blocks) + 1, len(blocks))
-    write_shard(work.result / file, rest, work.folder)
+    digest = write_shard(work.result / file, rest, work.folder)
     index = dict.fromkeys(rest, file)
     for block in blocks:
         index |= dict.fromkeys(read_entries(work.result / block["file"]), block["file"])
     size = sum(entry.bytes for entry in skeleton.entries.values())
     write_json(work.result / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))})
     _copy_others(skeleton.folder, work.result)
+    return {file: digest}
 
 
 def _copy_others(source: Path, folder: Path) -> None:

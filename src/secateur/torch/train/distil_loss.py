@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from secateur.torch.base.batches import LABELS, run
+from secateur.torch.base.batches import LABELS, call, run
 
 TEMPERATURE = 2.0
 
@@ -45,9 +45,10 @@ def distillation_loss(
     """
     is_labelled = not set(LABELS).isdisjoint(batch)
     states = {"output_hidden_states": True} if hasattr(getattr(model, "config", None), "to_dict") else {}
-    output = model(**batch, **states) if loss is None else run(model, {**batch, **states})
+    asked = {**batch, **states}
+    output = call(model, asked) if loss is None else run(model, asked)
     with torch.no_grad():
-        target = run(teacher, {**batch, **states})
+        target = run(teacher, asked)
     total = divergence(output, target, batch, TEMPERATURE).mean()
     if is_labelled and loss is not None:
         total = total + loss(model, batch)

@@ -1,7 +1,7 @@
 """Rules for operations that read or write positions named by an index tensor, and for constants."""
 
 from secateur.torch.trace.atoms import Dim, expand, fresh, give_role, mark, narrow, same_axes, size, unify
-from secateur.torch.trace.values import NotCovered, OpCall, Rule, Value, broadcast, meet, never, remap
+from secateur.torch.trace.values import NotCovered, OpCall, Rule, Value, as_first, broadcast, meet, never, remap
 
 
 def embedding(call: OpCall) -> Value:
@@ -116,6 +116,21 @@ def gather(call: OpCall) -> Value:
         else:
             unify(dim, chosen.dims[i])
             dims.append(remap(dim, const=False))
+    return call.new(dims, tag=x.tag)
+
+
+def take_along(call: OpCall) -> Value:
+    """take_along_dim: as gather, but dimensions of size one of either tensor stand for all positions of the other."""
+    x, chosen = call.value("self"), call.value("indices")
+    if call.args.get("dim") is None or chosen.rank != x.rank:
+        raise NotCovered("positions of the flattened tensor")
+    axis = call.axis()
+    _mark_indexed(x.dims[axis], chosen.domain, "looked up by index")
+    pairs = zip(x.dims, chosen.dims, strict=True)
+    dims = [
+        remap(pair[1], zero=False, const=False) if i == axis else remap(meet(pair, as_first), const=False)
+        for i, pair in enumerate(pairs)
+    ]
     return call.new(dims, tag=x.tag)
 
 
@@ -246,7 +261,7 @@ RULES: dict[str, Rule] = {
     "index": index,
     "index_select": index_select,
     "gather": gather,
-    "take_along_dim": gather,
+    "take_along_dim": take_along,
     **dict.fromkeys(("scatter", "scatter_add", "index_add", "index_copy", "scatter_reduce"), scatter),
     **dict.fromkeys(("index_put", "_unsafe_index_put"), index_put),
     **dict.fromkeys(("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"), uniform),

@@ -229,11 +229,11 @@ def stack(call: OpCall) -> Value:
 
 
 def pad(call: OpCall) -> Value:
-    """Padding freezes the dimensions it widens."""
+    """Padding freezes the dimensions it widens. What is repeated of the tensor itself is zero where the tensor is."""
     x = call.value("self")
-    amounts = call.items("pad")
+    amounts = call.items("padding" if "padding" in call.args else "pad")
     dims = list(x.dims)
-    if call.get("value", 0) != 0 or call.get("mode", "constant") != "constant":
+    if call.get("value", 0) != 0:
         dims = [remap(d, zero=False) for d in dims]
     for k in range(len(amounts) // 2):
         at = x.rank - 1 - k

@@ -5,7 +5,8 @@ import secateur
 from secateur import criteria
 from secateur.budget import Global, Uniform
 from secateur.errors import ModelError, PlanError
-from secateur.jobs.text_classifier import (
+from secateur.jobs.open_task import look, open_host
+from secateur.jobs.prune_model import (
     Data,
     Stage,
     Tuning,
@@ -15,10 +16,9 @@ from secateur.jobs.text_classifier import (
     save_dense,
     tensor_bytes,
 )
-from secateur.labelled_rows import read_rows
 from secateur.pruning import default_weights
 from secateur.select import Element, Unit
-from secateur.torch.data.text_rows import Batches, encode, load_tokenizer
+from secateur.tasks import Batches, Options, read_table
 from secateur.torch.open import open_folder, open_module
 from tests.text_models import write_classifier, write_texts
 
@@ -26,22 +26,23 @@ from tests.text_models import write_classifier, write_texts
 @pytest.fixture
 def job(tmp_path):
     folder = write_classifier(tmp_path / "dense")
-    host, tokenizer = open_folder(folder), load_tokenizer(folder)
-    features = encode(host.model, tokenizer, read_rows(write_texts(tmp_path / "a.csv"), "text", "label"), 32)
-    data = Data(features[:96], Batches(features[:32], tokenizer, 8), Batches(features[96:], tokenizer, 8), tokenizer, 8)
+    host, task = open_host(look(str(folder), None), Options(max_length=32))
+    table = read_table(write_texts(tmp_path / "a.csv"))
+    train = task.encode(table.take(range(96)))
+    data = Data(task, train, Batches(task, train.take(32), 8), task.batches(table.take(range(96, len(table))), 8), 8)
     return host, data, tmp_path
 
 
 def test_a_reload_is_compared_with_the_model_in_memory(job):
     host, data, folder = job
-    save_dense(host, folder / "a", data.tokenizer)
+    save_dense(host, folder / "a", data.task)
     assert reload_gap(host, folder / "a", data.test[0]) == 0.0
     bias = host.read("classifier.bias")
     bias[0] += 1
     with pytest.raises(ModelError, match="differs from the saved one by"):
         reload_gap(host, folder / "a", data.test[0])
     bias[0] = torch.nan  # in memory and in the file
-    save_dense(host, folder / "b", data.tokenizer)
+    save_dense(host, folder / "b", data.task)
     with pytest.raises(ModelError, match="gives NaN"):
         reload_gap(host, folder / "b", data.test[0])
 
@@ -50,7 +51,7 @@ def test_a_reload_is_compared_with_the_model_in_memory(job):
 def test_gradual_and_distilled_zeros_are_packed(job):
     host, data, folder = job
     before = {name: p.clone() for name, p in host.model.named_parameters()}
-    save_dense(host, folder / "reference", data.tokenizer)
+    save_dense(host, folder / "reference", data.task)
     step = Stage(criteria.magnitude, Element(), Global(0.8))
     outcome = run("m", host, [step], data, Tuning(2, 1e-3, distil=True, gradual=True), folder / "out")
     linears = default_weights(host.layout)
@@ -89,7 +90,7 @@ def test_gradual_pruning_of_what_needs_data_is_refused(job):
 @pytest.mark.slow
 def test_latency_is_taken_in_another_process(job):
     host, data, folder = job
-    save_dense(host, folder / "reference", data.tokenizer)
+    save_dense(host, folder / "reference", data.task)
     threads = torch.get_num_threads()
     seconds = compare_latency({"a": folder / "dense", "b": folder / "reference"}, (2, 5), repeats=3)
     assert set(seconds) == {"a", "b"}

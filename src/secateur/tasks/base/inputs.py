@@ -1,0 +1,44 @@
+"""What models only answer: tables without what is right, and tables of what stands on a command line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from secateur.data.columns import Column, choose
+from secateur.data.table import Table
+from secateur.errors import DataError
+
+
+def without_references(table: Table, columns: Sequence[Column], named: Mapping[str, str | None]) -> Table:
+    """The table without the columns that a task can do without, which say what is right.
+
+    columns: those of the task. named: role -> what the user called it.
+
+    A table that then lacks a column, because one holds both inputs and what is right, stays as it is.
+    """
+    spare = [column for column in columns if not column.is_needed]
+    needed = [column for column in columns if column.is_needed]
+    names = choose(table, spare, {column.role: named.get(column.role) for column in spare}).names
+    gone = {name for group in names.values() for name in group}
+    rest = replace(table, columns={name: cells for name, cells in table.columns.items() if name not in gone})
+    try:
+        choose(rest, needed, {column.role: named.get(column.role) for column in needed})
+    except DataError:  # the task says itself what it lacks
+        return table
+    return rest
+
+
+def of_arguments(columns: Sequence[Column], cells: Sequence[str]) -> Table:
+    """Arguments as rows: one for each column that a task needs, in their order, and again for the next row.
+
+    Raises DataError where arguments are left over.
+    """
+    names: list[str] = []
+    for column in columns:
+        if column.is_needed:
+            usual = column.role if column.role in column.usual else column.usual[0]
+            names += [word.strip() for word in usual.split(",")]
+    width = max(1, len(names))
+    if len(cells) % width:
+        raise DataError(f"the model reads {' and '.join(names)}, and {len(cells)} arguments are not as many of each")
+    places = [f"number {row + 1}" for row in range(len(cells) // width)]
+    return Table({name: list(cells[i::width]) for i, name in enumerate(names)}, "the arguments", places)
