@@ -21,7 +21,7 @@ from secateur.pruning import prune
 from secateur.tasks import Options, find
 from secateur.torch.base.batches import run
 from secateur.torch.data.text_rows import load_tokenizer
-from secateur.torch.files.companions import companions_of
+from secateur.torch.files.companions import companions_of, folder_of
 from secateur.torch.open import load_model
 from secateur.torch.shrink.vocabulary import closed
 from tests.text_models import pairs, sentences, write_classifier, write_csv, write_encoder
@@ -360,8 +360,41 @@ def test_a_classifier_keeps_its_tokenizer_and_nothing_else(tmp_path):
 
 def test_a_module_that_came_with_a_tokenizer_says_that_none_is_saved(folder, tmp_path):
     host = secateur.open(load_model(folder))
-    with pytest.warns(UserWarning, match="no tokenizer is saved with this model; pass tokenizer="):
+    with pytest.warns(UserWarning, match="no tokenizer of .* is saved with this model; pass tokenizer="):
         host.save(tmp_path / "again")
+
+
+def test_what_lies_beside_a_model_of_the_hub(folder, tmp_path, monkeypatch):
+    """The cache has the weights alone; the rest is fetched for the same commit, or a sentence says that it is not."""
+    import huggingface_hub
+
+    snapshot = tmp_path / "snapshots" / "0123abc"
+    snapshot.mkdir(parents=True)
+    asked = []
+
+    def cached(name, file, revision=None):
+        if name == "../x":
+            raise ValueError("no hub id")
+        return str(snapshot / file) if name == "acme/encoder" else None
+
+    def fetch(name, revision, allow_patterns):
+        asked.append((name, revision))
+        (snapshot / "modules.json").write_bytes((folder / "modules.json").read_bytes())
+        if len(asked) > 1:
+            raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert folder_of("acme/encoder") == snapshot
+    assert [str(name) for name in companions_of(snapshot)] == ["modules.json"]
+    with pytest.warns(UserWarning, match="acme/encoder are taken from the cache alone: no network"):
+        assert folder_of("acme/encoder@main") == snapshot
+    assert asked == [("acme/encoder", "0123abc")] * 2
+    assert folder_of("acme/other") is folder_of("../x") is folder_of("") is None
+    model, task = opened(folder)
+    model.config.name_or_path = model.name_or_path = "acme/other"
+    task = find(model, task.processor)
+    assert task.notes == ["the files of acme/other are not found; the mean of token vectors is taken as embedding"]
 
 
 def test_a_tokenizer_follows_removed_tokens(tmp_path):

@@ -51,8 +51,11 @@ class FeatureExtraction(Task):
             raise ModelError(
                 f"a {type(model).__name__} needs a decoder's inputs, and gives no embedding of a text; open its encoder"
             )
-        self.folder = folder_of(model)
-        self.embedding = read_embedding(self.folder)
+        source = str(getattr(model, "name_or_path", "") or "")
+        folder = folder_of(source)
+        if source and folder is None:
+            self.notes.append(f"the files of {source} are not found; the mean of token vectors is taken as embedding")
+        self.embedding = read_embedding(folder)
         self.has_pairs: bool | None = None
         """Whether the encoded rows are pairs of texts; None before any are encoded."""
         self.largest: int | None = None

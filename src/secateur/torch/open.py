@@ -56,7 +56,8 @@ def open_folder(
     """
     model = load_model(source, task=task, new_head=new_head, **options)
     host = open_module(model, example, layout=layout, loss=loss)
-    host.source = str(source)
+    revision = options.get("revision")
+    host.source = str(source) if revision is None else f"{source}@{revision}"
     return host
 
 

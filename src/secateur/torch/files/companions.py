@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import ModelError
 from secateur.schemas.sentence_folder import read_modules
 from secateur.torch.data.text_rows import VOCABULARIES, has_tokenizer, load_tokenizer
 from secateur.torch.shrink.vocabulary import has_fewer_tokens
@@ -17,8 +16,9 @@ from secateur.torch.shrink.vocabulary import has_fewer_tokens
 TOKENIZERS = (*VOCABULARIES, "special_tokens_map.json", "added_tokens.json", "merges.txt", "normalizer.json")
 PROCESSORS = (*TOKENIZERS, "chat_template.*", "*preprocessor_config.json", "processor_config.json")
 """Files of tokenizers, image processors and feature extractors, as `save_pretrained` names them."""
+CONFIG = "config.json"
 NOT_CARRIED = (
-    *("config.json", "generation_config.json", "*.index.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"),
+    *(CONFIG, "generation_config.json", "*.index.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"),
     *("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf", "*.pkl", "*.pickle", "*.npz", "*.tflite", "*.keras"),
     *("plan.json", "secateur.json", "kept_tokens.json", "runtime.json", "artefact.json"),
 )
@@ -55,48 +55,46 @@ def carry(source: Path, folder: Path, *, with_tokenizer: bool = True) -> None:
             shutil.copyfile(source / name, target)
 
 
-def folder_of(model: Any, source: str | None = None) -> Path | None:
-    """The folder that a Hugging Face model was loaded from, for a hub id that in the cache; None where there is none.
+def folder_of(source: str) -> Path | None:
+    """The folder that a model was loaded from: the folder itself, or that of a hub id in the cache; None without one.
 
-    source: folder or hub id; default: what the model itself remembers.
+    source: a folder, a hub id, or a hub id with its revision (`org/name@revision`).
 
-    Of a hub id, companions that the cache lacks are fetched, as `from_pretrained` fetched the model.
+    Of a hub id, companions that the cache lacks are fetched, as `from_pretrained` fetched the model; a warning says
+    when that fails.
     """
-    source = str(getattr(model, "name_or_path", "") or "") if source is None else source
-    commit = getattr(getattr(model, "config", None), "_commit_hash", None)
-    if source and Path(source).is_dir():
-        return Path(source)
-    if not source or commit is None:
-        return None
-    from huggingface_hub import snapshot_download  # optional: installed with transformers
+    if not source or Path(source).is_dir():
+        return Path(source) if source else None
+    from huggingface_hub import snapshot_download, try_to_load_from_cache  # optional: installed with transformers
 
+    name, _, revision = source.partition("@")
     try:
-        return Path(
-            snapshot_download(source, revision=commit, allow_patterns=[*PROCESSORS, "*.json", "*.txt", "*_*/*"])
-        )
-    except Exception as error:  # the hub, the network and its cache fail in many ways
-        raise ModelError(
-            f"the tokenizer and the other files beside the weights of {source} cannot be fetched "
-            f"({' '.join(str(error).split())[:200]}); pass a folder that holds them"
-        ) from None
+        known = try_to_load_from_cache(name, CONFIG, revision=revision or None)
+    except ValueError:  # of a name that is no hub id
+        return None
+    if not isinstance(known, str):
+        return None
+    folder = Path(known).parent
+    try:
+        snapshot_download(name, revision=folder.name, allow_patterns=[*PROCESSORS, "*.json", "*.txt", "*_*/*"])
+    except OSError as error:  # of the hub and the network; offline it is content with the cache
+        what = " ".join(str(error).split())[:200]
+        warnings.warn(f"files beside the weights of {name} are taken from the cache alone: {what}", stacklevel=3)
+    return folder
 
 
 def companions_from(model: Any, source: str | None) -> dict[str, Any]:
     """Arguments of `saving.save` that take along what lies beside a model.
 
-    source: the folder or hub id that it was opened from. None for a module: what belongs to it is not known then, and a
-    warning says so where it once came from a folder with a tokenizer.
+    source: the folder or hub id that it was opened from, see `folder_of`. None for a module: what belongs to it is not
+        known then, and a warning says so where it once came from a folder with a tokenizer.
     """
-    if source is None:
-        name = str(getattr(model, "name_or_path", "") or "")
-        if name and Path(name).is_dir() and has_tokenizer(name):
-            warnings.warn(
-                f"no tokenizer is saved with this model; pass tokenizer=, or carried=Path({name!r})",
-                stacklevel=3,
-            )
+    name = str(getattr(model, "name_or_path", "") or "") if source is None else source
+    if source is None and not (Path(name).is_dir() and has_tokenizer(name)):
         return {}
-    folder = folder_of(model, source)
+    folder = None if source is None else folder_of(source)
     if folder is None:
+        warnings.warn(f"no tokenizer of {name} is saved with this model; pass tokenizer= or processor=", stacklevel=3)
         return {}
     tokenizer = load_tokenizer(folder) if has_fewer_tokens(model) and has_tokenizer(folder) else None
     return {"carried": folder, "tokenizer": tokenizer}
