@@ -14,7 +14,7 @@ from torch import nn
 from secateur import runtime
 from secateur.data.columns import Column, choose, texts
 from secateur.data.table import Table
-from secateur.errors import ModelError
+from secateur.errors import DataError, ModelError
 from secateur.jobs.open_task import Opened as Folder
 from secateur.jobs.open_task import look
 from secateur.runtime.saving import MANIFEST
@@ -112,6 +112,7 @@ class Rows:
     def __init__(self, task: Task, table: Table) -> None:
         self.task = task
         self.examples = task.encode(without_references(table, task.columns, task.options.columns))
+        self.notes: Sequence[str] = task.notes
 
     def example(self, batch_size: int) -> tuple[Any, int]:
         """The batch of the longest rows, and how many rows a linear layer reads in a call on it."""
@@ -148,8 +149,12 @@ class Prompts:
 
     def __init__(self, model: nn.Module, tokenizer: Any, table: Table, options: Options) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
-        (name,) = choose(table, (PROMPT,), {"text": options.columns.get("text")}).names["text"]
-        self.texts = texts(table, name)
+        chosen = choose(table, (PROMPT,), options.columns)
+        self.notes: Sequence[str] = chosen.found
+        names = chosen.names["text"]
+        if len(names) > 1:
+            raise DataError(f"--text-column names {len(names)} columns; a model goes on with one text")
+        self.texts = texts(table, names[0])
 
     def example(self, batch_size: int) -> tuple[Any, tuple[int, int]]:
         """The first texts as a batch, and how many tokens a call has: one for a step, many for a prompt."""

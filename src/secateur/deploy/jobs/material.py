@@ -34,6 +34,11 @@ class Encoded:
         self.model, self.task, self.examples = model, task, examples
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What the task found out by itself, such as which column is which."""
+        return self.task.notes
+
+    @property
     def first(self) -> Inputs:
         """A batch of the first rows."""
         return inputs_for(self.model, self.task.collate(self.examples.features[:ROWS]))
@@ -72,6 +77,8 @@ class Encoded:
 
 class Given:
     """Batches of the user, in any form of `secateur.torch.base.batches`."""
+
+    notes: Sequence[str] = ()
 
     def __init__(self, model: nn.Module, data: Iterable[Any]) -> None:
         self.model = model
