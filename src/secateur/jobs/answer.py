@@ -12,23 +12,20 @@ import torch
 from torch import nn
 
 from secateur import runtime
-from secateur.data.columns import Column, choose, texts
 from secateur.data.table import Table
-from secateur.errors import DataError, ModelError
+from secateur.errors import ModelError
 from secateur.jobs.open_task import Opened as Folder
 from secateur.jobs.open_task import look
 from secateur.runtime.saving import MANIFEST
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import parts_of
-from secateur.tasks.base.inputs import of_arguments, without_references
+from secateur.tasks.base.inputs import PROMPT, of_arguments, prompts, without_references
 from secateur.tasks.base.task import Options, Task
 from secateur.tasks.find import kind_of, named, task_of_config
 from secateur.torch.base.batches import without_labels
 from secateur.torch.data.text_rows import load_tokenizer, token_ids
 from secateur.torch.open import load_model
 from secateur.torch.stats.linear_inputs import rows_read
-
-PROMPT = Column("text", "--text-column", ("text", "prompt", "content", "sentence", "article"))
 
 
 @dataclass(frozen=True)
@@ -149,12 +146,8 @@ class Prompts:
 
     def __init__(self, model: nn.Module, tokenizer: Any, table: Table, options: Options) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
-        chosen = choose(table, (PROMPT,), options.columns)
+        self.texts, chosen = prompts(table, options.columns)
         self.notes: Sequence[str] = chosen.found
-        names = chosen.names["text"]
-        if len(names) > 1:
-            raise DataError(f"--text-column names {len(names)} columns; a model goes on with one text")
-        self.texts = texts(table, names[0])
 
     def example(self, batch_size: int) -> tuple[Any, tuple[int, int]]:
         """The first texts as a batch, and how many tokens a call has: one for a step, many for a prompt."""

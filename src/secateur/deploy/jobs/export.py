@@ -178,6 +178,7 @@ def export(
         task=task,
         options=task_options,
         length=length,
+        generate=generate,
         loading=of_config(options),
     )
     for sentence in rows.notes if rows is not None else ():
