@@ -1,5 +1,6 @@
 """secateur run: a classifier and a decoder answer through the kernels as they do without."""
 
+import json
 import shutil
 
 import pytest
@@ -119,10 +120,13 @@ def test_a_compiled_folder_answers_as_the_model_that_was_saved(result, refused, 
     assert sentence.startswith("--value has no meaning in running a compiled model, which stays as it was packed")
 
 
-def test_pairs_and_labels_in_a_file(result, pruned, tmp_path):
+def test_pairs_and_labels_in_a_file(call, pruned, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"premise": "the film was good", "hypothesis": "a fine film", "label": "no class of the model"}\n')
-    (answer,) = result("run", pruned, "--data", path, "--no-measure", "--max-length", "16")["answers"]
+    done = call("run", pruned, "--data", path, "--no-measure", "--max-length", "16", "--json")
+    assert "the column premise and hypothesis is taken as text (--text-column names another)" in done.err
+    assert "no class of the model" not in done.err
+    (answer,) = json.loads(done.out)["answers"]
     assert answer["input"] == "the film was good | a fine film"
     assert answer["label"] in ("neg", "pos")
 

@@ -14,12 +14,14 @@ import secateur
 from secateur.data.table import Table
 from secateur.deploy import target
 from secateur.deploy.jobs import bench, material, parity
+from secateur.deploy.jobs import export as exporting
 from secateur.deploy.jobs.export import export
 from secateur.deploy.targets.inputs import fitted, inputs_of, ports_of
-from secateur.tasks import find
+from secateur.errors import DataError
+from secateur.tasks import Options, find
 from tests import zoo
 
-from ..text_models import GOOD, PLAIN, tokenizer_of, write_classifier
+from ..text_models import GOOD, PLAIN, tokenizer_of, write_classifier, write_model
 
 pytestmark = pytest.mark.slow
 LACKING = {
@@ -163,6 +165,20 @@ def test_rows_for_one_shape_are_padded_and_filled_up(classifier):
     ready = find(model, encoded.task.processor).batches({"text": ["a film", "the film was good"]})
     (filled,) = parity.batches(model, material.read(model, ready, None), kind, ports)
     assert filled["input_ids"].shape == (2, 6)
+
+
+def test_prompts_of_a_table_are_padded_on_the_left(tmp_path):
+    model = write_model(tmp_path / "model")
+    table = Table({"text": ["w1 w2 w3 w4", "w5 w6", "w7"]}, "rows")
+    found = material.read(model, table, tmp_path / "model", generate=True)
+    chosen = exporting.prompts_of(model, found, zoo.inputs(model))
+    assert chosen["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    assert chosen["input_ids"][1, 2:].tolist() == [9, 10]
+    assert chosen.keys() == {"input_ids", "attention_mask"}
+    assert found.tokenizer.padding_side == "right"
+    two = Table({"a": ["x"], "b": ["y"]}, "rows")
+    with pytest.raises(DataError, match="--text-column names 2 columns; a model goes on with one text"):
+        material.read(model, two, tmp_path / "model", generate=True, options=Options(columns={"text": "a,b"}))
 
 
 def test_sounds_for_one_shape_are_cut_and_filled_up():

@@ -111,6 +111,7 @@ def command(
         activations=activations,
         tolerance=tolerance,
         overwrite=overwrite,
+        say=common.note,
         **remote,
     )
     show(made, "PyTorch", json=json, made_up=rows is None)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from secateur import runtime
-from secateur.data.columns import Column, choose, texts
 from secateur.data.table import Table
 from secateur.errors import ModelError
 from secateur.jobs.open_task import Opened as Folder
@@ -20,15 +19,13 @@ from secateur.jobs.open_task import look
 from secateur.runtime.saving import MANIFEST
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import parts_of
-from secateur.tasks.base.inputs import of_arguments, without_references
+from secateur.tasks.base.inputs import PROMPT, of_arguments, prompts, without_references
 from secateur.tasks.base.task import Options, Task
 from secateur.tasks.find import kind_of, named, task_of_config
 from secateur.torch.base.batches import without_labels
 from secateur.torch.data.text_rows import load_tokenizer, token_ids
 from secateur.torch.open import load_model
 from secateur.torch.stats.linear_inputs import rows_read
-
-PROMPT = Column("text", "--text-column", ("text", "prompt", "content", "sentence", "article"))
 
 
 @dataclass(frozen=True)
@@ -112,6 +109,7 @@ class Rows:
     def __init__(self, task: Task, table: Table) -> None:
         self.task = task
         self.examples = task.encode(without_references(table, task.columns, task.options.columns))
+        self.notes: Sequence[str] = task.notes
 
     def example(self, batch_size: int) -> tuple[Any, int]:
         """The batch of the longest rows, and how many rows a linear layer reads in a call on it."""
@@ -148,8 +146,8 @@ class Prompts:
 
     def __init__(self, model: nn.Module, tokenizer: Any, table: Table, options: Options) -> None:
         self.model, self.tokenizer, self.options = model, tokenizer, options
-        (name,) = choose(table, (PROMPT,), {"text": options.columns.get("text")}).names["text"]
-        self.texts = texts(table, name)
+        self.texts, chosen = prompts(table, options.columns)
+        self.notes: Sequence[str] = chosen.found
 
     def example(self, batch_size: int) -> tuple[Any, tuple[int, int]]:
         """The first texts as a batch, and how many tokens a call has: one for a step, many for a prompt."""

@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ def export(
     activations: str = "float32",
     tolerance: float | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> Artefact:
     """Write a model for a runtime, run it there, and compare.
@@ -146,6 +147,7 @@ def export(
     `value`, with `activations`, all as for `secateur.runtime.compile`. Such a program needs
     `secateur.runtime.onnx_library`.
     tolerance: largest permitted relative error, by default `results.TOLERANCE` (or `parity.INT8_TOLERANCE`).
+    say: gets a sentence for what was found out, such as which column of a table is which.
     options: for loading a folder, as `secateur.open` takes them.
 
     Raises SecateurError in one sentence: unknown target, missing runtime, shapes that cannot be, an operation that the
@@ -176,8 +178,11 @@ def export(
         task=task,
         options=task_options,
         length=length,
+        generate=generate,
         loading=of_config(options),
     )
+    for sentence in rows.notes if rows is not None else ():
+        say(sentence)
     if processor is None and not isinstance(source, nn.Module):
         processor = tokenizer_of(source, trust_remote_code=bool(options.get("trust_remote_code")))
     with evaluating(model):

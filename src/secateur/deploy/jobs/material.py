@@ -17,14 +17,17 @@ from secateur.deploy.jobs.results import BATCHES
 from secateur.deploy.target import DeployError, Port, Target
 from secateur.deploy.targets.inputs import longest
 from secateur.tasks.base.batches import Batches
-from secateur.tasks.base.inputs import without_references
+from secateur.tasks.base.inputs import prompts, without_references
 from secateur.tasks.base.task import Examples, Options, Task
 from secateur.tasks.find import kind_of
 from secateur.torch.base.batches import by_name, with_decoder_inputs, without_labels
+from secateur.torch.data.text_rows import load_tokenizer
 
 Inputs = dict[str, torch.Tensor]
 ROWS = 2
 """Rows of an example and prompts of a generation."""
+PROMPT_LENGTH = 32
+"""Tokens of a prompt at most."""
 
 
 class Encoded:
@@ -32,6 +35,11 @@ class Encoded:
 
     def __init__(self, model: nn.Module, task: Task, examples: Examples) -> None:
         self.model, self.task, self.examples = model, task, examples
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What the task found out by itself, such as which column is which."""
+        return self.task.notes
 
     @property
     def first(self) -> Inputs:
@@ -56,22 +64,45 @@ class Encoded:
             yield inputs_for(self.model, batch)
 
     def prompts(self) -> Inputs:
-        """Prompts of unequal length: padded on the left where the model goes on with them."""
+        """The first rows; of a decoder their first tokens, as their texts say nothing of how they end."""
         config: Any = self.model.config
-        texts = list(self.examples.inputs[:ROWS])
-        if config.is_encoder_decoder or not texts:
+        if config.is_encoder_decoder:
             return self.first
-        tokenizer = self.task.processor
-        side_before = tokenizer.padding_side
-        tokenizer.padding_side = "left"
+        return {name: value[:, :PROMPT_LENGTH] if value.dim() > 1 else value for name, value in self.first.items()}
+
+
+class Prompts:
+    """Texts that a decoder goes on with."""
+
+    def __init__(self, model: nn.Module, tokenizer: Any, table: Table, named: Mapping[str, str | None]) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.texts, chosen = prompts(table, named)
+        self.notes: Sequence[str] = chosen.found
+
+    @property
+    def first(self) -> Inputs:
+        """The first texts, padded as `prompts`."""
+        return self.prompts()
+
+    def batches(self, target: Target, ports: Sequence[Port]) -> Iterator[Inputs]:
+        """The prompts as one batch."""
+        return iter([self.prompts()])
+
+    def prompts(self) -> Inputs:
+        """The first texts, padded on the left, as the model goes on with them."""
+        side_before = self.tokenizer.padding_side
+        self.tokenizer.padding_side = "left"
         try:
-            return dict(tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=32))
+            options = {"return_tensors": "pt", "padding": True, "truncation": True, "max_length": PROMPT_LENGTH}
+            return dict(self.tokenizer(self.texts[:ROWS], **options))
         finally:
-            tokenizer.padding_side = side_before
+            self.tokenizer.padding_side = side_before
 
 
 class Given:
     """Batches of the user, in any form of `secateur.torch.base.batches`."""
+
+    notes: Sequence[str] = ()
 
     def __init__(self, model: nn.Module, data: Iterable[Any]) -> None:
         self.model = model
@@ -91,7 +122,7 @@ class Given:
         return self.first
 
 
-Material = Encoded | Given
+Material = Encoded | Prompts | Given
 
 
 def inputs_for(model: nn.Module, batch: Any) -> Inputs:
@@ -108,6 +139,7 @@ def read(
     task: str | None = None,
     options: Options | None = None,
     length: int | None = None,
+    generate: bool = False,
     loading: Mapping[str, Any] | None = None,
 ) -> Material | None:
     """The data as material; None where there is none.
@@ -116,6 +148,7 @@ def read(
     source: where the processor lies. processor: wins over it.
     task, options: name the task of a table, and say what a user wants of it; for the rest see `secateur.tasks.find`.
     length: the longest text in tokens.
+    generate: whether a model is to generate; a decoder then goes on with the texts.
     loading: options for loading the processor.
 
     Raises ModelError when no task is known for the model, DataError for rows that do not fit it.
@@ -126,12 +159,16 @@ def read(
         return Encoded(model, data.task, data.examples)
     if not isinstance(data, Table):
         return Given(model, data)
-    kind = kind_of(model, task)
+    wanted = replace(options or Options(), max_length=longest(model, length))
+    is_decoder = generate and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    kind = None if is_decoder else kind_of(model, task)
     if processor is None:
         if source is None:
             raise DeployError(
                 "rows of a table need the model's tokenizer or other processor; pass processor=, or batches of tensors"
             )
-        processor = kind.load_processor(source, **(loading or {}))
-    found = kind(model, processor, replace(options or Options(), max_length=longest(model, length)))
-    return Encoded(model, found, found.encode(without_references(data, kind.columns, found.options.columns)))
+        processor = (load_tokenizer if kind is None else kind.load_processor)(source, **(loading or {}))
+    if kind is None:
+        return Prompts(model, processor, data, wanted.columns)
+    found = kind(model, processor, wanted)
+    return Encoded(model, found, found.encode(without_references(data, kind.columns, wanted.columns)))

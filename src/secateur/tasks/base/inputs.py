@@ -3,9 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from secateur.data.columns import Column, choose
+from secateur.data.columns import Choice, Column, choose, texts
 from secateur.data.table import Table
 from secateur.errors import DataError
+
+PROMPT = Column("text", "--text-column", ("text", "prompt", "content", "document", "sentence", "article", "review"))
+"""What a decoder goes on with."""
+
+
+def prompts(table: Table, named: Mapping[str, str | None]) -> tuple[list[str], Choice]:
+    """The texts of a table for a decoder to go on with, and the choice of their column."""
+    chosen = choose(table, (PROMPT,), named)
+    names = chosen.names["text"]
+    if len(names) > 1:
+        raise DataError(f"--text-column names {len(names)} columns; a model goes on with one text")
+    return texts(table, names[0]), chosen
 
 
 def without_references(table: Table, columns: Sequence[Column], named: Mapping[str, str | None]) -> Table:
