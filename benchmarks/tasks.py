@@ -6,7 +6,7 @@
 
 All that a row does is `secateur train`, `prune`, `eval --against` and `export`, each a process of its own with one
 thread. `eval` reads the dense and the pruned folder in one process and on the same rows. The rows need the packages of
-the extras demo and train, sentence-transformers, onnxruntime and openvino; see tasks_sources.py for what is fetched.
+the extras demo, train, onnx and openvino, and sentence-transformers; see tasks_sources.py for what is fetched.
 """
 
 import argparse
@@ -73,9 +73,9 @@ ROWS = {
     "text-pairs": Row(
         "MiniLM on pairs of reviews: the same sentiment?",
         data.text_pairs,
-        "--epochs 3 --learning-rate 1e-4",
+        "--epochs 2 --learning-rate 2e-4",
         f"{HALF} --learning-rate 2e-4",
-        read="--text-column text1,text2 --max-length 96",
+        read="--text-column text1,text2 --max-length 64",
     ),
     "feature-extraction": Row(
         "MiniLM (sentence-transformers), reviews without labels",

@@ -65,7 +65,17 @@ def _scores(found: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         *_table(columns, rows),
         said,
         "",
+        f"`prune` in memory and `eval` of the reloaded folder gave other values in: {', '.join(_other_drops(found))}."
+        if _other_drops(found)
+        else "`prune` in memory and `eval` of the reloaded folder gave the same values, digit by digit, in all rows.",
+        "",
     ]
+
+
+def _other_drops(found: Mapping[str, Any]) -> list[str]:
+    """Rows in which the reloaded folder scores in another way than the model that `prune` had in memory."""
+    both = [(name, r["outcome"]["pruned"], r["evaluation"]["pruned"]) for name, r in found.items() if "evaluation" in r]
+    return [f"{name} ({before:.6g} and {after:.6g})" for name, before, after in both if before != after]
 
 
 def _is_worse(result: Mapping[str, Any]) -> bool:
