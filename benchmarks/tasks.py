@@ -2,6 +2,7 @@
 
     python benchmarks/tasks.py                train, prune, evaluate and export every row that has no result yet
     python benchmarks/tasks.py ROW ...        these rows again; the dense model of an earlier run is kept
+    python benchmarks/tasks.py ROW ... --exports    only the exports of what was pruned before
     python benchmarks/tasks.py write          the dated Markdown from the results under .cache/tasks/results
 
 All that a row does is `secateur train`, `prune`, `eval --against` and `export`, each a process of its own with one
@@ -12,7 +13,6 @@ the extras demo, train, onnx and openvino, and sentence-transformers; see tasks_
 import argparse
 import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -31,6 +31,8 @@ from secateur.files import new_folder, write_json
 
 THREADS = 1
 TARGETS = ("onnx", "openvino")
+EXPORTED = 64
+"""Test rows on which an exported model is compared."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Row:
 
     title: model and data in words.
     make: writes start/ and the data into a folder.
-    read: options that say how the data is read, for every command.
+    columns: options that name columns, for every command. length: the longest text in tokens, or a window's.
     train: options of `train`; None for a model that comes trained.
     prune: options of `prune`.
     train_data, test_data: what stands after --data.
@@ -52,7 +54,8 @@ class Row:
     make: Callable[[Path], None]
     train: str | None
     prune: str
-    read: str = ""
+    columns: str = ""
+    length: int | None = None
     train_data: str = "train.csv"
     test_data: str = "test.csv"
     task: str = ""
@@ -68,21 +71,22 @@ ROWS = {
         data.text_classification,
         "--epochs 2 --learning-rate 2e-4",
         f"{HALF} --learning-rate 2e-4",
-        read="--max-length 48",
+        length=48,
     ),
     "text-pairs": Row(
         "MiniLM on pairs of reviews: the same sentiment?",
         data.text_pairs,
         "--epochs 2 --learning-rate 2e-4",
         f"{HALF} --learning-rate 2e-4",
-        read="--text-column text1,text2 --max-length 64",
+        columns="--text-column text1,text2",
+        length=64,
     ),
     "feature-extraction": Row(
         "MiniLM (sentence-transformers), reviews without labels",
         data.feature_extraction,
         None,
         "--criterion taylor --pattern ffn --sparsity 0.5 --fine-tune 1 --distil --learning-rate 2e-4",
-        read="--max-length 48",
+        length=48,
         task="feature-extraction",
         check=data.loads_in_sentence_transformers,
     ),
@@ -101,6 +105,7 @@ ROWS = {
         "--criterion taylor --pattern ffn --sparsity 0.2 --fine-tune 1 --distil --samples 32 --batch-size 8",
         train_data="train.txt",
         test_data="test.txt",
+        length=128,
         calibration=True,
     ),
     "automatic-speech-recognition": Row(
@@ -108,7 +113,7 @@ ROWS = {
         data.speech,
         "--epochs 20 --learning-rate 2e-3 --batch-size 16",
         f"{HALF} --learning-rate 1e-3 --batch-size 16",
-        read="--audio-column file",
+        columns="--audio-column file",
     ),
     "token-classification": Row(
         "BERT of 2 layers, persons and places",
@@ -173,14 +178,23 @@ def run_row(name: str) -> dict[str, Any]:
         if not (folder / "start").exists():
             with new_folder(folder, overwrite=True) as temporary:
                 row.make(temporary)
-        stages(row, folder, result)
+        measure(row, folder, result)
+        if row.check is not None:
+            result["check"] = row.check(folder)
+        result["exports"] = export_to_all(row, folder)
     except Exception as error:  # a row that fails is written down, and the next one runs
         result["failed"] = f"{type(error).__name__}: {error}" if not isinstance(error, CommandError) else str(error)
     return result
 
 
-def stages(row: Row, folder: Path, result: dict[str, Any]) -> None:
-    """Train, prune, evaluate, check and export; what is found is put into `result` at once."""
+def test_data(row: Row) -> str:
+    """Options of a command that reads the test rows of a saved model, but for the length of texts."""
+    kind = f"--task {row.task}" if row.task else ""
+    return " ".join(part for part in (f"--data {row.test_data}", row.columns, kind) if part)
+
+
+def measure(row: Row, folder: Path, result: dict[str, Any]) -> None:
+    """Train, prune and evaluate; what is found is put into `result` at once."""
 
     def call(stage: str, *parts: str) -> dict[str, Any]:
         found, seconds = secateur(folder, stage, *parts)
@@ -188,44 +202,46 @@ def stages(row: Row, folder: Path, result: dict[str, Any]) -> None:
         result["seconds"][stage] = round(seconds, 1)
         return found
 
-    kind = f"--task {row.task}" if row.task else ""
+    kind, length = f"--task {row.task}" if row.task else "", f"--max-length {row.length}" if row.length else ""
     dense = "start"
     if row.train is not None:
         dense, told = "dense", folder / "train.json"
         if not told.exists():
             shutil.rmtree(folder / "dense", ignore_errors=True)
-            call("train", "start", f"--data {row.train_data}", row.read, row.train, "--output dense")
+            call("train", "start", f"--data {row.train_data}", row.columns, length, row.train, "--output dense")
             write_json(told, {"command": result["commands"][-1], "seconds": result["seconds"]["train"]})
         earlier = json.loads(told.read_text())
         result["commands"], result["seconds"] = [earlier["command"]], {"train": earlier["seconds"]}
     if row.calibration:
-        given = f"--calibration {row.train_data} --eval-data {row.test_data} --context 128"
-        asked = f"--data {row.test_data} --max-length 128"
+        given = f"--calibration {row.train_data} --eval-data {row.test_data} --context {row.length}"
     else:
-        parts = row.test_data.split(" --split ")
-        held_out = f"--eval-data {parts[0]}" + (f" --eval-split {parts[1]}" if len(parts) > 1 else "")
-        given, asked = f"--data {row.train_data} {held_out}", f"--data {row.test_data}"
-    result["outcome"] = call("prune", dense, given, row.read, kind, row.prune, "--output pruned --overwrite")
+        held_out = row.test_data.replace("--split", "--eval-split")
+        given = f"--data {row.train_data} --eval-data {held_out} {row.columns} {length}".strip()
+    result["outcome"] = call("prune", dense, given, kind, row.prune, "--output pruned --overwrite")
     result["outcome"].pop("provenance")
-    result["evaluation"] = call("eval", "pruned", f"--against {dense}", asked, row.read, kind)
-    if row.check is not None:
-        result["check"] = row.check(folder)
+    result["evaluation"] = call("eval", "pruned", f"--against {dense}", test_data(row), length)
+
+
+def export_to_all(row: Row, folder: Path) -> dict[str, Any]:
+    """Export the pruned model to every target: how well it agrees there, or why it was refused."""
+    found: dict[str, Any] = {}
     for target in TARGETS:
+        written = f"--output {target} --samples {EXPORTED} --overwrite"
         try:
-            options = re.sub(r"--max-length \d+", "", f"{asked} {row.read}").strip()
-            made, seconds = secateur(
-                folder, "export", f"pruned --to {target}", options, kind, f"--output {target} --samples 64 --overwrite"
-            )
-            result["exports"][target] = {"parity": made["parity"], "seconds": round(seconds, 1)}
+            made, seconds = secateur(folder, "export", f"pruned --to {target}", test_data(row), written)
+            found[target] = {"parity": made["parity"], "seconds": round(seconds, 1)}
         except CommandError as error:
-            result["exports"][target] = {"failed": str(error)}
+            found[target] = {"failed": str(error)}
+    return found
 
 
 def main() -> None:
     """Run rows, or write the Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"write, or one of {', '.join(ROWS)}")
-    names = parser.parse_args().rows
+    parser.add_argument("--exports", action="store_true", help="the exports of these rows alone, of what was pruned")
+    options = parser.parse_args()
+    names = options.rows
     results = CACHE / "results"
     if names == ["write"]:
         print(write(results, list(ROWS), THREADS))
@@ -234,7 +250,11 @@ def main() -> None:
         parser.error(f"no row {unknown[0]}; there is {', '.join(ROWS)}")
     results.mkdir(parents=True, exist_ok=True)
     for name in names or [name for name in ROWS if not (results / f"{name}.json").exists()]:
-        result = run_row(name)
+        if options.exports:
+            result = json.loads((results / f"{name}.json").read_text())
+            result["exports"] = export_to_all(ROWS[name], CACHE / name)
+        else:
+            result = run_row(name)
         write_json(results / f"{name}.json", result)
         print(name, result.get("failed", result.get("evaluation")), result["exports"], flush=True)
 
