@@ -49,7 +49,7 @@ FLOORS = (
     "deploy.jobs",
     "report",
     "jobs",
-    "cli",
+    "cli __main__",
 )
 """From the ground up. A module imports from its own floor and from those below."""
 

@@ -13,6 +13,7 @@ from secateur._version import __version__
 from secateur.cli import bench, demo, evaluate, export, failures, inspect, prune, run, train
 from secateur.errors import Interrupted, SecateurError, printable
 from secateur.files import claims_kept
+from secateur.jobs import ranks
 
 app = typer.Typer(
     name="secateur",
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     except SecateurError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
+        if not ranks.is_first():
+            sys.exit(INTERRUPTED)
         _fail("interrupted; nothing was written", INTERRUPTED)
     except CommandLineError as error:
         _fail_usage(error)
@@ -116,6 +119,7 @@ def _fail_usage(error: Any) -> None:
 def _fail(sentence: str, code: int = BAD_INPUT) -> None:
     from rich.console import Console
 
+    sentence = sentence if ranks.is_first() else f"process {ranks.own()}: {sentence}"
     Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(printable(sentence))}", highlight=False)
     sys.exit(code)
 

@@ -39,7 +39,7 @@ TABLES: dict[str, dict[str, str]] = {
         "classifier sweep keras": "budget",
         "classifier keras": "threshold fine_tune learning_rate gradual",
         "classifier language": "distil",
-        "classifier": "uniform",
+        "classifier": "uniform train_args",
         "language": "recipe calibration samples context memory reconstruct owl sensitivity option",
     },
     "eval": {
@@ -78,6 +78,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "learning_rate": ("fine_tune",),
         "distil": ("fine_tune",),
         "gradual": ("fine_tune",),
+        "train_args": ("fine_tune",),
     },
     "export": {
         "tokens": ("sparse",),
