@@ -84,6 +84,11 @@ class Conformance:
 
     def test_is_a_host(self, host):
         assert isinstance(host, Host)
+        first = next(iter(host.layout.axes.values()))
+        start = f"{type(host).__name__}({type(host.model).__name__}: "
+        assert repr(host).startswith(start)
+        assert f" {first.kind} " in repr(host)
+        assert "\n" not in repr(host)
 
     def test_the_layout_has_the_shapes_of_the_model(self, host):
         shapes = self.shapes(host)

@@ -165,3 +165,17 @@ def test_a_deep_plan_and_damaged_arrays(tmp_path):
     (tmp_path / "plan.json").write_text("[" * 10**5)
     with pytest.raises(PlanError, match="nested more than 64 deep"):
         Plan.load(tmp_path)
+
+
+def test_a_plan_and_a_layout_say_in_a_line_what_they_are():
+    assert repr(Plan()) == "Plan(removes nothing)"
+    mask = np.ones((4, 3), dtype=bool)
+    mask[0] = False
+    keep = {"L0.ffn": np.array([0]), "L1.ffn": np.array([0, 1]), "hidden": np.array([2])}
+    plan = Plan(keep, {"up": mask}, {"L0.ffn": 4, "L1.ffn": 4}, weights={"up": np.ones((4, 3))})
+    removed = "5 of 8 ffn, all but 1 hidden, 3 of 12 weights in 1 parameters"
+    assert repr(plan) == f"Plan(removes {removed}; 1 parameters repaired)"
+    assert repr(LAYOUT) == "Layout(ffn 1 x 4, hidden 1 x 3; 2 parameters)"
+    text = "axes\n  a 4 ffn\n  b 2 ffn\n  c 3 ffn frozen: why\nparameters\n"
+    assert repr(Layout.from_text(text)) == "Layout(ffn 2 x 2..4, ffn 1 x 3 (frozen); 0 parameters)"
+    assert repr(Layout({}, {})) == "Layout(no axes; 0 parameters)"

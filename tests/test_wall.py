@@ -22,7 +22,7 @@ CORE = [
 """Every module that belongs to no framework, runtime or command."""
 
 FLOORS = (
-    "_version errors arrays agreement files schemas dims layout plan",
+    "_version errors arrays agreement files schemas dims summary layout plan",
     "stats criteria budget select fit schedule scores data metrics documents kernels",
     "host repair recipe",
     "pruning check cost find_host",
@@ -49,13 +49,14 @@ FLOORS = (
     "deploy.jobs",
     "report",
     "jobs",
-    "cli",
+    "cli __main__",
 )
 """From the ground up. A module imports from its own floor and from those below."""
 
 BY_STRING = {
     "secateur": "public names load when they are first used",
     "secateur.runtime": "public names load when they are first used",
+    "secateur.torch": "its modules load when they are first used",
     "secateur.deploy": "public names load when they are first used",
     "secateur.find_host": "the only place that knows which frameworks there are",
     "secateur.repair.forms": "the fast form of an inner loop, if the arrays are tensors",
@@ -187,11 +188,12 @@ frameworks = ("torch", "transformers", "tensorflow", "keras")
 for name in frameworks:
     sys.modules[name] = None
 import secateur
+assert secateur.budget.Uniform is secateur.Uniform and callable(secateur.schedule.cubic) and secateur.torch
 for name in {CORE!r}:
     importlib.import_module("secateur." + name)
 layout = secateur.Layout.from_text("axes\\n  ffn 4 ffn\\nparameters\\n  w : ffn 2 < x 1")
 assert layout.shape("w") == (4, 2)
-assert not [name for name in sys.modules if name.startswith("secateur.torch")]
+assert not [name for name in sys.modules if name.startswith("secateur.torch.")]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -268,6 +270,7 @@ model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Lin
 x = (torch.ones(3, 4),)
 host = secateur.open(model, x)
 plan = secateur.prune(host, secateur.criteria.magnitude, secateur.Unit("dense"), 0.5)
+assert type(host) is secateur.torch.host.TorchHost and callable(secateur.tasks.find)
 assert secateur.verify(host, plan, [x]).difference <= 1e-6
 host.resize(plan)
 assert model[0].out_features == 3

@@ -45,7 +45,11 @@ _HOME = {
     "prune": "secateur.pruning",
     "verify": "secateur.check",
 }
-_MODULES = ("cost", "criteria", "deploy", "keras", "repair", "runtime", "schedule", "tasks")
+_MODULES = (
+    *("budget", "check", "cost", "criteria", "data", "deploy", "errors", "host", "keras", "layout", "metrics", "plan"),
+    *("pruning", "recipe", "repair", "runtime", "schedule", "select", "stats", "tasks", "torch"),
+)
+"""Public modules and packages."""
 
 __all__ = [
     "NM",

@@ -33,6 +33,10 @@ class ModelError(SecateurError):
     """A model or folder cannot be opened, traced, pruned or saved."""
 
 
+class Interrupted(SecateurError):
+    """Ctrl-C stopped a run, of which something is left; the CLI exits with 130."""
+
+
 def printable(text: str, keep: str = "") -> str:
     """Text as a terminal can show it: characters that it would obey or hide become escapes such as `\\x1b`.
 

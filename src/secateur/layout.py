@@ -16,6 +16,7 @@ import numpy as np
 from secateur.arrays import to_numpy
 from secateur.dims import Dim, coordinates, extent, format_dims, is_axis_name, names, parse_dims
 from secateur.errors import LayoutError, PlanError, shown
+from secateur.summary import of_axes
 
 Keep = Mapping[str, np.ndarray]
 
@@ -317,6 +318,9 @@ class Layout:
         return checked
 
     # -- text -----------------------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        return f"Layout({of_axes(self.axes.values())}; {len(self.params)} parameters)"
 
     def __str__(self) -> str:
         lines = ["axes"]

@@ -19,6 +19,7 @@ from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.schemas.plan import PlanFile
 from secateur.schemas.reading import check, read_json
+from secateur.summary import of_plan
 
 FORMAT = 1
 JSON_NAME = "plan.json"
@@ -43,6 +44,9 @@ class Plan:
     sizes: Mapping[str, int] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Plan({of_plan(self.keep, self.masks, self.sizes, len(self.weights))})"
 
     @property
     def structured(self) -> bool:

@@ -75,12 +75,13 @@ def place(tmp_path):
 
 @pytest.fixture
 def refused(call, place):
-    """Run a command that has to fail: exit code 2, one sentence on standard error, nothing written in `place`."""
+    """Run a command that has to fail: exit code 2 (130 after Ctrl-C), one sentence on standard error, nothing written
+    in `place`."""
 
-    def run(*arguments):
+    def run(*arguments, code=2):
         before = sorted(place.rglob("*"))
         done = call(*arguments)
-        assert done.code == 2, (done.code, done.out, done.err)
+        assert done.code == code, (done.code, done.out, done.err)
         assert "Traceback" not in done.err
         errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, done.err

@@ -234,18 +234,26 @@ def test_an_interrupt_writes_nothing(refused, classifier, data, place, monkeypat
 
     monkeypatch.setattr(where, interrupt)
     arguments = ["--criterion", "taylor", "--sparsity", "0.5", "--fine-tune", "1", "--output", place / "deep" / "out"]
-    assert refused("prune", classifier, "--data", data, *arguments) == "interrupted; nothing was written"
+    assert refused("prune", classifier, "--data", data, *arguments, code=130) == "interrupted; nothing was written"
 
 
-@pytest.mark.parametrize("wrong", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_a_failure_while_saving_leaves_nothing(refused, classifier, data, place, monkeypatch, wrong):
+FULL = "No space left on device; free some space, or choose another output"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "said"),
+    [
+        (KeyboardInterrupt, 130, "interrupted; nothing was written"),
+        (OSError(28, "No space left on device"), 2, FULL),
+    ],
+)
+def test_a_failure_while_saving_leaves_nothing(refused, classifier, data, place, monkeypatch, wrong, code, said):
     def fail(*args, **kwargs):
         raise wrong
 
     monkeypatch.setattr("secateur.jobs.prune_model.load_model", fail)
-    sentence = refused("prune", classifier, "--data", data, "--sparsity", "0.5", "--output", place / "deep" / "out")
-    full = "No space left on device; free some space, or choose another output"
-    assert sentence in ("interrupted; nothing was written", full)
+    arguments = ["--data", data, "--sparsity", "0.5", "--output", place / "deep" / "out"]
+    assert refused("prune", classifier, *arguments, code=code) == said
 
 
 TRAINING = """
@@ -280,7 +288,7 @@ def test_a_signal_to_a_real_run(classifier, data, place, number):
     out, err = run.communicate(timeout=120)
     os.close(read)
     assert started, err
-    assert run.returncode == 2, err
+    assert run.returncode == 130, err
     assert "error: interrupted; nothing was written" in err
     assert "Traceback" not in err
     assert out == ""

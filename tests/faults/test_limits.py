@@ -191,7 +191,7 @@ def test_errors_of_the_outside(prune, train, place, monkeypatch, capsys, where):
         with pytest.raises(SystemExit) as caught:
             {"prune": prune, "train": train}[where]()
         said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert caught.value.code == 2
+        assert caught.value.code == (130 if isinstance(error, KeyboardInterrupt) else 2)
         assert said.startswith(f"error: {sentence}"), said
         assert list(place.iterdir()) == []
 

@@ -11,8 +11,9 @@ import typer
 
 from secateur._version import __version__
 from secateur.cli import bench, demo, evaluate, export, failures, inspect, prune, run, train
-from secateur.errors import SecateurError, printable
+from secateur.errors import Interrupted, SecateurError, printable
 from secateur.files import claims_kept
+from secateur.jobs import ranks
 
 app = typer.Typer(
     name="secateur",
@@ -37,9 +38,9 @@ for module in MODULES:
     _add(module)
 
 BAD_INPUT = 2
-"""Exit code for errors that a user can mend: bad input, a folder that cannot be written, an interrupted run."""
+"""Exit code for errors that a user can mend: bad input, a folder that cannot be written."""
 INTERRUPTED = 130
-"""What typer returns after Ctrl-C."""
+"""Exit code of an interrupted run, as of every program that Ctrl-C ends; what typer returns after it."""
 UsageError: Any = typer.BadParameter.__bases__[0]
 """Typer has its own copy of click under a private name; these are the base classes of click's command-line errors."""
 CommandLineError: type[Exception] = UsageError.__bases__[0]
@@ -53,17 +54,24 @@ def _root(*, version: Annotated[bool, typer.Option("--version", help="Show the v
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: errors that a user can mend become one sentence and exit code 2; others are ours to mend."""
+    """Entry point: errors that a user can mend become one sentence and exit code 2; others are ours to mend.
+
+    An interrupted run ends with exit code 130, and a sentence on what is left of it.
+    """
     try:
         with _terminate_like_interrupt(), claims_kept():
             code = app(arguments, standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
+    except Interrupted as error:
+        _fail(str(error), INTERRUPTED)
     except SecateurError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; nothing was written")
+        if not ranks.is_first():
+            sys.exit(INTERRUPTED)
+        _fail("interrupted; nothing was written", INTERRUPTED)
     except CommandLineError as error:
         _fail_usage(error)
     except Exception as error:
@@ -108,11 +116,12 @@ def _fail_usage(error: Any) -> None:
     _fail(f"{error.format_message().rstrip('.')}{hint}")
 
 
-def _fail(sentence: str) -> None:
+def _fail(sentence: str, code: int = BAD_INPUT) -> None:
     from rich.console import Console
 
+    sentence = sentence if ranks.is_first() else f"process {ranks.own()}: {sentence}"
     Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(printable(sentence))}", highlight=False)
-    sys.exit(BAD_INPUT)
+    sys.exit(code)
 
 
 def _escaped(text: str) -> str:

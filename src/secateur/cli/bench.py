@@ -1,5 +1,6 @@
 """secateur bench: saved models on every runtime, side by side; or a kit that does so on another machine."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,7 +79,7 @@ def command(
     if some_keras:
         from secateur.cli import keras
 
-        show(keras.bench(models, chosen, **options), plot, json=json)
+        time_and_show(lambda: keras.bench(models, chosen, **options), plot, json=json)
         return
     common.quiet_libraries()
     options |= {"int8": int8, "check": check, "task": task}
@@ -87,7 +88,23 @@ def command(
         return
     from secateur.deploy.jobs.bench import bench
 
-    show(bench(models, chosen, **options), plot, json=json)
+    time_and_show(lambda: bench(models, chosen, **options), plot, json=json)
+
+
+def time_and_show(measure: "Callable[[], Bench]", plot: Path | None, *, json: bool) -> None:
+    """Measure and show; after Ctrl-C the rows that were complete. Raises Interrupted then."""
+    from secateur.deploy.jobs.results import BenchInterrupted
+    from secateur.errors import Interrupted
+
+    try:
+        result = measure()
+    except BenchInterrupted as stopped:
+        show(stopped.result, plot, json=json)
+        rows = len(stopped.result.timings)
+        raise Interrupted(
+            f"interrupted; the {rows} rows that were complete are shown, the others were not timed"
+        ) from None
+    show(result, plot, json=json)
 
 
 def _write_kit(

@@ -2,20 +2,22 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from secateur.cli import kinds
 from secateur.errors import printable
+from secateur.jobs import ranks
 
 if TYPE_CHECKING:
     from secateur.data.table import Table
     from secateur.layout import Layout
     from secateur.tasks.base.task import Options
 
-MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL = "Model", "Data", "Output"
+MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL, TRAINING_PANEL = "Model", "Data", "Output", "Fine-tuning"
 
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, a hub id such as org/name, or a .keras file.", metavar="MODEL")
@@ -77,6 +79,15 @@ CheckOption = Annotated[
     typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
+TrainArgsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML or JSON with fields of transformers' TrainingArguments, such as gradient_accumulation_steps, bf16, "
+        "report_to, output_dir and save_strategy (the same command then goes on from the last checkpoint). Options "
+        "given here win over its epochs, learning rate, batch size and seed; it wins over their defaults.",
+        rich_help_panel=TRAINING_PANEL,
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT_PANEL)
 ]
@@ -97,8 +108,9 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """One line for the person who waits, on standard error."""
-    typer.echo(printable(text, keep="\n\t"), err=True)
+    """One line for the person who waits, on standard error; from one process of `torchrun`."""
+    if ranks.is_first():
+        typer.echo(printable(text, keep="\n\t"), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -173,6 +185,47 @@ def read_data(source: str | None, split: str | None) -> "Table":
     if source is None:
         raise DataError("data is needed here; pass --data FILE")
     return read_table(source, split)
+
+
+def claim_output(path: Path, *, overwrite: bool) -> None:
+    """Check and claim an output, once among the processes of `torchrun`; SecateurError as `check_output` has it."""
+    from secateur.files import check_output
+
+    if ranks.is_first():
+        check_output(path, overwrite=overwrite)
+
+
+def refuse_torchrun(what: str) -> None:
+    """PlanError under `torchrun` for what one process does."""
+    from secateur.errors import PlanError
+
+    if ranks.count() > 1:
+        raise PlanError(f"{what} by one process; leave out torchrun")
+
+
+def train_arguments(context: typer.Context) -> dict[str, Any]:
+    """The fields of --train-args, but those over which an option of the command line wins; a note on each of these."""
+    if (path := context.params.get("train_args")) is None:
+        return {}
+    from secateur.jobs import train_arguments
+
+    given = [name for name in train_arguments.INSTEAD if name in context.params and kinds.given(context, name)]
+    return train_arguments.without_given(train_arguments.read(path), given, note)
+
+
+@contextlib.contextmanager
+def resumable(arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Ctrl-C becomes Interrupted where a checkpoint is kept. arguments: those of the training."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from secateur.errors import Interrupted
+        from secateur.jobs import checkpoints
+
+        kept = checkpoints.last(arguments.get("output_dir"))
+        if kept is None:
+            raise
+        raise Interrupted(f"interrupted; {kept} is kept: give the same command again to go on from it") from None
 
 
 def task_options(params: dict[str, Any]) -> "Options":

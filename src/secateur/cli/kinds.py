@@ -45,7 +45,7 @@ TABLES: dict[str, dict[str, str]] = {
         "classifier keras units": "threshold fine_tune learning_rate",
         "classifier keras": "gradual",
         "classifier language units": "distil",
-        "classifier units": "uniform",
+        "classifier units": "uniform train_args",
         "language units": "calibration samples context",
         "language": "recipe memory reconstruct owl sensitivity option",
     },
@@ -88,6 +88,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "distil": ("fine_tune",),
         "gradual": ("fine_tune",),
         "eval_split": ("eval_data", "data"),
+        "train_args": ("fine_tune",),
     },
     "export": {
         "tokens": ("sparse",),

@@ -38,7 +38,7 @@ def recipe_of(context: typer.Context) -> "Recipe":
 
 def prune(recipe: "Recipe", threads: int | None, *, overwrite: bool, json: bool) -> None:
     """Prune a language model block by block, and print what was done."""
-    from secateur.errors import PlanError, SecateurError
+    from secateur.errors import Interrupted, PlanError, SecateurError
 
     if recipe.model is None or recipe.output is None:
         missing = "a model: pass MODEL" if recipe.model is None else "an output: pass --output FOLDER"
@@ -67,7 +67,7 @@ def prune(recipe: "Recipe", threads: int | None, *, overwrite: bool, json: bool)
                     tuning=progress.tuning,
                 )
         except KeyboardInterrupt:
-            raise SecateurError(
+            raise Interrupted(
                 f"interrupted {progress.where}; run the same command again to go on{_kept(recipe.output)}"
             ) from None
         except SecateurError as error:

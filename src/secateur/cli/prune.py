@@ -31,7 +31,7 @@ EXAMPLES = (
     "--distil --output ./smaller-llm",
 )
 CHOICE = "What to prune"
-TUNING = "Fine-tuning"
+TUNING = common.TRAINING_PANEL
 LANGUAGE = "Language models"
 
 
@@ -112,6 +112,7 @@ def command(
             "--gradual", help="Prune along a cubic schedule while training (magnitude).", rich_help_panel=TUNING
         ),
     ] = False,
+    train_args: common.TrainArgsOption = None,
     recipe: Annotated[
         Path | None,
         typer.Option(help="YAML with the options of this panel; options given here win.", rich_help_panel=LANGUAGE),
@@ -181,17 +182,18 @@ def command(
 
     if recipe is not None or (calibration and not has_units(pattern)):
         kinds.refuse(context_, "language")
+        common.refuse_torchrun("a language model is pruned block by block")
         language.prune(language.recipe_of(context_), threads, overwrite=overwrite, json=json)
         return
 
     from secateur.errors import DataError, PlanError
-    from secateur.files import check_output
     from secateur.find_host import is_keras_file
 
     if model is None or output is None:
         raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
     kinds.refuse(context_, kind_of(model, sweep, sweep_by, has_text=bool(calibration)))
-    check_output(output, overwrite=overwrite)
+    common.claim_output(output, overwrite=overwrite)
+    arguments = common.train_arguments(context_)
     if sweep is not None:
         choice = make_sweep(criterion, pattern, sweep, sweep_by, budget)
     else:
@@ -202,6 +204,7 @@ def command(
     if is_keras_file(model):
         from secateur.cli import keras
 
+        common.refuse_torchrun("a .keras file is trained")
         keras_outcome = keras.prune(
             model,
             output,
@@ -217,8 +220,9 @@ def command(
     common.quiet_libraries()
     common.set_threads(threads)
 
+    from secateur.jobs import ranks
     from secateur.jobs.open_task import look, open_host, prepare
-    from secateur.jobs.prune_model import Stage, Tuning, run
+    from secateur.jobs.prune_model import Stage, Tuning, follow, run
 
     opened = look(model, task, trust_remote_code=trust_remote_code)
     options = common.task_options(context_.params)
@@ -241,19 +245,26 @@ def command(
         say=common.note,
     )
     if choice.sweep is not None:
-        try_all(host, choice, material, output, f"{criterion}, {pattern}", overwrite=overwrite, json=json)
+        if ranks.is_first():
+            try_all(host, choice, material, output, f"{criterion}, {pattern}", overwrite=overwrite, json=json)
         return
-    outcome = run(
-        output.name,
-        host,
-        [Stage(choice.criterion, choice.pattern, choice.budget)],
-        material,
-        Tuning(**tuning, distil=distil),
-        output,
-        overwrite=overwrite,
-        track=common.track,
-        save_options={"uniform": uniform},
-    )
+    stages = [Stage(choice.criterion, choice.pattern, choice.budget)]
+    how = Tuning(**tuning, distil=distil, arguments=arguments)
+    with ranks.together(), common.resumable(arguments):
+        if not ranks.is_first():
+            follow(host, stages, material, how)
+            return
+        outcome = run(
+            output.name,
+            host,
+            stages,
+            material,
+            how,
+            output,
+            overwrite=overwrite,
+            track=common.track,
+            save_options={"uniform": uniform},
+        )
     outcomes.show(outcome, json=json)
 
 

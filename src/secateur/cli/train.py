@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,7 @@ def command(
     split: common.SplitOption = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0.0)] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-4,
+    train_args: common.TrainArgsOption = None,
     max_length: common.LengthOption = 128,
     batch_size: common.BatchOption = 32,
     seed: common.SeedOption = 0,
@@ -38,18 +39,20 @@ def command(
 ) -> None:
     """Train a model of any task; a checkpoint of another task gets a new head for the labels of the data.
 
-    Zeros of a pruned model stay zero.
+    Zeros of a pruned model stay zero. Several processes: `torchrun --nproc-per-node 2 -m secateur train ...`, each with
+    its own part of every step's rows.
     """
-    from secateur.files import check_output
     from secateur.find_host import is_keras_file
 
     if is_keras_file(model):
         from secateur.cli import keras
 
         keras.refuse_training(model)
-    check_output(output, overwrite=overwrite)
+    common.claim_output(output, overwrite=overwrite)
+    arguments = common.train_arguments(context_)
     table = common.read_data(data, split)
 
+    from secateur.jobs import ranks
     from secateur.jobs.open_task import open_to_train
     from secateur.jobs.train import fine_tune
     from secateur.pruning import earlier_zeros
@@ -68,9 +71,11 @@ def command(
     examples = its_task.encode(table)
     for sentence in its_task.notes:
         common.note(sentence)
-    loss = fine_tune(
-        host, its_task, examples, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=seed
-    )
+    how: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    with ranks.together(), common.resumable(arguments):
+        loss = fine_tune(host, its_task, examples, **how, arguments=arguments)
+    if not ranks.is_first():
+        return
     save(network, output, plan=host.plan, overwrite=overwrite, **its_task.companions)
     if json:
         common.print_json(

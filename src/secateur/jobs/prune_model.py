@@ -1,9 +1,10 @@
 """The main job, for a model of any task: prune, verify, fine-tune, shrink, save, reload, and measure the result."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from secateur.check import check_reloaded, verify
 from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import PlanError
 from secateur.files import new_folder
-from secateur.jobs.train import fine_tune
+from secateur.jobs import ranks
+from secateur.jobs.train import fine_tune, training_arguments
 from secateur.metrics.evaluation import compare
 from secateur.metrics.outcome import Outcome
 from secateur.plan import MASKS_NAME, Plan, resized_masks
@@ -79,6 +81,7 @@ class Tuning:
     distil: whether to learn from the dense model, in addition to the labels where there are any.
     gradual: whether to prune along a cubic schedule over the first `RAMP` of the steps, ranking the weights again as
         they change (element patterns, magnitude), instead of all at once.
+    arguments: more fields of transformers' TrainingArguments, which win over those above.
     """
 
     epochs: float = 0.0
@@ -86,6 +89,7 @@ class Tuning:
     seed: int = 0
     distil: bool = False
     gradual: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 RAMP = 0.6
@@ -120,7 +124,9 @@ def gradually(host: TorchHost, steps: Sequence[Stage], tuning: Tuning, data: Dat
             plan = plan.merge(prune(host, step.criterion, step.pattern, budget, weights=step.weights))
         return plan
 
-    count = max(1, round(tuning.epochs * -(-len(data.train.features) // data.batch_size)))
+    given = {"num_train_epochs": tuning.epochs, "per_device_train_batch_size": data.batch_size, **tuning.arguments}
+    with tempfile.TemporaryDirectory() as scratch:
+        count = training_arguments(len(data.train.features), {"output_dir": scratch, **given}).max_steps
     return Gradual(host, decide_at, cubic(1.0, round(RAMP * count), start=RAMP_START), every=max(1, count // 25))
 
 
@@ -155,6 +161,8 @@ def run(
     track: shows progress.
     save_options: further arguments of `secateur.torch.files.saving.save`.
 
+    Under `torchrun` the first process calls this and the others `follow`.
+
     Raises:
         VerifyError: when the masked and the shrunk model differ.
         ModelError: when the reloaded model differs from the saved model. In both cases nothing is written.
@@ -173,6 +181,7 @@ def run(
     small.resize(plan)
     tuned = None
     if tuning.epochs > 0:
+        ranks.shared(plan)
         small, plan = _tune(host, small, steps, data, tuning, plan, progress=track is not silent)
         tuned = evaluate(task, small.model, data.test, reference, track)
     dense = reference.evaluation()
@@ -197,6 +206,17 @@ def run(
         small.save(temporary, plan, overwrite=True, **task.companions, **(save_options or {}))
         outcome = reloaded(outcome, small, temporary, data.test, linears, fresh)
     return replace(outcome, folder=str(output))
+
+
+def follow(host: TorchHost, steps: Sequence[Stage], data: Data, tuning: Tuning) -> None:
+    """What the other processes of `torchrun` do while the first one runs `run`: prune by its plan, and train along."""
+    if tuning.epochs <= 0:
+        return
+    plan = ranks.shared(Plan())
+    small = host.copy()
+    small.apply(plan)
+    small.resize(plan)
+    _tune(host, small, steps, data, tuning, plan, progress=False)
 
 
 def _tune(
@@ -228,6 +248,7 @@ def _tune(
         teacher=dense.model if tuning.distil else None,
         callbacks=[] if gradual is None else [gradual],
         progress=progress,
+        arguments=tuning.arguments,
     )
     if gradual is not None:
         plan = replace(gradual.plan.check(dense.layout), provenance={**plan.provenance, "gradual": True})

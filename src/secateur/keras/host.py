@@ -25,6 +25,7 @@ from secateur.layout import Layout
 from secateur.plan import Plan, note_written, resized_masks, to_be_written
 from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
+from secateur.summary import of_axes
 
 
 class KerasHost:
@@ -61,6 +62,10 @@ class KerasHost:
         """What had already been pruned when the model was opened (its zeros), or None. `hold` holds it too, and
         `resize` cuts it to size; set it to None to let these weights grow again.
         """
+
+    def __repr__(self) -> str:
+        axes = of_axes(self.layout.axes.values())
+        return f"KerasHost({type(self.model).__name__}: {axes}{'' if self.plan is None else f'; plan={self.plan}'})"
 
     # -- Host -----------------------------------------------------------------------------------------------------
 

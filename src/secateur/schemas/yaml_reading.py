@@ -1,4 +1,4 @@
-"""The one parser of YAML files, which are recipes: bounded in bytes, values and depth; errors name their line."""
+"""The one parser of YAML files (recipes, training arguments): bounded in bytes, values and depth; errors name lines."""
 
 import re
 from pathlib import Path
@@ -29,20 +29,23 @@ Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
-    """The entries of a recipe, and the node of its YAML document; PlanError names the line of what is wrong."""
+def read_yaml(path: Path, what: str = "recipe") -> tuple[dict[str, Any], Any]:
+    """The entries of a YAML file, and the node of its document; PlanError names the line of what is wrong.
+
+    what: what the file should be, for errors.
+    """
     try:
         if (size := path.stat().st_size) > _MOST_BYTES:
-            raise PlanError(f"{path} is no recipe: it has {size} bytes, which is more than {_MOST_BYTES}")
+            raise PlanError(f"{path} is no {what}: it has {size} bytes, which is more than {_MOST_BYTES}")
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=Loader)
         if node is not None:
             _check_size(path, node)
         data = yaml.load(text, Loader=Loader)
     except FileNotFoundError:
-        raise PlanError(f"no recipe at {path}") from None
+        raise PlanError(f"no {what} at {path}") from None
     except RecursionError:
-        raise PlanError(f"{path} is no recipe: it is nested more than {_MOST_DEPTH} deep") from None
+        raise PlanError(f"{path} is no {what}: it is nested more than {_MOST_DEPTH} deep") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path} cannot be read: {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -54,9 +57,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
     except PlanError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError) as error:  # a tag whose value is of another kind
-        raise PlanError(f"{path} is no recipe: {str(error)[:200]}") from None
+        raise PlanError(f"{path} is no {what}: {str(error)[:200]}") from None
     if not isinstance(data, dict):
-        raise PlanError(f"{path} is no recipe: it holds {type(data).__name__}, not a list of names and values")
+        raise PlanError(f"{path} is no {what}: it holds {type(data).__name__}, not a list of names and values")
     return data, node
 
 

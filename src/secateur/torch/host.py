@@ -18,6 +18,7 @@ from secateur.layout import Layout
 from secateur.plan import Plan, note_written, resized_masks, to_be_written
 from secateur.pruning import earlier_zeros
 from secateur.stats import Stats
+from secateur.summary import of_axes
 from secateur.torch.base.batches import arguments, evaluating, run, to_device
 from secateur.torch.base.manifest import Changes, named_tensors
 from secateur.torch.files.companions import companions_from
@@ -70,6 +71,10 @@ class TorchHost:
         self._written: dict[str, np.ndarray | None] = {}
         zeros = earlier_zeros({name: weight for name, weight in weights.items() if not weight.is_meta})
         self.plan = plan.merge(zeros) if plan is not None and zeros is not None else plan or zeros
+
+    def __repr__(self) -> str:
+        axes = "axes not traced since the last removal" if self._layout is None else of_axes(self._layout.axes.values())
+        return f"TorchHost({type(self.model).__name__}: {axes}{'' if self.plan is None else f'; plan={self.plan}'})"
 
     @classmethod
     def untraced(cls, model: nn.Module) -> "TorchHost":

@@ -9,7 +9,7 @@ import torch
 from secateur.deploy import runner, target
 from secateur.deploy.jobs import torch_runtimes
 from secateur.deploy.jobs.export import export, load_for
-from secateur.deploy.jobs.results import Bench, short_names, words
+from secateur.deploy.jobs.results import Bench, Timing, short_names, words
 from secateur.deploy.jobs.timing import Say, Shape, in_turn
 from secateur.deploy.target import TARGETS, DeployError
 from secateur.deploy.targets.inputs import inputs_of, ports_of
@@ -81,7 +81,8 @@ def bench(
     check: compare the files of artefacts with the SHA-256 that `export` noted, before anything runs.
     options: for loading a folder, as `secateur.open` takes them; `task` names what the models are for.
 
-    What a runtime refuses is a row with an `error`. Raises DeployError for folders or names that are wrong.
+    What a runtime refuses is a row with an `error`. Raises DeployError for folders or names that are wrong,
+    `results.BenchInterrupted` with the complete rows when Ctrl-C comes after the first of them.
     """
     named, chosen = names_of(sources), check_runtimes(runtimes)
     if check:
@@ -95,10 +96,12 @@ def bench(
 
     # This goes to the processes that open the folders on their command line, where other users could read a token.
     loading = {k: v for k, v in options.items() if isinstance(v, str | bool | int) and k != "token"}
-    timings = in_turn(
-        list(named), chosen, batch, length, make, fixed, threads=threads, turns=turns, say=say, loading=loading
-    )
-    return Bench(timings, words(timings), threads, runner.machine())
+
+    def result(timings: list[Timing]) -> Bench:
+        return Bench(timings, words(timings), threads, runner.machine())
+
+    sizes: dict[str, Any] = {"threads": threads, "turns": turns, "loading": loading}
+    return in_turn(list(named), chosen, batch, length, make, fixed, result=result, say=say, **sizes)
 
 
 def check_hashes(folders: Sequence[Path]) -> None:

@@ -18,7 +18,7 @@ from keras import tree
 
 from secateur.deploy import runner
 from secateur.deploy.jobs.comparison import Comparison
-from secateur.deploy.jobs.results import BATCHES, TOLERANCE, Artefact, Bench, Parity, short_names, words
+from secateur.deploy.jobs.results import BATCHES, TOLERANCE, Artefact, Bench, Parity, Timing, short_names, words
 from secateur.deploy.jobs.timing import Say, Shape, in_turn
 from secateur.errors import ModelError
 from secateur.files import new_folder, write_json
@@ -264,8 +264,11 @@ def bench(
     def fixed(runtime: str) -> bool:
         return True  # the length goes into the artefact
 
-    timings = in_turn(list(models), chosen, batch, lengths, make, fixed, threads=threads, turns=turns, say=say)
-    return Bench(timings, words(timings, instead=""), threads, runner.machine())
+    def result(timings: list[Timing]) -> Bench:
+        return Bench(timings, words(timings, instead=""), threads, runner.machine())
+
+    sizes: dict[str, Any] = {"threads": threads, "turns": turns}
+    return in_turn(list(models), chosen, batch, lengths, make, fixed, result=result, say=say, **sizes)
 
 
 def names_of(sources: Sequence[Path | str]) -> dict[str, Path]:

@@ -100,6 +100,14 @@ def in_words(batch: int, length: int) -> str:
     return f"{batch} x {length}" if length else str(batch)
 
 
+class BenchInterrupted(KeyboardInterrupt):
+    """Ctrl-C during `bench`. result: the rows that were complete."""
+
+    def __init__(self, result: Bench) -> None:
+        super().__init__(f"{len(result.timings)} rows were complete")
+        self.result = result
+
+
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Names for a table: the last part of each path (without `.keras`), or the whole path where two are equal."""
     short = [path.stem if path.suffix == ".keras" else path.resolve().name for path in paths]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.deploy import runner
-from secateur.deploy.jobs.results import Timing, in_words, timed
+from secateur.deploy.jobs.results import Bench, BenchInterrupted, Timing, in_words, timed
 from secateur.deploy.operator_library import installed_library
 from secateur.errors import ModelError, SecateurError
 
@@ -29,33 +29,44 @@ def in_turn(
     *,
     threads: int,
     turns: int,
+    result: Callable[[list[Timing]], Bench],
     say: Say = lambda text: None,
     loading: Mapping[str, Any] | None = None,
-) -> list[Timing]:
+) -> Bench:
     """Timings by runtime, batch, length and model. What a runtime refuses is a row with an `error`.
 
+    result: makes what is returned of the rows.
     fixed: whether a runtime needs an artefact of its own for each shape; else one is made for the largest.
     loading: options for opening the model folders that artefacts of our own point at.
 
-    Raises ModelError for sizes below one.
+    Raises ModelError for sizes below one, BenchInterrupted with the complete rows when Ctrl-C comes after the first.
     """
     for size in (*batch, *length):
         if size < 1:
             raise ModelError(f"batch and length are at least 1, not {size}")
     timings: list[Timing] = []
-    with tempfile.TemporaryDirectory(prefix="secateur-bench-") as work:
-        for runtime in runtimes:
-            artefacts = _Artefacts(runtime, names, make, Path(work), say, dict(loading or {}))
-            for shape in itertools.product(batch, length):
-                if shape[1] != length[0] and not artefacts.take_tokens:
-                    continue
-                if fixed(runtime):
-                    artefacts.delete()
-                artefacts.make_missing(shape if fixed(runtime) else (max(batch), max(length)))
-                timings += artefacts.time(shape, threads, turns)
-            artefacts.delete()
     position = {name: i for i, name in enumerate(names)}
-    return sorted(timings, key=lambda t: (runtimes.index(t.runtime), t.batch, t.length, position[t.model]))
+
+    def ordered() -> Bench:
+        return result(sorted(timings, key=lambda t: (runtimes.index(t.runtime), t.batch, t.length, position[t.model])))
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="secateur-bench-") as work:
+            for runtime in runtimes:
+                artefacts = _Artefacts(runtime, names, make, Path(work), say, dict(loading or {}))
+                for shape in itertools.product(batch, length):
+                    if shape[1] != length[0] and not artefacts.take_tokens:
+                        continue
+                    if fixed(runtime):
+                        artefacts.delete()
+                    artefacts.make_missing(shape if fixed(runtime) else (max(batch), max(length)))
+                    timings += artefacts.time(shape, threads, turns)
+                artefacts.delete()
+    except KeyboardInterrupt:
+        if timings:
+            raise BenchInterrupted(ordered()) from None
+        raise
+    return ordered()
 
 
 class _Artefacts:

@@ -77,8 +77,8 @@ class Gradual(Holding):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Decide a new plan if the sparsity of the schedule has changed."""
-        if state.global_step % self._every == 0:
-            self._move(self._schedule(state.global_step))
+        if state.global_step % self._every == 0 or self._sparsity < 0:  # the latter in a training that goes on
+            self._move(self._schedule(state.global_step - state.global_step % self._every))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """End at the sparsity that the schedule gives for the last step."""
