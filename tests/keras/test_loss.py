@@ -110,7 +110,7 @@ def test_a_model_that_gives_nan_after_training_is_not_saved(tmp_path, monkeypatc
     monkeypatch.setattr(workflow, "_tune", diverged)
     stage = KerasStage(secateur.criteria.magnitude, secateur.Element(), secateur.budget.Global(0.5))
     data = Arrays(X, Y)
-    with pytest.raises(ModelError, match="gives NaN"):
+    with pytest.raises(ModelError, match="answers NaN or infinity"):
         run(secateur.open(classifier()), stage, data, data, KerasTuning(epochs=1), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
