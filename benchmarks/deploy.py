@@ -27,8 +27,9 @@ from deploy_grid import BATCH, CACHE, LENGTH, keep, make_grid
 from deploy_report import write
 
 from secateur.cost import macs
+from secateur.data.table import Table
 from secateur.deploy import runner
-from secateur.deploy.jobs import parity, results
+from secateur.deploy.jobs import material, parity, results
 from secateur.deploy.jobs.bench import bench, installed
 from secateur.deploy.jobs.export import export
 from secateur.deploy.target import Port, find, load
@@ -36,9 +37,10 @@ from secateur.errors import SecateurError
 from secateur.files import write_json
 from secateur.jobs.demo import Settings, demo_rows, dense_model
 from secateur.jobs.train import fine_tune
-from secateur.labelled_rows import Rows
 from secateur.plan import Plan
-from secateur.torch.data.text_rows import encode, load_tokenizer
+from secateur.tasks import Options
+from secateur.tasks import find as find_task
+from secateur.torch.data.text_rows import load_tokenizer
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_folder
 
@@ -80,7 +82,7 @@ def uneven(host: TorchHost, seed: int = SEED) -> Plan:
 
 
 def pruned(
-    source: Path | Any, name: str, choose: Callable[[TorchHost], Plan], example: Any = None, train: Rows | None = None
+    source: Path | Any, name: str, choose: Callable[[TorchHost], Plan], example: Any = None, train: Table | None = None
 ) -> Path:
     """The pruned folder, under the cache, of a model (a folder or a module), fine-tuned for an epoch on `train`."""
     folder = CACHE / "models" / name
@@ -93,8 +95,8 @@ def pruned(
         host.resize(plan)
         tokenizer = load_tokenizer(source) if isinstance(source, Path) and example is None else None
         if train is not None:
-            features = encode(host.model, tokenizer, train, LENGTH)
-            fine_tune(host, features, tokenizer, epochs=1, learning_rate=2e-4, batch_size=32, seed=SEED, progress=False)
+            task = find_task(host.model, tokenizer, options=Options(max_length=LENGTH))
+            fine_tune(host, task, task.encode(train), epochs=1, learning_rate=2e-4, seed=SEED, progress=False)
         host.save(folder, plan, tokenizer=tokenizer)
     return folder
 
@@ -150,7 +152,7 @@ def folder_of(name: str) -> Path:
     return (CACHE / "models" / name).resolve()
 
 
-def reviews() -> Rows:
+def reviews() -> Table:
     """Reviews that no model was trained on, shuffled."""
     _, test = demo_rows(Settings(train_rows=1000))
     return test.take(range(ROWS))
@@ -201,9 +203,10 @@ def export_one(name: str, target: str, *, generate: bool) -> dict[str, Any]:
 def parity_again(name: str, target: str) -> dict[str, Any]:
     """Parity of an artefact that exists."""
     artefact, folder = artefact_of(name, target), folder_of(name)
-    model, tokenizer = load_model(folder, dtype=torch.float32).eval(), load_tokenizer(folder)
+    model = load_model(folder, dtype=torch.float32).eval()
     ports = [Port(**{**port, "at_most": {int(k): v for k, v in port["at_most"].items()}}) for port in _inputs(artefact)]
-    batches = parity.batches(model, tokenizer, reviews(), find(target), ports, LENGTH if target in FIXED else None)
+    rows = material.read(model, reviews(), folder, length=LENGTH if target in FIXED else None)
+    batches = parity.batches(model, rows, find(target), ports)
     agreement = parity.compare(model, load(artefact), batches, results.TOLERANCE)
     return {"parity": asdict(agreement), "bytes": runner.read(artefact)["bytes"]}
 

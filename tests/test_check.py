@@ -37,6 +37,26 @@ def test_a_wrong_shrink_is_refused_at_any_scale_of_the_outputs(scale):
     assert verify(Answers(output, 1 + 1e-6), Plan(), [None]).difference == pytest.approx(1e-6, rel=1e-3)
 
 
+class Rounded(Answers):
+    """A host that says in float64 what `exact` says."""
+
+    def __init__(self, output, times, exact):
+        super().__init__(output, times)
+        self.exact = exact
+
+    def in_double(self):
+        return self.exact
+
+
+def test_rounding_is_what_float64_knows_nothing_of():
+    output = np.array([[1.0, -2.0], [0.5, 0.0]])
+    same, apart = Answers(output, 1.0), Answers(output, 1 + 1e-9)
+    assert verify(Rounded(output, 1 + 3e-5, same), Plan(), [None]).difference == pytest.approx(3e-5, rel=1e-3)
+    for times, exact in ((1 + 3e-5, apart), (1 + 3e-5, None), (1 + 2e-3, same), (-1.0, same)):
+        with pytest.raises(VerifyError, match=r"permitted: 1e-05"):
+            verify(Rounded(output, times, exact), Plan(), [None])
+
+
 def test_difference_of_each_output_is_relative_to_its_largest_value():
     big, small = np.array([100.0, 50.0]), np.array([1e-3, 0.0])
     assert difference([big, small], [big + 1, small]) == pytest.approx(0.01)

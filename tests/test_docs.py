@@ -37,8 +37,18 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def language(request, here):
-    """A language model, text and the recipes that a page shows, for the pages that speak of them."""
+    """A language model, an encoder, text and the recipes that a page shows, for the pages that speak of them."""
     page = request.node.callspec.params.get("page")
+    if page and "./minilm" in (ROOT / page).read_text():
+        from .text_models import sentences, write_csv, write_encoder
+
+        write_encoder(here / "minilm")
+        write_csv(here / "texts.csv", [[text] for text, _ in sentences(60)], ["text"])
+    if page and "vision_model" in (ROOT / page).read_text():
+        from .tasks.media_data import write_ctc_model, write_image_model
+
+        write_image_model(here / "vision")
+        write_ctc_model(here / "speech")
     if page and "./llm" in (ROOT / page).read_text():
         from .text_models import write_documents, write_model
 
@@ -50,7 +60,7 @@ def language(request, here):
 
 
 def namespace(folder):
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(0)
     batches = [
@@ -71,7 +81,33 @@ def namespace(folder):
         model.eval()
 
     model = AutoModelForSequenceClassification.from_pretrained(folder / "classifier")
-    return {"model": model, "batch": batches[0], "batches": batches, "train": train}
+    names = {"model": model, "batch": batches[0], "batches": batches, "train": train}
+    if (folder / "minilm").exists():
+        names |= {
+            "encoder": AutoModel.from_pretrained(folder / "minilm").eval(),
+            "tokenizer": AutoTokenizer.from_pretrained(folder / "minilm"),
+        }
+    if (folder / "vision").exists():
+        names |= _media(folder)
+    return names
+
+
+def _media(folder):
+    """A model of images and one of speech, with their processors, a picture and a sound."""
+    import numpy as np
+    from PIL import Image
+    from transformers import AutoModelForCTC, AutoModelForImageClassification, AutoProcessor
+
+    from secateur.tasks.image_classification import ImageClassification
+
+    return {
+        "vision_model": AutoModelForImageClassification.from_pretrained(folder / "vision").eval(),
+        "image_processor": ImageClassification.load_processor(folder / "vision"),
+        "picture": Image.new("RGB", (20, 20), "red"),
+        "speech_model": AutoModelForCTC.from_pretrained(folder / "speech").eval(),
+        "speech_processor": AutoProcessor.from_pretrained(folder / "speech"),
+        "samples": np.sin(np.arange(8000) / 5).astype(np.float32),
+    }
 
 
 @pytest.mark.parametrize("page", pages_with("python"))

@@ -141,7 +141,7 @@ def test_arguments_become_rows():
 
 
 def test_answers_in_words():
-    entity = {"type": "LOC", "text": "Rome", "probability": 0.91234}
+    entity = {"type": "LOC", "text": "Rome", "start": 3, "end": 4, "probability": 0.91234}
     for value, text in [
         ("pos", "pos"),
         (0.98765, "0.988"),
@@ -161,4 +161,4 @@ def test_what_cannot_be_run_is_said(refused, pruned, tmp_path):
     assert "not both" in refused("run", pruned, "a", "--data", tmp_path / "texts.csv")
     assert "--value int3" in refused("run", pruned, "a", "--value", "int3")
     assert "goes with value='int8'" in refused("run", pruned, "a", "--activations", "int8")
-    assert "transformers has no AutoModelForpoetry" in refused("run", pruned, "a", "--task", "poetry")
+    assert "no task 'poetry'; there is text-classification" in refused("run", pruned, "a", "--task", "poetry")

@@ -170,6 +170,54 @@ def _row_seeds() -> Mapping[str, Case]:
     }
 
 
+# -- sentence-transformers folders ------------------------------------------------------------------------------------
+
+
+def _sentence_seeds() -> Mapping[str, Case]:
+    from safetensors.numpy import save
+
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules += [
+        {"idx": i, "name": str(i), "path": f"{i}_{name}", "type": f"sentence_transformers.models.{name}"}
+        for i, name in enumerate(("Pooling", "Dense", "Normalize"), 1)
+    ]
+    dense = {
+        "in_features": 6,
+        "out_features": 4,
+        "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    files: dict[str, Any] = {
+        "modules.json": modules,
+        "sentence_bert_config.json": {"max_seq_length": 256, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": {"query": "find "}, "default_prompt_name": "query"},
+        "2_Dense/config.json": dense,
+    }
+    old = {"word_embedding_dimension": 3, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}
+    new = {"embedding_dimension": 3, "pooling_mode": ["max", "lasttoken"], "include_prompt": True}
+    weights = {"linear.weight": np.ones((4, 6), np.float32), "linear.bias": np.zeros(4, np.float32)}
+    return {
+        name: {file: json.dumps(value).encode() for file, value in {**files, "1_Pooling/config.json": pooling}.items()}
+        | {"2_Dense/model.safetensors": save(weights)}
+        for name, pooling in {"old": old, "new": new}.items()
+    }
+
+
+def _read_sentence_folder(place: Path) -> Any:
+    import torch
+
+    from secateur.torch.data.pooling import read_embedding
+    from secateur.torch.files.companions import companions_of
+
+    embedding = read_embedding(place)
+    inside = [(place / name).resolve().is_relative_to(place.resolve()) for name in companions_of(place)]
+    assert all(inside)
+    vectors = torch.ones(2, 4, 3)
+    if len(embedding.modes) * 3 == 6 or not embedding.steps:
+        assert len(embedding.of(vectors, torch.ones(2, 4))) == 2
+    return embedding.modes, embedding.max_length, embedding.prompt, embedding.texts(["A word"])
+
+
 # -- journals ---------------------------------------------------------------------------------------------------------
 
 _IDENTITY = {"recipe": {"criterion": "wanda", "sparsity": 0.5}, "model": "abc", "format": 1}
@@ -321,6 +369,7 @@ LIGHT = (
 )
 HEAVY = (
     Format("rows", _row_seeds, _read_rows, _errors(), sample=150),
+    Format("sentence-folder", _sentence_seeds, _read_sentence_folder, _errors(), sample=150),
     Format("results", _result_seeds, _read_results, _errors(), lambda name: name.endswith(".json"), sample=150),
     Format("latency-table", _table_seeds, _read_table, _errors("measured"), sample=150),
     Format("tuning-cache", _tuning_seeds, _read_tuning, _errors(), sample=100),

@@ -283,6 +283,7 @@ def test_half_the_ffn_goes_and_the_rest_heals_without_labels(folder, texts, tmp_
     assert exit.value.code == 0, err
     told = json.loads(out)
     assert (told["task"], told["metric"], told["reload_difference"]) == ("feature-extraction", "cosine", 0)
+    assert told["stages"]["tuned"]["divergence"] == "1 - cosine"
     stages = {name: stage["values"]["cosine"] for name, stage in told["stages"].items()}
     assert stages["dense"] == pytest.approx(1)
     assert stages["pruned"] < stages["tuned"] < 1

@@ -141,3 +141,17 @@ def test_buffers_are_no_parameters():
     assert parameters(host.layout).total == sum(p.numel() for p in net.parameters()) == 54
     llama = zoo.llama(num_hidden_layers=1)
     assert parameters(secateur.open(llama).layout).total == sum(p.numel() for p in llama.parameters())
+
+
+def test_a_host_in_double_computes_in_float64():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+    x = torch.randn(3, 4)
+    host = secateur.open(model, (x,))
+    (single,), (double,) = host.outputs((x,)), host.in_double().outputs((x,))
+    assert (single.dtype, double.dtype, next(model.parameters()).dtype) == (np.float32, np.float64, torch.float32)
+    weights = [parameter.detach().double().numpy() for parameter in model.parameters()]
+    wanted = np.tanh(x.double().numpy() @ weights[0].T + weights[1]) @ weights[2].T + weights[3]
+    np.testing.assert_allclose(double, wanted, rtol=1e-13)
+    assert host.in_double().in_double() is None
+    assert secateur.open(model.to(torch.bfloat16), (x.bfloat16(),)).in_double() is None

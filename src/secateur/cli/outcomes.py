@@ -51,7 +51,7 @@ def _show_stages(title: str, stages: "Sequence[tuple[str, Evaluation]]") -> None
     where = ", against the dense model's answers" if first.is_against_dense else ""
     common.print_table(
         f"{title}{where}",
-        ["model", *first.values, "loss", "KL to dense", "flips"],
+        ["model", *first.values, "loss", f"{first.divergence} to dense", "flips"],
         [
             (
                 name,
@@ -110,7 +110,7 @@ def show_sweep(points: Sequence[Any], output: Path, *, json: bool) -> None:
     metric = points[0].score.metric
     common.print_table(
         f"{output}/sweep.png shows this; {metric} before any fine-tuning",
-        ["sparsity", "threshold", metric, "against dense", "KL to dense", "flips"],
+        ["sparsity", "threshold", metric, "against dense", f"{points[0].score.divergence} to dense", "flips"],
         [
             (
                 common.percent(p.sparsity),

@@ -102,7 +102,16 @@ def show(answers: Sequence["Answer"], model: str, summary: str, *, json: bool) -
         if "generated" in answer.shown:
             common.say(answer.input + answer.shown["generated"])
         else:
-            common.say("\t".join([*map(words, answer.shown.values()), answer.input]))
+            common.say("\t".join([*map(words, _said(answer.shown)), answer.input]))
+
+
+POSITIONS = ("start", "end")
+"""Parts of an answer that say where it stands, for programs."""
+
+
+def _said(parts: Mapping[str, Any]) -> list[Any]:
+    """What a person wants to see of an answer."""
+    return [value for name, value in parts.items() if name not in POSITIONS]
 
 
 def words(value: Any) -> str:
@@ -123,5 +132,5 @@ def words(value: Any) -> str:
 def _words_of_part(part: Any) -> str:
     """One of several: its values without their names."""
     if isinstance(part, Mapping):
-        return " ".join(map(words, part.values()))
+        return " ".join(map(words, _said(part)))
     return " ".join(map(words, part)) if isinstance(part, list | tuple) else words(part)

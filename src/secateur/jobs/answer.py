@@ -15,12 +15,14 @@ from secateur import runtime
 from secateur.data.columns import Column, choose, texts
 from secateur.data.table import Table
 from secateur.errors import ModelError
+from secateur.jobs.open_task import Opened as Folder
+from secateur.jobs.open_task import look
 from secateur.runtime.saving import MANIFEST
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import parts_of
 from secateur.tasks.base.inputs import of_arguments, without_references
 from secateur.tasks.base.task import Options, Task
-from secateur.tasks.find import auto_class, kind_of, task_of_config
+from secateur.tasks.find import kind_of, named, task_of_config
 from secateur.torch.base.batches import without_labels
 from secateur.torch.data.text_rows import load_tokenizer, token_ids
 from secateur.torch.open import load_model
@@ -74,13 +76,28 @@ def open_to_answer(source: str, task: str | None = None) -> Opened:
     Raises ModelError when the model neither has a task nor generates, DataError for an unknown task.
     """
     is_compiled = (Path(source) / MANIFEST).exists()
-    model = runtime.load(source) if is_compiled else load_model(source, task=auto_class(source, task))
-    config: Any = model.config
-    has_task = task is not None or task_of_config(config) is not None
-    if generates(model) and not (has_task and getattr(config, "is_encoder_decoder", False)):
+    kind: type[Task] | None
+    if is_compiled:
+        model = runtime.load(source)
+        kind = task_of_config(model.config) if task is None else named(task)
+    else:
+        folder = _look(source, task)
+        model = load_model(source) if folder is None else folder.model()
+        kind = None if folder is None else folder.task
+    if generates(model) and (kind is None or not getattr(model.config, "is_encoder_decoder", False)):
         return Opened(model, None, load_tokenizer(source), is_compiled)
-    kind = kind_of(model, task)
+    kind = kind or kind_of(model)
     return Opened(model, kind, kind.load_processor(source), is_compiled)
+
+
+def _look(source: str, task: str | None) -> Folder | None:
+    """What a folder is for; None for one without a task, which may generate nevertheless."""
+    try:
+        return look(source, task)
+    except ModelError:
+        if task is not None:
+            raise
+        return None
 
 
 def generates(model: nn.Module) -> bool:

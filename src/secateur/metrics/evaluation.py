@@ -23,10 +23,11 @@ class Evaluation:
     values: name of a metric -> its value; the main one first.
     is_against_dense: whether the metrics compare with the dense model's answers, as the data has no labels.
     loss: the mean loss over batches with labels; None without.
-    kl: mean divergence from the dense model's outputs: KL in nats, for vectors 1 - cosine; None without a dense model.
+    kl: mean divergence from the dense model's outputs, in nats where it is a KL; None without a dense model.
     flips: the share of rows (of texts: of their tokens) whose answer is not the dense model's; None without a dense
         model.
     predictions: for each row what the model answers.
+    divergence: the name of what `kl` holds.
     main, table: the main metric and its statistics (rows, k), for `compare`.
     """
 
@@ -39,6 +40,7 @@ class Evaluation:
     kl: float | None = None
     flips: float | None = None
     predictions: Sequence[Any] = ()
+    divergence: str = "KL"
     main: Metric | None = field(default=None, repr=False)
     table: np.ndarray | None = field(default=None, repr=False)
 
@@ -57,6 +59,7 @@ class Evaluation:
             "against_dense": self.is_against_dense,
             "loss": self.loss,
             "kl": self.kl,
+            "divergence": self.divergence,
             "flips": self.flips,
         }
 

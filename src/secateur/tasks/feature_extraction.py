@@ -43,6 +43,7 @@ class FeatureExtraction(Task):
     columns = (TEXT, SCORE)
     has_own_loss = True
     is_supervised: ClassVar[bool] = False
+    divergence_name = "1 - cosine"
 
     def __init__(self, model: nn.Module, processor: Any, options: Options | None = None) -> None:
         super().__init__(model, processor, options)

@@ -49,6 +49,7 @@ class Given(Task):
     columns: ClassVar[tuple[Column, ...]] = ()
     has_own_loss = True
     reads_labels = True
+    divergence_name = "distance"
 
     def __init__(self, loss: Loss, score: Score, metric: Metric) -> None:
         super().__init__(nn.Module(), None)  # it asks nothing of a model

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class TorchHost:
         self.changes = changes
         self.source: str | None = None
         """The folder or hub id that the model was loaded from; `save` takes the tokenizer along that lies there."""
+        self._is_double = False
         self._by_hand = layout is not None
         self._layout = None if layout is None else self._marked(layout)
         self.layout.check({name: tuple(p.shape) for name, p in named_tensors(self.model).items()})
@@ -131,8 +132,18 @@ class TorchHost:
 
     def named_outputs(self, batch: Any) -> dict[str, np.ndarray]:
         """Outputs of a batch in evaluation mode by name, as `secateur.agreement.leaves` names them."""
+        batch = to_device(batch, self.model)
         with evaluating(self.model), torch.no_grad():
-            return dict(leaves(run(self.model, to_device(batch, self.model)), to_array=_array))
+            return dict(leaves(run(self.model, _doubled(batch) if self._is_double else batch), to_array=_array))
+
+    def in_double(self) -> "TorchHost | None":
+        """A copy that computes in float64; None unless the model computes in float32."""
+        if any(p.is_floating_point() and p.dtype != torch.float32 for p in self.model.parameters()):
+            return None
+        other = self.copy()
+        other.model.double()
+        other._is_double = True
+        return other
 
     @contextlib.contextmanager
     def masked(self, plan: Plan) -> Iterator[None]:
@@ -226,6 +237,15 @@ class TorchHost:
         if {"tokenizer", "processor", "carried"}.isdisjoint(extra):
             extra |= companions_from(self.model, self.source)
         save(self.model, folder, changes=self.changes, plan=plan, overwrite=overwrite, **extra)
+
+
+def _doubled(batch: Any) -> Any:
+    """The batch with its numbers in float64; integers stay."""
+
+    def double(value: Any) -> Any:
+        return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return {k: double(v) for k, v in batch.items()} if isinstance(batch, Mapping) else tuple(map(double, batch))
 
 
 def _array(value: Any) -> np.ndarray | None:

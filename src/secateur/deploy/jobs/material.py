@@ -96,7 +96,7 @@ Material = Encoded | Given
 
 def inputs_for(model: nn.Module, batch: Any) -> Inputs:
     """The inputs of a model by name, with those that it makes of labels, and without the labels."""
-    return dict(without_labels(with_decoder_inputs(model, by_name(model, batch))))
+    return dict(without_labels(by_name(model, with_decoder_inputs(model, batch))))
 
 
 def read(

@@ -17,7 +17,7 @@ from secateur.deploy import runner
 from secateur.deploy.target import DeployError, Port, Target
 from secateur.torch.base.batches import by_name, without_labels
 from secateur.torch.data.example import BATCH, LENGTH, TARGET_LENGTH, example_for
-from secateur.torch.data.text_rows import text_positions
+from secateur.torch.data.text_rows import input_embeddings, text_positions
 from secateur.torch.shrink.vocabulary import TABLE
 
 SYMBOLS = {"batch": BATCH, "length": LENGTH, "target": TARGET_LENGTH}
@@ -142,8 +142,7 @@ def _fill(name: str, value: torch.Tensor, *, is_token: bool) -> str | float:
 
 
 def _vocabulary(model: nn.Module) -> int:
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    weight = getattr(embeddings, "weight", None)
+    weight = getattr(input_embeddings(model), "weight", None)
     return int(weight.shape[0]) if weight is not None and weight.dim() == 2 else 2
 
 

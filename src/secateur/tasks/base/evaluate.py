@@ -173,6 +173,7 @@ def _evaluation(
         kl=0.0 if kl is None and reference is not None else kl,
         flips=flips,
         predictions=predictions,
+        divergence=task.divergence_name,
         main=metrics[0],
         table=tables[metrics[0].name],
     )

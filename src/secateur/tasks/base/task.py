@@ -85,7 +85,9 @@ class Task:
     has_own_loss: ClassVar[bool] = False
     """Whether `loss` is the task's own: the model computes none, or another one."""
     reads_labels: ClassVar[bool] = False
-    """Whether `read` gets batches with their labels."""
+    """Whether `read` needs the labels of the batch, which it does not get otherwise."""
+    divergence_name: ClassVar[str] = "KL"
+    """What tables call `divergence`."""
 
     def __init__(self, model: nn.Module, processor: Any, options: Options | None = None) -> None:
         self.model = model

@@ -22,13 +22,15 @@ IGNORED = -100
 def arguments(model: nn.Module, batch: Any) -> dict[str, Any] | tuple[Any, ...]:
     """What the model is called with: keyword arguments by name, or positional ones, without labels behind them.
 
-    Labels that have a name stay: models compute a loss of them. Names that start with `_` are notes of a task.
+    Labels stay where the model takes them by name, to compute a loss. Names that start with `_` are notes of a task;
+    "0", "1", ... are positional arguments in a mapping.
 
     Raises DataError for what is no batch, and for more parts than the model takes and labels.
     """
     whole = _of_two_forms(batch)
     if isinstance(whole, dict):
-        return {name: value for name, value in whole.items() if not str(name).startswith("_")}
+        spare = () if _takes_any_name(model) else {*LABELS} - {*inspect.signature(model.forward).parameters}
+        return _numbered(model, {k: v for k, v in whole.items() if k not in spare and not str(k).startswith("_")})
     names = _positional(model)
     if names is None or len(whole) <= len(names):
         return whole
@@ -38,6 +40,16 @@ def arguments(model: nn.Module, batch: Any) -> dict[str, Any] | tuple[Any, ...]:
             "these, and labels at most"
         )
     return whole[:-1]
+
+
+def _numbered(model: nn.Module, given: dict[str, Any]) -> dict[str, Any] | tuple[Any, ...]:
+    """Keyword arguments in which positional ones have their names; a tuple where the forward pass names none."""
+    numbers = [k for k in given if str(k).isdigit()]
+    if not numbers:
+        return given
+    names, positional = _positional(model), tuple(given[k] for k in numbers)
+    rest = {k: v for k, v in given.items() if k not in numbers}
+    return positional if names is None else {**dict(zip(names, positional, strict=False)), **rest}
 
 
 def by_name(model: nn.Module, batch: Any) -> dict[str, Any]:
@@ -66,6 +78,10 @@ def _positional(model: nn.Module) -> list[str] | None:
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _takes_any_name(model: nn.Module) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
 
 
 def to_device(batch: Any, model: nn.Module) -> Any:

@@ -48,7 +48,7 @@ def text_positions(model: nn.Module) -> int | None:
     positions = getattr(text, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    ids = _input_embeddings(model)
+    ids = input_embeddings(model)
     skipped = [
         table.padding_idx + 1
         for table in model.modules()
@@ -58,7 +58,7 @@ def text_positions(model: nn.Module) -> int | None:
     return positions - max(skipped, default=0)
 
 
-def _input_embeddings(model: Any) -> Any:
+def input_embeddings(model: Any) -> Any:
     """The table of token embeddings, or None where the model has none."""
     try:
         return model.get_input_embeddings()
@@ -110,7 +110,7 @@ def token_ids(
 
 def check_vocabulary(model: Any, largest: int) -> None:
     """DataError when a token is not in the model's table."""
-    table = _input_embeddings(model)
+    table = input_embeddings(model)
     if table is not None and largest >= table.weight.shape[0]:
         raise DataError(
             f"the tokenizer gives token {largest}, the model knows {table.weight.shape[0]}; they do not belong together"

@@ -88,7 +88,8 @@ class Contract:
         given = self.complete(batch)
         if isinstance(given, Mapping):
             inputs = {name: value for name, value in given.items() if name != "labels"}
-            return {name: translate(value) if name in TOKENS else value for name, value in inputs.items()}
+            tokens = [name for name in TOKENS if name in inputs] or [k for k, v in inputs.items() if not _is_float(v)]
+            return {name: translate(value) if name in tokens else value for name, value in inputs.items()}
         return tuple(value if _is_float(value) else translate(value) for value in given)
 
 
@@ -116,7 +117,7 @@ def contract_of(model: nn.Module, layout: Layout, plan: Plan) -> Contract:
 
 
 def _complete(model: nn.Module, batch: Any) -> Any:
-    return with_decoder_inputs(model, arguments(model, batch))
+    return arguments(model, with_decoder_inputs(model, batch))
 
 
 def _is_float(value: Any) -> bool:
