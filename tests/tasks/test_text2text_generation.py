@@ -141,6 +141,17 @@ def test_data_without_targets(folder, name):
     assert other.flips == 1 - other.values["exact match"]
 
 
+def test_no_more_tokens_are_written_than_asked_for(folder):
+    from secateur.cli.common import task_options
+
+    model, tokenizer = load_model(folder("bart")), load_tokenizer(folder("bart"))
+    model.generation_config.eos_token_id = None  # so that nothing ends a text
+    for asked, wanted in ((3, 3), (100, 40)):  # the model has 40 positions
+        task = Text2TextGeneration(model, tokenizer, task_options({"new_tokens": asked}))
+        rows = task.batches({"source": ["w1 w2"]})
+        assert [len(part) for part in Reference(task, model, rows).parts] == [wanted]
+
+
 def test_another_dense_model_writes_anew(folder):
     task = task_of(folder("t5"))
     rows = task.batches({"source": list(counting(4, 5))}, 4)

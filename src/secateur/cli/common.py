@@ -69,6 +69,9 @@ LabelNamesOption = Annotated[
 ]
 SplitOption = Annotated[str | None, typer.Option(help="Split of a datasets folder.", rich_help_panel=DATA_PANEL)]
 LengthOption = Annotated[int, typer.Option(help="Longest text in tokens.", min=2, rich_help_panel=DATA_PANEL)]
+NewTokensOption = Annotated[
+    int, typer.Option(help="Most tokens that an encoder-decoder writes.", min=1, rich_help_panel=DATA_PANEL)
+]
 BatchOption = Annotated[int, typer.Option(help="Examples in a batch.", min=1, rich_help_panel=DATA_PANEL)]
 SeedOption = Annotated[
     int, typer.Option(help="Seed of splits and training.", min=0, max=2**32 - 1, rich_help_panel=DATA_PANEL)

@@ -40,6 +40,7 @@ def command(
         int | None, typer.Option(help="The first windows only; default: all.", min=1, rich_help_panel=LANGUAGE)
     ] = None,
     max_length: common.LengthOption = 128,
+    new_tokens: common.NewTokensOption = 64,
     batch_size: common.BatchOption = 32,
     task: Annotated[
         str | None,

@@ -38,7 +38,7 @@ TABLES: dict[str, dict[str, str]] = {
         f"{_TEXTS} keras": "data calibration_samples",
         f"{_TEXTS} keras units": "eval_data batch_size",
         f"{_TEXTS} language units": "text_column task",
-        f"{_TEXTS} units": "target_column eval_split layout_file trust_remote_code",
+        f"{_TEXTS} units": "target_column new_tokens eval_split layout_file trust_remote_code",
         _TEXTS: f"{_COLUMNS} split max_length sweep sweep_by",
         "classifier keras language units": "sparsity",
         "classifier sweep keras units": "budget",
@@ -53,7 +53,7 @@ TABLES: dict[str, dict[str, str]] = {
         "labels perplexity keras": "model against threads json",
         "labels perplexity": "text_column task trust_remote_code check",
         "labels keras": "data batch_size",
-        "labels": f"{_COLUMNS} target_column split max_length",
+        "labels": f"{_COLUMNS} target_column split max_length new_tokens",
         "perplexity": "text context samples",
     },
     "export": {

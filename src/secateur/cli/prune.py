@@ -152,6 +152,7 @@ def command(
         typer.Option(help="An option of --criterion, such as damp=0.05; may be repeated.", rich_help_panel=LANGUAGE),
     ] = None,
     max_length: common.LengthOption = 128,
+    new_tokens: common.NewTokensOption = 64,
     batch_size: common.BatchOption = 32,
     seed: common.SeedOption = 0,
     uniform: Annotated[
