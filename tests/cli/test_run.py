@@ -135,13 +135,16 @@ READER = (Column("text", "--text-column", ("question,context",)), Column("label"
 
 
 def test_arguments_become_rows():
-    table = of_arguments(READER, ["who?", "I", "when?", "now"])
+    table, named = of_arguments(READER, ["who?", "I", "when?", "now"])
+    assert named == {"text": "question,context"}
     assert dict(table.columns) == {"question": ["who?", "when?"], "context": ["I", "now"]}
     assert table.where(1) == "the arguments, number 2"
     with pytest.raises(DataError, match="reads question and context, and 3 arguments are not as many of each"):
         of_arguments(READER, ["who?", "I", "when?"])
     image = Column("image", "--image-column", ("img", "image"))
-    assert dict(of_arguments((image,), ["a.png", "b.png"]).columns) == {"image": ["a.png", "b.png"]}
+    table, named = of_arguments((image,), ["a.png", "b.png"])
+    assert dict(table.columns) == {"image": ["a.png", "b.png"]}
+    assert named == {"image": "image"}
 
 
 def test_answers_in_words():

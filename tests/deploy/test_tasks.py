@@ -17,7 +17,7 @@ from secateur.deploy.jobs import bench, material, parity
 from secateur.deploy.jobs import export as exporting
 from secateur.deploy.jobs.export import export
 from secateur.deploy.targets.inputs import fitted, inputs_of, ports_of
-from secateur.errors import DataError
+from secateur.errors import DataError, ModelError
 from secateur.tasks import Options, find
 from tests import zoo
 
@@ -198,6 +198,13 @@ def test_a_second_of_sound_at_the_rate_of_the_extractor(tmp_path):
     extractor.save_pretrained(tmp_path)
     made_up = inputs_of(zoo.random_model("Wav2Vec2ForCTC", WAVES), None, tmp_path)
     assert made_up["input_values"].shape == made_up["attention_mask"].shape == (2, 2000)
+
+
+def test_a_task_by_its_name_or_that_of_its_class(classifier):
+    loaded = [exporting.load_for(classifier, name) for name in (None, "text-classification", "SequenceClassification")]
+    assert {type(model) for model in loaded} == {transformers.BertForSequenceClassification}
+    with pytest.raises(ModelError, match="transformers has no AutoModelForpoetry"):
+        exporting.load_for(classifier, "poetry")
 
 
 @ONNX

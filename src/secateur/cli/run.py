@@ -71,7 +71,7 @@ def command(
     opened = open_to_answer(model, task)
     kind = "continue" if opened.task is None else "write" if generates(opened.model) else "answer"
     kinds.refuse(context_, f"compiled-{kind}" if opened.is_compiled else kind)
-    rows = opened.rows(opened.table(inputs or ()) if table is None else table, common.task_options(context_.params))
+    rows = opened.rows(table or list(inputs or ()), common.task_options(context_.params))
     for sentence in rows.notes:
         common.note(sentence)
     settings = {"value": value, "activations": activations, "dense": dense, "measure": measure}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,15 @@ class Opened:
     processor: Any
     is_compiled: bool
 
-    def table(self, arguments: Sequence[str]) -> Table:
-        """Arguments of a command line as rows: texts, files, or several texts for each row."""
-        return of_arguments((PROMPT,) if self.task is None else self.task.columns, arguments)
+    def rows(self, data: Table | Sequence[str], options: Options) -> Rows | Prompts:
+        """Rows as the model takes them; DataError for a row that does not fit it.
 
-    def rows(self, table: Table, options: Options) -> Rows | Prompts:
-        """The rows as the model takes them; DataError for a row that does not fit it."""
+        data: a table, or arguments of a command line: texts, files, or several texts for each row.
+        """
+        table = data
+        if not isinstance(table, Table):
+            table, named = of_arguments((PROMPT,) if self.task is None else self.task.columns, table)
+            options = replace(options, columns=named)
         if self.task is None:
             return Prompts(self.model, self.processor, table, options)
         return Rows(self.task(self.model, self.processor, options), table)

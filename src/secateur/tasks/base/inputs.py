@@ -39,18 +39,18 @@ def without_references(table: Table, columns: Sequence[Column], named: Mapping[s
     return rest
 
 
-def of_arguments(columns: Sequence[Column], cells: Sequence[str]) -> Table:
+def of_arguments(columns: Sequence[Column], cells: Sequence[str]) -> tuple[Table, dict[str, str | None]]:
     """Arguments as rows: one for each column that a task needs, in their order, and again for the next row.
+
+    Returns the table, and its columns by role as `choose` takes them.
 
     Raises DataError where arguments are left over.
     """
-    names: list[str] = []
-    for column in columns:
-        if column.is_needed:
-            usual = column.role if column.role in column.usual else column.usual[0]
-            names += [word.strip() for word in usual.split(",")]
+    usual = {c.role: c.role if c.role in c.usual else c.usual[0] for c in columns if c.is_needed}
+    names = [word.strip() for words in usual.values() for word in words.split(",")]
     width = max(1, len(names))
     if len(cells) % width:
         raise DataError(f"the model reads {' and '.join(names)}, and {len(cells)} arguments are not as many of each")
     places = [f"number {row + 1}" for row in range(len(cells) // width)]
-    return Table({name: list(cells[i::width]) for i, name in enumerate(names)}, "the arguments", places)
+    table = Table({name: list(cells[i::width]) for i, name in enumerate(names)}, "the arguments", places)
+    return table, dict(usual)
