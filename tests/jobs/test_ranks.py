@@ -36,7 +36,7 @@ before = torch.nn.utils.clip_grad_norm_
 
 def clip(parameters, *arguments, **options):
     parameters = list(parameters)
-    pruned = [p for p in parameters if p.grad is not None and (p == 0).float().mean() > 0.4]
+    pruned = [p for p in parameters if p.dim() > 1 and p.grad is not None and (p == 0).float().mean() > 0.4]
     zeros = [bool((p.grad[p == 0] == 0).all()) for p in pruned]
     held["gradients"] = held.get("gradients", True) and all(zeros) and len(zeros) > 0
     return before(parameters, *arguments, **options)
