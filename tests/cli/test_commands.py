@@ -256,6 +256,43 @@ def test_a_failure_while_saving_leaves_nothing(refused, classifier, data, place,
     assert refused("prune", classifier, *arguments, code=code) == said
 
 
+def test_a_stopped_fine_tuning_goes_on_with_the_same_command(call, classifier, data, place, monkeypatch):
+    import transformers
+
+    file = place / "args.yaml"
+    file.write_text(f"output_dir: {place / 'checkpoints'}\nsave_strategy: steps\nsave_steps: 4\nseed: 5\n")
+    command = ["prune", classifier, "--data", data, "--sparsity", "0.5", "--fine-tune", "2", "--output", place / "out"]
+    command += ["--train-args", file, "--seed", "0"]
+    real, steps = transformers.Trainer.training_step, []
+
+    def training_step(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", training_step)
+    done = call(*command)
+    said = " ".join(done.err.split())
+    assert done.code == 130
+    assert "--seed wins over seed of --train-args" in said
+    assert f"interrupted; {place}/checkpoints/checkpoint-4 is kept: give the same command again to go on" in said
+    assert sorted(path.name for path in place.iterdir()) == ["args.yaml", "checkpoints"]
+    again = call(*command)
+    assert again.code == 0, again.err
+    assert len(steps) == 7 + 14 - 4  # 216 rows in batches of 32, twice
+
+
+def test_training_arguments_that_are_wrong_are_refused(refused, classifier, data, place, tmp_path):
+    (tmp_path / "args.yaml").write_text("bf16: false\nlearning_rat: 1")
+    output = ["--output", place / "out", "--train-args", tmp_path / "args.yaml"]
+    sentence = "args.yaml, line 2: there is no training argument 'learning_rat'; do you mean learning_rate?"
+    assert sentence in refused("train", classifier, "--data", data, *output)
+    prune = ["prune", classifier, "--data", data, "--sparsity", "0.5", *output]
+    assert sentence in refused(*prune, "--fine-tune", "1")
+    assert "--train-args does nothing without --fine-tune" in refused(*prune)
+
+
 TRAINING = """
 import os, sys, transformers
 from secateur.cli import main

@@ -197,3 +197,18 @@ def test_a_package_that_is_missing_is_named(job, monkeypatch):
     host, data = job
     with pytest.raises(DataError, match="need a package that is missing: .*comet"):
         fine_tune(host, data.task, data.train, arguments={"report_to": ["comet_ml"]}, progress=False)
+
+
+def test_a_checkpoint_that_is_named_is_taken_from_any_training(job, tmp_path):
+    host, data = job
+    how = {"progress": False, "batch_size": 8}
+    first = {"output_dir": str(tmp_path / "c"), "save_strategy": "steps", "save_steps": 3, "max_steps": 3}
+    fine_tune(host, data.task, data.train, arguments=first, **how)
+    tuned = {n: p.detach().clone() for n, p in host.model.named_parameters()}
+    other = open_folder(tmp_path / "c" / "checkpoint-3")  # a checkpoint is a model folder
+    assert all(torch.equal(p, tuned[n]) for n, p in other.model.named_parameters())
+    with torch.no_grad():
+        next(host.model.parameters()).zero_()
+    named = {"resume_from_checkpoint": str(tmp_path / "c" / "checkpoint-3"), "max_steps": 3}
+    fine_tune(host, data.task, data.train, arguments=named, **how)
+    assert all(torch.equal(p, tuned[n]) for n, p in host.model.named_parameters())

@@ -65,13 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except Interrupted as error:
-        _fail(str(error), INTERRUPTED)
+        _fail_interrupted(str(error))
     except SecateurError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        if not ranks.is_first():
-            sys.exit(INTERRUPTED)
-        _fail("interrupted; nothing was written", INTERRUPTED)
+        _fail_interrupted("interrupted; nothing was written")
     except CommandLineError as error:
         _fail_usage(error)
     except Exception as error:
@@ -105,6 +103,13 @@ def _ask_for_report() -> None:
         "https://github.com/secateur/secateur/issues.",
         err=True,
     )
+
+
+def _fail_interrupted(sentence: str) -> None:
+    """End after Ctrl-C; of the processes of `torchrun` one says so."""
+    if not ranks.is_first():
+        sys.exit(INTERRUPTED)
+    _fail(sentence, INTERRUPTED)
 
 
 def _fail_usage(error: Any) -> None:

@@ -4,6 +4,16 @@ For callers to whom a failure is an answer (this module is no norm, this configu
 listed here, such as an interrupt or a full memory, are no answer and propagate.
 """
 
+import linecache
+import os
+import traceback
+from pathlib import Path
+
+import torch
+
+_NOT_THEIRS = (str(Path(torch.__file__).parent) + os.sep, str(Path(__file__).parents[2]) + os.sep)
+"""Where PyTorch and secateur lie: an error in a forward pass is raised there, but its cause is further out."""
+
 EXPECTED: tuple[type[Exception], ...] = (
     ArithmeticError,
     AssertionError,
@@ -30,3 +40,12 @@ def in_a_line(error: BaseException, limit: int = 160) -> str:
     first = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return text if len(text) <= limit else text[: limit - 3].rstrip() + "..."
+
+
+def line_of(error: BaseException, limit: int = 100) -> str:
+    """The line of the model's code that raised an error, as `file.py:12, code`; empty where it has no source."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THEIRS)]
+    if not frames or not (code := linecache.getline(frames[-1].filename, frames[-1].lineno or 0).strip()):
+        return ""
+    code = code if len(code) <= limit else f"{code[: limit - 3].rstrip()}..."
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}, {code}"

@@ -23,7 +23,7 @@ from secateur.dims import names
 from secateur.errors import SecateurError
 from secateur.layout import Axis, Layout
 from secateur.torch.base.batches import evaluating
-from secateur.torch.base.expected_errors import EXPECTED, in_a_line
+from secateur.torch.base.expected_errors import EXPECTED, in_a_line, line_of
 from secateur.torch.base.manifest import changes_of, like, named_tensors
 from secateur.torch.shrink.resize import resize
 from secateur.torch.trace.derive import trace
@@ -215,11 +215,17 @@ def _error_of(model: nn.Module, example: Example, layout: Layout | None, keep: K
     except SecateurError as error:
         return Failure(str(error), sentence=True)
     except Exception as error:  # a forward pass may fail in any way
-        reason = in_a_line(error).replace("#", "")  # a "#" begins a comment in the text of a layout
+        reason = in_a_line(error)
         if layout is not None:
-            reason = f"the model does not run when units are removed ({reason})"
-        return Failure(reason, sentence=False)
+            place = f" at {line}" if (line := line_of(error)) else ""
+            reason = f"the model does not run when units are removed ({reason}{place}){_advice(reason)}"
+        return Failure(reason.replace("#", ""), sentence=False)  # a "#" begins a comment in the text of a layout
     return None
+
+
+def _advice(reason: str) -> str:
+    """What the author of a forward pass can do about a shape that it takes from elsewhere than from the weights."""
+    return "; write -1 for the size that units have there" if "is invalid for input of size" in reason else ""
 
 
 def _unmasked(example: Example) -> Example:

@@ -43,7 +43,7 @@ _WORDS = {
     "dim": "head_dim attention_head_size head_size dim_head d_head key_value_proj_dim d_kv dim_per_head "
     "head_dimension v_head_dim head_v_dim qk_head_dim qk_nope_head_dim head_k_dim",
     "width": "all_head_size inner_dim split_size kv_dim q_dim q_size kv_size qkv_dim key_dim value_dim "
-    "key_value_dim query_dim",
+    "key_value_dim query_dim attn_dim",
     "hidden": "hidden_size embed_dim d_model hidden_dim dim n_embd model_dim embed_size input_size channels "
     "output_size d_embed",
     "inner": "intermediate_size intermediate_dim ffn_dim d_ff d_inner inner_size ffn_hidden_size dim_feedforward "
