@@ -68,12 +68,12 @@ def _labelled(table: Table) -> list[tuple[str, int]]:
 
 
 def text_pairs(folder: Path) -> None:
-    """The classifier of reviews; two very short reviews, and whether both are good or both are bad."""
+    """The classifier of reviews; two very short reviews, and 1 where both are good or both are bad."""
     link(folder, folder.parent / "text-classification" / "dense")
     for name, count, table in zip(("train", "test"), (1280, 500), demo_rows(SHORT), strict=True):
         rows, rng = [row for row in _labelled(table) if len(row[0]) <= 60], random.Random(0)
         drawn = [rng.sample(rows, 2) for _ in range(count)]
-        pairs = [(a[0], b[0], "same" if a[1] == b[1] else "different") for a, b in drawn]
+        pairs = [(a[0], b[0], int(a[1] == b[1])) for a, b in drawn]
         write_csv(folder / f"{name}.csv", ("text1", "text2", "label"), pairs)
 
 
