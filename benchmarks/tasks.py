@@ -102,7 +102,7 @@ ROWS = {
         "SmolLM2-135M on IMDB reviews",
         data.text_generation,
         None,
-        "--criterion taylor --pattern ffn --sparsity 0.2 --fine-tune 1 --distil --samples 32 --batch-size 8",
+        "--criterion taylor --pattern ffn --sparsity 0.2 --fine-tune 1 --distil --samples 12 --batch-size 4",
         train_data="train.txt",
         test_data="test.txt",
         length=128,
@@ -134,7 +134,7 @@ ROWS = {
     "text2text-generation": Row(
         "T5 of 2 + 2 layers, word for word", data.text2text, "--epochs 10 --learning-rate 3e-3", TINY
     ),
-    "fill-mask": Row("BERT of 2 layers, colours in a cycle", data.fill_mask, "--epochs 8 --learning-rate 3e-3", TINY),
+    "fill-mask": Row("BERT of 2 layers, colours in a cycle", data.fill_mask, "--epochs 30 --learning-rate 3e-3", TINY),
     "audio-classification": Row(
         "Wav2Vec2 of 2 layers, tones of three pitches",
         data.audio_classification,

