@@ -276,7 +276,7 @@ def test_data_that_does_not_fit(classifier):
         DataError, match=r"rows has no column text or .*; name the text with --text-column, one of film"
     ):
         material.read(model, Table({"film": ["a film"]}, "rows"), classifier)
-    with pytest.raises(ModelError, match="no task is known for a ViTModel; name one with --task"):
+    with pytest.raises(ModelError, match="a ViTModel reads pixel_values, not texts"):
         material.read(transformers.ViTModel(zoo.vit().config), Table({"text": ["a film"]}, "rows"), classifier)
     with pytest.raises(DeployError, match="the data is empty; pass at least one batch"):
         material.read(model, [], None)

@@ -5,12 +5,13 @@ import sys
 
 import pytest
 import transformers
-from secateur.labelled_rows import Rows
 
 import secateur
 from secateur.cli import main
+from secateur.data.table import as_table
 from secateur.errors import ModelError
-from secateur.jobs.train import classifier_options
+from secateur.jobs.open_task import open_to_train
+from secateur.tasks import Options
 from secateur.torch.data.text_rows import load_tokenizer
 from secateur.torch.files import completeness, saving
 from secateur.torch.open import load_model, read_config
@@ -61,10 +62,10 @@ def test_a_model_of_own_code_is_one_sentence(own, mark, stated):
     edit(own / "config.json", lambda c: c.update(architectures=["BertModel"]))
     with pytest.raises(ModelError, match=SENTENCE):
         saving.load(own, **stated)
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=SENTENCE):
         read_config(own)
     with pytest.raises(ModelError, match=SENTENCE):
-        classifier_options(own, Rows(["a", "b"], ["x", "y"]), seed=0)
+        open_to_train(str(own), None, as_table({"text": ["a", "b"], "label": ["x", "y"]}), Options())
     assert not mark.exists()
 
 

@@ -61,9 +61,10 @@ def text_positions(model: nn.Module) -> int | None:
 def input_embeddings(model: Any) -> Any:
     """The table of token embeddings, or None where the model has none."""
     try:
-        return model.get_input_embeddings()
+        table = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         return None
+    return table if hasattr(table, "weight") else None
 
 
 def token_ids(
@@ -87,6 +88,9 @@ def token_ids(
     """
     if not len(texts):
         raise DataError("there are no texts")
+    reads = getattr(model, "main_input_name", "input_ids")
+    if reads != "input_ids":
+        raise ModelError(f"a {type(model).__name__} reads {reads}, not texts; name another task with --task")
     limit = min(max_length, tokenizer.model_max_length)
     arguments = (list(texts),) if pairs is None else (list(texts), list(pairs))
     encoded = tokenizer(*arguments, **{"truncation": True, "max_length": limit, **options})
