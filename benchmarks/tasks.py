@@ -132,9 +132,17 @@ ROWS = {
         test_data="test.jsonl",
     ),
     "text2text-generation": Row(
-        "T5 of 2 + 2 layers, word for word", data.text2text, "--epochs 10 --learning-rate 3e-3", TINY
+        "T5 of 2 + 2 layers, word for word",
+        data.text2text,
+        "--epochs 30 --learning-rate 3e-3",
+        f"{HALF} --learning-rate 3e-3",
     ),
-    "fill-mask": Row("BERT of 2 layers, colours in a cycle", data.fill_mask, "--epochs 30 --learning-rate 3e-3", TINY),
+    "fill-mask": Row(
+        "BERT of 2 layers, colours in a cycle",
+        data.fill_mask,
+        "--epochs 30 --learning-rate 3e-3",
+        f"{HALF} --learning-rate 3e-3",
+    ),
     "audio-classification": Row(
         "Wav2Vec2 of 2 layers, tones of three pitches",
         data.audio_classification,
