@@ -93,8 +93,9 @@ ROWS = {
     "image-classification": Row(
         f"DINOv2-S on Fashion-MNIST, {data.IMAGE} pixels",
         data.image_classification,
-        "--epochs 3 --learning-rate 1e-4",
-        "--criterion taylor --pattern head,ffn --sparsity 0.3 --fine-tune 1 --distil --learning-rate 1e-4",
+        "--epochs 5 --learning-rate 1e-4 --batch-size 16",
+        "--criterion taylor --pattern head,ffn --sparsity 0.3 --fine-tune 1 --distil --learning-rate 1e-4 "
+        "--batch-size 16",
         train_data="images --split train",
         test_data="images --split test",
     ),
