@@ -2,7 +2,7 @@
 
     python benchmarks/tasks.py                train, prune, evaluate and export every row that has no result yet
     python benchmarks/tasks.py ROW ...        these rows again; the dense model of an earlier run is kept
-    python benchmarks/tasks.py ROW ... --exports    only the exports of what was pruned before
+    python benchmarks/tasks.py ROW ... --exports    only the exports of what was pruned before (--longer: the healing)
     python benchmarks/tasks.py write          the dated Markdown from the results under .cache/tasks/results
 
 All that a row does is `secateur train`, `prune`, `eval --against` and `export`, each a process of its own with one
@@ -48,6 +48,7 @@ class Row:
     task: the task, where the config names another one.
     calibration: whether the training data is text for --calibration.
     check: called on the row's folder; what it found goes into the table.
+    longer: epochs of another healing, where one epoch does not do.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Row:
     task: str = ""
     calibration: bool = False
     check: Callable[[Path], dict[str, Any]] | None = None
+    longer: int | None = None
 
 
 HALF = "--criterion taylor --pattern head,ffn --sparsity 0.5 --fine-tune 1 --distil"
@@ -89,14 +91,17 @@ ROWS = {
         length=48,
         task="feature-extraction",
         check=data.loads_in_sentence_transformers,
+        longer=3,
     ),
     "image-classification": Row(
         f"DINOv2-S on Fashion-MNIST, {data.IMAGE} pixels",
         data.image_classification,
-        "--epochs 3 --learning-rate 1e-4",
-        "--criterion taylor --pattern head,ffn --sparsity 0.3 --fine-tune 1 --distil --learning-rate 1e-4",
+        "--epochs 5 --learning-rate 1e-4 --batch-size 16",
+        "--criterion taylor --pattern head,ffn --sparsity 0.3 --fine-tune 1 --distil --learning-rate 1e-4 "
+        "--batch-size 16",
         train_data="images --split train",
         test_data="images --split test",
+        longer=4,
     ),
     "text-generation": Row(
         "SmolLM2-135M on IMDB reviews",
@@ -114,6 +119,7 @@ ROWS = {
         "--epochs 20 --learning-rate 2e-3 --batch-size 16",
         f"{HALF} --learning-rate 1e-3 --batch-size 16",
         columns="--audio-column file",
+        longer=5,
     ),
     "token-classification": Row(
         "BERT of 2 layers, persons and places",
@@ -132,9 +138,19 @@ ROWS = {
         test_data="test.jsonl",
     ),
     "text2text-generation": Row(
-        "T5 of 2 + 2 layers, word for word", data.text2text, "--epochs 10 --learning-rate 3e-3", TINY
+        "T5 of 2 + 2 layers, word for word",
+        data.text2text,
+        "--epochs 30 --learning-rate 3e-3",
+        f"{HALF} --learning-rate 3e-3",
+        longer=10,
     ),
-    "fill-mask": Row("BERT of 2 layers, colours in a cycle", data.fill_mask, "--epochs 30 --learning-rate 3e-3", TINY),
+    "fill-mask": Row(
+        "BERT of 2 layers, colours in a cycle",
+        data.fill_mask,
+        "--epochs 30 --learning-rate 3e-3",
+        f"{HALF} --learning-rate 3e-3",
+        longer=4,
+    ),
     "audio-classification": Row(
         "Wav2Vec2 of 2 layers, tones of three pitches",
         data.audio_classification,
@@ -179,6 +195,8 @@ def run_row(name: str) -> dict[str, Any]:
             with new_folder(folder, overwrite=True) as temporary:
                 row.make(temporary)
         measure(row, folder, result)
+        if row.longer is not None:
+            result["longer"] = heal_longer(row, folder)
         if row.check is not None:
             result["check"] = row.check(folder)
         result["exports"] = export_to_all(row, folder)
@@ -193,6 +211,31 @@ def test_data(row: Row) -> str:
     return " ".join(part for part in (f"--data {row.test_data}", row.columns, kind) if part)
 
 
+def dense_of(row: Row) -> str:
+    """The folder of the dense model."""
+    return "start" if row.train is None else "dense"
+
+
+def pruning(row: Row, options: str) -> list[str]:
+    """What stands behind `secateur prune`, but for the output."""
+    kind, length = f"--task {row.task}" if row.task else "", f"--max-length {row.length}" if row.length else ""
+    if row.calibration:
+        given = f"--calibration {row.train_data} --eval-data {row.test_data} --context {row.length}"
+    else:
+        held_out = row.test_data.replace("--split", "--eval-split")
+        given = f"--data {row.train_data} --eval-data {held_out} {row.columns} {length}".strip()
+    return [part for part in (dense_of(row), given, kind, options) if part]
+
+
+def heal_longer(row: Row, folder: Path) -> dict[str, Any]:
+    """The same pruning with more epochs behind it."""
+    assert row.longer is not None
+    options = row.prune.replace("--fine-tune 1", f"--fine-tune {row.longer}")
+    outcome, seconds = secateur(folder, "prune", *pruning(row, options), "--output longer --overwrite")
+    found = {key: outcome[key] for key in ("metric", "dense", "pruned", "drop", "drop_interval")}
+    return {**found, "epochs": row.longer, "seconds": round(seconds, 1)}
+
+
 def measure(row: Row, folder: Path, result: dict[str, Any]) -> None:
     """Train, prune and evaluate; what is found is put into `result` at once."""
 
@@ -202,22 +245,16 @@ def measure(row: Row, folder: Path, result: dict[str, Any]) -> None:
         result["seconds"][stage] = round(seconds, 1)
         return found
 
-    kind, length = f"--task {row.task}" if row.task else "", f"--max-length {row.length}" if row.length else ""
-    dense = "start"
+    dense, length = dense_of(row), f"--max-length {row.length}" if row.length else ""
     if row.train is not None:
-        dense, told = "dense", folder / "train.json"
+        told = folder / "train.json"
         if not told.exists():
             shutil.rmtree(folder / "dense", ignore_errors=True)
             call("train", "start", f"--data {row.train_data}", row.columns, length, row.train, "--output dense")
             write_json(told, {"command": result["commands"][-1], "seconds": result["seconds"]["train"]})
         earlier = json.loads(told.read_text())
         result["commands"], result["seconds"] = [earlier["command"]], {"train": earlier["seconds"]}
-    if row.calibration:
-        given = f"--calibration {row.train_data} --eval-data {row.test_data} --context {row.length}"
-    else:
-        held_out = row.test_data.replace("--split", "--eval-split")
-        given = f"--data {row.train_data} --eval-data {held_out} {row.columns} {length}".strip()
-    result["outcome"] = call("prune", dense, given, kind, row.prune, "--output pruned --overwrite")
+    result["outcome"] = call("prune", *pruning(row, row.prune), "--output pruned --overwrite")
     result["outcome"].pop("provenance")
     result["evaluation"] = call("eval", "pruned", f"--against {dense}", test_data(row), length)
 
@@ -240,6 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"write, or one of {', '.join(ROWS)}")
     parser.add_argument("--exports", action="store_true", help="the exports of these rows alone, of what was pruned")
+    parser.add_argument("--longer", action="store_true", help="the longer healing of these rows alone")
     options = parser.parse_args()
     names = options.rows
     results = CACHE / "results"
@@ -250,9 +288,12 @@ def main() -> None:
         parser.error(f"no row {unknown[0]}; there is {', '.join(ROWS)}")
     results.mkdir(parents=True, exist_ok=True)
     for name in names or [name for name in ROWS if not (results / f"{name}.json").exists()]:
-        if options.exports:
+        if options.exports or options.longer:
             result = json.loads((results / f"{name}.json").read_text())
-            result["exports"] = export_to_all(ROWS[name], CACHE / name)
+            if options.exports:
+                result["exports"] = export_to_all(ROWS[name], CACHE / name)
+            else:
+                result["longer"] = heal_longer(ROWS[name], CACHE / name)
         else:
             result = run_row(name)
         write_json(results / f"{name}.json", result)

@@ -28,6 +28,7 @@ def write(results: Path, names: Sequence[str], threads: int) -> Path:
         f"{platform.python_version()}, {versions}.",
         "",
         *_scores(found, names),
+        *_longer(found),
         *_exports(found),
         *_commands(found),
     ]
@@ -103,6 +104,19 @@ def _score(name: str, result: Mapping[str, Any]) -> list[str]:
         f"{100 * outcome['macs_ratio']:.0f}%",
         " + ".join(f"{result['seconds'].get(stage, 0):.0f}" for stage in ("train", "prune", "eval")),
     ]
+
+
+def _longer(found: Mapping[str, Any]) -> list[str]:
+    """Rows that were healed for longer too."""
+    rows = []
+    for name, result in found.items():
+        if "longer" in result:
+            longer, (low, high) = result["longer"], result["longer"]["drop_interval"]
+            values = [f"{result['evaluation']['pruned']:.3f}", f"{longer['pruned']:.3f}"]
+            drop = f"{longer['drop']:+.3f} [{low:+.3f}, {high:+.3f}]"
+            rows.append([name, longer["metric"], f"{longer['dense']:.3f}", *values, str(longer["epochs"]), drop])
+    columns = ["task", "metric", "dense", "healed, one epoch", "healed, more", "epochs", "drop (95%)"]
+    return ["## More epochs", "", "The same commands with more epochs of healing.", "", *_table(columns, rows)]
 
 
 def _exports(found: Mapping[str, Any]) -> list[str]:
