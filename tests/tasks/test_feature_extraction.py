@@ -56,6 +56,15 @@ def scored(tmp_path):
 # -- what a folder says -----------------------------------------------------------------------------------------------
 
 
+def test_a_linear_layer_that_stands_twice(tmp_path):
+    place = write_encoder(tmp_path / "encoder", dense=8)
+    modules = json.loads((place / "modules.json").read_text())
+    (place / "modules.json").write_text(json.dumps([*modules, modules[-1]]))
+    model, task = opened(place)
+    with pytest.raises(ModelError, match=r"takes vectors of \d+, and gets 8"):
+        task.evaluate(model, task.batches({"text": TEXTS}), model)
+
+
 @pytest.mark.parametrize("pooling", POOLINGS, ids="+".join)
 def test_embeddings_are_those_of_sentence_transformers(pooling, tmp_path):
     dense = 8 if len(pooling) > 1 else None
@@ -114,6 +123,7 @@ def test_a_pooled_folder_is_no_masked_language_model(folder, tmp_path):
     [
         ("modules.json", [BERT, {"type": "b.Pooling", "path": "../x"}], "not to be trusted"),
         ("modules.json", [BERT, {"type": "b.Pooling", "path": "/x"}], "not to be trusted"),
+        ("modules.json", [BERT, {"type": "b.Pooling", "path": "x" * 256}], "a folder of more than 255 characters"),
         ("modules.json", [{"path": ""}], "field required"),
         ("modules.json", {"type": "a"}, "is damaged"),
         ("modules.json", [{"type": "b.Pooling", "path": "1_Pooling"}, {"type": "c.Router"}], "through 'c.Router'"),

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from secateur.errors import ModelError, shown
-from secateur.schemas.model_folder import REMEDY, Known
+from secateur.schemas.model_folder import LONGEST_NAME, REMEDY, Known
 from secateur.schemas.reading import check, read_json, read_value
 
 MODULES = "modules.json"
@@ -96,6 +96,8 @@ def read_modules(folder: Path) -> list[Module]:
             f"{path} is damaged: {shown(first.get('input'), 60)} ({first['msg'].lower()}); {REMEDY}"
         ) from None
     for module in modules:
+        if len(module.path) > LONGEST_NAME:
+            raise ModelError(f"{path} names a folder of more than {LONGEST_NAME} characters; {REMEDY}")
         if not _INSIDE.fullmatch(module.path):
             raise ModelError(f"{path} points outside its folder, to {shown(module.path)}; it is not to be trusted")
     return modules
