@@ -59,7 +59,7 @@ def scored(tmp_path):
 def test_a_linear_layer_that_stands_twice(tmp_path):
     place = write_encoder(tmp_path / "encoder", dense=8)
     modules = json.loads((place / "modules.json").read_text())
-    (place / "modules.json").write_text(json.dumps([*modules, modules[-1]]))
+    (place / "modules.json").write_text(json.dumps([*modules, next(m for m in modules if "Dense" in m["type"])]))
     model, task = opened(place)
     with pytest.raises(ModelError, match=r"takes vectors of \d+, and gets 8"):
         task.evaluate(model, task.batches({"text": TEXTS}), model)

@@ -179,8 +179,8 @@ class _Linear:
         layers = self.layers.to(device=vectors.device, dtype=vectors.dtype)
         if vectors.shape[-1] != layers["linear"].in_features:
             raise ModelError(
-                f"a linear layer of the sentence-transformers folder takes vectors of {layers['linear'].in_features}, and "
-                f"gets {vectors.shape[-1]}; save the model again with sentence-transformers"
+                f"a linear layer of the sentence-transformers folder takes vectors of {layers['linear'].in_features}, "
+                f"and gets {vectors.shape[-1]}; save the model again with sentence-transformers"
             )
         result = self.activation(layers["linear"](vectors))
         if not self.is_residual:
