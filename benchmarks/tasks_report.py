@@ -123,7 +123,7 @@ def _longer(found: Mapping[str, Any]) -> list[str]:
     return [
         "## More epochs",
         "",
-        "The same commands with more epochs of healing, for some of the rows that one epoch did not heal; the drop is that "
+        "The same commands with more epochs of healing, for some rows that one epoch did not heal; the drop is that "
         "of `prune` itself.",
         "",
         *_table(columns, rows),
