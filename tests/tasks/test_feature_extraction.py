@@ -393,6 +393,7 @@ def test_what_lies_beside_a_model_of_the_hub(folder, tmp_path, monkeypatch):
         if len(asked) > 1:
             raise OSError("no network")
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert folder_of("acme/encoder") == snapshot

@@ -27,7 +27,8 @@ def measure(monkeypatch, tmp_path, shapes):
         return tmp_path / "made"
 
     monkeypatch.setattr(runner, "measure", timed)
-    monkeypatch.setattr(runner, "read", lambda folder: {})
+    tokens = {"graphs": {"model": {"inputs": [{"fill": "ids", "shape": ["batch", "length"]}]}}}
+    monkeypatch.setattr(runner, "read", lambda folder: tokens)
 
     def result(timings):
         return Bench(timings, [], 1, {})
