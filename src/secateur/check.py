@@ -20,7 +20,7 @@ scale, and a wrong unit changes an output by much more than 1e-5 of it."""
 MOST_ROUNDING = 100.0
 """How many times `TOLERANCE` a difference may be and still be looked at in float64."""
 DOUBLE_TOLERANCE = 1e-12
-"""The same in float64, which has 53 bits, 1e-16."""
+"""Largest permitted difference in float64, which has 53 bits, 1e-16: see `TOLERANCE`."""
 
 
 class VerifyError(SecateurError):

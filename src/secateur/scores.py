@@ -1,4 +1,4 @@
-"""Scores of outputs: accuracy or perplexity, and how far a model is from the dense model (KL, flips)."""
+"""Scores of language models on plain text: perplexity, and how far a model is from the dense model (KL, flips)."""
 
 import math
 from dataclasses import dataclass
@@ -9,38 +9,6 @@ from secateur.errors import DataError
 
 COLLAPSE = 2.0
 """How many times the dense model's perplexity is a collapse, where a table of tokens does better than both."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Result on labelled examples.
-
-    kl: KL divergence from the dense model to this one, in nats.
-    flips: share of examples for which the two models answer differently.
-    """
-
-    accuracy: float
-    loss: float
-    examples: int
-    kl: float | None = None
-    flips: float | None = None
-
-
-def score(logits: np.ndarray, labels: np.ndarray, dense: np.ndarray | None = None) -> Score:
-    """Score logits of shape (examples, classes) against class numbers, and against the dense model's logits."""
-    if dense is not None and dense.shape != logits.shape:
-        raise DataError(
-            f"outputs of shape {logits.shape} and {dense.shape} cannot be compared; both models need the same classes"
-        )
-    log_p = log_softmax(logits)
-    answers = logits.argmax(-1)
-    kl = flips = None
-    if dense is not None:
-        log_q = log_softmax(dense)
-        kl = float((np.exp(log_q) * (log_q - log_p)).sum(-1).mean())
-        flips = float((answers != dense.argmax(-1)).mean())
-    loss = float(-log_p[np.arange(len(labels)), labels].mean())
-    return Score(float((answers == labels).mean()), loss, len(labels), kl, flips)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

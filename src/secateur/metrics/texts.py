@@ -62,7 +62,7 @@ PERPLEXITY = Metric(
 PSEUDO_PERPLEXITY = Metric(
     "pseudo-perplexity", is_higher_better=False, rows=_losses, whole=_perplexity, point=0.01, is_point_relative=True
 )
-"""The same of masked tokens (Salazar et al., 2020, who mask one token at a time)."""
+"""exp(mean loss of a masked token), after Salazar et al., 2020, who mask one token at a time."""
 TOKEN_ACCURACY = Metric("token accuracy", is_higher_better=True, rows=_hits, whole=ratio)
 """The share of tokens that are the most likely ones; references are token ids, or the `Tokens` of another model."""
 

@@ -44,7 +44,9 @@ class Reference:
             if self._kept is not None:
                 output = _on_cpu(output)
                 size += sum(v.numel() * v.element_size() for v in output.values() if isinstance(v, torch.Tensor))
-                self._kept = [*self._kept, output] if size <= MOST_BYTES else None
+                self._kept.append(output)
+                if size > MOST_BYTES:
+                    self._kept = None
         self.predictions = _predictions(task, batches, self.parts)
 
     def output(self, number: int) -> Any:

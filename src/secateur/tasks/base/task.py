@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -70,7 +71,7 @@ class Examples:
         )
 
 
-class Task:
+class Task(ABC):
     """What a model is for: how rows become batches, its loss, its metrics, and how its answers read.
 
     A task belongs to a model: it reads the config, and the processor (tokenizer, image processor, feature extractor).
@@ -130,13 +131,14 @@ class Task:
         self.notes += [sentence for sentence in chosen.found if sentence not in self.notes]
         return chosen
 
+    @abstractmethod
     def encode(self, table: Table) -> Examples:
         """Rows as features, with `labels` (or what the model calls them) where the table has what is right.
 
         Raises DataError, with the row, for a cell that does not fit the task or the model.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def collate(self, features: Sequence[Mapping[str, Any]], pad_to: int | None = None) -> dict[str, torch.Tensor]:
         """Features as one batch: keyword arguments of the model, labels among them.
 
@@ -145,7 +147,6 @@ class Task:
 
         pad_to: the length in tokens to which texts are padded; None for that of the longest.
         """
-        raise NotImplementedError
 
     def batches(self, rows: Any, batch_size: int = 32) -> Batches:
         """Rows as batches of like lengths. rows: a Table, or what `secateur.data.table.as_table` takes."""
@@ -208,13 +209,13 @@ class Task:
         """
         return bool(prediction == other)
 
+    @abstractmethod
     def metrics(self, *, has_references: bool) -> tuple[Metric, ...]:
         """The metrics, the main one first; without references, those that compare with the dense model's answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shown(self, prediction: Any, parts: Sequence[Any]) -> dict[str, Any]:
         """A prediction for a person and for JSON; the first value is the answer."""
-        raise NotImplementedError
 
     def evaluate(self, model: Any, batches: Batches, against: Any = None) -> Evaluation:
         """Score a model, or the model of a host, on batches; `against`: the dense model, or its host."""
