@@ -36,7 +36,7 @@ from secateur.deploy.target import Port, find, load
 from secateur.errors import SecateurError
 from secateur.files import write_json
 from secateur.jobs.demo import Settings, demo_rows, dense_model
-from secateur.jobs.train import fine_tune
+from secateur.training.fine_tune import fine_tune
 from secateur.plan import Plan
 from secateur.tasks import Options
 from secateur.tasks import find as find_task

@@ -47,7 +47,7 @@ _HOME = {
 }
 _MODULES = (
     *("budget", "check", "cost", "criteria", "data", "deploy", "errors", "host", "keras", "layout", "metrics", "plan"),
-    *("pruning", "recipe", "repair", "runtime", "schedule", "select", "stats", "tasks", "torch"),
+    *("pruning", "recipe", "repair", "runtime", "schedule", "search", "select", "stats", "tasks", "torch"),
 )
 """Public modules and packages."""
 

@@ -16,7 +16,7 @@ from secateur.data.table import as_table
 from secateur.errors import DataError, ModelError
 from secateur.jobs import prune_model
 from secateur.jobs.open_task import look, open_host, prepare
-from secateur.jobs.train import fine_tune
+from secateur.training.fine_tune import fine_tune
 from secateur.pruning import prune
 from secateur.tasks import Options, find
 from secateur.torch.base.batches import run

@@ -9,7 +9,7 @@ import torch
 from secateur import Unit, criteria
 from secateur.errors import DataError, ModelError
 from secateur.jobs.prune_model import Stage, Tuning, run
-from secateur.jobs.train import fine_tune
+from secateur.training.fine_tune import fine_tune
 from secateur.tasks import Options, find
 from secateur.tasks.fill_mask import MASKED, FillMask
 from secateur.torch.base.batches import IGNORED

@@ -16,7 +16,7 @@ from secateur.data.table import as_table
 from secateur.errors import DataError, ModelError
 from secateur.jobs.open_task import open_to_train, prepare
 from secateur.jobs.prune_model import Stage, Tuning, run
-from secateur.jobs.train import fine_tune
+from secateur.training.fine_tune import fine_tune
 from secateur.metrics.answers import ANSWERS, f1, normalised
 from secateur.select import Unit
 from secateur.tasks import Options, find, read_table

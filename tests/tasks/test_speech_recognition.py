@@ -12,7 +12,7 @@ from secateur.data.table import as_table
 from secateur.errors import DataError, ModelError
 from secateur.jobs.open_task import look, open_host, prepare
 from secateur.jobs.prune_model import Stage, Tuning, run
-from secateur.jobs.train import fine_tune
+from secateur.training.fine_tune import fine_tune
 from secateur.pruning import prune
 from secateur.select import parse_pattern
 from secateur.tasks import Options

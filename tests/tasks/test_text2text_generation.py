@@ -9,7 +9,7 @@ import torch
 from secateur import Unit, criteria
 from secateur.errors import DataError, ModelError
 from secateur.jobs.prune_model import OwnLabels, Stage, Tuning, run
-from secateur.jobs.train import fine_tune
+from secateur.training.fine_tune import fine_tune
 from secateur.metrics.texts import BLEU, CHRF
 from secateur.tasks import Options, Reference, find
 from secateur.tasks.base.evaluate import evaluate

@@ -11,7 +11,7 @@ from secateur import Unit, criteria
 from secateur.data.table import as_table
 from secateur.errors import DataError, ModelError
 from secateur.jobs.prune_model import Stage, Tuning, run
-from secateur.jobs.train import fine_tune
+from secateur.training.fine_tune import fine_tune
 from secateur.metrics.drop import drop
 from secateur.tasks import Options, Reference, compare, find
 from secateur.tasks.base.evaluate import evaluate

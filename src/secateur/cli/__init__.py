@@ -13,7 +13,7 @@ from secateur._version import __version__
 from secateur.cli import bench, demo, evaluate, export, failures, inspect, prune, run, train
 from secateur.errors import Interrupted, SecateurError, printable
 from secateur.files import claims_kept
-from secateur.jobs import ranks
+from secateur.training import ranks
 
 app = typer.Typer(
     name="secateur",

@@ -10,7 +10,7 @@ import typer
 
 from secateur.cli import kinds
 from secateur.errors import printable
-from secateur.jobs import ranks
+from secateur.training import ranks
 
 if TYPE_CHECKING:
     from secateur.data.table import Table
@@ -210,7 +210,7 @@ def train_arguments(context: typer.Context) -> dict[str, Any]:
     """The fields of --train-args, but those over which an option of the command line wins; a note on each of these."""
     if (path := context.params.get("train_args")) is None:
         return {}
-    from secateur.jobs import train_arguments
+    from secateur.training import arguments as train_arguments
 
     given = [name for name in train_arguments.INSTEAD if name in context.params and kinds.given(context, name)]
     return train_arguments.without_given(train_arguments.read(path), given, note)
@@ -223,7 +223,7 @@ def resumable(arguments: Mapping[str, Any]) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         from secateur.errors import Interrupted
-        from secateur.jobs import checkpoints
+        from secateur.training import checkpoints
 
         kept = checkpoints.last(arguments.get("output_dir"))
         if kept is None:

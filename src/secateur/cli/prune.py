@@ -221,7 +221,7 @@ def command(
     common.quiet_libraries()
     common.set_threads(threads)
 
-    from secateur.jobs import ranks
+    from secateur.training import ranks
     from secateur.jobs.open_task import look, open_host, prepare
     from secateur.jobs.prune_model import Stage, Tuning, follow, run
 

@@ -52,9 +52,9 @@ def command(
     arguments = common.train_arguments(context_)
     table = common.read_data(data, split)
 
-    from secateur.jobs import ranks
+    from secateur.training import ranks
     from secateur.jobs.open_task import open_to_train
-    from secateur.jobs.train import fine_tune
+    from secateur.training.fine_tune import fine_tune
     from secateur.pruning import earlier_zeros
     from secateur.torch.files.saving import save
     from secateur.torch.host import TorchHost

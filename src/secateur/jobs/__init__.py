@@ -1,1 +1,1 @@
-"""Workflows that the command line calls: prune a classifier, sweep, train, answer, the demo."""
+"""Workflows that the command line calls: prune a classifier, sweep, answer, the demo."""

@@ -37,7 +37,7 @@ from secateur.jobs.prune_model import (
     save_dense,
     tensor_bytes,
 )
-from secateur.jobs.train import fine_tune
+from secateur.training.fine_tune import fine_tune
 from secateur.pruning import default_weights
 from secateur.select import Element, Unit
 from secateur.tasks.base.batches import Batches

@@ -18,8 +18,8 @@ from secateur.check import check_reloaded, verify
 from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import PlanError
 from secateur.files import new_folder
-from secateur.jobs import ranks
-from secateur.jobs.train import fine_tune, training_arguments
+from secateur.training import ranks
+from secateur.training.fine_tune import fine_tune, training_arguments
 from secateur.metrics.evaluation import compare
 from secateur.metrics.outcome import Outcome
 from secateur.plan import MASKS_NAME, Plan, resized_masks

@@ -84,7 +84,7 @@ def test_an_exception_in_training_leaves_nothing_held():
     from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
     from transformers import TrainerCallback
 
-    from secateur.jobs.train import fine_tune
+    from secateur.training.fine_tune import fine_tune
     from secateur.tasks import Examples
     from secateur.tasks.text_classification import TextClassification
     from secateur.torch.train.callback import Gradual

@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from secateur.jobs import ranks
+from secateur.training import ranks
 from tests.text_models import sentences, write_classifier, write_csv
 
 SCRIPT = """
 import os, sys, torch
 from safetensors.torch import save_file
 from secateur.cli import main
-from secateur.jobs import prune_model, train
+from secateur.jobs import prune_model
+from secateur.training import fine_tune as train
 real = train.fine_tune
 held = []
 

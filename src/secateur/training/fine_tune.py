@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.errors import DataError
-from secateur.jobs import checkpoints, ranks
+from secateur.training import checkpoints, ranks
 from secateur.plan import Plan
 from secateur.tasks.base.task import Examples, Task
 from secateur.torch.base.batches import LABELS
@@ -153,7 +153,7 @@ def _is_of_files(field: str) -> bool:
 
 
 def _start(host: TorchHost, settings: Any, masks: Mapping[str, Any], facts: Any) -> str | None:
-    """The checkpoint at which every process begins, or None; see `secateur.jobs.checkpoints`."""
+    """The checkpoint at which every process begins, or None; see `secateur.training.checkpoints`."""
     if settings.save_strategy == "no" and not settings.resume_from_checkpoint:
         return None
     found = None
