@@ -221,9 +221,9 @@ def command(
     common.quiet_libraries()
     common.set_threads(threads)
 
-    from secateur.training import ranks
     from secateur.jobs.open_task import look, open_host, prepare
     from secateur.jobs.prune_model import Stage, Tuning, follow, run
+    from secateur.training import ranks
 
     opened = look(model, task, trust_remote_code=trust_remote_code)
     options = common.task_options(context_.params)

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from secateur.errors import DataError
-from secateur.training import checkpoints, ranks
 from secateur.plan import Plan
 from secateur.tasks.base.task import Examples, Task
 from secateur.torch.base.batches import LABELS
@@ -20,6 +19,7 @@ from secateur.torch.host import TorchHost
 from secateur.torch.train.callback import Bar, Hold, Holding
 from secateur.torch.train.distil_loss import distillation_loss
 from secateur.torch.train.order import Order
+from secateur.training import checkpoints, ranks
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,44 @@
+"""Results of finished stages on disk, so that a run that was killed goes on where it stopped."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import ModelError
+from secateur.files import write_json
+from secateur.schemas.reading import read_json
+
+KEPT = 3
+"""How many runs stay on disk; the oldest go first."""
+
+
+class Journal:
+    """JSON values of stages in one folder. What cannot be read is made again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def once(self, stage: str, make: Callable[[], Any]) -> Any:
+        """The value of a stage: from disk, or made now and written."""
+        file = self.folder / f"{stage}.json"
+        if file.is_file():
+            try:
+                return read_json(file, error=ModelError, remedy="the stage runs again")["value"]
+            except (ModelError, KeyError, TypeError):
+                file.unlink()
+        value = make()
+        write_json(file, {"value": value})
+        return value
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage has a value on disk."""
+        return (self.folder / f"{stage}.json").is_file()
+
+
+def forget_old(parent: Path, current: Path) -> None:
+    """Delete all but the latest `KEPT` folders under `parent`; `current` always stays."""
+    others = sorted((p for p in parent.iterdir() if p.is_dir() and p != current), key=lambda p: p.stat().st_mtime)
+    for folder in others[: max(0, len(others) - KEPT + 1)]:
+        shutil.rmtree(folder, ignore_errors=True)
