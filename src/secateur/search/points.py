@@ -24,9 +24,10 @@ class Point:
     pruned: its evaluation on the test rows before healing. final: that of the model itself.
     drop: of the final model.
     healed: what healing did; None without it.
-    measured: times on the runtime; None where no runtime is named.
+    measured: times beside the dense model, for each call.
     parameters: how many it has, and the dense model.
-    folder: where it was saved; None where it was not.
+    folder: where it was saved.
+    reload_difference: between the saved model and the same opened again.
     """
 
     name: str
@@ -37,14 +38,15 @@ class Point:
     final: Evaluation
     drop: Drop
     healed: Healed | None
-    measured: Measured | None
+    measured: tuple[Measured, ...]
     parameters: tuple[int, int]
-    folder: Path | None = None
+    folder: Path
+    reload_difference: float
 
     @property
     def speed_up(self) -> float | None:
-        """How many times as fast as the dense model it was measured."""
-        return None if self.measured is None else self.measured.speed_up
+        """How many times as fast as the dense model it was measured, on the first runtime."""
+        return self.measured[0].speed_up if self.measured else None
 
     @property
     def lost(self) -> float:
@@ -67,8 +69,8 @@ class Point:
             "kept": dict(self.candidate.kept),
             "dropped_layers": {axis: list(gone) for axis, gone in self.candidate.dropped.items()},
             "healed": None if self.healed is None else self.healed.as_json(),
-            "measured": None if self.measured is None else self.measured.as_json(),
-            "folder": None if self.folder is None else str(self.folder),
+            "measured": [times.as_json() for times in self.measured],
+            "reload_difference": self.reload_difference,
         }
 
 
@@ -96,7 +98,7 @@ class Found:
     folder: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values: `asked`, `measured` on each runtime, the main metric of both models with its drop, `frontier`."""
+        """Plain values: `asked`, `measured` on each runtime, the drop of the main metric, the `frontier`."""
         best = self.best
         compared = {} if best is None else best.drop.as_json()
         return {
@@ -107,7 +109,7 @@ class Found:
             "task": None if best is None else best.final.task,
             **compared,
             "divergence": None if best is None else best.final.kl,
-            "measured": [] if best is None or best.measured is None else [best.measured.as_json()],
+            "measured": [] if best is None else [times.as_json() for times in best.measured],
             "best": None if best is None else best.as_json(),
             "frontier": [point.as_json() for point in self.points],
             "baselines": [point.as_json() for point in self.baselines],
@@ -118,15 +120,10 @@ class Found:
 
 def undominated(points: Sequence[Point]) -> list[Point]:
     """The points that no other beats in both measured speed and quality, slowest first."""
-    timed = sorted((p for p in points if p.speed_up is not None), key=lambda p: (p.speed_up or 0.0, -p.lost))
-    return [
-        p
-        for p in timed
-        if not any(
-            q is not p
-            and (q.speed_up or 0) >= (p.speed_up or 0)
-            and q.lost <= p.lost
-            and (q.speed_up, q.lost) != (p.speed_up, p.lost)
-            for q in timed
-        )
-    ]
+
+    def beats(other: Point, point: Point) -> bool:
+        ours, theirs = (p.speed_up or 0.0 for p in (other, point))
+        return ours >= theirs and other.lost <= point.lost and (ours, other.lost) != (theirs, point.lost)
+
+    ordered = sorted(points, key=lambda p: p.speed_up or 0.0)
+    return [point for point in ordered if not any(beats(other, point) for other in points)]
