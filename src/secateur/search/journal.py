@@ -32,7 +32,7 @@ class Journal:
         write_json(file, {"value": value})
         return value
 
-    def finished(self, stage: str) -> bool:
+    def has(self, stage: str) -> bool:
         """Whether a stage has a value on disk."""
         return (self.folder / f"{stage}.json").is_file()
 

@@ -2,6 +2,8 @@
 the measurement of the saved model.
 """
 
+import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,23 +13,23 @@ from typing import Any
 
 from secateur.check import verify
 from secateur.cost import layer_of_axes, parameters
-from secateur.errors import PlanError
-from secateur.metrics.drop import Drop
-from secateur.metrics.evaluation import Evaluation, compare
+from secateur.metrics.evaluation import compare
 from secateur.plan import Plan
-from secateur.search.build import Builder
+from secateur.search.build import Cache, plan_of
 from secateur.search.candidate import Candidate
-from secateur.search.choice import bounded, choose, uniform
+from secateur.search.choice import choose, uniform
 from secateur.search.costs import Cost, costs_of
 from secateur.search.heal import Healed, heal
 from secateur.search.journal import Journal
 from secateur.search.layers import with_layers
-from secateur.search.levels import Levels, collected, levels_of, with_measured_layers
+from secateur.search.levels import METHODS, layers_of, levels_of
 from secateur.search.measure import Measured, measure
 from secateur.search.points import Point
 from secateur.search.refine import refine, rescaled
 from secateur.search.rows import Rows
-from secateur.search.target import Target
+from secateur.search.stored import collected
+from secateur.search.stored import save as save_levels
+from secateur.search.target import TIMED, Call, Target
 from secateur.search.trial import Trial, best_of
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Task
@@ -89,18 +91,20 @@ class Stages:
     ) -> None:
         self.host, self.task, self.target, self.rows = host, task, target, rows
         self.work, self.settings, self.track, self.say = work, settings, track, say
-        self.journal = Journal(work)
+        asked = hashlib.sha256(repr((target, settings)).encode()).hexdigest()[:12]
+        self.points = work / f"asked-{asked}"
+        self.journal = Journal(self.points)
         self.inside = layer_of_axes(host.layout)
         self.seconds: dict[str, float] = {}
         with self.timed("dense model"):
             self.reference = Reference(task, host.model, rows.search, track)
             self.test = Reference(task, host.model, rows.test, track)
         with self.timed("statistics"):
-            stats = collected(host, task, rows.calibration, work / "levels", track=track)
+            self.stats = collected(host, task, rows.calibration, work, seed=settings.seed, track=track)
         with self.timed("levels"):
-            self.levels = {name: levels_of(host, stats, name) for name in ("kfac", "fisher")}
-            self.builders = {name: Builder(host, levels, stats) for name, levels in self.levels.items()}
-            self.trials: dict[tuple[str, float], Trial] = {}
+            self.levels = {name: levels_of(host, self.stats, name) for name in METHODS}
+        self.trials: dict[tuple[str, float], Trial] = {}
+        self._refitted: Cache = {}
         with self.timed("costs"):
             self.costs: Sequence[Cost] = costs_of(target, host, say=say)
 
@@ -117,16 +121,19 @@ class Stages:
         """Measures candidates by one method and ridge."""
         key = (method, ridge)
         if key not in self.trials:
-            builder = self.builders[method]
             self.trials[key] = Trial(
                 self.host,
                 self.task,
                 self.rows.search,
-                lambda candidate: builder.plan_of(candidate, ridge),
+                lambda candidate: self.plan_of(candidate, method, ridge),
                 reference=self.reference,
                 seed=self.settings.seed,
             )
         return self.trials[key]
+
+    def plan_of(self, candidate: Candidate, method: str, ridge: float) -> Plan:
+        """The plan of a candidate, with the weights that make up for what goes."""
+        return plan_of(self.host, self.levels[method], self.stats, candidate, ridge, cache=self._refitted)
 
     # -- choice -------------------------------------------------------------------------------------------------------
 
@@ -152,7 +159,8 @@ class Stages:
         if not any(cost.layers for cost in costs):
             return best
         if not levels.layers:
-            levels = self.levels[best.method] = with_measured_layers(self.host, levels, trial.divergence)
+            measured = layers_of(self.host.layout, lambda gone: trial.divergence(Candidate(dropped=gone)))
+            levels = self.levels[best.method] = replace(levels, layers=measured)
         tried = with_layers(levels, costs, trial.divergence, inside=self.inside)
         winner = best_of(trial, [best.candidate, *tried])
         return replace(best, candidate=winner, divergence=trial.divergence(winner))
@@ -178,7 +186,7 @@ class Stages:
 
     def cut(self, chosen: Chosen) -> tuple[TorchHost, Plan]:
         """The smaller model and its plan, after the masked and the shrunk model were found equal."""
-        plan = self.builders[chosen.method].plan_of(chosen.candidate, chosen.ridge)
+        plan = self.plan_of(chosen.candidate, chosen.method, chosen.ridge)
         verify(self.host, plan, self.rows.search)
         small = self.host.copy()
         small.resize(plan)
@@ -195,7 +203,7 @@ class Stages:
     def measured(self, small: TorchHost, place: Path) -> tuple[Measured, ...]:
         """The times of a model beside those of the dense one, for each call."""
         with self.timed("measurement"):
-            dense, folder = self.work / "dense", place / "model"
+            dense, folder = self.points / "dense", place / "model"
             if not dense.exists():
                 self.host.save(dense, **self.task.companions)
             small.save(folder, overwrite=True, **self.task.companions)
@@ -284,7 +292,6 @@ class Stages:
             parameters=counts,
             reload_difference=gap,
             folder=place / "model",
-            artefacts={m.runtime: m.artefact for m in times},
         )
 
     def healed(self, name: str, small: TorchHost, seconds: float) -> Healed | None:
@@ -310,7 +317,7 @@ class Stages:
                 write_state(small.model, file)
                 return done.as_json()
 
-            was_there = self.journal.has(f"{name}-healed")
+            was_there = self.journal.has(f"{name}-healed") and file.is_file()
             done = Healed.from_json(self.journal.once(f"{name}-healed", make))
             if was_there:
                 read_state(small.model, file)
@@ -319,11 +326,12 @@ class Stages:
     def saved(self, small: TorchHost, plan: Plan, folder: Path) -> float:
         """Save a model with its plan and read it again; 0.0, the difference, or ModelError."""
         small.save(folder, plan, overwrite=True, **self.task.companions, **self.settings.save_options)
+        save_levels(self.levels[str(plan.provenance["method"])], folder)
         return reload_gap(small, folder, self.rows.test[0])
 
     def place(self, name: str) -> Path:
         """The working folder of a point."""
-        folder = self.work / "points" / name
+        folder = self.points / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
