@@ -22,7 +22,7 @@ def levels_of(sizes, seed=0, layers=None):
 
 
 def cost_of(levels, bound, seed=0, quantity="macs", dense=1.0, weights=None, steps=1, layers=0.0):
-    """A cost in whole parts of `dense`: a unit of an axis costs 1, 2 or 3 of them, a step of `steps` units at a time."""
+    """A cost in whole parts of `dense`: a unit costs 1, 2 or 3 of them, in steps of `steps` units."""
     rng = np.random.default_rng(seed)
     units = {name: int(rng.integers(1, 4)) if weights is None else weights for name in levels.axes}
     whole = sum(units[name] * axis.size for name, axis in levels.axes.items())

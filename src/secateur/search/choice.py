@@ -221,7 +221,7 @@ def _price(table: _Table, prices: np.ndarray, index: int) -> float:
         return 0.0
     finite = table.losses[np.isfinite(table.losses)]
     high = float(prices[index]) or max(float(finite.max(initial=0.0)), 1e-30) * 1e-6
-    while fits(high / 8):
+    while high > 1e-200 and fits(high / 8):
         high /= 8
     for _ in range(100):
         if fits(high):
