@@ -58,7 +58,7 @@ def run(context: typer.Context) -> None:
         heal_seconds=heal,
         search_seconds=search,
         seed=params["seed"],
-        work=work_folder(host, rows),
+        work=work_folder(host, task, rows),
         overwrite=params["overwrite"],
         save_options={"uniform": params["uniform"]},
         track=common.track,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secateur.deploy.target import TARGETS
 from secateur.errors import PlanError, TargetError
 from secateur.files import check_output, new_folder, write_json
 from secateur.search.choice import bounded
@@ -67,7 +68,7 @@ def automatic(
     if frontier and target.call is None:
         raise TargetError("a frontier is measured on a runtime; name one (--on)")
     with _working(work) as place:
-        stages = Stages(host, task, target, rows, place, settings, track, say)
+        stages = Stages(host, task, target, rows, place, settings, track=track, say=say)
         if frontier:
             found = along(stages, frontier)
         elif target.limits:
@@ -100,15 +101,15 @@ def within_limits(stages: Stages) -> Found:
     points = [point]
     misses = missed(stages, point)
     if not misses:
-        return Found(target, points, point, True, reading(target, point))
+        return Found(target, points, point, reading(target, point), is_met=True)
     if permitted(target, point):
-        return Found(target, points, point, False, f"{'; '.join(misses)}; nothing nearer was found")
+        return Found(target, points, point, f"{'; '.join(misses)}; nothing nearer was found")
     for part in STEPS_BACK:
         easier = [bounded(cost, 1 - part * (1 - cost.bound)) for cost in costs]
         points.append(stages.point(f"part-{part:g}", easier, stages.settings.heal_seconds))
         if permitted(target, points[-1]):
             break
-    return Found(target, points, point, False, _reachable(target, misses, points))
+    return Found(target, points, point, _reachable(target, misses, points))
 
 
 def fastest(stages: Stages) -> Found:
@@ -126,10 +127,10 @@ def fastest(stages: Stages) -> Found:
     made = [point for _, point in sorted(points.items()) if point is not None]
     good = [point for point in made if permitted(target, point)]
     if good:
-        return Found(target, made, good[-1], True, reading(target, good[-1]))
+        return Found(target, made, good[-1], reading(target, good[-1]), is_met=True)
     lost = f"; the nearest, {made[0].name}, loses {quality(target, made[0])}" if made else ""
     wanted = f"{target.max_drop:g} {'divergence' if target.by_divergence else 'of the main metric'}"
-    return Found(target, made, made[0] if made else None, False, f"no model loses at most {wanted}{lost}")
+    return Found(target, made, made[0] if made else None, f"no model loses at most {wanted}{lost}")
 
 
 def _at(stages: Stages, times: float) -> Point | None:
@@ -168,7 +169,7 @@ def along(stages: Stages, speeds: Sequence[float]) -> Found:
     good = [point for point in points if permitted(target, point)]
     best = max(good, key=lambda point: point.speed_up or 0.0, default=None)
     words = "; ".join(f"{p.name}: {p.speed_up:.2f}x, {quality(target, p)}" for p in points)
-    return Found(target, points, best or points[0], best is not None, words, baselines)
+    return Found(target, points, best or points[0], words, is_met=best is not None, baselines=baselines)
 
 
 # -- whether it holds, and how that reads -----------------------------------------------------------------------------
@@ -212,8 +213,8 @@ def speeds(point: Point) -> str:
     if not point.measured:
         return f"{point.parameters[0] / point.parameters[1]:.1%} of the parameters"
     return ", ".join(
-        f"{m.speed_up:.2f} times as fast on {m.call.runtime} ({m.ms:.2f} ms for {m.dense_ms:.2f})"
-        for m in point.measured
+        f"{m.speed_up:.2f} times as fast on {m.runtime} ({m.ms:.2f} ms, dense {m.dense_ms:.2f} ms)"
+        for m in point.measured.values()
     )
 
 
@@ -252,7 +253,7 @@ def write(found: Found, output: Path, *, overwrite: bool) -> Found:
 def _write_point(point: Point, folder: Path) -> None:
     """A model as it was measured: its folder, and the artefact of each runtime inside under the runtime's name."""
     shutil.copytree(point.folder, folder, dirs_exist_ok=True)
-    for times in point.measured:
-        if times.artefact is not None and times.artefact != point.folder:
-            shutil.copytree(times.artefact, folder / times.call.runtime)
+    for times in point.measured.values():
+        if times.runtime in TARGETS:  # others run the folder itself
+            shutil.copytree(times.artefact, folder / times.runtime, dirs_exist_ok=True)
     write_hashes(folder)

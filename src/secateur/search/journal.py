@@ -7,7 +7,12 @@ from typing import Any
 
 from secateur.errors import ModelError
 from secateur.files import write_json
+from secateur.runtime.layers.tuning import cache_file
 from secateur.schemas.reading import read_json
+from secateur.search.rows import Rows
+from secateur.search.stored import identity_of_batches
+from secateur.tasks.base.task import Task
+from secateur.torch.host import TorchHost
 
 KEPT = 3
 """How many runs stay on disk; the oldest go first."""
@@ -42,3 +47,13 @@ def forget_old(parent: Path, current: Path) -> None:
     others = sorted((p for p in parent.iterdir() if p.is_dir() and p != current), key=lambda p: p.stat().st_mtime)
     for folder in others[: max(0, len(others) - KEPT + 1)]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def work_folder(host: TorchHost, task: Task, rows: Rows) -> Path:
+    """Where a search of this model on these rows keeps its stages: in the user's cache, where the latest runs stay."""
+    batches = [*rows.calibration, *rows.search, *rows.test]
+    parent = cache_file().parent / "search"
+    folder = parent / identity_of_batches(host, task, batches, rows.batch_size)[:20]
+    folder.mkdir(parents=True, exist_ok=True)
+    forget_old(parent, folder)
+    return folder

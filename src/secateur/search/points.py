@@ -1,7 +1,7 @@
 """What a search found, as values: the points that were measured, and whether the target was met."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from secateur.metrics.evaluation import Evaluation
 from secateur.search.candidate import Candidate
 from secateur.search.heal import Healed
 from secateur.search.measure import Measured
-from secateur.search.target import Target
+from secateur.search.target import Call, Target
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Point:
     final: Evaluation
     drop: Drop
     healed: Healed | None
-    measured: tuple[Measured, ...]
+    measured: Mapping[Call, Measured]
     parameters: tuple[int, int]
     folder: Path
     reload_difference: float
@@ -46,7 +46,7 @@ class Point:
     @property
     def speed_up(self) -> float | None:
         """How many times as fast as the dense model it was measured, on the first runtime."""
-        return self.measured[0].speed_up if self.measured else None
+        return next((times.speed_up for times in self.measured.values()), None)
 
     @property
     def lost(self) -> float:
@@ -69,7 +69,7 @@ class Point:
             "kept": dict(self.candidate.kept),
             "dropped_layers": {axis: list(gone) for axis, gone in self.candidate.dropped.items()},
             "healed": None if self.healed is None else self.healed.as_json(),
-            "measured": [times.as_json() for times in self.measured],
+            "measured": [times.as_json() for times in self.measured.values()],
             "reload_difference": self.reload_difference,
         }
 
@@ -81,8 +81,8 @@ class Found:
     target: what was asked for.
     points: what was measured, the result among them; of a frontier all of its points.
     best: the point that the target asks for, or the nearest; None where nothing could be made.
-    is_met: whether `best` meets the target.
     reading: the result in a sentence.
+    is_met: whether `best` meets the target.
     baselines: dense and uniformly pruned models beside the points of a frontier.
     seconds: stage -> seconds it took.
     folder: where `best` lies; None where nothing was written.
@@ -91,8 +91,8 @@ class Found:
     target: Target
     points: Sequence[Point]
     best: Point | None
-    is_met: bool
     reading: str
+    is_met: bool = False
     baselines: Sequence[Point] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     folder: Path | None = None
@@ -102,14 +102,14 @@ class Found:
         best = self.best
         compared = {} if best is None else best.drop.as_json()
         return {
-            "asked": self.target.as_json(),
+            "asked": asdict(self.target),
             "met": self.is_met,
             "reading": self.reading,
             "runtime": None if self.target.call is None else self.target.call.runtime,
             "task": None if best is None else best.final.task,
             **compared,
             "divergence": None if best is None else best.final.kl,
-            "measured": [] if best is None else [times.as_json() for times in best.measured],
+            "measured": [] if best is None else [times.as_json() for times in best.measured.values()],
             "best": None if best is None else best.as_json(),
             "frontier": [point.as_json() for point in self.points],
             "baselines": [point.as_json() for point in self.baselines],
