@@ -240,10 +240,11 @@ def page(shares: Sequence[float], seeds: Sequence[int], options: argparse.Namesp
         "",
         f"Gone: of the parameters of the 30 blocks. {options.windows} calibration windows of {options.context} tokens, "
         "half film reviews, half sections of the Python manual, the same for all methods. Delta: negative "
-        f"log-likelihood minus that of the dense model, in nats, on {TEST_WINDOWS} windows of {TEST_CONTEXT} tokens each of other film reviews "
-        f"and of Lee news, 95% interval over windows (paired). Distillation: {STEPS} steps of one window of "
-        f"{STEP_TOKENS} tokens. The dense model is dequantised from 4 bits. FLAP, 2SSP and ZipLM are re-derivations, "
-        f"2SSP tries attention layers on {baselines.SECOND_STAGE_TOKENS} tokens. Seconds: CPU time of one thread.",
+        f"log-likelihood minus that of the dense model, in nats, on {TEST_WINDOWS} windows of {TEST_CONTEXT} tokens "
+        "each of other film reviews and of Lee news, 95% interval over windows (paired). Distillation: "
+        f"{STEPS} steps of one window of {STEP_TOKENS} tokens. The dense model is dequantised from 4 bits. FLAP, 2SSP "
+        f"and ZipLM are re-derivations; 2SSP tries attention layers on {baselines.SECOND_STAGE_TOKENS} tokens. "
+        "Seconds: CPU time of one thread.",
     ]
     for share in shares:
         lines += ["", f"## {100 * share:.0f}% gone", "", *table(share, seeds, options)]
