@@ -5,12 +5,26 @@ A criterion asks for a quantity by the name of a parameter; the tables below lis
 A criterion receives the mean: the sum divided by the number of items that were summed.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from secateur.arrays import Array
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from secateur.arrays import Array, to_numpy
 from secateur.errors import DataError
+from secateur.files import new_file
 from secateur.layout import Layout
+from secateur.schemas.reading import check, parse
+from secateur.schemas.stats import StatsNotes
+
+FORMAT = 1
+METADATA = "secateur"
+"""The entry of a safetensors header that holds counts and notes."""
+_REMEDY = "delete it, and the statistics are collected again"
 
 OF_WEIGHT = {
     "grad": "dL/dw of the mean loss over the data: over all labels that count; shape of the parameter",
@@ -18,12 +32,16 @@ OF_WEIGHT = {
     "act_sq": "square of each input of a linear weight, mean over tokens; shape (in,)",
     "gram": "product x x^T of the inputs of a linear weight, mean over tokens; shape (in, in). Weights that read the "
     "same tensor share one, under the name of the first of them (`Layout.readers`)",
+    "fisher_in": "|g|^2 x x^T of the inputs of a linear weight, g = dD/d(its output), mean over |g|^2; shape (in, in)",
+    "fisher_mean": "|g|^2 x of the inputs of a linear weight, mean over |g|^2; shape (in,)",
+    "fisher_out": "g g^T at the output of a linear weight, summed over tokens, mean over examples; shape (out, out)",
 }
 """Quantities kept for each parameter."""
 
 OF_AXIS = {
     "unit_act": "|activation| of each unit where it is consumed, mean over tokens",
     "unit_grad_sq": "square of dL/d(gate of the unit), mean over batches",
+    "fisher_gate": "square of dD/d(gate of the unit), mean over examples",
     "attn_sum": "sum over i, j of softmax weight A_ij, mean over query tokens: 1 for every head",
     "attn_mass": "sum over j of |A_ij V_j|, mean over query tokens i",
     "attn_output": "|sum over j of A_ij V_j W_O|, mean over query tokens i",
@@ -34,6 +52,11 @@ OF_AXIS = {
 
 NEEDS_GRADIENT = {"grad", "grad_sq", "unit_grad_sq"}
 """Quantities that need a backward pass."""
+
+OF_DIVERGENCE = {"fisher_in", "fisher_mean", "fisher_out", "fisher_gate"}
+"""Quantities of the curvature of a task's divergence, for which D is a random score: `Task.fisher_loss` in
+`secateur.tasks.base.task`. `secateur.torch.stats.curvature` collects them.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +90,35 @@ class Stats:
         if not self.has(quantity, key):
             raise DataError(f"no {quantity} was collected for {key}; the data never reached it")
         return self.sums[quantity][key] / self.counts[quantity][key]
+
+    def save(self, path: Path | str, notes: Mapping[str, str] | None = None) -> None:
+        """Write one safetensors file, whole or not at all; what lies there is replaced. notes: kept beside the sums."""
+        arrays = {
+            f"{quantity}/{key}": np.ascontiguousarray(to_numpy(value))
+            for quantity, entries in self.sums.items()
+            for key, value in entries.items()
+        }
+        told = {"format": FORMAT, "counts": self.counts, "notes": dict(notes or {})}
+        with new_file(Path(path), overwrite=True) as temporary:
+            save_file(arrays, temporary, metadata={METADATA: json.dumps(told)})
+
+    @staticmethod
+    def load(path: Path | str) -> "tuple[Stats, dict[str, str]]":
+        """Read what `save` wrote: the sums as numpy arrays, and the notes. DataError when the file is damaged."""
+        try:
+            with safe_open(Path(path), "np") as file:
+                text = (file.metadata() or {}).get(METADATA, "")
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            told = check(parse(text), StatsNotes, str(path), error=DataError, remedy=_REMEDY)
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); {_REMEDY}") from None
+        names = {f"{quantity}/{key}" for quantity, entries in told.counts.items() for key in entries}
+        if names != set(arrays):
+            raise DataError(f"{path} is damaged: its sums and its counts have other names; {_REMEDY}")
+        sums = {q: {key: arrays[f"{q}/{key}"] for key in entries} for q, entries in told.counts.items()}
+        return Stats(sums, {q: dict(entries) for q, entries in told.counts.items()}), dict(told.notes)
 
 
 class Tally:

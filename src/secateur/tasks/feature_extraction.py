@@ -21,6 +21,7 @@ from secateur.data.table import Table
 from secateur.errors import DataError, ModelError, shown
 from secateur.metrics.metric import Metric
 from secateur.metrics.numbers import COSINE, PEARSON, SPEARMAN, cosines
+from secateur.tasks.base.fisher import noise
 from secateur.tasks.base.task import Examples, Options, Task
 from secateur.tasks.text_classification import TEXT
 from secateur.torch.base.batches import run
@@ -145,6 +146,15 @@ class FeatureExtraction(Task):
             )
         apart = (own - wanted).square().sum(-1) / 2  # of unit vectors; exactly zero where they are the same
         return apart.reshape(2, -1).mean(0) if self.has_pairs else apart
+
+    def examples_of(self, batch: Mapping[str, Any]) -> int:
+        """Texts, or pairs of them."""
+        return super().examples_of(batch) // (2 if self.has_pairs else 1)
+
+    def fisher_loss(self, output: Any, batch: Mapping[str, Any], generator: torch.Generator) -> torch.Tensor:
+        """The unit embedding times Gaussian noise: the curvature of 1 - cosine is J^T J, see `own_labels`."""
+        unit = F.normalize(self.embed(output, batch).float(), dim=-1)
+        return (unit * noise(unit, generator)).sum() * (0.5**0.5 if self.has_pairs else 1.0)
 
     def own_labels(self, output: Any, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The model's own unit embeddings with Gaussian noise added: answers drawn around what the model says.

@@ -21,6 +21,7 @@ from secateur.data.columns import Column
 from secateur.errors import DataError
 from secateur.metrics.metric import Metric, column, mean
 from secateur.tasks.base.batches import Batches
+from secateur.tasks.base.fisher import noise
 from secateur.tasks.base.task import Examples, Task
 from secateur.torch.base.batches import LABELS, size_of
 
@@ -95,6 +96,18 @@ class Given(Task):
         if not parts:
             raise DataError("the model gives no tensor of numbers; there is nothing to compare or to learn from")
         return torch.stack(parts).mean(0)
+
+    def fisher_loss(self, output: Any, batch: Mapping[str, Any], generator: torch.Generator) -> torch.Tensor:
+        """The outputs times Gaussian noise, relative to their size: the curvature of a relative squared distance."""
+        found = [values.float().reshape(len(values), -1) for values in _tensors(output)]
+        if not found:
+            raise DataError("the model gives no tensor of numbers; there is nothing to compare or to learn from")
+        scale = (2 / len(found)) ** 0.5
+        parts = [
+            (values * noise(values, generator)).sum(1) / values.detach().square().sum(1).clamp_min(1e-12).sqrt()
+            for values in found
+        ]
+        return scale * torch.stack(parts).sum()
 
     def read(self, model: nn.Module, output: Any, batch: Mapping[str, Any]) -> list[Any]:
         """The number of each row, from the user's metric."""

@@ -160,7 +160,8 @@ class TorchHost:
             try:
                 for name in self.layout.params:
                     mask = plan.mask(self.layout, name)
-                    if mask is not None and not self._in_removed_layer(name, plan):
+                    changes = mask is not None or name in plan.weights
+                    if changes and not self._in_removed_layer(name, plan):
                         saved[name] = self.read(name).clone()
                         self._prune(name, mask, plan)
                 yield
@@ -178,17 +179,22 @@ class TorchHost:
         """Write the plan's zeros, and the weights that repair has changed, into the model; nothing changes shape.
 
         Later training is not undone: a weight that already has its zeros keeps its values, unless this host wrote the
-        zeros without the plan's weights, or with other weights.
+        zeros without the plan's weights, or with other weights. A weight of the plan without zeros, such as a bias, is
+        written once.
         """
         plan = plan.check(self.layout)
         for name in self.layout.params:
             mask = plan.mask(self.layout, name)
-            if mask is not None:
+            if mask is not None or name in plan.weights:
                 self._prune(name, mask, plan)
                 note_written(self._written, name, plan)
 
-    def _prune(self, name: str, mask: np.ndarray, plan: Plan) -> None:
+    def _prune(self, name: str, mask: np.ndarray | None, plan: Plan) -> None:
         target = self.read(name)
+        if mask is None:
+            if self._written.get(name) is not plan.weights[name]:
+                self.write(name, plan.weights[name])
+            return
         gone = ~torch.from_numpy(mask).to(target.device)
         if name in plan.weights and (bool(target[gone].any()) or to_be_written(self._written, name, plan)):
             self.write(name, plan.weights[name])

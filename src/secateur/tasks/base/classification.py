@@ -16,6 +16,7 @@ from secateur.errors import DataError, shown
 from secateur.metrics.classes import CLASSES, MULTI_LABEL
 from secateur.metrics.metric import Metric
 from secateur.metrics.numbers import PEARSON, SPEARMAN, SQUARED_ERROR
+from secateur.tasks.base.fisher import binary_scores, signs
 from secateur.tasks.base.labels import LabelMap, head_for
 from secateur.tasks.base.task import Options, Task
 
@@ -102,6 +103,15 @@ class Classification(Task):
             cross = F.binary_cross_entropy_with_logits(own, share, reduction="none")
             return temperature**2 * (cross - entropy).sum(-1)
         return super().divergence(output, dense, batch, temperature)
+
+    def fisher_loss(self, output: Any, batch: Mapping[str, Any], generator: torch.Generator) -> torch.Tensor:
+        """Of labels, each is there or not; of numbers, 2 is the curvature of a squared difference."""
+        logits = output.logits.float()
+        if self.kind == "number":
+            return (signs(logits, generator) * logits).sum() * (2 * len(logits) / logits.numel()) ** 0.5
+        if self.kind == "labels":
+            return binary_scores(logits, generator).sum()
+        return super().fisher_loss(output, batch, generator)
 
     def own_labels(self, output: Any, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The most likely class, the likely labels, or the number itself."""

@@ -17,6 +17,7 @@ from secateur.metrics.evaluation import Evaluation
 from secateur.metrics.metric import Metric
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import Reference, evaluate
+from secateur.tasks.base.fisher import class_scores
 from secateur.torch.base.batches import IGNORED, call
 from secateur.torch.data.run_windows import divergences
 from secateur.torch.data.text_rows import load_tokenizer
@@ -185,6 +186,24 @@ class Task(ABC):
         pairs = zip(self.positions(output, batch), self.positions(dense, batch), strict=True)
         for (own, examples), (wanted, _) in pairs:
             part = mean_by(divergences(own, wanted, temperature), examples, _examples_of(batch))
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def examples_of(self, batch: Mapping[str, Any]) -> int:
+        """How many examples a batch has, as `divergence` counts them."""
+        return _examples_of(batch)
+
+    def fisher_loss(self, output: Any, batch: Mapping[str, Any], generator: torch.Generator) -> torch.Tensor:
+        """A scalar, a sum over examples: the gradient s of an example's term has E[s s^T] = H, the Hessian of
+        `divergence` at the model that gave the output. Labels of the data have no part in it.
+
+        generator: on the CPU; draws the labels, see `secateur.tasks.base.fisher`.
+        """
+        total: torch.Tensor | None = None
+        for logits, examples in self.positions(output, batch):
+            positions = torch.bincount(examples, minlength=1).clamp_min(1)[examples]
+            part = (class_scores(logits, generator) * positions.rsqrt()).sum()  # the divergence is a mean over them
             total = part if total is None else total + part
         assert total is not None
         return total

@@ -13,7 +13,7 @@ from torch import nn
 from secateur.arrays import to_numpy
 from secateur.errors import DataError
 from secateur.layout import Layout, sum_by_owner
-from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_WEIGHT, Stats, Tally
+from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_DIVERGENCE, OF_WEIGHT, Stats, Tally
 from secateur.torch.base.batches import IGNORED, call, evaluating, run, size_of, to_device, with_decoder_inputs
 from secateur.torch.stats.attention_scores import observe_attention
 from secateur.torch.stats.grams import watch_grams
@@ -43,7 +43,7 @@ def collect(
     Raises DataError when there is no batch, or when a gradient is asked for and the model returns no loss.
     """
     wanted = set(needs)
-    unknown = wanted - set(OF_WEIGHT) - set(OF_AXIS)
+    unknown = wanted - ({*OF_WEIGHT, *OF_AXIS} - OF_DIVERGENCE)
     if unknown:
         raise DataError(f"the torch host cannot collect {sorted(unknown)[0]!r}")
     if axes is None:
