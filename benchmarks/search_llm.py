@@ -30,6 +30,7 @@ import tasks_sources
 import torch
 from llm_quality import texts
 
+from secateur.cost import parameters
 from secateur.deploy import runner
 from secateur.files import write_json
 from secateur.scores import interval_of
@@ -117,6 +118,17 @@ def masked(have: Material, pruned: baselines.Pruned) -> Small:
     return Small(small, baselines.share_gone(baselines.sizes_of(small), pruned), hold)
 
 
+def ours(have: Material, windows: torch.Tensor, share: float) -> Small:
+    """The search of secateur, on the same windows."""
+    import search_ours
+
+    gone = round(share * baselines.sizes_of(have.model).total)
+    found = search_ours.decoder(have.host, have.tokenizer, windows, gone, 0, print)
+    print(found.chosen, flush=True)
+    before, after = (parameters(have.host.layout, plan).total for plan in (None, found.plan))
+    return Small(found.host.model, (before - after) / baselines.sizes_of(have.model).total, lambda: None)
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the table. run: the pruned model, from windows and the share that goes."""
@@ -126,6 +138,7 @@ class Method:
 
 
 METHODS = {
+    "ours": Method("secateur's search", ours),
     "taylor": Method(
         "Taylor, global",
         lambda have, windows, share: masked(have, baselines.taylor(have.host, windows, share)),

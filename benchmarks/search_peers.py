@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import search_models
@@ -29,11 +30,15 @@ import torch
 import transformers
 from scipy.optimize import minimize_scalar
 
+from secateur.data.read import read_table
 from secateur.deploy import runner
 from secateur.jobs.demo import LENGTH
+from secateur.jobs.open_task import look, open_host
 from secateur.metrics.drop import Drop, drop
 from secateur.metrics.metric import ACCURACY
 from secateur.scores import log_softmax
+from secateur.search.target import Limit
+from secateur.tasks.base.task import Options
 
 HERE = Path(__file__).parent
 KEPT = search_models.CACHE / "peers"
@@ -111,6 +116,27 @@ def torch_pruning(job: Job, scope: str) -> Path:
     return in_environment(job.options.torch_pruning_python, script, [], job, rows, scope=scope)
 
 
+@torch.no_grad()
+def logits_of(model: Any, texts: Texts) -> np.ndarray:
+    """Logits (rows, classes), a row at a time."""
+    return np.stack([model(input_ids=torch.tensor([row])).logits[0].numpy() for row in texts.ids])
+
+
+def ours(job: Job) -> Path:
+    """The search of secateur, on rows without labels, drawn with the seed."""
+    import search_ours
+
+    host, task = open_host(look(str(job.dense), None), Options(max_length=LENGTH))
+    examples = task.encode(read_table(job.folder / f"unlabelled-{job.seed}.csv"))
+    limit = Limit("macs", job.share)
+    found = search_ours.searched(host, task, examples, limit, batch_size=32, seed=job.seed, say=print)
+    print(found.chosen, flush=True)
+    output = KEPT / f"answers-{os.getpid()}.npz"
+    kept = {name: search_ours.sizes(host, found.plan, kind) for name, kind in (("heads", "head"), ("neurons", "ffn"))}
+    np.savez(output, logits=logits_of(found.host.model, job.texts("test")), seconds=found.seconds, **kept)
+    return output
+
+
 @dataclass(frozen=True)
 class Case:
     """A row of the table. title: as it is printed. run: writes logits, seconds, heads and neurons as an .npz."""
@@ -120,6 +146,7 @@ class Case:
 
 
 CASES = {
+    "ours": Case("secateur's search; 1,000 rows without labels", ours),
     "kwon": Case("Kwon et al. 2022, the authors' code; 2,048 labelled rows", kwon),
     "tp-uniform": Case(
         "Torch-Pruning 1.6.1, Taylor, the same share in each layer; 1,000 labelled rows",
@@ -170,9 +197,7 @@ def dense_logits(job: Job) -> np.ndarray:
     path = KEPT / f"{job.dense.name}.npy"
     if not path.exists():
         model = transformers.AutoModelForSequenceClassification.from_pretrained(job.dense).eval()
-        with torch.no_grad():
-            found = [model(input_ids=torch.tensor([row])).logits[0].numpy() for row in job.texts("test").ids]
-        np.save(path, np.stack(found))
+        np.save(path, logits_of(model, job.texts("test")))
     return np.load(path)
 
 
@@ -255,7 +280,7 @@ def page(job: Job, shares: Sequence[float], seeds: Sequence[int]) -> str:
     for share in shares:
         columns = ("method", "kept", "accuracy", "drop (95%)", "KL", "KL, scaled", "flips", "seconds", "seeds")
         rows = [(case.title, line(name, share, job, seeds)) for name, case in CASES.items()]
-        rows.insert(1, ("the same before its scales", line("kwon", share, job, seeds, "logits_unscaled")))
+        rows.insert(2, ("the same before its scales", line("kwon", share, job, seeds, "logits_unscaled")))
         lines += ["", f"## {100 * share:.0f}% kept", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [cells(title, found) for title, found in rows if found is not None]
         lines += ["", "Heads and neurons of each layer, first seed:", ""]
