@@ -34,7 +34,7 @@ from secateur.cost import parameters
 from secateur.deploy import runner
 from secateur.files import write_json
 from secateur.scores import interval_of
-from secateur.torch.data.run_windows import divergences, evaluate_text, logits_of
+from secateur.torch.data.run_windows import Answers, divergences, evaluate_text, logits_of
 from secateur.torch.data.text_rows import load_tokenizer
 from secateur.torch.data.token_windows import cut, sample_windows, tokens_of
 from secateur.torch.host import TorchHost
@@ -60,9 +60,10 @@ def manual() -> list[str]:
 
 @dataclass(frozen=True)
 class Material:
-    """The dense model, its host, and windows: test texts by name, and what calibration is drawn from."""
+    """The dense model, its host, its answers on the test windows, these by name, and what calibration is drawn from."""
 
     host: TorchHost
+    answers: Answers
     tests: Mapping[str, torch.Tensor]
     tokenizer: Any
     sources: Sequence[tuple[str, list[str]]]
@@ -75,6 +76,13 @@ class Material:
     def windows(self, count: int, context: int, seed: int) -> torch.Tensor:
         """Calibration windows (count, context)."""
         return sample_windows(self.tokenizer, self.sources, self.model.config.vocab_size, count, context, seed)
+
+
+@torch.no_grad()
+def answers_of(model: Any, windows: torch.Tensor) -> Answers:
+    """The dense model's logits on windows; their last hidden states are kept."""
+    states = {w.numpy().tobytes(): model.model(input_ids=w[None], use_cache=False)[0][0, :-1] for w in windows}
+    return lambda window: model.lm_head(states[window.numpy().tobytes()])
 
 
 def material() -> Material:
@@ -92,7 +100,7 @@ def material() -> Material:
     example = torch.zeros(2, 16, dtype=torch.long)
     host = TorchHost(model, {"input_ids": example, "attention_mask": torch.ones_like(example)})
     sources = [("reviews", text_by_name["calibration"]), ("manual", manual())]
-    return Material(host, tests, tokenizer, sources)
+    return Material(host, answers_of(model, torch.cat(list(tests.values()))), tests, tokenizer, sources)
 
 
 # -- methods ----------------------------------------------------------------------------------------------------------
@@ -186,7 +194,7 @@ def scores(have: Material, model: Any) -> dict[str, dict[str, list[float]]]:
     """For each test text and window: how much the loss rose against the dense model, and the KL divergence."""
     found = {}
     for name, windows in have.tests.items():
-        each = [evaluate_text(model, window[None], have.model) for window in windows]
+        each = [evaluate_text(model, window[None], have.answers) for window in windows]
         found[name] = {"delta": [s.delta for s in each], "kl": [s.kl for s in each]}
     return found
 
