@@ -17,6 +17,7 @@ from torch import nn
 
 from secateur.check import verify
 from secateur.cost import layer_of_axes, parameters
+from secateur.errors import PlanError
 from secateur.metrics.evaluation import compare
 from secateur.plan import Plan
 from secateur.search.build import Cache, plan_of
@@ -236,7 +237,12 @@ class Stages:
         def make() -> Any:
             now, tries = list(costs), []
             for _ in range(1 + CORRECTIONS):
-                chosen = self.refined(self.chosen(now), now)
+                try:
+                    chosen = self.refined(self.chosen(now), now)
+                except PlanError:
+                    if not tries:
+                        raise
+                    break  # by what was measured, no sizes are small enough
                 times = self.measured(self.cut(chosen)[0], place)
                 ratios = {quantity_of(cost): reached(cost, chosen.candidate, times) for cost in now}
                 tries.append((max(ratios.values()), chosen, [cost.correction for cost in now]))
