@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import search_baselines as baselines
 import search_models
+import search_ours
 import tasks_sources
 import torch
 from llm_quality import texts
@@ -128,8 +129,6 @@ def masked(have: Material, pruned: baselines.Pruned) -> Small:
 
 def ours(have: Material, windows: torch.Tensor, share: float) -> Small:
     """The search of secateur, on the same windows."""
-    import search_ours
-
     gone = round(share * baselines.sizes_of(have.model).total)
     found = search_ours.decoder(have.host, have.tokenizer, windows, gone, 0, print)
     print(found.chosen, flush=True)

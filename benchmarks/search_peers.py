@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import search_models
+import search_ours
 import torch
 import transformers
 from scipy.optimize import minimize_scalar
@@ -124,8 +125,6 @@ def logits_of(model: Any, texts: Texts) -> np.ndarray:
 
 def ours(job: Job) -> Path:
     """The search of secateur, on rows without labels, drawn with the seed."""
-    import search_ours
-
     host, task = open_host(look(str(job.dense), None), Options(max_length=LENGTH))
     examples = task.encode(read_table(job.folder / f"unlabelled-{job.seed}.csv"))
     limit = Limit("macs", job.share)
