@@ -35,6 +35,7 @@ from secateur.search.costs import Cost, macs_cost
 from secateur.search.points import Point
 from secateur.search.stages import Chosen, Settings, Stages
 from secateur.search.target import Call, Limit, Target
+from secateur.tasks.base.task import Options
 
 KEPT = search_models.CACHE / "targets"
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino")
@@ -109,10 +110,8 @@ def row(point: Point | None) -> dict[str, Any] | None:
     }
 
 
-def search_options() -> Any:
+def search_options() -> Options:
     """Texts as the dense model was trained on them."""
-    from secateur.tasks.base.task import Options
-
     return Options(max_length=LENGTH)
 
 
@@ -133,18 +132,19 @@ def write() -> Path:
         "Each model was exported, timed in turn with the dense one, and scored on 1,530 reviews that nothing else saw. "
         "`by MACs` and `uniform` keep what the same latency table predicts to be as fast; they are timed too.",
         "",
-        "| runtime | batch x tokens | seed | asked | measured | measured / asked | KL | uniform: measured, KL | by MACs: "
-        "measured, KL | accuracy: dense, pruned (drop, 95%) | uniform accuracy | parameters |",
+        "| runtime | batch x tokens | seed | asked | measured | measured / asked | KL | uniform: measured, KL | "
+        "by MACs: measured, KL | accuracy: dense, pruned (drop, 95%) | uniform accuracy | parameters |",
         "|" + "---|" * 12,
     ]
     for result in results:
         for point in result["points"]:
             ours = point["ours"]
+            low, high = ours["interval"]
             lines.append(
                 f"| {result['runtime']} | {result['shape'][0]} x {result['shape'][1]} | {result['seed']} | "
                 f"{point['asked']:g} | {ours['speed_up']:.2f} | {ours['speed_up'] / point['asked']:.3f} | "
                 f"{ours['kl']:.4f} | {other(point['uniform'])} | {other(point['by MACs'])} | {ours['dense']:.4f}, "
-                f"{ours['pruned']:.4f} ({ours['drop']:+.4f}, {ours['interval'][0]:+.4f} to {ours['interval'][1]:+.4f}) | "
+                f"{ours['pruned']:.4f} ({ours['drop']:+.4f}, {low:+.4f} to {high:+.4f}) | "
                 f"{point['uniform']['pruned']:.4f} | {ours['parameters']:.2f} |"
             )
     path = Path(__file__).parent / "results" / f"{day}-search-targets.md"
