@@ -21,6 +21,10 @@ from secateur.search.candidate import Candidate
 from secateur.search.target import Call, Limit, Target
 from secateur.torch.host import TorchHost
 
+POINTS = 3
+"""Sizes of a curve of latency, the full one included: each of the others takes an export, and curves are nearly
+straight; a result is measured in the end anyway."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -102,9 +106,16 @@ def _call_of(limit: Limit) -> Call:
 
 
 def table_of(host: TorchHost, call: Call, *, cache: bool = True, say: Say = lambda text: None) -> LatencyTable:
-    """The latency table of a model at a call; from the cache, where it is there."""
+    """The latency table of a model at a call, with `POINTS` sizes a curve; from the cache, where it is there."""
     return latency_table(
-        host, call.runtime, batch=call.batch, length=call.length, threads=call.threads, cache=cache, say=say
+        host,
+        call.runtime,
+        batch=call.batch,
+        length=call.length,
+        threads=call.threads,
+        points=POINTS,
+        cache=cache,
+        say=say,
     )
 
 
