@@ -85,7 +85,7 @@ def save(levels: Levels, folder: Path | str) -> None:
 
 
 def load(folder: Path | str) -> Levels:
-    """Read what `save` wrote. folder: of the file, or the file itself. PlanError when there is none or it is damaged."""
+    """Read what `save` wrote, from its folder or the file itself; PlanError when there is none or it is damaged."""
     path = Path(folder)
     path = path / LEVELS if path.is_dir() else path
     found = read(path, LevelsFile, error=PlanError, remedy=_REMEDY)
