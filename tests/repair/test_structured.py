@@ -77,7 +77,8 @@ def test_the_order_holds_beyond_one_block_of_downdates():
 def test_losses_rise_from_zero_and_follow_the_units_when_these_change_places(seed):
     weight, inputs, outputs = matrices(seed)
     order, losses = kfac_order(weight, inputs, outputs, np.arange(12))
-    assert losses[0] == 0 and (np.diff(losses) >= 0).all()
+    assert losses[0] == 0
+    assert (np.diff(losses) >= 0).all()
     places = np.random.default_rng(seed).permutation(12)
     moved, same = kfac_order(weight[:, places], inputs[np.ix_(places, places)], outputs, np.arange(12))
     assert places[moved].tolist() == order.tolist()
@@ -101,7 +102,8 @@ def test_a_refit_is_the_least_squares_of_numpy(seed, ridge):
     rows = np.vstack([x / np.sqrt(len(x)), strength * np.eye(12)])
     expected, *_ = np.linalg.lstsq(rows[:, kept], rows @ weight.T, rcond=None)
     np.testing.assert_allclose(new[:, kept], expected.T, rtol=1e-6, atol=1e-8)
-    assert bias is None and not new[:, ~kept].any()
+    assert bias is None
+    assert not new[:, ~kept].any()
 
 
 def test_a_bias_makes_up_for_the_mean_as_a_column_of_ones_would():
@@ -130,7 +132,8 @@ def test_inputs_that_are_never_seen_cost_nothing_and_break_nothing():
     assert np.isfinite(new).all()
     inputs[3], inputs[:, 3] = 0, 0
     order, losses = kfac_order(weight, inputs, outputs, np.arange(12))
-    assert np.isfinite(losses).all() and sorted(order) == list(range(12))
+    assert np.isfinite(losses).all()
+    assert sorted(order) == list(range(12))
 
 
 def test_what_cannot_be_solved_is_refused():

@@ -66,7 +66,8 @@ def test_masked_and_shrunk_agree_with_refitted_weights_and_biases(make, method):
     before = host.outputs(data[0])
     assert secateur.verify(host, plan, data[:1]).difference <= 1e-5
     assert all(np.array_equal(a, b) for a, b in zip(before, host.outputs(data[0]), strict=True))
-    assert plan.weights and plan.keep
+    assert plan.weights
+    assert plan.keep
     biases = {name for name in plan.weights if name.endswith("bias")}
     assert bool(biases) == any(axis.bias for axis in levels.axes.values())
 
@@ -85,9 +86,11 @@ def test_levels_say_what_is_searched_and_why_the_rest_is_not():
     levels = levels_of(host, stats)
     assert [*levels.axes] == [f"L{i}.{kind}" for i in range(3) for kind in ("kv", "ffn")]
     assert levels.axes["L0.kv"].weight == "model.layers.0.self_attn.o_proj.weight"
-    assert levels.axes["L0.kv"].losses[0] == 0 and levels.axes["L0.kv"].losses[-1] == np.inf
+    assert levels.axes["L0.kv"].losses[0] == 0
+    assert levels.axes["L0.kv"].losses[-1] == np.inf
     assert (np.diff(levels.axes["L0.ffn"].losses[:-1]) >= 0).all()
-    assert "searched through L0.kv" in levels.notes["L0.head"] and "frozen" in levels.notes["qk"]
+    assert "searched through L0.kv" in levels.notes["L0.head"]
+    assert "frozen" in levels.notes["qk"]
     assert set(levels.notes) | set(levels.axes) | {"layers"} == set(host.layout.axes)
     with pytest.raises(PlanError, match="choose kfac or fisher"):
         levels_of(host, stats, "magic")
@@ -99,14 +102,14 @@ def test_axes_without_one_matrix_that_reads_them_have_fisher_curves_and_no_refit
     for name in ("L0.expert", "L0.ffn"):
         axis = levels.axes[name]
         gates = stats.mean("fisher_gate", name)
-        assert axis.weight is None and axis.order.tolist() == np.argsort(gates, kind="stable").tolist()
+        assert axis.weight is None
+        assert axis.order.tolist() == np.argsort(gates, kind="stable").tolist()
     ffn = levels.axes["L0.ffn"]  # it keeps multiples of 8
     assert [count for count in range(25) if np.isfinite(ffn.losses[24 - count])] == [8, 16, 24]
     host, _, stats = opened(zoo.t5, 2)
     heads = levels_of(host, stats).axes["encoder.head"]
-    assert heads.weight is None and heads.losses[1] == pytest.approx(
-        stats.mean("fisher_gate", "encoder.head").min() / 2
-    )
+    assert heads.weight is None
+    assert heads.losses[1] == pytest.approx(stats.mean("fisher_gate", "encoder.head").min() / 2)
 
 
 def test_layers_go_through_their_axis_and_their_divergence_is_measured():
@@ -115,9 +118,11 @@ def test_layers_go_through_their_axis_and_their_divergence_is_measured():
     measured = layers_of(
         host.layout, lambda dropped: distance(host, plan_of(host, levels, stats, Candidate(dropped=dropped)), data)
     )
-    assert measured["layers"].shape == (3,) and (measured["layers"] > 0).all()
+    assert measured["layers"].shape == (3,)
+    assert (measured["layers"] > 0).all()
     plan = plan_of(host, levels, stats, Candidate({"L0.ffn": 24}, {"layers": (1,)}))
-    assert plan.keep["layers"].tolist() == [0, 2] and secateur.verify(host, plan, data[:1]).difference <= 1e-5
+    assert plan.keep["layers"].tolist() == [0, 2]
+    assert secateur.verify(host, plan, data[:1]).difference <= 1e-5
 
 
 def test_one_measured_point_scales_the_curves_but_not_the_layers():
@@ -146,7 +151,7 @@ def test_method_and_ridge_are_those_of_the_lowest_divergence():
 
 
 def test_weights_without_zeros_are_written_once_and_given_back():
-    host, data, _ = opened(zoo.bert, 1)
+    host, _, _ = opened(zoo.bert, 1)
     name = "bert.encoder.layer.0.output.dense.bias"
     before = host.read(name).clone()
     plan = Plan(weights={name: np.arange(32, dtype=np.float32)})
@@ -206,8 +211,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_sums(tmp_path, monkeypatch)
     seen = []
     collect = stored.collect_curvature
     monkeypatch.setattr(stored, "collect_curvature", lambda *a, **k: seen.append(k["first"]) or collect(*a, **k))
-    assert same(whole, stored.collected(host, Classes(), data, tmp_path, chunks=3)) and seen == [4]
-    assert same(whole, stored.collected(host, Classes(), data, tmp_path, chunks=3)) and seen == [4]
+    assert same(whole, stored.collected(host, Classes(), data, tmp_path, chunks=3))
+    assert seen == [4]
+    assert same(whole, stored.collected(host, Classes(), data, tmp_path, chunks=3))
+    assert seen == [4]
 
 
 @pytest.mark.parametrize("other", ["weights", "batches", "seed", "damaged"])

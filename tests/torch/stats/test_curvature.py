@@ -102,7 +102,8 @@ def test_parts_of_the_data_add_up_to_the_whole_with_the_same_draws():
 def test_experts_and_what_they_share_get_gates_from_their_weights():
     model = zoo.mixtral()
     found = curvature(model, [zoo.inputs(model, seed) for seed in range(2)], drawn)
-    assert found.sums["fisher_gate"]["L0.expert"].shape == (4,) and found.sums["fisher_gate"]["L0.ffn"].shape == (24,)
+    assert found.sums["fisher_gate"]["L0.expert"].shape == (4,)
+    assert found.sums["fisher_gate"]["L0.ffn"].shape == (24,)
     assert (found.sums["fisher_gate"]["L0.ffn"] > 0).all()
     assert not any("experts" in name for name in found.sums["fisher_in"])
 
@@ -112,7 +113,8 @@ def test_the_model_is_left_as_it_was():
     frozen = model.get_parameter("classifier.bias").requires_grad_(requires_grad=False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     curvature(model, [zoo.inputs(model)])
-    assert model.training and not frozen.requires_grad
+    assert model.training
+    assert not frozen.requires_grad
     assert all(p.requires_grad for n, p in model.named_parameters() if n != "classifier.bias")
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks for m in model.modules())
