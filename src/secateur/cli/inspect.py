@@ -101,17 +101,11 @@ def _show_levels(path: Path, *, as_json: bool) -> None:
 
     found = load(path)
     gone = (0.25, 0.5, 0.75)
-    axes = [
-        {
-            "axis": axis.axis,
-            "kind": axis.kind,
-            "size": axis.size,
-            "losses": [
-                float(loss) if np.isfinite(loss := axis.losses[int(share * axis.size)]) else None for share in gone
-            ],
-        }
-        for axis in found.axes.values()
-    ]
+    axes: list[dict[str, Any]] = []
+    for axis in found.axes.values():
+        losses = [float(axis.losses[int(share * axis.size)]) for share in gone]
+        shown = [loss if np.isfinite(loss) else None for loss in losses]
+        axes.append({"axis": axis.axis, "kind": axis.kind, "size": axis.size, "losses": shown})
     layers = {name: losses.tolist() for name, losses in found.layers.items()}
     if as_json:
         common.print_json({"method": found.method, "gone": gone, "axes": axes, "layers": layers, "notes": found.notes})
@@ -120,8 +114,8 @@ def _show_levels(path: Path, *, as_json: bool) -> None:
         f"{path}: expected divergence when units are gone, ordered by {found.method}",
         ["axis", "kind", "size", *(f"{share:.0%} gone" for share in gone)],
         [
-            (str(a["axis"]), str(a["kind"]), str(a["size"]), *("-" if x is None else f"{x:.3g}" for x in a["losses"]))
-            for a in axes
+            (axis["axis"], axis["kind"], str(axis["size"]), *("-" if x is None else f"{x:.3g}" for x in axis["losses"]))
+            for axis in axes
         ],
         left=2,
     )
