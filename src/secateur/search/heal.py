@@ -104,8 +104,9 @@ def heal(
     """
     start = time.perf_counter()
     judge = _Judge(task, rows, reference or Reference(task, dense.model, rows.search, track), track)
+    began = time.perf_counter()
     best = judge.of(host)
-    measuring = time.perf_counter() - start
+    measuring = time.perf_counter() - began
     before = judge.round(best, 0.0, 0.0, None, measuring, is_kept=True)
     epoch = step_seconds(host, dense, task, rows) * -(-len(rows.train.features) // rows.batch_size)
     done: list[Round] = []
