@@ -29,7 +29,7 @@ from secateur.search.layers import with_layers
 from secateur.search.levels import METHODS, layers_of, levels_of
 from secateur.search.measure import Measured, measure
 from secateur.search.points import Point
-from secateur.search.refine import refine
+from secateur.search.refine import refine, rescaled
 from secateur.search.rows import Rows
 from secateur.search.stored import collected
 from secateur.search.stored import save as save_levels
@@ -173,12 +173,15 @@ class Stages:
         return replace(best, candidate=winner, divergence=trial.divergence(winner))
 
     def refined(self, chosen: Chosen, costs: Sequence[Cost]) -> Chosen:
-        """The candidate after a local search, where it really diverges less."""
+        """The candidate after rescaling the curves and a local search, where these diverge less."""
         with self.timed("search"):
-            trial = self.trial(chosen.method, chosen.ridge)
+            trial, levels = self.trial(chosen.method, chosen.ridge), self.levels[chosen.method]
+            levels = rescaled(levels, chosen.candidate, trial, inside=self.inside)
+            again = choose(levels, costs, dropped=chosen.candidate.dropped, inside=self.inside)
+            start = best_of(trial, [chosen.candidate, again])
             better = refine(
-                chosen.candidate,
-                self.levels[chosen.method],
+                start,
+                levels,
                 costs,
                 trial,
                 inside=self.inside,
