@@ -181,7 +181,8 @@ def short_heal(
 def step_seconds(host: TorchHost, dense: TorchHost, task: Task, rows: Rows, batches: int = 3) -> float:
     """About how long a step of healing takes: forward and backward pass of some batches; no weight changes."""
     picked = np.random.default_rng(0).permutation(len(rows.train.features))
-    sizes = [rows.train.features[i] for i in picked[: batches * rows.batch_size]]
+    some = [rows.train.features[i] for i in picked[: batches * rows.batch_size]]
+    sizes = sorted(some, key=task.length)  # batches of like lengths, as in training
     parts = [sizes[i : i + rows.batch_size] for i in range(0, len(sizes), rows.batch_size)]
     taken = []
     own_loss = task.loss if task.has_own_loss else None
