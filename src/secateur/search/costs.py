@@ -21,9 +21,9 @@ from secateur.search.candidate import Candidate
 from secateur.search.target import Call, Limit, Target
 from secateur.torch.host import TorchHost
 
-POINTS = 3
+POINTS = 2
 """Sizes of a curve of latency, the full one included: each of the others takes an export, and curves are nearly
-straight; a result is measured in the end anyway."""
+straight; a result is measured in the end anyway, and corrects them."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def costs_of(
     cache: bool = True,
     say: Say = lambda text: None,
 ) -> tuple[Cost, ...]:
-    """A cost for each limit of a target, in order. Where nothing is limited: the latency of the target's call, with a
-    bound of 1 that everything meets.
+    """A cost for each limit of a target, in order. Where nothing is limited: the latency of the target's call, else the
+    parameters, with a bound of 1 that everything meets.
 
     tables: latency tables that are there already; others are measured, or taken from the cache where `cache`.
     step: as `rounded` takes it. say: gets a line of text for each step of a measurement.
@@ -80,7 +80,8 @@ def costs_of(
     Raises DeployError when a runtime is not there or refuses the model.
     """
     known = dict(tables or {})
-    limits = target.limits or ((Limit("latency", 1.0, call=target.call),) if target.call else ())
+    free = Limit("params", 1.0) if target.call is None else Limit("latency", 1.0, call=target.call)
+    limits = target.limits or (free,)
     made = []
     for limit in limits:
         if limit.quantity == "latency":
@@ -114,6 +115,7 @@ def table_of(host: TorchHost, call: Call, *, cache: bool = True, say: Say = lamb
         length=call.length,
         threads=call.threads,
         points=POINTS,
+        together=False,
         cache=cache,
         say=say,
     )

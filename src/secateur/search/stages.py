@@ -151,15 +151,18 @@ class Stages:
     def chosen(self, costs: Sequence[Cost]) -> Chosen:
         """The best candidate within the costs by true divergence: of both orders, several ridges, and whole layers.
 
+        Uniform sizes are tried too, as curves may be wrong.
+
         Raises PlanError when the bounds cannot be reached.
         """
         with self.timed("choice"):
-            found = [self._of_method(costs, method) for method in self.levels]
-            best = min(found, key=lambda one: one.divergence)
-            return self._with_layers(costs, best)
+            found = [self._with_ridge(choose(self.levels[m], costs, inside=self.inside), m) for m in METHODS]
+            if len(costs) == 1:
+                found.append(self._with_ridge(uniform(self.levels[METHODS[0]], costs[0]), METHODS[0]))
+            return self._with_layers(costs, min(found, key=lambda one: one.divergence))
 
-    def _of_method(self, costs: Sequence[Cost], method: str) -> Chosen:
-        candidate = choose(self.levels[method], costs, inside=self.inside)
+    def _with_ridge(self, candidate: Candidate, method: str) -> Chosen:
+        """The candidate with the ridge of least divergence."""
         ridge = min(RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate, self.few))
         return Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
 
@@ -275,10 +278,7 @@ class Stages:
 
     def uniform(self, name: str, costs: Sequence[Cost]) -> Point:
         """A baseline: every axis keeps the same share, by the same orders and closed form, without healing."""
-        method = next(iter(self.levels))
-        candidate = uniform(self.levels[method], costs[0])
-        ridge = min(RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate, self.few))
-        chosen = Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
+        chosen = self._with_ridge(uniform(self.levels[METHODS[0]], costs[0]), METHODS[0])
         small, plan = self.cut(chosen)
         return self.finished(name, small, plan, chosen, costs, heal_seconds=0.0)
 
