@@ -10,12 +10,12 @@ import transformers
 
 from secateur.cost import macs
 from secateur.errors import PlanError, SecateurError
-from secateur.search import automatic, stages
-from secateur.search.automatic import automatic as search
+from secateur.search import stages, walk
 from secateur.search.costs import macs_cost
 from secateur.search.measure import Measured
 from secateur.search.points import undominated
 from secateur.search.target import Call, Limit, Target
+from secateur.search.walk import automatic as search
 from tests.search import rows as rows_of
 
 HALF = Target(limits=(Limit("macs", 0.5),))
@@ -181,7 +181,7 @@ def test_a_target_missed_when_measured_is_missed_whatever_was_predicted(opened, 
 def test_a_permitted_divergence_alone_gives_the_fastest_model_within_it(opened, tmp_path, monkeypatch):
     host, task, rows = opened
     target = replace(timed_as_macs(host, monkeypatch), limits=(), max_drop=0.05, by_divergence=True)
-    monkeypatch.setattr(automatic, "LADDER", (1.2, 1.5, 2.0, 3.0))
+    monkeypatch.setattr(walk, "LADDER", (1.2, 1.5, 2.0, 3.0))
     monkeypatch.setattr(
         stages, "measure", made_up([lambda folder: macs(host.layout, automatic_plan(folder)) / macs(host.layout)])
     )

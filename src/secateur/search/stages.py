@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,7 +25,7 @@ from secateur.search.build import Cache, plan_of
 from secateur.search.candidate import Candidate
 from secateur.search.choice import choose, uniform
 from secateur.search.costs import Cost, costs_of
-from secateur.search.heal import Healed, heal
+from secateur.search.heal import Healed, heal, short_heal
 from secateur.search.journal import Journal
 from secateur.search.layers import with_layers
 from secateur.search.levels import METHODS, layers_of, levels_of
@@ -35,7 +36,7 @@ from secateur.search.rows import Rows
 from secateur.search.stored import collected
 from secateur.search.stored import save as save_levels
 from secateur.search.target import Call, Target
-from secateur.search.trial import Trial, best_of
+from secateur.search.trial import Trial, best_of, key_of
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Task
 from secateur.torch.host import TorchHost
@@ -47,6 +48,8 @@ sizes are chosen again."""
 CORRECTIONS = 3
 RIDGES = (0.01, 0.1, 1.0)
 """Ridges of the closed form, of which the search rows choose."""
+HOPELESS, SHORT = 3.0, 30
+"""Finalists are trained for so many steps before they are compared, unless they diverge this many times as much."""
 FEW = 192
 """Search rows that tell ridges and single layers apart."""
 Say = Callable[[str], None]
@@ -149,9 +152,12 @@ class Stages:
     # -- choice -------------------------------------------------------------------------------------------------------
 
     def chosen(self, costs: Sequence[Cost]) -> Chosen:
-        """The best candidate within the costs by true divergence: of both orders, several ridges, and whole layers.
+        """The best candidate within the costs by true divergence; PlanError when the bounds cannot be reached."""
+        return self.finalists(costs)[0]
 
-        Uniform sizes are tried too, as curves may be wrong.
+    def finalists(self, costs: Sequence[Cost]) -> list[Chosen]:
+        """The best candidates within the costs, by true divergence: of both orders, several ridges, uniform sizes (as
+        curves may be wrong), and one without whole layers.
 
         Raises PlanError when the bounds cannot be reached.
         """
@@ -159,7 +165,34 @@ class Stages:
             found = [self._with_ridge(choose(self.levels[m], costs, inside=self.inside), m) for m in METHODS]
             if len(costs) == 1:
                 found.append(self._with_ridge(uniform(self.levels[METHODS[0]], costs[0]), METHODS[0]))
-            return self._with_layers(costs, min(found, key=lambda one: one.divergence))
+            found.sort(key=lambda one: one.divergence)
+            found.append(self._with_layers(costs, found[0]))
+            different = {key_of(one.candidate): one for one in reversed(found)}
+            return sorted(different.values(), key=lambda one: one.divergence)
+
+    def ranked(self, costs: Sequence[Cost]) -> Chosen:
+        """The best of the finalists, after a short training of each where the result will be trained: rankings flip.
+
+        Those of more than `HOPELESS` times the least divergence are left out.
+        """
+        found = self.finalists(costs)
+        found = [one for one in found if one.divergence <= HOPELESS * found[0].divergence]
+        if self.settings.heal_seconds <= 0 or len(found) == 1:
+            return found[0]
+        with self.timed("ranking"):
+            hosts = [self.cut(one)[0] for one in found]
+            after = short_heal(
+                hosts,
+                self.host,
+                self.task,
+                self.rows,
+                steps=SHORT,
+                seed=self.settings.seed,
+                reference=self.reference,
+            )
+        for one, divergence in zip(found, after, strict=True):
+            self.say(f"{one.method}: divergence {one.divergence:.4g}, after {SHORT} steps of healing {divergence:.4g}")
+        return found[int(np.argmin(after))]
 
     def _with_ridge(self, candidate: Candidate, method: str) -> Chosen:
         """The candidate with the ridge of least divergence."""
@@ -167,10 +200,10 @@ class Stages:
         return Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
 
     def _with_layers(self, costs: Sequence[Cost], best: Chosen) -> Chosen:
-        """The same, with whole layers gone where that diverges less."""
-        levels, trial = self.levels[best.method], self.trial(best.method, best.ridge)
+        """The same without whole layers, as many as diverge least."""
         if not any(cost.layers for cost in costs):
             return best
+        levels, trial = self.levels[best.method], self.trial(best.method, best.ridge)
 
         def rough(candidate: Candidate) -> float:
             return trial.divergence(candidate, self.few)
@@ -248,7 +281,7 @@ class Stages:
             tries: list[tuple[float, Chosen, list[float]]] = []
             for _ in range(1 + CORRECTIONS):
                 try:
-                    chosen = self.refined(self.chosen(now), now)
+                    chosen = self.refined(self.ranked(now), now)
                 except PlanError:
                     if not tries:
                         raise
