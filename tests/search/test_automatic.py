@@ -85,12 +85,12 @@ def test_half_the_macs_are_half_and_the_folder_opens_and_says_what_was_measured(
     assert host.layout.sizes == opened[0].layout.sizes
 
 
-def test_a_choice_keeps_the_model_nearer_than_the_same_share_of_every_axis(opened, tmp_path):
+def test_a_choice_is_never_farther_than_the_same_share_of_every_axis(opened, tmp_path):
     host, task, rows = opened
     made = stages.Stages(host, task, HALF, rows, tmp_path, Settings(0.0, 0.0))
     chosen = made.refined(made.chosen(made.costs), made.costs)
     evenly = made.uniform("uniform", made.costs)
-    assert chosen.divergence < made.trial(chosen.method, chosen.ridge).divergence(evenly.candidate)
+    assert chosen.divergence <= made.trial(chosen.method, chosen.ridge).divergence(evenly.candidate)
     assert all(cost.of(chosen.candidate) <= cost.bound for cost in made.costs)
 
 

@@ -30,6 +30,7 @@ def command(
         bool,
         typer.Option("--levels", help="Print what a search expected of each axis: a saved folder, or its levels file."),
     ] = False,
+    plot: Annotated[Path | None, typer.Option(help="PNG of the curves of --levels to write.")] = None,
     layout_file: common.LayoutFileOption = None,
     task: common.TaskOption = None,
     check: common.CheckOption = False,
@@ -43,7 +44,7 @@ def command(
 
     kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
     if levels:
-        _show_levels(Path(model), as_json=json)
+        _show_levels(Path(model), plot, as_json=json)
         return
     if check:
         common.check_unchanged(model)
@@ -93,13 +94,20 @@ def command(
     )
 
 
-def _show_levels(path: Path, *, as_json: bool) -> None:
+def _show_levels(path: Path, plot: Path | None, *, as_json: bool) -> None:
     """The expected divergence when a quarter, half and three quarters of the units of each axis are gone."""
     import numpy as np
 
+    from secateur.files import check_output, new_file
     from secateur.search.stored import load
 
     found = load(path)
+    if plot is not None:
+        from secateur.report.plots import plot_levels
+
+        check_output(plot, overwrite=False)
+        with new_file(plot) as temporary:
+            plot_levels(found, temporary, str(path))
     gone = (0.25, 0.5, 0.75)
     axes: list[dict[str, Any]] = []
     for axis in found.axes.values():

@@ -67,7 +67,7 @@ TABLES: dict[str, dict[str, str]] = {
         "torch": "text_column image_column audio_column split generate int8 tokens value activations task threads "
         "trust_remote_code",
     },
-    "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check levels"},
+    "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check levels plot"},
     "bench": {
         "time kit keras results": "models overwrite json",
         "time keras results": "plot",
@@ -106,6 +106,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "split": ("data",),
         "samples": ("data",),
     },
+    "inspect": {"plot": ("levels",)},
     "run": dict.fromkeys(("text_column", "image_column", "audio_column", "split"), ("data",)),
 }
 """For each command: option -> options of which it needs one, in the kinds of run that have these."""

@@ -246,8 +246,7 @@ def command(
     from secateur.cli import automatic, kinds, language, outcomes
     from secateur.cli.choice import check, has_units, make_choice, make_sweep
 
-    has_target = any(context_.params[name] is not None for name in automatic.OPTIONS)
-    if has_target:
+    if any(context_.params[name] not in (None, [], ()) for name in automatic.OPTIONS):
         kinds.refuse(context_, "automatic")
         automatic.run(context_)
         return

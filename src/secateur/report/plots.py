@@ -135,3 +135,28 @@ def plot_frontier(found: Any, path: Path, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def plot_levels(levels: Any, path: Path, title: str) -> None:
+    """Expected divergence over the share of units that are gone: a panel a kind, a line an axis, the first darkest.
+
+    levels: a `secateur.search.levels.Levels`.
+    """
+    kinds = list(dict.fromkeys(axis.kind for axis in levels.axes.values()))
+    figure, panels = plt.subplots(1, len(kinds), figsize=(1 + 4 * len(kinds), 3.8), layout="constrained", squeeze=False)
+    for panel, kind in zip(panels[0], kinds, strict=True):
+        axes = [axis for axis in levels.axes.values() if axis.kind == kind]
+        shades = matplotlib.colormaps["viridis"]
+        for number, axis in enumerate(axes):
+            share = [gone / axis.size for gone in range(axis.size + 1)]
+            shown = [loss if loss > 0 else float("nan") for loss in axis.losses]
+            color = shades(0.9 * number / max(1, len(axes) - 1))
+            panel.plot(share, shown, color=color, label=axis.axis if number in (0, len(axes) - 1) else None)
+        panel.set_yscale("log")
+        panel.set_xlabel(f"share of {kind} units gone")
+        panel.legend(frameon=False, fontsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("expected divergence")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
