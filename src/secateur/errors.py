@@ -29,6 +29,10 @@ class DataError(SecateurError):
     """Data cannot be read, or does not fit the model."""
 
 
+class TrainingDivergedError(DataError):
+    """A training ended with a loss or weights that are NaN or infinite."""
+
+
 class ModelError(SecateurError):
     """A model or folder cannot be opened, traced, pruned or saved."""
 

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import DataError
-from secateur.training import checkpoints, ranks
+from secateur.errors import DataError, TrainingDivergedError
 from secateur.plan import Plan
 from secateur.tasks.base.task import Examples, Task
 from secateur.torch.base.batches import LABELS
@@ -20,6 +19,7 @@ from secateur.torch.host import TorchHost
 from secateur.torch.train.callback import Bar, Hold, Holding
 from secateur.torch.train.distil_loss import distillation_loss
 from secateur.torch.train.order import Order
+from secateur.training import checkpoints, ranks
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,9 @@ def fine_tune(
     each, and all end with the same weights.
 
     Raises:
-        DataError: when `epochs` or the learning rate is no positive number, the loss is NaN or infinite, transformers
-            refuses `arguments`, or the checkpoints in `output_dir` are of another training.
+        DataError: when `epochs` or the learning rate is no positive number, transformers refuses `arguments`, or the
+            checkpoints in `output_dir` are of another training.
+        TrainingDivergedError: a DataError, when the loss or a weight is NaN or infinite.
     """
     # Optional: the Trainer imports packages of the extra `train` (accelerate, datasets).
     from transformers import PrinterCallback, ProgressCallback
@@ -107,7 +108,7 @@ def fine_tune(
             trainer.accelerator.unwrap_model(host.model, keep_fp32_wrapper=False)  # mixed precision ends here
             _forget_gradients(host.model)
     if not math.isfinite(loss) or not all(bool(p.isfinite().all()) for p in host.model.parameters()):
-        raise DataError(
+        raise TrainingDivergedError(
             f"training diverged (mean loss {loss}); lower the learning rate ({settings.learning_rate}) or check the "
             "labels"
         )

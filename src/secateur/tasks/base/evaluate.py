@@ -84,6 +84,19 @@ def evaluate(
     return _evaluation(task, batches, predictions, losses, reference, kl)
 
 
+def divergences_of(task: Task, model: nn.Module, batches: Batches, number: int, reference: Reference) -> np.ndarray:
+    """How far a model is from the dense one on a batch, for each of its examples in the batch's order, (examples,).
+
+    Nothing is predicted or scored, so this is the cheapest comparison. NaN and infinity are given back as they are.
+    """
+    batch = with_decoder_inputs(model, to_device(batches[number], model))
+    with evaluating(model), torch.no_grad():
+        output = run(model, batch)
+        dense = reference.output(number)
+        _check_shapes(output, dense)
+        return task.divergence(output, _to(dense, model), batch).double().cpu().numpy()
+
+
 def parts_of(task: Task, model: nn.Module, batches: Batches, number: int) -> list[Any]:
     """For each feature of a batch, in its order, what a prediction is made from (`Task.read`); ModelError as there."""
     batch, output = _forward(task, model, batches, number, [])
