@@ -36,13 +36,13 @@ from secateur.deploy.target import Port, find, load
 from secateur.errors import SecateurError
 from secateur.files import write_json
 from secateur.jobs.demo import Settings, demo_rows, dense_model
-from secateur.training.fine_tune import fine_tune
 from secateur.plan import Plan
 from secateur.tasks import Options
 from secateur.tasks import find as find_task
 from secateur.torch.data.text_rows import load_tokenizer
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_folder
+from secateur.training.fine_tune import fine_tune
 
 ROWS, SEED = 200, 0
 TARGETS = ("onnx", "openvino", "executorch", "litert")

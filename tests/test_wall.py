@@ -33,6 +33,7 @@ FLOORS = (
     "torch.files",
     "torch.train",
     "torch.host torch.open torch.repair_loops",
+    "torch.reloaded",
     "torch.blockwise",
     "torch.stream",
     "keras",

@@ -16,7 +16,6 @@ from secateur.data.table import as_table
 from secateur.errors import DataError, ModelError
 from secateur.jobs import prune_model
 from secateur.jobs.open_task import look, open_host, prepare
-from secateur.training.fine_tune import fine_tune
 from secateur.pruning import prune
 from secateur.tasks import Options, find
 from secateur.torch.base.batches import run
@@ -24,6 +23,7 @@ from secateur.torch.data.text_rows import load_tokenizer
 from secateur.torch.files.companions import companions_of, folder_of
 from secateur.torch.open import load_model
 from secateur.torch.shrink.vocabulary import closed
+from secateur.training.fine_tune import fine_tune
 from tests.text_models import pairs, sentences, write_classifier, write_csv, write_encoder
 
 SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer

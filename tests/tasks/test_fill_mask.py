@@ -9,12 +9,12 @@ import torch
 from secateur import Unit, criteria
 from secateur.errors import DataError, ModelError
 from secateur.jobs.prune_model import Stage, Tuning, run
-from secateur.training.fine_tune import fine_tune
 from secateur.tasks import Options, find
 from secateur.tasks.fill_mask import MASKED, FillMask
 from secateur.torch.base.batches import IGNORED
 from secateur.torch.data.text_rows import load_tokenizer
 from secateur.torch.open import load_model
+from secateur.training.fine_tune import fine_tune
 from tests.tasks.language import WORDS, counting, opened, write, write_lines
 
 MASK = 4

@@ -10,8 +10,8 @@ from torch import nn
 import secateur
 from secateur.errors import DataError, ModelError
 from secateur.jobs.prune_model import Data, Stage, Tuning, run
-from secateur.training.fine_tune import fine_tune
 from secateur.tasks import Reference, compare, given
+from secateur.training.fine_tune import fine_tune
 
 
 class Blocks(nn.Module):

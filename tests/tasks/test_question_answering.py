@@ -16,7 +16,6 @@ from secateur.data.table import as_table
 from secateur.errors import DataError, ModelError
 from secateur.jobs.open_task import open_to_train, prepare
 from secateur.jobs.prune_model import Stage, Tuning, run
-from secateur.training.fine_tune import fine_tune
 from secateur.metrics.answers import ANSWERS, f1, normalised
 from secateur.select import Unit
 from secateur.tasks import Options, find, read_table
@@ -25,6 +24,7 @@ from secateur.tasks.find import task_of_config
 from secateur.tasks.question_answering import Answer, QuestionAnswering, best_span
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_module
+from secateur.training.fine_tune import fine_tune
 from tests.tasks import word_models
 from tests.tasks.word_models import PLACES, questions, write_lines
 

@@ -12,7 +12,6 @@ from secateur.data.table import as_table
 from secateur.errors import DataError, ModelError
 from secateur.jobs.open_task import look, open_host, prepare
 from secateur.jobs.prune_model import Stage, Tuning, run
-from secateur.training.fine_tune import fine_tune
 from secateur.pruning import prune
 from secateur.select import parse_pattern
 from secateur.tasks import Options
@@ -20,6 +19,7 @@ from secateur.tasks.automatic_speech_recognition import SpeechRecognition, colla
 from secateur.tasks.find import auto_class_for, find, named, task_of_config
 from secateur.torch.base.batches import IGNORED
 from secateur.torch.host import TorchHost
+from secateur.training.fine_tune import fine_tune
 from tests.tasks.commands import refused, result
 from tests.tasks.media_data import letter_tokenizer, write_ctc_model, write_speech, write_whisper
 

@@ -9,7 +9,6 @@ import torch
 from secateur import Unit, criteria
 from secateur.errors import DataError, ModelError
 from secateur.jobs.prune_model import OwnLabels, Stage, Tuning, run
-from secateur.training.fine_tune import fine_tune
 from secateur.metrics.texts import BLEU, CHRF
 from secateur.tasks import Options, Reference, find
 from secateur.tasks.base.evaluate import evaluate
@@ -17,6 +16,7 @@ from secateur.tasks.text2text_generation import Text2TextGeneration
 from secateur.torch.base.batches import IGNORED
 from secateur.torch.data.text_rows import load_tokenizer
 from secateur.torch.open import load_model
+from secateur.training.fine_tune import fine_tune
 from tests import zoo
 from tests.tasks.language import WORDS, counting, opened, write, write_columns
 

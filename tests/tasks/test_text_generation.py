@@ -11,7 +11,6 @@ from secateur import Unit, criteria
 from secateur.data.table import as_table
 from secateur.errors import DataError, ModelError
 from secateur.jobs.prune_model import Stage, Tuning, run
-from secateur.training.fine_tune import fine_tune
 from secateur.metrics.drop import drop
 from secateur.tasks import Options, Reference, compare, find
 from secateur.tasks.base.evaluate import evaluate
@@ -20,6 +19,7 @@ from secateur.torch.base.batches import IGNORED
 from secateur.torch.data.run_windows import divergences, evaluate_text
 from secateur.torch.data.text_rows import load_tokenizer
 from secateur.torch.open import load_model
+from secateur.training.fine_tune import fine_tune
 from tests import zoo
 from tests.tasks.language import counting, opened, write, write_columns, write_lines
 

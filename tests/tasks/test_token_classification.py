@@ -14,7 +14,6 @@ from secateur.data.table import as_table
 from secateur.errors import DataError, ModelError
 from secateur.jobs.open_task import open_to_train, prepare
 from secateur.jobs.prune_model import Stage, Tuning, run
-from secateur.training.fine_tune import fine_tune
 from secateur.metrics.entities import ENTITIES, TOKEN_ACCURACY, Span, spans
 from secateur.select import Unit
 from secateur.tasks import Options, find, read_table
@@ -23,6 +22,7 @@ from secateur.tasks.find import task_of_config
 from secateur.tasks.token_classification import TokenClassification
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model, open_module
+from secateur.training.fine_tune import fine_tune
 from tests.tasks import word_models
 from tests.tasks.word_models import TAGS, tagged, write_lines
 

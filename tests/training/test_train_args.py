@@ -8,13 +8,14 @@ import torch
 from secateur import criteria
 from secateur.budget import Uniform
 from secateur.errors import DataError, PlanError
-from secateur.training import arguments as train_arguments, checkpoints
 from secateur.jobs.open_task import look, open_host
 from secateur.jobs.prune_model import Data, Stage, Tuning, gradually, run
-from secateur.training.fine_tune import fine_tune, training_arguments
 from secateur.select import Element, Unit
 from secateur.tasks import Batches, Options, read_table
 from secateur.torch.open import open_folder
+from secateur.training import arguments as train_arguments
+from secateur.training import checkpoints
+from secateur.training.fine_tune import fine_tune, training_arguments
 from tests.text_models import write_classifier, write_texts
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 NAME = "prune"
 EXAMPLES = (
+    "secateur prune ./classifier --data reviews.csv --speed-up 2 --on onnx --max-drop 0.01 --output ./small",
+    'secateur prune ./classifier --data reviews.csv --target "params<=0.5" --output ./small',
+    "secateur prune ./classifier --data reviews.csv --frontier 1.5,2,3 --on onnx --output ./frontier",
     "secateur prune ./classifier --data reviews.csv --criterion magnitude --sparsity 0.8 --fine-tune 1 "
     "--output ./sparse",
     "secateur prune ./classifier --data reviews.csv --criterion taylor --pattern head,ffn --sparsity 0.5 "
@@ -30,6 +33,7 @@ EXAMPLES = (
     "secateur prune ./llm --criterion taylor --pattern ffn,kv --sparsity 0.3 --calibration text.txt --fine-tune 1 "
     "--distil --output ./smaller-llm",
 )
+TARGET = "A target, and secateur chooses"
 CHOICE = "What to prune"
 TUNING = common.TRAINING_PANEL
 LANGUAGE = "Language models"
@@ -63,6 +67,63 @@ def command(
     calibration_samples: Annotated[
         int, typer.Option(help="Training rows used for scoring.", min=1, rich_help_panel=common.DATA_PANEL)
     ] = 512,
+    speed_up: Annotated[
+        float | None, typer.Option(help="How many times as fast it has to be, on --on.", rich_help_panel=TARGET)
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="The runtime that counts: torch, secateur, onnx, openvino, executorch or litert.",
+            rich_help_panel=TARGET,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="The most that the task's main metric may drop, e.g. 0.01; alone: the fastest model within it.",
+            rich_help_panel=TARGET,
+        ),
+    ] = None,
+    max_divergence: Annotated[
+        float | None,
+        typer.Option(help="The most divergence (KL) from the dense model instead.", rich_help_panel=TARGET),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A limit: params<=0.5, macs<=0.4, bytes<=50MB, memory<=200MB or latency<=12ms@openvino; several hold "
+            "together.",
+            rich_help_panel=TARGET,
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Batch size of the timed calls.", min=1, rich_help_panel=TARGET)] = 1,
+    length: Annotated[
+        int, typer.Option(help="Length in tokens of the timed calls.", min=1, rich_help_panel=TARGET)
+    ] = 128,
+    confident: Annotated[
+        bool,
+        typer.Option(
+            "--confident", help="Demand that the upper end of the drop's interval is permitted.", rich_help_panel=TARGET
+        ),
+    ] = False,
+    closest: Annotated[
+        bool,
+        typer.Option("--closest", help="Write the nearest model when the target is missed.", rich_help_panel=TARGET),
+    ] = False,
+    frontier: Annotated[
+        str | None,
+        typer.Option(help="Speed-ups, e.g. 1.5,2,3,4: a model for each, a table and a plot.", rich_help_panel=TARGET),
+    ] = None,
+    heal_budget: Annotated[
+        str,
+        typer.Option(
+            help="The most time for training with the dense model as teacher: 30min, 90s; 0 for none.",
+            rich_help_panel=TARGET,
+        ),
+    ] = "30min",
+    search_budget: Annotated[
+        str, typer.Option(help="The most time for the local search.", rich_help_panel=TARGET)
+    ] = "60s",
     criterion: Annotated[
         str,
         typer.Option(
@@ -172,15 +233,24 @@ def command(
 ) -> None:
     """Prune a model of any task (--data), or a language model on text (--calibration or --recipe).
 
+    With a target (--speed-up, --target or --max-drop) secateur chooses what each layer loses, trains the result if the
+    drop asks for it, measures it on the runtime, and writes it only if the target is met (exit code 1 otherwise, with
+    what is within reach). Else you choose what goes, by --criterion, --pattern and --sparsity.
+
     Single weights or whole units (--pattern), at once or with training after it (--fine-tune), are two choices. On
     text, single weights go block by block, shard by shard, and a run that was stopped goes on when the same command is
     given again; units go as with --data. The data of a `.keras` classifier is an .npz of x and y. A model is saved only
     if masked and shrunk agree and the reloaded model is equal. Data without labels is enough: the dense model's own
     answers take their place.
     """
-    from secateur.cli import kinds, language, outcomes
+    from secateur.cli import automatic, kinds, language, outcomes
     from secateur.cli.choice import check, has_units, make_choice, make_sweep
 
+    has_target = any(context_.params[name] is not None for name in automatic.OPTIONS)
+    if has_target:
+        kinds.refuse(context_, "automatic")
+        automatic.run(context_)
+        return
     if recipe is not None or (calibration and not has_units(pattern)):
         kinds.refuse(context_, "language")
         common.refuse_torchrun("a language model is pruned block by block")
@@ -221,9 +291,9 @@ def command(
     common.quiet_libraries()
     common.set_threads(threads)
 
-    from secateur.training import ranks
     from secateur.jobs.open_task import look, open_host, prepare
     from secateur.jobs.prune_model import Stage, Tuning, follow, run
+    from secateur.training import ranks
 
     opened = look(model, task, trust_remote_code=trust_remote_code)
     options = common.task_options(context_.params)

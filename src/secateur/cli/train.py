@@ -52,13 +52,13 @@ def command(
     arguments = common.train_arguments(context_)
     table = common.read_data(data, split)
 
-    from secateur.training import ranks
     from secateur.jobs.open_task import open_to_train
-    from secateur.training.fine_tune import fine_tune
     from secateur.pruning import earlier_zeros
     from secateur.torch.files.saving import save
     from secateur.torch.host import TorchHost
     from secateur.torch.open import open_module
+    from secateur.training import ranks
+    from secateur.training.fine_tune import fine_tune
 
     common.quiet_libraries()
     common.set_threads(threads)

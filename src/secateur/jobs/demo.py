@@ -31,13 +31,9 @@ from secateur.jobs.prune_model import (
     Stage,
     Tuning,
     compare_latency,
-    folder_bytes,
-    reload_gap,
     run,
     save_dense,
-    tensor_bytes,
 )
-from secateur.training.fine_tune import fine_tune
 from secateur.pruning import default_weights
 from secateur.select import Element, Unit
 from secateur.tasks.base.batches import Batches
@@ -45,6 +41,8 @@ from secateur.tasks.base.evaluate import Evaluation, Reference, Track, evaluate,
 from secateur.tasks.base.task import Options
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
+from secateur.torch.reloaded import folder_bytes, reload_gap, tensor_bytes
+from secateur.training.fine_tune import fine_tune
 
 LENGTH, BATCH, TEST_ROWS = 64, 32, 1530
 """Tokens of a review at most, reviews a batch, and reviews that no setting ever trains on."""

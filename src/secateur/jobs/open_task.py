@@ -14,6 +14,7 @@ from secateur.errors import DataError, ModelError, listed
 from secateur.jobs.prune_model import Data
 from secateur.layout import Layout
 from secateur.schemas.sentence_folder import read_modules
+from secateur.search.rows import Rows
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.task import Options, Task
 from secateur.tasks.feature_extraction import FeatureExtraction
@@ -25,6 +26,8 @@ from secateur.torch.open import load_model, open_module, read_config
 
 HELD_OUT = 0.1
 """Share of the rows that is held out for the report where there is no other data for it."""
+SEARCHED, MOST_SEARCHED = 0.15, 1000
+"""Share of the other rows on which candidates are compared, and how many these are at most."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,37 @@ def open_host(opened: Opened, task_options: Options, layout: Layout | None = Non
     return open_module(model, layout=layout, loss=task.loss if task.has_own_loss else None), task
 
 
+def prepare_search(
+    task: Task,
+    table: Table,
+    held_out: Table | None,
+    *,
+    calibration_samples: int,
+    batch_size: int,
+    seed: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> Rows:
+    """Encode rows for a search: test rows as `prepare` holds them out, and search rows that are not trained on."""
+    by = _strata(task, table)
+    if held_out is None:
+        table, held_out = split_table(table, HELD_OUT, seed, by)
+    share = min(SEARCHED, MOST_SEARCHED / max(1, len(table)))
+    table, searched = split_table(table, share, seed, by)
+    train, search, test = (task.encode(part) for part in (table, searched, held_out))
+    if (train.references is None) != (test.references is None):
+        raise DataError("one part of the data has labels, the other has none")
+    for note in task.notes:
+        say(note)
+    batches = [Batches(task, rows, batch_size) for rows in (train.take(calibration_samples), search, test)]
+    return Rows(train, *batches, batch_size)
+
+
+def _strata(task: Task, table: Table) -> str | None:
+    """The column whose values each part of a split has the same share of; None where there is no such column."""
+    chosen = task.choose(table).names.get("label", ())
+    return chosen[0] if len(chosen) == 1 and task.is_stratified else None
+
+
 def prepare(
     task: Task,
     table: Table,
@@ -123,9 +157,7 @@ def prepare(
 ) -> Data:
     """Encode rows; unless there are `held_out` rows for the report, hold out a tenth, stratified by label."""
     if held_out is None:
-        chosen = task.choose(table).names.get("label", ())
-        by = chosen[0] if len(chosen) == 1 and task.is_stratified else None
-        table, held_out = split_table(table, HELD_OUT, seed, by)
+        table, held_out = split_table(table, HELD_OUT, seed, _strata(task, table))
     else:
         table = shuffled(table, seed)
     train = task.encode(table)

@@ -14,27 +14,26 @@ import transformers
 from torch import nn
 
 from secateur.budget import Budget, Global, Uniform
-from secateur.check import check_reloaded, verify
+from secateur.check import verify
 from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import PlanError
 from secateur.files import new_folder
-from secateur.training import ranks
-from secateur.training.fine_tune import fine_tune, training_arguments
 from secateur.metrics.evaluation import compare
 from secateur.metrics.outcome import Outcome
-from secateur.plan import MASKS_NAME, Plan, resized_masks
+from secateur.plan import Plan, resized_masks
 from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
 from secateur.schedule import cubic
 from secateur.select import NM, Pattern, Unit
 from secateur.tasks.base.batches import Batches, OwnLabels
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Examples, Task
-from secateur.torch.files.safetensors_header import read_entries
-from secateur.torch.files.saving import load, save
-from secateur.torch.files.zero_packing import plain_name
+from secateur.torch.files.saving import save
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
+from secateur.torch.reloaded import folder_bytes, reload_gap, tensor_bytes
 from secateur.torch.train.callback import Gradual
+from secateur.training import ranks
+from secateur.training.fine_tune import fine_tune, training_arguments
 
 
 @dataclass(frozen=True)
@@ -276,26 +275,6 @@ def reloaded(
         linear_bytes=tensor_bytes(folder, linears),
         reload_difference=gap,
     )
-
-
-def reload_gap(host: TorchHost, folder: Path, batch: Any, fresh: nn.Module | None = None) -> float:
-    """0.0, the difference between a model in memory and its folder; ModelError unless both give the same numbers."""
-    again = load_model(folder) if fresh is None else load(folder, fresh)
-    return check_reloaded(host.outputs(batch), TorchHost.untraced(again.eval()).outputs(batch))
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-
-
-def tensor_bytes(folder: Path, names: Sequence[str]) -> int:
-    """Bytes of the named parameters in the safetensors files of a folder, packed parameters included."""
-    total, wanted = 0, set(names)
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        if path.name != MASKS_NAME:
-            total += sum(entry.bytes for key, entry in read_entries(path).items() if plain_name(key) in wanted)
-    return total
 
 
 def compare_latency(

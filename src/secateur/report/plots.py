@@ -101,3 +101,37 @@ def plot_bench(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> Non
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def plot_frontier(found: Any, path: Path, title: str) -> None:
+    """Quality against measured latency: the dense model, the points of a search, and uniform pruning beside them.
+
+    found: a `secateur.search.points.Found`.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    first = found.points[0]
+    axes.axhline(first.drop.dense, color=GREY, linestyle="--", linewidth=1, label=f"dense, {first.drop.dense:.4g}")
+
+    def share(point: Any) -> float:
+        return 1 / point.speed_up if point.speed_up else point.parameters[0] / point.parameters[1]
+
+    drawn = [
+        ("healed", BLUE, "o", found.points, lambda p: p.final.value),
+        ("before healing", ORANGE, "^", found.points, lambda p: p.pruned.value),
+        ("uniform, before healing", GREEN, "s", found.baselines, lambda p: p.pruned.value),
+    ]
+    for label, color, marker, points, value in drawn:
+        if points:
+            axes.plot([share(p) for p in points], [value(p) for p in points], color=color, marker=marker, label=label)
+    for point in found.points:
+        axes.annotate(
+            point.name, (share(point), point.final.value), textcoords="offset points", xytext=(4, 7), fontsize=8
+        )
+    axes.set_xlabel("latency, measured, share of the dense model" if first.speed_up else "share of the parameters")
+    axes.set_ylabel(first.drop.metric)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.margins(x=0.08, y=0.12)
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -4,7 +4,7 @@ The weights of the best round stay; where no round is better than no training, t
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,6 +73,12 @@ class Healed:
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""
         return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> "Healed":
+        """Read what `as_json` writes."""
+        rounds = tuple(Round(**one) for one in data["rounds"])
+        return Healed(**{**data, "before": Round(**data["before"]), "rounds": rounds})
 
 
 def heal(

@@ -46,7 +46,7 @@ def collected(
     if not len(batches):
         raise DataError("the data is empty: there is no batch; pass at least one")
     path = None if folder is None else Path(folder) / STATS
-    identity = "" if path is None else _identity(host, task, batches, seed)
+    identity = "" if path is None else identity_of_batches(host, task, batches, seed)
     total, done = (Stats(), 0) if path is None else _taken_up(path, identity)
     ends = sorted({round(len(batches) * (i + 1) / chunks) for i in range(chunks)} - {0})
     if path is not None:
@@ -85,7 +85,7 @@ def save(levels: Levels, folder: Path | str) -> None:
 
 
 def load(folder: Path | str) -> Levels:
-    """Read what `save` wrote, from its folder or the file itself; PlanError when there is none or it is damaged."""
+    """Read what `save` wrote. folder: the file, or its folder. PlanError when there is none or it is damaged."""
     path = Path(folder)
     path = path / LEVELS if path.is_dir() else path
     found = read(path, LevelsFile, error=PlanError, remedy=_REMEDY)
@@ -110,7 +110,7 @@ def _taken_up(path: Path, identity: str) -> tuple[Stats, int]:
     return (found, int(done)) if notes.get("identity") == identity and done.isdecimal() else (Stats(), 0)
 
 
-def _identity(host: TorchHost, task: Task, batches: Sequence[Any], seed: int) -> str:
+def identity_of_batches(host: TorchHost, task: Task, batches: Sequence[Any], seed: int) -> str:
     """A hash of what makes statistics the same: weights, batches, task and seed."""
     total = hashlib.sha256()
     for i in range(len(batches)):

@@ -84,10 +84,10 @@ def test_an_exception_in_training_leaves_nothing_held():
     from torch.optim.optimizer import _global_optimizer_post_hooks as hooks
     from transformers import TrainerCallback
 
-    from secateur.training.fine_tune import fine_tune
     from secateur.tasks import Examples
     from secateur.tasks.text_classification import TextClassification
     from secateur.torch.train.callback import Gradual
+    from secateur.training.fine_tune import fine_tune
 
     class Stop(TrainerCallback):
         def on_step_end(self, *args, **kwargs):
