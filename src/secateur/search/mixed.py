@@ -1,0 +1,107 @@
+"""Units and single zeros together: candidates that meet a latency on our sparse kernels.
+
+Each share of the time goes to units first; the zeros of the weights that are left then have more time to themselves.
+Which share is best, the true divergence says.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from secateur.cost import unit_parameters
+from secateur.errors import PlanError
+from secateur.host import Host
+from secateur.plan import Plan
+from secateur.repair import alps
+from secateur.search.build import RIDGES, plan_of
+from secateur.search.candidate import Candidate
+from secateur.search.choice import choose, expected
+from secateur.search.costs import Cost
+from secateur.search.densities import choose_densities, density_losses, with_zeros
+from secateur.search.levels import Levels
+from secateur.search.sparse_times import SparseTimes
+from secateur.search.target import Limit
+from secateur.stats import Stats
+
+SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
+"""Shares of the latency that units give up for denser weights."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A candidate within the latency. loss: expected divergence. share: of the latency that units gave up."""
+
+    candidate: Candidate
+    loss: float
+    share: float
+
+
+def mixed_candidates(
+    host: Host,
+    levels: Levels,
+    stats: Stats,
+    times: SparseTimes,
+    bound_ms: float,
+    *,
+    ridge: float = RIDGES[0],
+    shares: Sequence[float] = SHARES,
+    cache: dict[tuple[str, bytes, bytes], np.ndarray] | None = None,
+) -> list[Mixed]:
+    """Candidates that are expected to take `bound_ms`: units for each share, and the best densities beside them.
+
+    Shares that leave too little are left out. Raises PlanError when no share can be had.
+    """
+    cache = {} if cache is None else cache
+    found, reason = [], ""
+    for share in shares:
+        try:
+            units = _units(host, levels, times, bound_ms, share)
+            plan = plan_of(host, levels, stats, units, ridge)
+            losses = density_losses(host, stats, plan, cache)
+            densities = choose_densities(losses, times.room(host.layout, plan, bound_ms))
+        except PlanError as error:
+            reason = str(error)
+            continue
+        loss = expected(levels, units) + losses.total(densities)
+        found.append(Mixed(Candidate(units.kept, densities=densities), loss, share))
+    if not found:
+        raise PlanError(f"no units and zeros take {bound_ms:.4g} ms: {reason}")
+    return found
+
+
+def mixed_plan(
+    host: Host,
+    levels: Levels,
+    stats: Stats,
+    candidate: Candidate,
+    ridge: float = RIDGES[0],
+    method: Callable[..., torch.Tensor] = alps,
+) -> Plan:
+    """`plan_of` for a candidate with densities: masks and repaired weights beside what makes up for units."""
+    return with_zeros(host, stats, plan_of(host, levels, stats, candidate, ridge), candidate.densities, method)
+
+
+def _units(host: Host, levels: Levels, times: SparseTimes, bound_ms: float, share: float) -> Candidate:
+    """The units of least expected divergence that take `share` of the latency at the even density that meets it."""
+    if not share:
+        return Candidate()
+    layout = host.layout
+    whole = Plan()
+    room = times.room(layout, whole, bound_ms)
+    density = room / times.room(layout, whole, times.of(layout, whole, {}))
+    curves, allowed = {}, {}
+    for name, axis in levels.axes.items():
+        if name in times.per_unit:
+            saved = times.per_unit[name] + times.per_weight * density * unit_parameters(layout, name)
+            curves[name] = -max(saved, 0.0) / bound_ms * (axis.size - np.arange(axis.size + 1.0))
+            allowed[name] = np.arange(1, axis.size + 1)
+    cost = Cost(Limit("latency", 1.0 - share), bound_ms, curves, allowed)
+    return choose(levels, [cost])
+
+
+def best_mixed(found: Sequence[Mixed], divergence: Callable[[Candidate], float]) -> tuple[Mixed, Mapping[float, float]]:
+    """The candidate of least true divergence, and the divergence at each share."""
+    seen = {one.share: divergence(one.candidate) for one in found}
+    return min(found, key=lambda one: seen[one.share]), seen

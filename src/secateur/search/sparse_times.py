@@ -1,0 +1,135 @@
+"""Times of a model on our sparse kernels, by its units and by how many single weights stay.
+
+In blocks that run as one call the time is nearly a constant, an amount for each unit (attention costs by the head), and
+an amount for each single weight that stays, whatever its place. A few whole models of random zeros show these amounts:
+layers timed alone pay for packing their inputs, which a block does once.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur.deploy.jobs.latency_table import groups_of
+from secateur.deploy.target import DeployError
+from secateur.layout import Layout
+from secateur.plan import Plan
+from secateur.runtime.compile_model import compile
+from secateur.search.densities import kept_weights
+from secateur.torch.host import TorchHost
+
+EVEN = (0.5, 0.3, 0.2, 0.1, 0.05)
+"""Densities at which the whole model is timed."""
+AT_HALF = 0.2
+"""Density at which the units of one group are halved."""
+BOTH = (0.4, 0.1)
+"""Densities at which the units of all groups are halved."""
+
+
+@dataclass(frozen=True)
+class SparseTimes:
+    """Milliseconds of the compiled model: fixed + sum over axes of units x per_unit + single weights x per_weight.
+
+    dense_ms: of the dense model in torch.
+    per_unit: axis -> milliseconds of one unit that stays, its weights apart.
+    names: the linear weights whose zeros count.
+    error: the largest relative difference to what was measured, over the models measured.
+    """
+
+    dense_ms: float
+    fixed: float
+    per_unit: Mapping[str, float]
+    per_weight: float
+    names: tuple[str, ...]
+    error: float
+
+    def of(self, layout: Layout, plan: Plan, densities: Mapping[str, float]) -> float:
+        """Milliseconds of a plan's units with certain densities."""
+        return self._of_units(layout, plan) + self.per_weight * kept_weights(layout, self.names, plan, densities)
+
+    def room(self, layout: Layout, plan: Plan, bound_ms: float) -> float:
+        """How many single weights may stay beside the units of a plan, within `bound_ms`."""
+        return (bound_ms - self._of_units(layout, plan)) / self.per_weight
+
+    def corrected(self, factor: float) -> "SparseTimes":
+        """All times multiplied, after a measurement."""
+        per_unit = {axis: ms * factor for axis, ms in self.per_unit.items()}
+        return replace(self, fixed=self.fixed * factor, per_unit=per_unit, per_weight=self.per_weight * factor)
+
+    def _of_units(self, layout: Layout, plan: Plan) -> float:
+        units = {axis: len(plan.keep.get(axis, range(layout.axis(axis).size))) for axis in self.per_unit}
+        return self.fixed + sum(self.per_unit[axis] * count for axis, count in units.items())
+
+
+def sparse_times(host: TorchHost, names: Sequence[str], example: Any, tokens: int, *, turns: int = 25) -> SparseTimes:
+    """Time models of random zeros on the kernels, in turn with the dense one, on torch's present number of threads.
+
+    names: the linear weights that get zeros. example: a batch of the shape that is asked for. tokens: in it.
+    turns: calls of each model; the lower quartile counts.
+
+    Raises DeployError when not all blocks of the model run on the kernels.
+    """
+    layout = host.layout
+    groups = groups_of(layout)
+    tried: list[tuple[float, tuple[str, ...]]] = [(density, ()) for density in EVEN]
+    tried += [(AT_HALF, (group,)) for group in groups] + [(density, tuple(groups)) for density in BOTH]
+    rows: list[list[float]] = []
+    models = [host.model]
+    for seed, (density, halved) in enumerate(tried):
+        keep = {a: np.arange(layout.axis(a).size // 2) for group in halved for a in groups[group]}
+        plan = Plan(keep).check(layout)
+        models.append(_compiled(host, plan, dict.fromkeys(names, density), example, tokens, seed))
+        units = [sum(len(keep.get(a, range(layout.axis(a).size))) for a in axes) for axes in groups.values()]
+        rows.append([1.0, *units, kept_weights(layout, names, plan, dict.fromkeys(names, density))])
+    dense_ms, *took = in_turns([partial(model, **example) for model in models], turns)
+    factors = np.array(rows) / np.array(took)[:, None]  # relative errors count
+    scale = np.abs(factors).max(0)
+    found = np.linalg.lstsq(factors / scale, np.ones(len(took)), rcond=None)[0] / scale
+    per_unit = {axis: float(ms) for axes, ms in zip(groups.values(), found[1:-1], strict=True) for axis in axes}
+    error = float(np.abs(factors @ found - 1).max())
+    return SparseTimes(dense_ms, float(found[0]), per_unit, float(found[-1]), tuple(names), error)
+
+
+def compiled(host: TorchHost, plan: Plan, example: Any, tokens: int) -> torch.nn.Module:
+    """The model of a plan on the kernels.
+
+    Raises DeployError when no block of it runs as one call.
+    """
+    cut = host.copy()
+    cut.resize(plan)
+    fast = compile(cut.model, tokens=tokens, measure=False, example=example)
+    report: Any = fast.secateur_report
+    if not report.blocks:
+        raise DeployError(f"no block of the model runs on the sparse kernels as one call: {report.summary()}")
+    return fast
+
+
+def _compiled(
+    host: TorchHost, plan: Plan, densities: Mapping[str, float], example: Any, tokens: int, seed: int
+) -> torch.nn.Module:
+    """The model of a plan with random zeros, on the kernels."""
+    rng = np.random.default_rng(seed)
+    masks = {name: rng.random(host.layout.shape(name), np.float32) < d for name, d in densities.items()}
+    return compiled(host, replace(plan, masks=masks), example, tokens)
+
+
+def in_turns(calls: Sequence[Callable[[], object]], turns: int) -> list[float]:
+    """Milliseconds of each call, the lower quartile of its turns.
+
+    On one thread the time of the processor counts, which other programs on the machine disturb less.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    samples = np.empty((turns, len(calls)))
+    with torch.inference_mode():
+        for call in calls:
+            call()
+        for turn in samples:
+            for i, call in enumerate(calls):
+                start = clock()
+                call()
+                turn[i] = clock() - start
+    return [float(ms) for ms in 1e3 * np.quantile(samples, 0.25, axis=0)]

@@ -1,0 +1,167 @@
+"""Densities of zeros: what they are expected to cost, which are chosen, and the plan that they become."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from secateur.check import verify
+from secateur.errors import PlanError
+from secateur.plan import Plan
+from secateur.repair import prepare, sparsegpt
+from secateur.repair.by_curvature import growth, prune_by_curvature
+from secateur.search.build import plan_of
+from secateur.search.candidate import Candidate
+from secateur.search.densities import (
+    OFFERED,
+    DensityLosses,
+    choose_densities,
+    density_losses,
+    kept_weights,
+    uniform_density,
+    with_zeros,
+)
+from secateur.search.levels import levels_of
+from secateur.search.mixed import best_mixed, mixed_candidates, mixed_plan
+from secateur.search.sparse_times import SparseTimes
+from secateur.search.stored import collected
+from tests.search.rows import classifier
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """Host, rows, names of linear weights, and statistics that cover all of them."""
+    host, task, rows = classifier(tmp_path_factory.mktemp("densities"))
+    names = [name for name in host.layout.linears if ".layer." in name]
+    return host, rows, names, collected(host, task, rows.calibration, weights=names)
+
+
+def times(host, names, per_weight=1e-3):
+    units = {axis.name: 0.1 if axis.kind == "head" else 0.001 for kind in ("head", "ffn") for axis in _axes(host, kind)}
+    return SparseTimes(dense_ms=100.0, fixed=1.0, per_unit=units, per_weight=per_weight, names=tuple(names), error=0.0)
+
+
+def _axes(host, kind):
+    return host.layout.of_kind(kind)
+
+
+def test_the_growth_is_half_of_the_mean_square_of_gradient_times_change():
+    rng = np.random.default_rng(0)
+    change, x, g = rng.normal(size=(3, 4)), rng.normal(size=4), rng.normal(size=3)
+    assert growth(change, np.outer(x, x), np.outer(g, g)) == pytest.approx((g @ change @ x) ** 2 / 2)
+
+
+def test_rows_that_matter_more_keep_more():
+    weight = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
+    new = prune_by_curvature(weight, prepare(torch.eye(64)), np.array([100.0, 1.0]), 0.5, sparsegpt)
+    kept = (new != 0).sum(1)
+    assert kept.sum() == 64
+    assert kept[0] > 50
+
+
+def test_every_linear_weight_has_a_curvature_when_it_is_asked_for(known):
+    host, _, names, stats = known
+    assert all(stats.has("fisher_in", name) and stats.has("fisher_out", name) for name in names)
+    query = next(name for name in names if "query" in name)
+    assert stats.mean("fisher_in", query).shape == (host.layout.shape(query)[1],) * 2
+
+
+def test_weights_that_are_watched_besides_leave_the_curvature_behind_axes_as_it_was(known, tmp_path):
+    host, rows, _, stats = known
+    alone = collected(host, rows.calibration.task, rows.calibration)
+    for name in alone.sums["fisher_in"]:
+        np.testing.assert_allclose(stats.mean("fisher_in", name), alone.mean("fisher_in", name), rtol=1e-5)
+    for axis in alone.sums["fisher_gate"]:
+        np.testing.assert_allclose(stats.mean("fisher_gate", axis), alone.mean("fisher_gate", axis), rtol=1e-4)
+
+
+def test_losses_rise_as_densities_fall(known):
+    host, _, names, stats = known
+    losses = density_losses(host, stats, Plan())
+    assert set(losses.sizes) == set(names)
+    for curve in losses.losses.values():
+        assert (np.diff(curve) >= -1e-12).all()
+
+
+def test_the_choice_is_the_best_of_all_densities_that_keep_as_many():
+    curves = {"a": 1.0 / OFFERED, "b": 0.2 / OFFERED**1.5}
+    losses = DensityLosses({"a": 100, "b": 300}, curves)
+    found = choose_densities(losses, 80)
+    kept = 100 * found["a"] + 300 * found["b"]
+    assert kept <= 80
+    brute = min(
+        curves["a"][i] + curves["b"][j]
+        for i, j in product(range(len(OFFERED)), repeat=2)
+        if 100 * OFFERED[i] + 300 * OFFERED[j] <= kept
+    )
+    assert losses.total(found) == pytest.approx(brute)
+
+
+def test_fewer_weights_than_the_least_density_leaves_are_refused():
+    losses = DensityLosses({"a": 100}, {"a": 1.0 / OFFERED})
+    with pytest.raises(PlanError, match="2 single weights cannot be all that stay: the least is 3"):
+        choose_densities(losses, 2)
+
+
+def test_an_even_density_keeps_as_many_as_asked():
+    assert uniform_density(DensityLosses({"a": 100, "b": 300}, {}), 80) == {"a": 0.2, "b": 0.2}
+
+
+def test_zeros_beside_removed_units_shrink_to_what_the_masked_model_computes(known):
+    host, rows, names, stats = known
+    levels = levels_of(host, stats)
+    kept = {axis.name: axis.size // 2 for axis in _axes(host, "ffn")}
+    kept |= {axis.name: 1 for axis in _axes(host, "head")}
+    plan = mixed_plan(host, levels, stats, Candidate(kept, densities=dict.fromkeys(names, 0.4)))
+    verify(host, plan, list(rows.search)[:1])
+    units = plan_of(host, levels, stats, Candidate(kept))
+    asked = kept_weights(host.layout, names, units, dict.fromkeys(names, 0.4))
+    assert sum(int(plan.masks[name].sum()) for name in names) == pytest.approx(asked, abs=len(names))
+    small = host.copy()
+    small.resize(plan)
+    read = {name: p for name, p in small.model.named_parameters() if name in names}
+    assert sum(int((p != 0).sum()) for p in read.values()) == sum(int(plan.masks[n].sum()) for n in names)
+
+
+def test_biases_make_up_for_the_mean_of_what_zeros_take(known):
+    host, _, names, stats = known
+    name = names[0]
+    plan = with_zeros(host, stats, Plan(), {name: 0.3})
+    mean = stats.mean("fisher_mean", name)
+    bias = f"{name.removesuffix('weight')}bias"
+    before = host.read(name).numpy() @ mean + host.read(bias).numpy()
+    np.testing.assert_allclose(plan.weights[name] @ mean + plan.weights[bias], before, atol=1e-5)
+
+
+def test_candidates_with_units_and_zeros_are_within_the_time(known):
+    host, _, names, stats = known
+    levels, model = levels_of(host, stats), times(host, names)
+    bound = model.of(host.layout, Plan(), dict.fromkeys(names, 0.15))
+    found = mixed_candidates(host, levels, stats, model, bound, shares=(0.0, 0.1))
+    assert [one.share for one in found] == [0.0, 0.1]
+    assert not found[0].candidate.kept
+    assert found[1].candidate.kept
+    for one in found:
+        plan = plan_of(host, levels, stats, one.candidate)
+        assert model.of(host.layout, plan, one.candidate.densities) <= bound * (1 + 1e-9)
+    best, seen = best_mixed(found, lambda candidate: float(not candidate.kept))
+    assert best.share == 0.1
+    assert seen == {0.0: 1.0, 0.1: 0.0}
+
+
+def test_a_time_that_no_zeros_reach_is_refused(known):
+    host, _, names, stats = known
+    with pytest.raises(PlanError, match="no units and zeros take 1 ms"):
+        mixed_candidates(host, levels_of(host, stats), stats, times(host, names), 1.0)
+
+
+def test_times_add_units_and_single_weights(known):
+    host, _, names, _ = known
+    model = times(host, names)
+    whole = model.of(host.layout, Plan(), {})
+    entries = sum(host.layout.shape(name)[0] * host.layout.shape(name)[1] for name in names)
+    units = sum(0.1 * axis.size for axis in _axes(host, "head")) + sum(0.001 * a.size for a in _axes(host, "ffn"))
+    assert whole == pytest.approx(1.0 + units + 1e-3 * entries)
+    assert model.room(host.layout, Plan(), whole) == pytest.approx(entries)
+    assert model.corrected(2.0).of(host.layout, Plan(), {}) == pytest.approx(2 * whole)
