@@ -4,12 +4,14 @@ At the latency that even zeros take at each density: today's repair with one den
 curvature, with one density; the same with a density for each weight; the same beside removed heads and neurons. Test
 rows are seen by no search. No training follows. Times: one call of 1 x 128 tokens, all models in turn, one thread.
 
-    python benchmarks/search_sparse.py --cache .cache/demo --out benchmarks/results/DATE-search-sparse.md
+    python benchmarks/search_sparse.py --out benchmarks/results/DATE-search-sparse.md
 """
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from kernels_layer import head
 
+from secateur.data.table import Table
 from secateur.jobs.demo import BATCH, FULL, LENGTH, demo_rows, dense_model
 from secateur.jobs.open_task import look, open_host
 from secateur.kernels.native import isa
@@ -24,24 +27,116 @@ from secateur.metrics.drop import drop
 from secateur.plan import Plan
 from secateur.pruning import default_weights, prune
 from secateur.repair import sparsegpt, swaps
+from secateur.search.candidate import Candidate
 from secateur.search.densities import choose_densities, density_losses, uniform_density, with_zeros
 from secateur.search.levels import levels_of
-from secateur.search.mixed import best_mixed, mixed_candidates, mixed_plan
-from secateur.search.sparse_times import compiled, in_turns, sparse_times
+from secateur.search.mixed import SHARES, Mixed, best_mixed, mixed_candidates, mixed_plan
+from secateur.search.sparse_times import SparseTimes, compiled, in_turns, on_kernels, sparse_times
 from secateur.search.stored import collected
 from secateur.search.trial import Trial
 from secateur.select import Element
 from secateur.tasks import Batches, Options
 from secateur.tasks.base.evaluate import Reference, evaluate
+from secateur.tasks.base.task import Task
+from secateur.torch.host import TorchHost
 
-SEARCH_ROWS, TOKENS = 512, 128
+SEARCH_ROWS, TOKENS, TURNS = 512, 128, 25
 ROWS = ("even, today's repair", "even, by curvature", "searched densities", "units and zeros")
 
 
-def example(model: Any) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class Setting:
+    """What all seeds share. batch: of the shape that is timed. search, test: the dense model on these rows."""
+
+    host: TorchHost
+    task: Task
+    train: Table
+    batch: dict[str, torch.Tensor]
+    search: Reference
+    test: Reference
+    times: SparseTimes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The linear weights that get zeros."""
+        return self.times.names
+
+
+def example() -> dict[str, torch.Tensor]:
     """A batch of one text of 128 tokens."""
     ids = torch.randint(1000, 20000, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+
+
+def setting(folder: Path, train: Table, test: Table) -> Setting:
+    """The dense model, its outputs, and the times of models of its kind."""
+    host, task = open_host(look(str(folder), None), Options(max_length=LENGTH))
+    rows = [Batches(task, task.encode(table), BATCH) for table in (train.take(range(SEARCH_ROWS)), test)]
+    search, tested = (Reference(task, host.model, batches) for batches in rows)
+    build, names = on_kernels(host, example(), TOKENS), default_weights(host.layout)
+    times = sparse_times(host.layout, names, build, partial(host.model, **example()), turns=TURNS)
+    print(
+        f"dense {times.dense_ms:.2f} ms, fixed {times.fixed:.2f} ms, {1e6 * times.per_weight:.2f} ns a weight",
+        flush=True,
+    )
+    return Setting(host, task, train, example(), search, tested, times)
+
+
+@dataclass(frozen=True)
+class Plans:
+    """The plans of one seed and density, by the names in `ROWS`; best: the candidate behind the last."""
+
+    plans: dict[str, Plan]
+    best: Mixed
+
+
+def plans_of(at: Setting, seed: int, densities: list[float], calibration: int) -> Iterator[tuple[float, Plans]]:
+    """For each density the plans at the latency of even zeros."""
+    host, drawn = at.host, np.random.default_rng(seed).permutation(len(at.train) - SEARCH_ROWS)[:calibration]
+    rows = Batches(at.task, at.task.encode(at.train.take(sorted((SEARCH_ROWS + drawn).tolist()))), BATCH)
+    stats = collected(host, at.task, rows, weights=at.names, seed=seed)
+    levels = levels_of(host, stats)
+
+    def tried(candidate: Candidate) -> Plan:
+        return mixed_plan(host, levels, stats, candidate, method=sparsegpt)
+
+    trial = Trial(host, at.task, at.search.batches, tried, reference=at.search)
+    cache: dict[Any, np.ndarray] = {}
+    losses = density_losses(host, stats, Plan(), cache)
+    for density in densities:
+        kept = density * sum(losses.sizes.values())
+        bound = at.times.of(host.layout, Plan(), dict.fromkeys(at.names, density))
+        found = mixed_candidates(host, levels, stats, at.times, bound, cache=cache)
+        best, seen = best_mixed(found, trial.divergence)
+        for one in found:
+            print(f"  share {one.share}: expected {one.loss:.4f}, on search rows {seen[one.share]:.4f}", flush=True)
+        print(f"  {dict(best.candidate.kept)}", flush=True)
+        made = [
+            prune(host, pattern=Element(), budget=1 - density, data=rows, repair=swaps, weights=at.names),
+            with_zeros(host, stats, Plan(), uniform_density(losses, kept), swaps),
+            with_zeros(host, stats, Plan(), choose_densities(losses, kept), swaps),
+            mixed_plan(host, levels, stats, best.candidate, method=swaps),
+        ]
+        yield density, Plans(dict(zip(ROWS, made, strict=True)), best)
+
+
+def lines_of(at: Setting, seed: int, density: float, plans: Plans) -> Iterator[str]:
+    """A line of the table for each plan."""
+    dense = at.test.evaluation()
+    fast = {name: compiled(at.host, plan, at.batch, TOKENS) for name, plan in plans.plans.items()}
+    whole, *took = in_turns([partial(model, **at.batch) for model in (at.host.model, *fast.values())], TURNS)
+    for (name, model), ms in zip(fast.items(), took, strict=True):
+        result = evaluate(at.task, model, at.test.batches, at.test)
+        assert dense.main is not None
+        assert dense.table is not None
+        assert result.table is not None
+        lost = drop(dense.main, dense.table, result.table)
+        low, high = lost.interval or (np.nan, np.nan)
+        share = f"{plans.best.share:.0%}" if name == ROWS[-1] else ""
+        yield (
+            f"| {density:.0%} | {seed} | {name} | {share} | {ms:.2f} | {ms / whole:.3f} | {result.kl:.4f} | "
+            f"{lost.drop:+.3f} [{low:+.3f}, {high:+.3f}] |"
+        )
 
 
 def main() -> None:
@@ -55,64 +150,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    start = time.process_time()
     train, test = demo_rows(FULL)
-    folder = options.model or dense_model(FULL, options.cache, train, progress=False)[0]
-    host, task = open_host(look(str(folder), None), Options(max_length=LENGTH))
-    batch = example(host.model)
-    encoded = task.encode(train)
-    search = Batches(task, encoded.take(SEARCH_ROWS), BATCH)
-    reference, tested = (
-        Reference(task, host.model, rows) for rows in (search, Batches(task, task.encode(test), BATCH))
-    )
-    dense = tested.evaluation()
-    names = default_weights(host.layout)
-    times = sparse_times(host, names, batch, TOKENS)
-    print(times.__class__.__name__, f"dense {times.dense_ms:.2f} ms, fixed {times.fixed:.2f}, error {times.error:.3f}")
-    print({axis: round(ms * 1e3, 2) for axis, ms in times.per_unit.items()}, times.per_weight * 1e6, flush=True)
-    lines = []
+    at = setting(options.model or dense_model(FULL, options.cache, train, progress=False)[0], train, test)
+    dense, lines = at.test.evaluation(), []
     for seed in options.seeds:
-        chosen = SEARCH_ROWS + np.random.default_rng(seed).permutation(len(train) - SEARCH_ROWS)[: options.calibration]
-        rows = Batches(task, task.encode(train.take(sorted(chosen.tolist()))), BATCH)
-        start = time.process_time()
-        stats = collected(host, task, rows, weights=names, seed=seed)
-        levels = levels_of(host, stats)
-        print(f"statistics and levels: {time.process_time() - start:.0f} s", flush=True)
-        cache: dict[Any, np.ndarray] = {}
-        trial = Trial(
-            host, task, search, lambda c: mixed_plan(host, levels, stats, c, method=sparsegpt), reference=reference
-        )
-        for density in options.density:
-            kept = density * sum(np.prod(host.layout.shape(name)) for name in names)
-            bound = times.of(host.layout, Plan(), dict.fromkeys(names, density))
-            losses = density_losses(host, stats, Plan(), cache)
-            found = mixed_candidates(host, levels, stats, times, bound, cache=cache)
-            best, seen = best_mixed(found, trial.divergence)
-            for one in found:
-                print(f"  share {one.share}: expected {one.loss:.4f}, on search rows {seen[one.share]:.4f}", flush=True)
-            print({a: n for a, n in best.candidate.kept.items()}, flush=True)
-            plans: dict[str, Callable[[], Plan]] = {
-                ROWS[0]: lambda: prune(host, pattern=Element(), budget=1 - density, data=rows, repair=swaps),
-                ROWS[1]: lambda: with_zeros(host, stats, Plan(), uniform_density(losses, kept), swaps),
-                ROWS[2]: lambda: with_zeros(host, stats, Plan(), choose_densities(losses, kept), swaps),
-                ROWS[3]: lambda: mixed_plan(host, levels, stats, best.candidate, method=swaps),
-            }
-            fast = {name: compiled(host, make(), batch, TOKENS) for name, make in plans.items()}
-            took = in_turns([lambda m=m: m(**batch) for m in (host.model, *fast.values())], 25)
-            for (name, model), ms in zip(fast.items(), took[1:], strict=True):
-                result = evaluate(task, model, tested.batches, tested)
-                lost = drop(dense.main, dense.table, result.table)
-                low, high = lost.interval
-                share = f"{best.share:.0%}" if name == ROWS[3] else ""
-                lines.append(
-                    f"| {density:.0%} | {seed} | {name} | {share} | {ms:.2f} | {ms / took[0]:.3f} | {result.kl:.4f} | "
-                    f"{lost.drop:+.3f} [{low:+.3f}, {high:+.3f}] |"
-                )
-                print(lines[-1], f"{time.process_time() - start:.0f} s", flush=True)
+        for density, plans in plans_of(at, seed, options.density, options.calibration):
+            for line in lines_of(at, seed, density, plans):
+                lines.append(line)
+                print(line, f"{time.process_time() - start:.0f} s", flush=True)
     text = [
         *head(f"Zeros, and units with zeros, at equal latency, one thread, kernels: {isa()}"),
         f"MiniLM on movie reviews, {dense.values[dense.metric]:.3f} accurate on {dense.rows} test rows; "
-        f"{options.calibration} calibration rows; {times.dense_ms:.1f} ms dense. Time model: largest error "
-        f"{times.error:.1%}.",
+        f"{options.calibration} calibration rows; {at.times.dense_ms:.1f} ms dense. Largest error of the times that "
+        f"the search expects: {at.times.error:.1%}. Shares of the time that units may give up: "
+        f"{', '.join(f'{share:.0%}' for share in SHARES)}.",
         "",
         "| time of even zeros at | seed | | time that units gave up | ms | of dense | KL | accuracy drop, 95% |",
         "|---|---|---|---|---|---|---|---|",

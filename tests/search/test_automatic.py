@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import transformers
+from secateur.search.measure import Measured
 
 from secateur.cost import macs
 from secateur.errors import PlanError, SecateurError
 from secateur.search import automatic, stages
 from secateur.search.automatic import automatic as search
 from secateur.search.costs import macs_cost
-from secateur.search.measure import Measured
 from secateur.search.points import undominated
 from secateur.search.target import Call, Limit, Target
 from tests.search import rows as rows_of

@@ -24,7 +24,7 @@ from secateur.search.densities import (
 )
 from secateur.search.levels import levels_of
 from secateur.search.mixed import best_mixed, mixed_candidates, mixed_plan
-from secateur.search.sparse_times import SparseTimes
+from secateur.search.sparse_times import SparseTimes, on_kernels, sparse_times
 from secateur.search.stored import collected
 from tests.search.rows import classifier
 
@@ -165,3 +165,30 @@ def test_times_add_units_and_single_weights(known):
     assert whole == pytest.approx(1.0 + units + 1e-3 * entries)
     assert model.room(host.layout, Plan(), whole) == pytest.approx(entries)
     assert model.corrected(2.0).of(host.layout, Plan(), {}) == pytest.approx(2 * whole)
+
+
+def test_times_are_found_from_models_that_take_what_the_formula_says(known, monkeypatch):
+    host, _, names, _ = known
+    layout, true = host.layout, times(host, names, per_weight=2e-4)
+
+    def build(plan):
+        kept = kept_weights(layout, names, plan, {n: mask.mean() for n, mask in plan.masks.items()})
+        return lambda: true.of(layout, plan, {}) - true.per_weight * (kept_weights(layout, names, plan, {}) - kept)
+
+    monkeypatch.setattr("secateur.search.sparse_times.in_turns", lambda calls, turns: [call() for call in calls])
+    found = sparse_times(layout, names, build, lambda: 7.0)
+    assert found.dense_ms == 7.0
+    assert found.error < 0.05  # random masks keep a little more or less than their density
+    assert found.per_weight == pytest.approx(true.per_weight, rel=0.1)
+    assert found.per_unit["L0.head"] == pytest.approx(0.1, rel=0.1)
+
+
+def test_calls_on_the_kernels_give_what_the_cut_model_gives(known):
+    host, rows, names, stats = known
+    plan = with_zeros(host, stats, Plan(), dict.fromkeys(names, 0.2), sparsegpt)
+    batch = {name: value for name, value in rows.search[0].items() if name != "labels"}
+    small = host.copy()
+    small.resize(plan)
+    with torch.inference_mode():
+        got = on_kernels(host, batch, 16)(plan)().logits
+        torch.testing.assert_close(got, small.model.eval()(**batch).logits, atol=1e-4, rtol=1e-4)

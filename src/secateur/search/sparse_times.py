@@ -30,6 +30,10 @@ BOTH = (0.4, 0.1)
 """Densities at which the units of all groups are halved."""
 
 
+Build = Callable[[Plan], Callable[[], object]]
+"""Makes the call of the model that a plan leaves, on inputs of the shape that is asked for."""
+
+
 @dataclass(frozen=True)
 class SparseTimes:
     """Milliseconds of the compiled model: fixed + sum over axes of units x per_unit + single weights x per_weight.
@@ -65,27 +69,27 @@ class SparseTimes:
         return self.fixed + sum(self.per_unit[axis] * count for axis, count in units.items())
 
 
-def sparse_times(host: TorchHost, names: Sequence[str], example: Any, tokens: int, *, turns: int = 25) -> SparseTimes:
-    """Time models of random zeros on the kernels, in turn with the dense one, on torch's present number of threads.
+def sparse_times(
+    layout: Layout, names: Sequence[str], build: Build, dense: Callable[[], object], *, turns: int = 25
+) -> SparseTimes:
+    """Time models of random zeros in turn with the dense one, on torch's present number of threads.
 
-    names: the linear weights that get zeros. example: a batch of the shape that is asked for. tokens: in it.
-    turns: calls of each model; the lower quartile counts.
-
-    Raises DeployError when not all blocks of the model run on the kernels.
+    names: the linear weights that get zeros. build: makes the call of a plan, as `on_kernels` does. dense: the call of
+    the dense model. turns: calls of each model; the lower quartile counts.
     """
-    layout = host.layout
     groups = groups_of(layout)
     tried: list[tuple[float, tuple[str, ...]]] = [(density, ()) for density in EVEN]
     tried += [(AT_HALF, (group,)) for group in groups] + [(density, tuple(groups)) for density in BOTH]
     rows: list[list[float]] = []
-    models = [host.model]
+    calls = [dense]
     for seed, (density, halved) in enumerate(tried):
         keep = {a: np.arange(layout.axis(a).size // 2) for group in halved for a in groups[group]}
-        plan = Plan(keep).check(layout)
-        models.append(_compiled(host, plan, dict.fromkeys(names, density), example, tokens, seed))
+        rng, shapes = np.random.default_rng(seed), {name: layout.shape(name) for name in names}
+        plan = Plan(keep, {name: rng.random(shape, np.float32) < density for name, shape in shapes.items()})
+        calls.append(build(plan.check(layout)))
         units = [sum(len(keep.get(a, range(layout.axis(a).size))) for a in axes) for axes in groups.values()]
         rows.append([1.0, *units, kept_weights(layout, names, plan, dict.fromkeys(names, density))])
-    dense_ms, *took = in_turns([partial(model, **example) for model in models], turns)
+    dense_ms, *took = in_turns(calls, turns)
     factors = np.array(rows) / np.array(took)[:, None]  # relative errors count
     scale = np.abs(factors).max(0)
     found = np.linalg.lstsq(factors / scale, np.ones(len(took)), rcond=None)[0] / scale
@@ -94,11 +98,20 @@ def sparse_times(host: TorchHost, names: Sequence[str], example: Any, tokens: in
     return SparseTimes(dense_ms, float(found[0]), per_unit, float(found[-1]), tuple(names), error)
 
 
-def compiled(host: TorchHost, plan: Plan, example: Any, tokens: int) -> torch.nn.Module:
-    """The model of a plan on the kernels.
+def on_kernels(host: TorchHost, example: Mapping[str, Any], tokens: int) -> Build:
+    """Builds calls of plans on our compiled layers. example: a batch of the shape asked for. tokens: in it.
 
-    Raises DeployError when no block of it runs as one call.
+    The build raises DeployError when no block of a model runs as one call.
     """
+
+    def build(plan: Plan) -> Callable[[], object]:
+        return partial(compiled(host, plan, example, tokens), **example)
+
+    return build
+
+
+def compiled(host: TorchHost, plan: Plan, example: Mapping[str, Any], tokens: int) -> torch.nn.Module:
+    """The model of a plan on our compiled layers; see `on_kernels`."""
     cut = host.copy()
     cut.resize(plan)
     fast = compile(cut.model, tokens=tokens, measure=False, example=example)
@@ -106,15 +119,6 @@ def compiled(host: TorchHost, plan: Plan, example: Any, tokens: int) -> torch.nn
     if not report.blocks:
         raise DeployError(f"no block of the model runs on the sparse kernels as one call: {report.summary()}")
     return fast
-
-
-def _compiled(
-    host: TorchHost, plan: Plan, densities: Mapping[str, float], example: Any, tokens: int, seed: int
-) -> torch.nn.Module:
-    """The model of a plan with random zeros, on the kernels."""
-    rng = np.random.default_rng(seed)
-    masks = {name: rng.random(host.layout.shape(name), np.float32) < d for name, d in densities.items()}
-    return compiled(host, replace(plan, masks=masks), example, tokens)
 
 
 def in_turns(calls: Sequence[Callable[[], object]], turns: int) -> list[float]:
