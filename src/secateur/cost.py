@@ -4,14 +4,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from secateur.dims import extent
+from secateur.dims import extent, names
 from secateur.errors import PlanError
-from secateur.layout import Layout
+from secateur.layout import Layout, Product
 from secateur.plan import Plan
 
 
@@ -48,19 +48,36 @@ def macs(layout: Layout, plan: Plan | None = None) -> int:
     """
     keep = (plan or Plan()).keep
     sizes = layout.resized({name: units for name, units in keep.items() if layout.axis(name).path is None}).sizes
+    lists = {name: units for name, units in keep.items() if layout.axis(name).path is not None}
+    inside = layer_of_axes(layout) if lists else {}
     total = 0
     for product in layout.products:
-        if product.weight is not None and _removed_with_layer(layout, product.weight, keep):
+        elements = [(element_of(layout, product, name, inside), units) for name, units in lists.items()]
+        if any(element is not None and element not in units for element, units in elements):
             continue
         total += product.calls * math.prod([extent(dim, sizes) for dim in product.dims])
     return total
 
 
-def _removed_with_layer(layout: Layout, weight: str, keep: Mapping[str, np.ndarray]) -> bool:
-    return any(
-        layout.member_of(weight, name) is not None and layout.member_of(weight, name) not in units
-        for name, units in keep.items()
-    )
+def element_of(layout: Layout, product: Product, outer: str, inside: Mapping[str, tuple[str, int]]) -> int | None:
+    """The element of a list of modules that a product belongs to: that of its weight, or, for a product of activations,
+    that in which its axes lie. inside: as `layer_of_axes` returns it.
+    """
+    if product.weight is not None:
+        return layout.member_of(product.weight, outer)
+    elements = [inside[name][1] for dim in product.dims for name in names(dim) if inside.get(name, ("",))[0] == outer]
+    return elements[0] if elements else None
+
+
+def layer_of_axes(layout: Layout) -> dict[str, tuple[str, int]]:
+    """Axis -> (axis of layers, layer) for each axis whose parameters all lie in one element of a list of layers."""
+    found: dict[str, tuple[str, int]] = {}
+    for outer in layout.of_kind("layer", prunable=False):
+        for axis in layout.axes.values():
+            layers = {layout.member_of(param, outer.name) for param in layout.members(axis.name)}
+            if axis.name != outer.name and len(layers) == 1 and None not in layers:
+                found[axis.name] = (outer.name, next(layer for layer in layers if layer is not None))
+    return found
 
 
 def unit_parameters(layout: Layout, axis: str) -> float:
@@ -124,6 +141,7 @@ class LatencyTable:
     curves: group of equal axes -> its curve.
     axes: axis -> its group.
     together: what cutting every axis to half changes beyond the sum of its curves: smaller activations share a cache.
+    layers: axis of layers -> relative change of the latency when one of its layers goes, with the axes in it.
     """
 
     runtime: str
@@ -134,16 +152,24 @@ class LatencyTable:
     curves: Mapping[str, Curve]
     axes: Mapping[str, str]
     together: float = 0.0
+    layers: Mapping[str, float] = field(default_factory=dict)
 
-    def share(self, sizes: Mapping[str, int]) -> float:
+    def share(self, sizes: Mapping[str, int], dropped: Mapping[str, int] | None = None) -> float:
         """Latency relative to that of the dense model.
 
-        sizes: axis -> units that are left; axes without an entry are whole. PlanError for an axis the table lacks.
+        sizes: axis -> units that are left; axes without an entry are whole, and none lies in a layer that went.
+        dropped: axis of layers -> number of layers that went.
+
+        Raises PlanError for an axis the table lacks.
         """
+        dropped = dropped or {}
         unknown = next((name for name in sizes if name not in self.axes), None)
+        unknown = unknown or next((name for name in dropped if name not in self.layers), None)
         if unknown is not None:
-            raise PlanError(f"the latency table has no axis {unknown!r}; it has {', '.join(self.axes)}")
+            known = ", ".join([*self.axes, *self.layers])
+            raise PlanError(f"the latency table has no axis {unknown!r}; it has {known}")
         change = sum(self.curves[self.axes[name]].at(size) for name, size in sizes.items())
+        change += sum(self.layers[name] * count for name, count in dropped.items())
         return 1.0 + change + self.together * self._depth(sizes)
 
     def _depth(self, sizes: Mapping[str, int]) -> float:

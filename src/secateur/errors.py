@@ -25,6 +25,10 @@ class PlanError(SecateurError):
     """A plan asks for what the layout does not allow, or its file is damaged."""
 
 
+class TargetError(SecateurError):
+    """A target of a search asks for nothing, contradicts itself or cannot be read."""
+
+
 class DataError(SecateurError):
     """Data cannot be read, or does not fit the model."""
 

@@ -106,6 +106,7 @@ class Table(Schema):
     curves: dict[str, Curve]
     axes: dict[str, str]
     together: Change = 0.0
+    layers: dict[str, Change] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _every_axis_has_a_curve(self) -> "Table":

@@ -168,7 +168,10 @@ def _table(levels: Levels, costs: Sequence[Cost], dropped: Mapping[str, tuple[in
         for c, cost in enumerate(costs):
             if name in cost.curves:
                 changes[c, i, : len(own)] = cost.curves[name][own]
-    layers = [sum(cost.layers.get(axis, 0.0) * len(gone) for axis, gone in dropped.items()) for cost in costs]
+    layers = [
+        sum(float(cost.layers[axis][list(gone)].sum()) for axis, gone in dropped.items() if axis in cost.layers)
+        for cost in costs
+    ]
     room = np.array([c.bound / c.correction - 1.0 - change for c, change in zip(costs, layers, strict=True)])
     return _Table(tuple(names), counts, losses, changes, room)
 

@@ -114,7 +114,8 @@ def heal(
     measuring = time.perf_counter() - start
     before = judge.round(best, 0.0, 0.0, None, measuring, is_kept=True)
     epoch = step_seconds(host, dense, task, rows) * -(-len(rows.train.features) // rows.batch_size)
-    state, done, best_round, retried = _state(host), [], 0, False
+    done: list[Round] = []
+    state, best_round, retried = _state(host), 0, False
     while len(done) < rounds and not judge.is_enough(best, wanted):
         part = min(1.0, (seconds - (time.perf_counter() - start) - measuring) / epoch)
         if part * len(rows.train.features) < min(LEAST * len(rows.train.features), LEAST_STEPS * rows.batch_size):

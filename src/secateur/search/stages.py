@@ -17,6 +17,7 @@ from torch import nn
 
 from secateur.check import verify
 from secateur.cost import layer_of_axes, parameters
+from secateur.errors import PlanError
 from secateur.metrics.evaluation import compare
 from secateur.plan import Plan
 from secateur.search.build import Cache, plan_of
@@ -46,6 +47,8 @@ sizes are chosen again."""
 CORRECTIONS = 3
 RIDGES = (0.01, 0.1, 1.0)
 """Ridges of the closed form, of which the search rows choose."""
+FEW = 192
+"""Search rows that tell ridges and single layers apart."""
 Say = Callable[[str], None]
 
 
@@ -110,6 +113,7 @@ class Stages:
         with self.timed("levels"):
             self.levels = {name: levels_of(host, self.stats, name) for name in METHODS}
         self.trials: dict[tuple[str, float], Trial] = {}
+        self.few = max(1, -(-FEW // rows.search.batch_size))
         self._refitted: Cache = {}
         self._dense_artefacts: dict[Call, Path] = {}
         with self.timed("costs"):
@@ -156,19 +160,22 @@ class Stages:
 
     def _of_method(self, costs: Sequence[Cost], method: str) -> Chosen:
         candidate = choose(self.levels[method], costs, inside=self.inside)
-        tried = [(self.trial(method, ridge).divergence(candidate), ridge) for ridge in RIDGES]
-        divergence, ridge = min(tried)
-        return Chosen(candidate, method, ridge, divergence)
+        ridge = min(RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate, self.few))
+        return Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
 
     def _with_layers(self, costs: Sequence[Cost], best: Chosen) -> Chosen:
         """The same, with whole layers gone where that diverges less."""
         levels, trial = self.levels[best.method], self.trial(best.method, best.ridge)
         if not any(cost.layers for cost in costs):
             return best
+
+        def rough(candidate: Candidate) -> float:
+            return trial.divergence(candidate, self.few)
+
         if not levels.layers:
-            measured = layers_of(self.host.layout, lambda gone: trial.divergence(Candidate(dropped=gone)))
+            measured = layers_of(self.host.layout, lambda gone: rough(Candidate(dropped=gone)))
             levels = self.levels[best.method] = replace(levels, layers=measured)
-        tried = with_layers(levels, costs, trial.divergence, inside=self.inside)
+        tried = with_layers(levels, costs, rough, inside=self.inside)
         winner = best_of(trial, [best.candidate, *tried])
         return replace(best, candidate=winner, divergence=trial.divergence(winner))
 
@@ -176,7 +183,7 @@ class Stages:
         """The candidate after rescaling the curves and a local search, where these diverge less."""
         with self.timed("search"):
             trial, levels = self.trial(chosen.method, chosen.ridge), self.levels[chosen.method]
-            levels = rescaled(levels, chosen.candidate, trial, inside=self.inside)
+            levels = rescaled(levels, chosen.candidate, trial, inside=self.inside, batches=self.few)
             again = choose(levels, costs, dropped=chosen.candidate.dropped, inside=self.inside)
             start = best_of(trial, [chosen.candidate, again])
             better = refine(
@@ -234,9 +241,15 @@ class Stages:
         place = self.place(name)
 
         def make() -> Any:
-            now, tries = list(costs), []
+            now = list(costs)
+            tries: list[tuple[float, Chosen, list[float]]] = []
             for _ in range(1 + CORRECTIONS):
-                chosen = self.refined(self.chosen(now), now)
+                try:
+                    chosen = self.refined(self.chosen(now), now)
+                except PlanError:
+                    if not tries:
+                        raise
+                    break  # by what was measured, no sizes are small enough
                 times = self.measured(self.cut(chosen)[0], place)
                 ratios = {quantity_of(cost): reached(cost, chosen.candidate, times) for cost in now}
                 tries.append((max(ratios.values()), chosen, [cost.correction for cost in now]))
@@ -264,7 +277,7 @@ class Stages:
         """A baseline: every axis keeps the same share, by the same orders and closed form, without healing."""
         method = next(iter(self.levels))
         candidate = uniform(self.levels[method], costs[0])
-        ridge = min(RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate))
+        ridge = min(RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate, self.few))
         chosen = Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
         small, plan = self.cut(chosen)
         return self.finished(name, small, plan, chosen, costs, heal_seconds=0.0)

@@ -21,13 +21,16 @@ def test_curves_are_linear_between_sizes():
 def test_a_prediction_adds_up_blocks():
     curves = {"head": Curve((1, 4), (-0.1, 0.0)), "ffn": Curve((10, 20), (-0.2, 0.0))}
     axes = {"L0.head": "head", "L1.head": "head", "L0.ffn": "ffn"}
-    found = LatencyTable("torch", 8, 64, 1, 50.0, curves, axes)
+    found = LatencyTable("torch", 8, 64, 1, 50.0, curves, axes, layers={"layers": -0.25})
     assert found.predict({}) == 50.0
     assert found.share({"L0.head": 1, "L1.head": 4, "L0.ffn": 15}) == pytest.approx(1 - 0.1 - 0.1)
     assert found.predict({"L0.ffn": 10}) == pytest.approx(40.0)
+    assert found.share({"L0.head": 1}, {"layers": 1}) == pytest.approx(1 - 0.1 - 0.25)
     assert LatencyTable.from_json(found.as_json()) == found
-    with pytest.raises(PlanError, match=r"no axis 'L9\.head'; it has L0\.head"):
+    with pytest.raises(PlanError, match=r"no axis 'L9\.head'; it has L0\.head, L1\.head, L0\.ffn, layers"):
         found.predict({"L9.head": 1})
+    with pytest.raises(PlanError, match="no axis 'blocks'; it has"):
+        found.share({}, {"blocks": 1})
 
 
 def test_equal_axes_share_a_curve(classifier):
@@ -40,7 +43,7 @@ def test_equal_axes_share_a_curve(classifier):
     assert latency_table.grid(1536, 5, step=1) == [307, 614, 922, 1229]
     wanted = latency_table.wanted(layout, 2)
     assert wanted["dense"] == {}
-    assert sorted(tuple(sizes.values()) for sizes in wanted.values()) == [(), (2, 2), (2, 2, 32, 32), (32, 32)]
+    assert sorted(tuple(sizes.values()) for sizes in wanted.values()) == [(), (1,), (2, 2), (2, 2, 32, 32), (32, 32)]
 
 
 def test_a_table_from_ratios(classifier):
@@ -54,6 +57,8 @@ def test_a_table_from_ratios(classifier):
     assert found.share({a.name: 2 for a in heads} | {a.name: 32 for a in ffn}) == pytest.approx(0.34)
     assert found.share({heads[0].name: 2, ffn[0].name: 32}) == pytest.approx(0.9 - 0.2 - 0.06 / 4)
     assert found.share({ffn[1].name: 48}) == pytest.approx(0.9)
+    (layers,) = layout.of_kind("layer")
+    assert found.layers == {layers.name: pytest.approx(-0.4)}
 
 
 DAMAGES = [
@@ -66,6 +71,9 @@ DAMAGES = [
     {"axes": {"L0.head": "other"}},
     {"axes": {"other": "head"}},
     {"together": None},
+    {"layers": {}},
+    {"layers": {"other": -0.1}},
+    {"layers": {"layers": "-0.1"}},
     {"batch": 3},
     {"more": 1},
 ]
@@ -74,7 +82,8 @@ DAMAGES = [
 def test_a_damaged_table_is_measured_again(classifier, monkeypatch):
     host = secateur.open(classifier)
     axes = {a.name: "head" for kind in ("head", "ffn") for a in host.layout.of_kind(kind)}
-    whole = LatencyTable("torch", 2, 9, 1, 10.0, {"head": Curve((2, 4), (-0.1, 0.0))}, axes)
+    layers = {host.layout.of_kind("layer")[0].name: -0.2}
+    whole = LatencyTable("torch", 2, 9, 1, 10.0, {"head": Curve((2, 4), (-0.1, 0.0))}, axes, layers=layers)
     measured, said = [], []
     monkeypatch.setattr(latency_table, "artefacts", lambda *a: {})
     monkeypatch.setattr(latency_table, "measure", lambda *a: measured.append(1) or ({}, 1.0))

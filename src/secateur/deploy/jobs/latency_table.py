@@ -1,9 +1,10 @@
 """Latency tables: what each number of heads and neurons costs on a runtime, measured on whole models.
 
 Axes of one kind and size share a curve: every axis of a group is cut to a size at once, the cut model is timed in turn
-with the dense one in processes of their own, and the change is split evenly between the axes. One more model, with
-all axes at half, shows what cuts bring together beyond the sum. Whole models are measured, because a block timed alone
-pays for its own call, and misses what the runtime fuses across blocks and what caches hold.
+with the dense one in processes of their own, and the change is split evenly between the axes. A model with fewer layers
+gives the change for a layer. One more model, with all axes at half, shows what cuts bring together beyond the sum.
+Whole models are measured, because a block timed alone pays for its own call, and misses what the runtime fuses across
+blocks and what caches hold.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ import numpy as np
 from secateur.cost import Curve, LatencyTable, unit_parameters
 from secateur.deploy import runner, target
 from secateur.deploy.jobs.bench import ALIASES, artefact, check_runtimes
+from secateur.deploy.jobs.pairs import time_pairs
 from secateur.deploy.jobs.timing import Say, Shape
 from secateur.deploy.operator_library import installed_library
 from secateur.files import write_json
@@ -35,6 +37,8 @@ KINDS = ("head", "kv", "ffn")
 DENSE, TOGETHER = "dense", "all at half"
 STEP = 16
 """Widths that fill vector registers: others cost up to 40% more in PyTorch's products, which no curve foretells."""
+WITHIN = 0.01
+"""Half width of the interval of a ratio at which its configuration has been timed enough."""
 Sizes = Mapping[str, int]
 
 
@@ -64,7 +68,7 @@ def latency_table(
     threads: int = 1,
     points: int = 5,
     step: int = STEP,
-    turns: int = 10,
+    turns: int = 40,
     cache: bool = True,
     say: Say = lambda text: None,
 ) -> LatencyTable:
@@ -74,7 +78,7 @@ def latency_table(
     batch, length: the shape of the calls. threads: of the processes that are timed, pinned.
     points: how many sizes of each kind of axis are measured.
     step: wide axes are measured at multiples of it, where the table is exact.
-    turns: how often each cut model is timed in turn with the dense one.
+    turns: how often each cut model is timed in turn with the dense one, at most: it ends when the ratio is known.
     cache: keep the table by runtime, machine, shape and layout, and take it from there the next time.
     say: gets a line of text for each step.
 
@@ -103,7 +107,8 @@ def read_table(file: Path, layout: Layout, runtime: str, shape: Shape, threads: 
     found = reading.read(file, schema.Table, error=target.DeployError, remedy="measuring again")
     if (found.runtime, found.batch, found.length, found.threads) != (runtime, *shape, threads):
         raise target.DeployError(f"{file} is a table of other calls or another runtime; measuring again")
-    if set(found.axes) != {axis for axes in groups_of(layout).values() for axis in axes}:
+    axes = {axis for axes in groups_of(layout).values() for axis in axes}
+    if (set(found.axes), set(found.layers)) != (axes, set(fewer_layers(layout))):
         raise target.DeployError(f"{file} is a table of another model; measuring again")
     return LatencyTable.from_json(found.model_dump())
 
@@ -120,8 +125,15 @@ def wanted(layout: Layout, points: int, step: int = STEP) -> dict[str, Sizes]:
     for group, axes in groups_of(layout).items():
         for size in grid(layout.axis(axes[0]).size, points, step):
             configurations[f"{group} @ {size}"] = dict.fromkeys(axes, size)
+    for axis, count in fewer_layers(layout).items():
+        configurations[f"{axis} @ {count}"] = {axis: count}
     configurations[TOGETHER] = halves(layout)
     return configurations
+
+
+def fewer_layers(layout: Layout) -> dict[str, int]:
+    """Axis of layers -> how many layers its configuration has: one or two fewer."""
+    return {a.name: a.size - (2 if a.size > 3 else 1) for a in layout.of_kind("layer") if a.size > 1}
 
 
 def halves(layout: Layout) -> dict[str, int]:
@@ -161,9 +173,8 @@ def measure(
     threads: int,
     turns: int,
     say: Say = lambda text: None,
-    runs: int = 3,
 ) -> tuple[dict[str, float], float]:
-    """Each artefact in turn with the dense one: medians over the dense median, and the dense median in ms."""
+    """Each artefact in turn with the dense one: its time over that of the dense one, and the dense median in ms."""
     ratios: dict[str, float] = {}
     seconds: list[float] = []
     library = installed_library()
@@ -175,18 +186,45 @@ def measure(
                     continue
                 other = runner.Worker(folder, batch, length, threads, library, ours={})
                 try:
-                    pairs: tuple[list[float], list[float]] = ([], [])
-                    for _ in range(turns):
-                        pairs[0].extend(dense.time(runs))
-                        pairs[1].extend(other.time(runs))
+                    pairs = time_pairs(dense, other, within=WITHIN, turns=turns)
                 finally:
                     other.stop()
-                ratios[name] = statistics.median(pairs[1]) / statistics.median(pairs[0])
-                seconds += pairs[0]
+                ratios[name] = pairs.ratio
+                seconds += pairs.first
                 say(f"{name}: {ratios[name]:.3f}")
         finally:
             dense.stop()
     return ratios, 1e3 * statistics.median(seconds)
+
+
+def peaks(
+    host: TorchHost,
+    runtime: str,
+    *,
+    batch: int = 1,
+    length: int = 128,
+    threads: int = 1,
+    say: Say = lambda text: None,
+) -> tuple[int, int]:
+    """Peak bytes of a process that runs the model, and of one that runs it with every axis at half.
+
+    Raises DeployError when the runtime is not there, refuses the model, or the system reports no memory.
+    """
+    runtime = check_runtimes([runtime])[0]
+    with tempfile.TemporaryDirectory(prefix="secateur-memory-") as work:
+        configurations = {DENSE: {}, TOGETHER: halves(host.layout)}
+        made = artefacts(host, runtime, configurations, (batch, length), Path(work), say)
+        with target.translated():
+            rows = runner.measure(
+                made, batch, length, threads, 1, 2, library=installed_library(), ours={name: {} for name in made}
+            )
+    error = next((row["error"] for row in rows.values() if "error" in row), None)
+    if error is not None:
+        raise target.DeployError(error)
+    found = rows[DENSE]["peak_bytes"], rows[TOGETHER]["peak_bytes"]
+    if not all(found):
+        raise target.DeployError("this system does not report the memory of a process; limit bytes instead")
+    return found
 
 
 def assemble(
@@ -208,5 +246,9 @@ def assemble(
         changes = [(ratios[f"{group} @ {size}"] - 1.0) / len(names) for size in sizes]
         curves[group] = Curve((*sizes, full), (*changes, 0.0))
         axes.update(dict.fromkeys(names, group))
-    table = LatencyTable(runtime, shape[0], shape[1], threads, dense_ms, curves, axes)
+    layers = {
+        axis: (ratios[f"{axis} @ {count}"] - 1.0) / (layout.axis(axis).size - count)
+        for axis, count in fewer_layers(layout).items()
+    }
+    table = LatencyTable(runtime, shape[0], shape[1], threads, dense_ms, curves, axes, layers=layers)
     return replace(table, together=ratios[TOGETHER] - table.share(halves(layout)))
