@@ -28,10 +28,10 @@ from secateur.plan import Plan
 from secateur.pruning import default_weights, prune
 from secateur.repair import sparsegpt, swaps
 from secateur.search.candidate import Candidate
-from secateur.search.densities import choose_densities, density_losses, uniform_density, with_zeros
 from secateur.search.levels import levels_of
-from secateur.search.mixed import SHARES, Mixed, best_mixed, mixed_candidates, mixed_plan
-from secateur.search.sparse_times import SparseTimes, compiled, in_turns, on_kernels, sparse_times
+from secateur.search.sparse.densities import choose_densities, density_losses, uniform_density, with_zeros
+from secateur.search.sparse.mixed import SHARES, Mixed, best_mixed, mixed_candidates, mixed_plan
+from secateur.search.sparse.times import SparseTimes, compiled, in_turns, on_kernels, sparse_times
 from secateur.search.stored import collected
 from secateur.search.trial import Trial
 from secateur.select import Element

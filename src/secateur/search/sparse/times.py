@@ -19,7 +19,7 @@ from secateur.deploy.target import DeployError
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.runtime.compile_model import compile
-from secateur.search.densities import kept_weights
+from secateur.search.sparse.densities import kept_weights
 from secateur.torch.host import TorchHost
 
 EVEN = (0.5, 0.3, 0.2, 0.1, 0.05)

@@ -13,7 +13,8 @@ from secateur.repair import prepare, sparsegpt
 from secateur.repair.by_curvature import growth, prune_by_curvature
 from secateur.search.build import plan_of
 from secateur.search.candidate import Candidate
-from secateur.search.densities import (
+from secateur.search.levels import levels_of
+from secateur.search.sparse.densities import (
     OFFERED,
     DensityLosses,
     choose_densities,
@@ -22,9 +23,8 @@ from secateur.search.densities import (
     uniform_density,
     with_zeros,
 )
-from secateur.search.levels import levels_of
-from secateur.search.mixed import best_mixed, mixed_candidates, mixed_plan
-from secateur.search.sparse_times import SparseTimes, on_kernels, sparse_times
+from secateur.search.sparse.mixed import best_mixed, mixed_candidates, mixed_plan
+from secateur.search.sparse.times import SparseTimes, on_kernels, sparse_times
 from secateur.search.stored import collected
 from tests.search.rows import classifier
 
@@ -175,7 +175,7 @@ def test_times_are_found_from_models_that_take_what_the_formula_says(known, monk
         kept = kept_weights(layout, names, plan, {n: mask.mean() for n, mask in plan.masks.items()})
         return lambda: true.of(layout, plan, {}) - true.per_weight * (kept_weights(layout, names, plan, {}) - kept)
 
-    monkeypatch.setattr("secateur.search.sparse_times.in_turns", lambda calls, turns: [call() for call in calls])
+    monkeypatch.setattr("secateur.search.sparse.times.in_turns", lambda calls, turns: [call() for call in calls])
     found = sparse_times(layout, names, build, lambda: 7.0)
     assert found.dense_ms == 7.0
     assert found.error < 0.05  # random masks keep a little more or less than their density

@@ -19,9 +19,9 @@ from secateur.search.build import RIDGES, plan_of
 from secateur.search.candidate import Candidate
 from secateur.search.choice import choose, expected
 from secateur.search.costs import Cost
-from secateur.search.densities import choose_densities, density_losses, with_zeros
 from secateur.search.levels import Levels
-from secateur.search.sparse_times import SparseTimes
+from secateur.search.sparse.densities import choose_densities, density_losses, with_zeros
+from secateur.search.sparse.times import SparseTimes
 from secateur.search.target import Limit
 from secateur.stats import Stats
 
