@@ -108,9 +108,7 @@ def plans_of(at: Setting, seed: int, densities: list[float], calibration: int) -
         bound = at.times.of(host.layout, Plan(), dict.fromkeys(at.names, density))
         found = mixed_candidates(host, levels, stats, at.times, bound, cache=cache)
         best, seen = best_mixed(found, trial.divergence)
-        for one in found:
-            print(f"  share {one.share}: expected {one.loss:.4f}, on search rows {seen[one.share]:.4f}", flush=True)
-        print(f"  {dict(best.candidate.kept)}", flush=True)
+        print(f"  on search rows by share: {seen}; kept at the best: {dict(best.candidate.kept)}", flush=True)
         made = [
             prune(host, pattern=Element(), budget=1 - density, data=rows, repair=swaps, weights=at.names),
             with_zeros(host, stats, Plan(), uniform_density(losses, kept), swaps),

@@ -23,7 +23,7 @@ from secateur.search.sparse.densities import (
     uniform_density,
     with_zeros,
 )
-from secateur.search.sparse.mixed import best_mixed, mixed_candidates, mixed_plan
+from secateur.search.sparse.mixed import Mixed, best_mixed, mixed_candidates, mixed_plan
 from secateur.search.sparse.times import SparseTimes, on_kernels, sparse_times
 from secateur.search.stored import collected
 from tests.search.rows import classifier
@@ -54,7 +54,7 @@ def test_the_growth_is_half_of_the_mean_square_of_gradient_times_change():
 
 def test_rows_that_matter_more_keep_more():
     weight = np.random.default_rng(0).normal(size=(2, 64)).astype(np.float32)
-    new = prune_by_curvature(weight, prepare(torch.eye(64)), np.array([100.0, 1.0]), 0.5, sparsegpt)
+    new = prune_by_curvature(torch.from_numpy(weight), prepare(torch.eye(64)), np.array([100.0, 1.0]), 0.5, sparsegpt)
     kept = (new != 0).sum(1)
     assert kept.sum() == 64
     assert kept[0] > 50
@@ -138,7 +138,7 @@ def test_candidates_with_units_and_zeros_are_within_the_time(known):
     host, _, names, stats = known
     levels, model = levels_of(host, stats), times(host, names)
     bound = model.of(host.layout, Plan(), dict.fromkeys(names, 0.15))
-    found = mixed_candidates(host, levels, stats, model, bound, shares=(0.0, 0.1))
+    found = list(mixed_candidates(host, levels, stats, model, bound, shares=(0.0, 0.1)))
     assert [one.share for one in found] == [0.0, 0.1]
     assert not found[0].candidate.kept
     assert found[1].candidate.kept
@@ -153,7 +153,7 @@ def test_candidates_with_units_and_zeros_are_within_the_time(known):
 def test_a_time_that_no_zeros_reach_is_refused(known):
     host, _, names, stats = known
     with pytest.raises(PlanError, match="no units and zeros take 1 ms"):
-        mixed_candidates(host, levels_of(host, stats), stats, times(host, names), 1.0)
+        list(mixed_candidates(host, levels_of(host, stats), stats, times(host, names), 1.0))
 
 
 def test_times_add_units_and_single_weights(known):
@@ -192,3 +192,11 @@ def test_calls_on_the_kernels_give_what_the_cut_model_gives(known):
     with torch.inference_mode():
         got = on_kernels(host, batch, 16)(plan)().logits
         torch.testing.assert_close(got, small.model.eval()(**batch).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_larger_shares_are_not_tried_once_the_divergence_has_risen_twice():
+    candidates = [Mixed(Candidate({"a": n}), 0.0, n / 10) for n in range(6)]
+    truth = [0.5, 0.3, 0.4, 0.35, 0.1, 0.0]
+    best, seen = best_mixed(candidates, lambda candidate: truth[candidate.kept["a"]])
+    assert best.share == 0.1
+    assert list(seen.values()) == truth[:4]

@@ -8,9 +8,9 @@ roots of G's diagonal, they minimise this growth with the rows taken as independ
 from collections.abc import Callable
 
 import numpy as np
-import torch
+from array_api_compat import device
 
-from secateur.arrays import to_numpy
+from secateur.arrays import Array, namespace, to_numpy
 from secateur.repair.gram import Gram
 from secateur.select import Element
 
@@ -25,13 +25,14 @@ def growth(change: np.ndarray, inputs: np.ndarray, outputs: np.ndarray) -> float
 
 
 def prune_by_curvature(
-    weight: np.ndarray, inputs: Gram, outputs: np.ndarray, density: float, method: Callable[..., torch.Tensor]
+    weight: Array, inputs: Gram, outputs: np.ndarray, density: float, method: Callable[..., Array]
 ) -> np.ndarray:
-    """The weight with `density` of its entries kept, float32 (out, in).
+    """The weight (out, in) with `density` of its entries kept, as numpy.
 
-    weight: (out, in). inputs: A, prepared from a tensor. outputs: the diagonal of G, (out,). method: see
-    `secateur.repair`.
+    weight: (out, in), in the array library that the method works in. inputs: A, prepared. outputs: the diagonal of G,
+    (out,). method: see `secateur.repair`.
     """
-    rows = np.sqrt(outputs + FLOOR * (outputs.mean() or 1.0)).astype(np.float32)[:, None]
-    scaled = torch.from_numpy(np.ascontiguousarray(weight, np.float32) * rows)
-    return to_numpy(method(scaled, inputs, Element(), 1.0 - density)) / rows
+    rows = np.sqrt(outputs + FLOOR * (outputs.mean() or 1.0))[:, None]
+    xp = namespace(weight)
+    scale = xp.asarray(rows, dtype=weight.dtype, device=device(weight))
+    return to_numpy(method(weight * scale, inputs, Element(), 1.0 - density) / scale)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from secateur.arrays import to_numpy
+from secateur.arrays import Array, to_numpy
 from secateur.errors import PlanError
 from secateur.host import Host
 from secateur.layout import Layout
@@ -62,8 +62,13 @@ class _Layer:
     is_transposed: bool
 
     def gram(self) -> Gram:
-        """A for the methods of repair."""
+        """A for the methods of repair, whose loops are fast on tensors."""
         return prepare(torch.from_numpy(self.inputs.astype(np.float32)))
+
+    def pruned(self, gram: Gram, density: float, method: Callable[..., Array]) -> np.ndarray:
+        """The weight with zeros. gram: as `gram` makes it."""
+        weight = torch.from_numpy(np.ascontiguousarray(self.weight, np.float32))
+        return prune_by_curvature(weight, gram, self.outputs.diagonal(), density, method)
 
 
 def sparse_weights(layout: Layout, stats: Stats) -> list[str]:
@@ -94,9 +99,9 @@ def density_losses(
 
 def _losses(layer: _Layer) -> np.ndarray:
     """The expected divergence at `OFFERED`."""
-    gram, diagonal, weight = layer.gram(), layer.outputs.diagonal(), layer.weight
-    pruned = [prune_by_curvature(weight, gram, diagonal, density, sparsegpt) for density in MEASURED]
-    seen = [growth(new - weight, layer.inputs, layer.outputs) for new in pruned]
+    gram = layer.gram()
+    pruned = [layer.pruned(gram, density, sparsegpt) for density in MEASURED]
+    seen = [growth(new - layer.weight, layer.inputs, layer.outputs) for new in pruned]
     logs = np.log(np.maximum.accumulate(np.maximum(seen, 1e-30)))
     inner = np.interp(-np.log(OFFERED), -np.log(MEASURED), logs)
     slope = (logs[1] - logs[0]) / np.log(MEASURED[0] / MEASURED[1])
@@ -135,7 +140,7 @@ def with_zeros(
     stats: Stats,
     plan: Plan,
     densities: Mapping[str, float],
-    method: Callable[..., torch.Tensor] = alps,
+    method: Callable[..., Array] = alps,
 ) -> Plan:
     """A plan of units with zeros in what stays: masks and new weights in full shapes, zero where units go.
 
@@ -146,7 +151,7 @@ def with_zeros(
         layer = _layer(host, stats, plan, name)
         if layer is None or density >= 1:
             continue
-        new = prune_by_curvature(layer.weight, layer.gram(), layer.outputs.diagonal(), density, method)
+        new = layer.pruned(layer.gram(), density, method)
         shape = host.layout.shape(name)
         full = np.zeros(shape[::-1] if layer.is_transposed else shape, np.float32)
         full[np.ix_(*layer.place)] = new

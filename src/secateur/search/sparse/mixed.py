@@ -4,12 +4,12 @@ Each share of the time goes to units first; the zeros of the weights that are le
 Which share is best, the true divergence says.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
+from secateur.arrays import Array
 from secateur.cost import unit_parameters
 from secateur.errors import PlanError
 from secateur.host import Host
@@ -25,8 +25,10 @@ from secateur.search.sparse.times import SparseTimes
 from secateur.search.target import Limit
 from secateur.stats import Stats
 
-SHARES = (0.0, 0.1, 0.2, 0.3, 0.4)
+SHARES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7)
 """Shares of the latency that units give up for denser weights."""
+PATIENCE = 2
+"""Shares without a lower divergence after which larger ones are not tried."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,14 @@ def mixed_candidates(
     ridge: float = RIDGES[0],
     shares: Sequence[float] = SHARES,
     cache: dict[tuple[str, bytes, bytes], np.ndarray] | None = None,
-) -> list[Mixed]:
+) -> Iterator[Mixed]:
     """Candidates that are expected to take `bound_ms`: units for each share, and the best densities beside them.
 
-    Shares that leave too little are left out. Raises PlanError when no share can be had.
+    cache: see `density_losses`. Shares that leave too little are left out. Raises PlanError when no share can be had.
     """
     cache = {} if cache is None else cache
-    found, reason = [], ""
+    reason = ""
+    found = False
     for share in shares:
         try:
             units = _units(host, levels, times, bound_ms, share)
@@ -65,7 +68,8 @@ def mixed_candidates(
             reason = str(error)
             continue
         loss = expected(levels, units) + losses.total(densities)
-        found.append(Mixed(Candidate(units.kept, densities=densities), loss, share))
+        found = True
+        yield Mixed(Candidate(units.kept, densities=densities), loss, share)
     if not found:
         raise PlanError(f"no units and zeros take {bound_ms:.4g} ms: {reason}")
     return found
@@ -77,7 +81,7 @@ def mixed_plan(
     stats: Stats,
     candidate: Candidate,
     ridge: float = RIDGES[0],
-    method: Callable[..., torch.Tensor] = alps,
+    method: Callable[..., Array] = alps,
 ) -> Plan:
     """`plan_of` for a candidate with densities: masks and repaired weights beside what makes up for units."""
     return with_zeros(host, stats, plan_of(host, levels, stats, candidate, ridge), candidate.densities, method)
@@ -101,7 +105,21 @@ def _units(host: Host, levels: Levels, times: SparseTimes, bound_ms: float, shar
     return choose(levels, [cost])
 
 
-def best_mixed(found: Sequence[Mixed], divergence: Callable[[Candidate], float]) -> tuple[Mixed, Mapping[float, float]]:
-    """The candidate of least true divergence, and the divergence at each share."""
-    seen = {one.share: divergence(one.candidate) for one in found}
-    return min(found, key=lambda one: seen[one.share]), seen
+def best_mixed(
+    candidates: Iterable[Mixed], divergence: Callable[[Candidate], float]
+) -> tuple[Mixed, Mapping[float, float]]:
+    """The candidate of least true divergence, and the divergence at each share that was tried."""
+    seen: dict[float, float] = {}
+    best: Mixed | None = None
+    worse = 0
+    for one in candidates:
+        seen[one.share] = divergence(one.candidate)
+        if best is None or seen[one.share] < seen[best.share]:
+            best, worse = one, 0
+        else:
+            worse += 1
+        if worse == PATIENCE:
+            break
+    if best is None:
+        raise PlanError("there is no candidate to choose from")
+    return best, seen
