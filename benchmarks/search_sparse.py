@@ -25,13 +25,13 @@ from secateur.jobs.open_task import look, open_host
 from secateur.kernels.native import isa
 from secateur.metrics.drop import drop
 from secateur.plan import Plan
-from secateur.pruning import default_weights, prune
+from secateur.pruning import prune
 from secateur.repair import sparsegpt, swaps
 from secateur.search.candidate import Candidate
 from secateur.search.levels import levels_of
 from secateur.search.sparse.densities import choose_densities, density_losses, uniform_density, with_zeros
 from secateur.search.sparse.mixed import SHARES, Mixed, best_mixed, mixed_candidates, mixed_plan
-from secateur.search.sparse.times import SparseTimes, compiled, in_turns, on_kernels, sparse_times
+from secateur.search.sparse.times import SparseTimes, compiled, in_turns, kernel_times
 from secateur.search.stored import collected
 from secateur.search.trial import Trial
 from secateur.select import Element
@@ -73,8 +73,7 @@ def setting(folder: Path, train: Table, test: Table) -> Setting:
     host, task = open_host(look(str(folder), None), Options(max_length=LENGTH))
     rows = [Batches(task, task.encode(table), BATCH) for table in (train.take(range(SEARCH_ROWS)), test)]
     search, tested = (Reference(task, host.model, batches) for batches in rows)
-    build, names = on_kernels(host, example(), TOKENS), default_weights(host.layout)
-    times = sparse_times(host.layout, names, build, partial(host.model, **example()), turns=TURNS)
+    times = kernel_times(host, example(), turns=TURNS)
     print(
         f"dense {times.dense_ms:.2f} ms, fixed {times.fixed:.2f} ms, {1e6 * times.per_weight:.2f} ns a weight",
         flush=True,

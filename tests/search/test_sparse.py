@@ -24,7 +24,7 @@ from secateur.search.sparse.densities import (
     with_zeros,
 )
 from secateur.search.sparse.mixed import Mixed, best_mixed, mixed_candidates, mixed_plan
-from secateur.search.sparse.times import SparseTimes, on_kernels, sparse_times
+from secateur.search.sparse.times import SparseTimes, kernel_times, on_kernels, sparse_times
 from secateur.search.stored import collected
 from tests.search.rows import classifier
 
@@ -200,3 +200,25 @@ def test_larger_shares_are_not_tried_once_the_divergence_has_risen_twice():
     best, seen = best_mixed(candidates, lambda candidate: truth[candidate.kept["a"]])
     assert best.share == 0.1
     assert list(seen.values()) == truth[:4]
+
+
+def test_times_are_kept_and_read_again(known, monkeypatch, tmp_path):
+    host, rows, _, _ = known
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
+    batch = {name: value for name, value in rows.search[0].items() if name != "labels"}
+    first = kernel_times(host, batch, turns=2)
+    monkeypatch.setattr("secateur.search.sparse.times.sparse_times", None)
+    assert kernel_times(host, batch) == first
+
+
+def test_damaged_times_are_measured_again(known, monkeypatch, tmp_path):
+    host, rows, names, _ = known
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
+    batch = {name: value for name, value in rows.search[0].items() if name != "labels"}
+    wanted = times(host, names)
+    monkeypatch.setattr("secateur.search.sparse.times.sparse_times", lambda *args, **options: wanted)
+    kernel_times(host, batch)
+    next(tmp_path.glob("sparse-*.json")).write_text("{}")
+    said = []
+    assert kernel_times(host, batch, say=said.append) == wanted
+    assert "measuring again" in said[0]

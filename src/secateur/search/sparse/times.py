@@ -7,20 +7,27 @@ layers timed alone pay for packing their inputs, which a block does once.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from secateur.deploy.jobs.latency_table import groups_of
+from secateur.deploy.jobs.latency_table import groups_of, key_of
+from secateur.deploy.jobs.timing import Say
 from secateur.deploy.target import DeployError
+from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.plan import Plan
+from secateur.pruning import default_weights
 from secateur.runtime.compile_model import compile
+from secateur.runtime.layers.tuning import cache_file
+from secateur.schemas import reading
+from secateur.schemas.results import SparseTable
 from secateur.search.sparse.densities import kept_weights
 from secateur.torch.host import TorchHost
+from secateur.torch.stats.linear_inputs import rows_read
 
 EVEN = (0.5, 0.3, 0.2, 0.1, 0.05)
 """Densities at which the whole model is timed."""
@@ -96,6 +103,35 @@ def sparse_times(
     per_unit = {axis: float(ms) for axes, ms in zip(groups.values(), found[1:-1], strict=True) for axis in axes}
     error = float(np.abs(factors @ found - 1).max())
     return SparseTimes(dense_ms, float(found[0]), per_unit, float(found[-1]), tuple(names), error)
+
+
+def kernel_times(
+    host: TorchHost, example: Mapping[str, Any], *, turns: int = 25, cache: bool = True, say: Say = lambda text: None
+) -> SparseTimes:
+    """`sparse_times` on our compiled layers, for zeros in the weights that are pruned by default.
+
+    example: a batch of the shape that is asked for. cache: keep the times by machine, layout, shape and threads, and
+    take them from there the next time. say: gets a line of text for each step.
+
+    Raises DeployError when no block of a model runs as one call.
+    """
+    names = default_weights(host.layout)
+    shapes = {name: list(value.shape) for name, value in example.items()}
+    key = key_of(host.layout, "sparse", names, shapes, torch.get_num_threads())
+    file = cache_file().parent / f"sparse-{key}.json"
+    if cache and file.is_file():
+        try:
+            found = reading.read(file, SparseTable, error=DeployError, remedy="measuring again").model_dump()
+            return SparseTimes(**{**found, "names": tuple(found["names"])})
+        except DeployError as error:
+            say(str(error))
+    say("times on the sparse kernels")
+    build = on_kernels(host, example, rows_read(host.model, example))
+    times = sparse_times(host.layout, names, build, partial(host.model, **example), turns=turns)
+    if cache:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, asdict(times))
+    return times
 
 
 def on_kernels(host: TorchHost, example: Mapping[str, Any], tokens: int) -> Build:
