@@ -72,7 +72,6 @@ def mixed_candidates(
         yield Mixed(Candidate(units.kept, densities=densities), loss, share)
     if not found:
         raise PlanError(f"no units and zeros take {bound_ms:.4g} ms: {reason}")
-    return found
 
 
 def mixed_plan(
