@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +25,12 @@ from secateur.kernels.native import isa
 from secateur.metrics.drop import drop
 from secateur.plan import Plan
 from secateur.pruning import prune
-from secateur.repair import sparsegpt, swaps
-from secateur.search.candidate import Candidate
+from secateur.repair import swaps
 from secateur.search.levels import levels_of
-from secateur.search.sparse.densities import choose_densities, density_losses, uniform_density, with_zeros
-from secateur.search.sparse.mixed import SHARES, Mixed, best_mixed, mixed_candidates, mixed_plan
+from secateur.search.sparse.densities import Losses, choose_densities, density_losses, uniform_density, with_zeros
+from secateur.search.sparse.mixed import SHARES, Mixed, choose_mixed, mixed_plan
 from secateur.search.sparse.times import SparseTimes, compiled, in_turns, kernel_times
 from secateur.search.stored import collected
-from secateur.search.trial import Trial
 from secateur.select import Element
 from secateur.tasks import Batches, Options
 from secateur.tasks.base.evaluate import Reference, evaluate
@@ -95,18 +92,13 @@ def plans_of(at: Setting, seed: int, densities: list[float], calibration: int) -
     rows = Batches(at.task, at.task.encode(at.train.take(sorted((SEARCH_ROWS + drawn).tolist()))), BATCH)
     stats = collected(host, at.task, rows, weights=at.names, seed=seed)
     levels = levels_of(host, stats)
-
-    def tried(candidate: Candidate) -> Plan:
-        return mixed_plan(host, levels, stats, candidate, method=sparsegpt)
-
-    trial = Trial(host, at.task, at.search.batches, tried, reference=at.search)
-    cache: dict[Any, np.ndarray] = {}
+    cache: Losses = {}
     losses = density_losses(host, stats, Plan(), cache)
     for density in densities:
         kept = density * sum(losses.sizes.values())
         bound = at.times.of(host.layout, Plan(), dict.fromkeys(at.names, density))
-        found = mixed_candidates(host, levels, stats, at.times, bound, cache=cache)
-        best, seen = best_mixed(found, trial.divergence)
+        known = (levels, stats, at.times)
+        best, seen = choose_mixed(host, at.task, at.search.batches, *known, bound, reference=at.search, cache=cache)
         print(f"  on search rows by share: {seen}; kept at the best: {dict(best.candidate.kept)}", flush=True)
         made = [
             prune(host, pattern=Element(), budget=1 - density, data=rows, repair=swaps, weights=at.names),

@@ -23,9 +23,10 @@ from secateur.search.sparse.densities import (
     uniform_density,
     with_zeros,
 )
-from secateur.search.sparse.mixed import Mixed, best_mixed, mixed_candidates, mixed_plan
+from secateur.search.sparse.mixed import Mixed, best_mixed, choose_mixed, mixed_candidates, mixed_plan
 from secateur.search.sparse.times import SparseTimes, kernel_times, on_kernels, sparse_times
 from secateur.search.stored import collected
+from secateur.tasks.base.evaluate import Reference, evaluate
 from tests.search.rows import classifier
 
 
@@ -222,3 +223,15 @@ def test_damaged_times_are_measured_again(known, monkeypatch, tmp_path):
     said = []
     assert kernel_times(host, batch, say=said.append) == wanted
     assert "measuring again" in said[0]
+
+
+def test_the_choice_is_the_candidate_of_least_divergence_on_the_search_rows(known):
+    host, rows, names, stats = known
+    levels, model = levels_of(host, stats), times(host, names)
+    bound = model.of(host.layout, Plan(), dict.fromkeys(names, 0.3))
+    best, seen = choose_mixed(host, rows.search.task, rows.search, levels, stats, model, bound)
+    assert seen[best.share] == min(seen.values())
+    dense = Reference(rows.search.task, host.model, rows.search)
+    with host.masked(mixed_plan(host, levels, stats, best.candidate, method=sparsegpt)):
+        pruned = evaluate(rows.search.task, host.model, rows.search, dense)
+    assert pruned.kl == pytest.approx(seen[best.share], rel=1e-4)

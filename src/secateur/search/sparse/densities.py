@@ -6,7 +6,7 @@ number of weights that stay, so that one price for a weight lets every layer cho
 multipliers; Everett, 1963).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,10 @@ MEASURED = (0.5, 0.25, 0.12, 0.06, 0.03)
 """Densities at which each weight is pruned."""
 OFFERED = np.geomspace(0.6, 0.03, 50)
 """Densities that are chosen from: denser weights run no faster than dense ones."""
+
+
+Losses = MutableMapping[tuple[str, bytes, bytes], np.ndarray]
+"""(weight, its rows, its columns) -> its losses at `OFFERED`."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,7 @@ def sparse_weights(layout: Layout, stats: Stats) -> list[str]:
     return [name for name in default_weights(layout) if stats.has("fisher_in", name)]
 
 
-def density_losses(
-    host: Host, stats: Stats, plan: Plan, cache: dict[tuple[str, bytes, bytes], np.ndarray] | None = None
-) -> DensityLosses:
+def density_losses(host: Host, stats: Stats, plan: Plan, cache: Losses | None = None) -> DensityLosses:
     """What zeros cost in each weight, beside the units that a plan removes.
 
     host: the dense model. plan: of units. cache: keeps losses for plans that share sizes.

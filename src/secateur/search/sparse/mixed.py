@@ -14,16 +14,21 @@ from secateur.cost import unit_parameters
 from secateur.errors import PlanError
 from secateur.host import Host
 from secateur.plan import Plan
-from secateur.repair import alps
+from secateur.repair import alps, sparsegpt
 from secateur.search.build import RIDGES, plan_of
 from secateur.search.candidate import Candidate
 from secateur.search.choice import choose, expected
 from secateur.search.costs import Cost
 from secateur.search.levels import Levels
-from secateur.search.sparse.densities import choose_densities, density_losses, with_zeros
+from secateur.search.sparse.densities import Losses, choose_densities, density_losses, with_zeros
 from secateur.search.sparse.times import SparseTimes
 from secateur.search.target import Limit
+from secateur.search.trial import Trial
 from secateur.stats import Stats
+from secateur.tasks.base.batches import Batches
+from secateur.tasks.base.evaluate import Reference
+from secateur.tasks.base.task import Task
+from secateur.torch.host import TorchHost
 
 SHARES = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7)
 """Shares of the latency that units give up for denser weights."""
@@ -40,6 +45,35 @@ class Mixed:
     share: float
 
 
+def choose_mixed(
+    host: TorchHost,
+    task: Task,
+    batches: Batches,
+    levels: Levels,
+    stats: Stats,
+    times: SparseTimes,
+    bound_ms: float,
+    *,
+    ridge: float = RIDGES[0],
+    reference: Reference | None = None,
+    cache: Losses | None = None,
+) -> tuple[Mixed, Mapping[float, float]]:
+    """The units and densities of least true divergence that are expected to take `bound_ms`, and what was tried.
+
+    batches: the search rows. reference: the dense model on them, if it has run. cache: see `density_losses`.
+    Candidates are repaired by SparseGPT, which is quick; `mixed_plan` makes the plan of the best with a better repair.
+
+    Raises PlanError when no units and zeros take so little time.
+    """
+
+    def tried(candidate: Candidate) -> Plan:
+        return mixed_plan(host, levels, stats, candidate, ridge, sparsegpt)
+
+    trial = Trial(host, task, batches, tried, reference=reference)
+    found = mixed_candidates(host, levels, stats, times, bound_ms, ridge=ridge, cache=cache)
+    return best_mixed(found, trial.divergence)
+
+
 def mixed_candidates(
     host: Host,
     levels: Levels,
@@ -49,7 +83,7 @@ def mixed_candidates(
     *,
     ridge: float = RIDGES[0],
     shares: Sequence[float] = SHARES,
-    cache: dict[tuple[str, bytes, bytes], np.ndarray] | None = None,
+    cache: Losses | None = None,
 ) -> Iterator[Mixed]:
     """Candidates that are expected to take `bound_ms`: units for each share, and the best densities beside them.
 
