@@ -24,7 +24,7 @@ from secateur.search.sparse.densities import (
     with_zeros,
 )
 from secateur.search.sparse.mixed import Mixed, best_mixed, choose_mixed, mixed_candidates, mixed_plan
-from secateur.search.sparse.times import SparseTimes, kernel_times, on_kernels, sparse_times
+from secateur.search.sparse.times import SparseTimes, breaks, kernel_times, on_kernels, sparse_times
 from secateur.search.stored import collected
 from secateur.tasks.base.evaluate import Reference, evaluate
 from tests.search.rows import classifier
@@ -40,7 +40,9 @@ def known(tmp_path_factory):
 
 def times(host, names, per_weight=1e-3):
     units = {axis.name: 0.1 if axis.kind == "head" else 0.001 for kind in ("head", "ffn") for axis in _axes(host, kind)}
-    return SparseTimes(dense_ms=100.0, fixed=1.0, per_unit=units, per_weight=per_weight, names=tuple(names), error=0.0)
+    return SparseTimes(
+        dense_ms=100.0, fixed=1.0, per_unit=units, per_break=0.5, per_weight=per_weight, names=tuple(names), error=0.0
+    )
 
 
 def _axes(host, kind):
@@ -181,6 +183,7 @@ def test_times_are_found_from_models_that_take_what_the_formula_says(known, monk
     assert found.dense_ms == 7.0
     assert found.error < 0.05  # random masks keep a little more or less than their density
     assert found.per_weight == pytest.approx(true.per_weight, rel=0.1)
+    assert found.per_break == pytest.approx(0.5, rel=0.2)
     assert found.per_unit["L0.head"] == pytest.approx(0.1, rel=0.1)
 
 
@@ -235,3 +238,10 @@ def test_the_choice_is_the_candidate_of_least_divergence_on_the_search_rows(know
     with host.masked(mixed_plan(host, levels, stats, best.candidate, method=sparsegpt)):
         pruned = evaluate(rows.search.task, host.model, rows.search, dense)
     assert pruned.kl == pytest.approx(seen[best.share], rel=1e-4)
+
+
+def test_a_break_is_where_neighbours_have_unlike_numbers_of_heads(known):
+    layout = known[0].layout
+    assert breaks(layout, Plan()) == 0
+    assert breaks(layout, Plan({"L0.head": np.arange(2), "L1.head": np.arange(2)})) == 0
+    assert breaks(layout, Plan({"L0.head": np.arange(2), "L1.ffn": np.arange(5)})) == 1

@@ -125,6 +125,7 @@ class SparseTable(Schema):
     dense_ms: Time
     fixed: Change
     per_unit: dict[str, Change]
+    per_break: Change
     per_weight: Time
     names: list[str]
     error: Annotated[float, Field(ge=0, allow_inf_nan=False)]

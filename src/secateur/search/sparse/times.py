@@ -2,13 +2,15 @@
 
 In blocks that run as one call the time is nearly a constant, an amount for each unit (attention costs by the head), and
 an amount for each single weight that stays, whatever its place. A few whole models of random zeros show these amounts:
-layers timed alone pay for packing their inputs, which a block does once.
+layers timed alone pay for packing their inputs, which a block does once. Neighbouring blocks with unlike numbers of
+heads run as calls of their own, which costs time at each such break.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,10 +45,12 @@ Build = Callable[[Plan], Callable[[], object]]
 
 @dataclass(frozen=True)
 class SparseTimes:
-    """Milliseconds of the compiled model: fixed + sum over axes of units x per_unit + single weights x per_weight.
+    """Milliseconds of the compiled model: fixed + sum over axes of units x per_unit + breaks x per_break +
+    single weights x per_weight.
 
     dense_ms: of the dense model in torch.
     per_unit: axis -> milliseconds of one unit that stays, its weights apart.
+    per_break: milliseconds where the heads of two neighbouring blocks differ in number.
     names: the linear weights whose zeros count.
     error: the largest relative difference to what was measured, over the models measured.
     """
@@ -54,6 +58,7 @@ class SparseTimes:
     dense_ms: float
     fixed: float
     per_unit: Mapping[str, float]
+    per_break: float
     per_weight: float
     names: tuple[str, ...]
     error: float
@@ -69,11 +74,20 @@ class SparseTimes:
     def corrected(self, factor: float) -> "SparseTimes":
         """All times multiplied, after a measurement."""
         per_unit = {axis: ms * factor for axis, ms in self.per_unit.items()}
-        return replace(self, fixed=self.fixed * factor, per_unit=per_unit, per_weight=self.per_weight * factor)
+        fixed, per_break, per_weight = (factor * ms for ms in (self.fixed, self.per_break, self.per_weight))
+        return replace(self, fixed=fixed, per_unit=per_unit, per_break=per_break, per_weight=per_weight)
 
     def _of_units(self, layout: Layout, plan: Plan) -> float:
         units = {axis: len(plan.keep.get(axis, range(layout.axis(axis).size))) for axis in self.per_unit}
-        return self.fixed + sum(self.per_unit[axis] * count for axis, count in units.items())
+        broken = self.per_break * breaks(layout, plan)
+        return self.fixed + broken + sum(self.per_unit[axis] * count for axis, count in units.items())
+
+
+def breaks(layout: Layout, plan: Plan) -> int:
+    """How often the heads of two neighbouring blocks differ in number."""
+    heads = [axes for axes in groups_of(layout).values() if layout.axis(axes[0]).kind in ("head", "kv")]
+    counts = [[len(plan.keep.get(axis, range(layout.axis(axis).size))) for axis in axes] for axes in heads]
+    return sum(a != b for of_group in counts for a, b in pairwise(of_group))
 
 
 def sparse_times(
@@ -85,24 +99,33 @@ def sparse_times(
     the dense model. turns: calls of each model; the lower quartile counts.
     """
     groups = groups_of(layout)
-    tried: list[tuple[float, tuple[str, ...]]] = [(density, ()) for density in EVEN]
-    tried += [(AT_HALF, (group,)) for group in groups] + [(density, tuple(groups)) for density in BOTH]
     rows: list[list[float]] = []
     calls = [dense]
-    for seed, (density, halved) in enumerate(tried):
-        keep = {a: np.arange(layout.axis(a).size // 2) for group in halved for a in groups[group]}
+    for seed, (density, sizes) in enumerate(_tried(layout, groups)):
         rng, shapes = np.random.default_rng(seed), {name: layout.shape(name) for name in names}
-        plan = Plan(keep, {name: rng.random(shape, np.float32) < density for name, shape in shapes.items()})
-        calls.append(build(plan.check(layout)))
-        units = [sum(len(keep.get(a, range(layout.axis(a).size))) for a in axes) for axes in groups.values()]
-        rows.append([1.0, *units, kept_weights(layout, names, plan, dict.fromkeys(names, density))])
+        masks = {name: rng.random(shape, np.float32) < density for name, shape in shapes.items()}
+        plan = Plan({axis: np.arange(size) for axis, size in sizes.items()}, masks).check(layout)
+        calls.append(build(plan))
+        units = [sum(sizes.get(axis, layout.axis(axis).size) for axis in axes) for axes in groups.values()]
+        weights = kept_weights(layout, names, plan, dict.fromkeys(names, density))
+        rows.append([1.0, *units, breaks(layout, plan), weights])
     dense_ms, *took = in_turns(calls, turns)
     factors = np.array(rows) / np.array(took)[:, None]  # relative errors count
-    scale = np.abs(factors).max(0)
+    scale = np.maximum(np.abs(factors).max(0), 1e-30)
     found = np.linalg.lstsq(factors / scale, np.ones(len(took)), rcond=None)[0] / scale
-    per_unit = {axis: float(ms) for axes, ms in zip(groups.values(), found[1:-1], strict=True) for axis in axes}
+    per_unit = {axis: float(ms) for axes, ms in zip(groups.values(), found[1:-2], strict=True) for axis in axes}
     error = float(np.abs(factors @ found - 1).max())
-    return SparseTimes(dense_ms, float(found[0]), per_unit, float(found[-1]), tuple(names), error)
+    return SparseTimes(dense_ms, float(found[0]), per_unit, float(found[-2]), float(found[-1]), tuple(names), error)
+
+
+def _tried(layout: Layout, groups: Mapping[str, Sequence[str]]) -> list[tuple[float, dict[str, int]]]:
+    """Densities and sizes of the models that are timed: whole, halved by group and in all, and unlike by turns."""
+    half = {axis: layout.axis(axis).size // 2 for axes in groups.values() for axis in axes}
+    found: list[tuple[float, dict[str, int]]] = [(density, {}) for density in EVEN]
+    found += [(AT_HALF, {axis: half[axis] for axis in axes}) for axes in groups.values()]
+    found += [(density, half) for density in BOTH]
+    unlike = {axis: half[axis] + number % 2 for axes in groups.values() for number, axis in enumerate(axes)}
+    return [*found, *((density, unlike) for density in BOTH)]
 
 
 def kernel_times(
