@@ -165,7 +165,7 @@ class _Watch:
             if not x.is_floating_point():  # an embedding that shares the weight reads indices
                 return None
             mask = self.padding(path, tuple(x.shape[:-1]))
-            weight = cast(torch.Tensor, module.weight).detach()
+            weight = cast("torch.Tensor", module.weight).detach()
             weight = weight if reader.in_dim == 1 else weight.T
             first: torch.Tensor = output if output.requires_grad else output.detach().requires_grad_()
             first.register_hook(lambda g: self._add(reader, x, g, weight, mask))
