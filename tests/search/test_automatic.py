@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import transformers
-from secateur.search.measure import Measured
 
 from secateur.cost import macs
 from secateur.errors import PlanError, SecateurError
 from secateur.search import chooser, stages, walk
 from secateur.search.chooser import Settings
 from secateur.search.costs import macs_cost
+from secateur.search.measure import Measured
 from secateur.search.points import undominated
 from secateur.search.target import Call, Limit, Target
 from secateur.search.walk import automatic as search
