@@ -1,4 +1,4 @@
-"""What was measured, as files: `results.json` and `kit.json` of an export kit, and a latency table in the cache."""
+"""What was measured, as files: `results.json` and `kit.json` of an export kit, and latency tables in the cache."""
 
 import math
 from itertools import pairwise
@@ -117,3 +117,15 @@ class Table(Schema):
         if unused is not None:
             raise ValueError(f"no axis has the curve {unused!r}")
         return self
+
+
+class SparseTable(Schema):
+    """Times on the sparse kernels; `secateur.search.sparse.times.SparseTimes` says what its parts are."""
+
+    dense_ms: Time
+    fixed: Change
+    per_unit: dict[str, Change]
+    per_break: Change
+    per_weight: Time
+    names: list[str]
+    error: Annotated[float, Field(ge=0, allow_inf_nan=False)]

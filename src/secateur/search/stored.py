@@ -31,6 +31,7 @@ def collected(
     batches: Sequence[Any],
     folder: Path | str | None = None,
     *,
+    weights: Sequence[str] = (),
     chunks: int = 4,
     seed: int = 0,
     track: Track = silent,
@@ -39,14 +40,14 @@ def collected(
 
     folder: where the sums are kept after each of `chunks` parts. A second call goes on from the last whole part, and
         begins anew where the sums are of another model, other batches or another seed. None keeps nothing.
-    seed: of the draws in `Task.fisher_loss`. track: shows progress over the parts.
+    weights: see `collect_curvature`. seed: of the draws in `Task.fisher_loss`. track: shows progress over the parts.
 
     Raises DataError when there is no batch.
     """
     if not len(batches):
         raise DataError("the data is empty: there is no batch; pass at least one")
     path = None if folder is None else Path(folder) / STATS
-    identity = "" if path is None else identity_of_batches(host, task, batches, seed)
+    identity = "" if path is None else " ".join([identity_of_batches(host, task, batches, seed), *sorted(weights)])
     total, done = (Stats(), 0) if path is None else _taken_up(path, identity)
     ends = sorted({round(len(batches) * (i + 1) / chunks) for i in range(chunks)} - {0})
     if path is not None:
@@ -58,6 +59,7 @@ def collected(
             (batches[i] for i in range(done, end)),
             task.fisher_loss,
             task.examples_of,
+            weights=weights,
             seed=seed,
             first=done,
         )

@@ -196,8 +196,12 @@ class TorchHost:
                 self.write(name, plan.weights[name])
             return
         gone = ~torch.from_numpy(mask).to(target.device)
-        if name in plan.weights and (bool(target[gone].any()) or to_be_written(self._written, name, plan)):
-            self.write(name, plan.weights[name])
+        if name in plan.weights:
+            # Zeros of units alone say nothing: a bias that is zero everywhere has them in place from the start.
+            is_unlike = self._written.get(name) is not plan.weights[name]
+            is_fresh = bool(target[gone].any()) or to_be_written(self._written, name, plan)
+            if is_fresh if name in plan.masks else is_unlike:
+                self.write(name, plan.weights[name])
         target.masked_fill_(gone, 0)
 
     @contextlib.contextmanager

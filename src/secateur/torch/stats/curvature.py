@@ -5,7 +5,7 @@ the output, products of that gradient, and the gradient of a gate on each unit, 
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ def collect_curvature(
     score: Score,
     examples_of: Callable[[Any], int] = size_of,
     *,
+    weights: Collection[str] = (),
     seed: int = 0,
     first: int = 0,
 ) -> Stats:
@@ -40,6 +41,8 @@ def collect_curvature(
 
     score: see `Score`; its terms of different examples have mean zero and are independent.
     examples_of: how many examples a batch has, as the divergence counts them.
+    weights: linear weights whose matrices are wanted beside those behind axes; those that no module of their own
+        multiplies by, or that are no matrices, are left out.
     seed: of the draws of `score`. first: the number of the first batch; the draws of a batch depend on its number, so
         that parts of the data give the same sums as the whole.
 
@@ -54,7 +57,7 @@ def collect_curvature(
             batch = with_decoder_inputs(model, to_device(raw, model))
             padding.see(batch)
             if watch is None:
-                watch = _Watch(model, layout, axes, tally, padding, batch)
+                watch = _Watch(model, layout, axes, tally, padding, batch, weights)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             with watch.over(batch):
                 value = score(run(model, batch), batch, generator)
@@ -110,6 +113,7 @@ class _Watch:
         tally: Tally,
         padding: Padding,
         batch: Any,
+        weights: Collection[str] = (),
     ) -> None:
         self.model, self.layout, self.tally, self.padding = model, layout, tally, padding
         self.modules = linear_modules(model, layout)
@@ -126,7 +130,10 @@ class _Watch:
             for axis in hooked
             for name in axis.readers
         }
-        self.whole = [axis.weight for axis in hooked if axis.weight is not None]
+        more = seen & {*weights}
+        for name in sorted(more - {*self.readers}):
+            self.readers[name] = _Reader(name, layout.linears[name].in_dim, {})
+        self.whole = more | {axis.weight for axis in hooked if axis.weight is not None}
         """The weights whose matrices are wanted, and not only gates."""
         named = dict(model.named_parameters(remove_duplicate=False))
         wanted = {reader for axis in self.by_weight for reader in axis.readers if reader in named}
@@ -186,6 +193,8 @@ class _Watch:
             self.tally.add("fisher_mean", reader.name, energy @ x, total)
             outer = g.T @ g
             self.outer[reader.name] = self.outer[reader.name] + outer if reader.name in self.outer else outer
+        if not reader.owners:
+            return
         gates = x.new_zeros(groups, x.shape[1]).index_add_(0, group, x * (g @ weight.float()))
         for axis, owner in reader.owners.items():
             units = gates.new_zeros(groups, self.layout.axis(axis).size + 1)
