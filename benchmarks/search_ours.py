@@ -16,7 +16,7 @@ import torch
 
 from secateur.cost import parameters
 from secateur.plan import Plan
-from secateur.search.chooser import Chosen, Settings
+from secateur.search.choosing.chooser import Chosen, Settings
 from secateur.search.rows import Rows
 from secateur.search.stages import Stages
 from secateur.search.target import Limit, Target

@@ -30,8 +30,8 @@ from secateur.errors import PlanError
 from secateur.jobs.demo import LENGTH
 from secateur.jobs.open_task import look, open_host, prepare_search
 from secateur.search.candidate import Candidate
-from secateur.search.choice import bounded, choose
-from secateur.search.chooser import Chosen, Settings
+from secateur.search.choosing.choice import bounded, choose
+from secateur.search.choosing.chooser import Chosen, Settings
 from secateur.search.costs import Cost, macs_cost
 from secateur.search.points import Point
 from secateur.search.stages import Stages

@@ -49,10 +49,10 @@ FLOORS = (
     "deploy.onnx_graph",
     "deploy.targets",
     "deploy.jobs",
-    "search",
+    "search search.choosing search.sparse",
     "report",
     "jobs",
-    "cli __main__",
+    "cli cli.pruning __main__",
 )
 """From the ground up. A module imports from its own floor and from those below."""
 

@@ -10,8 +10,9 @@ import transformers
 
 from secateur.cost import macs
 from secateur.errors import PlanError, SecateurError
-from secateur.search import chooser, stages, walk
-from secateur.search.chooser import Settings
+from secateur.search import stages, walk
+from secateur.search.choosing import chooser
+from secateur.search.choosing.chooser import Settings
 from secateur.search.costs import macs_cost
 from secateur.search.measure import Measured
 from secateur.search.points import undominated

@@ -7,9 +7,9 @@ import pytest
 
 from secateur.errors import PlanError
 from secateur.search.candidate import Candidate
-from secateur.search.choice import choose, expected, frontier_of, uniform, within
+from secateur.search.choosing.choice import choose, expected, frontier_of, uniform, within
+from secateur.search.choosing.layers import with_layers
 from secateur.search.costs import Cost
-from secateur.search.layers import with_layers
 from secateur.search.levels import AxisLevels, Levels
 from secateur.search.target import Limit
 from tests.search.fakes import cost_of, exact, levels_of, loss

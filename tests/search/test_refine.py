@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from secateur.search.choice import choose, expected, within
-from secateur.search.refine import refine
-from secateur.search.trial import key_of
+from secateur.search.choosing.choice import choose, expected, within
+from secateur.search.choosing.refine import refine
+from secateur.search.choosing.trial import key_of
 from tests.search.fakes import cost_of, levels_of
 from tests.search.test_choice import layered
 

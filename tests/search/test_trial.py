@@ -7,7 +7,7 @@ import torch
 from secateur.errors import PlanError
 from secateur.plan import Plan
 from secateur.search.candidate import Candidate, layer_of_axes
-from secateur.search.trial import Trial, best_of, is_better, weights_of
+from secateur.search.choosing.trial import Trial, best_of, is_better, weights_of
 from secateur.tasks.base.evaluate import Reference, evaluate
 from tests.search import rows as tiny
 

@@ -58,7 +58,8 @@ def command(
 
     The data of a `.keras` classifier is an .npz of x and y.
     """
-    from secateur.cli import kinds, outcomes
+    from secateur.cli import kinds
+    from secateur.cli.pruning import outcomes
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, PERPLEXITY if task == PERPLEXITY else "keras" if is_keras_file(model) else "labels")
@@ -66,7 +67,7 @@ def command(
         common.check_unchanged(model)
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     if task == PERPLEXITY:
-        from secateur.cli import language
+        from secateur.cli.pruning import language
 
         common.quiet_libraries()
         common.set_threads(threads)

@@ -8,7 +8,7 @@ from secateur.cli import common
 from secateur.find_host import is_keras_file, keras_module
 
 if TYPE_CHECKING:
-    from secateur.cli.choice import Choice
+    from secateur.cli.pruning.choice import Choice
 
 
 def open_host(model: str, example: Any = None, layout: Any = None) -> Any:

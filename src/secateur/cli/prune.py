@@ -1,6 +1,6 @@
 """secateur prune: decide, verify, fine-tune, shrink, save, reload and compare; or sweep a threshold first.
 
-With --calibration or --recipe single weights of a language model are pruned block by block, by `secateur.cli.language`.
+With --calibration or --recipe single weights of a language model are pruned block by block (`cli.pruning.language`).
 With --calibration and units in --pattern, the text is the data of the usual run.
 """
 
@@ -13,7 +13,7 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.cli.choice import Choice
+    from secateur.cli.pruning.choice import Choice
     from secateur.jobs.prune_model import Data
     from secateur.torch.host import TorchHost
 
@@ -243,12 +243,13 @@ def command(
     if masked and shrunk agree and the reloaded model is equal. Data without labels is enough: the dense model's own
     answers take their place.
     """
-    from secateur.cli import automatic, kinds, language, outcomes
-    from secateur.cli.choice import check, has_units, make_choice, make_sweep
+    from secateur.cli import kinds
+    from secateur.cli.pruning import language, outcomes, targets
+    from secateur.cli.pruning.choice import check, has_units, make_choice, make_sweep
 
-    if any(context_.params[name] not in (None, [], ()) for name in automatic.OPTIONS):
+    if any(context_.params[name] not in (None, [], ()) for name in targets.OPTIONS):
         kinds.refuse(context_, "automatic")
-        automatic.run(context_)
+        targets.run(context_)
         return
     if recipe is not None or (calibration and not has_units(pattern)):
         kinds.refuse(context_, "language")
@@ -342,7 +343,7 @@ def try_all(
     host: "TorchHost", choice: "Choice", material: "Data", output: Path, title: str, *, overwrite: bool, json: bool
 ) -> None:
     """Score the model pruned to each budget of a sweep; write and print the table."""
-    from secateur.cli import outcomes
+    from secateur.cli.pruning import outcomes
     from secateur.files import new_folder
     from secateur.jobs.sweep import sweep
 

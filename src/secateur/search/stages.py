@@ -18,8 +18,8 @@ from secateur.errors import PlanError
 from secateur.metrics.evaluation import compare
 from secateur.plan import Plan
 from secateur.search.candidate import Candidate
-from secateur.search.choice import uniform
-from secateur.search.chooser import Chooser, Chosen, Say, Settings
+from secateur.search.choosing.choice import uniform
+from secateur.search.choosing.chooser import Chooser, Chosen, Say, Settings
 from secateur.search.costs import Cost, costs_of
 from secateur.search.heal import Healed, heal
 from secateur.search.journal import Journal

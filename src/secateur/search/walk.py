@@ -11,8 +11,8 @@ from typing import Any
 from secateur.deploy.target import TARGETS
 from secateur.errors import PlanError, TargetError
 from secateur.files import check_output, new_folder, write_json
-from secateur.search.choice import bounded
-from secateur.search.chooser import Settings
+from secateur.search.choosing.choice import bounded
+from secateur.search.choosing.chooser import Settings
 from secateur.search.costs import Cost
 from secateur.search.points import Found, Point
 from secateur.search.rows import Rows

@@ -17,13 +17,13 @@ from secateur.plan import Plan
 from secateur.repair import alps, sparsegpt
 from secateur.search.build import RIDGES, plan_of
 from secateur.search.candidate import Candidate
-from secateur.search.choice import choose, expected
+from secateur.search.choosing.choice import choose, expected
+from secateur.search.choosing.trial import Trial
 from secateur.search.costs import Cost
 from secateur.search.levels import Levels
 from secateur.search.sparse.densities import Losses, choose_densities, density_losses, with_zeros
 from secateur.search.sparse.times import SparseTimes
 from secateur.search.target import Limit
-from secateur.search.trial import Trial
 from secateur.stats import Stats
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import Reference

@@ -13,10 +13,10 @@ import numpy as np
 
 from secateur.errors import PlanError
 from secateur.search.candidate import Candidate
-from secateur.search.choice import Inside, allowed_counts, choose, expected, within
+from secateur.search.choosing.choice import Inside, allowed_counts, choose, expected, within
+from secateur.search.choosing.trial import is_better, key_of
 from secateur.search.costs import Cost
 from secateur.search.levels import Levels
-from secateur.search.trial import is_better, key_of
 
 Say = Callable[[str], None]
 PROPOSALS = 8

@@ -6,7 +6,7 @@ import numpy as np
 
 from secateur.errors import PlanError
 from secateur.search.candidate import Candidate
-from secateur.search.choice import Inside, choose, expected
+from secateur.search.choosing.choice import Inside, choose, expected
 from secateur.search.costs import Cost
 from secateur.search.levels import Levels
 

@@ -75,7 +75,7 @@ def run(context: typer.Context) -> None:
 
 def _opened(params: dict[str, Any]) -> "tuple[TorchHost, Task, Rows]":
     """The model with its task, and the rows of its data."""
-    from secateur.cli.language import table_of
+    from secateur.cli.pruning.language import table_of
     from secateur.jobs.open_task import look, open_host, prepare_search
 
     opened = look(params["model"], params["task"], trust_remote_code=params["trust_remote_code"])

@@ -15,15 +15,15 @@ from secateur.metrics.evaluation import compare
 from secateur.plan import Plan
 from secateur.search.build import Cache, plan_of
 from secateur.search.candidate import Candidate
-from secateur.search.choice import choose, uniform
+from secateur.search.choosing.choice import choose, uniform
+from secateur.search.choosing.layers import with_layers
+from secateur.search.choosing.refine import refine
+from secateur.search.choosing.trial import Trial, best_of, key_of
 from secateur.search.costs import Cost
 from secateur.search.heal import short_heal
-from secateur.search.layers import with_layers
 from secateur.search.levels import METHODS, layers_of, levels_of
-from secateur.search.refine import refine
 from secateur.search.rows import Rows
 from secateur.search.stored import collected
-from secateur.search.trial import Trial, best_of, key_of
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Task
 from secateur.torch.host import TorchHost
