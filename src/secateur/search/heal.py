@@ -1,5 +1,7 @@
 """Healing: a pruned model is trained with the dense model as teacher, in rounds, as long as search rows gain by it.
 
+Labels do not count: the dense model has learnt from them, and a model that fits them anew moves away from it.
+
 The weights of the best round stay; where no round is better than no training, those from before it.
 """
 
@@ -96,7 +98,7 @@ def heal(
     reference: Reference | None = None,
     track: Track = silent,
 ) -> Healed:
-    """Train `host.model` in place to answer as the dense model does, and by the labels where there are any.
+    """Train `host.model` in place to answer as the dense model does.
 
     A round is an epoch, or the part of one that fits. A round that does not gain is undone, and the learning rate is
     then a third once; the next such round ends the healing. It also ends when the time is over, and when the drop is
@@ -189,7 +191,7 @@ def step_seconds(host: TorchHost, dense: TorchHost, task: Task, rows: Rows, batc
     for part in [parts[0], *parts]:  # the first one warms up
         began = time.perf_counter()
         batch = to_device(task.collate(part), host.model)
-        loss, _ = distillation_loss(host.model, dense.model, batch, task.divergence, own_loss)
+        loss, _ = distillation_loss(host.model, dense.model, batch, task.divergence, own_loss, with_labels=False)
         loss.backward()
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()  # else the clock stops before the device does
@@ -249,7 +251,8 @@ def _trained(
     **rest: Any,
 ) -> float | None:
     """The mean loss of a training with the dense model as teacher; None where it diverged."""
-    options = {"batch_size": rows.batch_size, "teacher": dense.model, "epochs": epochs, "progress": progress, **rest}
+    options = {"batch_size": rows.batch_size, "epochs": epochs, "progress": progress, **rest}
+    options |= {"teacher": dense.model, "with_labels": False}
     try:
         return fine_tune(host, task, rows.train, **options)
     except TrainingDivergedError:

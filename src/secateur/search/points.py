@@ -104,10 +104,10 @@ class Found:
         return {
             "asked": asdict(self.target),
             "met": self.is_met,
-            "reading": self.reading,
             "runtime": None if self.target.call is None else self.target.call.runtime,
             "task": None if best is None else best.final.task,
             **compared,
+            "reading": self.reading,
             "divergence": None if best is None else best.final.kl,
             "measured": [] if best is None else [times.as_json() for times in best.measured.values()],
             "best": None if best is None else best.as_json(),

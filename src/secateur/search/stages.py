@@ -108,7 +108,7 @@ class Stages(Chooser):
             tries: list[tuple[float, Chosen, list[float]]] = []
             for _ in range(1 + CORRECTIONS):
                 try:
-                    chosen = self.refined(self.ranked(now), now)
+                    chosen = self.refined(self.ranked(now, self.target.max_drop), now)
                 except PlanError:
                     if not tries:
                         raise

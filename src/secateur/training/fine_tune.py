@@ -36,6 +36,7 @@ def fine_tune(
     weight_decay: float = 0.01,
     seed: int = 0,
     teacher: nn.Module | None = None,
+    with_labels: bool = True,
     callbacks: Sequence[Any] = (),
     progress: bool = True,
     arguments: Mapping[str, Any] | None = None,
@@ -47,6 +48,7 @@ def fine_tune(
     plan: zeros to hold during training, in addition to those of `host.plan`.
     teacher: the dense model to learn from, in addition to labels where there are any (see
         `secateur.torch.train.distil_loss`).
+    with_labels: whether labels count beside the teacher.
     arguments: more fields of transformers' TrainingArguments, which win over what is chosen here. With `output_dir`
         and `save_strategy` the same call goes on from the last checkpoint of an interrupted one.
     callbacks: more callbacks for the Trainer.
@@ -85,10 +87,16 @@ def fine_tune(
         if not {"output_dir", "resume_from_checkpoint"}.isdisjoint(arguments or {}):
             kept = {k: v for k, v in {**chosen, **(arguments or {})}.items() if not _is_of_files(k)}
             samples = [repr(feature)[:1000] for feature in (features[0], features[-1])]
-            facts = (sorted(kept.items(), key=str), len(features), samples, teacher is not None, len(callbacks))
+            facts = (
+                sorted(kept.items(), key=str),
+                len(features),
+                samples,
+                (teacher is not None, with_labels),
+                len(callbacks),
+            )
             start = _start(host, settings, {} if plan is None else plan.masks, facts)
         trainer = _made(
-            _trainer_class(task, teacher),
+            _trainer_class(task, teacher, with_labels=with_labels),
             model=host.model,
             args=settings,
             train_dataset=features,
@@ -179,7 +187,7 @@ def _made(cls: Any, **options: Any) -> Any:
         raise DataError(f"these training arguments need a package that is missing: {error}") from error
 
 
-def _trainer_class(task: Task, teacher: nn.Module | None) -> Any:
+def _trainer_class(task: Task, teacher: nn.Module | None, *, with_labels: bool) -> Any:
     """A Trainer whose loss is the task's, or with a teacher the distillation loss."""
     from transformers import Trainer  # optional, as in `fine_tune`
 
@@ -205,7 +213,9 @@ def _trainer_class(task: Task, teacher: nn.Module | None) -> Any:
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
             if teacher is not None:
-                loss, output = distillation_loss(model, teacher, inputs, task.divergence, own_loss)
+                loss, output = distillation_loss(
+                    model, teacher, inputs, task.divergence, own_loss, with_labels=with_labels
+                )
                 return (loss, output) if return_outputs else loss
             if own_loss is not None:
                 return (own_loss(model, inputs), None) if return_outputs else own_loss(model, inputs)

@@ -144,14 +144,17 @@ class Chooser:
             different = {key_of(one.candidate): one for one in reversed(found)}
             return sorted(different.values(), key=lambda one: one.divergence)
 
-    def ranked(self, costs: Sequence[Cost]) -> Chosen:
+    def ranked(self, costs: Sequence[Cost], wanted: float | None = None) -> Chosen:
         """The best of the finalists, after a short training of each where the result will be trained: rankings flip.
 
-        Those of more than `HOPELESS` times the least divergence are left out.
+        wanted: the drop up to which a model is not trained; None to train in any case. A finalist that training makes
+        worse counts as it is; those of more than `HOPELESS` times the least divergence are left out.
         """
         found = self.finalists(costs)
         found = [one for one in found if one.divergence <= HOPELESS * found[0].divergence]
         if self.settings.heal_seconds <= 0 or len(found) == 1:
+            return found[0]
+        if wanted is not None and self.lost(found[0]) <= wanted:
             return found[0]
         with self.timed("ranking"):
             hosts = [self.cut(one)[0] for one in found]
@@ -166,7 +169,7 @@ class Chooser:
             )
         for one, divergence in zip(found, after, strict=True):
             self.say(f"{one.method}: divergence {one.divergence:.4g}, after {SHORT} steps of healing {divergence:.4g}")
-        return found[int(np.argmin(after))]
+        return found[int(np.argmin([min(one.divergence, d) for one, d in zip(found, after, strict=True)]))]
 
     def _with_ridge(self, candidate: Candidate, method: str) -> Chosen:
         """The candidate with the ridge of least divergence."""

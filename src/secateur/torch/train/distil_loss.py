@@ -33,20 +33,22 @@ def distillation_loss(
     batch: Mapping[str, Any],
     divergence: Divergence = of_logits,
     loss: Loss | None = None,
+    *,
+    with_labels: bool = True,
 ) -> tuple[torch.Tensor, Any]:
     """Task loss + divergence at temperature T + sum over layers of MSE(h_s, h_t) / MSE(h_t, 0).
 
     The task loss counts where the batch has labels. Hidden states count in Hugging Face models, where both models have
     equally many, of equal shape (unless layers or hidden width were removed), without padding.
 
-    divergence: of the task. loss: of the task; None for the model's own.
+    divergence: of the task. loss: of the task; None for the model's own. with_labels: whether labels count.
 
     Returns the loss and the student's output.
     """
-    is_labelled = not set(LABELS).isdisjoint(batch)
+    is_labelled = with_labels and not set(LABELS).isdisjoint(batch)
     states = {"output_hidden_states": True} if hasattr(getattr(model, "config", None), "to_dict") else {}
     asked = {**batch, **states}
-    output = call(model, asked) if loss is None else run(model, asked)
+    output = call(model, asked) if is_labelled and loss is None else run(model, asked)
     with torch.no_grad():
         target = run(teacher, asked)
     total = divergence(output, target, batch, TEMPERATURE).mean()
