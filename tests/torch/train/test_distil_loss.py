@@ -25,6 +25,12 @@ def test_a_model_that_equals_its_teacher_has_the_task_loss_alone(model, batch):
     torch.testing.assert_close(loss, output.loss)
 
 
+def test_without_labels_a_model_that_equals_its_teacher_has_nothing_to_learn(model, batch):
+    loss, output = distillation_loss(model, copy.deepcopy(model), batch, with_labels=False)
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert output.loss is None
+
+
 def test_terms_by_hand(model, batch):
     torch.manual_seed(1)
     teacher = BertForSequenceClassification(model.config).eval()
