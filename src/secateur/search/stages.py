@@ -37,7 +37,8 @@ from secateur.torch.reloaded import reload_gap
 MISSED, SPARE = 0.03, 0.05
 """A result may cost this much more than was asked, and less, when it is measured; else the costs are corrected and the
 sizes are chosen again."""
-CORRECTIONS = 3
+CORRECTIONS, SPARED = 3, 0.015
+"""Times that costs are corrected, and what a choice spares of a measured cost, as two measurements never agree."""
 
 
 class Stages(Chooser):
@@ -104,7 +105,7 @@ class Stages(Chooser):
         place = self.place(name)
 
         def make() -> Any:
-            now = list(costs)
+            now = [sparing(cost) for cost in costs]
             tries: list[tuple[float, Chosen, list[float]]] = []
             for _ in range(1 + CORRECTIONS):
                 try:
@@ -120,7 +121,7 @@ class Stages(Chooser):
                     break
                 shown = ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
                 self.say(f"{name}: measured over permitted: {shown}; the costs are corrected, and sizes chosen again")
-                now = [corrected(cost, chosen.candidate, times) for cost in now]
+                now = [sparing(corrected(cost, chosen.candidate, times)) for cost in now]
             best = min(tries, key=lambda one: (one[0] > 1 + MISSED, abs(one[0] - 1)))
             return {**asdict(best[1]), "corrections": best[2]}
 
@@ -147,7 +148,7 @@ class Stages(Chooser):
         place, track = self.place(name), self.track
         with self.timed("evaluation"):
             pruned = evaluate(self.task, small.model, self.rows.test, self.test, track)
-        healed = self.healed(name, small, heal_seconds)
+        healed = self.healed(name, small, heal_seconds, chosen.divergence)
         final = pruned
         if healed is not None and healed.best:
             with self.timed("evaluation"):
@@ -170,13 +171,18 @@ class Stages(Chooser):
             folder=place / "model",
         )
 
-    def healed(self, name: str, small: TorchHost, seconds: float) -> Healed | None:
-        """Train a model in place with the dense one as teacher; a finished training is taken from disk."""
-        if seconds <= 0:
+    def healed(self, name: str, small: TorchHost, seconds: float, divergence: float) -> Healed | None:
+        """Train a model in place with the dense one as teacher; a finished training is taken from disk.
+
+        divergence: of the model on the search rows; None is returned where it is permitted, and without any `seconds`.
+        """
+        target = self.target
+        enough = target.by_divergence and target.max_drop is not None and divergence <= target.max_drop
+        if seconds <= 0 or enough:
             return None
         file = self.place(name) / "healed.safetensors"
         with self.timed("healing"):
-            wanted = None if self.target.by_divergence else self.target.max_drop
+            wanted = None if target.by_divergence else target.max_drop
 
             def make() -> Any:
                 done = heal(
@@ -249,6 +255,11 @@ def corrected(cost: Cost, candidate: Candidate, times: Mapping[Call, Measured]) 
         return cost
     measured = reached(cost, candidate, times) * cost.bound
     return replace(cost, correction=cost.correction * measured / cost.of(candidate))
+
+
+def sparing(cost: Cost) -> Cost:
+    """The cost with its predictions raised by what a choice spares of it, where it is measured."""
+    return cost if cost.limit.call is None else replace(cost, correction=cost.correction * (1 + SPARED))
 
 
 def write_state(model: nn.Module, file: Path) -> None:
