@@ -113,6 +113,7 @@ def target_of(params: dict[str, Any]) -> "Target":
         params["max_divergence"],
         confident=params["confident"],
         closest=params["closest"],
+        zeros=params["zeros"],
         batch=params["batch"],
         length=params["length"],
         threads=params["threads"] or 1,
