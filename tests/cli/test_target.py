@@ -68,6 +68,11 @@ def test_what_is_missed_writes_nothing_and_ends_with_1(call, classifier, reviews
         (["--target", "macs<=0.5", "--criterion", "taylor"], "--criterion has no meaning in a search for a target"),
         (["--max-drop", 0.01, "--max-divergence", 0.01], "drop"),
         (["--sparsity", 0.5, "--confident"], "--confident has no meaning in a run without"),
+        (["--sparsity", 0.5, "--zeros"], "--zeros has no meaning in a run without"),
+        (
+            ["--speed-up", 2, "--on", "onnx", "--zeros"],
+            "zeros are fast on secateur, and the latency is limited on onnx",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(refused, classifier, reviews, tmp_path, options, sentence):
