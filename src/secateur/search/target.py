@@ -163,6 +163,7 @@ def make_target(
     confident: bool = False,
     closest: bool = False,
     zeros: bool = False,
+    frontier: Sequence[float] = (),
     batch: int = 1,
     length: int = 128,
     threads: int = 1,
@@ -173,6 +174,7 @@ def make_target(
     on: the runtime that results are timed on. batch, length, threads: of the calls that are timed.
     limits: texts that `parse_limit` reads.
     max_drop: the most that the main metric may drop. kl: the most divergence from the dense model, instead.
+    frontier: speed-ups that `automatic` reaches one after the other, for which nothing else has to be asked.
     confident, closest, zeros: as `Target` says.
 
     Raises TargetError when nothing is asked for, or what is asked for contradicts itself.
@@ -186,13 +188,13 @@ def make_target(
     if speed_up is not None:
         read.insert(0, _speed_limit(speed_up, call))
     drop = _drop_of(max_drop, kl, confident=confident)
-    if not read and drop is None:
+    if not read and drop is None and not frontier:
         raise TargetError(
             "nothing is asked for; say how fast (--speed-up 2 --on onnx), how small (--limit params<=50%)"
         )
     timed = [limit.call for limit in read if limit.call is not None]
     call = call or (timed[0] if timed else None)
-    if not read and call is None:
+    if not read and call is None and drop is not None:
         raise TargetError(
             f"a drop of at most {drop:g} allows many results; add --on RUNTIME for the fastest, or limit a size "
             "(--limit params<=50%)"
