@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from secateur.deploy.target import DeployError
 from secateur.errors import TargetError
 from secateur.plan import Plan
 from secateur.pruning import default_weights
@@ -139,10 +140,21 @@ def test_the_timed_inputs_have_the_shape_of_the_call_and_no_padding(opened):
 def test_times_are_taken_on_the_threads_of_the_call(opened, monkeypatch):
     host, before = opened[0], torch.get_num_threads()
     seen = []
-    monkeypatch.setattr(stage, "kernel_times", lambda *args, **options: seen.append(torch.get_num_threads()))
+    times = SparseTimes(1.0, 0.1, {}, 0.0, 1e-4, (), 0.0)
+    monkeypatch.setattr(stage, "kernel_times", lambda *args, **options: seen.append(torch.get_num_threads()) or times)
     stage.times_at(host, Path(host.source), replace(CALL, threads=before + 1))
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
+
+
+def test_a_call_longer_than_the_model_or_too_small_to_gain_is_refused(opened, monkeypatch):
+    host, folder = opened[0], Path(opened[0].source)
+    with pytest.raises(DeployError, match="length 65 is more than the 64 positions of the model; lower --length"):
+        stage.times_at(host, folder, replace(CALL, length=65))
+    noise = SparseTimes(1.0, 0.1, {}, 0.0, -1e-9, (), 0.0)
+    monkeypatch.setattr(stage, "kernel_times", lambda *args, **options: noise)
+    with pytest.raises(DeployError, match="zeros save no time that can be measured at calls of 1 x 16; make --batch"):
+        stage.times_at(host, folder, CALL)
 
 
 def test_zeros_go_with_one_latency_on_the_runtime_that_runs_them_fast():

@@ -15,7 +15,8 @@ import torch
 from secateur.deploy.jobs.export import tokenizer_of
 from secateur.deploy.jobs.timing import Say
 from secateur.deploy.runner import sizes_for
-from secateur.deploy.targets.inputs import inputs_of, ports_of, tensors
+from secateur.deploy.target import DeployError
+from secateur.deploy.targets.inputs import inputs_of, ports_of, positions_of, tensors
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.pruning import default_weights
@@ -117,15 +118,29 @@ def times_at(host: TorchHost, folder: Path, call: Call, say: Say = lambda text: 
     """The times of a model on the sparse kernels at a call, from the cache where they are there.
 
     folder: where the model was saved, with its tokenizer or processor.
+
+    Raises DeployError when the model cannot run on the kernels or at the call, and when zeros do not save time.
     """
     timed = host.copy()
     timed.model.to("cpu", torch.float32)  # as the runtime opens it
     with on_threads(call.threads):
-        return kernel_times(timed, made_up(timed, folder, call), say=say)
+        times = kernel_times(timed, made_up(timed, folder, call), say=say)
+    if times.per_weight <= 0:  # calls so small that noise is all that is seen
+        raise DeployError(
+            f"zeros save no time that can be measured at calls of {call.batch} x {call.length}; make --batch or "
+            "--length larger, or leave --zeros out"
+        )
+    return times
 
 
 def made_up(host: TorchHost, folder: Path, call: Call) -> dict[str, Any]:
-    """The inputs that a call of a runtime is timed with: made up, without padding. folder: see `times_at`."""
+    """The inputs that a call of a runtime is timed with: made up, without padding. folder: see `times_at`.
+
+    Raises DeployError when the model has too few positions.
+    """
+    positions = positions_of(host.model)
+    if positions is not None and call.length > positions:
+        raise DeployError(f"length {call.length} is more than the {positions} positions of the model; lower --length")
     inputs = inputs_of(host.model, tokenizer_of(folder), folder)
     return tensors(ports_of(host.model, inputs), sizes_for({}, call.batch, call.length))
 
