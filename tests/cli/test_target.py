@@ -64,10 +64,16 @@ def test_what_is_missed_writes_nothing_and_ends_with_1(call, classifier, reviews
         (["--target", "params<=2x"], "params<=2x"),
         (["--target", "speed<=2"], "speed"),
         (["--frontier", "1,2", "--on", "onnx"], "--frontier 1,2 is no list of speed-ups above 1"),
+        (["--frontier", "1.5,2"], "a frontier is measured on a runtime; name one (--on)"),
         (["--target", "macs<=0.5", "--heal-budget", "soon"], "--heal-budget soon is no duration"),
         (["--target", "macs<=0.5", "--criterion", "taylor"], "--criterion has no meaning in a search for a target"),
         (["--max-drop", 0.01, "--max-divergence", 0.01], "drop"),
         (["--sparsity", 0.5, "--confident"], "--confident has no meaning in a run without"),
+        (["--sparsity", 0.5, "--zeros"], "--zeros has no meaning in a run without"),
+        (
+            ["--speed-up", 2, "--on", "onnx", "--zeros"],
+            "zeros are fast on secateur, and the latency is limited on onnx",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(refused, classifier, reviews, tmp_path, options, sentence):

@@ -151,3 +151,16 @@ def test_what_cannot_be_solved_is_refused():
 def test_centring_takes_the_product_of_the_means_away():
     _, x, _ = layer()
     np.testing.assert_allclose(centred(x.T @ x / len(x), x.mean(0)), np.cov(x.T, bias=True), atol=1e-9)
+
+
+def test_a_mean_that_hides_the_spread_still_gives_an_order_of_all_units():
+    rng = np.random.default_rng(0)
+    rows = (1000 + 1e-3 * rng.standard_normal((64, 80))).astype(np.float32)
+    inputs, mean = rows.T @ rows / 64, rows.mean(0)
+    matrix = centred(inputs, mean)
+    assert np.linalg.eigvalsh(damped(matrix, 0.01)).min() < 0
+    weight, outputs = rng.standard_normal((8, 80)), np.eye(8)
+    order, losses = kfac_order(weight, matrix, outputs, np.arange(80))
+    assert sorted(order.tolist()) == list(range(80))
+    assert np.isfinite(losses).all()
+    assert len(losses) == 81

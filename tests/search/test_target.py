@@ -144,3 +144,7 @@ def test_what_cannot_be_asked_for_says_why(asked, sentence):
 def test_two_runtimes_may_limit_one_quantity():
     found = make_target(2, "onnx", ["latency<=0.6x@openvino"])
     assert [limit.call.runtime for limit in found.limits] == ["onnx", "openvino"]
+
+
+def test_a_frontier_needs_a_runtime_and_nothing_else():
+    assert make_target(on="onnx", frontier=(1.5, 2)) == Target(call=ONNX)

@@ -110,6 +110,14 @@ def command(
         bool,
         typer.Option("--closest", help="Write the nearest model when the target is missed.", rich_help_panel=TARGET),
     ] = False,
+    zeros: Annotated[
+        bool,
+        typer.Option(
+            "--zeros",
+            help="Let single zeros go beside units; for the runtimes that run zeros fast (secateur).",
+            rich_help_panel=TARGET,
+        ),
+    ] = False,
     frontier: Annotated[
         str | None,
         typer.Option(help="Speed-ups, e.g. 1.5,2,3,4: a model for each, a table and a plot.", rich_help_panel=TARGET),

@@ -14,6 +14,10 @@ DAMP, DAMP_OUT = 0.01, 1e-4
 """Added to the diagonals of A and G for the order, in units of their mean diagonal."""
 BLOCK = 64
 """Units that go before the matrices are downdated."""
+TINY = 1e-30
+"""The least pivot."""
+MOST_DAMPED = 8
+"""How often the damping of a matrix is tried."""
 
 
 def kfac_order(
@@ -35,7 +39,7 @@ def kfac_order(
     weight, inputs, outputs = (np.asarray(array, np.float64) for array in (weight, inputs, outputs))
     if not (np.isfinite(inputs).all() and np.isfinite(outputs).all()):
         raise DataError("the curvature of a layer holds NaN or infinity; look for huge values in the model or the data")
-    inverse = np.linalg.inv(damped(inputs, damp))
+    inverse = np.linalg.inv(positive(inputs, damp))
     curvature = weight.T @ damped(outputs, damp_out) @ weight
     units = int(owner.max()) + 1
     groups = [np.flatnonzero(owner == unit) for unit in range(units)]
@@ -71,6 +75,23 @@ def damped(matrix: np.ndarray, factor: float) -> np.ndarray:
     return matrix + (factor * scale if scale > 0 else 1.0) * np.eye(len(matrix))
 
 
+def positive(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """The damped matrix, with ten times the damping for as long as rounding leaves it without a Cholesky factor.
+
+    A mean that is large beside the spread around it cancels in float32 sums, so that a centred matrix can have negative
+    eigenvalues.
+    """
+    for _ in range(MOST_DAMPED):
+        found = damped(matrix, factor)
+        try:
+            np.linalg.cholesky(found)
+        except np.linalg.LinAlgError:
+            factor *= 10
+        else:
+            return found
+    raise DataError("the inputs of a layer do not vary on this data; pass more calibration rows, or other ones")
+
+
 def refit(
     weight: np.ndarray,
     inputs: np.ndarray,
@@ -91,7 +112,7 @@ def refit(
     weight, inputs = np.asarray(weight, np.float64), np.asarray(inputs, np.float64)
     if mean is not None and bias is not None:
         inputs = centred(inputs, mean)
-    matrix = damped(inputs, ridge)
+    matrix = positive(inputs, ridge)
     new = np.zeros_like(weight)
     new[:, kept] = np.linalg.solve(matrix[np.ix_(kept, kept)], matrix[kept] @ weight.T).T
     if mean is None or bias is None:
@@ -119,14 +140,14 @@ def _singles(inverse: np.ndarray, curvature: np.ndarray, columns: np.ndarray) ->
             j = int(cost.argmin())
             row = inverse[j] - u[:, :k] @ u[j, :k]
             seen = curvature[j] - q[:, :k] @ a[j, :k] - a[:, :k] @ q[j, :k]
-            pivot = row[j]
+            pivot = max(row[j], TINY)
             u[:, k], a[:, k] = row / np.sqrt(pivot), row
             q[:, k] = seen / pivot - seen[j] * row / (2 * pivot**2)
             order.append(int(unit_of[j]))
             costs.append(float(cost[j]))
             left[j] = np.inf
             of_curvature -= 2 * q[:, k] * row
-            of_inverse -= u[:, k] ** 2
+            of_inverse = np.maximum(of_inverse - u[:, k] ** 2, TINY)  # rounding may go below zero
             of_inverse[j] = 1.0  # it is gone; its diagonal is zero now
             unit_of[j] = -2
         stay = unit_of != -2

@@ -67,6 +67,7 @@ class Point:
             "predicted": dict(self.costs),
             "method": self.method,
             "kept": dict(self.candidate.kept),
+            "densities": dict(self.candidate.densities),
             "dropped_layers": {axis: list(gone) for axis, gone in self.candidate.dropped.items()},
             "healed": None if self.healed is None else self.healed.as_json(),
             "measured": [times.as_json() for times in self.measured.values()],

@@ -16,7 +16,7 @@ from torch import nn
 from secateur.cost import parameters
 from secateur.errors import PlanError
 from secateur.metrics.evaluation import compare
-from secateur.plan import Plan
+from secateur.plan import Plan, resized_masks
 from secateur.search.candidate import Candidate
 from secateur.search.choosing.choice import uniform
 from secateur.search.choosing.chooser import Chooser, Chosen, Say, Settings
@@ -68,7 +68,11 @@ class Stages(Chooser):
         with self.timed("dense model"):
             self.test = Reference(task, host.model, rows.test, track)
         with self.timed("costs"):
-            self.costs: Sequence[Cost] = costs_of(target, host, say=say)
+            self.costs: Sequence[Cost] = self.priced()
+
+    def priced(self) -> Sequence[Cost]:
+        """The cost of each limit of the target."""
+        return costs_of(self.target, self.host, say=self.say)
 
     # -- what a choice becomes ----------------------------------------------------------------------------------------
 
@@ -78,13 +82,18 @@ class Stages(Chooser):
         named = [self.target.call, *(limit.call for limit in self.target.limits)]
         return list(dict.fromkeys(call for call in named if call is not None))
 
-    def measured(self, small: TorchHost, place: Path) -> dict[Call, Measured]:
-        """The times of a model beside those of the dense one, for each call."""
+    def dense_folder(self) -> Path:
+        """The folder of the dense model, as the runtimes read it."""
+        folder = self.points / "dense"
+        if not folder.exists():
+            self.host.save(folder, **self.task.companions)
+        return folder
+
+    def measured(self, small: TorchHost, plan: Plan, place: Path) -> dict[Call, Measured]:
+        """The times of a model, which a plan has made, beside those of the dense one, for each call."""
         with self.timed("measurement"):
-            dense, folder = self.points / "dense", place / "model"
-            if not dense.exists():
-                self.host.save(dense, **self.task.companions)
-            small.save(folder, overwrite=True, **self.task.companions)
+            dense, folder = self.dense_folder(), place / "model"
+            small.save(folder, overwrite=True, pack=bool(plan.masks), **self.task.companions)
             found = {}
             for number, call in enumerate(self.calls):
                 work = place / f"measured-{number}"
@@ -114,7 +123,7 @@ class Stages(Chooser):
                     if not tries:
                         raise
                     break  # by what was measured, no sizes are small enough
-                times = self.measured(self.cut(chosen)[0], place)
+                times = self.measured(*self.cut(chosen), place)
                 ratios = {quantity_of(cost): reached(cost, chosen.candidate, times) for cost in now}
                 tries.append((max(ratios.values()), chosen, [cost.correction for cost in now]))
                 if is_near(now, ratios):
@@ -148,12 +157,14 @@ class Stages(Chooser):
         place, track = self.place(name), self.track
         with self.timed("evaluation"):
             pruned = evaluate(self.task, small.model, self.rows.test, self.test, track)
-        healed = self.healed(name, small, heal_seconds, chosen.divergence)
+        healed = None
+        if heal_seconds > 0 and not self.is_enough(chosen):
+            healed = self.healed(name, small, plan, heal_seconds)
         final = pruned
         if healed is not None and healed.best:
             with self.timed("evaluation"):
                 final = evaluate(self.task, small.model, self.rows.test, self.test, track)
-        times = self.measured(small, place)
+        times = self.measured(small, plan, place)
         gap = self.saved(small, plan, place / "model")
         counts = parameters(self.host.layout, plan).total, parameters(self.host.layout).total
         return Point(
@@ -171,18 +182,19 @@ class Stages(Chooser):
             folder=place / "model",
         )
 
-    def healed(self, name: str, small: TorchHost, seconds: float, divergence: float) -> Healed | None:
+    def is_enough(self, chosen: Chosen) -> bool:
+        """Whether the divergence of a choice is permitted as it is."""
+        permitted = self.target.max_drop if self.target.by_divergence else None
+        return permitted is not None and chosen.divergence <= permitted
+
+    def healed(self, name: str, small: TorchHost, plan: Plan, seconds: float) -> Healed:
         """Train a model in place with the dense one as teacher; a finished training is taken from disk.
 
-        divergence: of the model on the search rows; None is returned where it is permitted, and without any `seconds`.
+        plan: what made the model; its single zeros stay.
         """
-        target = self.target
-        enough = target.by_divergence and target.max_drop is not None and divergence <= target.max_drop
-        if seconds <= 0 or enough:
-            return None
         file = self.place(name) / "healed.safetensors"
         with self.timed("healing"):
-            wanted = None if target.by_divergence else target.max_drop
+            wanted = None if self.target.by_divergence else self.target.max_drop
 
             def make() -> Any:
                 done = heal(
@@ -190,6 +202,7 @@ class Stages(Chooser):
                     self.host,
                     self.task,
                     self.rows,
+                    plan=resized_masks(self.host.layout, plan) if plan.masks else None,
                     seconds=seconds,
                     wanted=wanted,
                     seed=self.settings.seed,

@@ -15,6 +15,8 @@ from secateur.errors import TargetError, shown
 QUANTITIES = ("params", "macs", "bytes", "memory", "latency")
 TIMED = ("memory", "latency")
 """Quantities that depend on a runtime."""
+FAST_ZEROS = "secateur"
+"""The runtime whose kernels leave single zeros out."""
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _BYTES = {"": 1.0, "b": 1.0} | {
     f"{letter}{middle}b": float(base**power)
@@ -70,6 +72,8 @@ class Target:
     confident: whether the upper end of the drop's interval has to be within `max_drop`.
     closest: whether the nearest result is written when the target is missed.
     call: the runtime that results are timed on; None where only sizes are asked for.
+    zeros: whether single zeros go beside units. The only limit is then a latency on a runtime that runs zeros fast;
+        else TargetError.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -78,6 +82,11 @@ class Target:
     confident: bool = False
     closest: bool = False
     call: Call | None = None
+    zeros: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zeros:
+            _check_zeros(self.limits)
 
 
 def parse_limit(text: str, call: Call | None = None) -> Limit:
@@ -153,6 +162,8 @@ def make_target(
     *,
     confident: bool = False,
     closest: bool = False,
+    zeros: bool = False,
+    frontier: Sequence[float] = (),
     batch: int = 1,
     length: int = 128,
     threads: int = 1,
@@ -163,7 +174,8 @@ def make_target(
     on: the runtime that results are timed on. batch, length, threads: of the calls that are timed.
     limits: texts that `parse_limit` reads.
     max_drop: the most that the main metric may drop. kl: the most divergence from the dense model, instead.
-    confident, closest: as `Target` says.
+    frontier: speed-ups that `automatic` reaches one after the other, for which nothing else has to be asked.
+    confident, closest, zeros: as `Target` says.
 
     Raises TargetError when nothing is asked for, or what is asked for contradicts itself.
     """
@@ -176,19 +188,19 @@ def make_target(
     if speed_up is not None:
         read.insert(0, _speed_limit(speed_up, call))
     drop = _drop_of(max_drop, kl, confident=confident)
-    if not read and drop is None:
+    if not read and drop is None and not frontier:
         raise TargetError(
             "nothing is asked for; say how fast (--speed-up 2 --on onnx), how small (--limit params<=50%)"
         )
     timed = [limit.call for limit in read if limit.call is not None]
     call = call or (timed[0] if timed else None)
-    if not read and call is None:
+    if not read and call is None and drop is not None:
         raise TargetError(
             f"a drop of at most {drop:g} allows many results; add --on RUNTIME for the fastest, or limit a size "
             "(--limit params<=50%)"
         )
     _check_once(read)
-    return Target(tuple(read), drop, kl is not None, confident, closest, call)
+    return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros)
 
 
 def _speed_limit(speed_up: float, call: Call | None) -> Limit:
@@ -224,3 +236,24 @@ def _check_once(limits: Sequence[Limit]) -> None:
             where = f" on {limit.call.runtime}" if limit.call else ""
             raise TargetError(f"{limit.quantity}{where} is limited twice; keep the tighter limit")
         seen.add((limit.quantity, limit.call))
+
+
+def _check_zeros(limits: Sequence[Limit]) -> None:
+    """TargetError unless the only limit is a latency on the runtime that runs zeros fast."""
+    if len(limits) > 1:
+        raise TargetError(
+            f"zeros are chosen for one latency, and {len(limits)} limits are given; keep the latency alone, or leave "
+            "--zeros out"
+        )
+    if not limits or limits[0].quantity != "latency":
+        raise TargetError(
+            f"zeros are chosen for a latency, and none is limited; add --speed-up 2 --on {FAST_ZEROS} or --target "
+            f"latency<=12ms@{FAST_ZEROS} as the only limit"
+        )
+    call = limits[0].call
+    if call is None or call.runtime != FAST_ZEROS:
+        where = "no runtime" if call is None else call.runtime
+        raise TargetError(
+            f"zeros are fast on {FAST_ZEROS}, and the latency is limited on {where}; add --on {FAST_ZEROS}, or leave "
+            "--zeros out"
+        )

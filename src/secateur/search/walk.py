@@ -16,6 +16,7 @@ from secateur.search.choosing.chooser import Settings
 from secateur.search.costs import Cost
 from secateur.search.points import Found, Point
 from secateur.search.rows import Rows
+from secateur.search.sparse.stage import MixedStages
 from secateur.search.stages import MISSED, Stages, quantity_of, reached
 from secateur.search.target import Target
 from secateur.tasks.base.evaluate import Track, silent
@@ -68,8 +69,11 @@ def automatic(
         check_output(Path(output), overwrite=overwrite)
     if frontier and target.call is None:
         raise TargetError("a frontier is measured on a runtime; name one (--on)")
+    if frontier and target.zeros:
+        raise TargetError("zeros are chosen for one latency, not along a frontier; leave out --zeros or --frontier")
     with _working(work) as place:
-        stages = Stages(host, task, target, rows, place, settings, track=track, say=say)
+        make = MixedStages if target.zeros else Stages
+        stages = make(host, task, target, rows, place, settings, track=track, say=say)
         if frontier:
             found = along(stages, frontier)
         elif target.limits:

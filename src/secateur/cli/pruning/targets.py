@@ -104,7 +104,6 @@ def target_of(params: dict[str, Any]) -> "Target":
     """The target that the options ask for; TargetError where they contradict each other."""
     from secateur.search.target import make_target
 
-    speeds = numbers(params["frontier"])
     return make_target(
         params["speed_up"],
         params["on"],
@@ -113,10 +112,11 @@ def target_of(params: dict[str, Any]) -> "Target":
         params["max_divergence"],
         confident=params["confident"],
         closest=params["closest"],
+        zeros=params["zeros"],
+        frontier=numbers(params["frontier"]),
         batch=params["batch"],
         length=params["length"],
         threads=params["threads"] or 1,
-        **({"frontier": speeds} if speeds else {}),
     )
 
 

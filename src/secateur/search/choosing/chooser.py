@@ -94,7 +94,9 @@ class Chooser:
         with self.timed("dense model"):
             self.reference = Reference(task, host.model, rows.search, track)
         with self.timed("statistics"):
-            self.stats = collected(host, task, rows.calibration, work, seed=settings.seed, track=track)
+            self.stats = collected(
+                host, task, rows.calibration, work, weights=self.watched(), seed=settings.seed, track=track
+            )
         with self.timed("levels"):
             self.levels = {name: levels_of(host, self.stats, name) for name in METHODS}
 
@@ -106,6 +108,10 @@ class Chooser:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def watched(self) -> Sequence[str]:
+        """The weights whose curvature is collected, beside those that read an axis."""
+        return ()
 
     def trial(self, method: str, ridge: float) -> Trial:
         """Measures candidates by one method and ridge."""
