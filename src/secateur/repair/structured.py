@@ -16,7 +16,7 @@ BLOCK = 64
 """Units that go before the matrices are downdated."""
 TINY = 1e-30
 """The least pivot."""
-MOST_DAMPED = 8
+MOST_DAMPED = 12
 """How often the damping of a matrix is tried."""
 
 
@@ -70,8 +70,8 @@ def centred(inputs: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def damped(matrix: np.ndarray, factor: float) -> np.ndarray:
-    """The matrix plus `factor` of its mean diagonal on the diagonal; the unit matrix where it is zero."""
-    scale = float(np.trace(matrix)) / len(matrix)
+    """The matrix plus `factor` of its mean (absolute) diagonal on the diagonal; plus the unit matrix where it is zero."""
+    scale = float(np.abs(np.diag(matrix)).mean())
     return matrix + (factor * scale if scale > 0 else 1.0) * np.eye(len(matrix))
 
 
