@@ -124,7 +124,7 @@ def write() -> Path:
     wide = "with AVX-512" if "avx512f" in Path("/proc/cpuinfo").read_text() else "AVX2, no AVX-512"
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     lines = [
-        "# Asked against measured: MiniLM on reviews, speed-ups on four runtimes, no training",
+        "# Asked against measured: a MiniLM classifier pruned to speed-ups, no training",
         "",
         f"{day}, `python benchmarks/search_targets.py run`, then `--write`. {machine['processor']} ({wide}), "
         f"{machine['cores']} cores that other programs used too, one thread for each model; {platform.system()}, "
