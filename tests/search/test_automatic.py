@@ -229,6 +229,18 @@ def test_a_frontier_has_a_model_for_each_speed_and_a_uniform_one_beside_it(opene
     assert all(p.pruned.kl <= b.pruned.kl for p, b in zip(found.points, found.baselines, strict=True))
 
 
+def test_a_speed_that_nothing_reaches_ends_a_frontier_and_keeps_the_others(opened, tmp_path, monkeypatch):
+    host, task, rows = opened
+    target = replace(timed_as_macs(host, monkeypatch), limits=())
+    monkeypatch.setattr(
+        stages, "measure", made_up([lambda folder: macs(host.layout, automatic_plan(folder)) / macs(host.layout)])
+    )
+    said = []
+    found = search(host, task, target, rows, tmp_path / "out", frontier=(1.3, 1e6), say=said.append, **QUICK)
+    assert [point.name for point in found.points] == ["1.3x"]
+    assert any("1e+06x and faster are left out" in line for line in said)
+
+
 def test_the_divergence_of_a_decoder_counts_where_texts_have_no_labels(tmp_path):
     host, task, rows = rows_of.llama(tmp_path)
     found = search(host, task, Target(limits=(Limit("params", 0.9),)), rows, tmp_path / "out", **QUICK)

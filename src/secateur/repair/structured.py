@@ -70,7 +70,7 @@ def centred(inputs: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def damped(matrix: np.ndarray, factor: float) -> np.ndarray:
-    """The matrix plus `factor` of its mean (absolute) diagonal on the diagonal; plus the unit matrix where it is zero."""
+    """The matrix plus `factor` of its mean absolute diagonal on the diagonal; plus the unit matrix where it is zero."""
     scale = float(np.abs(np.diag(matrix)).mean())
     return matrix + (factor * scale if scale > 0 else 1.0) * np.eye(len(matrix))
 

@@ -169,7 +169,13 @@ def along(stages: Stages, speeds: Sequence[float]) -> Found:
     points, baselines = [], []
     for speed in sorted(speeds):
         bound = [bounded(costs[0], 1 / speed)]
-        points.append(stages.point(f"{speed:g}x", bound, stages.settings.heal_seconds))
+        try:
+            points.append(stages.point(f"{speed:g}x", bound, stages.settings.heal_seconds))
+        except PlanError as error:
+            if speed == min(speeds):
+                raise
+            stages.say(f"{speed:g}x and faster are left out: {error}")
+            break
         baselines.append(stages.uniform(f"uniform-{speed:g}x", bound))
     good = [point for point in points if permitted(target, point)]
     best = max(good, key=lambda point: point.speed_up or 0.0, default=None)
