@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from secateur.errors import DataError
 from secateur.stats import Stats, Tally
@@ -44,3 +45,23 @@ def test_mean_and_what_was_never_seen():
     assert tally.stats().mean("act_sq", "w").tolist() == [1.0, 4 / 3]
     with pytest.raises(DataError, match="no act_sq was collected for v"):
         tally.stats().mean("act_sq", "v")
+
+
+def test_sums_counts_and_notes_come_back_from_a_file(tmp_path):
+    stats = one(1)
+    stats.save(tmp_path / "s.safetensors", {"of": "this"})
+    back, notes = Stats.load(tmp_path / "s.safetensors")
+    same(stats, back)
+    assert notes == {"of": "this"}
+    one(2).save(tmp_path / "s.safetensors")
+    same(Stats.load(tmp_path / "s.safetensors")[0], one(2))
+
+
+def test_a_damaged_file_of_sums_is_refused(tmp_path):
+    path = tmp_path / "s.safetensors"
+    path.write_bytes(b"no tensors at all")
+    with pytest.raises(DataError, match="is damaged"):
+        Stats.load(path)
+    save_file({"grad/a": np.ones(2)}, path)
+    with pytest.raises(DataError, match="is damaged"):
+        Stats.load(path)

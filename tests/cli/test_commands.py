@@ -11,6 +11,8 @@ import pytest
 
 from secateur import cli
 from secateur.cli import main
+from secateur.search.levels import AxisLevels, Levels
+from secateur.search.stored import save
 
 COMMANDS = ("inspect", "prune", "train", "eval", "run", "demo")
 
@@ -56,6 +58,18 @@ def test_train_as_json(result, encoder, data, tmp_path):
     assert (found["output"], found["examples"], found["epochs"]) == (str(folder), 240, 0.1)
     assert 0 < found["loss"] < 2
     assert (folder / "config.json").exists()
+
+
+def test_inspect_shows_the_levels_of_a_folder(call, result, refused, tmp_path):
+    ten = AxisLevels("L0.ffn", "ffn", np.arange(4), np.array([0, 0.125, 0.5, 2, np.inf]))
+    save(Levels("kfac", {"L0.ffn": ten}, {"layers": np.array([0.25])}, {"hidden": "why"}), tmp_path)
+    found = result("inspect", tmp_path, "--levels")
+    assert found["axes"] == [{"axis": "L0.ffn", "kind": "ffn", "size": 4, "losses": [0.125, 0.5, 2.0]}]
+    assert found["layers"] == {"layers": [0.25]}
+    printed = call("inspect", tmp_path / "secateur-levels.json", "--levels").out
+    assert "25% gone" in printed
+    assert "0.125" in printed
+    assert "secateur-levels.json" in refused("inspect", tmp_path / "none", "--levels")
 
 
 def test_inspect(call, result, classifier):

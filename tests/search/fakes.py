@@ -31,7 +31,7 @@ def cost_of(levels, bound, seed=0, quantity="macs", dense=1.0, weights=None, ste
         stepped = np.ceil(np.arange(axis.size + 1) / steps) * steps
         curves[name] = units[name] * (np.minimum(stepped, axis.size) - axis.size) / whole
     allowed = {name: np.arange(1, axis.size + 1) for name, axis in levels.axes.items()}
-    of_layers = {"layers": -layers} if layers else {}
+    of_layers = {"layers": np.full(len(levels.axes), -layers)} if layers else {}
     return Cost(Limit(quantity, bound), dense * whole, curves, allowed, of_layers)
 
 

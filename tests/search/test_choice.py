@@ -141,7 +141,9 @@ def layered(bound):
     axes = {name: AxisLevels(name, "ffn", np.arange(10), own) for name, own in losses.items()}
     levels = Levels("kfac", axes, {"layers": np.array([9.0, 0.01, 9.0, 9.0])})
     curves = {name: (np.arange(11) - 10) / 50 for name in axes}  # 10 of 50 lie outside the axes: a quarter a layer each
-    cost = Cost(Limit("macs", bound), 50, curves, {name: np.arange(1, 11) for name in axes}, {"layers": -0.25})
+    cost = Cost(
+        Limit("macs", bound), 50, curves, {name: np.arange(1, 11) for name in axes}, {"layers": np.full(4, -0.25)}
+    )
     inside = {f"a{i}": ("layers", i) for i in range(4)}
 
     def divergence(candidate):

@@ -7,7 +7,7 @@ import pytest
 from secateur.deploy.jobs.pairs import LEAST_TURNS, Pairs, time_pairs
 from secateur.search.measure import measure
 from secateur.search.target import Call
-from tests.text_models import write_classifier
+from tests.text_models import write_classifier, write_model
 
 
 class Steady:
@@ -88,3 +88,14 @@ def test_our_own_runtimes_are_measured_alike(folders, tmp_path, runtime):
     assert (found.runtime, found.parity) == (runtime, None)
     assert found.ms > 0
     assert 0 < found.bytes < found.dense_bytes
+
+
+@pytest.mark.slow
+def test_a_decoder_is_measured_at_one_token_too(tmp_path):
+    write_model(tmp_path / "dense")
+    write_model(tmp_path / "small", num_hidden_layers=1)
+    found = measure(
+        tmp_path / "dense", tmp_path / "small", Call("torch", 1, 5), tmp_path / "work", within=0.5, most_s=1
+    )
+    assert found.token_ms > 0
+    assert found.token_speed_up > 0

@@ -15,6 +15,7 @@ EXAMPLES = (
     "secateur inspect ./my-model",
     "secateur inspect ./my-model --layout > my-model.layout",
     "secateur inspect model.keras",
+    "secateur inspect ./small --levels",
 )
 
 
@@ -24,6 +25,10 @@ def command(
     *,
     layout: Annotated[
         bool, typer.Option("--layout", help="Print the whole layout as text, to read or to edit.")
+    ] = False,
+    levels: Annotated[
+        bool,
+        typer.Option("--levels", help="Print what a search expected of each axis: a saved folder, or its levels file."),
     ] = False,
     layout_file: common.LayoutFileOption = None,
     task: common.TaskOption = None,
@@ -37,6 +42,9 @@ def command(
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
+    if levels:
+        _show_levels(Path(model), as_json=json)
+        return
     if check:
         common.check_unchanged(model)
     if is_keras_file(model):
@@ -82,6 +90,34 @@ def command(
             for name, kind, size, per_unit, frozen, by in grouped(axes)
         ],
         left=3,
+    )
+
+
+def _show_levels(path: Path, *, as_json: bool) -> None:
+    """The expected divergence when a quarter, half and three quarters of the units of each axis are gone."""
+    import numpy as np
+
+    from secateur.search.stored import load
+
+    found = load(path)
+    gone = (0.25, 0.5, 0.75)
+    axes: list[dict[str, Any]] = []
+    for axis in found.axes.values():
+        losses = [float(axis.losses[int(share * axis.size)]) for share in gone]
+        shown = [loss if np.isfinite(loss) else None for loss in losses]
+        axes.append({"axis": axis.axis, "kind": axis.kind, "size": axis.size, "losses": shown})
+    layers = {name: losses.tolist() for name, losses in found.layers.items()}
+    if as_json:
+        common.print_json({"method": found.method, "gone": gone, "axes": axes, "layers": layers, "notes": found.notes})
+        return
+    common.print_table(
+        f"{path}: expected divergence when units are gone, ordered by {found.method}",
+        ["axis", "kind", "size", *(f"{share:.0%} gone" for share in gone)],
+        [
+            (axis["axis"], axis["kind"], str(axis["size"]), *("-" if x is None else f"{x:.3g}" for x in axis["losses"]))
+            for axis in axes
+        ],
+        left=2,
     )
 
 

@@ -67,7 +67,7 @@ TABLES: dict[str, dict[str, str]] = {
         "torch": "text_column image_column audio_column split generate int8 tokens value activations task threads "
         "trust_remote_code",
     },
-    "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check"},
+    "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check levels"},
     "bench": {
         "time kit keras results": "models overwrite json",
         "time keras results": "plot",

@@ -111,7 +111,9 @@ def open_host(opened: Opened, task_options: Options, layout: Layout | None = Non
     """Load and trace a model; the host, and the task with the model's processor."""
     model = opened.model()
     task = opened.of(model, task_options)
-    return open_module(model, layout=layout, loss=task.loss if task.has_own_loss else None), task
+    host = open_module(model, layout=layout, loss=task.loss if task.has_own_loss else None)
+    host.source = opened.source
+    return host, task
 
 
 def prepare_search(
@@ -135,8 +137,10 @@ def prepare_search(
         raise DataError("one part of the data has labels, the other has none")
     for note in task.notes:
         say(note)
-    batches = [Batches(task, rows, batch_size) for rows in (train.take(calibration_samples), search, test)]
-    return Rows(train, *batches, batch_size)
+    calibration, searching, testing = (
+        Batches(task, part, batch_size) for part in (train.take(calibration_samples), search, test)
+    )
+    return Rows(train, calibration, searching, testing, batch_size)
 
 
 def _strata(task: Task, table: Table) -> str | None:

@@ -168,11 +168,8 @@ def _table(levels: Levels, costs: Sequence[Cost], dropped: Mapping[str, tuple[in
         for c, cost in enumerate(costs):
             if name in cost.curves:
                 changes[c, i, : len(own)] = cost.curves[name][own]
-    layers = [
-        sum(float(cost.layers[axis][list(gone)].sum()) for axis, gone in dropped.items() if axis in cost.layers)
-        for cost in costs
-    ]
-    room = np.array([c.bound / c.correction - 1.0 - change for c, change in zip(costs, layers, strict=True)])
+    alone = Candidate(dropped=dropped)
+    room = np.array([(cost.bound - cost.of(alone)) / cost.correction for cost in costs])
     return _Table(tuple(names), counts, losses, changes, room)
 
 

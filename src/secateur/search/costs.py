@@ -21,6 +21,10 @@ from secateur.search.candidate import Candidate
 from secateur.search.target import Call, Limit, Target
 from secateur.torch.host import TorchHost
 
+POINTS = 2
+"""Sizes of a curve of latency, the full one included: each of the others takes an export, and curves are nearly
+straight; a result is measured in the end anyway, and corrects them."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -67,8 +71,8 @@ def costs_of(
     cache: bool = True,
     say: Say = lambda text: None,
 ) -> tuple[Cost, ...]:
-    """A cost for each limit of a target, in order. Where nothing is limited: the latency of the target's call, with a
-    bound of 1 that everything meets.
+    """A cost for each limit of a target, in order. Where nothing is limited: the latency of the target's call, else the
+    parameters, with a bound of 1 that everything meets.
 
     tables: latency tables that are there already; others are measured, or taken from the cache where `cache`.
     step: as `rounded` takes it. say: gets a line of text for each step of a measurement.
@@ -76,7 +80,8 @@ def costs_of(
     Raises DeployError when a runtime is not there or refuses the model.
     """
     known = dict(tables or {})
-    limits = target.limits or ((Limit("latency", 1.0, call=target.call),) if target.call else ())
+    free = Limit("params", 1.0) if target.call is None else Limit("latency", 1.0, call=target.call)
+    limits = target.limits or (free,)
     made = []
     for limit in limits:
         if limit.quantity == "latency":
@@ -102,9 +107,17 @@ def _call_of(limit: Limit) -> Call:
 
 
 def table_of(host: TorchHost, call: Call, *, cache: bool = True, say: Say = lambda text: None) -> LatencyTable:
-    """The latency table of a model at a call; from the cache, where it is there."""
+    """The latency table of a model at a call, with `POINTS` sizes a curve; from the cache, where it is there."""
     return latency_table(
-        host, call.runtime, batch=call.batch, length=call.length, threads=call.threads, cache=cache, say=say
+        host,
+        call.runtime,
+        batch=call.batch,
+        length=call.length,
+        threads=call.threads,
+        points=POINTS,
+        together=False,
+        cache=cache,
+        say=say,
     )
 
 

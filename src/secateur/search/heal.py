@@ -110,11 +110,13 @@ def heal(
     """
     start = time.perf_counter()
     judge = _Judge(task, rows, reference or Reference(task, dense.model, rows.search, track), track)
+    began = time.perf_counter()
     best = judge.of(host)
-    measuring = time.perf_counter() - start
+    measuring = time.perf_counter() - began
     before = judge.round(best, 0.0, 0.0, None, measuring, is_kept=True)
     epoch = step_seconds(host, dense, task, rows) * -(-len(rows.train.features) // rows.batch_size)
-    state, done, best_round, retried = _state(host), [], 0, False
+    done: list[Round] = []
+    state, best_round, retried = _state(host), 0, False
     while len(done) < rounds and not judge.is_enough(best, wanted):
         part = min(1.0, (seconds - (time.perf_counter() - start) - measuring) / epoch)
         if part * len(rows.train.features) < min(LEAST * len(rows.train.features), LEAST_STEPS * rows.batch_size):
@@ -179,7 +181,8 @@ def short_heal(
 def step_seconds(host: TorchHost, dense: TorchHost, task: Task, rows: Rows, batches: int = 3) -> float:
     """About how long a step of healing takes: forward and backward pass of some batches; no weight changes."""
     picked = np.random.default_rng(0).permutation(len(rows.train.features))
-    sizes = [rows.train.features[i] for i in picked[: batches * rows.batch_size]]
+    some = [rows.train.features[i] for i in picked[: batches * rows.batch_size]]
+    sizes = sorted(some, key=task.length)  # batches of like lengths, as in training
     parts = [sizes[i : i + rows.batch_size] for i in range(0, len(sizes), rows.batch_size)]
     taken = []
     own_loss = task.loss if task.has_own_loss else None
@@ -188,6 +191,8 @@ def step_seconds(host: TorchHost, dense: TorchHost, task: Task, rows: Rows, batc
         batch = to_device(task.collate(part), host.model)
         loss, _ = distillation_loss(host.model, dense.model, batch, task.divergence, own_loss)
         loss.backward()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()  # else the clock stops before the device does
         taken.append((time.perf_counter() - began) * rows.batch_size / len(part))
         for parameter in host.model.parameters():
             parameter.grad = None

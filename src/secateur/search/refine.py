@@ -1,8 +1,9 @@
 """Refinement: what true divergences say about a choice that was made on expected ones.
 
-Two ways. `rescaled` measures every axis once and scales its curve to what was measured, so that the next choice is made
-on better curves. `refine` searches around a candidate with moves that keep the costs, and accepts only what the same
-examples show to be better beyond their paired standard error.
+`rescaled` measures every axis once and scales its curve to what was measured. On a small encoder a choice on such
+curves gained on search rows and nothing, or worse, on others: take it only where `is_better` says so. `refine` searches
+around a candidate with moves that keep the costs, and accepts only what the same examples show to be better beyond
+their paired standard error.
 """
 
 import time

@@ -47,6 +47,8 @@ sizes are chosen again."""
 CORRECTIONS = 3
 RIDGES = (0.01, 0.1, 1.0)
 """Ridges of the closed form, of which the search rows choose."""
+FEW = 192
+"""Search rows that tell ridges and single layers apart."""
 Say = Callable[[str], None]
 
 
@@ -111,6 +113,7 @@ class Stages:
         with self.timed("levels"):
             self.levels = {name: levels_of(host, self.stats, name) for name in METHODS}
         self.trials: dict[tuple[str, float], Trial] = {}
+        self.few = max(1, -(-FEW // rows.search.batch_size))
         self._refitted: Cache = {}
         self._dense_artefacts: dict[Call, Path] = {}
         with self.timed("costs"):
@@ -148,28 +151,34 @@ class Stages:
     def chosen(self, costs: Sequence[Cost]) -> Chosen:
         """The best candidate within the costs by true divergence: of both orders, several ridges, and whole layers.
 
+        Uniform sizes are tried too, as curves may be wrong.
+
         Raises PlanError when the bounds cannot be reached.
         """
         with self.timed("choice"):
-            found = [self._of_method(costs, method) for method in self.levels]
-            best = min(found, key=lambda one: one.divergence)
-            return self._with_layers(costs, best)
+            found = [self._with_ridge(choose(self.levels[m], costs, inside=self.inside), m) for m in METHODS]
+            if len(costs) == 1:
+                found.append(self._with_ridge(uniform(self.levels[METHODS[0]], costs[0]), METHODS[0]))
+            return self._with_layers(costs, min(found, key=lambda one: one.divergence))
 
-    def _of_method(self, costs: Sequence[Cost], method: str) -> Chosen:
-        candidate = choose(self.levels[method], costs, inside=self.inside)
-        tried = [(self.trial(method, ridge).divergence(candidate), ridge) for ridge in RIDGES]
-        divergence, ridge = min(tried)
-        return Chosen(candidate, method, ridge, divergence)
+    def _with_ridge(self, candidate: Candidate, method: str) -> Chosen:
+        """The candidate with the ridge of least divergence."""
+        ridge = min(RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate, self.few))
+        return Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
 
     def _with_layers(self, costs: Sequence[Cost], best: Chosen) -> Chosen:
         """The same, with whole layers gone where that diverges less."""
         levels, trial = self.levels[best.method], self.trial(best.method, best.ridge)
         if not any(cost.layers for cost in costs):
             return best
+
+        def rough(candidate: Candidate) -> float:
+            return trial.divergence(candidate, self.few)
+
         if not levels.layers:
-            measured = layers_of(self.host.layout, lambda gone: trial.divergence(Candidate(dropped=gone)))
+            measured = layers_of(self.host.layout, lambda gone: rough(Candidate(dropped=gone)))
             levels = self.levels[best.method] = replace(levels, layers=measured)
-        tried = with_layers(levels, costs, trial.divergence, inside=self.inside)
+        tried = with_layers(levels, costs, rough, inside=self.inside)
         winner = best_of(trial, [best.candidate, *tried])
         return replace(best, candidate=winner, divergence=trial.divergence(winner))
 
@@ -177,7 +186,7 @@ class Stages:
         """The candidate after rescaling the curves and a local search, where these diverge less."""
         with self.timed("search"):
             trial, levels = self.trial(chosen.method, chosen.ridge), self.levels[chosen.method]
-            levels = rescaled(levels, chosen.candidate, trial, inside=self.inside)
+            levels = rescaled(levels, chosen.candidate, trial, inside=self.inside, batches=self.few)
             again = choose(levels, costs, dropped=chosen.candidate.dropped, inside=self.inside)
             start = best_of(trial, [chosen.candidate, again])
             better = refine(
@@ -235,7 +244,8 @@ class Stages:
         place = self.place(name)
 
         def make() -> Any:
-            now, tries = list(costs), []
+            now = list(costs)
+            tries: list[tuple[float, Chosen, list[float]]] = []
             for _ in range(1 + CORRECTIONS):
                 try:
                     chosen = self.refined(self.chosen(now), now)
@@ -268,10 +278,7 @@ class Stages:
 
     def uniform(self, name: str, costs: Sequence[Cost]) -> Point:
         """A baseline: every axis keeps the same share, by the same orders and closed form, without healing."""
-        method = next(iter(self.levels))
-        candidate = uniform(self.levels[method], costs[0])
-        ridge = min(RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate))
-        chosen = Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
+        chosen = self._with_ridge(uniform(self.levels[METHODS[0]], costs[0]), METHODS[0])
         small, plan = self.cut(chosen)
         return self.finished(name, small, plan, chosen, costs, heal_seconds=0.0)
 

@@ -85,9 +85,11 @@ def save(levels: Levels, folder: Path | str) -> None:
 
 
 def load(folder: Path | str) -> Levels:
-    """Read what `save` wrote. folder: the file, or its folder. PlanError when there is none or it is damaged."""
+    """Read what `save` wrote, from its folder or the file itself; PlanError when there is none or it is damaged."""
     path = Path(folder)
-    path = path / LEVELS if path.is_dir() else path
+    path = path if path.suffix == ".json" else path / LEVELS
+    if not path.is_file():
+        raise PlanError(f"there is no {path}; pass a folder that a search has written")
     found = read(path, LevelsFile, error=PlanError, remedy=_REMEDY)
     axes = {}
     for name, one in found.axes.items():

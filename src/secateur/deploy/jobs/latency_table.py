@@ -69,6 +69,7 @@ def latency_table(
     points: int = 5,
     step: int = STEP,
     turns: int = 40,
+    together: bool = True,
     cache: bool = True,
     say: Say = lambda text: None,
 ) -> LatencyTable:
@@ -79,13 +80,14 @@ def latency_table(
     points: how many sizes of each kind of axis are measured.
     step: wide axes are measured at multiples of it, where the table is exact.
     turns: how often each cut model is timed in turn with the dense one, at most: it ends when the ratio is known.
+    together: whether a model with all axes at half is measured too, which shows what cuts bring beyond their sum.
     cache: keep the table by runtime, machine, shape and layout, and take it from there the next time.
     say: gets a line of text for each step.
 
     Raises DeployError when the runtime is not there or refuses the model.
     """
     runtime = check_runtimes([ALIASES.get(runtime, runtime)])[0]
-    key = key_of(host.layout, runtime, batch, length, threads, points, step)
+    key = key_of(host.layout, runtime, batch, length, threads, points, step, together)
     file = cache_file().parent / f"latency-{key}.json"
     if cache and file.is_file():
         try:
@@ -93,7 +95,9 @@ def latency_table(
         except target.DeployError as error:
             say(str(error))
     with tempfile.TemporaryDirectory(prefix="secateur-table-") as work:
-        made = artefacts(host, runtime, wanted(host.layout, points, step), (batch, length), Path(work), say)
+        made = artefacts(
+            host, runtime, wanted(host.layout, points, step, together=together), (batch, length), Path(work), say
+        )
         ratios, dense_ms = measure(made, batch, length, threads, turns, say)
     table = assemble(host.layout, runtime, (batch, length), threads, points, ratios, dense_ms, step=step)
     if cache:
@@ -119,15 +123,18 @@ def key_of(layout: Layout, *settings: Any) -> str:
     return hashlib.sha256(made_of.encode()).hexdigest()[:20]
 
 
-def wanted(layout: Layout, points: int, step: int = STEP) -> dict[str, Sizes]:
-    """Configurations to measure, by name: the dense model, each group at each size of its grid, all at half."""
+def wanted(layout: Layout, points: int, step: int = STEP, *, together: bool = True) -> dict[str, Sizes]:
+    """Configurations to measure, by name: the dense model, each group at each size of its grid, fewer layers, and where
+    `together` all axes at half.
+    """
     configurations: dict[str, Sizes] = {DENSE: {}}
     for group, axes in groups_of(layout).items():
         for size in grid(layout.axis(axes[0]).size, points, step):
             configurations[f"{group} @ {size}"] = dict.fromkeys(axes, size)
     for axis, count in fewer_layers(layout).items():
         configurations[f"{axis} @ {count}"] = {axis: count}
-    configurations[TOGETHER] = halves(layout)
+    if together:
+        configurations[TOGETHER] = halves(layout)
     return configurations
 
 
@@ -251,4 +258,6 @@ def assemble(
         for axis, count in fewer_layers(layout).items()
     }
     table = LatencyTable(runtime, shape[0], shape[1], threads, dense_ms, curves, axes, layers=layers)
+    if TOGETHER not in ratios:
+        return table
     return replace(table, together=ratios[TOGETHER] - table.share(halves(layout)))

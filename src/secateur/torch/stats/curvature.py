@@ -7,7 +7,7 @@ the output, products of that gradient, and the gradient of a gate on each unit, 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
         for p, _, _ in before:
-            p.requires_grad_(requires_grad=False)
+            p.requires_grad = False
             p.grad = None
         yield
     finally:
@@ -158,9 +158,9 @@ class _Watch:
             if not x.is_floating_point():  # an embedding that shares the weight reads indices
                 return None
             mask = self.padding(path, tuple(x.shape[:-1]))
-            weight = module.weight.detach()
+            weight = cast("torch.Tensor", module.weight).detach()
             weight = weight if reader.in_dim == 1 else weight.T
-            first = output if output.requires_grad else output.detach().requires_grad_()
+            first: torch.Tensor = output if output.requires_grad else output.detach().requires_grad_()
             first.register_hook(lambda g: self._add(reader, x, g, weight, mask))
             return None if first is output else first.clone()  # which the model may change in place
 
