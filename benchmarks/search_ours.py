@@ -16,8 +16,9 @@ import torch
 
 from secateur.cost import parameters
 from secateur.plan import Plan
+from secateur.search.chooser import Chosen, Settings
 from secateur.search.rows import Rows
-from secateur.search.stages import Chosen, Settings, Stages
+from secateur.search.stages import Stages
 from secateur.search.target import Limit, Target
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.task import Examples, Task

@@ -31,9 +31,10 @@ from secateur.jobs.demo import LENGTH
 from secateur.jobs.open_task import look, open_host, prepare_search
 from secateur.search.candidate import Candidate
 from secateur.search.choice import bounded, choose
+from secateur.search.chooser import Chosen, Settings
 from secateur.search.costs import Cost, macs_cost
 from secateur.search.points import Point
-from secateur.search.stages import Chosen, Settings, Stages
+from secateur.search.stages import Stages
 from secateur.search.target import Call, Limit, Target
 from secateur.tasks.base.task import Options
 

@@ -10,12 +10,13 @@ import transformers
 
 from secateur.cost import macs
 from secateur.errors import PlanError, SecateurError
-from secateur.search import automatic, stages
-from secateur.search.automatic import automatic as search
+from secateur.search import chooser, stages, walk
+from secateur.search.chooser import Settings
 from secateur.search.costs import macs_cost
 from secateur.search.measure import Measured
 from secateur.search.points import undominated
 from secateur.search.target import Call, Limit, Target
+from secateur.search.walk import automatic as search
 from tests.search import rows as rows_of
 
 HALF = Target(limits=(Limit("macs", 0.5),))
@@ -86,7 +87,7 @@ def test_half_the_macs_are_half_and_the_folder_opens_and_says_what_was_measured(
 
 def test_a_choice_keeps_the_model_nearer_than_the_same_share_of_every_axis(opened, tmp_path):
     host, task, rows = opened
-    made = stages.Stages(host, task, HALF, rows, tmp_path, stages.Settings(0.0, 0.0))
+    made = stages.Stages(host, task, HALF, rows, tmp_path, Settings(0.0, 0.0))
     chosen = made.refined(made.chosen(made.costs), made.costs)
     evenly = made.uniform("uniform", made.costs)
     assert chosen.divergence < made.trial(chosen.method, chosen.ridge).divergence(evenly.candidate)
@@ -181,7 +182,7 @@ def test_a_target_missed_when_measured_is_missed_whatever_was_predicted(opened, 
 def test_a_permitted_divergence_alone_gives_the_fastest_model_within_it(opened, tmp_path, monkeypatch):
     host, task, rows = opened
     target = replace(timed_as_macs(host, monkeypatch), limits=(), max_drop=0.05, by_divergence=True)
-    monkeypatch.setattr(automatic, "LADDER", (1.2, 1.5, 2.0, 3.0))
+    monkeypatch.setattr(walk, "LADDER", (1.2, 1.5, 2.0, 3.0))
     monkeypatch.setattr(
         stages, "measure", made_up([lambda folder: macs(host.layout, automatic_plan(folder)) / macs(host.layout)])
     )
@@ -206,7 +207,7 @@ def test_a_killed_search_goes_on_from_its_finished_stages(opened, tmp_path, monk
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(stages, "heal", lambda *args, **kwargs: real(*args, **kwargs, rounds=1))
     monkeypatch.setattr("secateur.search.stored.collect_curvature", lambda *args, **options: 1 / 0)
-    monkeypatch.setattr(stages, "choose", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(chooser, "choose", lambda *args, **options: 1 / 0)
     found = search(host, task, HALF, rows, tmp_path / "out", **options)
     assert found.best.healed.rounds
     monkeypatch.setattr(stages, "heal", lambda *args, **kwargs: 1 / 0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from secateur.search.choice import choose, expected, within
-from secateur.search.refine import refine, rescaled
+from secateur.search.refine import refine
 from secateur.search.trial import key_of
 from tests.search.fakes import cost_of, levels_of
 from tests.search.test_choice import layered
@@ -46,22 +46,6 @@ def wrong():
     """Levels whose first two axes are really four times as bad, and the cost of half."""
     levels = levels_of([20] * 6, 4)
     return levels, cost_of(levels, 0.5, 4), Fake(levels, {"a0": 4.0, "a1": 4.0, "a5": 0.25})
-
-
-def test_rescaled_curves_lead_to_the_optimum(wrong):
-    levels, cost, fake = wrong
-    first, best = choose(levels, [cost]), fake.loss(choose(fake.true, [cost]))
-    assert fake.loss(first) > 1.05 * best
-    again = choose(rescaled(levels, first, fake), [cost])
-    assert fake.loss(again) == pytest.approx(best)
-
-
-def test_one_measurement_scales_a_curve_by_no_more_than_fourfold():
-    levels = levels_of([20] * 5, 4)
-    first = choose(levels, [cost_of(levels, 0.5, 4)])
-    new = rescaled(levels, first, Fake(levels, {"a0": 1000.0, "a1": 0.0}))
-    scales = {name: new.axes[name].losses[-1] / axis.losses[-1] for name, axis in levels.axes.items()}
-    assert scales == pytest.approx({"a0": 4, "a1": 0.25, "a2": 1, "a3": 1, "a4": 1})
 
 
 def test_a_search_ends_near_the_optimum_and_within_the_cost(wrong):

@@ -44,8 +44,8 @@ def run(context: typer.Context) -> None:
     common.claim_output(params["output"], overwrite=params["overwrite"])
     common.quiet_libraries()
 
-    from secateur.search.automatic import automatic
     from secateur.search.journal import work_folder
+    from secateur.search.walk import automatic
 
     host, task, rows = _opened(params)
     found = automatic(

@@ -12,13 +12,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.search.automatic import automatic
     from secateur.search.target import Limit, Target
+    from secateur.search.walk import automatic
 
 _HOME = {
     "Limit": "secateur.search.target",
     "Target": "secateur.search.target",
-    "automatic": "secateur.search.automatic",
+    "automatic": "secateur.search.walk",
 }
 __all__ = ["Limit", "Target", "automatic"]
 

@@ -1,9 +1,7 @@
-"""Refinement: what true divergences say about a choice that was made on expected ones.
+"""Refinement: a local search around a candidate on true divergences, with moves that keep the costs.
 
-`rescaled` measures every axis once and scales its curve to what was measured. On a small encoder a choice on such
-curves gained on search rows and nothing, or worse, on others: take it only where `is_better` says so. `refine` searches
-around a candidate with moves that keep the costs, and accepts only what the same examples show to be better beyond
-their paired standard error.
+It accepts only what the same examples show to be better beyond their paired standard error. On a small encoder a looser
+rule, and curves scaled to one measurement an axis, gained on search rows and nothing, or worse, on others.
 """
 
 import time
@@ -21,8 +19,6 @@ from secateur.search.levels import Levels
 from secateur.search.trial import is_better, key_of
 
 Say = Callable[[str], None]
-SPREAD = 4.0
-"""The most that one measurement scales a curve beyond, or below, the typical scale of all curves."""
 PROPOSALS = 8
 """Random moves of which the one of least expected loss is measured."""
 
@@ -41,57 +37,6 @@ class Measured(Protocol):
 
 def quiet(text: str) -> None:
     """A `Say` that says nothing."""
-
-
-# -- curves scaled to what was measured -------------------------------------------------------------------------------
-
-
-def rescaled(
-    levels: Levels,
-    candidate: Candidate,
-    trial: Measured,
-    *,
-    inside: Inside | None = None,
-    batches: int | None = None,
-) -> Levels:
-    """The levels with the curve of each axis scaled by what the axis adds to the true divergence at the candidate.
-
-    An axis that the candidate shrinks is made whole again: its share is what the divergence falls by, which counts how
-    axes act together. An axis that is whole there is cut to half, alone. A scale is at most `SPREAD` times the median
-    of all, and at least that part of it, as one measurement on a few examples may say anything.
-
-    batches: of the trial, for each measurement. One measurement an axis.
-    """
-    here = trial.divergence(candidate, batches)
-    scales = {}
-    for name, axis in levels.axes.items():
-        outer, layer = (inside or {}).get(name, ("", -1))
-        if layer in candidate.dropped.get(outer, ()):
-            continue
-        count = candidate.kept.get(name)
-        if count is not None:
-            without = {other: n for other, n in candidate.kept.items() if other != name}
-            share = here - trial.divergence(replace(candidate, kept=without), batches)
-        else:
-            finite = np.flatnonzero(np.isfinite(axis.losses))
-            count = axis.size - int(min(finite[-1], axis.size // 2))
-            share = trial.divergence(Candidate({name: count}), batches)
-        loss = float(axis.losses[axis.size - count])
-        if loss > 0 and np.isfinite(share):
-            scales[name] = max(share, 0.0) / loss
-    middle = float(np.median(list(scales.values()))) if scales else 0.0
-    if middle <= 0:
-        return levels
-    axes = {
-        name: replace(
-            axis, losses=axis.losses * float(np.clip(scales.get(name, middle), middle / SPREAD, middle * SPREAD))
-        )
-        for name, axis in levels.axes.items()
-    }
-    return replace(levels, axes=axes)
-
-
-# -- local search -----------------------------------------------------------------------------------------------------
 
 
 @dataclass

@@ -1,13 +1,11 @@
-"""Stages of a search, each done once: statistics and levels, a choice that meets the costs as measured, healing, and
-the measurement of the saved model.
+"""Stages of a search, each done once: a choice that costs what was asked when it is measured, healing, and the
+measurement of the saved model.
 """
 
 import hashlib
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +13,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from secateur.check import verify
-from secateur.cost import layer_of_axes, parameters
+from secateur.cost import parameters
 from secateur.errors import PlanError
 from secateur.metrics.evaluation import compare
 from secateur.plan import Plan
-from secateur.search.build import Cache, plan_of
 from secateur.search.candidate import Candidate
-from secateur.search.choice import choose, uniform
+from secateur.search.choice import uniform
+from secateur.search.chooser import Chooser, Chosen, Say, Settings
 from secateur.search.costs import Cost, costs_of
 from secateur.search.heal import Healed, heal
 from secateur.search.journal import Journal
-from secateur.search.layers import with_layers
-from secateur.search.levels import METHODS, layers_of, levels_of
+from secateur.search.levels import METHODS
 from secateur.search.measure import Measured, measure
 from secateur.search.points import Point
-from secateur.search.refine import refine, rescaled
 from secateur.search.rows import Rows
-from secateur.search.stored import collected
 from secateur.search.stored import save as save_levels
 from secateur.search.target import Call, Target
-from secateur.search.trial import Trial, best_of
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Task
 from secateur.torch.host import TorchHost
@@ -45,43 +38,10 @@ MISSED, SPARE = 0.03, 0.05
 """A result may cost this much more than was asked, and less, when it is measured; else the costs are corrected and the
 sizes are chosen again."""
 CORRECTIONS = 3
-RIDGES = (0.01, 0.1, 1.0)
-"""Ridges of the closed form, of which the search rows choose."""
-FEW = 192
-"""Search rows that tell ridges and single layers apart."""
-Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a search goes about it.
-
-    heal_seconds: the most that healing takes; 0 for none. search_seconds: the most that the local search takes.
-    seed: of the local search and of healing.
-    save_options: for `TorchHost.save`.
-    """
-
-    heal_seconds: float = 1800.0
-    search_seconds: float = 60.0
-    seed: int = 0
-    save_options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A candidate with what makes a plan of it.
-
-    method: what ordered the units. ridge: of the closed form. divergence: on the search rows.
-    """
-
-    candidate: Candidate
-    method: str
-    ridge: float
-    divergence: float
-
-
-class Stages:
-    """The dense model with everything that is known of it, and the stages that a search goes through.
+class Stages(Chooser):
+    """A chooser with a target: what is chosen is cut, exported, timed, healed and saved.
 
     work: folder of finished stages.
     """
@@ -98,116 +58,16 @@ class Stages:
         track: Track = silent,
         say: Say = lambda text: None,
     ) -> None:
-        self.host, self.task, self.target, self.rows = host, task, target, rows
-        self.work, self.settings, self.track, self.say = work, settings, track, say
+        super().__init__(host, task, rows, work, settings, by_divergence=target.by_divergence, track=track, say=say)
+        self.target = target
         asked = hashlib.sha256(repr((target, settings)).encode()).hexdigest()[:12]
         self.points = work / f"asked-{asked}"
         self.journal = Journal(self.points)
-        self.inside = layer_of_axes(host.layout)
-        self.seconds: dict[str, float] = {}
-        with self.timed("dense model"):
-            self.reference = Reference(task, host.model, rows.search, track)
-            self.test = Reference(task, host.model, rows.test, track)
-        with self.timed("statistics"):
-            self.stats = collected(host, task, rows.calibration, work, seed=settings.seed, track=track)
-        with self.timed("levels"):
-            self.levels = {name: levels_of(host, self.stats, name) for name in METHODS}
-        self.trials: dict[tuple[str, float], Trial] = {}
-        self.few = max(1, -(-FEW // rows.search.batch_size))
-        self._refitted: Cache = {}
         self._dense_artefacts: dict[Call, Path] = {}
+        with self.timed("dense model"):
+            self.test = Reference(task, host.model, rows.test, track)
         with self.timed("costs"):
             self.costs: Sequence[Cost] = costs_of(target, host, say=say)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds the seconds that the context lasts to those of a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-    def trial(self, method: str, ridge: float) -> Trial:
-        """Measures candidates by one method and ridge."""
-        key = (method, ridge)
-        if key not in self.trials:
-            self.trials[key] = Trial(
-                self.host,
-                self.task,
-                self.rows.search,
-                lambda candidate: self.plan_of(candidate, method, ridge),
-                reference=self.reference,
-                seed=self.settings.seed,
-            )
-        return self.trials[key]
-
-    def plan_of(self, candidate: Candidate, method: str, ridge: float) -> Plan:
-        """The plan of a candidate, with the weights that make up for what goes."""
-        return plan_of(self.host, self.levels[method], self.stats, candidate, ridge, cache=self._refitted)
-
-    # -- choice -------------------------------------------------------------------------------------------------------
-
-    def chosen(self, costs: Sequence[Cost]) -> Chosen:
-        """The best candidate within the costs by true divergence: of both orders, several ridges, and whole layers.
-
-        Uniform sizes are tried too, as curves may be wrong.
-
-        Raises PlanError when the bounds cannot be reached.
-        """
-        with self.timed("choice"):
-            found = [self._with_ridge(choose(self.levels[m], costs, inside=self.inside), m) for m in METHODS]
-            if len(costs) == 1:
-                found.append(self._with_ridge(uniform(self.levels[METHODS[0]], costs[0]), METHODS[0]))
-            return self._with_layers(costs, min(found, key=lambda one: one.divergence))
-
-    def _with_ridge(self, candidate: Candidate, method: str) -> Chosen:
-        """The candidate with the ridge of least divergence."""
-        ridge = min(RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate, self.few))
-        return Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
-
-    def _with_layers(self, costs: Sequence[Cost], best: Chosen) -> Chosen:
-        """The same, with whole layers gone where that diverges less."""
-        levels, trial = self.levels[best.method], self.trial(best.method, best.ridge)
-        if not any(cost.layers for cost in costs):
-            return best
-
-        def rough(candidate: Candidate) -> float:
-            return trial.divergence(candidate, self.few)
-
-        if not levels.layers:
-            measured = layers_of(self.host.layout, lambda gone: rough(Candidate(dropped=gone)))
-            levels = self.levels[best.method] = replace(levels, layers=measured)
-        tried = with_layers(levels, costs, rough, inside=self.inside)
-        winner = best_of(trial, [best.candidate, *tried])
-        return replace(best, candidate=winner, divergence=trial.divergence(winner))
-
-    def refined(self, chosen: Chosen, costs: Sequence[Cost]) -> Chosen:
-        """The candidate after rescaling the curves and a local search, where these diverge less."""
-        with self.timed("search"):
-            trial, levels = self.trial(chosen.method, chosen.ridge), self.levels[chosen.method]
-            levels = rescaled(levels, chosen.candidate, trial, inside=self.inside, batches=self.few)
-            again = choose(levels, costs, dropped=chosen.candidate.dropped, inside=self.inside)
-            start = best_of(trial, [chosen.candidate, again])
-            better = refine(
-                start,
-                levels,
-                costs,
-                trial,
-                inside=self.inside,
-                seconds=self.settings.search_seconds,
-                seed=self.settings.seed,
-                say=self.say,
-            )
-            return replace(chosen, candidate=better, divergence=trial.divergence(better))
-
-    def cut(self, chosen: Chosen) -> tuple[TorchHost, Plan]:
-        """The smaller model and its plan, after the masked and the shrunk model were found equal."""
-        plan = self.plan_of(chosen.candidate, chosen.method, chosen.ridge)
-        verify(self.host, plan, self.rows.search)
-        small = self.host.copy()
-        small.resize(plan)
-        return small, plan
 
     # -- what a choice becomes ----------------------------------------------------------------------------------------
 
@@ -248,7 +108,7 @@ class Stages:
             tries: list[tuple[float, Chosen, list[float]]] = []
             for _ in range(1 + CORRECTIONS):
                 try:
-                    chosen = self.refined(self.chosen(now), now)
+                    chosen = self.refined(self.ranked(now), now)
                 except PlanError:
                     if not tries:
                         raise
@@ -267,14 +127,6 @@ class Stages:
         value = self.journal.once(f"{name}-chosen", make)
         chosen = chosen_from(value)
         return chosen, [replace(c, correction=f) for c, f in zip(costs, value["corrections"], strict=True)]
-
-    def lost(self, chosen: Chosen) -> float:
-        """What a choice loses on the search rows: the drop of the main metric, or the divergence."""
-        if self.target.by_divergence:
-            return chosen.divergence
-        with self.trial(chosen.method, chosen.ridge).written(chosen.candidate) as model:
-            found = evaluate(self.task, model.model, self.rows.search, self.reference)
-        return compare(self.reference.evaluation(), found).drop
 
     def uniform(self, name: str, costs: Sequence[Cost]) -> Point:
         """A baseline: every axis keeps the same share, by the same orders and closed form, without healing."""

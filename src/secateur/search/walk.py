@@ -12,10 +12,11 @@ from secateur.deploy.target import TARGETS
 from secateur.errors import PlanError, TargetError
 from secateur.files import check_output, new_folder, write_json
 from secateur.search.choice import bounded
+from secateur.search.chooser import Settings
 from secateur.search.costs import Cost
 from secateur.search.points import Found, Point
 from secateur.search.rows import Rows
-from secateur.search.stages import MISSED, Settings, Stages, quantity_of, reached
+from secateur.search.stages import MISSED, Stages, quantity_of, reached
 from secateur.search.target import Target
 from secateur.tasks.base.evaluate import Track, silent
 from secateur.tasks.base.task import Task
