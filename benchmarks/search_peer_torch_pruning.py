@@ -56,7 +56,8 @@ def share_of(model: Any, length: float) -> float:
 def pruned(model: Any, gone: float, *, everywhere: bool) -> Any:
     """A copy of the model without this share of heads and neurons."""
     twin = with_gradients(model, model)
-    layers = twin.bert.encoder.layer
+    layers, count = twin.bert.encoder.layer, model.config.num_attention_heads
+    whole = 1 - (round(count * (1 - gone)) + 0.01) / count  # it rounds the heads that stay down
     outputs = [m for layer in layers for m in (layer.attention.output.dense, layer.output.dense)]
     example = {"input_ids": torch.ones(2, 16, dtype=torch.long), "attention_mask": torch.ones(2, 16, dtype=torch.long)}
     pruner = torch_pruning.pruner.BasePruner(
@@ -65,7 +66,7 @@ def pruned(model: Any, gone: float, *, everywhere: bool) -> Any:
         importance=torch_pruning.importance.GroupTaylorImportance(),
         global_pruning=everywhere,
         pruning_ratio=gone,
-        head_pruning_ratio=gone,
+        head_pruning_ratio=gone if everywhere else max(0.0, whole),
         num_heads=heads_of(twin),
         prune_num_heads=True,
         prune_head_dims=False,
