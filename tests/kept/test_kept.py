@@ -73,13 +73,15 @@ def test_compiled_models(place, tmp_path):
 
 @pytest.mark.parametrize("place", cases("artefacts/*/numbers-*.safetensors"), ids=lambda p: p.parts[-2])
 def test_artefacts(place):
-    from secateur.deploy import target
+    from secateur.deploy import runner, target
 
     info = target.read(place.parent / "model")
     for package in {"onnx": ["onnxruntime"], "litert": ["ai_edge_litert"]}.get(info["target"], [info["target"]]):
         pytest.importorskip(package)
     if "sparse" in info and load_native() is None:
         pytest.skip("the kernels are not compiled")
+    if runner.overflows(info):
+        pytest.skip("ONNX Runtime multiplies full 8-bit weights wrongly on this processor, which has no VNNI")
     tensors = load_file(place)
     feed = {n.removeprefix("input "): t.numpy() for n, t in tensors.items() if n.startswith("input ")}
     program = target.load(place.parent / "model", place.stem.removeprefix("numbers-"))
