@@ -179,14 +179,14 @@ def test_prune_and_fine_tune(result, classifier, data, place, pattern):
 
 @pytest.mark.slow
 def test_distil_learns_from_the_dense_model(result, classifier, data, place, monkeypatch):
-    from secateur.jobs import train
+    from secateur.training import fine_tune as train
 
     asked = []
     real = train.distillation_loss
 
-    def watched(model, teacher, inputs, *rest):
+    def watched(model, teacher, inputs, *rest, **options):
         asked.append(teacher.get_parameter("bert.encoder.layer.0.output.dense.weight").count_nonzero().item())
-        return real(model, teacher, inputs, *rest)
+        return real(model, teacher, inputs, *rest, **options)
 
     monkeypatch.setattr(train, "distillation_loss", watched)
     arguments = ["--data", data, "--sparsity", "0.5", "--max-length", 16, "--fine-tune", "0.5"]
@@ -265,7 +265,7 @@ def test_a_failure_while_saving_leaves_nothing(refused, classifier, data, place,
     def fail(*args, **kwargs):
         raise wrong
 
-    monkeypatch.setattr("secateur.jobs.prune_model.load_model", fail)
+    monkeypatch.setattr("secateur.torch.reloaded.load_model", fail)
     arguments = ["--data", data, "--sparsity", "0.5", "--output", place / "deep" / "out"]
     assert refused("prune", classifier, *arguments, code=code) == said
 

@@ -268,7 +268,8 @@ def _table_key() -> str:
     from secateur.deploy.jobs import latency_table
     from secateur.layout import Layout
 
-    return latency_table.key_of(Layout.from_text(LAYOUT), "onnx", 8, 64, 1, 5, latency_table.STEP)
+    settings = ("onnx", 8, 64, 1, 5, latency_table.STEP, True)
+    return latency_table.key_of(Layout.from_text(LAYOUT), *settings)
 
 
 def _table_seeds() -> Mapping[str, Case]:
