@@ -25,6 +25,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_a_limit_is_met_measured_and_shown(result, call, classifier, reviews, tmp_path):
     arguments = ["prune", classifier, "--data", reviews, "--target", "macs<=0.6", "--target", "params<=0.9", *QUICK]
     done = result(*arguments, "--output", tmp_path / "small")
@@ -43,6 +44,7 @@ def test_a_limit_is_met_measured_and_shown(result, call, classifier, reviews, tm
     assert "accuracy" in evaluated.out
 
 
+@pytest.mark.slow
 def test_what_is_missed_writes_nothing_and_ends_with_1(call, classifier, reviews, tmp_path):
     arguments = ["prune", classifier, "--data", reviews, "--target", "macs<=0.6", "--max-divergence", 1e-12, *QUICK]
     ended = call(*arguments, "--output", tmp_path / "small", "--json")

@@ -95,6 +95,7 @@ def test_a_choice_is_never_farther_than_the_same_share_of_every_axis(opened, tmp
     assert all(cost.of(chosen.candidate) <= cost.bound for cost in made.costs)
 
 
+@pytest.mark.slow
 def test_a_drop_that_cannot_be_met_writes_nothing_and_says_what_can_be_reached(opened, tmp_path):
     host, task, rows = opened
     target = replace(HALF, max_drop=1e-12, by_divergence=True)
@@ -108,6 +109,7 @@ def test_a_drop_that_cannot_be_met_writes_nothing_and_says_what_can_be_reached(o
     assert f"{found.points[-1].final.kl:.4g} KL" in found.reading
 
 
+@pytest.mark.slow
 def test_the_closest_model_is_written_when_asked_for(opened, tmp_path):
     host, task, rows = opened
     target = replace(HALF, max_drop=1e-12, by_divergence=True, closest=True)
@@ -180,6 +182,7 @@ def test_a_target_missed_when_measured_is_missed_whatever_was_predicted(opened, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_permitted_divergence_alone_gives_the_fastest_model_within_it(opened, tmp_path, monkeypatch):
     host, task, rows = opened
     target = replace(timed_as_macs(host, monkeypatch), limits=(), max_drop=0.05, by_divergence=True)
@@ -194,6 +197,7 @@ def test_a_permitted_divergence_alone_gives_the_fastest_model_within_it(opened, 
     assert all(point.final.kl > 0.05 for point in faster)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_from_its_finished_stages(opened, tmp_path, monkeypatch):
     host, task, rows = opened
     options = {"work": tmp_path / "work", "heal_seconds": 60.0, "search_seconds": 0.0}
@@ -217,6 +221,7 @@ def test_a_killed_search_goes_on_from_its_finished_stages(opened, tmp_path, monk
     assert again.best.final.kl == pytest.approx(found.best.final.kl, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_frontier_has_a_model_for_each_speed_and_a_uniform_one_beside_it(opened, tmp_path, monkeypatch):
     host, task, rows = opened
     target = replace(timed_as_macs(host, monkeypatch), limits=())

@@ -81,7 +81,7 @@ def test_two_folders_are_measured_on_a_runtime(folders, tmp_path):
     assert again.artefact.is_dir()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("runtime", ["torch", "secateur"])
 def test_our_own_runtimes_are_measured_alike(folders, tmp_path, runtime):
     found = measure(*folders, Call(runtime, 1, 5), tmp_path, within=0.5, most_s=1)
@@ -90,7 +90,7 @@ def test_our_own_runtimes_are_measured_alike(folders, tmp_path, runtime):
     assert 0 < found.bytes < found.dense_bytes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_decoder_is_measured_at_one_token_too(tmp_path):
     write_model(tmp_path / "dense")
     write_model(tmp_path / "small", num_hidden_layers=1)

@@ -56,6 +56,7 @@ def kept_in(folder, names):
     return {name: int((model.get_parameter(name) != 0).sum()) for name in names}
 
 
+@pytest.mark.slow
 def test_units_and_zeros_meet_a_latency_once_the_times_are_corrected(opened, timed, tmp_path):
     host, task, rows = opened
     said = []
@@ -87,6 +88,7 @@ def test_a_latency_in_milliseconds_is_met_too(opened, timed, tmp_path):
     assert found.best.measured[CALL].ms == pytest.approx(limit.bound, rel=0.05)
 
 
+@pytest.mark.slow
 def test_healing_changes_weights_and_keeps_zeros(opened, timed, tmp_path, monkeypatch):
     host, task, rows = opened
     real = stages.heal
@@ -111,6 +113,7 @@ def test_healing_changes_weights_and_keeps_zeros(opened, timed, tmp_path, monkey
     assert kept_in(tmp_path / "again", list(plan.masks)) == kept
 
 
+@pytest.mark.slow
 def test_the_saved_model_runs_on_the_sparse_kernels(opened, timed, tmp_path):
     host, task, rows = opened
     search(host, task, timed, rows, tmp_path / "out", **QUICK)
