@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from secateur.search.choosing import chooser
 from secateur.search.choosing.chooser import Settings
 from secateur.search.costs import macs_cost
 from secateur.search.measure import Measured
-from secateur.search.points import undominated
 from secateur.search.target import Call, Limit, Target
 from secateur.search.walk import automatic as search
 from tests.search import rows as rows_of
@@ -252,8 +250,3 @@ def test_the_divergence_of_a_decoder_counts_where_texts_have_no_labels(tmp_path)
     assert found.is_met
     assert found.best.parameters[0] <= 0.9 * found.best.parameters[1]
     transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-
-
-def test_points_that_another_beats_are_not_of_the_frontier():
-    points = [SimpleNamespace(speed_up=s, lost=d) for s, d in ((1.5, 0.01), (2.0, 0.005), (3.0, 0.1), (2.5, 0.2))]
-    assert undominated(points) == [points[1], points[2]]

@@ -7,7 +7,7 @@ import pytest
 
 from secateur.errors import PlanError
 from secateur.search.candidate import Candidate
-from secateur.search.choosing.choice import choose, expected, frontier_of, uniform, within
+from secateur.search.choosing.choice import bounded, choose, expected, uniform, within
 from secateur.search.choosing.layers import with_layers
 from secateur.search.costs import Cost
 from secateur.search.levels import AxisLevels, Levels
@@ -125,7 +125,7 @@ def test_axes_of_dropped_layers_are_not_named_and_their_cost_is_that_of_the_laye
 def test_a_frontier_loses_more_at_each_tighter_bound():
     levels = levels_of([40] * 6, 5)
     cost = cost_of(levels, 1.0, 5)
-    losses = [expected(levels, c) for c in frontier_of(levels, cost, [0.8, 0.6, 0.4])]
+    losses = [expected(levels, c) for c in (choose(levels, [bounded(cost, share)]) for share in (0.8, 0.6, 0.4))]
     assert 0 < losses[0] < losses[1] < losses[2]
 
 

@@ -10,9 +10,9 @@ import secateur
 from secateur.errors import DataError, PlanError
 from secateur.plan import Plan
 from secateur.search import stored
-from secateur.search.build import choose_ridge, plan_of
+from secateur.search.build import plan_of
 from secateur.search.candidate import Candidate
-from secateur.search.levels import layers_of, levels_of, scaled
+from secateur.search.levels import layers_of, levels_of
 from secateur.tasks.base.task import Task
 from secateur.torch.stats.curvature import collect_curvature
 from tests import zoo
@@ -125,15 +125,6 @@ def test_layers_go_through_their_axis_and_their_divergence_is_measured():
     assert secateur.verify(host, plan, data[:1]).difference <= 1e-5
 
 
-def test_one_measured_point_scales_the_curves_but_not_the_layers():
-    host, _, stats = opened(zoo.bert, 2)
-    levels = levels_of(host, stats)
-    twice = scaled(levels, 2.0)
-    np.testing.assert_allclose(twice.axes["L1.ffn"].losses, 2 * levels.axes["L1.ffn"].losses)
-    with pytest.raises(PlanError, match="positive number"):
-        scaled(levels, 0)
-
-
 def test_a_size_is_solved_once():
     host, _, stats = opened(zoo.bert, 2)
     levels, cache = levels_of(host, stats), {}
@@ -142,12 +133,6 @@ def test_a_size_is_solved_once():
     assert first.weights[name] is second.weights[name]
     plan_of(host, levels, stats, Candidate({"L0.ffn": 9}), 1.0, cache=cache)
     assert [*cache] == [("kfac", "L0.ffn", 9, 0.1), ("kfac", "L0.ffn", 9, 1.0)]
-
-
-def test_method_and_ridge_are_those_of_the_lowest_divergence():
-    losses = {("kfac", 0.1): 3.0, ("kfac", 1.0): 2.0, ("fisher", 0.1): 1.0, ("fisher", 1.0): 4.0}
-    plans = {m: (lambda ridge, m=m: Plan(provenance={"at": (m, ridge)})) for m in ("kfac", "fisher")}
-    assert choose_ridge(plans, lambda plan: losses[plan.provenance["at"]], (0.1, 1.0)) == ("fisher", 0.1, 1.0)
 
 
 def test_weights_without_zeros_are_written_once_and_given_back():

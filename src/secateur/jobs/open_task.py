@@ -16,7 +16,7 @@ from secateur.layout import Layout
 from secateur.schemas.sentence_folder import read_modules
 from secateur.search.rows import Rows
 from secateur.tasks.base.batches import Batches
-from secateur.tasks.base.task import Options, Task
+from secateur.tasks.base.task import Examples, Options, Task
 from secateur.tasks.feature_extraction import FeatureExtraction
 from secateur.tasks.find import TASKS, auto_class_for, headless, named, task_of_config
 from secateur.tasks.text_classification import LABEL
@@ -132,15 +132,21 @@ def prepare_search(
         table, held_out = split_table(table, HELD_OUT, seed, by)
     share = min(SEARCHED, MOST_SEARCHED / max(1, len(table)))
     table, searched = split_table(table, share, seed, by)
-    train, search, test = (task.encode(part) for part in (table, searched, held_out))
-    if (train.references is None) != (test.references is None):
-        raise DataError("one part of the data has labels, the other has none")
-    for note in task.notes:
-        say(note)
+    train, search, test = _encoded(task, (table, searched, held_out), say)
     calibration, searching, testing = (
         Batches(task, part, batch_size) for part in (train.take(calibration_samples), search, test)
     )
     return Rows(train, calibration, searching, testing, batch_size)
+
+
+def _encoded(task: Task, parts: Sequence[Table], say: Callable[[str], None]) -> list[Examples]:
+    """The rows of each part, which all have labels or none; `say` gets what the task notes about them."""
+    encoded = [task.encode(part) for part in parts]
+    if len({part.references is None for part in encoded}) > 1:
+        raise DataError("one part of the data has labels, the other has none")
+    for note in task.notes:
+        say(note)
+    return encoded
 
 
 def _strata(task: Task, table: Table) -> str | None:
@@ -164,11 +170,6 @@ def prepare(
         table, held_out = split_table(table, HELD_OUT, seed, _strata(task, table))
     else:
         table = shuffled(table, seed)
-    train = task.encode(table)
-    test = task.encode(held_out)
-    if (train.references is None) != (test.references is None):
-        raise DataError("one part of the data has labels, the other has none")
-    for note in task.notes:
-        say(note)
+    train, test = _encoded(task, (table, held_out), say)
     calibration = Batches(task, train.take(calibration_samples), batch_size)
     return Data(task, train, calibration, Batches(task, test, batch_size), batch_size)

@@ -1,7 +1,6 @@
 """A candidate as a plan: which units stay, and the weights that make up for the others."""
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from itertools import product
+from collections.abc import MutableMapping
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from secateur.search.candidate import Candidate
 from secateur.search.levels import AxisLevels, Levels
 from secateur.stats import Stats
 
-RIDGES = (0.01, 0.1, 1.0, 3.0)
+RIDGES = (0.01, 0.1, 1.0)
 """Ridges that are tried; 0.01 was best on a small encoder, 1 on a small language model."""
 
 Cache = MutableMapping[tuple[str, str, int, float], dict[str, np.ndarray]]
@@ -78,18 +77,3 @@ def _refitted(
             made[axis.bias] = new_bias.astype(np.float32)
         cache[key] = made
     return cache[key]
-
-
-def choose_ridge(
-    plans: Mapping[str, Callable[[float], Plan]],
-    evaluate: Callable[[Plan], float],
-    ridges: Sequence[float] = RIDGES,
-) -> tuple[str, float, float]:
-    """The method and ridge of the lowest divergence, and that divergence.
-
-    plans: method -> a function of the ridge that builds the plan of one size by it.
-    evaluate: the divergence of a plan on batches that no statistics have seen.
-    """
-    found = {(method, ridge): evaluate(plans[method](ridge)) for method, ridge in product(plans, ridges)}
-    method, ridge = min(found, key=lambda choice: found[choice])
-    return method, ridge, found[method, ridge]

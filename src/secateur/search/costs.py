@@ -75,7 +75,7 @@ def costs_of(
     parameters, with a bound of 1 that everything meets.
 
     tables: latency tables that are there already; others are measured, or taken from the cache where `cache`.
-    step: as `rounded` takes it. say: gets a line of text for each step of a measurement.
+    step: as `allowed_sizes` takes it. say: gets a line of text for each step of a measurement.
 
     Raises DeployError when a runtime is not there or refuses the model.
     """
@@ -227,11 +227,6 @@ def memory_cost(
 
 
 # -- sizes that are worth having --------------------------------------------------------------------------------------
-
-
-def rounded(cost: Cost, layout: Layout, step: int) -> Cost:
-    """The cost with other sizes allowed: wide axes at multiples of `step`."""
-    return replace(cost, allowed=allowed_sizes(layout, step))
 
 
 def allowed_sizes(layout: Layout, step: int = STEP) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ Removal is nested, so an order and a curve are the whole database.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -100,18 +100,6 @@ def layers_of(layout: Layout, divergence: Callable[[Mapping[str, tuple[int, ...]
         for axis in layout.of_kind("layer")
         if axis.size > 1
     }
-
-
-def scaled(levels: Levels, factor: float) -> Levels:
-    """The levels with every expected divergence multiplied; what was measured (layers) stays.
-
-    K-FAC orders levels well and expects too little: 2 to 2.5 times on language models. One measured point gives the
-    factor.
-    """
-    if not 0 < factor < float("inf"):
-        raise PlanError(f"the factor must be a positive number, not {factor}")
-    axes = {name: replace(axis, losses=axis.losses * factor) for name, axis in levels.axes.items()}
-    return replace(levels, axes=axes)
 
 
 def _axis_levels(host: Host, stats: Stats, found: Removable, method: str) -> AxisLevels:

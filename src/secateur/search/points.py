@@ -117,14 +117,3 @@ class Found:
             "seconds": dict(self.seconds),
             "folder": None if self.folder is None else str(self.folder),
         }
-
-
-def undominated(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats in both measured speed and quality, slowest first."""
-
-    def beats(other: Point, point: Point) -> bool:
-        ours, theirs = (p.speed_up or 0.0 for p in (other, point))
-        return ours >= theirs and other.lost <= point.lost and (ours, other.lost) != (theirs, point.lost)
-
-    ordered = sorted(points, key=lambda p: p.speed_up or 0.0)
-    return [point for point in ordered if not any(beats(other, point) for other in points)]

@@ -89,11 +89,10 @@ class Stages(Chooser):
             self.host.save(folder, **self.task.companions)
         return folder
 
-    def measured(self, small: TorchHost, plan: Plan, place: Path) -> dict[Call, Measured]:
-        """The times of a model, which a plan has made, beside those of the dense one, for each call."""
+    def measured(self, place: Path) -> dict[Call, Measured]:
+        """The times of the model that was saved in a place, beside those of the dense one, for each call."""
         with self.timed("measurement"):
             dense, folder = self.dense_folder(), place / "model"
-            small.save(folder, overwrite=True, pack=bool(plan.masks), **self.task.companions)
             found = {}
             for number, call in enumerate(self.calls):
                 work = place / f"measured-{number}"
@@ -123,7 +122,8 @@ class Stages(Chooser):
                     if not tries:
                         raise
                     break  # by what was measured, no sizes are small enough
-                times = self.measured(*self.cut(chosen), place)
+                self.saved(*self.cut(chosen), place)
+                times = self.measured(place)
                 ratios = {quantity_of(cost): reached(cost, chosen.candidate, times) for cost in now}
                 tries.append((max(ratios.values()), chosen, [cost.correction for cost in now]))
                 if is_near(now, ratios):
@@ -164,8 +164,9 @@ class Stages(Chooser):
         if healed is not None and healed.best:
             with self.timed("evaluation"):
                 final = evaluate(self.task, small.model, self.rows.test, self.test, track)
-        times = self.measured(small, plan, place)
-        gap = self.saved(small, plan, place / "model")
+        self.saved(small, plan, place)
+        gap = reload_gap(small, place / "model", self.rows.test[0])
+        times = self.measured(place)
         counts = parameters(self.host.layout, plan).total, parameters(self.host.layout).total
         return Point(
             name=name,
@@ -218,11 +219,11 @@ class Stages(Chooser):
                 read_state(small.model, file)
             return done
 
-    def saved(self, small: TorchHost, plan: Plan, folder: Path) -> float:
-        """Save a model with its plan and read it again; 0.0, the difference, or ModelError."""
+    def saved(self, small: TorchHost, plan: Plan, place: Path) -> None:
+        """Save a model with its plan and its levels in a place."""
+        folder = place / "model"
         small.save(folder, plan, overwrite=True, **self.task.companions, **self.settings.save_options)
         save_levels(self.levels[str(plan.provenance["method"])], folder)
-        return reload_gap(small, folder, self.rows.test[0])
 
     def place(self, name: str) -> Path:
         """The working folder of a point."""

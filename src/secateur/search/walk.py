@@ -2,12 +2,13 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secateur.deploy.jobs.timing import Say
 from secateur.deploy.target import TARGETS
 from secateur.errors import PlanError, TargetError
 from secateur.files import check_output, new_folder, write_json
@@ -29,7 +30,6 @@ LADDER = (1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 STEPS_BACK = (0.75, 0.5, 0.25)
 """Parts of the asked saving that are tried where the whole loses too much, to say what can be reached."""
 RESULT = "secateur-search.json"
-Say = Callable[[str], None]
 
 
 def automatic(
@@ -253,7 +253,10 @@ def write(found: Found, output: Path, *, overwrite: bool) -> Found:
     many = bool(found.baselines)
     with new_folder(output, overwrite=overwrite) as temporary:
         for point in found.points if many else [found.best]:
-            _write_point(point, temporary / point.name if many else temporary)
+            folder = temporary / point.name if many else temporary
+            _write_point(point, folder)
+            if many:
+                write_hashes(folder)
         found = replace(found, folder=output)
         write_json(temporary / RESULT, found.as_json())
         if not many:
@@ -267,4 +270,3 @@ def _write_point(point: Point, folder: Path) -> None:
     for times in point.measured.values():
         if times.runtime in TARGETS:  # others run the folder itself
             shutil.copytree(times.artefact, folder / times.runtime, dirs_exist_ok=True)
-    write_hashes(folder)

@@ -5,7 +5,7 @@ Everett, 1963). Bisection finds the price. What is left of the bound is filled b
 two axes, which closes most of the distance to the optimum of the integer problem.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,11 +47,6 @@ def choose(
     filled = [_exchanged(table, _filled(table, picked, by_ratio=by_ratio), prices) for by_ratio in (False, True)]
     best = min(filled, key=lambda pick: float(table.losses[table.rows, pick].sum()))
     return _candidate(levels, table, best, gone)
-
-
-def frontier_of(levels: Levels, cost: Cost, bounds: Iterable[float]) -> list[Candidate]:
-    """The choice at each of several bounds of one cost, shares of the dense model's cost."""
-    return [choose(levels, [bounded(cost, bound)]) for bound in bounds]
 
 
 def bounded(cost: Cost, bound: float) -> Cost:

@@ -1,7 +1,7 @@
 """Chooser: from the curves of a model to the candidate within some costs that is nearest to the dense model."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +11,10 @@ import numpy as np
 
 from secateur.check import verify
 from secateur.cost import layer_of_axes
+from secateur.deploy.jobs.timing import Say
 from secateur.metrics.evaluation import compare
 from secateur.plan import Plan
-from secateur.search.build import Cache, plan_of
+from secateur.search.build import RIDGES, Cache, plan_of
 from secateur.search.candidate import Candidate
 from secateur.search.choosing.choice import choose, uniform
 from secateur.search.choosing.layers import with_layers
@@ -28,13 +29,10 @@ from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Task
 from secateur.torch.host import TorchHost
 
-RIDGES = (0.01, 0.1, 1.0)
-"""Ridges of the closed form, of which the search rows choose."""
 HOPELESS, SHORT = 3.0, 30
 """Finalists are trained for so many steps before they are compared, unless they diverge this many times as much."""
 FEW = 192
 """Search rows that tell ridges and single layers apart."""
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ class Chooser:
 
     def finalists(self, costs: Sequence[Cost]) -> list[Chosen]:
         """The best candidates within the costs, by true divergence: of both orders, several ridges, uniform sizes (as
-        curves may be wrong), and one without whole layers.
+        curves may be wrong), and one from which whole layers go.
 
         Raises PlanError when the bounds cannot be reached.
         """
@@ -183,7 +181,7 @@ class Chooser:
         return Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
 
     def _with_layers(self, costs: Sequence[Cost], best: Chosen) -> Chosen:
-        """The same without whole layers, as many as diverge least."""
+        """A candidate without whole layers, as many as diverge least, by the method and ridge of `best`."""
         if not any(cost.layers for cost in costs):
             return best
         levels, trial = self.levels[best.method], self.trial(best.method, best.ridge)

@@ -5,12 +5,13 @@ rule, and curves scaled to one measurement an axis, gained on search rows and no
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
+from secateur.deploy.jobs.timing import Say
 from secateur.errors import PlanError
 from secateur.search.candidate import Candidate
 from secateur.search.choosing.choice import Inside, allowed_counts, choose, expected, within
@@ -18,7 +19,6 @@ from secateur.search.choosing.trial import is_better, key_of
 from secateur.search.costs import Cost
 from secateur.search.levels import Levels
 
-Say = Callable[[str], None]
 PROPOSALS = 8
 """Random moves of which the one of least expected loss is measured."""
 
