@@ -28,6 +28,7 @@ from secateur.torch.shrink.masking import bypassed
 from secateur.torch.shrink.probe import derive
 from secateur.torch.shrink.resize import resize
 from secateur.torch.stats.collect import Loss, collect
+from secateur.torch.tokens.install import all_tokens
 from secateur.torch.train.hold import hold
 
 
@@ -85,7 +86,8 @@ class TorchHost:
     def layout(self) -> Layout:
         """The axes of the model in its present state; after a removal the first access traces them."""
         if self._layout is None:
-            self._layout = self._marked(derive(self.model, self.example))
+            with all_tokens():
+                self._layout = self._marked(derive(self.model, self.example))
         return self._layout
 
     @layout.setter

@@ -23,10 +23,10 @@ KNOWN = {"scaling", "dropout", "is_causal", "position_ids", "output_attentions",
 """Arguments of attention that ask for nothing beyond SDPA; `secateur.runtime` uses this list too."""
 
 BY_WEIGHTS = ("softcap", "s_aux")
-"""Arguments that `_weights` takes and SDPA does not: a cap of the scores, and a sink for each head."""
+"""Arguments that `weights_of` takes and SDPA does not: a cap of the scores, and a sink for each head."""
 
 EXPLAINED = {*KNOWN, *BY_WEIGHTS, "position_bias", "sliding_window", "cache_position", "num_items_in_batch"}
-"""Arguments that `_weights` takes into account, or that change no attention: a sliding window is in the mask too.
+"""Arguments that `weights_of` takes into account, or that change no attention: a sliding window is in the mask too.
 Flags (True, False) change none either.
 """
 
@@ -54,7 +54,7 @@ class _Observer:
                 "so its heads cannot be scored by it; use magnitude, gradient, taylor, fisher or activation"
             )
         if any(kwargs.get(name) is not None for name in BY_WEIGHTS):
-            weights, values = _weights(module, query, key, value, attention_mask, kwargs)
+            weights, values = weights_of(module, query, key, value, attention_mask, kwargs)
             output = (weights @ values).transpose(1, 2).to(query.dtype).contiguous()
         else:
             output, _ = self._sdpa(module, query, key, value, attention_mask, **kwargs)
@@ -62,7 +62,7 @@ class _Observer:
         if path is not None and scored is not None:
             axis, grams = scored
             with torch.no_grad():
-                weights, values = _weights(module, query, key, value, attention_mask, kwargs)
+                weights, values = weights_of(module, query, key, value, attention_mask, kwargs)
                 _explain(path, weights, values, output)
                 mask = self.token_mask(path, (query.shape[0], query.shape[2]))
                 _add(self.tally, axis.name, self.needs, weights, values, grams, mask)
@@ -164,7 +164,7 @@ def _shared_prefix(a: str, b: str) -> int:
     return count
 
 
-def _weights(
+def weights_of(
     module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, kwargs: Mapping[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax weights (batch, heads, queries, keys), and values repeated for the query heads, both float32.
@@ -220,7 +220,7 @@ def _add(
 ) -> None:
     """Add each quantity in `needs`, summed over real query tokens: (batch, heads, queries) -> (heads,).
 
-    weights, values: of `_weights`; grams: of `_output_grams`; mask (batch, queries): the real tokens, None for all.
+    weights, values: of `weights_of`; grams: of `_output_grams`; mask (batch, queries): the real tokens, None for all.
     """
     alive = torch.ones(weights.shape[0], weights.shape[2], device=weights.device) if mask is None else mask.float()
     count = float(alive.sum())
