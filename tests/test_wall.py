@@ -22,13 +22,14 @@ CORE = [
 """Every module that belongs to no framework, runtime or command."""
 
 FLOORS = (
-    "_version errors arrays agreement files schemas dims summary layout plan",
+    "_version errors arrays agreement files schemas dims summary layout plan token_schedule",
     "stats criteria budget select fit schedule scores data metrics documents kernels",
     "host repair recipe",
     "pruning check cost find_host",
     "torch.base",
     "torch.trace",
     "torch.data torch.stats",
+    "torch.tokens",
     "torch.shrink",
     "torch.files",
     "torch.train",
@@ -37,6 +38,7 @@ FLOORS = (
     "torch.blockwise",
     "torch.stream",
     "keras",
+    "dynamic",
     "tasks.base",
     "tasks",
     "runtime.layers",

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from secateur.dynamic.find_sites import Found, find_sites
 from secateur.errors import ModelError
 from secateur.token_schedule import DEFAULT, TokenSchedule, schedule_of
 from secateur.torch.base.batches import by_name, without_labels
 from secateur.torch.host import TorchHost
-from secateur.torch.tokens.find_sites import Found, find_sites
 from secateur.torch.tokens.install import install, remove
 
 Wanted = str | Sequence[int] | TokenSchedule
