@@ -34,6 +34,8 @@ def attend(
             attention_mask = weight if attention_mask is None else _additive(attention_mask, query.dtype) + weight
     elif call.schedule.reduces(call.block):
         call.score = _score(module, query, key, value, attention_mask, kwargs)
+        if call.schedule.method == "random":
+            call.score = torch.rand_like(call.score).masked_fill(call.score < 0, -1.0)
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     # torch.export drops `.contiguous()` where the strides make it do nothing, and other runtimes have other strides
     return output.clone(memory_format=torch.contiguous_format), None
