@@ -5,7 +5,7 @@
     python benchmarks/dynamic_text.py --write
 
 The first two lines keep their results under .cache/dynamic; the third writes the dated Markdown. Models and rows are
-those of dynamic_models.py. Quality is that of PyTorch, on rows that nothing else saw. For times every model is exported,
+those of dynamic_models.py. Quality is that of PyTorch, on rows that nothing else saw. For times each model is exported,
 and called in turn with the dense one on made-up texts of 256 tokens.
 """
 
