@@ -2,11 +2,13 @@
 
     python benchmarks/dynamic_text.py quality [--data reviews,newsgroups] [--schedules exact,mild,mid,fast]
     python benchmarks/dynamic_text.py time [--data reviews] [--schedules exact,mild,mid,fast] [--threads 1,2]
+    python benchmarks/dynamic_text.py padding
     python benchmarks/dynamic_text.py --write
 
-The first two lines keep their results under .cache/dynamic; the third writes the dated Markdown. Models and rows are
+The first three lines keep their results under .cache/dynamic; the last writes the dated Markdown. Models and rows are
 those of dynamic_models.py. Quality is that of PyTorch, on rows that nothing else saw. For times each model is exported,
-and called in turn with the dense one on made-up texts of 256 tokens.
+and called in turn with the dense one on made-up texts of 256 tokens. Padding: the rows of short and of long reviews in
+the order of their file and in that of `Batches`, which is by length.
 """
 
 import argparse
@@ -15,10 +17,14 @@ import importlib.metadata
 import json
 import platform
 import shutil
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import dynamic_models
+import search_models
+import torch
 import transformers
 
 from secateur.data.read import read_table
@@ -28,6 +34,7 @@ from secateur.dynamic import prune_tokens
 from secateur.dynamic.compare import Compared, compare
 from secateur.jobs.open_task import look, open_host
 from secateur.tasks.base.batches import Batches
+from secateur.tasks.base.evaluate import parts_of
 from secateur.tasks.base.task import Options
 
 CACHE = dynamic_models.CACHE
@@ -87,6 +94,34 @@ def times(name: str, schedules: list[str], threads: int) -> list[dict[str, Any]]
     return rows
 
 
+def padding() -> list[dict[str, Any]]:
+    """Tokens and seconds of the dense model on batches of 32 rows in the order of the file, and by length, in turn."""
+    short, long = search_models.minilm(), dynamic_models.long_reviews()
+    sets = {
+        "short reviews": (short / "dense", short / "test.csv", 64),
+        "long reviews": (long[0], long[1]["test"], dynamic_models.LENGTH),
+    }
+    found = []
+    for name, (folder, file, length) in sets.items():
+        host, task = open_host(look(str(folder.resolve()), None), Options(max_length=length))
+        examples = task.encode(read_table(file).take(range(512)))
+        by_length, by_file = Batches(task, examples, 32), Batches(task, examples, 32)
+        by_file.order = list(range(len(by_file.order)))
+        row: dict[str, Any] = {"name": name, "rows": 512, "texts": sum(map(task.length, examples.features))}
+        for order, batches in (("file", by_file), ("length", by_length)):
+            row[f"{order}_tokens"] = sum(batch["input_ids"].numel() for batch in batches)
+            row[f"{order}_seconds"] = []
+        for _ in range(3):
+            for order, batches in (("file", by_file), ("length", by_length)):
+                start = time.process_time()
+                for number in range(len(batches)):
+                    parts_of(task, host.model, batches, number)
+                row[f"{order}_seconds"].append(time.process_time() - start)
+        found.append(row)
+        print(row, flush=True)
+    return found
+
+
 def write() -> Path:
     """Write the dated Markdown; returns its path."""
     day, machine = str(datetime.date.today()), runner.machine()
@@ -123,6 +158,18 @@ def write() -> Path:
             dense = of_name["dense"]["median_ms"]
             ratios = [f"{of_name[name]['median_ms'] / dense:.2f}" for name in names[1:]]
             lines.append(f"| {key[0]} | {key[1]} x {key[2]} | {key[3]} | {dense:.1f} | {' | '.join(ratios)} |")
+    if (CACHE / "padding.json").exists():
+        lines += [
+            "",
+            "## Batches of 32 rows by length, as `run` and `eval` make them, beside the order of the file",
+            "",
+        ]
+        lines += ["| | tokens in the texts | padded, by file | padded, by length | time by length / by file |"]
+        lines += ["|---|---|---|---|---|"]
+        for row in json.loads((CACHE / "padding.json").read_text()):
+            share = statistics.median(row["length_seconds"]) / statistics.median(row["file_seconds"])
+            counts = f"{row['texts']} | {row['file_tokens']} | {row['length_tokens']}"
+            lines.append(f"| {row['rows']} {row['name']} | {counts} | {share:.2f} |")
     path = Path(__file__).parent / "results" / f"{day}-token-pruning.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -131,7 +178,7 @@ def write() -> Path:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["quality", "time"])
+    parser.add_argument("what", nargs="?", choices=["quality", "time", "padding"])
     parser.add_argument("--data", default="reviews")
     parser.add_argument("--schedules", default="exact,mild,mid,fast")
     parser.add_argument("--threads", default="1")
@@ -139,8 +186,11 @@ def main() -> None:
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
     schedules = options.schedules.split(",")
-    for name in options.data.split(",") if options.what else ():
+    if options.what == "padding":
+        (CACHE / "padding.json").write_text(json.dumps(padding(), indent=1))
+    for name in options.data.split(",") if options.what in ("quality", "time") else ():
         if options.what == "quality":
             found = quality(name, schedules)
             (CACHE / f"quality-{name}.json").write_text(json.dumps(found, indent=1))
