@@ -85,6 +85,10 @@ class TokenSchedule:
         """Plain JSON, read by `from_json`."""
         return {"keep": list(self.keep), "method": self.method, "pooled": self.pooled}
 
+    def summary(self) -> dict[str, Any]:
+        """What the JSON of a command says: the schedule, and the share of the tokens that a block works on."""
+        return {"tokens": self.to_json(), "token_work": self.work()}
+
     @staticmethod
     def from_json(data: Any) -> "TokenSchedule":
         """The schedule that `to_json` wrote; ModelError for anything else."""
