@@ -1,6 +1,6 @@
 """TokenSchedule: the share of a text's or an image's tokens that goes on after each block of a model, as data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -71,9 +71,23 @@ class TokenSchedule:
         """The schedule of a model of which only the blocks `kept` are left."""
         return TokenSchedule(tuple(self.keep[block] for block in kept), self.method, self.pooled)
 
+    def passing_by(self, blocks: Collection[int]) -> "TokenSchedule":
+        """The schedule by which the model, while it passes `blocks` by, gives what it gives without them.
+
+        The last block, passed by, cannot work on the pooled token alone; what is left of the others is not read.
+        """
+        keep: list[int] = []
+        for block, percent in enumerate(self.keep):
+            keep.append((keep[-1] if keep else 100) if block in blocks else percent)
+        return TokenSchedule(tuple(keep), self.method, self.pooled and len(keep) - 1 not in blocks)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, read by `from_json`."""
         return {"keep": list(self.keep), "method": self.method, "pooled": self.pooled}
+
+    def summary(self) -> dict[str, Any]:
+        """What the JSON of a command says: the schedule, and the share of the tokens that a block works on."""
+        return {"tokens": self.to_json(), "token_work": self.work()}
 
     @staticmethod
     def from_json(data: Any) -> "TokenSchedule":

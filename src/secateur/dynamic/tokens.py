@@ -7,6 +7,7 @@ from secateur.dynamic.find_sites import Found, find_sites
 from secateur.errors import ModelError
 from secateur.token_schedule import DEFAULT, TokenSchedule, schedule_of
 from secateur.torch.base.batches import by_name, without_labels
+from secateur.torch.files.saving import attach
 from secateur.torch.host import TorchHost
 from secateur.torch.tokens.install import install, remove
 
@@ -48,6 +49,14 @@ def merge_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
     return _with_schedule(host, schedule_of(schedule, found.blocks, method="merge", pooled=found.pools_first), found)
 
 
+def without_schedule(host: TorchHost) -> TorchHost:
+    """A copy of the host through which all tokens pass again."""
+    copy = host.copy()
+    remove(copy.model)
+    attach(copy.model)
+    return copy
+
+
 def sites_of(host: Any) -> Found:
     """Where tokens of a host's model can be taken away; ModelError with the reason where they cannot."""
     if not isinstance(host, TorchHost):
@@ -65,4 +74,5 @@ def sites_of(host: Any) -> Found:
 def _with_schedule(host: TorchHost, schedule: TokenSchedule, found: Found) -> TorchHost:
     copy = host.copy()
     install(copy.model, schedule, found.sites)
+    attach(copy.model)
     return copy

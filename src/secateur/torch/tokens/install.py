@@ -1,7 +1,7 @@
 """Put a schedule of tokens on a model, take it off, and look the other way for a while."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from secateur.torch.tokens import reduce
 from secateur.torch.tokens.call import INSTEAD, NO_MASK, TokenCall, enter, leave, running
 from secateur.torch.tokens.sites import TokenSites
 
-ATTRIBUTE = "_secateur_tokens"
+ATTRIBUTE = "_secateur_token_schedule"
 
 _all_tokens: ContextVar[bool] = ContextVar("secateur_all_tokens", default=False)
 
@@ -80,6 +80,39 @@ def remove(model: nn.Module) -> None:
                 for flags in (module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
                     flags.pop(key, None)
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def keep_blocks(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
+    """Fit the schedule of a model to the blocks that are left of it; a model without one is unchanged.
+
+    kept: module list -> old indices of the blocks that are left.
+    """
+    installed = tokens_of(model)
+    if installed is None or installed.sites.stack not in kept:
+        return
+    left = kept[installed.sites.stack]
+    if left:
+        install(model, installed.schedule.without(left), installed.sites)
+    else:
+        remove(model)
+
+
+@contextlib.contextmanager
+def passing_by(model: nn.Module, blocks: Collection[tuple[str, int]]) -> Iterator[None]:
+    """A context in which the schedule of a model takes no tokens away in these blocks, as when they are gone.
+
+    blocks: module list and index of each.
+    """
+    installed = tokens_of(model)
+    gone = {index for path, index in blocks if installed is not None and path == installed.sites.stack}
+    if installed is None or not gone:
+        yield
+        return
+    install(model, installed.schedule.passing_by(gone), installed.sites)
+    try:
+        yield
+    finally:
+        install(model, installed.schedule, installed.sites)
 
 
 @contextlib.contextmanager
