@@ -35,18 +35,18 @@ def attend(
         if call.sizes is not None:
             attention_mask = call.sizes.log()[:, None, None, :]
     elif any(call.schedule.reduces(block) for block in range(call.block, len(call.schedule.keep))):
-        _note_score(call, module, query, key, value, attention_mask, kwargs)
-        if call.schedule.method == "random":
-            call.score = torch.rand_like(call.earlier).masked_fill(call.score < 0, -1.0)
+        score = _score(call, module, query, key, value, attention_mask, kwargs)
+        is_random = call.schedule.method == "random"
+        call.score = torch.rand_like(score).masked_fill(score < 0, -1.0) if is_random else score
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     # torch.export drops `.contiguous()` where the strides make it do nothing, and other runtimes have other strides
     return output.clone(memory_format=torch.contiguous_format), None
 
 
-def _note_score(
+def _score(
     call: TokenCall, module: nn.Module, query: Any, key: Any, value: Any, mask: Any, kwargs: Mapping[str, Any]
-) -> None:
-    """Note the mean over heads of the softmax row of the pooled token, (batch, keys); padding gets -1.
+) -> torch.Tensor:
+    """The mean over heads of the softmax row of the pooled token, (batch, keys); padding gets -1.
 
     Where a window hides tokens from the pooled one, the scores of the last block without one count.
     """
@@ -61,8 +61,8 @@ def _note_score(
     weights, _ = weights_of(module, query[:, :, :1], key, value, row, first)
     score = weights.mean(1)[:, 0]
     if row is None:
-        call.score = call.earlier = score
-        return
+        call.earlier = score
+        return score
     allowed = mask if mask.dtype == torch.bool else mask > LEAST
     seen = allowed[:, 0, 0].expand(score.shape)
     real = allowed[:, 0].to(score.dtype).amax(1).expand(score.shape) > 0
@@ -71,7 +71,7 @@ def _note_score(
     steps = torch.arange(score.shape[1], device=score.device) * 1e-9
     earlier = torch.where(seen, score, -steps) if call.earlier is None else call.earlier
     call.earlier = torch.where(hides, earlier, score)
-    call.score = call.earlier.masked_fill(~real, -1.0)
+    return call.earlier.masked_fill(~real, -1.0)
 
 
 LEAST = -1e4
