@@ -29,8 +29,8 @@ def prune_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
     found = found or sites_of(host)
     if not found.pools_first:
         raise ModelError(
-            f"a {type(host.model).__name__} reads the states of all tokens after its last block, so none can be left "
-            "out; token pruning is for models that read the first token alone"
+            f"a {type(host.model).__name__} reads other tokens than the first after its last block, so none can be "
+            "left out; token pruning is for models that read the first token alone, as classifiers of texts do"
         )
     return _with_schedule(host, schedule_of(schedule, found.blocks), found)
 

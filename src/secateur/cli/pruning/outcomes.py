@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.cli import common
-from secateur.cli.pruning import tokens
 
 if TYPE_CHECKING:
     from secateur.cli.pruning.choice import Choice
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from secateur.metrics.drop import Drop
     from secateur.metrics.evaluation import Evaluation
     from secateur.metrics.outcome import Outcome
+    from secateur.token_schedule import TokenSchedule
     from secateur.torch.host import TorchHost
 
 
@@ -34,7 +34,7 @@ def show(outcome: "Outcome", *, json: bool) -> None:
         f"MACs {work}; {common.megabytes(outcome.bytes)} MB on disk; "
         f"masked against shrunk {outcome.difference:.1e}; reloaded logits equal"
     )
-    tokens.say_schedule(outcome.folder, outcome.schedule)
+    say_schedule(outcome.folder, outcome.schedule)
     if outcome.inexact:
         common.say(outcome.inexact)
     _show_provenance(outcome)
@@ -143,3 +143,10 @@ def show_sweep(points: Sequence[Any], output: Path, *, json: bool) -> None:
         ],
         left=0,
     )
+
+
+def say_schedule(name: str, schedule: "TokenSchedule | None") -> None:
+    """Print a schedule in words; None prints nothing."""
+    if schedule is not None:
+        work = common.percent(schedule.work())
+        common.say(f"{name} {schedule}: a block works on {work} of them on average")

@@ -8,7 +8,6 @@ from secateur.cli import common, kinds
 
 if TYPE_CHECKING:
     from secateur.jobs.schedule_tokens import Scheduled, Wanted
-    from secateur.token_schedule import TokenSchedule
     from secateur.torch.host import TorchHost
 
 OPTIONS = ("tokens", "keep", "merge")
@@ -119,14 +118,7 @@ def show(done: "Scheduled", *, json: bool) -> None:
         title = f"{done.folder}: {done.dense.rows} rows, {done.dense.task}"
         outcomes.show_stages(title, [("dense", done.dense), ("fewer tokens", done.pruned)])
         outcomes.show_drop(done.drop)
-    say_schedule(done.folder, done.schedule)
+    outcomes.say_schedule(done.folder, done.schedule)
     common.say(f"{common.megabytes(done.bytes)} MB on disk; reloaded logits equal")
     if done.dense is None:
         common.say("no data was given, so nothing was measured: secateur eval compares both models (--against)")
-
-
-def say_schedule(name: str, schedule: "TokenSchedule | None") -> None:
-    """Print a schedule in words; None prints nothing."""
-    if schedule is not None:
-        work = common.percent(schedule.work())
-        common.say(f"{name} {schedule}: a block works on {work} of them on average")
