@@ -30,7 +30,8 @@ def prune_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
     if not found.pools_first:
         raise ModelError(
             f"a {type(host.model).__name__} reads other tokens than the first after its last block, so none can be "
-            "left out; token pruning is for models that read the first token alone, as classifiers of texts do"
+            "left out; token pruning is for models that read the first token alone, as classifiers of texts do; "
+            "merge_tokens takes models of images"
         )
     return _with_schedule(host, schedule_of(schedule, found.blocks), found)
 
@@ -46,7 +47,9 @@ def merge_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
         raise ModelError(
             "tokens are merged in models that read images of one size; a model of texts with padding takes prune_tokens"
         )
-    return _with_schedule(host, schedule_of(schedule, found.blocks, method="merge", pooled=found.pools_first), found)
+    merged = _with_schedule(host, schedule_of(schedule, found.blocks, method="merge", pooled=found.pools_first), found)
+    merged.outputs(host.example)  # a schedule may ask for more than half of the tokens at once
+    return merged
 
 
 def without_schedule(host: TorchHost) -> TorchHost:

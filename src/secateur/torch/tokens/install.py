@@ -145,6 +145,10 @@ def _use_scores(model: Any) -> Any:
 
     config: Any = getattr(model, "config", None)
     before = getattr(config, "_attn_implementation", None)
+    if getattr(config, "output_attentions", False):
+        raise ModelError(
+            "the config asks for output_attentions, which cannot be given with a schedule of tokens; set it to False"
+        )
     if hasattr(model, "set_attn_implementation") and before is not None:
         with contextlib.suppress(ValueError):  # a model without the interface; others keep what they have
             model.set_attn_implementation(scores.NAME)
