@@ -17,7 +17,7 @@ from secateur.torch.tokens import reduce
 from secateur.torch.tokens.call import TokenCall, enter, leave, running
 from secateur.torch.tokens.sites import TokenSites
 
-ATTRIBUTE = "_secateur_tokens"
+ATTRIBUTE = "_secateur_token_schedule"
 
 _all_tokens: ContextVar[bool] = ContextVar("secateur_all_tokens", default=False)
 
