@@ -213,9 +213,9 @@ def test_threads_share_a_model(pruned, batches):
 
 
 def test_what_cannot_be_a_cascade_is_refused(trained, pruned, batches):
-    with pytest.raises(ModelError, match="has none; make it with"):
+    with pytest.raises(ModelError, match="has none; make it with `secateur prune --tokens`"):
         calibrate(trained[0], batches(16))
-    with pytest.raises(ModelError, match="has none; make it with"):
+    with pytest.raises(ModelError, match="has none; make it with `secateur prune --tokens`"):
         answer(zoo.bert(), batches(1)[0], 0.5)
     with pytest.raises(DataError, match="no rows to calibrate on"):
         calibrate(pruned, [])

@@ -143,8 +143,8 @@ def scheduled(source: Any) -> nn.Module:
     model = source if isinstance(source, nn.Module) else getattr(source, "model", None)
     if not isinstance(model, nn.Module) or tokens_of(model) is None:
         raise ModelError(
-            "a cascade needs a model with a schedule of tokens, and this one has none; make it with "
-            "secateur.dynamic.prune_tokens"
+            "a cascade needs a model with a schedule of tokens, and this one has none; make it with `secateur prune "
+            "--tokens` or secateur.dynamic.prune_tokens"
         )
     return model
 
