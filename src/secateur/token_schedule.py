@@ -1,13 +1,13 @@
 """TokenSchedule: the share of a text's or an image's tokens that goes on after each block of a model, as data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from secateur.errors import ModelError, shown
 
-METHODS = ("prune", "merge")
+METHODS = ("prune", "merge", "random")
 
 DEPTHS = (1 / 3, 1 / 2, 2 / 3, 5 / 6)
 """Shares of a model's blocks after which a preset says how many tokens are left."""
@@ -29,7 +29,7 @@ class TokenSchedule:
 
     keep: for each block, the per cent of the input's tokens that go on after it; it never rises.
     method: "prune" leaves out the tokens that the pooled token attends to least; "merge" averages like ones (Bolya et
-        al., 2023).
+        al., 2023); "random" leaves out any, which is what the others are compared with.
     pooled: whether nothing but the pooled token goes on after the attention of the last block.
     """
 
@@ -39,14 +39,14 @@ class TokenSchedule:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ModelError(f"a schedule of tokens has the method {shown(self.method)}; use prune or merge")
+            raise ModelError(f"a schedule of tokens has the method {shown(self.method)}; use prune, merge or random")
         if not self.keep or any(type(percent) is not int or not 1 <= percent <= 100 for percent in self.keep):
             raise ModelError(f"a schedule keeps {shown(list(self.keep))} per cent; give whole numbers from 1 to 100")
         if any(a < b for a, b in pairwise(self.keep)):
             raise ModelError(f"a schedule keeps {list(self.keep)} per cent; tokens that are gone do not come back")
 
     def __str__(self) -> str:
-        verb = "keeps" if self.method == "prune" else "merges to"
+        verb = {"prune": "keeps", "merge": "merges to", "random": "keeps at random"}[self.method]
         last = ", and the pooled token alone after the last attention" if self.pooled else ""
         return f"{verb} {', '.join(map(str, self.keep))} % of the tokens after blocks 1 to {len(self.keep)}{last}"
 
@@ -71,9 +71,23 @@ class TokenSchedule:
         """The schedule of a model of which only the blocks `kept` are left."""
         return TokenSchedule(tuple(self.keep[block] for block in kept), self.method, self.pooled)
 
+    def passing_by(self, blocks: Collection[int]) -> "TokenSchedule":
+        """The schedule by which the model, while it passes `blocks` by, gives what it gives without them.
+
+        The last block, passed by, cannot work on the pooled token alone; what is left of the others is not read.
+        """
+        keep: list[int] = []
+        for block, percent in enumerate(self.keep):
+            keep.append((keep[-1] if keep else 100) if block in blocks else percent)
+        return TokenSchedule(tuple(keep), self.method, self.pooled and len(keep) - 1 not in blocks)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, read by `from_json`."""
         return {"keep": list(self.keep), "method": self.method, "pooled": self.pooled}
+
+    def summary(self) -> dict[str, Any]:
+        """What the JSON of a command says: the schedule, and the share of the tokens that a block works on."""
+        return {"tokens": self.to_json(), "token_work": self.work()}
 
     @staticmethod
     def from_json(data: Any) -> "TokenSchedule":

@@ -190,6 +190,22 @@ def read_data(source: str | None, split: str | None) -> "Table":
     return read_table(source, split)
 
 
+def check_splits(params: dict[str, Any]) -> None:
+    """DataError where --split and --eval-split of one data set are the same."""
+    from secateur.errors import DataError
+
+    split, other = params["split"], params["eval_split"]
+    if other is not None and params["eval_data"] is None and other == split:
+        raise DataError(f"--split and --eval-split are both {split!r}; report on rows that were not trained on")
+
+
+def held_out(params: dict[str, Any]) -> "Table | None":
+    """The rows to report on that --eval-data and --eval-split name; None where some of --data are to be held out."""
+    if not (params["eval_data"] or params["eval_split"]):
+        return None
+    return read_data(params["eval_data"] or params["data"], params["eval_split"])
+
+
 def claim_output(path: Path, *, overwrite: bool) -> None:
     """Check and claim an output, once among the processes of `torchrun`; SecateurError as `check_output` has it."""
     from secateur.files import check_output

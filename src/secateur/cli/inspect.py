@@ -8,6 +8,7 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
+    from secateur.token_schedule import TokenSchedule
     from secateur.torch.host import TorchHost
 
 NAME = "inspect"
@@ -62,6 +63,7 @@ def command(
             return
         host = _open(model, task, layout_file, trust_remote_code=trust_remote_code)
         shapes = {k: list(v.shape) for k, v in host.example.items()}
+    schedule = None if is_keras_file(model) else _schedule_of(host)
     count = parameters(host.layout)
     work = macs(host.layout)
     axes = [
@@ -76,9 +78,9 @@ def command(
         for axis in host.layout.axes.values()
     ]
     if json:
-        common.print_json(
-            {"model": model, "parameters": count.total, "macs": work or None, "example": shapes, "axes": axes}
-        )
+        kept = None if schedule is None else schedule.to_json()
+        numbers = {"parameters": count.total, "macs": work or None, "tokens": kept}
+        common.print_json({"model": model, **numbers, "example": shapes, "axes": axes})
         return
     amount = (
         f"{work / 1e9:.3f} GMAC on {_shape_text(shapes)}" if work else "MACs unknown (the layout lists no products)"
@@ -92,6 +94,16 @@ def command(
         ],
         left=3,
     )
+    if schedule is not None:
+        common.say(f"{model} {schedule}; the MACs are those of all tokens")
+
+
+def _schedule_of(host: "TorchHost") -> "TokenSchedule | None":
+    """The schedule of tokens that a model runs with, or None."""
+    from secateur.torch.tokens.install import tokens_of
+
+    installed = tokens_of(host.model)
+    return None if installed is None else installed.schedule
 
 
 def _show_levels(path: Path, plot: Path | None, *, as_json: bool) -> None:

@@ -6,16 +6,11 @@ With --calibration and units in --pattern, the text is the data of the usual run
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from secateur.cli import common
-
-if TYPE_CHECKING:
-    from secateur.cli.pruning.choice import Choice
-    from secateur.jobs.prune_model import Data
-    from secateur.torch.host import TorchHost
 
 NAME = "prune"
 EXAMPLES = (
@@ -26,6 +21,7 @@ EXAMPLES = (
     "--output ./sparse",
     "secateur prune ./classifier --data reviews.csv --criterion taylor --pattern head,ffn --sparsity 0.5 "
     "--fine-tune 2 --output ./small",
+    "secateur prune ./classifier --tokens mid --output ./fewer-tokens",
     "secateur prune ./classifier --data reviews.csv --sweep 0.3,0.5,0.7,0.8,0.9 --output ./sweep",
     "secateur prune ./llm --criterion sparsegpt --pattern 2:4 --calibration text.txt --samples 128 --context "
     "512 --memory 4GiB --output ./sparse-llm",
@@ -36,6 +32,7 @@ EXAMPLES = (
 TARGET = "A target, and secateur chooses"
 CHOICE = "What to prune"
 TUNING = common.TRAINING_PANEL
+TOKENS = "Fewer tokens, after all other pruning"
 LANGUAGE = "Language models"
 
 
@@ -165,6 +162,27 @@ def command(
     sweep_by: Annotated[
         str, typer.Option(help="What --sweep lists: sparsity or threshold.", rich_help_panel=CHOICE)
     ] = "sparsity",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out tokens that the pooled token hardly attends to: exact, mild, mid or fast.",
+            rich_help_panel=TOKENS,
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="The same with per cents of the tokens that go on after the blocks before the last one: 80,65,50,40.",
+            rich_help_panel=TOKENS,
+        ),
+    ] = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            help="Merge tokens that are alike, for images: exact, mild, mid, fast or per cents.",
+            rich_help_panel=TOKENS,
+        ),
+    ] = None,
     fine_tune: Annotated[float, typer.Option(help="Epochs after pruning.", min=0.0, rich_help_panel=TUNING)] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TUNING)] = 1e-4,
     distil: Annotated[
@@ -245,6 +263,9 @@ def command(
     drop asks for it, measures it on the runtime, and writes it only if the target is met (exit code 1 otherwise, with
     what is within reach). Else you choose what goes, by --criterion, --pattern and --sparsity.
 
+    Fewer tokens on their way through the model (--tokens, --keep, --merge) come alone, without data, or after all of
+    this.
+
     Single weights or whole units (--pattern), at once or with training after it (--fine-tune), are two choices. On
     text, single weights go block by block, shard by shard, and a run that was stopped goes on when the same command is
     given again; units go as with --data. The data of a `.keras` classifier is an .npz of x and y. A model is saved only
@@ -253,32 +274,37 @@ def command(
     """
     from secateur.cli import kinds
     from secateur.cli.pruning import language, outcomes, targets
-    from secateur.cli.pruning.choice import check, has_units, make_choice, make_sweep
+    from secateur.cli.pruning import tokens as schedules
+    from secateur.cli.pruning.choice import check, has_units, kind_of, make_choice, make_sweep
 
     if any(context_.params[name] not in (None, [], ()) for name in targets.OPTIONS):
+        schedules.refuse(context_, "a search for a target")
         kinds.refuse(context_, "automatic")
         targets.run(context_)
         return
     if recipe is not None or (calibration and not has_units(pattern)):
+        schedules.refuse(context_, "pruning block by block")
         kinds.refuse(context_, "language")
         common.refuse_torchrun("a language model is pruned block by block")
         language.prune(language.recipe_of(context_), threads, overwrite=overwrite, json=json)
         return
 
-    from secateur.errors import DataError, PlanError
+    from secateur.errors import PlanError
     from secateur.find_host import is_keras_file
 
     if model is None or output is None:
         raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
+    if schedules.did(context_):
+        return
     kinds.refuse(context_, kind_of(model, sweep, sweep_by, has_text=bool(calibration)))
     common.claim_output(output, overwrite=overwrite)
+    wanted = schedules.wanted_of(context_.params)
     arguments = common.train_arguments(context_)
     if sweep is not None:
         choice = make_sweep(criterion, pattern, sweep, sweep_by, budget)
     else:
         choice = make_choice(criterion, pattern, sparsity, threshold, budget)
-    if eval_split is not None and eval_data is None and eval_split == split:
-        raise DataError(f"--split and --eval-split are both {split!r}; report on rows that were not trained on")
+    common.check_splits(context_.params)
     tuning: dict[str, Any] = {"epochs": fine_tune, "learning_rate": learning_rate, "seed": seed, "gradual": gradual}
     if is_keras_file(model):
         from secateur.cli import keras
@@ -309,9 +335,7 @@ def command(
         table, options = language.table_of(calibration), replace(options, max_length=context)
     else:
         table = common.read_data(data, split)
-    held_out = None
-    if eval_data or eval_split:
-        held_out = common.read_data(eval_data or data, eval_split)
+    held_out = common.held_out(context_.params)
     host, its_task = open_host(opened, options, common.read_layout(layout_file))
     check(choice, host)
     material = prepare(
@@ -325,7 +349,7 @@ def command(
     )
     if choice.sweep is not None:
         if ranks.is_first():
-            try_all(host, choice, material, output, f"{criterion}, {pattern}", overwrite=overwrite, json=json)
+            outcomes.try_all(host, choice, material, output, f"{criterion}, {pattern}", overwrite=overwrite, json=json)
         return
     stages = [Stage(choice.criterion, choice.pattern, choice.budget)]
     how = Tuning(**tuning, distil=distil, arguments=arguments)
@@ -343,35 +367,6 @@ def command(
             overwrite=overwrite,
             track=common.track,
             save_options={"uniform": uniform},
+            tokens=wanted,
         )
     outcomes.show(outcome, json=json)
-
-
-def try_all(
-    host: "TorchHost", choice: "Choice", material: "Data", output: Path, title: str, *, overwrite: bool, json: bool
-) -> None:
-    """Score the model pruned to each budget of a sweep; write and print the table."""
-    from secateur.cli.pruning import outcomes
-    from secateur.files import new_folder
-    from secateur.jobs.sweep import sweep
-
-    points = sweep(host, choice.criterion, choice.pattern, choice.sweep or [], material, common.track)
-    with new_folder(output, overwrite=overwrite) as folder:
-        outcomes.write_sweep(points, folder, title)
-    outcomes.show_sweep(points, output, json=json)
-
-
-def kind_of(model: str, sweep: str | None, sweep_by: str, *, has_text: bool = False) -> str:
-    """The kind of run, by its name in `secateur.cli.kinds`, of a model that is not pruned block by block.
-
-    has_text: whether there is --calibration text.
-    """
-    from secateur.find_host import is_keras_file
-
-    if is_keras_file(model):
-        return "keras"
-    if has_text:
-        return "units"
-    if sweep is None:
-        return "classifier"
-    return "thresholds" if sweep_by == "threshold" else "sweep"

@@ -2,7 +2,7 @@
 
 from secateur.dynamic.cascade import Answer, Cascade, answer, calibrate
 from secateur.dynamic.exits import EarlyExit, fit_exit
-from secateur.dynamic.tokens import merge_tokens, prune_tokens
+from secateur.dynamic.tokens import merge_tokens, prune_tokens, without_schedule
 from secateur.torch.tokens.install import all_tokens
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "fit_exit",
     "merge_tokens",
     "prune_tokens",
+    "without_schedule",
 ]

@@ -6,6 +6,7 @@ blocks fail (relative positions inside the attention, windows) is refused with t
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from secateur.torch.base.expected_errors import EXPECTED
 from secateur.torch.base.manifest import submodule
 from secateur.torch.blockwise.block_calls import BlockCall, chains
 from secateur.torch.data.text_rows import text_positions
-from secateur.torch.tokens.call import running
+from secateur.torch.tokens.call import INSTEAD, running
 from secateur.torch.tokens.install import STREAM, first_of, first_replaced, install, remove, tokens_of, using_scores
 from secateur.torch.tokens.sites import TokenSites
 
@@ -59,10 +60,7 @@ def find_sites(model: nn.Module, layout: Layout, example: Mapping[str, Any]) -> 
     """
     if tokens_of(model) is not None:
         raise ModelError("the model has a schedule of tokens already; take it off first")
-    stacks = chains(layout)
-    if len(stacks) > 1:
-        raise ModelError(f"tokens flow through {', '.join(stacks)}; a schedule is for a model with one stack of blocks")
-    stack, paths = next(iter(stacks.items()))
+    stack, paths = _stack(layout)
     with evaluating(model), torch.no_grad(), using_scores(model):
         longer, batch = _batches(model, example)
         calls = _calls_of(model, paths, batch)
@@ -76,8 +74,19 @@ def find_sites(model: nn.Module, layout: Layout, example: Mapping[str, Any]) -> 
             feed_forward = _feed_forward(probes)
         sites = TokenSites(stack, inner, feed_forward, arguments)
         pools_first = _pools_first(model, stack, batch)
-    _check_scores(model, sites, len(paths), batch)
+    _check(model, sites, len(paths), batch, pools_first=pools_first)
     return Found(sites, len(paths), pools_first, "attention_mask" in batch)
+
+
+def _stack(layout: Layout) -> tuple[str, list[str]]:
+    """The path of the module list that holds the blocks, and the paths of the blocks."""
+    if not any(axis.kind == "layer" and axis.path for axis in layout.axes.values()):
+        raise ModelError(f"no list of blocks was found in the model, or its blocks share their weights{INSTEAD}")
+    stacks = chains(layout)
+    if len(stacks) > 1:
+        names = ", ".join(stacks)
+        raise ModelError(f"the tokens flow through {names}, and a schedule is for one stack of blocks{INSTEAD}")
+    return next(iter(stacks.items()))
 
 
 def _batches(model: nn.Module, example: Mapping[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
@@ -91,6 +100,8 @@ def _batches(model: nn.Module, example: Mapping[str, Any]) -> tuple[dict[str, An
     shortest = min(LENGTHS[0], longest * LENGTHS[0] // LENGTHS[1])
     if shortest <= PADDED + 4:
         raise ModelError(f"the model takes {longest} tokens at most, too few to take any away")
+    if "attention_mask" in inspect.signature(model.forward).parameters:
+        example = {"attention_mask": torch.ones_like(value), **example}
     return (
         {n: _of_length(n, v, value.shape[1], longest) for n, v in example.items()},
         {n: _of_length(n, v, value.shape[1], shortest) for n, v in example.items()},
@@ -125,7 +136,7 @@ def _calls_of(model: nn.Module, paths: Sequence[str], batch: Mapping[str, Any]) 
             stack.callback(handle.remove)
         run(model, dict(batch))
     if [call.path for call in calls] != list(paths):
-        raise ModelError("the blocks of the model do not run once each, one after the other; leave its tokens alone")
+        raise ModelError(f"the blocks of the model do not run once each, one after the other{INSTEAD}")
     return calls
 
 
@@ -139,8 +150,7 @@ def _token_dims(calls: Sequence[BlockCall], longer: Sequence[BlockCall]) -> dict
     stream = _tensors(calls[0]).get(STREAM)
     if stream is None or stream.dim() != 3:
         raise ModelError(
-            "the blocks are not called with the states of their tokens first, as (batch, tokens, features); leave its "
-            "tokens alone"
+            "the blocks are not called with the states of their tokens first, as (batch, tokens, features)" + INSTEAD
         )
     tokens = stream.shape[1]
     found: dict[str, tuple[int, ...]] = {}
@@ -153,9 +163,9 @@ def _token_dims(calls: Sequence[BlockCall], longer: Sequence[BlockCall]) -> dict
             varies = [d for d, size in enumerate(value.shape) if twin is value or size != twin.shape[d]]
             dims = tuple(d for d in varies if value.shape[d] == tokens)
             if 0 in dims:
-                raise ModelError(f"a block reads {name}, whose tokens come before the batch; leave its tokens alone")
+                raise ModelError(f"a block reads {name}, whose tokens come before the batch{INSTEAD}")
             if found.setdefault(name, dims) != dims:
-                raise ModelError(f"{name} counts tokens differently in two blocks; leave its tokens alone")
+                raise ModelError(f"{name} counts tokens differently in two blocks{INSTEAD}")
     return found
 
 
@@ -179,13 +189,11 @@ class _Probe:
         try:
             output = first_of(self.block(*args, **kwargs))
         except EXPECTED as error:
-            raise ModelError(
-                f"{self.path} does not run on reordered tokens ({error}); leave its tokens alone"
-            ) from None
-        if not self._equal(output, self.output[:, self.order]):
+            raise ModelError(f"{self.path} does not run on reordered tokens ({error}){INSTEAD}") from None
+        if not _equal(output, self.output[:, self.order]):
             raise ModelError(
                 f"{self.path} knows the places of its tokens by itself (relative positions or windows), so none can be "
-                "taken away"
+                f"taken away{INSTEAD}"
             )
 
     def _permuted(self, name: str, value: Any) -> Any:
@@ -210,17 +218,12 @@ class _Probe:
                 output = first_of(self.call.run(self.block))
             except EXPECTED:
                 return False
-        return self._equal(output, self.output[:, self.kept])
+        return _equal(output, self.output[:, self.kept])
 
     @property
     def kept(self) -> torch.Tensor:
         """Tokens that stay in a trial."""
         return self.order[: self.tokens * 2 // 3]
-
-    def _equal(self, output: Any, expected: torch.Tensor) -> bool:
-        if not isinstance(output, torch.Tensor) or output.shape != expected.shape:
-            return False
-        return bool((output - expected).abs().max() <= TOLERANCE * max(1.0, float(expected.abs().max())))
 
     def parts(self) -> list[str]:
         """Paths of the modules in the block, outer ones first."""
@@ -275,13 +278,8 @@ def _pools_first(model: nn.Module, stack: str, batch: Mapping[str, Any]) -> bool
         return first_replaced(output, torch.cat([states[:, :1], drawn], 1))
 
     before = _floats(run(model, dict(batch)))
-    with contextlib.ExitStack() as context:
-        context.callback(last.register_forward_hook(noise).remove)
-        after = _floats(run(model, dict(batch)))
-    return all(
-        a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE * max(1.0, float(a.abs().max())))
-        for a, b in zip(before, after, strict=True)
-    )
+    with _hooked(last, noise):
+        return _alike(before, _floats(run(model, dict(batch))))
 
 
 def _floats(output: Any) -> list[torch.Tensor]:
@@ -289,25 +287,41 @@ def _floats(output: Any) -> list[torch.Tensor]:
     return [value for _, value in leaves if isinstance(value, torch.Tensor) and value.is_floating_point()]
 
 
-def _check_scores(model: nn.Module, sites: TokenSites, blocks: int, batch: Mapping[str, Any]) -> None:
-    """ModelError unless each block asks the attention interface once."""
+def _alike(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:
+    return len(before) == len(after) and all(map(_equal, after, before))
+
+
+def _equal(value: Any, expected: torch.Tensor) -> bool:
+    if not isinstance(value, torch.Tensor) or value.shape != expected.shape:
+        return False
+    return bool((value - expected).abs().max() <= TOLERANCE * max(1.0, float(expected.abs().max())))
+
+
+def _check(model: nn.Module, sites: TokenSites, blocks: int, batch: Mapping[str, Any], *, pools_first: bool) -> None:
+    """ModelError unless each block asks the attention interface once, and the model with a schedule that loses nothing
+    answers as it does without.
+    """
     seen: list[int] = []
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         call = running()
         seen.extend(call.scored if call is not None else ())
 
-    install(model, TokenSchedule((100,) * blocks, pooled=False), sites)
-    try:
-        with evaluating(model), torch.no_grad(), _hooked(submodule(model, f"{sites.stack}.{blocks - 1}"), note):
-            run(model, dict(batch))
-    finally:
-        remove(model)
+    with evaluating(model), torch.no_grad():
+        dense = _floats(run(model, dict(batch)))
+        install(model, TokenSchedule((100,) * blocks, pooled=pools_first), sites)
+        try:
+            with _hooked(submodule(model, f"{sites.stack}.{blocks - 1}"), note):
+                exact = _floats(run(model, dict(batch)))
+        finally:
+            remove(model)
     if seen != list(range(blocks)):
         raise ModelError(
             "the attention of the blocks does not go through the attention interface of transformers, so tokens cannot "
-            "be scored"
+            f"be scored{INSTEAD}"
         )
+    if not _alike(dense, exact):
+        raise ModelError(f"the model answers otherwise with a schedule of tokens that loses nothing{INSTEAD}")
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from secateur.dynamic.find_sites import Found, find_sites
 from secateur.errors import ModelError
 from secateur.token_schedule import DEFAULT, TokenSchedule, schedule_of
 from secateur.torch.base.batches import by_name, without_labels
+from secateur.torch.files.saving import attach
 from secateur.torch.host import TorchHost
 from secateur.torch.tokens.install import install, remove
 
@@ -28,8 +29,8 @@ def prune_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
     found = found or sites_of(host)
     if not found.pools_first:
         raise ModelError(
-            f"a {type(host.model).__name__} reads the states of all tokens after its last block, so none can be left "
-            "out; token pruning is for models that read the first token alone"
+            f"a {type(host.model).__name__} reads other tokens than the first after its last block, so none can be "
+            "left out; token pruning is for models that read the first token alone, as classifiers of texts do"
         )
     return _with_schedule(host, schedule_of(schedule, found.blocks), found)
 
@@ -46,6 +47,14 @@ def merge_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
             "tokens are merged in models that read images of one size; a model of texts with padding takes prune_tokens"
         )
     return _with_schedule(host, schedule_of(schedule, found.blocks, method="merge", pooled=found.pools_first), found)
+
+
+def without_schedule(host: TorchHost) -> TorchHost:
+    """A copy of the host through which all tokens pass again."""
+    copy = host.copy()
+    remove(copy.model)
+    attach(copy.model)
+    return copy
 
 
 def sites_of(host: Any) -> Found:
@@ -65,4 +74,5 @@ def sites_of(host: Any) -> Found:
 def _with_schedule(host: TorchHost, schedule: TokenSchedule, found: Found) -> TorchHost:
     copy = host.copy()
     install(copy.model, schedule, found.sites)
+    attach(copy.model)
     return copy

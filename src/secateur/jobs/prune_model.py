@@ -18,6 +18,7 @@ from secateur.check import verify
 from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import PlanError
 from secateur.files import new_folder
+from secateur.jobs.schedule_tokens import Wanted, schedule_on
 from secateur.metrics.evaluation import compare
 from secateur.metrics.outcome import Outcome
 from secateur.plan import Plan, resized_masks
@@ -152,6 +153,7 @@ def run(
     overwrite: bool = False,
     track: Track = silent,
     save_options: dict[str, Any] | None = None,
+    tokens: Wanted | None = None,
 ) -> Outcome:
     """Do the whole job on a copy of the host; `host` itself stays dense.
 
@@ -159,14 +161,18 @@ def run(
     reference: the dense model on the test batches, if it has run.
     track: shows progress.
     save_options: further arguments of `secateur.torch.files.saving.save`.
+    tokens: the schedule of tokens that the pruned and fine-tuned model gets last.
 
     Under `torchrun` the first process calls this and the others `follow`.
 
     Raises:
         VerifyError: when the masked and the shrunk model differ.
-        ModelError: when the reloaded model differs from the saved model. In both cases nothing is written.
+        ModelError: when the reloaded model differs from the saved model, or `tokens` cannot be taken away. In all these
+            cases nothing is written.
     """
     check_weights(host)
+    if tokens is not None:
+        tokens.on(host)  # so that a model that cannot have it is refused before the work
     task = data.task
     if reference is None:
         reference = Reference(task, host.model, data.test, track)
@@ -183,6 +189,10 @@ def run(
         ranks.shared(plan)
         small, plan = _tune(host, small, steps, data, tuning, plan, progress=track is not silent)
         tuned = evaluate(task, small.model, data.test, reference, track)
+    shortened = None
+    if tokens is not None:
+        small = tokens.on(small)
+        shortened = evaluate(task, small.model, data.test, reference, track)
     dense = reference.evaluation()
     count = parameters(host.layout, plan)
     outcome = Outcome(
@@ -190,13 +200,15 @@ def run(
         dense=dense,
         pruned=pruned,
         tuned=tuned,
-        drop=compare(dense, tuned or pruned),
+        drop=compare(dense, shortened or tuned or pruned),
         total=count.total,
         nonzero=count.nonzero,
         macs_ratio=macs(small.layout) / dense_macs if dense_macs else None,
         difference=verdict.difference,
         inexact=verdict.inexact,
         provenance=dict(plan.provenance),
+        schedule=schedule_on(small),
+        shortened=shortened,
     )
     if output is None:
         return outcome

@@ -5,6 +5,7 @@ from typing import Any
 
 from secateur.metrics.drop import Drop
 from secateur.metrics.evaluation import Evaluation
+from secateur.token_schedule import TokenSchedule
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Outcome:
     reload_difference: difference between the saved and the reloaded model; NaN when nothing was saved.
     inexact: why `difference` is not zero by design (hidden width between layer norms); empty when it is.
     provenance: how the plan was made.
+    schedule, shortened: the schedule of tokens that the saved model runs with, and its evaluation with it; None without
+        one.
     """
 
     name: str
@@ -42,14 +45,17 @@ class Outcome:
     reload_difference: float = float("nan")
     inexact: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+    schedule: TokenSchedule | None = None
+    shortened: Evaluation | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file; `pruned` is the main metric of the model that was saved."""
-        stages = {"dense": self.dense, "pruned": self.pruned, "tuned": self.tuned}
+        stages = {"dense": self.dense, "pruned": self.pruned, "tuned": self.tuned, "tokens": self.shortened}
         plain = ("name", "total", "nonzero", "macs_ratio", "difference", "folder", "bytes", "linear_bytes")
         return {
             "task": self.dense.task,
             **self.drop.as_json(),
             "stages": {name: stage.as_json() for name, stage in stages.items() if stage is not None},
             **{name: getattr(self, name) for name in (*plain, "reload_difference", "inexact", "provenance")},
+            **({} if self.schedule is None else self.schedule.summary()),
         }

@@ -1,4 +1,6 @@
-"""What is read of a Hugging Face model folder: keys of `config.json`, and the index of its weight files."""
+"""What is read of a Hugging Face model folder: keys of `config.json`, the schedule of tokens in its manifest, and the
+index of its weight files.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,17 @@ class WeightIndex(Known):
     """`model.safetensors.index.json`. weight_map: tensor -> the file, beside the index, that holds it."""
 
     weight_map: dict[str, str] = Field(default_factory=dict)
+
+
+class TokensEntry(Schema):
+    """`quantization_config.tokens` in `config.json`, of a model that runs with a schedule of tokens.
+
+    schedule: read by `secateur.token_schedule.TokenSchedule.from_json`.
+    sites: read by `secateur.torch.tokens.sites.TokenSites.from_json`.
+    """
+
+    schedule: dict[str, Any]
+    sites: dict[str, Any]
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from secateur.torch.shrink.masking import bypassed
 from secateur.torch.shrink.probe import derive
 from secateur.torch.shrink.resize import resize
 from secateur.torch.stats.collect import Loss, collect
-from secateur.torch.tokens.install import all_tokens
+from secateur.torch.tokens.install import all_tokens, keep_blocks
 from secateur.torch.train.hold import hold
 
 
@@ -129,9 +129,10 @@ class TorchHost:
         weights: Sequence[str] | None = None,
     ) -> Stats:
         """Collect statistics; `secateur.host.Host.collect` describes the arguments."""
-        return collect(
-            self.model, self.layout, self.parameters(), needs, data, axes=axes, loss=self.loss, weights=weights
-        )
+        with all_tokens():  # a mask of padding has the length of the whole texts
+            return collect(
+                self.model, self.layout, self.parameters(), needs, data, axes=axes, loss=self.loss, weights=weights
+            )
 
     def outputs(self, batch: Any) -> list[np.ndarray]:
         """All outputs in evaluation mode, of whatever type and structure, without caches."""
@@ -235,6 +236,7 @@ class TorchHost:
         contract = self.contract(plan)
         earlier = None if self.plan is None else resized_masks(self.layout, replace(self.plan, keep=plan.keep))
         changes = resize(self.model, self.layout, plan.keep)
+        keep_blocks(self.model, changes.kept)
         attach(self.model)
         self.changes = changes if self.changes is None else self.changes.merge(changes)
         self.example = contract.after(self.example)

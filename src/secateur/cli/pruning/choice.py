@@ -132,3 +132,19 @@ def read_list(text: str) -> list[float]:
     if not values:
         raise PlanError("--sweep is empty; pass numbers such as 0.5,0.7,0.9")
     return values
+
+
+def kind_of(model: str, sweep: str | None, sweep_by: str, *, has_text: bool = False) -> str:
+    """The kind of run, by its name in `secateur.cli.kinds`, of a model that is not pruned block by block.
+
+    has_text: whether there is --calibration text.
+    """
+    from secateur.find_host import is_keras_file
+
+    if is_keras_file(model):
+        return "keras"
+    if has_text:
+        return "units"
+    if sweep is None:
+        return "classifier"
+    return "thresholds" if sweep_by == "threshold" else "sweep"

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 from secateur.cli import common
 
 if TYPE_CHECKING:
+    from secateur.cli.pruning.choice import Choice
+    from secateur.jobs.prune_model import Data
     from secateur.metrics.drop import Drop
     from secateur.metrics.evaluation import Evaluation
     from secateur.metrics.outcome import Outcome
+    from secateur.token_schedule import TokenSchedule
+    from secateur.torch.host import TorchHost
 
 
 def show(outcome: "Outcome", *, json: bool) -> None:
@@ -19,8 +23,9 @@ def show(outcome: "Outcome", *, json: bool) -> None:
         return
     stages = [("dense", outcome.dense), ("pruned", outcome.pruned)]
     stages += [("fine-tuned", outcome.tuned)] if outcome.tuned else []
-    _show_stages(f"{outcome.folder}: {outcome.dense.rows} held-out rows, {outcome.dense.task}", stages)
-    _show_drop(outcome.drop)
+    stages += [("fewer tokens", outcome.shortened)] if outcome.shortened else []
+    show_stages(f"{outcome.folder}: {outcome.dense.rows} held-out rows, {outcome.dense.task}", stages)
+    show_drop(outcome.drop)
     work = "unknown (the layout lists no products)"
     if outcome.macs_ratio is not None:
         work = f"{common.percent(outcome.macs_ratio)} of dense"
@@ -29,6 +34,7 @@ def show(outcome: "Outcome", *, json: bool) -> None:
         f"MACs {work}; {common.megabytes(outcome.bytes)} MB on disk; "
         f"masked against shrunk {outcome.difference:.1e}; reloaded logits equal"
     )
+    say_schedule(outcome.folder, outcome.schedule)
     if outcome.inexact:
         common.say(outcome.inexact)
     _show_provenance(outcome)
@@ -40,12 +46,12 @@ def show_evaluation(model: str, result: "Evaluation", drop: "Drop | None", *, js
         compared = {} if drop is None else drop.as_json()
         common.print_json({"model": model, **result.as_json(), **compared})
         return
-    _show_stages(f"{result.rows} rows, {result.task}", [(model, result)])
+    show_stages(f"{result.rows} rows, {result.task}", [(model, result)])
     if drop is not None:
-        _show_drop(drop)
+        show_drop(drop)
 
 
-def _show_stages(title: str, stages: "Sequence[tuple[str, Evaluation]]") -> None:
+def show_stages(title: str, stages: "Sequence[tuple[str, Evaluation]]") -> None:
     """A table of evaluations, one a line."""
     first = stages[0][1]
     where = ", against the dense model's answers" if first.is_against_dense else ""
@@ -65,7 +71,7 @@ def _show_stages(title: str, stages: "Sequence[tuple[str, Evaluation]]") -> None
     )
 
 
-def _show_drop(drop: "Drop") -> None:
+def show_drop(drop: "Drop") -> None:
     """Print the drop with its interval."""
     interval = "no interval" if drop.interval is None else f"95% [{drop.interval[0]:+.4f}, {drop.interval[1]:+.4f}]"
     common.say(
@@ -91,6 +97,19 @@ def _show_provenance(outcome: "Outcome") -> None:
 
 def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
+
+
+def try_all(
+    host: "TorchHost", choice: "Choice", material: "Data", output: Path, title: str, *, overwrite: bool, json: bool
+) -> None:
+    """Score the model pruned to each budget of a sweep; write and print the table."""
+    from secateur.files import new_folder
+    from secateur.jobs.sweep import sweep
+
+    points = sweep(host, choice.criterion, choice.pattern, choice.sweep or [], material, common.track)
+    with new_folder(output, overwrite=overwrite) as folder:
+        write_sweep(points, folder, title)
+    show_sweep(points, output, json=json)
 
 
 def write_sweep(points: Sequence[Any], folder: Path, title: str) -> None:
@@ -124,3 +143,10 @@ def show_sweep(points: Sequence[Any], output: Path, *, json: bool) -> None:
         ],
         left=0,
     )
+
+
+def say_schedule(name: str, schedule: "TokenSchedule | None") -> None:
+    """Print a schedule in words; None prints nothing."""
+    if schedule is not None:
+        work = common.percent(schedule.work())
+        common.say(f"{name} {schedule}: a block works on {work} of them on average")

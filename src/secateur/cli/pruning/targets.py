@@ -84,9 +84,7 @@ def _opened(params: dict[str, Any]) -> "tuple[TorchHost, Task, Rows]":
         table, options = table_of(params["calibration"]), replace(options, max_length=params["context"])
     else:
         table = common.read_data(params["data"], params["split"])
-    held_out = None
-    if params["eval_data"] or params["eval_split"]:
-        held_out = common.read_data(params["eval_data"] or params["data"], params["eval_split"])
+    held_out = common.held_out(params)
     host, task = open_host(opened, options, common.read_layout(params["layout_file"]))
     rows = prepare_search(
         task,

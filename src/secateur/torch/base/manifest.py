@@ -54,13 +54,17 @@ class Changes:
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: _as_json(part) for name, part in parts.items() if part}
 
-    def checksum(self) -> str:
-        """A hash of the changes, with which a manifest says that nobody has edited them."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+    def checksum(self, tokens: Mapping[str, Any] | None = None) -> str:
+        """A hash of the changes, with which a manifest says that nobody has edited them.
 
-    def check(self, checksum: str | None, source: object) -> None:
+        tokens: the manifest's entry for a schedule of tokens, which the hash covers too; None where there is none.
+        """
+        covered = self.to_json() if tokens is None else {**self.to_json(), "tokens": tokens}
+        return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:16]
+
+    def check(self, checksum: str | None, source: object, tokens: Mapping[str, Any] | None = None) -> None:
         """Raise ModelError when a manifest has another checksum than its changes; manifests of before have none."""
-        if checksum is not None and checksum != self.checksum():
+        if checksum is not None and checksum != self.checksum(tokens):
             raise ModelError(f"the manifest of {source} was changed after it was saved; save or copy the model again")
 
     @staticmethod

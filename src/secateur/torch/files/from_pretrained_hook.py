@@ -1,8 +1,9 @@
 """How `from_pretrained` opens a folder that secateur saved: the plug-in that transformers calls while loading.
 
 The manifest in config.json (`quantization_config`, method `secateur`) lists the changes; the skeleton is resized on
-the meta device before its weights load, and packed weights are unpacked as they load. Afterwards the model is an
-ordinary model: it trains, casts and saves as any other, and `save_pretrained` writes the manifest again.
+the meta device before its weights load, and packed weights are unpacked as they load. Then the model gets the schedule
+of tokens that it was saved with. Afterwards it is an ordinary model: it trains, casts and saves as any other, and
+`save_pretrained` writes the manifest again.
 """
 
 import math
@@ -21,6 +22,7 @@ from secateur.torch.files import zero_packing
 from secateur.torch.files.completeness import check_elements, check_flag, check_initialised, check_types
 from secateur.torch.files.safetensors_header import Entry, read_entries
 from secateur.torch.shrink.size_attributes import is_size
+from secateur.torch.tokens.entry import entry_of, install_entry, read_entry
 
 METHOD = "secateur"
 FORMAT = 1
@@ -33,7 +35,8 @@ class SecateurConfig(QuantizationConfigMixin):
     changes: `Changes.to_json()`.
     packed: whether the weight files hold packed tensors.
     format: the format of the manifest; ModelError for any but `FORMAT`.
-    checksum: of the changes, as it was written; checked once the model is loaded.
+    checksum: of the changes and of `tokens`, as it was written; checked once the model is loaded.
+    tokens: the schedule of tokens that the model runs with, see `secateur.torch.tokens.entry`; None for none.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class SecateurConfig(QuantizationConfigMixin):
         packed: bool = False,
         format: int = FORMAT,
         checksum: str | None = None,
+        tokens: Any = None,
         **unknown: Any,
     ) -> None:
         unknown.pop("quant_method", None)
@@ -59,7 +63,10 @@ class SecateurConfig(QuantizationConfigMixin):
         self.packed = packed
         read = Changes.from_json({} if changes is None else changes)
         self.changes = read.to_json()
-        self.checksum = read.checksum() if checksum is None else checksum
+        self.tokens = tokens
+        if tokens is not None:
+            read_entry(tokens)
+        self.checksum = read.checksum(tokens) if checksum is None else checksum
 
     def get(self, key: str, default: Any = None) -> Any:
         """`dict.get`: transformers takes this object for a dict when it loads with the config of a live model."""
@@ -90,7 +97,14 @@ class SecateurQuantizer(HfQuantizer):
         return start_config(config, self._changes())
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        self.strict = type(model).__name__ in (getattr(model.config, "architectures", None) or ())
+        saved = getattr(model.config, "architectures", None) or ()
+        self.strict = type(model).__name__ in saved
+        if self.quantization_config.tokens is not None and not self.strict:
+            raise ModelError(
+                f"{model.name_or_path or 'the folder'} holds a {saved[0] if saved else 'model'} with a schedule of "
+                f"tokens, and a {type(model).__name__} may read tokens that it leaves out; load the class that was "
+                "saved"
+            )
         self.fitted = self._changes().fit(model, model.base_model_prefix, strict=self.strict)
         manifest.apply(model, self.fitted, is_size)
         files = kwargs.get("checkpoint_files")
@@ -116,7 +130,8 @@ class SecateurQuantizer(HfQuantizer):
             check_initialised(source, model)
         manifest.take_buffers(model, self.fitted)
         manifest.set_configs(model, self.fitted)
-        self._changes().check(self.quantization_config.checksum, source)
+        tokens = self.quantization_config.tokens
+        self._changes().check(self.quantization_config.checksum, source, tokens)
         for name in ("hf_quantizer", "quantization_method", "is_quantized"):
             vars(model).pop(name, None)
         for module in model.modules():
@@ -128,6 +143,7 @@ class SecateurQuantizer(HfQuantizer):
         if conversions is not None:
             model._weight_conversions = [c for c in conversions if not _unpacks(c)]
         manifest.remember(model, self.fitted)
+        install_entry(model, tokens)
         attach(model, self.fitted)
         return model
 
@@ -161,8 +177,9 @@ def _unpacks(conversion: Any) -> bool:
 
 def attach(model: Any, changes: Changes) -> None:
     """Put the manifest into the model's config, so that everything that saves the model saves the manifest too."""
-    if changes:
-        model.config.quantization_config = SecateurConfig(changes.to_json())
+    tokens = entry_of(model)
+    if changes or tokens is not None:
+        model.config.quantization_config = SecateurConfig(changes.to_json(), tokens=tokens)
     else:
         vars(model.config).pop("quantization_config", None)
 

@@ -34,6 +34,8 @@ from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, Entry, read_
 from secateur.torch.shrink.resize import check_unquantized
 from secateur.torch.shrink.size_attributes import is_size
 from secateur.torch.shrink.vocabulary import has_fewer_tokens, save_tokenizer
+from secateur.torch.tokens.entry import entry_of
+from secateur.torch.tokens.install import tokens_of
 
 MANIFEST = "secateur.json"
 FORMAT = 1
@@ -41,6 +43,10 @@ PICKLED = (
     "{source} holds pickled weights ({file}), which can run code when opened; convert them to safetensors where you "
     "trust them, for example with save_pretrained"
 )
+
+
+TOKENS = "secateur has to be there when it runs, to keep to its schedule of tokens"
+"""Why a model with a schedule of tokens needs secateur."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +100,8 @@ def save(
     hugging_face = hasattr(model, "save_pretrained") and _has_hugging_face_config(model)
     config, reason = _stock_config(model, changes) if hugging_face else (None, "plain PyTorch modules need secateur")
     if uniform and config is None:
-        raise ModelError(
-            f"no stock checkpoint can hold this model: {reason}; prune every layer alike, or leave out uniform"
-        )
+        remedy = "" if reason == TOKENS else "prune every layer alike, or "
+        raise ModelError(f"no stock checkpoint can hold this model: {reason}; {remedy}leave out uniform")
     if hugging_face:
         _check_config(model.config if config is None else config)
     if any(tensor.is_meta for tensor in manifest.named_tensors(model).values()):
@@ -249,7 +254,8 @@ def _has_hugging_face_config(model: nn.Module) -> bool:
 
 
 def attach(model: nn.Module) -> None:
-    """Put the changes that a model remembers into its Hugging Face config, so that `save_pretrained` writes them.
+    """Put the changes that a model remembers, and its schedule of tokens, into its Hugging Face config, so that
+    `save_pretrained` writes them.
 
     A model without such a config is unchanged.
     """
@@ -261,6 +267,8 @@ def attach(model: nn.Module) -> None:
 
 def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
     """The configuration of a stock checkpoint of the model, or None and the reason why there is none."""
+    if tokens_of(model) is not None:
+        return None, TOKENS
     if changes:
         return stock_config.find_config(model)
     config = copy.deepcopy(model.config)
@@ -293,7 +301,9 @@ def _save_hugging_face(
     written.dtype, written.architectures = model.config.dtype, model.config.architectures
     if config is None or packed:
         listed = changes if config is None else Changes()
-        written.quantization_config = from_pretrained_hook.SecateurConfig(listed.to_json(), packed=packed)
+        written.quantization_config = from_pretrained_hook.SecateurConfig(
+            listed.to_json(), packed=packed, tokens=entry_of(model)
+        )
     written.save_pretrained(folder)
     if config is None or packed:
         # transformers only warns of a quantization method that it does not know, and goes on. This entry stops it with

@@ -15,13 +15,16 @@ from torch.overrides import TorchFunctionMode
 from secateur.errors import ModelError
 from secateur.layout import Layout
 from secateur.plan import Plan
+from secateur.torch.tokens.install import passing_by
 
 
 @contextlib.contextmanager
 def bypassed(model: nn.Module, layout: Layout, plan: Plan) -> Iterator[None]:
     """A context in which the layers and experts that the plan removes take no part in the forward pass."""
     with contextlib.ExitStack() as stack:
-        for path, index in removed_layers(layout, plan):
+        layers = list(removed_layers(layout, plan))
+        stack.enter_context(passing_by(model, layers))
+        for path, index in layers:
             stack.enter_context(bypassed_module(model.get_submodule(f"{path}.{index}")))
         routers = _routers(model, layout, plan)
         if routers:

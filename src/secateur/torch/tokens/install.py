@@ -1,7 +1,7 @@
 """Put a schedule of tokens on a model, take it off, and look the other way for a while."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from secateur.errors import ModelError
 from secateur.token_schedule import TokenSchedule
 from secateur.torch.base.manifest import submodule
 from secateur.torch.tokens import reduce
-from secateur.torch.tokens.call import TokenCall, enter, leave, running
+from secateur.torch.tokens.call import INSTEAD, NO_MASK, TokenCall, enter, leave, running
 from secateur.torch.tokens.sites import TokenSites
 
 ATTRIBUTE = "_secateur_token_schedule"
@@ -82,6 +82,39 @@ def remove(model: nn.Module) -> None:
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
+def keep_blocks(model: nn.Module, kept: Mapping[str, Sequence[int]]) -> None:
+    """Fit the schedule of a model to the blocks that are left of it; a model without one is unchanged.
+
+    kept: module list -> old indices of the blocks that are left.
+    """
+    installed = tokens_of(model)
+    if installed is None or installed.sites.stack not in kept:
+        return
+    left = kept[installed.sites.stack]
+    if left:
+        install(model, installed.schedule.without(left), installed.sites)
+    else:
+        remove(model)
+
+
+@contextlib.contextmanager
+def passing_by(model: nn.Module, blocks: Collection[tuple[str, int]]) -> Iterator[None]:
+    """A context in which the schedule of a model takes no tokens away in these blocks, as when they are gone.
+
+    blocks: module list and index of each.
+    """
+    installed = tokens_of(model)
+    gone = {index for path, index in blocks if installed is not None and path == installed.sites.stack}
+    if installed is None or not gone:
+        yield
+        return
+    install(model, installed.schedule.passing_by(gone), installed.sites)
+    try:
+        yield
+    finally:
+        install(model, installed.schedule, installed.sites)
+
+
 @contextlib.contextmanager
 def all_tokens() -> Iterator[None]:
     """A context in which models of this thread ignore their schedules: every token passes."""
@@ -112,18 +145,15 @@ def _use_scores(model: Any) -> Any:
 
     config: Any = getattr(model, "config", None)
     before = getattr(config, "_attn_implementation", None)
-    if not hasattr(model, "set_attn_implementation") or before is None:
-        raise ModelError(
-            f"tokens are scored through the attention interface of transformers, which a {type(model).__name__} does "
-            "not have"
-        )
-    try:
-        model.set_attn_implementation(scores.NAME)
-    except ValueError as error:
-        raise ModelError(f"{type(model).__name__} does not let its attention be observed ({error})") from error
-    if config._attn_implementation != scores.NAME:
-        raise ModelError(f"{type(model).__name__} does not let its attention be observed")
-    return before
+    if hasattr(model, "set_attn_implementation") and before is not None:
+        with contextlib.suppress(ValueError):  # a model without the interface; others keep what they have
+            model.set_attn_implementation(scores.NAME)
+        if config._attn_implementation == scores.NAME:
+            return before
+    raise ModelError(
+        f"a {type(model).__name__} has attention of its own, which does not go through the attention interface of "
+        f"transformers, so its tokens cannot be scored{INSTEAD}"
+    )
 
 
 # -- hooks: without state of their own, so that a copied model runs as the first does --------------------------------
@@ -140,14 +170,11 @@ class _Begin(_Hook):
         self.schedule, self.sites = schedule, sites
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        enter(TokenCall(self.schedule, self.sites, ignored=_all_tokens.get()))
+        enter(TokenCall(self.schedule, self.sites, owner=module, ignored=_all_tokens.get()))
 
 
-def _end(module: nn.Module, args: Any, output: Any) -> Any:
-    call = leave()
-    if call.ignored or output is None:
-        return output
-    return reduce.restore(call, output)
+def _end(module: nn.Module, args: Any, output: Any) -> None:
+    leave(module)
 
 
 class _EnterBlock(_Hook):
@@ -175,8 +202,15 @@ def _of_kept(call: TokenCall, name: str, value: Any) -> Any:
     if not isinstance(value, torch.Tensor) or name == STREAM:
         return value
     dims = call.sites.arguments.get(name)
+    if dims is None and value.dim() == 4 and value.shape[2] == value.shape[3] == call.length:
+        dims = (2, 3)  # a mask, which models leave out while it hides nothing, and make for torch.export
     if dims is None:
-        raise ModelError(f"a block is called with {name}, which it was not when its schedule of tokens was made")
+        raise ModelError(
+            f"a block is called with {name}, which it was not when its schedule of tokens was made; make the schedule "
+            "anew from a host whose example has the same inputs"
+        )
+    if call.sizes is not None:
+        return None if dims else value  # no token is masked (see `attend`)
     return reduce.arguments_of_kept(call, value, dims)
 
 
@@ -213,13 +247,15 @@ def _leave_block(module: nn.Module, args: Any, output: Any) -> Any:
     states = first_of(output)
     if not call.sites.inner:
         states = reduce.reduced(call, states)
-    return first_replaced(output, states)
+    return first_replaced(output, reduce.restored(call, states))
 
 
 def _refuse_states(module: nn.Module, args: Any, kwargs: Any) -> None:
     if _all_tokens.get():
         return
-    config = getattr(module, "config", None)
+    installed, config = tokens_of(module), getattr(module, "config", None)
+    if installed is not None and installed.schedule.method == "merge" and kwargs.get("attention_mask") is not None:
+        raise ModelError(NO_MASK)
     for name in ("output_hidden_states", "output_attentions"):
         if kwargs.get(name, getattr(config, name, False)):
             raise ModelError(

@@ -3,8 +3,7 @@
 The pooled token is the first; it always goes on and stays the first. Padding goes before anything else.
 """
 
-from collections.abc import MutableMapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
@@ -21,9 +20,10 @@ def reduced(call: TokenCall, states: torch.Tensor) -> torch.Tensor:
         return states
     if call.schedule.method == "merge":
         return merged(call, states)
-    kept = gather(states, choose(call))
-    call.positions = call.chosen if call.positions is None else call.positions.gather(1, choose(call))
-    return kept
+    chosen = choose(call)
+    call.positions = chosen if call.positions is None else call.positions.gather(1, chosen)
+    call.earlier = None if call.earlier is None else call.earlier.gather(1, chosen)
+    return gather(states, chosen)
 
 
 def choose(call: TokenCall) -> torch.Tensor:
@@ -72,25 +72,22 @@ def gather(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def arguments_of_kept(call: TokenCall, value: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
-    """An argument of a block, whose first dimension is the batch or 1, of the tokens that are left."""
+    """An argument of a block, whose first dimension is the batch or 1, of the tokens that are left.
+
+    Of `dims`, those of size 1 hold for every token.
+    """
     if call.positions is None or not dims:
         return value
     batch, kept = call.positions.shape
     value = value.expand(batch, *[-1] * (value.dim() - 1))
-    for dim in dims:
+    for dim in (dim for dim in dims if value.shape[dim] != 1):
         index = call.positions.view(batch, *[kept if d == dim else 1 for d in range(1, value.dim())])
         value = value.gather(dim, index.expand(*[kept if d == dim else size for d, size in enumerate(value.shape)]))
     return value
 
 
-def restore(call: TokenCall, output: Any) -> Any:
-    """What the module that holds the blocks gives back: tokens that were merged get the state that they share."""
-    if call.source is None or call.schedule.pooled:
-        return output
-    if isinstance(output, MutableMapping):
-        name = next(key for key, value in output.items() if isinstance(value, torch.Tensor) and value.dim() == 3)
-        output[name] = gather(output[name], call.source)
-        return output
-    if isinstance(output, tuple):
-        return (gather(output[0], call.source), *output[1:])
-    return gather(output, call.source)
+def restored(call: TokenCall, states: torch.Tensor) -> torch.Tensor:
+    """What leaves the last block where other tokens than the first are read: tokens that were merged get the state that
+    they share. What leaves another block is unchanged.
+    """
+    return gather(states, call.source) if call.is_last and call.source is not None else states
