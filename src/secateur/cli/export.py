@@ -15,6 +15,7 @@ EXAMPLES = (
     "secateur export ./small --to onnx --data test.csv --output ./small-onnx",
     "secateur export ./tagger --to openvino --data sentences.jsonl --output ./tagger-ov",
     "secateur export ./small --to litert --batch 1 --length 64 --output ./small-litert",
+    "secateur export ./fewer-tokens --to onnx --cascade 0.99 --data rows.csv --output ./cascade-onnx",
     "secateur export ./decoder --to openvino --generate --output ./decoder-ov",
     "secateur export model.keras --to litert --batch 1 --output ./small-litert",
 )
@@ -61,6 +62,13 @@ def command(
     tolerance: Annotated[
         float | None, typer.Option(help="Largest relative error; default: 1e-4, or 0.25 with --int8.")
     ] = None,
+    cascade: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a model that prunes tokens: full pass where unsure, so that this share of the answers is that of "
+            "the full pass (0.99); certified on all rows of --data (onnx, openvino)."
+        ),
+    ] = None,
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
@@ -84,10 +92,10 @@ def command(
         made = keras.export(model, to, output, data, samples, sparse=sparse, overwrite=overwrite, **limits)
         show(made, "Keras", json=json, made_up=data is None)
         return
-    rows = None
+    rows = certifying = None
     if data is not None:
-        rows = common.read_data(data, split)
-        rows = rows.take(range(min(samples, len(rows))))
+        certifying = common.read_data(data, split)
+        rows = certifying.take(range(min(samples, len(certifying))))
 
     from secateur.deploy.jobs.export import export
 
@@ -110,6 +118,8 @@ def command(
         value=value,
         activations=activations,
         tolerance=tolerance,
+        cascade=cascade,
+        calibration=certifying,
         overwrite=overwrite,
         say=common.note,
         **remote,

@@ -70,8 +70,8 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "export": {
         "torch keras": "model to output data samples batch length sparse tolerance overwrite json",
-        "torch": "text_column image_column audio_column split generate int8 tokens value activations task threads "
-        "trust_remote_code",
+        "torch": "text_column image_column audio_column split generate int8 tokens value activations cascade task "
+        "threads trust_remote_code",
     },
     "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check levels plot"},
     "bench": {
@@ -111,6 +111,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "audio_column": ("data",),
         "split": ("data",),
         "samples": ("data",),
+        "cascade": ("data",),
     },
     "inspect": {"plot": ("levels",)},
     "run": dict.fromkeys(("text_column", "image_column", "audio_column", "split"), ("data",)),

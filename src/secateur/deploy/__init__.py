@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateur.deploy.jobs.bench import bench
+    from secateur.deploy.jobs.cascade import cascade, open_cascade
     from secateur.deploy.jobs.export import export
     from secateur.deploy.jobs.generation import generate, generator
     from secateur.deploy.jobs.kit import read_results, write_kit
@@ -19,14 +20,26 @@ if TYPE_CHECKING:
 
 _HOME = {
     "bench": "secateur.deploy.jobs.bench",
+    "cascade": "secateur.deploy.jobs.cascade",
     "export": "secateur.deploy.jobs.export",
     "generate": "secateur.deploy.jobs.generation",
     "generator": "secateur.deploy.jobs.generation",
     "latency_table": "secateur.deploy.jobs.latency_table",
+    "open_cascade": "secateur.deploy.jobs.cascade",
     "read_results": "secateur.deploy.jobs.kit",
     "write_kit": "secateur.deploy.jobs.kit",
 }
-__all__ = ["bench", "export", "generate", "generator", "latency_table", "read_results", "write_kit"]
+__all__ = [
+    "bench",
+    "cascade",
+    "export",
+    "generate",
+    "generator",
+    "latency_table",
+    "open_cascade",
+    "read_results",
+    "write_kit",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -53,6 +53,11 @@ products in 16 bits: 255 * 65 * 2 > 32767."""
 START_LIMIT_S = 600
 """Seconds in which a process must open an artefact and answer once; the largest models take a few minutes."""
 POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+SECOND = ("full", "rest")
+"""Graphs of a cascade that answer the rows which its graph "model" is not sure of: on all tokens, or going on from
+where that one has stopped."""
+JUDGED, ESCALATED = "logits", "escalated"
+"""The output of a cascade whose confidence counts, and which rows it was too low for."""
 Feed = Mapping[str, np.ndarray]
 Program = Callable[[Feed], dict[str, np.ndarray]]
 """One graph on its runtime: named arrays -> named arrays. It ignores inputs that it does not know."""
@@ -184,6 +189,10 @@ GENERATION = Fields(
     },
     {"parity": PARITY},
 )
+CASCADE = Fields(
+    {"threshold": NUMBER, "escalated": SHARE},
+    {"agreement": SHARE, "rows": whole(), "wanted": SHARE, "sure": SHARE},
+)
 DESCRIPTION = Fields(
     {"format": whole(), "target": TEXT, "graphs": Many(GRAPH, named=True, most=16)},
     {
@@ -202,6 +211,7 @@ DESCRIPTION = Fields(
         "sparse": Many(NOTE, named=True),
         "parity": PARITY,
         "generation": GENERATION,
+        "cascade": CASCADE,
     },
 )
 """What `artefact.json` may say."""
@@ -274,10 +284,20 @@ def agree(info: Mapping[str, Any]) -> None:
                 raise Unfit(f"{place} names {twice!r} twice")
         for port in graph["inputs"]:
             _check_port(port, f"{place}, input {port['name']}")
+    if "cascade" in info:
+        _check_cascade(info)
     if "generation" in info:
         for name in ("decode", "prefill") if "encoder" in info["graphs"] else ("decode",):
             if name not in info["graphs"]:
                 raise Unfit(f"it generates, but has no graph {name!r}")
+
+
+def _check_cascade(info: Mapping[str, Any]) -> None:
+    if "model" not in info["graphs"] or sum(name in info["graphs"] for name in SECOND) != 1:
+        raise Unfit(f"it is a cascade, but its graphs are not 'model' and one of {', '.join(map(repr, SECOND))}")
+    for name, graph in info["graphs"].items():
+        if JUDGED not in graph["outputs"]:
+            raise Unfit(f"it is a cascade, but graphs.{name} does not give {JUDGED!r}")
 
 
 def _check_port(port: Mapping[str, Any], place: str) -> None:
@@ -737,6 +757,58 @@ def line(error: BaseException) -> str:
     return text if len(text) < 240 else text[:237] + "..."
 
 
+# -- cascades ---------------------------------------------------------------------------------------------------------
+
+
+def cascade(folder: Path | str, inputs: Feed, threads: int = 1, library: str | None = None) -> dict[str, np.ndarray]:
+    """What `open_cascade` gives on one batch; the programs are loaded at each call."""
+    return open_cascade(folder, threads, library)(inputs)
+
+
+def open_cascade(folder: Path | str, threads: int = 1, library: str | None = None) -> Program:
+    """An artefact of two graphs as one program: "model" runs on all rows of a batch, the second graph on those whose
+    confidence, the largest softmax probability, is below the threshold. Besides the outputs, `escalated` says which.
+
+    Raises ArtefactError for an artefact that is no cascade, or that cannot be loaded.
+    """
+    info = read(folder)
+    if "cascade" not in info:
+        raise ArtefactError(f"{folder} is no cascade; export it again with a model that prunes tokens (--cascade)")
+    threshold, name = info["cascade"]["threshold"], second_graph(info)
+    first, second = (load(folder, graph, threads, library) for graph in ("model", name))
+    common = [output for output in info["graphs"][name]["outputs"] if output in info["graphs"]["model"]["outputs"]]
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        outputs = first(feed)
+        unsure = confidence(outputs[JUDGED]) < threshold
+        answers = {output: outputs[output] for output in common}
+        if unsure.any():
+            full = second(_rows({**feed, **outputs}, unsure))
+            for output in common:
+                answers[output] = answers[output].copy()
+                answers[output][unsure] = full[output]
+        return {**answers, ESCALATED: unsure}
+
+    return run
+
+
+def second_graph(info: Mapping[str, Any]) -> str:
+    """The name of a cascade's graph that answers the rows which the first one is not sure of."""
+    return next(name for name in SECOND if name in info["graphs"])
+
+
+def confidence(logits: np.ndarray) -> np.ndarray:
+    """(rows,) the largest softmax probability of (rows, classes), in float64: in float32 sure rows all have 1."""
+    wide = logits.astype(np.float64)
+    total: np.ndarray = np.exp(wide - wide.max(-1, keepdims=True)).sum(-1)
+    return 1 / total
+
+
+def _rows(feed: Feed, chosen: np.ndarray) -> dict[str, np.ndarray]:
+    """The chosen rows of a batch; what has another number of rows is the same for all."""
+    return {name: value[chosen] if len(value) == len(chosen) else value for name, value in feed.items()}
+
+
 # -- made-up inputs ---------------------------------------------------------------------------------------------------
 
 
@@ -795,10 +867,12 @@ def serve(
         print(json.dumps(value), file=out, flush=True)
 
     try:
-        program = load(folder, "model", threads, library, ours=ours)
-        graph = read(folder)["graphs"]["model"]
-        feed = made_up(graph, sizes_for(graph, batch, length))
-        program(feed)
+        info, parts = read(folder), []
+        for name, share in shares(info).items():
+            program, graph = load(folder, name, threads, library, ours=ours), info["graphs"][name]
+            feed = made_up(graph, sizes_for(graph, batch, length))
+            program(feed)
+            parts.append((program, feed, share))
     except Exception as error:  # the process that started this one waits for an answer
         answer({"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"})
         return
@@ -810,10 +884,19 @@ def serve(
             return
         seconds = []
         for _ in range(runs + 1):  # the first run finds data of the other artefact in the caches
-            start = time.perf_counter()
-            program(feed)
-            seconds.append(time.perf_counter() - start)
+            spent = 0.0
+            for program, feed, share in parts:
+                start = time.perf_counter()
+                program(feed)
+                spent += share * (time.perf_counter() - start)
+            seconds.append(spent)
         answer({"seconds": seconds[1:]})
+
+
+def shares(info: Mapping[str, Any]) -> dict[str, float]:
+    """How often each graph runs in a call that is timed. Made-up inputs say nothing of how sure a cascade is, so its
+    second graph counts by the share of rows that needed it when it was made."""
+    return {"model": 1.0, **({second_graph(info): info["cascade"]["escalated"]} if "cascade" in info else {})}
 
 
 def end_with_parent() -> None:

@@ -3,6 +3,7 @@ PyTorch there.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import logging
@@ -17,6 +18,7 @@ from torch import nn
 
 from secateur.data.table import Table
 from secateur.deploy import runner
+from secateur.deploy.jobs import cascade as cascades
 from secateur.deploy.jobs import generation, material, parity
 from secateur.deploy.jobs.results import TOLERANCE, Artefact, Parity
 from secateur.deploy.onnx_graph import int8 as onnx_int8
@@ -95,6 +97,7 @@ class ExportJob:
     inputs: example inputs of the model, by name.
     ports: its inputs as the target can hold them.
     data: what to compare on; None for made-up inputs.
+    cascade: when the full pass, or the rest of the model, answers; None for a model of one pass.
     """
 
     target: Target
@@ -105,6 +108,7 @@ class ExportJob:
     inputs: Mapping[str, torch.Tensor]
     ports: list[Port]
     data: material.Material | None
+    cascade: cascades.Decision | None = None
 
 
 def export(
@@ -126,6 +130,8 @@ def export(
     value: str = "float32",
     activations: str = "float32",
     tolerance: float | None = None,
+    cascade: float | cascades.Decision | None = None,
+    calibration: Table | Batches | Iterable[Any] | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
     **options: Any,
@@ -147,6 +153,9 @@ def export(
     `value`, with `activations`, all as for `secateur.runtime.compile`. Such a program needs
     `secateur.runtime.onnx_library`.
     tolerance: largest permitted relative error, by default `results.TOLERANCE` (or `parity.INT8_TOLERANCE`).
+    cascade: of a model that prunes tokens, the agreement with its full pass that is to be certified; or a
+    `secateur.dynamic.Cascade` or `EarlyExit`. The artefact then has two graphs, for `secateur.deploy.cascade`.
+    calibration: rows that certify it, in the forms of `data`, which they are by default.
     say: gets a sentence for what was found out, such as which column of a table is which.
     options: for loading a folder, as `secateur.open` takes them.
 
@@ -167,13 +176,15 @@ def export(
         tolerance=tolerance,
     )
     wanted.check(target)
+    if cascade is not None:
+        cascades.check(target, wanted)
     source_folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
     model = source if isinstance(source, nn.Module) else load_for(source, task, **{"dtype": torch.float32, **options})
     check_model(model, output)
-    rows = material.read(
+    read = functools.partial(
+        material.read,
         model,
-        data,
-        None if isinstance(source, nn.Module) else source,
+        source=None if isinstance(source, nn.Module) else source,
         processor=processor,
         task=task,
         options=task_options,
@@ -181,6 +192,7 @@ def export(
         generate=generate,
         loading=of_config(options),
     )
+    rows = read(data=data)
     for sentence in rows.notes if rows is not None else ():
         say(sentence)
     if processor is None and not isinstance(source, nn.Module):
@@ -188,7 +200,12 @@ def export(
     with evaluating(model):
         inputs = _example(model, example, rows, processor, source_folder)
         ports = fitted(target, model, ports_of(model, inputs), batch, length)
-        job = ExportJob(target, model, source_folder, processor, wanted, inputs, ports, rows)
+        decision = None
+        if cascade is not None:
+            certifying = read(data=data if calibration is None else calibration)
+            decision = cascades.decided(model, cascade, certifying, target, ports)
+            say(str(decision))
+        job = ExportJob(target, model, source_folder, processor, wanted, inputs, ports, rows, decision)
         with new_folder(output, overwrite=overwrite) as folder:
             info = _write(job, folder)
             write_json(folder / runner.MANIFEST, info)  # the comparison reads it
@@ -234,9 +251,13 @@ def _write(job: ExportJob, folder: Path) -> dict[str, Any]:
     with writing(target.name, model), on_disk(folder):
         if options.generate:
             graphs = generation.graphs_of(model, job.inputs)
+        elif job.cascade is not None:
+            graphs = cascades.graphs_of(model, job.cascade, tensors(job.ports, SYMBOLS), job.ports)
         else:
             graphs = {"model": ExportUnit(model, tensors(job.ports, SYMBOLS), job.ports)}
         written = target.write(graphs, folder, int8=options.int8 and not options.sparse)
+        if job.cascade is not None:
+            written = cascades.stored_once(target, written, folder)
         if options.sparse:
             packing = rewrite(
                 written, folder, tokens=options.tokens, value=options.value, activations=options.activations
@@ -257,6 +278,8 @@ def _write(job: ExportJob, folder: Path) -> dict[str, Any]:
             graph["operators"] = runner.OPERATORS
     if options.generate:
         info["generation"] = generation.rule_of(model)
+    if job.cascade is not None:
+        info["cascade"] = cascades.described(job.cascade)
     return info
 
 
@@ -267,6 +290,8 @@ def _compare(job: ExportJob, folder: Path) -> Parity | dict[str, Any]:
         prompts = prompts_of(model, job.data, job.inputs)
         return generation.compare(model, folder, prompts, options.permitted, rounded=options.rounded)
     batches = list(parity.batches(model, job.data, job.target, job.ports))
+    if job.cascade is not None:
+        return cascades.compare(model, job.cascade, job.target, folder, batches, job.ports, options.permitted)
     return parity.compare(model, job.target.load(folder), batches, options.permitted)
 
 
