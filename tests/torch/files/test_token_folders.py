@@ -142,7 +142,8 @@ def test_units_go_before_or_after_the_schedule_with_the_same_result(criterion, k
 
 
 @pytest.mark.parametrize(
-    ("left", "keep"), [([0, 1, 3], (80, 60, 30)), ([1, 2, 3], (60, 40, 30)), ([0, 1, 2], (80, 60, 40)), ([2], (40,))]
+    ("left", "keep"),
+    [([0, 1, 3], (80, 60, 30)), ([1, 2, 3], (60, 40, 30)), ([0, 1, 2], (80, 60, 40)), ([1, 2], (60, 40))],
 )
 def test_layers_go_from_a_model_with_a_schedule(left, keep, short, batch):
     plan = Plan(keep={"layers": np.array(left)})
@@ -193,8 +194,8 @@ LIES = [
     (lambda t: t["schedule"].update(keep=[80, 60, 40, 0]), "give whole numbers from 1 to 100"),
     (lambda t: t["schedule"].update(keep=[80, 60, 40.5, 30]), "give whole numbers from 1 to 100"),
     (lambda t: t["schedule"].update(keep="80"), "keep is a list"),
-    (lambda t: t["schedule"].update(method="drop"), "has the method 'drop'; use prune or merge"),
-    (lambda t: t["schedule"].update(method={}), "has the method {}; use prune or merge"),
+    (lambda t: t["schedule"].update(method="drop"), "has the method 'drop'; use prune, merge or random"),
+    (lambda t: t["schedule"].update(method={}), "has the method {}; use prune, merge or random"),
     (lambda t: t["schedule"].pop("pooled"), "expected keep, method and pooled"),
     (lambda t: t["sites"].update(stack="bert.encoder"), "which bert.encoder does not hold"),
     (lambda t: t["sites"].update(stack="bert.nothing"), "names the module 'bert.nothing'"),

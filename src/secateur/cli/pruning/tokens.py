@@ -36,7 +36,8 @@ def wanted_of(params: dict[str, Any]) -> "Wanted | None":
         return None
     if params["uniform"]:
         raise PlanError(
-            f"--uniform demands a stock checkpoint, which holds no schedule of tokens; leave out --uniform or --{given[0]}"
+            "--uniform demands a stock checkpoint, which holds no schedule of tokens; leave out --uniform or "
+            f"--{given[0]}"
         )
     from secateur.jobs.schedule_tokens import Wanted
 
