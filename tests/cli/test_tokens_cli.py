@@ -5,7 +5,7 @@ import pytest
 
 from secateur.torch.open import load_model
 from secateur.torch.tokens.install import tokens_of
-from tests.text_models import write_classifier
+from tests.text_models import write_classifier, write_csv
 
 KEEP = "60,30"
 
@@ -142,9 +142,11 @@ def test_what_is_refused(refused, small, data, place, tmp_path):
     )
 
 
-def test_a_model_that_reads_every_token_is_refused_before_the_work(refused, data, place, tmp_path):
+def test_a_model_that_reads_every_token_is_refused_before_the_work(refused, place, tmp_path):
     tagger = write_classifier(tmp_path / "tagger", "BertForTokenClassification")
-    for more in ([], ["--data", data, "--sparsity", 0.5, "--fine-tune", 1]):
+    rows = [("good film", "LABEL_0 LABEL_1"), ("bad plot", "LABEL_1 LABEL_0")] * 20
+    tags = write_csv(tmp_path / "tags.csv", rows, ("text", "tags"))
+    for more in ([], ["--data", tags, "--sparsity", 0.5, "--fine-tune", 1]):
         assert "reads other tokens than the first" in refused(
             "prune", tagger, "--tokens", "mid", *more, "--output", place / "out"
         )
