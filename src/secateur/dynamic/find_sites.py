@@ -33,7 +33,7 @@ LENGTHS = (37, 53)
 ROWS = 3
 PADDED = 3
 """Tokens of the first text that are padding."""
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Largest error, relative to the largest number, that counts as rounding."""
 
 
