@@ -119,7 +119,7 @@ FAMILIES = {
     "Longformer": Family(f"Longformer{CLASSIFIER}", LONGFORMER),
     "Funnel": Family(f"Funnel{CLASSIFIER}", FUNNEL),
     "T5 encoder": Family("T5EncoderModel", T5),
-    "T5 classifier": Family(f"T5{CLASSIFIER}", {**T5, "eos_token_id": 2}),
+    "T5 classifier": Family(f"T5{CLASSIFIER}", {**T5, "eos_token_id": 2, "decoder_start_token_id": 0}),
     "BART classifier": Family(f"Bart{CLASSIFIER}", {**D_MODEL, **DECODER, **SPECIAL, "vocab_size": VOCABULARY}),
     "Llama classifier": Family(f"Llama{CLASSIFIER}", {**TEXT, **SPECIAL}),
     "GPT-2 classifier": Family(
@@ -194,9 +194,16 @@ def row(name: str) -> str:
         found = sites_of(host)
     except SecateurError as refusal:
         return f"| {name} | `{family.cls}` | refused: {refusal} | the same | - |"
+    except Exception as crash:  # a crash is a result, and a bug
+        return f"| {name} | `{family.cls}` | CRASHED: {type(crash).__name__}: {line(crash)} | the same | - |"
     prune = answer(lambda: dynamic.prune_tokens(host, "exact", found=found), host, inputs)
     merge = answer(lambda: dynamic.merge_tokens(host, [100] * found.blocks, found=found), host, inputs)
     return f"| {name} | `{family.cls}` | {prune} | {merge} | {found.permutation_error:.0e} |"
+
+
+def line(crash: Exception) -> str:
+    """The first line of an error."""
+    return (str(crash).splitlines() or [""])[0][:200]
 
 
 def main() -> None:

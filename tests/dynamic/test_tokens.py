@@ -182,12 +182,24 @@ def test_shared_layers_and_models_of_plain_pytorch_are_refused():
 
 
 def test_texts_are_not_merged_and_images_read_as_a_whole_are_not_pruned():
-    with pytest.raises(ModelError, match="a model of texts with padding takes prune_tokens"):
+    with pytest.raises(ModelError, match="reads texts with padding.*prune_tokens takes texts"):
         dynamic.merge_tokens(host("bert"), found=found("bert"))
     with pytest.raises(
         ModelError, match="a Dinov2ForImageClassification reads other tokens than the first.*merge_tokens"
     ):
         dynamic.prune_tokens(host("dinov2"), found=found("dinov2"))
+
+
+def test_images_with_a_table_of_positions_are_not_merged():
+    config = {**zoo.FAMILIES["vit"][1], "image_size": 48, "use_shared_relative_position_bias": True}
+    said = refusal(zoo.random_model("BeitForImageClassification", config), dynamic.merge_tokens)
+    assert "the blocks read a table of their tokens" in said
+
+
+def test_a_decoder_with_a_cache_is_refused_for_what_it_reads():
+    model = zoo.build("llama", cls="LlamaForSequenceClassification", pad_token_id=0)
+    assert model.config.use_cache
+    assert "reads other tokens than the first" in refusal(model)
 
 
 def test_a_schedule_that_merges_more_than_half_of_the_tokens_at_once_is_refused_when_it_is_made():

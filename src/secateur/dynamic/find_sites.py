@@ -26,13 +26,14 @@ from secateur.torch.data.text_rows import text_positions
 from secateur.torch.tokens.call import INSTEAD, running
 from secateur.torch.tokens.install import STREAM, first_of, first_replaced, install, remove, tokens_of, using_scores
 from secateur.torch.tokens.sites import TokenSites
+from secateur.torch.trace.export import attribute, configs_of
 
 LENGTHS = (37, 53)
 """Tokens of the two texts that a model is run on; a model with fewer positions is run on shorter ones."""
 ROWS = 3
 PADDED = 3
 """Tokens of the first text that are padding."""
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Largest error, relative to the largest number, that counts as rounding."""
 
 
@@ -64,7 +65,7 @@ def find_sites(model: nn.Module, layout: Layout, example: Mapping[str, Any]) -> 
     if tokens_of(model) is not None:
         raise ModelError("the model has a schedule of tokens already; take it off first")
     stack, paths = _stack(layout)
-    with evaluating(model), torch.no_grad(), using_scores(model):
+    with evaluating(model), torch.no_grad(), using_scores(model), _without_caches(model):
         longer, batch = _batches(model, example)
         calls = _calls_of(model, paths, batch)
         others = calls if longer is None else _calls_of(model, paths, longer)
@@ -78,6 +79,15 @@ def find_sites(model: nn.Module, layout: Layout, example: Mapping[str, Any]) -> 
         pools_first = _pools_first(model, stack, batch)
     _check(model, sites, len(paths), batch, pools_first=pools_first)
     return Found(sites, len(paths), pools_first, "attention_mask" in batch, permutation_error)
+
+
+@contextlib.contextmanager
+def _without_caches(model: nn.Module) -> Iterator[None]:
+    """A context in which no config asks for a key-value cache, which a block that runs twice would fill twice."""
+    with contextlib.ExitStack() as stack:
+        for config in configs_of(model):
+            stack.enter_context(attribute(config, "use_cache", value=False))
+        yield
 
 
 def _stack(layout: Layout) -> tuple[str, list[str]]:
