@@ -43,7 +43,9 @@ class TokenSchedule:
         if not self.keep or any(type(percent) is not int or not 1 <= percent <= 100 for percent in self.keep):
             raise ModelError(f"a schedule keeps {shown(list(self.keep))} per cent; give whole numbers from 1 to 100")
         if any(a < b for a, b in pairwise(self.keep)):
-            raise ModelError(f"a schedule keeps {list(self.keep)} per cent; tokens that are gone do not come back")
+            raise ModelError(
+                f"a schedule keeps {shown(list(self.keep))} per cent; tokens that are gone do not come back"
+            )
 
     def __str__(self) -> str:
         verb = {"prune": "keeps", "merge": "merges to", "random": "keeps at random"}[self.method]

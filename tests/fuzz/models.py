@@ -58,7 +58,23 @@ def _feed(place: str) -> dict[str, Any]:
 def _model_seeds() -> Mapping[str, Case]:
     seeds = {f"{name}": {**case, "seed.txt": name.encode()} for name, case in kept("folders/*/model").items()}
     name, case = next((n, c) for n, c in seeds.items() if "bert-zeros" in n)
-    return {**seeds, f"{name}-sharded": sharded(case)}
+    return {**seeds, f"{name}-sharded": sharded(case), f"{name}-tokens": with_schedule(case)}
+
+
+def with_schedule(case: Case) -> Case:
+    """A folder of a BERT with a schedule of tokens in its manifest, and without a checksum, so that lies are read."""
+    config = json.loads(case["config.json"])
+    config["quantization_config"].pop("checksum", None)
+    config["quantization_config"]["tokens"] = {
+        "schedule": {"keep": [60] * config["num_hidden_layers"], "method": "prune", "pooled": True},
+        "sites": {
+            "stack": "bert.encoder.layer",
+            "inner": "attention",
+            "feed_forward": "",
+            "arguments": {"[0][1]": [2, 3]},
+        },
+    }
+    return case | {"config.json": json.dumps(config).encode()}
 
 
 def sharded(case: Case) -> Case:

@@ -198,6 +198,7 @@ DESCRIPTION = Fields(
     {
         "loader": TEXT,
         "source": Value("a path", lambda value: type(value) is str and "\0" not in value),
+        "every_token": FLAG,
         "class": TEXT,
         "parameters": whole(),
         "zeros": SHARE,

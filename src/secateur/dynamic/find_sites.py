@@ -8,7 +8,7 @@ blocks fail (relative positions inside the attention, windows) is refused with t
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,13 +26,14 @@ from secateur.torch.data.text_rows import text_positions
 from secateur.torch.tokens.call import INSTEAD, running
 from secateur.torch.tokens.install import STREAM, first_of, first_replaced, install, remove, tokens_of, using_scores
 from secateur.torch.tokens.sites import TokenSites
+from secateur.torch.trace.export import attribute, configs_of
 
 LENGTHS = (37, 53)
 """Tokens of the two texts that a model is run on; a model with fewer positions is run on shorter ones."""
 ROWS = 3
 PADDED = 3
 """Tokens of the first text that are padding."""
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 """Largest error, relative to the largest number, that counts as rounding."""
 
 
@@ -43,12 +44,15 @@ class Found:
     blocks: how many blocks it has.
     pools_first: whether nothing but the first token's state is read after the last block.
     takes_padding: whether the model reads a mask of padding.
+    permutation_error: the largest difference between the output for permuted tokens and the permuted output of a block,
+        relative to the largest number.
     """
 
     sites: TokenSites
     blocks: int
     pools_first: bool
     takes_padding: bool
+    permutation_error: float = field(default=0.0, compare=False)
 
 
 def find_sites(model: nn.Module, layout: Layout, example: Mapping[str, Any]) -> Found:
@@ -61,21 +65,29 @@ def find_sites(model: nn.Module, layout: Layout, example: Mapping[str, Any]) -> 
     if tokens_of(model) is not None:
         raise ModelError("the model has a schedule of tokens already; take it off first")
     stack, paths = _stack(layout)
-    with evaluating(model), torch.no_grad(), using_scores(model):
+    with evaluating(model), torch.no_grad(), using_scores(model), _without_caches(model):
         longer, batch = _batches(model, example)
         calls = _calls_of(model, paths, batch)
         others = calls if longer is None else _calls_of(model, paths, longer)
         arguments = _token_dims(calls, others)
         probes = [_Probe(model, call, arguments) for call in calls[1:]]
-        for probe in probes:
-            probe.check_permutation()
+        permutation_error = max(probe.check_permutation() for probe in probes)
         inner, feed_forward = _inner(probes), ""
         if not inner:
             feed_forward = _feed_forward(probes)
         sites = TokenSites(stack, inner, feed_forward, arguments)
         pools_first = _pools_first(model, stack, batch)
     _check(model, sites, len(paths), batch, pools_first=pools_first)
-    return Found(sites, len(paths), pools_first, "attention_mask" in batch)
+    return Found(sites, len(paths), pools_first, "attention_mask" in batch, permutation_error)
+
+
+@contextlib.contextmanager
+def _without_caches(model: nn.Module) -> Iterator[None]:
+    """A context in which no config asks for a key-value cache, which a block that runs twice would fill twice."""
+    with contextlib.ExitStack() as stack:
+        for config in configs_of(model):
+            stack.enter_context(attribute(config, "use_cache", value=False))
+        yield
 
 
 def _stack(layout: Layout) -> tuple[str, list[str]]:
@@ -181,8 +193,8 @@ class _Probe:
         order = 1 + torch.randperm(self.tokens - 1, generator=generator)
         self.order = torch.cat([torch.zeros(1, dtype=torch.long), order]).to(self.output.device)
 
-    def check_permutation(self) -> None:
-        """ModelError unless permuted tokens give the permuted output."""
+    def check_permutation(self) -> float:
+        """The error of the output for permuted tokens; ModelError for more than rounding."""
         leaves, spec = tree_flatten_with_path((self.call.args, self.call.kwargs))
         moved = [self._permuted(keystr(path), value) for path, value in leaves]
         args, kwargs = tree_unflatten(moved, spec)
@@ -190,11 +202,13 @@ class _Probe:
             output = first_of(self.block(*args, **kwargs))
         except EXPECTED as error:
             raise ModelError(f"{self.path} does not run on reordered tokens ({error}){INSTEAD}") from None
-        if not _equal(output, self.output[:, self.order]):
+        error = _error(output, self.output[:, self.order])
+        if not error <= TOLERANCE:
             raise ModelError(
-                f"{self.path} knows the places of its tokens by itself (relative positions or windows), so none can be "
-                f"taken away{INSTEAD}"
+                f"{self.path} knows the places of its tokens by itself (relative positions or windows; reordered ones "
+                f"change its output by {error:.1g}), so none can be taken away{INSTEAD}"
             )
+        return error
 
     def _permuted(self, name: str, value: Any) -> Any:
         for dim in self.arguments.get(name, ()) if isinstance(value, torch.Tensor) else ():
@@ -292,9 +306,14 @@ def _alike(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> boo
 
 
 def _equal(value: Any, expected: torch.Tensor) -> bool:
+    return _error(value, expected) <= TOLERANCE
+
+
+def _error(value: Any, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the largest number where that exceeds 1; infinite for another shape."""
     if not isinstance(value, torch.Tensor) or value.shape != expected.shape:
-        return False
-    return bool((value - expected).abs().max() <= TOLERANCE * max(1.0, float(expected.abs().max())))
+        return float("inf")
+    return float((value - expected).abs().max()) / max(1.0, float(expected.abs().max()))
 
 
 def _check(model: nn.Module, sites: TokenSites, blocks: int, batch: Mapping[str, Any], *, pools_first: bool) -> None:

@@ -9,6 +9,7 @@ from secateur.token_schedule import DEFAULT, TokenSchedule, schedule_of
 from secateur.torch.base.batches import by_name, without_labels
 from secateur.torch.files.saving import attach
 from secateur.torch.host import TorchHost
+from secateur.torch.tokens.call import INSTEAD
 from secateur.torch.tokens.install import install, remove
 
 Wanted = str | Sequence[int] | TokenSchedule
@@ -30,7 +31,8 @@ def prune_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
     if not found.pools_first:
         raise ModelError(
             f"a {type(host.model).__name__} reads other tokens than the first after its last block, so none can be "
-            "left out; token pruning is for models that read the first token alone, as classifiers of texts do"
+            "left out; token pruning is for models that read the first token alone, as classifiers of texts do; "
+            "merge_tokens takes models of images"
         )
     return _with_schedule(host, schedule_of(schedule, found.blocks), found)
 
@@ -42,11 +44,18 @@ def merge_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
     Arguments as for `prune_tokens`. Raises ModelError with the reason where no token can be merged.
     """
     found = found or sites_of(host)
-    if found.takes_padding or any(found.sites.arguments.values()):
+    if found.takes_padding:
         raise ModelError(
-            "tokens are merged in models that read images of one size; a model of texts with padding takes prune_tokens"
+            f"a {type(host.model).__name__} reads texts with padding, and tokens are merged in models of images or "
+            "sounds without a mask; prune_tokens takes texts, where the first token alone is read at the end"
         )
-    return _with_schedule(host, schedule_of(schedule, found.blocks, method="merge", pooled=found.pools_first), found)
+    if tables := [name for name, dims in found.sites.arguments.items() if dims]:
+        raise ModelError(
+            f"the blocks read a table of their tokens ({tables[0]}), which merged ones have no row of{INSTEAD}"
+        )
+    merged = _with_schedule(host, schedule_of(schedule, found.blocks, method="merge", pooled=found.pools_first), found)
+    merged.outputs(host.example)  # a schedule may ask for more than half of the tokens at once
+    return merged
 
 
 def without_schedule(host: TorchHost) -> TorchHost:

@@ -25,6 +25,7 @@ from secateur.runtime.program.from_fx import Traced
 from secateur.runtime.run.install_chain import ChainOutcome, chain_blocks
 from secateur.runtime.run.install_decoder_step import step_blocks
 from secateur.torch.base.batches import arguments
+from secateur.torch.tokens.install import tokens_of
 
 MIN_ZEROS = 0.3
 """A layer with a smaller share of zeros is not worth a measurement."""
@@ -188,7 +189,9 @@ def compile(
     fusions = Fusions() if traced is None else find_fusions(traced)
     result, fused = _put_layers(result, variants, counts, fusions)
     chains = ChainOutcome()
-    if traced is not None and example is not None and load_native() is not None:
+    if tokens_of(result) is not None:
+        chains.reason = "a schedule takes tokens away inside of them"
+    elif traced is not None and example is not None and load_native() is not None:
         chains = chain_blocks(result, traced, example, counts[-1], measure=measure)
         norms = {path: fusion for path, fusion in fusions.modules.items() if isinstance(fusion, PrimitiveNorm)}
         fused[STEPPED], reason = step_blocks(result, traced, norms)

@@ -36,6 +36,7 @@ from secateur.torch.base.manifest import changes_of, remember
 from secateur.torch.files.saving import attach
 from secateur.torch.shrink.size_attributes import is_size
 from secateur.torch.stream.lazy_model import parameters_on_meta
+from secateur.torch.tokens.entry import entry_of, install_entry
 
 WEIGHTS, MANIFEST = "runtime.safetensors", "runtime.json"
 FORMAT_VERSION = 2
@@ -68,6 +69,7 @@ def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> No
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
         "aliases": aliases,
         "changes": changes_of(model).to_json(),
+        "tokens": entry_of(model),
     }
     config = getattr(model, "config", None)
     with new_folder(Path(folder), overwrite=overwrite) as temporary:
@@ -127,6 +129,8 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     for name, fusion in fused_modules(model).items():
         with _damaged(folder / MANIFEST, f"{name!r} does not fit", ValueError, AttributeError):
             check_fused(_layer(model, name), fusion)
+    install_entry(model, manifest.get("tokens"))
+    attach(model)
     use_attention(model)
     model.eval()
     if load_native() is not None:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FiniteFloat
 
+from secateur.schemas.model_folder import TokensEntry
 from secateur.schemas.reading import Schema
 
 MOST = 2**31 - 1
@@ -23,7 +24,10 @@ Epsilon = Annotated[FiniteFloat, Field(ge=0)]
 
 
 class Manifest(Schema):
-    """The whole manifest; the entries of `one_calls`, `chains` and `decoders` have schemas of their own."""
+    """The whole manifest; the entries of `one_calls`, `chains` and `decoders` have schemas of their own.
+
+    tokens: the schedule of tokens, `TokensEntry` of a model folder; null for a model that has none.
+    """
 
     version: Literal[2]
     class_: Name = Field(alias="class")
@@ -35,6 +39,7 @@ class Manifest(Schema):
     identities: list[Path]
     aliases: dict[Path, Path]
     changes: dict[str, Any] | None = None
+    tokens: TokensEntry | None = None
 
 
 class LinearAddNorm(Schema):

@@ -23,7 +23,10 @@ def is_alone(context: typer.Context) -> bool:
 
 
 def wanted_of(params: dict[str, Any]) -> "Wanted | None":
-    """The schedule that the options ask for; PlanError for two of them, ModelError for what is no schedule."""
+    """The schedule that the options ask for.
+
+    Raises PlanError for two of them and beside --uniform, ModelError for what is no schedule.
+    """
     from secateur.errors import PlanError
 
     given = [name for name in OPTIONS if params[name] is not None]
@@ -31,6 +34,11 @@ def wanted_of(params: dict[str, Any]) -> "Wanted | None":
         raise PlanError(f"--{given[0]} and --{given[1]} exclude each other; pass one")
     if not given:
         return None
+    if params["uniform"]:
+        raise PlanError(
+            "--uniform demands a stock checkpoint, which holds no schedule of tokens; leave out --uniform or "
+            f"--{given[0]}"
+        )
     from secateur.jobs.schedule_tokens import Wanted
 
     return Wanted(params[given[0]], merges=given[0] == "merge")

@@ -1,5 +1,6 @@
 """bench: saved models on every runtime at hand, in turn, with what they weigh, need and take."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ import torch
 from secateur.deploy import runner, target
 from secateur.deploy.jobs import torch_runtimes
 from secateur.deploy.jobs.export import export, load_for
-from secateur.deploy.jobs.results import Bench, Timing, short_names, words
+from secateur.deploy.jobs.results import Bench, Timing, in_words, short_names, words
 from secateur.deploy.jobs.timing import Say, Shape, in_turn
 from secateur.deploy.target import TARGETS, DeployError
 from secateur.deploy.targets.inputs import inputs_of, ports_of
 from secateur.errors import SecateurError
+from secateur.torch.files.saving import has_schedule
+from secateur.torch.tokens.install import all_tokens
 
 OURS = ("torch", "secateur")
 RUNTIMES = (*OURS, *TARGETS)
@@ -81,15 +84,17 @@ def bench(
     check: compare the files of artefacts with the SHA-256 that `export` noted, before anything runs.
     options: for loading a folder, as `secateur.open` takes them; `task` names what the models are for.
 
+    A folder with a schedule of tokens is timed without it too, and a sentence says where the schedule brings nothing.
     What a runtime refuses is a row with an `error`. Raises DeployError for folders or names that are wrong,
     `results.BenchInterrupted` with the complete rows when Ctrl-C comes after the first of them.
     """
-    named, chosen = names_of(sources), check_runtimes(runtimes)
+    named, chosen = with_all_tokens(names_of(sources)), check_runtimes(runtimes)
     if check:
         check_hashes(list(named.values()))
 
     def make(name: str, runtime: str, destination: Path, shape: Shape) -> Path:
-        return artefact(named[name], runtime, destination, shape, int8=int8, loading=options)
+        whole = name.endswith(ALL_TOKENS)
+        return artefact(named[name], runtime, destination, shape, int8=int8, every_token=whole, loading=options)
 
     def fixed(runtime: str) -> bool:
         return runtime in TARGETS and target.find(runtime).shapes == "fixed"
@@ -98,10 +103,38 @@ def bench(
     loading = {k: v for k, v in options.items() if isinstance(v, str | bool | int) and k != "token"}
 
     def result(timings: list[Timing]) -> Bench:
-        return Bench(timings, words(timings), threads, runner.machine())
+        return Bench(timings, [*words(timings), *slower_with_schedule(timings)], threads, runner.machine())
 
     sizes: dict[str, Any] = {"threads": threads, "turns": turns, "loading": loading}
     return in_turn(list(named), chosen, batch, length, make, fixed, result=result, say=say, **sizes)
+
+
+ALL_TOKENS = ", all tokens"
+"""What the name of a model without its schedule of tokens ends with."""
+
+
+def with_all_tokens(named: Mapping[str, Path]) -> dict[str, Path]:
+    """The folders by name, and before each with a schedule of tokens the same folder without it."""
+    found: dict[str, Path] = {}
+    for name, folder in named.items():
+        if not (folder / runner.MANIFEST).is_file() and has_schedule(folder):
+            found[name + ALL_TOKENS] = folder
+        found[name] = folder
+    return found
+
+
+def slower_with_schedule(timings: Sequence[Timing]) -> list[str]:
+    """A sentence for each runtime and shape where a schedule of tokens brings nothing."""
+    whole = {(t.model, t.runtime, t.batch, t.length): t for t in timings if t.model.endswith(ALL_TOKENS)}
+    sentences = []
+    for t in timings:
+        other = whole.get((t.model + ALL_TOKENS, t.runtime, t.batch, t.length))
+        if other is not None and not t.error and not other.error and t.median_ms >= other.median_ms:
+            sentences.append(
+                f"the schedule of tokens brings nothing on {t.runtime} at {in_words(t.batch, t.length)}: {t.model} "
+                f"takes {t.median_ms / other.median_ms:.2f} of the time of all tokens; leave it off there"
+            )
+    return sentences
 
 
 def check_hashes(folders: Sequence[Path]) -> None:
@@ -111,11 +144,19 @@ def check_hashes(folders: Sequence[Path]) -> None:
 
 
 def artefact(
-    folder: Path, runtime: str, destination: Path, shape: Shape, *, int8: bool = False, loading: Mapping[str, Any]
+    folder: Path,
+    runtime: str,
+    destination: Path,
+    shape: Shape,
+    *,
+    int8: bool = False,
+    every_token: bool = False,
+    loading: Mapping[str, Any],
 ) -> Path:
     """An artefact of the folder for a runtime: the folder itself, or what is made from it at `destination`.
 
-    shape: the largest, or the only one that the runtime then takes. loading: options for loading the folder.
+    shape: the largest, or the only one that the runtime then takes. every_token: without the schedule of tokens that
+    the folder remembers. loading: options for loading the folder.
     """
     if (folder / runner.MANIFEST).is_file():
         made_for = target.read(folder)["target"]
@@ -131,12 +172,13 @@ def artefact(
     if runtime in OURS:
         model = load_for(folder, **{"dtype": torch.float32, **loading})
         trusted = bool(loading.get("trust_remote_code"))
-        torch_runtimes.write(model, folder, runtime, destination, trust_remote_code=trusted)
+        torch_runtimes.write(model, folder, runtime, destination, every_token=every_token, trust_remote_code=trusted)
         return destination
     bounds: dict[str, Any] = {}
     if target.find(runtime).shapes != "any":
         bounds = {"batch": shape[0]} | ({"length": shape[1]} if takes_tokens(folder, loading) else {})
-    export(folder, runtime, destination, int8=int8, **bounds, **loading)
+    with all_tokens() if every_token else contextlib.nullcontext():
+        export(folder, runtime, destination, int8=int8, **bounds, **loading)
     return destination
 
 

@@ -18,12 +18,22 @@ from secateur.deploy.targets.inputs import inputs_of, named_outputs, ports_of
 from secateur.files import write_json
 from secateur.plan import MASKS_NAME
 from secateur.torch.stats.linear_inputs import rows_read
+from secateur.torch.tokens.install import remove
 
 
 def write(
-    model: nn.Module, source: Path, target: str, folder: Path, *, trust_remote_code: bool = False
+    model: nn.Module,
+    source: Path,
+    target: str,
+    folder: Path,
+    *,
+    every_token: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Describe a model folder as an artefact for `torch` or `secateur`; returns the description."""
+    """Describe a model folder as an artefact for `torch` or `secateur`; returns the description.
+
+    every_token: the model runs without the schedule of tokens that the folder remembers.
+    """
     check_model(model, folder)
     tokenizer = tokenizer_of(source, trust_remote_code=trust_remote_code)
     ports = ports_of(model, inputs_of(model, tokenizer, source))
@@ -38,6 +48,7 @@ def write(
         "zeros": zeros,
         "bytes": sum(file.stat().st_size for file in source.glob("*.safetensors") if file.name != MASKS_NAME),
         "int8": False,
+        "every_token": every_token,
     }
     folder.mkdir()
     write_json(folder / runner.MANIFEST, info)
@@ -71,8 +82,11 @@ def load_sparse(folder: Path, graph: Mapping[str, Any], threads: int, options: M
 
 def _open_source(folder: Path, threads: int, options: Mapping[str, Any]) -> nn.Module:
     torch.set_num_threads(threads)
-    source = Path(runner.read(folder)["source"])
-    return load_for(source, **{"trust_remote_code": False, **options, "dtype": torch.float32})
+    info = runner.read(folder)
+    model = load_for(Path(info["source"]), **{"trust_remote_code": False, **options, "dtype": torch.float32})
+    if info.get("every_token"):
+        remove(model)
+    return model
 
 
 def _program(model: Callable[[runner.Feed], nn.Module]) -> runner.Program:

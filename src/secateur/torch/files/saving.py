@@ -206,6 +206,14 @@ def check_folder(folder: Path | str, description: str = CONFIG) -> list[Path]:
     return files
 
 
+def has_schedule(folder: Path) -> bool:
+    """Whether a folder remembers a schedule of tokens."""
+    if not (folder / CONFIG).is_file():
+        return False
+    described = read_config(folder / CONFIG).get("quantization_config")
+    return isinstance(described, dict) and described.get("tokens") is not None
+
+
 def check_unchanged(source: Path | str) -> int:
     """Compare a saved folder with the hashes that were written with it; returns the number of files that have one.
 

@@ -58,7 +58,8 @@ def bypassed_module(module: nn.Module) -> Iterator[None]:
             )
         return _replaced(output, entered)
 
-    handle = module.register_forward_hook(bypass, with_kwargs=True)
+    # before the hooks of a schedule of tokens, which work on the stream as it leaves the block
+    handle = module.register_forward_hook(bypass, with_kwargs=True, prepend=True)
     try:
         yield
     finally:

@@ -48,22 +48,20 @@ def install(model: nn.Module, schedule: TokenSchedule, sites: TokenSites) -> Non
         raise ModelError(
             f"the schedule of tokens is for {len(schedule.keep)} blocks, which {sites.stack} does not hold"
         )
+    parts = [(block, *(submodule(block, path) for path in (sites.inner, sites.feed_forward))) for block in blocks]
     before = _use_scores(model)
     owner = submodule(model, sites.stack.rpartition(".")[0])
-    handles = [
-        model.register_forward_pre_hook(_refuse_states, with_kwargs=True),
-        owner.register_forward_pre_hook(_Begin(schedule, sites)),
-        owner.register_forward_hook(_end, always_call=True),
-    ]
-    for number, block in enumerate(blocks):
-        handles.append(block.register_forward_pre_hook(_EnterBlock(number), with_kwargs=True))
-        handles.append(block.register_forward_hook(_leave_block))
+    model.register_forward_pre_hook(_refuse_states, with_kwargs=True)
+    owner.register_forward_pre_hook(_Begin(schedule, sites))
+    owner.register_forward_hook(_end, always_call=True)
+    for number, (block, inner, feed_forward) in enumerate(parts):
+        block.register_forward_pre_hook(_EnterBlock(number), with_kwargs=True)
+        block.register_forward_hook(_leave_block)
         if sites.inner:
-            handles.append(submodule(block, sites.inner).register_forward_hook(_leave_inner))
+            inner.register_forward_hook(_leave_inner)
         if sites.feed_forward:
-            part = submodule(block, sites.feed_forward)
-            handles.append(part.register_forward_pre_hook(_enter_feed_forward))
-            handles.append(part.register_forward_hook(_leave_feed_forward))
+            feed_forward.register_forward_pre_hook(_enter_feed_forward)
+            feed_forward.register_forward_hook(_leave_feed_forward)
     vars(model)[ATTRIBUTE] = Installed(schedule, sites, before)
 
 
@@ -145,6 +143,10 @@ def _use_scores(model: Any) -> Any:
 
     config: Any = getattr(model, "config", None)
     before = getattr(config, "_attn_implementation", None)
+    if getattr(config, "output_attentions", False):
+        raise ModelError(
+            "the config asks for output_attentions, which cannot be given with a schedule of tokens; set it to False"
+        )
     if hasattr(model, "set_attn_implementation") and before is not None:
         with contextlib.suppress(ValueError):  # a model without the interface; others keep what they have
             model.set_attn_implementation(scores.NAME)

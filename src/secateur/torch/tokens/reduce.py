@@ -78,6 +78,11 @@ def arguments_of_kept(call: TokenCall, value: torch.Tensor, dims: Sequence[int])
     """
     if call.positions is None or not dims:
         return value
+    if max(dims) >= value.dim():
+        raise ModelError(
+            f"a block is called with a tensor of {value.dim()} dimensions, of which {max(dims)} is to count tokens; "
+            "give the model its schedule again"
+        )
     batch, kept = call.positions.shape
     value = value.expand(batch, *[-1] * (value.dim() - 1))
     for dim in (dim for dim in dims if value.shape[dim] != 1):
