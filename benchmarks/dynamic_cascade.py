@@ -1,6 +1,6 @@
 """The self-cascade and one early exit of MiniLM on long reviews: agreement on fresh rows, and time on ONNX Runtime.
 
-    python benchmarks/dynamic_cascade.py [--schedules mid,fast] [--agreement 0.99] [--rows 2000] [--threads 1]
+    python benchmarks/dynamic_cascade.py [--schedules mid,fast] [--agreement 0.99] [--rows 2000] [--threads 1,2]
     python benchmarks/dynamic_cascade.py --write
 
 The first line keeps its results under .cache/dynamic; the second writes the dated Markdown. Models and rows are those
@@ -42,13 +42,14 @@ SURE = 0.95
 PACKAGES = ("torch", "transformers", "onnxruntime")
 
 
-def exported(schedules: list[str], agreement: float, most: int) -> tuple[dict[str, Path], dict[str, str], Any, Any]:
+def exported(
+    schedules: list[str], agreement: float, most: dict[str, int]
+) -> tuple[dict[str, Path], dict[str, str], Any, Any]:
     """Artefacts by name, what calibration says of each, the task, and the test rows as it encodes them."""
     folder, files = dynamic_models.long_reviews()
     host, task = open_host(look(str(folder.resolve()), None), Options(max_length=dynamic_models.LENGTH))
-    tables = {name: read_table(files[name]) for name in ("calibration", "test")}
-    tables["test"] = tables["test"].take(range(min(most, len(tables["test"]))))
-    encoded = {name: task.encode(table) for name, table in tables.items()}
+    tables = {name: read_table(files[name]) for name in most}
+    encoded = {name: task.encode(table.take(range(min(most[name], len(table))))) for name, table in tables.items()}
     calibration = [inputs(batch) for batch in Batches(task, encoded["calibration"], 8)]
     made, words = {"dense": CACHE / "artefacts" / "cascade-dense"}, {}
     shutil.rmtree(made["dense"], ignore_errors=True)
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--schedules", default="mid,fast")
     parser.add_argument("--agreement", type=float, default=0.99)
     parser.add_argument("--rows", type=int, default=dynamic_models.ROWS["test"])
+    parser.add_argument("--calibration", type=int, default=dynamic_models.ROWS["calibration"], help="rows")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
@@ -157,7 +159,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    made, words, task, examples = exported(options.schedules.split(","), options.agreement, options.rows)
+    most = {"calibration": options.calibration, "test": options.rows}
+    made, words, task, examples = exported(options.schedules.split(","), options.agreement, most)
     rows = []
     for threads in map(int, options.threads.split(",")):
         for size in BATCHES:

@@ -136,16 +136,22 @@ def test_a_kit_carries_both_graphs(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def pruned(classifier):
-    """A host that leaves out tokens, and the tokenizer of its folder."""
+def dense(classifier):
+    """A host on which all tokens pass, and the tokenizer of its folder."""
     pytest.importorskip("torch")
     import secateur
-    from secateur.dynamic import prune_tokens
     from secateur.torch.data.text_rows import load_tokenizer
 
     tokenizer = load_tokenizer(classifier)
-    example = tokenizer(["a good film"] * 2, return_tensors="pt")
-    return prune_tokens(secateur.open(classifier, example=dict(example)), [40]), tokenizer
+    return secateur.open(classifier, example=texts(tokenizer, 2)), tokenizer
+
+
+@pytest.fixture(scope="module")
+def pruned(dense):
+    """A host that leaves out tokens."""
+    from secateur.dynamic import prune_tokens
+
+    return prune_tokens(dense[0], [40]), dense[1]
 
 
 def texts(tokenizer, count):
@@ -184,14 +190,12 @@ def test_a_cascade_on_a_runtime(pruned, rows, tmp_path, to):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", RUNTIMES)
-def test_an_exit_on_a_runtime(classifier, pruned, tmp_path, to):
-    import secateur
+def test_an_exit_on_a_runtime(dense, tmp_path, to):
     from secateur.deploy import cascade, export
     from secateur.dynamic import fit_exit
 
-    tokenizer = pruned[1]
+    host, tokenizer = dense
     batches = [texts(tokenizer, 80)]
-    host = secateur.open(classifier, example=texts(tokenizer, 2))
     early = fit_exit(host, batches, 0.6, 0.8)
     made = export(host.model, to, tmp_path / "out", processor=tokenizer, data=batches, cascade=early)
     info = runner.read(made.folder)

@@ -81,7 +81,8 @@ def parts_of(model: nn.Module, leave: EarlyExit, inputs: dict[str, torch.Tensor]
     try:
         with torch.no_grad():
             expected = model(**inputs).logits
-            first, rest = (part(model, leave, in_tuples=seen[0]) for part in (FirstBlocks, Rest))
+            first = FirstBlocks(model, leave, in_tuples=seen[0])
+            rest = Rest(model, leave, in_tuples=seen[0])
             got = rest(**inputs, states=first(**inputs)[STATES])["logits"]
     finally:
         handle.remove()
