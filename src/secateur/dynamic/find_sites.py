@@ -200,8 +200,8 @@ class _Probe:
         args, kwargs = tree_unflatten(moved, spec)
         try:
             output = first_of(self.block(*args, **kwargs))
-        except EXPECTED as error:
-            raise ModelError(f"{self.path} does not run on reordered tokens ({error}){INSTEAD}") from None
+        except EXPECTED as reason:
+            raise ModelError(f"{self.path} does not run on reordered tokens ({reason}){INSTEAD}") from None
         error = _error(output, self.output[:, self.order])
         if not error <= TOLERANCE:
             raise ModelError(
