@@ -40,6 +40,7 @@ def test_a_pruned_text_model_takes_any_batch_and_length(tmp_path, to):
     assert max(found) < 1e-5
 
 
+@pytest.mark.long
 @needs("onnx")
 def test_windows_and_rotary_positions_are_exported_too(tmp_path):
     model = with_schedule(modernbert(), "fast", by_hand.MODERNBERT)

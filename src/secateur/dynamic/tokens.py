@@ -47,7 +47,7 @@ def merge_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
     if found.takes_padding:
         raise ModelError(
             f"a {type(host.model).__name__} reads texts with padding, and tokens are merged in models of images or "
-            "sounds without a mask; prune_tokens takes texts, where the first token alone is read at the end"
+            "sounds without a mask; leave tokens of texts out instead (--tokens, or prune_tokens)"
         )
     if tables := [name for name, dims in found.sites.arguments.items() if dims]:
         raise ModelError(
