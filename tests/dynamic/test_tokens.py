@@ -182,7 +182,7 @@ def test_shared_layers_and_models_of_plain_pytorch_are_refused():
 
 
 def test_texts_are_not_merged_and_images_read_as_a_whole_are_not_pruned():
-    with pytest.raises(ModelError, match="reads texts with padding.*prune_tokens takes texts"):
+    with pytest.raises(ModelError, match="reads texts with padding.*leave tokens of texts out instead"):
         dynamic.merge_tokens(host("bert"), found=found("bert"))
     with pytest.raises(
         ModelError, match="a Dinov2ForImageClassification reads other tokens than the first.*merge_tokens"
