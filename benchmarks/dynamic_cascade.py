@@ -11,9 +11,7 @@ batches: what is timed is what is counted. The exit is for batch 1.
 
 import argparse
 import datetime
-import importlib.metadata
 import json
-import platform
 import shutil
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ import dynamic_models
 import numpy as np
 import torch
 import transformers
+from setting import setting
 
 from secateur.data.read import read_table
 from secateur.deploy import runner
@@ -117,13 +116,11 @@ def measured(made: dict[str, Path], task: Any, examples: Any, size: int, threads
 
 def write() -> Path:
     """Write the dated Markdown; returns its path."""
-    found, day, machine = json.loads(RESULT.read_text()), str(datetime.date.today()), runner.machine()
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
+    found = json.loads(RESULT.read_text())
     lines = [
         "# Self-cascade and early exit: MiniLM on long reviews, ONNX Runtime",
         "",
-        f"{day}, `python benchmarks/dynamic_cascade.py`, then `--write`. {machine['processor']}, {machine['cores']} "
-        f"cores that other programs used too; {platform.system()}, Python {platform.python_version()}, {versions}.",
+        setting("`python benchmarks/dynamic_cascade.py`, then `--write`", PACKAGES),
         "",
         f"Asked for: {found['agreement']:.1%} agreement with the dense model at {SURE:.0%}. Calibration rows say:",
         "",
@@ -138,7 +135,7 @@ def write() -> Path:
     for row in found["rows"]:
         cells = f"{row['ratio']:.2f} | {row['agreement']:.2%} | {row['certain']:.2%} | {row['escalated']:.1%}"
         lines.append(f"| {row['name']} | {row['batch']} | {row['threads']} | {row['rows']} | {cells} |")
-    path = Path(__file__).parent / "results" / f"{day}-cascade.md"
+    path = Path(__file__).parent / "results" / f"{datetime.date.today()}-cascade.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -12,9 +12,7 @@ third exports each (zeros to our kernels) and calls them in turn. The fourth wri
 
 import argparse
 import datetime
-import importlib.metadata
 import json
-import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import dynamic_models
 import transformers
+from setting import setting
 from tasks import secateur
 
 from secateur import open as open_host
@@ -46,6 +45,7 @@ TEST_ROWS = 600
 SCHEDULE = "mid"
 SHAPES = ((1, 256), (8, 256))
 TURNS = 12
+PACKAGES = ("torch", "transformers", "onnxruntime")
 NAMES = {"dense": "dense", "units": "half the MACs by units", "zeros": "80% zeros", "both": "units and zeros"}
 
 
@@ -116,9 +116,6 @@ def times(threads: int) -> list[dict[str, Any]]:
 
 def write() -> Path:
     """Write the dated Markdown; returns its path."""
-    day, machine = str(datetime.date.today()), runner.machine()
-    wide = "AVX-512" if "avx512f" in Path("/proc/cpuinfo").read_text() else "AVX2, no AVX-512"
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "transformers", "onnxruntime"))
     scored = json.loads((WORK / "quality.json").read_text())
     timed = [row for path in sorted(WORK.glob("time-*.json")) for row in json.loads(path.read_text())]
     columns = list(dict.fromkeys((row["batch"], row["length"], row["threads"]) for row in timed))
@@ -126,9 +123,7 @@ def write() -> Path:
     lines = [
         "# Units, zeros and tokens together: MiniLM on long reviews in ONNX Runtime, nothing trained",
         "",
-        f"{day}, `python benchmarks/dynamic_headline.py make`, `quality`, `time`, then `--write`. "
-        f"{machine['processor']} ({wide}), {machine['cores']} cores that other programs used too; "
-        f"{platform.system()}, Python {platform.python_version()}, {versions}.",
+        setting("`python benchmarks/dynamic_headline.py make`, `quality`, `time`, then `--write`", PACKAGES),
         "",
         f"{scored[0]['count']} test rows of up to {dynamic_models.LENGTH} tokens. Tokens: schedule `{SCHEDULE}`. Times "
         "are shares of the dense model's, all called in turn; in brackets what the gains of the parts multiply to.",
@@ -149,7 +144,7 @@ def write() -> Path:
             f"| {NAMES[row['name']]} | {tokens} | {row['accuracy']:.4f} | {row['agreement']:.1%} | {row['kl']:.4f} | "
             f"{' | '.join(cells)} |"
         )
-    path = Path(__file__).parent / "results" / f"{day}-token-headline.md"
+    path = Path(__file__).parent / "results" / f"{datetime.date.today()}-token-headline.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

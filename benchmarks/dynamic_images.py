@@ -22,6 +22,7 @@ import tasks_data
 import tasks_sources
 import torch
 import transformers
+from setting import setting
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface
 
@@ -37,6 +38,7 @@ from secateur.torch.tokens import scores
 from secateur.torch.tokens.call import running
 
 CACHE = Path(__file__).parent.parent / ".cache" / "dynamic"
+PACKAGES = ("torch", "transformers", "onnxruntime", "openvino")
 TRAIN = 3000
 SIDE = 224
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -254,8 +256,7 @@ def write() -> Path:
     lines = [
         "# Token merging for images",
         "",
-        f"{datetime.date.today()}, `python benchmarks/dynamic_images.py probe quality time write`, "
-        f"torch {torch.__version__}, {runner.machine()['processor']}, one thread, float32.",
+        setting("`python benchmarks/dynamic_images.py probe quality time write`", PACKAGES, "one thread"),
         "",
         f"DINOv2-S at {SIDE} pixels (257 tokens) with a logistic regression on {TRAIN} images of Fashion-MNIST; test "
         "images are others. `work`: floating-point operations of all products, of dense. `at random`: partners and the "

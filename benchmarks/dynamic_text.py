@@ -13,9 +13,7 @@ the order of their file and in that of `Batches`, which is by length.
 
 import argparse
 import datetime
-import importlib.metadata
 import json
-import platform
 import shutil
 import statistics
 import time
@@ -26,6 +24,7 @@ import dynamic_models
 import search_models
 import torch
 import transformers
+from setting import setting
 
 from secateur.data.read import read_table
 from secateur.deploy import runner
@@ -124,15 +123,10 @@ def padding() -> list[dict[str, Any]]:
 
 def write() -> Path:
     """Write the dated Markdown; returns its path."""
-    day, machine = str(datetime.date.today()), runner.machine()
-    wide = "AVX-512" if "avx512f" in Path("/proc/cpuinfo").read_text() else "AVX2, no AVX-512"
-    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     lines = [
         "# Token pruning: MiniLM on long texts",
         "",
-        f"{day}, `python benchmarks/dynamic_text.py quality`, `time`, then `--write`. {machine['processor']} ({wide}), "
-        f"{machine['cores']} cores that other programs used too; {platform.system()}, Python "
-        f"{platform.python_version()}, {versions}.",
+        setting("`python benchmarks/dynamic_text.py quality`, `time`, then `--write`", PACKAGES),
         "",
         "Nothing was trained with tokens left out. Work: the share of tokens that the blocks work on. Texts cut short "
         "have the same work, and so have random tokens. Agreement and KL: with the dense model.",
@@ -170,7 +164,7 @@ def write() -> Path:
             share = statistics.median(row["length_seconds"]) / statistics.median(row["file_seconds"])
             counts = f"{row['texts']} | {row['file_tokens']} | {row['length_tokens']}"
             lines.append(f"| {row['rows']} {row['name']} | {counts} | {share:.2f} |")
-    path = Path(__file__).parent / "results" / f"{day}-token-pruning.md"
+    path = Path(__file__).parent / "results" / f"{datetime.date.today()}-token-pruning.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

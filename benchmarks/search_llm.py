@@ -13,9 +13,7 @@ loading and testing.
 
 import argparse
 import datetime
-import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,9 +28,9 @@ import search_ours
 import tasks_sources
 import torch
 from llm_quality import texts
+from setting import setting
 
 from secateur.cost import parameters
-from secateur.deploy import runner
 from secateur.files import write_json
 from secateur.scores import interval_of
 from secateur.torch.data.run_windows import Answers, divergences, evaluate_text, logits_of
@@ -248,15 +246,11 @@ def table(share: float, seeds: Sequence[int], options: argparse.Namespace) -> li
 
 def page(shares: Sequence[float], seeds: Sequence[int], options: argparse.Namespace) -> str:
     """The Markdown."""
-    machine = runner.machine()
-    wide = "AVX-512" if "avx512f" in Path("/proc/cpuinfo").read_text() else "AVX2"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "secateur"))
+    packages = ("torch", "transformers", "secateur")
     lines = [
         "# Search: SmolLM2-135M beside published methods of structured pruning",
         "",
-        f"{datetime.date.today()}, `python benchmarks/search_llm.py run`, then `--write`. {machine['processor']} with "
-        f"{wide}, {machine['cores']} cores that other programs used too, one thread; {platform.system()}, Python "
-        f"{platform.python_version()}, {versions}.",
+        setting("`python benchmarks/search_llm.py run`, then `--write`", packages, "one thread"),
         "",
         f"Gone: of the parameters of the 30 blocks. {options.windows} calibration windows of {options.context} tokens, "
         "half film reviews, half sections of the Python manual, the same for all methods. Delta: negative "

@@ -13,9 +13,7 @@ scored here, on logits of the same test rows. Seconds are CPU time of one thread
 import argparse
 import csv
 import datetime
-import importlib.metadata
 import os
-import platform
 import random
 import subprocess
 import sys
@@ -30,9 +28,9 @@ import search_ours
 import torch
 import transformers
 from scipy.optimize import minimize_scalar
+from setting import setting
 
 from secateur.data.read import read_table
-from secateur.deploy import runner
 from secateur.jobs.demo import LENGTH
 from secateur.jobs.open_task import look, open_host
 from secateur.metrics.drop import Drop, drop
@@ -259,15 +257,12 @@ def page(job: Job, shares: Sequence[float], seeds: Sequence[int]) -> str:
     """The Markdown."""
     test, dense = job.texts("test"), dense_logits(job)
     assert test.labels is not None
-    machine, packages = runner.machine(), ("torch", "transformers", "secateur")
-    wide = "AVX-512" if "avx512f" in Path("/proc/cpuinfo").read_text() else "AVX2"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    packages = ("torch", "transformers", "secateur")
+    line_of_setting = setting("`python benchmarks/search_peers.py run`, then `--write`", packages, "one thread")
     lines = [
         "# Search: a MiniLM classifier beside peers, at equal multiply-accumulates, without training",
         "",
-        f"{datetime.date.today()}, `python benchmarks/search_peers.py run`, then `--write`. {machine['processor']} "
-        f"with {wide}, {machine['cores']} cores that other programs used too, one thread; {platform.system()}, Python "
-        f"{platform.python_version()}, {versions}; transformers 4.25.1 for Kwon et al.",
+        f"{line_of_setting} transformers 4.25.1 for Kwon et al.",
         "",
         f"all-MiniLM-L6-v2 trained on 4,000 Rotten Tomatoes reviews; accuracy of the dense model on {len(dense):,} "
         f"others {np.mean(dense.argmax(1) == test.labels):.4f}. Kept: multiply-accumulates of the blocks at "

@@ -12,9 +12,7 @@ in processes of their own, on one thread; model and rows are those of search_mod
 
 import argparse
 import datetime
-import importlib.metadata
 import json
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,9 +21,9 @@ from typing import Any
 
 import search_models
 import transformers
+from setting import setting
 
 from secateur.data.read import read_table
-from secateur.deploy import runner
 from secateur.errors import PlanError
 from secateur.jobs.demo import LENGTH
 from secateur.jobs.open_task import look, open_host, prepare_search
@@ -119,16 +117,10 @@ def search_options() -> Options:
 def write() -> Path:
     """Write the dated Markdown; returns its path."""
     results = [json.loads(path.read_text()) for path in sorted(KEPT.glob("*.json"))]
-    day = str(datetime.date.today())
-    machine = runner.machine()
-    wide = "with AVX-512" if "avx512f" in Path("/proc/cpuinfo").read_text() else "AVX2, no AVX-512"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     lines = [
         "# Asked against measured: a MiniLM classifier pruned to speed-ups, no training",
         "",
-        f"{day}, `python benchmarks/search_targets.py run`, then `--write`. {machine['processor']} ({wide}), "
-        f"{machine['cores']} cores that other programs used too, one thread for each model; {platform.system()}, "
-        f"Python {platform.python_version()}, {versions}.",
+        setting("`python benchmarks/search_targets.py run`, then `--write`", PACKAGES, "one thread for each model"),
         "",
         "Each model was exported, timed in turn with the dense one, and scored on 1,530 reviews that nothing else saw. "
         "`by MACs` and `uniform` keep what the same latency table predicts to be as fast; they are timed too.",
@@ -148,7 +140,7 @@ def write() -> Path:
                 f"{ours['pruned']:.4f} ({ours['drop']:+.4f}, {low:+.4f} to {high:+.4f}) | "
                 f"{point['uniform']['pruned']:.4f} | {ours['parameters']:.2f} |"
             )
-    path = Path(__file__).parent / "results" / f"{day}-search-targets.md"
+    path = Path(__file__).parent / "results" / f"{datetime.date.today()}-search-targets.md"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 

@@ -1,14 +1,12 @@
 """Writes the Markdown of `tasks.py write` from the results that its rows stored under .cache/tasks/results."""
 
 import datetime
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.deploy import runner
+from setting import setting
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "onnxruntime", "openvino")
 TARGETS = ("onnx", "openvino")
@@ -20,15 +18,11 @@ def write(results: Path, titles: Mapping[str, str], threads: int) -> Path:
     titles: the rows, and what they are in words.
     """
     found = {name: json.loads((results / f"{name}.json").read_text()) for name in titles if _is_there(results, name)}
-    machine, versions = runner.machine(), ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
     day = str(datetime.date.today())
-    wide = "with AVX-512" if "avx512f" in Path("/proc/cpuinfo").read_text() else "without AVX-512"
     lines = [
         "# Tasks: what pruning costs each of them, before and after one epoch of healing",
         "",
-        f"{day}, `python benchmarks/tasks.py`, then `write`. {machine['processor']} {wide}, {machine['cores']} cores "
-        f"that other programs used too, `--threads {threads}`; {platform.system()}, Python "
-        f"{platform.python_version()}, {versions}.",
+        setting("`python benchmarks/tasks.py`, then `write`", PACKAGES, f"`--threads {threads}`"),
         "",
         *_scores(found, titles),
         *_longer(found),
