@@ -69,8 +69,10 @@ def save(model: nn.Module, folder: str | Path, *, overwrite: bool = False) -> No
         "identities": [name for name, module in model.named_modules() if type(module) is nn.Identity],
         "aliases": aliases,
         "changes": changes_of(model).to_json(),
-        "tokens": entry_of(model),
     }
+    schedule = entry_of(model)
+    if schedule is not None:  # older versions know no such entry
+        manifest["tokens"] = schedule
     config = getattr(model, "config", None)
     with new_folder(Path(folder), overwrite=overwrite) as temporary:
         if config is not None and hasattr(config, "save_pretrained"):

@@ -26,7 +26,7 @@ Epsilon = Annotated[FiniteFloat, Field(ge=0)]
 class Manifest(Schema):
     """The whole manifest; the entries of `one_calls`, `chains` and `decoders` have schemas of their own.
 
-    tokens: the schedule of tokens, `TokensEntry` of a model folder; null for a model that has none.
+    tokens: the schedule of tokens, `TokensEntry` of a model folder; left out for a model that has none.
     """
 
     version: Literal[2]
