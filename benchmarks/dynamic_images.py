@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/dynamic_images.py [probe] [quality] [time] [write] [--test 1000]
 
 probe: a logistic regression on the frozen states of DINOv2-S (the first token and the mean of the patches), trained on
-1,000 images at 224 pixels (257 tokens); it is written into a `Dinov2ForImageClassification` under .cache/dynamic.
+600 images at 224 pixels (257 tokens); it is written into a `Dinov2ForImageClassification` under .cache/dynamic.
 quality: agreement with dense, accuracy, KL and floating-point work of each schedule, in PyTorch. time: ONNX Runtime and
 OpenVINO at batch 1 and 8, one thread, in turns. Both keep their results under .cache/dynamic; `write` makes a dated
 Markdown of them under benchmarks/results/.
@@ -39,7 +39,7 @@ from secateur.torch.tokens.call import running
 
 CACHE = Path(__file__).parent.parent / ".cache" / "dynamic"
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino")
-TRAIN = 1000
+TRAIN = 600
 SIDE = 224
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BATCH = 8

@@ -7,8 +7,8 @@
 
 The first three lines keep their results under .cache/dynamic; the last writes the dated Markdown. Models and rows are
 those of dynamic_models.py. Quality is that of PyTorch, on rows that nothing else saw. For times each model is exported,
-and called in turn with the dense one on made-up texts of 256 tokens. Padding: the rows of short and of long reviews in
-the order of their file and in that of `Batches`, which is by length.
+and called in turn with the dense one on made-up texts of 256 tokens. Padding: the rows of short reviews in the order
+of their file and in that of `Batches`, which is by length.
 """
 
 import argparse
@@ -41,6 +41,8 @@ DATA = {"reviews": dynamic_models.long_reviews, "newsgroups": dynamic_models.new
 RUNTIMES = ("onnx", "openvino")
 SHAPES = ((1, 256), (8, 256))
 TURNS = 15
+ROWS = 256
+"""Rows that `padding` runs on."""
 PACKAGES = ("torch", "transformers", "onnxruntime", "openvino")
 
 
@@ -95,30 +97,23 @@ def times(name: str, schedules: list[str], threads: int) -> list[dict[str, Any]]
 
 def padding() -> list[dict[str, Any]]:
     """Tokens and seconds of the dense model on batches of 32 rows in the order of the file, and by length, in turn."""
-    short, long = search_models.minilm(), dynamic_models.long_reviews()
-    sets = {
-        "short reviews": (short / "dense", short / "test.csv", 64),
-        "long reviews": (long[0], long[1]["test"], dynamic_models.LENGTH),
-    }
-    found = []
-    for name, (folder, file, length) in sets.items():
-        host, task = open_host(look(str(folder.resolve()), None), Options(max_length=length))
-        examples = task.encode(read_table(file).take(range(512)))
-        by_length, by_file = Batches(task, examples, 32), Batches(task, examples, 32)
-        by_file.order = list(range(len(by_file.order)))
-        row: dict[str, Any] = {"name": name, "rows": 512, "texts": sum(map(task.length, examples.features))}
+    folder, row = search_models.minilm(), {"name": "short reviews", "rows": ROWS}
+    host, task = open_host(look(str((folder / "dense").resolve()), None), Options(max_length=64))
+    examples = task.encode(read_table(folder / "test.csv").take(range(ROWS)))
+    by_length, by_file = Batches(task, examples, 32), Batches(task, examples, 32)
+    by_file.order = list(range(ROWS))
+    row["texts"] = sum(map(task.length, examples.features))
+    for order, batches in (("file", by_file), ("length", by_length)):
+        row[f"{order}_tokens"] = sum(batch["input_ids"].numel() for batch in batches)
+        row[f"{order}_seconds"] = []
+    for _ in range(3):
         for order, batches in (("file", by_file), ("length", by_length)):
-            row[f"{order}_tokens"] = sum(batch["input_ids"].numel() for batch in batches)
-            row[f"{order}_seconds"] = []
-        for _ in range(3):
-            for order, batches in (("file", by_file), ("length", by_length)):
-                start = time.process_time()
-                for number in range(len(batches)):
-                    parts_of(task, host.model, batches, number)
-                row[f"{order}_seconds"].append(time.process_time() - start)
-        found.append(row)
-        print(row, flush=True)
-    return found
+            start = time.process_time()
+            for number in range(len(batches)):
+                parts_of(task, host.model, batches, number)
+            row[f"{order}_seconds"].append(time.process_time() - start)
+    print(row, flush=True)
+    return [row]
 
 
 def write() -> Path:
