@@ -8,7 +8,6 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.token_schedule import TokenSchedule
     from secateur.torch.host import TorchHost
 
 NAME = "inspect"
@@ -63,7 +62,11 @@ def command(
             return
         host = _open(model, task, layout_file, trust_remote_code=trust_remote_code)
         shapes = {k: list(v.shape) for k, v in host.example.items()}
-    schedule = None if is_keras_file(model) else _schedule_of(host)
+    schedule = None
+    if not is_keras_file(model):
+        from secateur.torch.tokens.install import schedule_on
+
+        schedule = schedule_on(host.model)
     count = parameters(host.layout)
     work = macs(host.layout)
     axes = [
@@ -96,14 +99,6 @@ def command(
     )
     if schedule is not None:
         common.say(f"{model} {schedule}; the MACs are those of all tokens")
-
-
-def _schedule_of(host: "TorchHost") -> "TokenSchedule | None":
-    """The schedule of tokens that a model runs with, or None."""
-    from secateur.torch.tokens.install import tokens_of
-
-    installed = tokens_of(host.model)
-    return None if installed is None else installed.schedule
 
 
 def _show_levels(path: Path, plot: Path | None, *, as_json: bool) -> None:

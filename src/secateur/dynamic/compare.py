@@ -17,7 +17,7 @@ from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Task
 from secateur.token_schedule import TokenSchedule
 from secateur.torch.host import TorchHost
-from secateur.torch.tokens.install import tokens_of
+from secateur.torch.tokens.install import schedule_on
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def compare(
     """Dense, each schedule by name, and where `baselines` say so the two beside it at the same work.
 
     host: without a schedule. task: of its model. batches: rows that nothing was chosen on.
-    merge: merge tokens in place of leaving them out; images cannot be cut short, so random tokens stand alone.
+    merge: merge tokens in place of leaving them out; images cannot be cut short, and nothing stands beside them.
     seed: of the random tokens.
 
     Raises ModelError as `prune_tokens` does.
@@ -67,10 +67,8 @@ def compare(
     make = merge_tokens if merge else prune_tokens
     for name, wanted in schedules.items():
         faster = make(host, wanted, found=found)
-        installed = tokens_of(faster.model)
-        schedule = None if installed is None else installed.schedule
-        if schedule is None:
-            continue
+        schedule = schedule_on(faster.model)
+        assert schedule is not None
         work = schedule.work(length)
         scored = evaluate(task, faster.model, batches, reference, track)
         rows.append(Compared(name, work, length, scored, schedule))
@@ -81,8 +79,8 @@ def compare(
             with cut_short(host.model, short):
                 scored = evaluate(task, host.model, batches, reference, track)
             rows.append(Compared(f"{name}: texts cut to {short} tokens", work, length, scored))
-        noise = prune_tokens(host, replace(schedule, method="random"), found=found) if not merge else None
-        if noise is not None:
+        if not merge:
+            noise = prune_tokens(host, replace(schedule, method="random"), found=found)
             torch.manual_seed(seed)
             scored = evaluate(task, noise.model, batches, reference, track)
             rows.append(Compared(f"{name}: random tokens", work, length, scored))

@@ -18,7 +18,7 @@ from secateur.check import verify
 from secateur.cost import macs, parameters, side_by_side
 from secateur.errors import PlanError
 from secateur.files import new_folder
-from secateur.jobs.schedule_tokens import Wanted, schedule_on
+from secateur.jobs.schedule_tokens import Wanted
 from secateur.metrics.evaluation import compare
 from secateur.metrics.outcome import Outcome
 from secateur.plan import Plan, resized_masks
@@ -32,6 +32,7 @@ from secateur.torch.files.saving import save
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
 from secateur.torch.reloaded import folder_bytes, reload_gap, tensor_bytes
+from secateur.torch.tokens.install import schedule_on
 from secateur.torch.train.callback import Gradual
 from secateur.training import ranks
 from secateur.training.fine_tune import fine_tune, training_arguments
@@ -207,7 +208,7 @@ def run(
         difference=verdict.difference,
         inexact=verdict.inexact,
         provenance=dict(plan.provenance),
-        schedule=schedule_on(small),
+        schedule=schedule_on(small.model),
         shortened=shortened,
     )
     if output is None:

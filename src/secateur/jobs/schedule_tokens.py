@@ -14,7 +14,7 @@ from secateur.tasks.base.task import Task
 from secateur.token_schedule import TokenSchedule, schedule_of
 from secateur.torch.host import TorchHost
 from secateur.torch.reloaded import folder_bytes, reload_gap
-from secateur.torch.tokens.install import tokens_of
+from secateur.torch.tokens.install import schedule_on
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,6 @@ class Scheduled:
         }
 
 
-def schedule_on(host: TorchHost) -> TokenSchedule | None:
-    """The schedule that a host's model runs with, or None."""
-    installed = tokens_of(host.model)
-    return None if installed is None else installed.schedule
-
-
 def run(
     host: TorchHost,
     wanted: Wanted,
@@ -97,7 +91,7 @@ def run(
     Raises ModelError where no token can be taken away, or the reloaded model differs. Then nothing is written.
     """
     short = wanted.on(host)
-    schedule = schedule_on(short)
+    schedule = schedule_on(short.model)
     assert schedule is not None
     dense = pruned = drop = None
     if task is not None and test is not None:

@@ -37,6 +37,12 @@ def tokens_of(model: nn.Module) -> Installed | None:
     return found
 
 
+def schedule_on(model: nn.Module) -> TokenSchedule | None:
+    """The schedule alone that a model runs with, or None."""
+    installed = tokens_of(model)
+    return None if installed is None else installed.schedule
+
+
 def install(model: nn.Module, schedule: TokenSchedule, sites: TokenSites) -> None:
     """Make every forward pass of a model keep to a schedule, in place of the one that it had.
 

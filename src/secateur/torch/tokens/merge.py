@@ -32,7 +32,7 @@ def merged(call: TokenCall, states: torch.Tensor) -> torch.Tensor:
     source, kept = ranked[:, :gone], ranked[:, gone:]
     target = partner.gather(1, source)
 
-    given, given_sizes = _rows(states[:, 1::2], source), sizes[:, 1::2].gather(1, source)
+    given, given_sizes = gather(states[:, 1::2], source), sizes[:, 1::2].gather(1, source)
     taken_sizes = sizes[:, 2::2]
     total = taken_sizes.scatter_add(1, target, given_sizes)
     sums = (states[:, 2::2] * taken_sizes[:, :, None]).scatter_add(
@@ -41,11 +41,12 @@ def merged(call: TokenCall, states: torch.Tensor) -> torch.Tensor:
     call.sizes = torch.cat([sizes[:, :1], sizes[:, 1::2].gather(1, kept), total], 1)
     if not call.schedule.pooled:
         _note_places(call, source, kept, target, count)
-    return torch.cat([states[:, :1], _rows(states[:, 1::2], kept), sums / total[:, :, None]], 1)
+    return torch.cat([states[:, :1], gather(states[:, 1::2], kept), sums / total[:, :, None]], 1)
 
 
-def _rows(states: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return states.gather(1, index[:, :, None].expand(-1, -1, states.shape[2]))
+def gather(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The states (batch, tokens, features) of the chosen tokens (batch, kept)."""
+    return states.gather(1, chosen[:, :, None].expand(-1, -1, states.shape[2]))
 
 
 def _note_places(call: TokenCall, source: torch.Tensor, kept: torch.Tensor, target: torch.Tensor, count: int) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from secateur.errors import ModelError
 from secateur.torch.tokens.call import TokenCall
-from secateur.torch.tokens.merge import merged
+from secateur.torch.tokens.merge import gather, merged
 
 
 def reduced(call: TokenCall, states: torch.Tensor) -> torch.Tensor:
@@ -64,11 +64,6 @@ def leave_feed_forward(call: TokenCall, states: torch.Tensor) -> torch.Tensor:
         return states
     index = call.chosen[:, :, None].expand(-1, -1, states.shape[2])
     return states.new_zeros(states.shape[0], call.entered, states.shape[2]).scatter(1, index, states)
-
-
-def gather(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """The states (batch, tokens, features) of the chosen tokens (batch, kept)."""
-    return states.gather(1, chosen[:, :, None].expand(-1, -1, states.shape[2]))
 
 
 def arguments_of_kept(call: TokenCall, value: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
