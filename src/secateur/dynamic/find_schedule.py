@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from secateur.dynamic.find_sites import Found
-from secateur.dynamic.tokens import sites_of
+from secateur.dynamic.tokens import prunable
 from secateur.errors import ModelError
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import Reference, Track, divergences_of, silent
@@ -46,9 +46,7 @@ def find_schedule(
     """
     if (work is None) == (divergence is None):
         raise ModelError("give either the share of work that a schedule may take, or the divergence that it may cause")
-    found = found or sites_of(host)
-    if not found.pools_first:
-        raise ModelError("the model reads the states of all tokens after its last block, so none can be left out")
+    found = prunable(host, found)
     reference = Reference(task, host.model, batches, track)
     trial = _Trial(task, host, batches, found, reference)
     keep = [100] * found.blocks

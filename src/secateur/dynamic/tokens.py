@@ -27,6 +27,15 @@ def prune_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
     Raises ModelError with the reason where no token can be taken away: blocks that know the places of their tokens,
     attention that cannot be scored, outputs that need every token.
     """
+    found = prunable(host, found)
+    return _with_schedule(host, schedule_of(schedule, found.blocks), found)
+
+
+def prunable(host: Any, found: Found | None = None) -> Found:
+    """Where tokens of a host's model can be left out; ModelError with the reason where they cannot.
+
+    found: of `find_sites`, where it is known already.
+    """
     found = found or sites_of(host)
     if not found.pools_first:
         raise ModelError(
@@ -34,7 +43,7 @@ def prune_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None =
             "left out; token pruning is for models that read the first token alone, as classifiers of texts do; "
             "merge_tokens takes models of images"
         )
-    return _with_schedule(host, schedule_of(schedule, found.blocks), found)
+    return found
 
 
 def merge_tokens(host: Any, schedule: Wanted = DEFAULT, *, found: Found | None = None) -> TorchHost:

@@ -88,13 +88,14 @@ def bench(
     What a runtime refuses is a row with an `error`. Raises DeployError for folders or names that are wrong,
     `results.BenchInterrupted` with the complete rows when Ctrl-C comes after the first of them.
     """
-    named, chosen = with_all_tokens(names_of(sources)), check_runtimes(runtimes)
+    chosen = check_runtimes(runtimes)
+    named, whole = with_all_tokens(names_of(sources))
     if check:
         check_hashes(list(named.values()))
 
     def make(name: str, runtime: str, destination: Path, shape: Shape) -> Path:
-        whole = name.endswith(ALL_TOKENS)
-        return artefact(named[name], runtime, destination, shape, int8=int8, every_token=whole, loading=options)
+        every = name in whole.values()
+        return artefact(named[name], runtime, destination, shape, int8=int8, every_token=every, loading=options)
 
     def fixed(runtime: str) -> bool:
         return runtime in TARGETS and target.find(runtime).shapes == "fixed"
@@ -103,32 +104,36 @@ def bench(
     loading = {k: v for k, v in options.items() if isinstance(v, str | bool | int) and k != "token"}
 
     def result(timings: list[Timing]) -> Bench:
-        return Bench(timings, [*words(timings), *slower_with_schedule(timings)], threads, runner.machine())
+        return Bench(timings, [*words(timings), *slower_with_schedule(timings, whole)], threads, runner.machine())
 
     sizes: dict[str, Any] = {"threads": threads, "turns": turns, "loading": loading}
     return in_turn(list(named), chosen, batch, length, make, fixed, result=result, say=say, **sizes)
 
 
-ALL_TOKENS = ", all tokens"
-"""What the name of a model without its schedule of tokens ends with."""
+def with_all_tokens(named: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, str]]:
+    """The folders by name, and before each with a schedule of tokens the same folder without it.
 
-
-def with_all_tokens(named: Mapping[str, Path]) -> dict[str, Path]:
-    """The folders by name, and before each with a schedule of tokens the same folder without it."""
+    Returns them, and for each name with a schedule that without it.
+    """
     found: dict[str, Path] = {}
+    whole: dict[str, str] = {}
     for name, folder in named.items():
         if not (folder / runner.MANIFEST).is_file() and has_schedule(folder):
-            found[name + ALL_TOKENS] = folder
+            whole[name] = f"{name}, all tokens"
+            found[whole[name]] = folder
         found[name] = folder
-    return found
+    return found, whole
 
 
-def slower_with_schedule(timings: Sequence[Timing]) -> list[str]:
-    """A sentence for each runtime and shape where a schedule of tokens brings nothing."""
-    whole = {(t.model, t.runtime, t.batch, t.length): t for t in timings if t.model.endswith(ALL_TOKENS)}
+def slower_with_schedule(timings: Sequence[Timing], whole: Mapping[str, str]) -> list[str]:
+    """A sentence for each runtime and shape where a schedule of tokens brings nothing.
+
+    whole: as `with_all_tokens` gives it.
+    """
+    rows = {(t.model, t.runtime, t.batch, t.length): t for t in timings}
     sentences = []
     for t in timings:
-        other = whole.get((t.model + ALL_TOKENS, t.runtime, t.batch, t.length))
+        other = rows.get((whole.get(t.model, ""), t.runtime, t.batch, t.length))
         if other is not None and not t.error and not other.error and t.median_ms >= other.median_ms:
             sentences.append(
                 f"the schedule of tokens brings nothing on {t.runtime} at {in_words(t.batch, t.length)}: {t.model} "
