@@ -62,7 +62,8 @@ def command(
     some_keras = any(map(is_keras_file, models or ()))
     kind = "results" if results is not None else "keras" if some_keras else "kit" if export_kit is not None else "time"
     kinds.refuse(context_, kind)
-    for path in (plot, export_kit, report):
+    common.claim_report(report, overwrite=overwrite)
+    for path in (plot, export_kit):
         if path is not None:
             check_output(path, overwrite=overwrite)
     sizes = {"batch": numbers(batch, "--batch"), "length": numbers(length, "--length")}

@@ -224,14 +224,25 @@ def claim_output(path: Path, *, overwrite: bool) -> None:
 
 
 def claim_report(path: Path | None, output: Path | None = None, *, overwrite: bool) -> None:
-    """Check and claim the file of --report; a file inside `output`, which is claimed already, lies in a new folder."""
-    if path is not None and not (output is not None and path.absolute().is_relative_to(output.absolute())):
+    """Check and claim the file of --report; a file inside `output`, which is claimed already, lies in a new folder.
+
+    Raises SecateurError as `check_output` does, and where a package that reports need is missing.
+    """
+    if path is None:
+        return
+    from secateur.report.bundle import check_packages
+
+    check_packages()
+    if output is None or not path.absolute().is_relative_to(output.absolute()):
         claim_output(path, overwrite=overwrite)
 
 
 def write_report(records: "Sequence[Record]", path: Path | None) -> None:
     """Write the page of --report, and say so; nothing without the option. `claim_report` has claimed the file."""
     if path is None:
+        return
+    if not records:
+        note(f"{path} was not written, as no model was made")
         return
     from secateur.report.page import write_report
 

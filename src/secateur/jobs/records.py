@@ -112,7 +112,6 @@ def benched(result: Bench, folders: Mapping[str, Path]) -> list[Record]:
 
 def speed_of(timing: Timing, threads: int, dense: Timing | None = None) -> Speed:
     """The times of a model at one call. threads: of its process. dense: the dense model at the same call."""
-    beside = {} if dense is None else {"ms": dense.median_ms, "low_ms": dense.low_ms, "high_ms": dense.high_ms}
     return Speed(
         runtime=timing.runtime,
         batch=timing.batch,
@@ -121,8 +120,10 @@ def speed_of(timing: Timing, threads: int, dense: Timing | None = None) -> Speed
         ms=timing.median_ms,
         low_ms=timing.low_ms,
         high_ms=timing.high_ms,
+        dense_ms=None if dense is None else dense.median_ms,
+        dense_low_ms=None if dense is None else dense.low_ms,
+        dense_high_ms=None if dense is None else dense.high_ms,
         peak_bytes=timing.peak_bytes or None,
-        **{f"dense_{name}": value for name, value in beside.items()},
     )
 
 
