@@ -1,7 +1,7 @@
 """Charts of a record as Vega-Lite specifications, one function each.
 
 Colours are CSS variables of the page, so that a chart follows a change to dark or to print by itself; what a chart
-tells by colour it also tells by shape or text. Fields have fixed names, and text of users stands in data and titles only.
+tells by colour it also tells by shape or text. Fields have fixed names; text of users stands in data and titles only.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ GROUPS = {
 """Group of points -> colour and shape."""
 
 
-def _chart(description: str, rows: Rows, height: int | Spec, **rest: Any) -> Spec:
+def _chart(description: str, rows: Rows, height: int, **rest: Any) -> Spec:
     """The frame that all charts share."""
     return {
         "description": description,
@@ -52,7 +52,7 @@ def _chart(description: str, rows: Rows, height: int | Spec, **rest: Any) -> Spe
 
 
 def _number(field: str, title: str, text: str = "", **scale: Any) -> Spec:
-    axis = {"format": text} if text else {}
+    axis: Spec = {"tickCount": 6, **({"format": text} if text else {})}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
@@ -65,7 +65,7 @@ def _by_group(found: Sequence[str], which: int) -> Spec:
     """Scale and legend of the groups that occur; which: 0 for the colour, 1 for the shape."""
     names = [name for name in GROUPS if name in found]
     scale = {"domain": names, "range": [GROUPS[name][which] for name in names]}
-    return {"field": "group", "type": "nominal", "scale": scale, "legend": {"columns": 2}}
+    return {"field": "group", "type": "nominal", "scale": scale}
 
 
 def frontier(rows: Rows, x: str, y: str) -> Spec:
@@ -76,8 +76,14 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
     place["y"] = _number("y", y, zero=False, nice=True, padding=14)
     tips = _tips(("name", "model"), ("group", "group"), ("x_text", x), ("y_text", y))
     shown = {**place, "color": points[0], "shape": points[1], "tooltip": tips}
-    line = {"mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.45, "tooltip": None}}
-    of_line = [{"filter": "datum.group == 'chosen' || datum.group == 'uniform'"}]
+    lines = [
+        {
+            "transform": [{"filter": {"field": "group", "equal": group}}],
+            "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.45, "color": GROUPS[group][0]},
+            "encoding": {**place, "order": {"field": "x", "type": "quantitative"}},
+        }
+        for group in ("uniform", "chosen")
+    ]
     healed = {"transform": [{"filter": "isValid(datum.after)"}], "mark": {"type": "rule", "strokeDash": [3, 3]}}
     result = [{"filter": "datum.is_result"}]
     label = {"type": "text", "dy": -18, "fontWeight": 600, "fontSize": 13, "text": "this model"}
@@ -86,7 +92,7 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
         rows,
         340,
         layer=[
-            {**line, "transform": of_line, "encoding": {**place, "color": points[0], "order": {"field": "x"}}},
+            *lines,
             {**healed, "encoding": {**place, "y2": {"field": "after"}, "color": {"value": BEFORE}}},
             {
                 "transform": result,
@@ -118,7 +124,7 @@ def latencies(rows: Rows) -> Spec:
     return _chart(
         "latency in milliseconds of the dense and the pruned model, by runtime",
         rows,
-        {"step": 24},
+        20 + 30 * len(rows),
         layer=[
             {
                 "mark": {"type": "bar", "cornerRadiusEnd": 3},
@@ -162,7 +168,7 @@ def cells(rows: Rows, what: str) -> Spec:
     return _chart(
         f"{what}, by block",
         rows,
-        {"step": 24},
+        24 * len({row["row"] for row in rows}),
         layer=[
             {
                 "mark": {"type": "rect", "fill": CELL, "stroke": PAPER, "strokeWidth": 2, "cornerRadius": 4},
@@ -199,7 +205,7 @@ def curves(rows: Rows, names: Sequence[str], x: str, y: str) -> Spec:
             {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {**place, "color": colour, "strokeDash": dash}},
             {
                 "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1 if len(rows) <= 60 else 0},
-                "encoding": {**place, "color": {**colour, "legend": None}, "tooltip": tips},
+                "encoding": {**place, "color": colour, "tooltip": tips},
             },
         ],
     )
@@ -245,7 +251,10 @@ def comparison(rows: Rows, x: str, y: str) -> Spec:
         rows,
         340,
         layer=[
-            {"mark": {"type": "point", "filled": True, "size": 130, "opacity": 1}, "encoding": {**shown, "shape": shape}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 130, "opacity": 1},
+                "encoding": {**shown, "shape": shape},
+            },
             {
                 "mark": {"type": "text", "dy": -15, "fontSize": 12, "limit": 150},
                 "encoding": {**place, "text": _text("name")},
