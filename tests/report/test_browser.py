@@ -30,7 +30,8 @@ for (const name of ["error", "warn"]) console[name] = (...words) => seen.errors.
 </script>"""
 DRIVE = """<script>
 (async () => {
-  const until = async (test) => { for (let n = 0; n < 600 && !test(); n++) await new Promise((f) => setTimeout(f, 100)); };
+  const until = async (test) => { for (let n = 0; n < 600 && !test(); n++)
+    await new Promise((f) => setTimeout(f, 99)); };
   await until(() => document.documentElement.hasAttribute("data-ready"));
   const all = (what) => [...document.querySelectorAll(what)];
   for (const details of all("details.model")) details.open = true;
