@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur._version import __version__
-from secateur.cli import bench, demo, evaluate, export, failures, inspect, prune, run, train
+from secateur.cli import bench, demo, evaluate, export, failures, inspect, prune, report, run, train
 from secateur.errors import Interrupted, SecateurError, printable
 from secateur.files import claims_kept
 from secateur.training import ranks
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Make a trained Transformer smaller and faster, and prove that it is.",
 )
-MODULES: Any = (inspect, prune, train, evaluate, run, export, bench, demo)
+MODULES: Any = (inspect, prune, train, evaluate, run, export, bench, report, demo)
 """One module for each command, in the order of `--help`."""
 
 
