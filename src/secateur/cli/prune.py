@@ -254,6 +254,7 @@ def command(
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
+    report: common.ReportOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
@@ -273,7 +274,7 @@ def command(
     answers take their place.
     """
     from secateur.cli import kinds
-    from secateur.cli.pruning import language, outcomes, targets
+    from secateur.cli.pruning import language, outcomes, reports, targets
     from secateur.cli.pruning import tokens as schedules
     from secateur.cli.pruning.choice import check, has_units, kind_of, make_choice, make_sweep
 
@@ -286,7 +287,7 @@ def command(
         schedules.refuse(context_, "pruning block by block")
         kinds.refuse(context_, "language")
         common.refuse_torchrun("a language model is pruned block by block")
-        language.prune(language.recipe_of(context_), threads, overwrite=overwrite, json=json)
+        language.prune(language.recipe_of(context_), threads, report, overwrite=overwrite, json=json)
         return
 
     from secateur.errors import PlanError
@@ -298,6 +299,7 @@ def command(
         return
     kinds.refuse(context_, kind_of(model, sweep, sweep_by, has_text=bool(calibration)))
     common.claim_output(output, overwrite=overwrite)
+    common.claim_report(report, output, overwrite=overwrite)
     wanted = schedules.wanted_of(context_.params)
     arguments = common.train_arguments(context_)
     if sweep is not None:
@@ -321,6 +323,7 @@ def command(
             overwrite=overwrite,
         )
         outcomes.show(keras_outcome, json=json)
+        common.write_report(reports.of_folder(output), report)
         return
     common.quiet_libraries()
     common.set_threads(threads)
@@ -370,3 +373,4 @@ def command(
             tokens=wanted,
         )
     outcomes.show(outcome, json=json)
+    common.write_report(reports.of_outcome(outcome, material), report)
