@@ -29,6 +29,7 @@ from secateur.torch.data.text_rows import has_tokenizer
 from secateur.torch.files import stock_config, zero_packing
 from secateur.torch.files.companions import carry
 from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained
+from secateur.torch.files.describe import describe
 from secateur.torch.files.hashes import check_hashes, write_hashes
 from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, Entry, read_entries
 from secateur.torch.shrink.resize import check_unquantized
@@ -114,6 +115,7 @@ def save(
         if carried is not None:
             carry(carried, temporary, with_tokenizer=not has_fewer_tokens(model))
         _save_companions(model, temporary, tokenizer, processor, plan)
+        describe(model, temporary, source=carried, is_pruned=bool(changes))
         write_hashes(temporary)
     if config is not None and packed:
         reason = "the weights are packed"

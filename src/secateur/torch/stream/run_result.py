@@ -1,16 +1,20 @@
 """The results of a streamed run: the record of each block, the last files of its folder, and the report."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur import record
 from secateur._version import __version__
+from secateur.card import write as card
 from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.torch.blockwise.prune_block import left_out
 from secateur.torch.blockwise.walk import Done
+from secateur.torch.files import describe
 from secateur.torch.files.hashes import write_hashes
 from secateur.torch.files.safetensors_header import INDEX, read_entries
 from secateur.torch.files.safetensors_shards import write_shard
@@ -98,6 +102,9 @@ def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[
                 "blocks": list(report.blocks),
             },
         )
+        shapes = [entry.shape for entry in skeleton.entries.values()]
+        zeros = report.zeros
+        describe.write(work.result, skeleton.folder, type(skeleton.model).__name__, map(math.prod, shapes), zeros=zeros)
         write_hashes(work.result, {**{block["file"]: block["sha256"] for block in blocks}, **rest})
     work.finish()
     return report
@@ -123,8 +130,9 @@ def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> di
 
 
 def _copy_others(source: Path, folder: Path) -> None:
-    """Copy the files that contain no weights: config, tokenizer and so on."""
+    """Copy the files that contain no weights: config, tokenizer and so on, but not what describes the dense model."""
     weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+    own = (INDEX, card.NAME, record.NAME)
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name != INDEX:
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name not in own:
             shutil.copyfile(path, folder / path.name)
