@@ -35,7 +35,7 @@ OPTIONS = ("--criterion", "sparsegpt", "--pattern", "2:4", "--samples", 6, "--co
 def test_prune_and_perplexity(call, result, llm, text, place):
     done = call("prune", llm, "--calibration", text, *OPTIONS, "--memory", "4GiB", "--output", place / "out")
     assert done.code == 0, done.err
-    assert "block 3/3 model.layers.2: error 0." in done.err
+    assert "block 3/3: model.layers.2: error 0." in done.err
     assert "0:00 left" in done.err
     assert "13,824 of 27,648 weights are zero (50.00%)" in done.out
     assert "not embeddings, norms, biases or heads" in done.out

@@ -53,6 +53,7 @@ def command(
     check: common.CheckOption = False,
     trust_remote_code: common.RemoteCodeOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Score a model of any task, with --against next to the dense model; without labels --against is needed.
 
