@@ -7,6 +7,7 @@ seconds. Standard output holds the result alone. Under `torchrun` the first proc
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from functools import cached_property
 from typing import IO, Any
 
 from secateur.errors import printable
@@ -24,10 +25,7 @@ class Progress:
     """
 
     def __init__(self, file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True) if file is None else Console(file=file)
-        self.clock = clock
+        self.file, self.clock = file, clock
         self.is_quiet = not ranks.is_first()
         self._names: Sequence[str] = ()
         self._at = -1
@@ -35,6 +33,13 @@ class Progress:
         self._bars: list[Bar] = []
         self._best: Bar | None = None
         self._last = clock()
+
+    @cached_property
+    def console(self) -> Any:
+        """What writes; made when something is written, so that `--help` is quick."""
+        from rich.console import Console
+
+        return Console(stderr=True) if self.file is None else Console(file=self.file)
 
     @property
     def is_live(self) -> bool:
