@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
 
 if TYPE_CHECKING:
     from secateur.deploy.jobs.results import Bench
@@ -52,6 +52,7 @@ def command(
     task: common.TaskOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Time models in turn, each in a process of its own: median and quartiles, start-up, memory, bytes."""
     from secateur.cli import kinds
@@ -79,7 +80,7 @@ def command(
         return
     if not models:
         raise SecateurError("which models? pass folders, the dense one first, or --results of a kit")
-    options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": common.note}
+    options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": progress.say}
     if some_keras:
         from secateur.cli import keras
 

@@ -46,6 +46,7 @@ def command(
     threads: common.ThreadsOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Train MiniLM on movie reviews, prune it four ways, fine-tune, shrink, save, reload, compare."""
     from secateur.files import check_output
