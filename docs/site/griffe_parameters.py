@@ -9,8 +9,7 @@ _LINE = re.compile(r"^(?P<names>\*{0,2}\w+(?:, \*{0,2}\w+)*): (?P<text>.*)$")
 
 
 def with_lists(text: str, parameters: set[str]) -> str:
-    """A docstring whose lines about parameters are a Markdown list; the lines that follow one belong to it when they are
-    indented."""
+    """A docstring whose lines about parameters are a Markdown list; indented lines go on with the one before."""
     lines: list[str] = []
     inside = False
     for line in text.splitlines():
@@ -32,12 +31,12 @@ def with_lists(text: str, parameters: set[str]) -> str:
 class Parameters(griffe.Extension):
     """Rewrites the docstring of each function, and of each class by its attributes and its constructor."""
 
-    def on_function(self, *, func: griffe.Function, **kwargs: Any) -> None:
+    def on_function(self, *, func: Any, **kwargs: Any) -> None:
         """A function that was read from a source."""
         if func.docstring:
             func.docstring.value = with_lists(func.docstring.value, {parameter.name for parameter in func.parameters})
 
-    def on_class(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+    def on_class(self, *, cls: Any, **kwargs: Any) -> None:
         """A class that was read from a source, its members with it."""
         if cls.docstring:
             names = {name for name, member in cls.members.items() if member.is_attribute}

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
-
+_CODE = re.compile(r"<code>[^<]*</code>")
+_OPTION = re.compile(r"(?<![\w-])--?[\w-]+")
 _LINK = re.compile(r"(\]\()(\.\./[^)\s#]+)(#[^)\s]*)?(\))")
 
 
@@ -43,13 +43,18 @@ def as_markdown(notebook: dict[str, Any], name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def unbroken(html: str) -> str:
+    """A page in which no line of inline code ends inside of an option: browsers break lines after each hyphen."""
+    return _CODE.sub(lambda code: _OPTION.sub(r'<span class="option">\g<0></span>', code[0]), html)
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Adds a page for each notebook."""
     for file in list(files):
         if file.src_uri.endswith(".ipynb"):
             path = Path(config["docs_dir"]) / file.src_uri
             content = as_markdown(json.loads(path.read_text(encoding="utf-8")), path.name)
-            files.append(File.generated(config, file.src_uri.removesuffix(".ipynb") + ".md", content=content))
+            files.append(type(file).generated(config, file.src_uri.removesuffix(".ipynb") + ".md", content=content))
     return files
 
 
@@ -57,3 +62,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **kwargs: Any) -> st
     """Mends the links of a page before it is rendered."""
     root = Path(config["docs_dir"]).parent
     return leave_docs(markdown, page.file.src_uri, root, config["repo_url"])
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Mends a page after it is rendered."""
+    return unbroken(html)
