@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli import common
+from secateur.cli.shell import complete
 
 if TYPE_CHECKING:
     from secateur.deploy.jobs.results import Bench
@@ -30,7 +31,8 @@ def command(
         str | None,
         typer.Option(
             help="Of torch, secateur, onnx, openvino, executorch, litert (.keras files: keras, litert, tflite, onnx, "
-            "openvino, savedmodel); default: all installed."
+            "openvino, savedmodel); default: all installed.",
+            autocompletion=complete.some_of(complete.RUNTIMES),
         ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "8",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli import kinds
+from secateur.cli.shell import complete
 from secateur.errors import printable
 from secateur.training import ranks
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from secateur.tasks.base.task import Options
 
 MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL, TRAINING_PANEL = "Model", "Data", "Output", "Fine-tuning"
+OTHER_PANEL = "Other"
 
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, a hub id such as org/name, or a .keras file.", metavar="MODEL")
@@ -27,6 +29,7 @@ TaskOption = Annotated[
     typer.Option(
         help="What the model is for, e.g. text-classification or question-answering; default: what its config says.",
         rich_help_panel=MODEL_PANEL,
+        autocompletion=complete.one_of(complete.TASKS),
     ),
 ]
 RemoteCodeOption = Annotated[
@@ -41,14 +44,11 @@ LayoutFileOption = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        help="CSV, TSV, JSON lines, Parquet, text, a datasets folder, a folder of images or sounds, or the name of a "
-        "data set of the hub; .npz for a .keras file.",
-        rich_help_panel=DATA_PANEL,
-    ),
-]
+DATA_HELP = (
+    "CSV, TSV, JSON lines, Parquet, text, a datasets folder, a folder of images or sounds, or the name of a data set "
+    "of the hub; .npz for a .keras file."
+)
+DataOption = Annotated[str | None, typer.Option(help=DATA_HELP, rich_help_panel=DATA_PANEL)]
 
 
 def _column_option(role: str) -> Any:
@@ -76,7 +76,9 @@ BatchOption = Annotated[int, typer.Option(help="Examples in a batch.", min=1, ri
 SeedOption = Annotated[
     int, typer.Option(help="Seed of splits and training.", min=0, max=2**32 - 1, rich_help_panel=DATA_PANEL)
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: torch's.", min=1)]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads; default: torch's.", min=1, rich_help_panel=OTHER_PANEL)
+]
 CheckOption = Annotated[
     bool,
     typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),

@@ -13,7 +13,7 @@ import typer
 from secateur.cli import common
 
 if TYPE_CHECKING:
-    from secateur.jobs.demo_run import FewerTokens, Line, Shown
+    from secateur.jobs.demo_results import FewerTokens, Line, Shown
 
 NAME = "demo"
 EXAMPLES = ("secateur demo --output demo-out", "secateur demo --full --output demo-full")
@@ -67,7 +67,8 @@ def command(
 def show(shown: "Shown", output: Path, seconds: float) -> None:
     """Print two tables, what they say, where the report lies, and how to go on."""
     from secateur.jobs.demo import standard_error
-    from secateur.jobs.demo_run import REPORT, SHAPE
+    from secateur.jobs.demo_results import REPORT
+    from secateur.jobs.demo_run import SHAPE
 
     error = standard_error(shown.lines[0].dense, shown.test_rows)
     common.print_table(
