@@ -76,7 +76,10 @@ def command(
         show(read_results(results), plot, json=json)
         return
     if not models:
-        raise SecateurError("which models? pass folders, the dense one first, or --results of a kit")
+        raise SecateurError(
+            "which models? pass folders, the dense one first, as in `secateur bench ./model ./small`, or --results of "
+            "a kit"
+        )
     options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": common.note}
     if some_keras:
         from secateur.cli import keras
@@ -154,7 +157,7 @@ def show(result: "Bench", plot: Path | None, *, json: bool) -> None:
     else:
         show_table(result)
     if result.timings and all(t.error for t in result.timings):
-        raise SecateurError("nothing could be timed; the rows say why")
+        raise SecateurError("nothing could be timed; the rows say why, and `secateur doctor` what is installed")
 
 
 def show_table(result: "Bench") -> None:

@@ -179,7 +179,9 @@ def read_layout(path: Path | None) -> "Layout | None":
     try:
         return Layout.from_text(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise LayoutError(f"the layout file {path} cannot be read: {error}") from None
+        raise LayoutError(
+            f"the layout file {path} cannot be read: {error}; `secateur inspect MODEL --layout > {path}` writes one"
+        ) from None
 
 
 def read_data(source: str | None, split: str | None) -> "Table":
@@ -188,7 +190,10 @@ def read_data(source: str | None, split: str | None) -> "Table":
     from secateur.errors import DataError
 
     if source is None:
-        raise DataError("data is needed here; pass --data FILE")
+        raise DataError(
+            "data is needed here; pass --data rows.csv (or another table, a folder, or a data set of the hub) with "
+            "the columns that the task reads, such as text and label"
+        )
     return read_table(source, split)
 
 

@@ -294,7 +294,7 @@ def command(
     from secateur.cli import kinds
     from secateur.cli.pruning import language, outcomes, targets
     from secateur.cli.pruning import tokens as schedules
-    from secateur.cli.pruning.choice import check, has_units, kind_of, make_choice, make_sweep
+    from secateur.cli.pruning.choice import check, has_units, kind_of, make_choice, make_sweep, needed
 
     if any(context_.params[name] not in (None, [], ()) for name in targets.OPTIONS):
         schedules.refuse(context_, "a search for a target")
@@ -312,7 +312,7 @@ def command(
     from secateur.find_host import is_keras_file
 
     if model is None or output is None:
-        raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
+        raise PlanError(needed("a model" if model is None else "--output FOLDER"))
     if schedules.did(context_):
         return
     kinds.refuse(context_, kind_of(model, sweep, sweep_by, has_text=bool(calibration)))
