@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from secateur._version import __version__
-from secateur.cli import bench, common, demo, doctor, evaluate, export, failures, inspect, prune, run, train
+from secateur.cli import bench, common, demo, doctor, evaluate, export, failures, inspect, prune, report, run, train
 from secateur.cli.shell import welcome
 from secateur.errors import Interrupted, SecateurError, printable
 from secateur.files import claims_kept
@@ -23,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Make a trained Transformer smaller and faster, and prove that it is.",
 )
-MODULES: Any = (inspect, prune, train, evaluate, run, export, bench, demo, doctor)
+MODULES: Any = (inspect, prune, train, evaluate, run, export, bench, report, demo, doctor)
 """One module for each command, in the order of `--help`."""
 
 

@@ -24,6 +24,7 @@ PURPOSES: Mapping[str, str] = {
     "litert": "export to LiteRT, and timing there",
     "data": "Parquet, data sets of the hub, images and sounds",
     "metrics": "F1, BLEU, word error rates and the like",
+    "report": "HTML reports with charts",
     "train": "fine-tuning and plots",
     "keras": "Keras models",
     "tensorflow": "Keras on TensorFlow, TFLite and SavedModel",

@@ -232,7 +232,7 @@ def machine_key() -> str:
 
 
 def cache_file() -> Path:
-    """The file of measurements, in `secateur.files.cache.cache_folder`."""
+    """The file of measurements in the cache folder."""
     return cache_folder() / "runtime.json"
 
 
