@@ -17,9 +17,9 @@ EXAMPLES = (
 def command(
     folders: Annotated[list[Path], typer.Argument(help="Folders that secateur wrote.", metavar="FOLDER...")],
     *,
-    output: Annotated[
-        Path, typer.Option(help="HTML file to write.", rich_help_panel=common.OUTPUT_PANEL)
-    ] = Path("report.html"),
+    output: Annotated[Path, typer.Option(help="HTML file to write.", rich_help_panel=common.OUTPUT_PANEL)] = Path(
+        "report.html"
+    ),
     overwrite: common.OverwriteOption = False,
 ) -> None:
     """Write one HTML page on what was asked of models and measured of them; several folders are compared.

@@ -13,6 +13,10 @@ BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
 MANY = (GREY, BLUE, ORANGE, GREEN, "#805ad5", "#b83280", "#00879e", "#975a16", "#c53030", "#1a202c")
 
 
+RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
+"""Runtimes whose names people write in another way."""
+
+
 def plot_sweep(points: Sequence[Any], path: Path, title: str) -> None:
     """Accuracy over sparsity; a point that has a threshold is labelled with it. The first point is the dense model."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -58,7 +62,7 @@ def plot_demo(found: Mapping[str, Any], path: Path, *, is_dark: bool = False) ->
             if len(points) > (group in ("chosen", "uniform")):
                 style = "-" if group in ("chosen", "uniform") else ""
                 axes.plot(*zip(*points, strict=True), linestyle=style, marker="o", color=colors[group], label=label)
-        axes.set_xlabel(f"times as fast as the dense model, measured on {runtime}")
+        axes.set_xlabel(f"times as fast as the dense model, measured on {RUNTIMES.get(runtime, runtime)}")
         axes.set_ylabel("accuracy, %")
         axes.set_title(f"MiniLM on movie reviews, {found['test_rows']:,} held out", loc="left", fontsize=11)
         axes.margins(x=0.08, y=0.25)
