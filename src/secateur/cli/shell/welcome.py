@@ -19,7 +19,7 @@ def screen() -> str:
     """The text of the first screen, at most 80 columns wide."""
     parts = [f"secateur {__version__} makes a trained Transformer smaller and faster, and proves it.", ""]
     for purpose, line in LINES:
-        parts += [f"  {purpose}", f"    {line}"]
+        parts += [purpose, f"  {line}"]
     parts += [
         "",
         "see all of it on a real model: secateur demo; what is installed: secateur doctor",
