@@ -16,6 +16,7 @@ from secateur.training import ranks
 if TYPE_CHECKING:
     from secateur.data.table import Table
     from secateur.layout import Layout
+    from secateur.schemas.record import Record
     from secateur.tasks.base.task import Options
 
 MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL, TRAINING_PANEL = "Model", "Data", "Output", "Fine-tuning"
@@ -91,6 +92,14 @@ TrainArgsOption = Annotated[
         "report_to, output_dir and save_strategy (the same command then goes on from the last checkpoint). Options "
         "given here win over its epochs, learning rate, batch size and seed; it wins over their defaults.",
         rich_help_panel=TRAINING_PANEL,
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="HTML page to write: what was asked and what was measured, with charts.",
+        metavar="FILE",
+        rich_help_panel=OUTPUT_PANEL,
     ),
 ]
 OverwriteOption = Annotated[
@@ -219,6 +228,32 @@ def claim_output(path: Path, *, overwrite: bool) -> None:
 
     if ranks.is_first():
         check_output(path, overwrite=overwrite)
+
+
+def claim_report(path: Path | None, output: Path | None = None, *, overwrite: bool) -> None:
+    """Check and claim the file of --report; a file inside `output`, which is claimed already, lies in a new folder.
+
+    Raises SecateurError as `check_output` does, and where a package that reports need is missing.
+    """
+    if path is None:
+        return
+    from secateur.report.bundle import check_packages
+
+    check_packages()
+    if output is None or not path.absolute().is_relative_to(output.absolute()):
+        claim_output(path, overwrite=overwrite)
+
+
+def write_report(records: "Sequence[Record]", path: Path | None) -> None:
+    """Write the page of --report, and say so; nothing without the option. `claim_report` has claimed the file."""
+    if path is None:
+        return
+    if not records:
+        note(f"{path} was not written, as no model was made")
+        return
+    from secateur.report.page import write_report
+
+    note(f"{write_report(records, path, overwrite=True)} shows what was measured")
 
 
 def refuse_torchrun(what: str) -> None:

@@ -54,6 +54,8 @@ def command(
     threads: common.ThreadsOption = None,
     check: common.CheckOption = False,
     trust_remote_code: common.RemoteCodeOption = False,
+    report: common.ReportOption = None,
+    overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
     """Score a model of any task, with --against next to the dense model; without labels --against is needed.
@@ -65,6 +67,7 @@ def command(
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, PERPLEXITY if task == PERPLEXITY else "keras" if is_keras_file(model) else "labels")
+    common.claim_report(report, overwrite=overwrite)
     if check:
         common.check_unchanged(model)
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
@@ -81,13 +84,19 @@ def command(
             reference=against,
             samples=samples,
             options=options,
+            report=report,
             json=json,
         )
         return
     if is_keras_file(model):
         from secateur.cli import keras
 
-        outcomes.show_evaluation(model, *keras.evaluate(model, data, against, batch_size, threads), json=json)
+        shown = keras.evaluate(model, data, against, batch_size, threads)
+        outcomes.show_evaluation(model, *shown, json=json)
+        if report is not None:
+            from secateur.jobs.records import evaluated
+
+            common.write_report([evaluated(model, *shown)], report)
         return
     table = common.read_data(data, split)
 
@@ -110,3 +119,18 @@ def command(
     result = evaluate(its_task, network, rows, reference, common.track)
     drop = None if reference is None else compare(reference.evaluation(), result)
     outcomes.show_evaluation(model, result, drop, json=json)
+    if report is None:
+        return
+    from secateur.jobs.records import evaluated
+    from secateur.records.provenance import data_file
+    from secateur.tasks.base.disagreements import disagreements
+
+    record = evaluated(
+        model,
+        result,
+        drop,
+        dense=None if reference is None else reference.evaluation(),
+        examples=[] if reference is None else disagreements(its_task, rows.examples, reference.predictions, result),
+        data=[data_file("test", table.source, len(table))],
+    )
+    common.write_report([record], report)

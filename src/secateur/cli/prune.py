@@ -282,6 +282,7 @@ def command(
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
+    report: common.ReportOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
 ) -> None:
@@ -292,7 +293,7 @@ def command(
     what is within reach). Without one you choose what goes, by --criterion, --pattern and --sparsity.
     """
     from secateur.cli import kinds
-    from secateur.cli.pruning import language, outcomes, targets
+    from secateur.cli.pruning import language, outcomes, reports, targets
     from secateur.cli.pruning import tokens as schedules
     from secateur.cli.pruning.choice import check, has_units, kind_of, make_choice, make_sweep, needed
 
@@ -305,7 +306,7 @@ def command(
         schedules.refuse(context_, "pruning block by block")
         kinds.refuse(context_, "language")
         common.refuse_torchrun("a language model is pruned block by block")
-        language.prune(language.recipe_of(context_), threads, overwrite=overwrite, json=json)
+        language.prune(language.recipe_of(context_), threads, report, overwrite=overwrite, json=json)
         return
 
     from secateur.errors import PlanError
@@ -317,6 +318,7 @@ def command(
         return
     kinds.refuse(context_, kind_of(model, sweep, sweep_by, has_text=bool(calibration)))
     common.claim_output(output, overwrite=overwrite)
+    common.claim_report(report, output, overwrite=overwrite)
     wanted = schedules.wanted_of(context_.params)
     arguments = common.train_arguments(context_)
     if sweep is not None:
@@ -340,6 +342,7 @@ def command(
             overwrite=overwrite,
         )
         outcomes.show(keras_outcome, json=json)
+        common.write_report(reports.of_folder(output), report)
         return
     common.quiet_libraries()
     common.set_threads(threads)
@@ -389,3 +392,4 @@ def command(
             tokens=wanted,
         )
     outcomes.show(outcome, json=json)
+    common.write_report(reports.of_outcome(outcome, material), report)

@@ -42,6 +42,7 @@ def run(context: typer.Context) -> None:
     target, speeds = target_of(params), numbers(params["frontier"])
     heal, search = (seconds_of(params[f"{name}_budget"], f"--{name}-budget") for name in ("heal", "search"))
     common.claim_output(params["output"], overwrite=params["overwrite"])
+    common.claim_report(params["report"], params["output"], overwrite=params["overwrite"])
     common.quiet_libraries()
 
     from secateur.search.journal import work_folder
@@ -69,6 +70,10 @@ def run(context: typer.Context) -> None:
 
         plot_frontier(found, found.folder / "frontier.png", f"{params['model']} on {params['on']}")
     show(found, json=params["json"])
+    if params["report"] is not None:
+        from secateur.cli.pruning.reports import of_search
+
+        common.write_report(of_search(found, task, rows), params["report"])
     if not found.is_met and not speeds:
         raise typer.Exit(MISSED)
 

@@ -20,7 +20,7 @@ CONFIG = "config.json"
 NOT_CARRIED = (
     *(CONFIG, "generation_config.json", "*.index.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"),
     *("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf", "*.pkl", "*.pickle", "*.npz", "*.tflite", "*.keras"),
-    *("plan.json", "secateur.json", "kept_tokens.json", "runtime.json", "artefact.json"),
+    *("plan.json", "secateur.json", "kept_tokens.json", "runtime.json", "artefact.json", "secateur-*.json"),
 )
 """Weights and config of a model, and what describes how it was pruned: the model that is saved has its own."""
 
