@@ -15,6 +15,7 @@ from secateur.data.table import Table
 from secateur.deploy.jobs.latency_table import assemble, wanted
 from secateur.deploy.jobs.results import Bench, Timing
 from secateur.jobs import demo, demo_run
+from secateur.record import read_record
 from secateur.search import costs, stages
 from secateur.search.measure import Measured
 
@@ -66,7 +67,8 @@ def made_up_turns(names, runtimes, batch, length, make, fixed, **options):
 def made_up_bench(folders, runtimes, *, batch, length, **options):
     (name,) = (folder.name for folder in folders)
     rows = [(f"{name}, all tokens", 10.0), (name, 6.0)]
-    return Bench([Timing(n, r, batch[0], length[0], ms) for r in runtimes for n, ms in rows], [], 1, {})
+    timings = [Timing(n, r, batch[0], length[0], ms, ms, ms) for r in runtimes for n, ms in rows]
+    return Bench(timings, [], 1, {})
 
 
 def test_rows_are_disjoint_and_as_long_as_asked():
@@ -108,7 +110,11 @@ def test_the_demo_and_the_commands_that_follow(tmp_path, monkeypatch, capsys):
     assert "0.60 of the time on torch" in printed.out
     assert "report: demo-out/report.html" in printed.out
     assert (output / "demo.png").is_file()
-    assert "search: 2x" in (output / "report.html").read_text()
+    page = (output / "report.html").read_text()
+    assert all(f"MiniLM, {name}" in page for name in ("search: 2x", *demo_run.procedures(FEW), "fewer-tokens"))
+    record = read_record(output / "80-zeros")
+    assert {(speed.runtime, speed.ms, speed.dense_ms) for speed in record.speeds} >= {("secateur", 5.0, 10.0)}
+    assert record.quality.rows == 64
     found = json.loads((output / "demo.json").read_text())
     lines = {line["name"]: line for line in found["lines"]}
     assert [*lines] == ["dense", "search: 2x", *demo_run.procedures(FEW)]

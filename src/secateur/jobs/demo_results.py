@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from secateur.cost import parameters
-from secateur.deploy.jobs.results import Timing
+from secateur.deploy.jobs.results import Bench, Timing
 from secateur.files import write_json
 from secateur.jobs.demo import Settings, slug
+from secateur.jobs.records import benched
 from secateur.metrics.evaluation import Evaluation
 from secateur.metrics.outcome import Outcome
-from secateur.record import read_record
 from secateur.report.page import write_report
-from secateur.schemas.record import FrontierPoint, Record, Speed
 from secateur.search.points import Point
+from secateur.torch.files.hashes import add_record
 from secateur.torch.host import TorchHost
 from secateur.torch.reloaded import folder_bytes
 
-REPORT = "report.html"
-"""Name of the report in the demo's folder."""
+REPORT, TOKENS = "report.html", "fewer-tokens"
+"""The report in the demo's folder, and the folder of the model with a schedule of tokens."""
 
 
 @dataclass(frozen=True)
@@ -163,43 +163,15 @@ def write_results(shown: Shown, settings: Settings, folder: Path) -> None:
     plot_demo(found, folder / "demo.png")
 
 
-def write_page(shown: Shown, timings: Sequence[Timing], folder: Path) -> None:
-    """The report on all models: what was recorded with each of them, and its times beside the dense model."""
-    write_report([recorded(line, shown, timings, folder) for line in shown.lines[1:]], folder / REPORT)
+def write_page(times: Bench, tokens: Bench, shown: Shown, folder: Path) -> None:
+    """The report on all models but the dense one, and their times in the record of each folder.
 
-
-def recorded(line: Line, shown: Shown, timings: Sequence[Timing], folder: Path) -> Record:
-    """The record of a model with the demo's times, and the frontier where the search made it."""
-    record = read_record(folder / line.folder) or Record(title=line.name)
-    times = {(t.model, t.runtime): t for t in timings if not t.error}
-    speeds = []
-    for (name, runtime), own in times.items():
-        dense = times.get((shown.lines[0].name, runtime))
-        if name == line.name and dense is not None:
-            beside = {"dense_ms": dense.median_ms, "dense_low_ms": dense.low_ms, "dense_high_ms": dense.high_ms}
-            shape: dict[str, Any] = {"batch": own.batch, "length": own.length, "threads": 1}
-            taken = {"ms": own.median_ms, "low_ms": own.low_ms, "high_ms": own.high_ms}
-            speeds.append(Speed(runtime=runtime, **shape, **taken, **beside))
-    points = frontier(line, shown) if line.group == "chosen" else []
-    return record.model_copy(update={"title": f"MiniLM, {line.name}", "speeds": speeds, "frontier": points})
-
-
-def frontier(result: Line, shown: Shown) -> list[FrontierPoint]:
-    """The dense model, what the search chose and uniform pruning, on the runtime of the search."""
-    points = []
-    for line in (*shown.lines, *shown.uniform):
-        share = line.latency.get(shown.runtime)
-        if share is None or line.group not in ("dense", "chosen", "uniform"):
-            continue
-        points.append(
-            FrontierPoint(
-                name=line.name,
-                group=line.group,
-                latency_share=share,
-                parameters_share=line.total / shown.lines[0].total,
-                value=line.value,
-                before=line.pruned,
-                is_result=line is result,
-            )
-        )
-    return points
+    times, tokens: of the models, and of long texts with fewer tokens, each time the dense model first.
+    """
+    lines = {line.name: folder / line.folder for line in shown.lines}
+    records = []
+    for result, folders in ((times, lines), (tokens, {TOKENS: folder / TOKENS})):
+        for record in benched(result, folders)[1:]:
+            add_record(record, folders[record.title])
+            records.append(record.model_copy(update={"title": f"MiniLM, {record.title}"}))
+    write_report(records, folder / REPORT)

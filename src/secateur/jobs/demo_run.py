@@ -15,13 +15,14 @@ from secateur.data.table import Table
 from secateur.deploy import runner
 from secateur.deploy.jobs.bench import artefact, bench, installed
 from secateur.deploy.jobs.export import export
-from secateur.deploy.jobs.results import Bench, Timing
+from secateur.deploy.jobs.results import Bench
 from secateur.deploy.jobs.timing import Shape, in_turn
 from secateur.deploy.target import TARGETS, find
 from secateur.files import new_folder
 from secateur.jobs import schedule_tokens
 from secateur.jobs.demo import BATCH, Settings, demo_rows, dense_model, described, options_of, slug, write_rows
 from secateur.jobs.demo_results import (
+    TOKENS,
     FewerTokens,
     Line,
     Shown,
@@ -35,6 +36,7 @@ from secateur.jobs.demo_results import (
 )
 from secateur.jobs.open_task import Opened, look, open_host, prepare_search
 from secateur.jobs.prune_model import Data, Stage, Tuning, run, save_dense
+from secateur.records.provenance import data_file
 from secateur.search.journal import work_folder
 from secateur.search.points import Found
 from secateur.search.target import make_target
@@ -117,7 +119,8 @@ def run_demo(
         host, task = open_host(opened, options_of(settings))
         examples = task.encode(train)
         calibration = Batches(task, examples.take(settings.calibration_rows), BATCH)
-        data = Data(task, examples, calibration, Batches(task, task.encode(test), 64), BATCH)
+        files = [data_file(role, part.source, len(part)) for role, part in (("training", train), ("test", test))]
+        data = Data(task, examples, calibration, Batches(task, task.encode(test), 64), BATCH, files)
         reference = Reference(task, host.model, data.test, track)
     with new_folder(output, overwrite=overwrite) as partial:
         save_dense(host, partial / "dense", task)
@@ -134,17 +137,17 @@ def run_demo(
                 outcome = run(name, host, [stage], data, tuning, partial / slug(name), reference=reference, track=track)
                 lines.append(outcome_line(outcome, lines[0]))
         with stages.next("tokens", f"texts of {LONG} tokens, of which fewer and fewer go on"):
-            tokens = fewer_tokens(opened, host, test, settings, partial / "fewer-tokens", track)
+            tokens, token_times = fewer_tokens(opened, host, test, settings, partial / TOKENS, track)
         with stages.next("latency", f"latency, {SHAPE[0]} x {SHAPE[1]} tokens, one thread, all models in turn"):
-            timings = timed_everywhere(lines, found, partial, say)
-            lines = [with_times(line, timings) for line in lines]
+            model_times = timed_everywhere(lines, found, partial, say)
+            lines = [with_times(line, model_times.timings) for line in lines]
         with stages.next("report", "report and plot"):
             uniform = [point_line(point, "uniform", lines[0]) for point in found.baselines]
             shown = Shown(lines, uniform, tokens, settings.runtime, settings.speed_ups, len(test), stages.seconds)
             write_rows(train, partial / "train.csv")
             write_rows(test, partial / "test.csv")
             write_results(shown, settings, partial)
-            write_page(shown, timings, partial)
+            write_page(model_times, token_times, shown, partial)
     return shown
 
 
@@ -207,20 +210,20 @@ def searched(
 
 def fewer_tokens(
     opened: Opened, host: TorchHost, rows: Table, settings: Settings, folder: Path, track: Track
-) -> FewerTokens:
-    """A schedule of tokens on long texts, beside all tokens."""
+) -> tuple[FewerTokens, Bench]:
+    """A schedule of tokens on long texts, beside all tokens, and the times behind it."""
     task = opened.of(host.model, Options(max_length=LONG, seed=settings.seed))
     texts = long_texts(rows)
     batches = Batches(task, task.encode(texts), 8)
     wanted = schedule_tokens.Wanted("mid")
     made = schedule_tokens.run(host, wanted, folder, task=task, test=batches, track=track)
     runtimes = ["torch", settings.runtime] if settings.has_textbook else ["torch"]
-    timings = bench([folder], list(dict.fromkeys(runtimes)), batch=(1,), length=(LONG,), turns=TURNS).timings
-    times = {(t.runtime, t.model == folder.name): t.median_ms for t in timings if not t.error}
+    result = bench([folder], list(dict.fromkeys(runtimes)), batch=(1,), length=(LONG,), turns=TURNS)
+    times = {(t.runtime, t.model == folder.name): t.median_ms for t in result.timings if not t.error}
     latency = {name: times[name, True] / times[name, False] for name in runtimes if (name, True) in times}
     assert made.pruned is not None
     agreement = 1 - (made.pruned.flips or 0.0)
-    return FewerTokens(len(texts), LONG, agreement, made.schedule.keep, latency)
+    return FewerTokens(len(texts), LONG, agreement, made.schedule.keep, latency), result
 
 
 def long_texts(rows: Table, words: int = WORDS, most: int = LONG_TEXTS) -> Table:
@@ -241,7 +244,7 @@ def long_texts(rows: Table, words: int = WORDS, most: int = LONG_TEXTS) -> Table
     return Table({"text": [texts[i] for i in order], "label": [labels[i] for i in order]}, rows.source)
 
 
-def timed_everywhere(lines: Sequence[Line], found: Found, output: Path, say: Say) -> list[Timing]:
+def timed_everywhere(lines: Sequence[Line], found: Found, output: Path, say: Say) -> Bench:
     """Each model on each runtime that is installed, in turn with the dense one. Zeros run on secateur's operators in
     ONNX Runtime; what the search has exported is not exported again."""
     folders = {line.name: output / line.folder for line in lines}
@@ -259,7 +262,7 @@ def timed_everywhere(lines: Sequence[Line], found: Found, output: Path, say: Say
 
     here = [name for name in RUNTIMES if name in installed()]
     batch, length = (SHAPE[0],), (SHAPE[1],)
-    result = in_turn(
+    return in_turn(
         list(folders),
         here,
         batch,
@@ -271,4 +274,3 @@ def timed_everywhere(lines: Sequence[Line], found: Found, output: Path, say: Say
         result=lambda timings: Bench(timings, [], 1, runner.machine()),
         say=say,
     )
-    return result.timings
