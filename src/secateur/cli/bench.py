@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli import common, progress
+from secateur.cli.shell import complete
 
 if TYPE_CHECKING:
     from secateur.deploy.jobs.results import Bench
@@ -30,7 +31,8 @@ def command(
         str | None,
         typer.Option(
             help="Of torch, secateur, onnx, openvino, executorch, litert (.keras files: keras, litert, tflite, onnx, "
-            "openvino, savedmodel); default: all installed."
+            "openvino, savedmodel); default: all installed.",
+            autocompletion=complete.some_of(complete.RUNTIMES),
         ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "8",
@@ -79,7 +81,10 @@ def command(
         write_report(shown, [], report)
         return
     if not models:
-        raise SecateurError("which models? pass folders, the dense one first, or --results of a kit")
+        raise SecateurError(
+            "which models? pass folders, the dense one first, as in `secateur bench ./model ./small`, or --results of "
+            "a kit"
+        )
     options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": progress.say}
     if some_keras:
         from secateur.cli import keras
@@ -170,7 +175,7 @@ def show(result: "Bench", plot: Path | None, *, json: bool) -> None:
     else:
         show_table(result)
     if result.timings and all(t.error for t in result.timings):
-        raise SecateurError("nothing could be timed; the rows say why")
+        raise SecateurError("nothing could be timed; the rows say why, and `secateur doctor` what is installed")
 
 
 def show_table(result: "Bench") -> None:

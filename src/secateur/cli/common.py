@@ -11,6 +11,7 @@ import typer
 from secateur.cli import kinds, progress
 from secateur.cli.progress import note as note
 from secateur.cli.progress import track as track
+from secateur.cli.shell import complete
 from secateur.errors import printable
 from secateur.training import ranks
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from secateur.tasks.base.task import Options
 
 MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL, TRAINING_PANEL = "Model", "Data", "Output", "Fine-tuning"
+OTHER_PANEL = "Other"
 
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, a hub id such as org/name, or a .keras file.", metavar="MODEL")
@@ -30,6 +32,7 @@ TaskOption = Annotated[
     typer.Option(
         help="What the model is for, e.g. text-classification or question-answering; default: what its config says.",
         rich_help_panel=MODEL_PANEL,
+        autocompletion=complete.one_of(complete.TASKS),
     ),
 ]
 RemoteCodeOption = Annotated[
@@ -44,14 +47,11 @@ LayoutFileOption = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        help="CSV, TSV, JSON lines, Parquet, text, a datasets folder, a folder of images or sounds, or the name of a "
-        "data set of the hub; .npz for a .keras file.",
-        rich_help_panel=DATA_PANEL,
-    ),
-]
+DATA_HELP = (
+    "CSV, TSV, JSON lines, Parquet, text, a datasets folder, a folder of images or sounds, or the name of a data set "
+    "of the hub; .npz for a .keras file."
+)
+DataOption = Annotated[str | None, typer.Option(help=DATA_HELP, rich_help_panel=DATA_PANEL)]
 
 
 def _column_option(role: str) -> Any:
@@ -79,7 +79,9 @@ BatchOption = Annotated[int, typer.Option(help="Examples in a batch.", min=1, ri
 SeedOption = Annotated[
     int, typer.Option(help="Seed of splits and training.", min=0, max=2**32 - 1, rich_help_panel=DATA_PANEL)
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: torch's.", min=1)]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads; default: torch's.", min=1, rich_help_panel=OTHER_PANEL)
+]
 CheckOption = Annotated[
     bool,
     typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),
@@ -177,7 +179,9 @@ def read_layout(path: Path | None) -> "Layout | None":
     try:
         return Layout.from_text(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise LayoutError(f"the layout file {path} cannot be read: {error}") from None
+        raise LayoutError(
+            f"the layout file {path} cannot be read: {error}; `secateur inspect MODEL --layout > {path}` writes one"
+        ) from None
 
 
 def read_data(source: str | None, split: str | None) -> "Table":
@@ -186,7 +190,10 @@ def read_data(source: str | None, split: str | None) -> "Table":
     from secateur.errors import DataError
 
     if source is None:
-        raise DataError("data is needed here; pass --data FILE")
+        raise DataError(
+            "data is needed here; pass --data rows.csv (or another table, a folder, or a data set of the hub) with "
+            "the columns that the task reads, such as text and label"
+        )
     return read_table(source, split)
 
 

@@ -29,13 +29,13 @@ def run(context: typer.Context) -> None:
 
     Raises typer.Exit with code `MISSED` where the target is missed.
     """
+    from secateur.cli.pruning.choice import needed
     from secateur.errors import PlanError
     from secateur.find_host import is_keras_file
 
     params = context.params
     if params["model"] is None or params["output"] is None:
-        missing = "a model" if params["model"] is None else "--output FOLDER"
-        raise PlanError(f"{missing} is needed; see `secateur prune --help`")
+        raise PlanError(needed("a model" if params["model"] is None else "--output FOLDER"))
     if is_keras_file(params["model"]):
         raise PlanError(
             "a .keras file has no statistics for a search yet; choose --criterion, --pattern and --sparsity yourself"
