@@ -1,6 +1,9 @@
 """Records for tests of reports: a rich one, and variations of it for comparisons."""
 
+import base64
 import math
+import struct
+import zlib
 
 from secateur.schemas.record import (
     Asked,
@@ -20,10 +23,16 @@ from secateur.schemas.record import (
 )
 from secateur.schemas.results import Machine
 
-PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
 BLOCKS = 12
+
+
+def thumbnail(side=24):
+    """A square PNG as a data URI: red that turns brown from left to right."""
+    row = b"\0" + b"".join(bytes((220 - 4 * x, 30 + 3 * x, 30)) for x in range(side))
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(row * side)), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)).decode()
 
 
 def rich(title="reviews-2x", **changes):
@@ -63,15 +72,15 @@ def rich(title="reviews-2x", **changes):
             Parity(runtime="litert", difference=2.3e-4, bound=1e-4, inputs=200),
         ],
         examples=[
-            Example(kind="text", shown="A film that is kind to its people, if not to its audience.", expected="positive",
+            Example(kind="text", shown="A film that is kind to its people, if not to us.", expected="positive",
                     dense="positive", pruned="negative", divergence=0.41),
-            Example(kind="image", shown=PIXEL, expected="red", dense="red", pruned="brown", divergence=0.12),
+            Example(kind="image", shown=thumbnail(), expected="red", dense="red", pruned="brown", divergence=0.12),
             Example(kind="text", shown="Ninety minutes of rain, and then the credits.\nI stayed for the credits.",
                     dense="negative", pruned="positive", divergence=1.36),
         ],
         notes=["OpenVINO gains less than ONNX Runtime, because its dense attention is faster to begin with."],
         provenance=Provenance(
-            command="secateur prune ./classifier --data reviews.csv --speed-up 2 --on onnx --max-drop 0.01 --output small",
+            command="secateur prune ./classifier --data reviews.csv --speed-up 2 --on onnx --output small",
             date="2026-11-30T12:00:00+00:00", seconds=497.0, seed=0,
             versions={"secateur": "0.1", "torch": "2.11.0", "transformers": "5.23.0", "onnxruntime": "1.27.0"},
             machine=Machine(processor="AMD EPYC 9R14", cores=2, system="Linux 6.1", python="3.11.15"),

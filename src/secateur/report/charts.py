@@ -1,7 +1,7 @@
 """Charts of a record as Vega-Lite specifications, one function each.
 
 Colours are CSS variables of the page, so that a chart follows a change to dark or to print by itself; what a chart
-tells by colour it also tells by shape or text. Fields have fixed names, and text of users stands in data and titles only.
+tells by colour it also tells by shape or text. Fields have fixed names; text of users stands in data and titles only.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ CONFIG: Spec = {
     "view": {"stroke": None},
     "axis": {
         "labelColor": FAINT, "titleColor": FAINT, "titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 12,
-        "gridColor": GRID, "domainColor": GRID, "tickColor": GRID, "titlePadding": 10, "labelPadding": 5,
+        "gridColor": GRID, "domainColor": GRID, "tickColor": GRID, "labelSeparation": 8, "titlePadding": 10,
+        "labelPadding": 5,
     },
     "legend": {
         "labelColor": INK, "titleColor": FAINT, "labelFontSize": 12, "orient": "top", "title": None, "symbolSize": 90,
@@ -38,7 +39,7 @@ GROUPS = {
 """Group of points -> colour and shape."""
 
 
-def _chart(description: str, rows: Rows, height: int | Spec, **rest: Any) -> Spec:
+def _chart(description: str, rows: Rows, height: int, **rest: Any) -> Spec:
     """The frame that all charts share."""
     return {
         "description": description,
@@ -52,7 +53,7 @@ def _chart(description: str, rows: Rows, height: int | Spec, **rest: Any) -> Spe
 
 
 def _number(field: str, title: str, text: str = "", **scale: Any) -> Spec:
-    axis = {"format": text} if text else {}
+    axis: Spec = {"tickCount": 6, **({"format": text} if text else {})}
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
@@ -65,7 +66,7 @@ def _by_group(found: Sequence[str], which: int) -> Spec:
     """Scale and legend of the groups that occur; which: 0 for the colour, 1 for the shape."""
     names = [name for name in GROUPS if name in found]
     scale = {"domain": names, "range": [GROUPS[name][which] for name in names]}
-    return {"field": "group", "type": "nominal", "scale": scale, "legend": {"columns": 2}}
+    return {"field": "group", "type": "nominal", "scale": scale}
 
 
 def frontier(rows: Rows, x: str, y: str) -> Spec:
@@ -76,8 +77,14 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
     place["y"] = _number("y", y, zero=False, nice=True, padding=14)
     tips = _tips(("name", "model"), ("group", "group"), ("x_text", x), ("y_text", y))
     shown = {**place, "color": points[0], "shape": points[1], "tooltip": tips}
-    line = {"mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.45, "tooltip": None}}
-    of_line = [{"filter": "datum.group == 'chosen' || datum.group == 'uniform'"}]
+    lines = [
+        {
+            "transform": [{"filter": {"field": "group", "equal": group}}],
+            "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.45, "color": GROUPS[group][0]},
+            "encoding": {**place, "order": {"field": "x", "type": "quantitative"}},
+        }
+        for group in ("uniform", "chosen")
+    ]
     healed = {"transform": [{"filter": "isValid(datum.after)"}], "mark": {"type": "rule", "strokeDash": [3, 3]}}
     result = [{"filter": "datum.is_result"}]
     label = {"type": "text", "dy": -18, "fontWeight": 600, "fontSize": 13, "text": "this model"}
@@ -86,7 +93,7 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
         rows,
         340,
         layer=[
-            {**line, "transform": of_line, "encoding": {**place, "color": points[0], "order": {"field": "x"}}},
+            *lines,
             {**healed, "encoding": {**place, "y2": {"field": "after"}, "color": {"value": BEFORE}}},
             {
                 "transform": result,
@@ -110,7 +117,8 @@ def latencies(rows: Rows) -> Spec:
         },
         "yOffset": {"field": "model", "sort": order, "scale": {"domain": order, "paddingInner": 0.15}},
     }  # fmt: skip
-    time = _number("ms", "milliseconds, median and quartiles", zero=True, nice=True)
+    most = 1.25 * max(row["end"] for row in rows)  # room for the texts at the ends of the bars
+    time = _number("ms", "milliseconds, median and quartiles", zero=True, domainMax=most, nice=False)
     models = {"field": "model", "type": "nominal", "scale": {"domain": order, "range": [DENSE, CHOSEN]}}
     tips = _tips(("setting", "where"), ("model", "model"), ("ms_text", "median"), ("range_text", "quartiles"))
     whiskers = [{"filter": "isValid(datum.low) && isValid(datum.high)"}]
@@ -118,7 +126,7 @@ def latencies(rows: Rows) -> Spec:
     return _chart(
         "latency in milliseconds of the dense and the pruned model, by runtime",
         rows,
-        {"step": 24},
+        20 + 30 * len(rows),
         layer=[
             {
                 "mark": {"type": "bar", "cornerRadiusEnd": 3},
@@ -158,11 +166,11 @@ def cells(rows: Rows, what: str) -> Spec:
     }  # fmt: skip
     kept = {"field": "share", "type": "quantitative", "legend": None, "scale": {"domain": [0, 1], "range": [0.05, 1]}}
     tips = _tips(("row", "where"), ("column", "what"), ("share_text", what), ("sizes", "sizes"))
-    ink = {"condition": {"test": "datum.share > 0.62", "value": "var(--on-cell)"}, "value": INK}
+    ink = {"condition": {"test": "datum.share > 0.72", "value": "var(--on-cell)"}, "value": INK}
     return _chart(
         f"{what}, by block",
         rows,
-        {"step": 24},
+        24 * len({row["row"] for row in rows}),
         layer=[
             {
                 "mark": {"type": "rect", "fill": CELL, "stroke": PAPER, "strokeWidth": 2, "cornerRadius": 4},
@@ -199,20 +207,21 @@ def curves(rows: Rows, names: Sequence[str], x: str, y: str) -> Spec:
             {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {**place, "color": colour, "strokeDash": dash}},
             {
                 "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1 if len(rows) <= 60 else 0},
-                "encoding": {**place, "color": {**colour, "legend": None}, "tooltip": tips},
+                "encoding": {**place, "color": colour, "tooltip": tips},
             },
         ],
     )
 
 
 def stages(rows: Rows, y: str) -> Spec:
-    """Quality after each step of the work. rows: stage, y, y_text, divergence_text."""
+    """Quality after each step of the work. rows: stage, y, y_text, divergence_text, and is_low for a point that is
+    lower than its neighbours, whose text stands below."""
     place = {
         "x": {
             "field": "stage", "type": "nominal", "sort": None, "title": None, "scale": {"padding": 0.5},
             "axis": {"labelAngle": 0, "labelColor": INK, "labelLimit": 100, "domain": False, "ticks": False},
         },
-        "y": _number("y", y, zero=False, nice=True, padding=18),
+        "y": _number("y", y, zero=False, nice=True, padding=24),
     }  # fmt: skip
     tips = _tips(("stage", "after"), ("y_text", y), ("divergence_text", "divergence"))
     return _chart(
@@ -225,7 +234,14 @@ def stages(rows: Rows, y: str) -> Spec:
                 "mark": {"type": "point", "filled": True, "size": 100, "color": CHOSEN, "opacity": 1},
                 "encoding": {**place, "tooltip": tips},
             },
-            {"mark": {"type": "text", "dy": -14}, "encoding": {**place, "text": _text("y_text")}},
+            *(
+                {
+                    "transform": [{"filter": {"field": "is_low", "equal": is_low}}],
+                    "mark": {"type": "text", "dy": 16 if is_low else -14},
+                    "encoding": {**place, "text": _text("y_text")},
+                }
+                for is_low in (False, True)
+            ),
         ],
     )
 
@@ -245,7 +261,10 @@ def comparison(rows: Rows, x: str, y: str) -> Spec:
         rows,
         340,
         layer=[
-            {"mark": {"type": "point", "filled": True, "size": 130, "opacity": 1}, "encoding": {**shown, "shape": shape}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 130, "opacity": 1},
+                "encoding": {**shown, "shape": shape},
+            },
             {
                 "mark": {"type": "text", "dy": -15, "fontSize": 12, "limit": 150},
                 "encoding": {**place, "text": _text("name")},

@@ -1,5 +1,8 @@
 """Numbers as a reader of a report wants them: few digits, a unit, and a true minus sign."""
 
+from collections.abc import Sequence
+from datetime import datetime
+
 from secateur.schemas.record import Quality, Speed
 
 MINUS = "−"
@@ -56,6 +59,20 @@ def seconds(value: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def shape(sizes: Sequence[int]) -> str:
+    """384 × 1536."""
+    return " × ".join(str(count) for count in sizes)
+
+
+def date(text: str) -> str:
+    """2026-11-30 12:00 UTC from an ISO 8601 date with its time; other texts stay as they are."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return found.strftime("%Y-%m-%d %H:%M %Z").strip() if len(text) > len("2026-11-30") else text
+
+
 def times(speed: Speed) -> float | None:
     """How many times as fast as the dense model; None where that was not timed."""
     return None if speed.dense_ms is None else speed.dense_ms / speed.ms
@@ -63,8 +80,12 @@ def times(speed: Speed) -> float | None:
 
 def setting(speed: Speed) -> str:
     """Where and with what was timed: onnx, prompt, 1 × 128 tokens."""
-    shape = f"{speed.batch} × {speed.length} tokens" if speed.length else f"batch of {speed.batch}"
-    return ", ".join([speed.runtime, *([] if speed.what == "forward" else [speed.what]), shape])
+    return ", ".join([speed.runtime, *([] if speed.what == "forward" else [speed.what]), inputs(speed)])
+
+
+def inputs(speed: Speed) -> str:
+    """1 × 128 tokens; batch of 8."""
+    return f"{speed.batch} × {speed.length} tokens" if speed.length else f"batch of {speed.batch}"
 
 
 def threads(speed: Speed) -> str:

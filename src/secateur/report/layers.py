@@ -15,21 +15,28 @@ MODEL = "model"
 """Row of what belongs to no block."""
 
 
+def of_the_model(units: Sequence[Units]) -> str:
+    """What is left of the axes that belong to no block, in a sentence; empty where there are none."""
+    found = [f"{_name(unit)} {unit.kept:,} of {unit.total:,}" for unit in units if unit.block is None]
+    return f"Of the whole model: {', '.join(found)}." if found else ""
+
+
 def unit_rows(units: Sequence[Units]) -> list[dict[str, Any]]:
-    """One row for each axis, ordered by block: those of the whole model come first."""
+    """One row for each axis of a block, ordered by block."""
+    units = [unit for unit in units if unit.block is not None]
     prefixes: dict[int, set[str]] = {}
     for unit in units:
         if unit.block is not None:
             prefixes.setdefault(unit.block, set()).add(unit.axis.rpartition(".")[0])
     is_plain = all(len(found) == 1 for found in prefixes.values())
     rows = []
-    for unit in sorted(units, key=lambda unit: -1 if unit.block is None else unit.block):
-        prefix, _, last = unit.axis.rpartition(".")
-        place = MODEL if unit.block is None else f"block {unit.block}" if is_plain or not prefix else prefix
+    for unit in sorted(units, key=lambda unit: unit.block or 0):
+        prefix = unit.axis.rpartition(".")[0]
+        place = f"block {unit.block}" if is_plain or not prefix else prefix
         rows.append(
             {
                 "row": place,
-                "column": NAMES.get(unit.kind, unit.kind) if last == unit.kind or not prefix else last,
+                "column": _name(unit),
                 "share": unit.kept / unit.total if unit.total else 0.0,
                 "label": f"{unit.kept}/{unit.total}",
                 "share_text": figures.share(unit.kept / unit.total if unit.total else 0.0),
@@ -51,7 +58,7 @@ def matrix_rows(matrices: Sequence[Matrix]) -> tuple[list[dict[str, Any]], str]:
     rows = []
     for matrix in sorted(known, key=lambda matrix: -1 if matrix.block is None else matrix.block):
         share = matrix.density if is_sparse else _entries(matrix.shape) / max(_entries(matrix.dense_shape or []), 1)
-        before = f", dense {_shape(matrix.dense_shape)}" if matrix.dense_shape else ""
+        before = f", dense {figures.shape(matrix.dense_shape)}" if matrix.dense_shape else ""
         rows.append(
             {
                 "row": MODEL if matrix.block is None else f"block {matrix.block}",
@@ -59,10 +66,16 @@ def matrix_rows(matrices: Sequence[Matrix]) -> tuple[list[dict[str, Any]], str]:
                 "share": min(share, 1.0),
                 "label": figures.share(share),
                 "share_text": figures.share(share),
-                "sizes": f"{_shape(matrix.shape)}{before}; density {figures.share(matrix.density)}",
+                "sizes": f"{figures.shape(matrix.shape)}{before}; density {figures.share(matrix.density)}",
             }
         )
     return rows, what
+
+
+def _name(unit: Units) -> str:
+    """Heads, FFN neurons: what the units of an axis are called; an axis that is not called as its kind is itself."""
+    last = unit.axis.rpartition(".")[2]
+    return NAMES.get(unit.kind, unit.kind) if last == unit.kind or unit.axis == last else last
 
 
 def _tail(matrix: Matrix) -> str:
@@ -92,7 +105,3 @@ def _entries(shape: Sequence[int]) -> int:
     for size in shape:
         count *= size
     return count
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " × ".join(str(size) for size in shape)

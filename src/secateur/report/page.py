@@ -28,7 +28,7 @@ def write_report(records: Sequence[Record], path: Path, *, overwrite: bool = Fal
     """
     text = render(records)
     with new_file(Path(path), overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")
     return Path(path)
 
 

@@ -59,6 +59,7 @@ class Model:
     asked: Table | None
     quality: Table | None
     frontier: list[Figure]
+    stages: list[Figure]
     speeds: list[Figure]
     layers: list[Figure]
     curves: list[Figure]
@@ -84,7 +85,8 @@ def of_record(record: Record, number: int) -> Model:
         tiles=[*_speed_tiles(record), *_quality_tiles(record), *_size_tiles(record)],
         asked=tables.asked(record),
         quality=tables.quality(record),
-        frontier=[*_frontier(record), *_stages(record)],
+        frontier=list(_frontier(record)),
+        stages=list(_stages(record)),
         speeds=list(_speeds(record)),
         layers=list(_layers(record)),
         curves=list(_curves(record)),
@@ -133,9 +135,10 @@ def comparison(records: Sequence[Record]) -> Figure | None:
     runtimes = ", ".join(dict.fromkeys(speed.runtime for _, speed in same if speed))
     x = f"latency on {runtimes}, share of dense"
     left = len(records) - len(same)
-    text = f"Up and to the left is better. {left} without these figures left out." if left else ""
-    if not text and records[0].quality and records[0].quality.is_higher_better:
-        text = "Up and to the left is better."
+    is_up = all(record.quality.is_higher_better for record, _ in same if record.quality)
+    text = f"{'Up' if is_up else 'Down'} and to the left is better."
+    if left:
+        text += f" {left} of {len(records)} models lack these figures, or have another metric."
     return Figure("Quality and latency", charts.comparison(rows, x, y), tables.frontier(rows, x, y), text)
 
 
@@ -147,18 +150,20 @@ def _speed_tiles(record: Record) -> Iterator[Tile]:
     if speed is None:
         return
     times = f"{figures.milliseconds(speed.ms)}, dense {figures.milliseconds(speed.dense_ms or speed.ms)}"
-    yield Tile(f"Speed on {figures.setting(speed)}", tables.times(speed), f"{times}; {figures.threads(speed)}")
+    what = {"forward": "Speed", "prompt": "Prompt speed", "token": "Token speed"}[speed.what]
+    detail = f"{times}; {figures.inputs(speed)}, {figures.threads(speed)}"
+    yield Tile(f"{what} on {speed.runtime}", tables.times(speed), detail)
 
 
 def _quality_tiles(record: Record) -> Iterator[Tile]:
     found = record.quality
     if found is None:
         return
-    width = f", 95% interval {figures.interval(found)}" if found.interval else ""
+    width = f"95% interval {figures.interval(found)}" if found.interval else "no interval was computed"
     rows = f" on {found.rows:,} rows" + (" against the dense model's answers" if found.is_against_dense else "")
     detail = f"dense {figures.score(found.dense)}{rows}"
-    yield Tile(metric(record).capitalize(), figures.score(found.pruned), detail)
-    yield Tile("Drop", figures.signed(found.drop), (width.removeprefix(", ") or "without an interval"))
+    yield Tile(_capital(metric(record)), figures.score(found.pruned), detail)
+    yield Tile(f"Drop of {found.metric}", figures.signed(found.drop), width)
 
 
 def _size_tiles(record: Record) -> Iterator[Tile]:
@@ -246,6 +251,9 @@ def _stages(record: Record) -> Iterator[Figure]:
         divergence = tables.NONE.text if stage.divergence is None else figures.number(stage.divergence, 3)
         texts = {"y_text": figures.score(stage.value), "divergence_text": divergence}
         rows.append({"stage": name, "name": stage.name, "y": stage.value, **texts})
+    for number, row in enumerate(rows):
+        beside = rows[max(number - 1, 0) : number] + rows[number + 1 : number + 2]
+        row["is_low"] = all(row["y"] < other["y"] for other in beside)
     y = metric(record)
     yield Figure("Quality after each step", charts.stages(rows, y), tables.stages(record.stages, y))
 
@@ -254,10 +262,11 @@ def _layers(record: Record) -> Iterator[Figure]:
     rows = layers.unit_rows(record.units)
     if rows:
         text = "The stronger the colour, the more is left. Each cell says how many units are kept, and of how many."
+        text = f"{text} {layers.of_the_model(record.units)}".strip()
         yield Figure("Units kept in each block", charts.cells(rows, "share kept"), tables.units(record.units), text)
     rows, what = layers.matrix_rows(record.matrices)
     if rows:
-        title = f"{what[0].upper()}{what[1:]} of each weight"
+        title = _capital(f"{what} of each weight")
         yield Figure(title, charts.cells(rows, what), tables.matrices(record.matrices))
 
 
@@ -275,7 +284,7 @@ def _curves(record: Record) -> Iterator[Figure]:
             for a, b in curve.points
         ]
         title = found[0].name if len(names) == 1 else y
-        yield Figure(title[:1].upper() + title[1:], charts.curves(rows, names, x, y), tables.curves(found, x, y))
+        yield Figure(_capital(title), charts.curves(rows, names, x, y), tables.curves(found, x, y))
 
 
 def _thinned(curve: Curve) -> Curve:
@@ -289,7 +298,9 @@ def _thinned(curve: Curve) -> Curve:
 
 def _examples(found: Sequence[Example]) -> list[Shown]:
     """The examples that fit on the page, those with the largest divergence first."""
-    ordered = sorted(found, key=lambda example: -1.0 if example.divergence is None else example.divergence, reverse=True)
+    ordered = sorted(
+        found, key=lambda example: -1.0 if example.divergence is None else example.divergence, reverse=True
+    )
     shown: list[Shown] = []
     weight = 0
     for example in ordered[:MOST_EXAMPLES]:
@@ -302,6 +313,10 @@ def _examples(found: Sequence[Example]) -> list[Shown]:
         divergence = "" if example.divergence is None else figures.number(example.divergence, 3)
         shown.append(Shown("" if image else text, image, expected, dense, pruned, divergence))
     return shown
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _cut(text: str) -> str:
@@ -319,7 +334,7 @@ def _provenance(found: Provenance) -> list[tuple[str, str]]:
         if part
     )
     pairs = [
-        ("Date", found.date),
+        ("Date", figures.date(found.date)),
         ("Duration", "" if found.seconds is None else figures.seconds(found.seconds)),
         ("Seed", "" if found.seed is None else str(found.seed)),
         ("Machine", processor),

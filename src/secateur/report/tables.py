@@ -122,7 +122,11 @@ def frontier(rows: Sequence[dict], x: str, y: str) -> Table:
 def stages(found: Sequence[Stage], y: str) -> Table:
     """Quality after each step."""
     rows = [
-        (stage.name, figures.score(stage.value), "" if stage.divergence is None else figures.number(stage.divergence, 3))
+        (
+            stage.name,
+            figures.score(stage.value),
+            "" if stage.divergence is None else figures.number(stage.divergence, 3),
+        )
         for stage in found
     ]
     return table("Quality after each step", ["after", y, "divergence"], rows)
@@ -140,15 +144,15 @@ def units(found: Sequence[Units]) -> Table:
 def matrices(found: Sequence[Matrix]) -> Table:
     """The sizes and densities of the weights."""
     rows = [
-        (matrix.name, shape(matrix.shape), shape(matrix.dense_shape or []), figures.share(matrix.density))
+        (
+            matrix.name,
+            figures.shape(matrix.shape),
+            figures.shape(matrix.dense_shape or []),
+            figures.share(matrix.density),
+        )
         for matrix in found
     ]
     return table("Weights of linear layers", ["weight", "shape", "dense shape", "density"], rows)
-
-
-def shape(sizes: Sequence[int]) -> str:
-    """384 × 1536."""
-    return " × ".join(str(size) for size in sizes)
 
 
 def curves(found: Sequence[Curve], x: str, y: str) -> Table:
@@ -186,10 +190,10 @@ def data(found: Provenance) -> Table | None:
     if not found.data:
         return None
     rows = [
-        (file.role, file.name, NONE if file.rows is None else f"{file.rows:,}", file.sha256 or NONE)
+        (file.role, file.name, file.sha256 or NONE, NONE if file.rows is None else f"{file.rows:,}")
         for file in found.data
     ]
-    return table("Data", ["role", "name", "rows", "SHA-256"], rows, left=2)
+    return table("Data", ["role", "name", "SHA-256", "rows"], rows, left=3)
 
 
 def comparison(records: Sequence[Record]) -> Table:
@@ -221,7 +225,9 @@ def _quality_cells(record: Record, *, has_name: bool) -> tuple[Cell, Cell, Cell]
     found = record.quality
     if found is None:
         return NONE, NONE, NONE
-    value = Cell(figures.score(found.pruned), found.metric if has_name else f"dense {figures.score(found.dense)}", found.pruned)
+    value = Cell(
+        figures.score(found.pruned), found.metric if has_name else f"dense {figures.score(found.dense)}", found.pruned
+    )
     width = Cell(figures.interval(found), key=found.interval[1]) if found.interval else NONE
     return value, Cell(figures.signed(found.drop), key=found.drop), width
 
