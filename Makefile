@@ -18,7 +18,7 @@ NATIVE_SOURCES := $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.i
 # Those that need no arguments, models or packages besides the test environment; benchmarks/README.md lists all.
 BENCHMARKS := kernels_layer kernels_decode kernels_int8 kernels_model
 
-.PHONY: venv demo demo-full test test-fast test-long test-runtimes fuzz lint docs bench wheel clean
+.PHONY: venv demo demo-full picture test test-fast test-long test-runtimes fuzz lint docs bench wheel clean
 
 venv: $(STAMP)
 
@@ -39,6 +39,10 @@ demo: $(DEMO_STAMP)
 
 demo-full: $(DEMO_STAMP)
 	$(BIN)/secateur demo --full --output demo-out --overwrite
+
+# The README's picture, from the full demo: two speed-ups of the search beside uniform pruning, zeros and units.
+picture: demo-full
+	$(BIN)/python benchmarks/demo_picture.py demo-out/demo.json --to docs/images
 
 test: $(STAMP) lint
 	$(PYTEST) -m 'not long'

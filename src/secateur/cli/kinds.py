@@ -36,7 +36,8 @@ _RUNS = "answer write continue compiled-answer compiled-write compiled-continue"
 
 TABLES: dict[str, dict[str, str]] = {
     "prune": {
-        f"{_TEXTS} keras language units automatic tokens": "model output threads overwrite json",
+        f"{_TEXTS} keras language units automatic tokens": "model output threads overwrite json quiet",
+        "classifier keras language units automatic tokens": "report",
         f"{_TEXTS} keras language units automatic": "seed",
         f"{_TEXTS} keras language units": "criterion pattern",
         f"{_TEXTS} keras automatic tokens": "data",
@@ -62,28 +63,28 @@ TABLES: dict[str, dict[str, str]] = {
         "language": "recipe memory reconstruct owl sensitivity option",
     },
     "eval": {
-        "labels perplexity keras": "model against threads json",
+        "labels perplexity keras": "model against threads report overwrite json quiet",
         "labels perplexity": "text_column task trust_remote_code check",
         "labels keras": "data batch_size",
         "labels": f"{_COLUMNS} target_column split max_length new_tokens",
         "perplexity": "text context samples",
     },
     "export": {
-        "torch keras": "model to output data samples batch length sparse tolerance overwrite json",
+        "torch keras": "model to output data samples batch length sparse tolerance overwrite json quiet",
         "torch": "text_column image_column audio_column split generate int8 tokens value activations cascade task "
         "threads trust_remote_code",
     },
     "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check levels plot"},
     "bench": {
-        "time kit keras results": "models overwrite json",
-        "time keras results": "plot",
+        "time kit keras results": "models overwrite json quiet",
+        "time keras results": "plot report",
         "time kit keras": "runtime batch length turns threads",
         "time kit": "int8 check task",
         "kit": "export_kit",
         "results": "results",
     },
     "run": {
-        _RUNS: "model inputs data text_column image_column audio_column split max_length threads json",
+        _RUNS: "model inputs data text_column image_column audio_column split max_length threads json quiet",
         "answer write compiled-answer compiled-write": "batch_size",
         "write continue compiled-write compiled-continue": "new_tokens",
         "answer write continue": "value activations dense measure",
@@ -102,6 +103,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "eval_split": ("eval_data", "data"),
         "train_args": ("fine_tune",),
     },
+    "eval": {"overwrite": ("report",)},
     "export": {
         "tokens": ("sparse",),
         "value": ("sparse",),
