@@ -6,6 +6,7 @@ from typing import Any
 
 from secateur.card.facts import facts_of
 from secateur.card.page import body, front_matter, joined
+from secateur.files import write_text
 from secateur.schemas.front_matter import MOST_BYTES, split
 from secateur.schemas.record import Record
 
@@ -38,4 +39,4 @@ def write_card(record: Record, folder: Path, origin: Mapping[str, Any] | None = 
     facts = facts_of(folder)
     entries = front_matter(record, facts, front)
     written = f"{BEGIN}\n\n{body(record, facts, front)}\n{END}"
-    path.write_text(joined(entries, f"{above.lstrip()}{written}{below.rstrip()}\n"), encoding="utf-8")
+    write_text(path, joined(entries, f"{above.lstrip()}{written}{below.rstrip()}\n"))
