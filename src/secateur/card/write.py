@@ -11,12 +11,14 @@ from secateur.schemas.front_matter import MOST_BYTES, split
 from secateur.schemas.record import Record
 
 NAME = "README.md"
+MODELS = ("config.json", "secateur.json")
+"""What the folder of a PyTorch model has one of."""
 BEGIN = "<!-- secateur: from here to the end mark this text is written anew with every record -->"
 END = "<!-- secateur: end mark; text below stays -->"
 
 
 def write_card(record: Record, folder: Path, origin: Mapping[str, Any] | None = None) -> None:
-    """Write `README.md` into the folder of a model.
+    """Write `README.md` into the folder of a PyTorch model; other folders get none.
 
     origin: entries of the front matter of the dense model's card, of which licence, language and base model are taken.
 
@@ -26,6 +28,8 @@ def write_card(record: Record, folder: Path, origin: Mapping[str, Any] | None = 
     Raises ModelError when the `config.json` or the plan of the folder is damaged.
     """
     path = folder / NAME
+    if not any((folder / name).is_file() for name in MODELS):
+        return
     front, above, below = dict(origin or {}), "", ""
     if path.is_file():
         if path.stat().st_size > MOST_BYTES:

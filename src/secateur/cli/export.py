@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli import common
+from secateur.cli.shell import complete
 
 if TYPE_CHECKING:
     from secateur.deploy.jobs.results import Artefact
@@ -26,7 +27,11 @@ def command(
     model: common.ModelArgument,
     *,
     to: Annotated[
-        str, typer.Option(help="onnx, openvino, executorch or litert; of a .keras file also savedmodel or tflite.")
+        str,
+        typer.Option(
+            help="onnx, openvino, executorch or litert; of a .keras file also savedmodel or tflite.",
+            autocompletion=complete.one_of(complete.FORMATS),
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],
     data: common.DataOption = None,

@@ -16,7 +16,7 @@ from torch import nn
 
 from secateur.deploy import runner
 from secateur.deploy.operator_library import installed_library
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, meant
 
 TARGETS = ("onnx", "openvino", "executorch", "litert")
 """Runtimes that take an exported artefact: the module of that name here holds its `TARGET`."""
@@ -112,7 +112,7 @@ class Target:
 def find(name: str) -> Target:
     """The target of that name; DeployError when there is none or its runtime is not installed."""
     if name not in TARGETS:
-        raise DeployError(f"no target {name!r}; there is {', '.join(TARGETS)}")
+        raise DeployError(f"no target {name!r}; there is {', '.join(TARGETS)}{meant(name, TARGETS)}")
     target: Target = importlib.import_module(f"secateur.deploy.targets.{name}_target").TARGET
     return target.require()
 

@@ -181,7 +181,7 @@ def _examine(path: Path, *, overwrite: bool) -> None:
         raise SecateurError(f"{path} will not be replaced, for {precious}; choose another output")
     parent = _nearest_parent(path)
     if not parent.is_dir():
-        raise SecateurError(f"{path} cannot be written: {parent} is not a folder")
+        raise SecateurError(f"{path} cannot be written: {parent} is not a folder; choose another output")
 
 
 def _exists(path: Path) -> SecateurError:

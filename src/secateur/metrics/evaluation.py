@@ -29,6 +29,8 @@ class Evaluation:
         model.
     predictions: for each row what the model answers.
     divergence: the name of what `kl` holds.
+    row_divergences: how far each row is from the dense model (rows,), of which `kl` is the mean over examples; None
+        without a dense model.
     main, table: the main metric and its statistics (rows, k), for `compare`.
     """
 
@@ -42,6 +44,7 @@ class Evaluation:
     flips: float | None = None
     predictions: Sequence[Any] = ()
     divergence: str = "KL"
+    row_divergences: np.ndarray | None = field(default=None, repr=False)
     main: Metric | None = field(default=None, repr=False)
     table: np.ndarray | None = field(default=None, repr=False)
 

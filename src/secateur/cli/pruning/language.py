@@ -10,6 +10,7 @@ import typer
 
 from secateur.cli import common, progress
 from secateur.cli.kinds import given
+from secateur.cli.pruning.reports import of_folder
 
 if TYPE_CHECKING:
     from secateur.data.table import Table
@@ -35,8 +36,8 @@ def recipe_of(context: typer.Context) -> "Recipe":
     return make_recipe(**values) if file is None else read_recipe(file, **values)
 
 
-def prune(recipe: "Recipe", threads: int | None, *, overwrite: bool, json: bool) -> None:
-    """Prune a language model block by block, and print what was done."""
+def prune(recipe: "Recipe", threads: int | None, report: Path | None, *, overwrite: bool, json: bool) -> None:
+    """Prune a language model block by block, print what was done, and write the page of --report."""
     from secateur.errors import Interrupted, PlanError, SecateurError
 
     if recipe.model is None or recipe.output is None:
@@ -49,12 +50,13 @@ def prune(recipe: "Recipe", threads: int | None, *, overwrite: bool, json: bool)
     common.quiet_libraries()
     common.set_threads(threads)
     earlier(recipe.output, overwrite=overwrite)
+    common.claim_report(report, recipe.output, overwrite=overwrite)
     shown = _Progress()
     with _source(recipe.model, recipe.output) as folder:
         windows = calibration(recipe, folder)
         try:
             with shown:
-                report = prune_folder(
+                done = prune_folder(
                     folder,
                     recipe.output,
                     windows,
@@ -78,7 +80,8 @@ def prune(recipe: "Recipe", threads: int | None, *, overwrite: bool, json: bool)
                 f"{f' ({error.filename})' if error.filename else ''}; make room or mend the cause, then run the same "
                 f"command again to go on{_kept(recipe.output)}"
             ) from None
-    show(report, recipe, json=json)
+    show(done, recipe, json=json)
+    common.write_report(of_folder(recipe.output), report)
 
 
 def _kept(output: Path) -> str:
@@ -275,12 +278,15 @@ def evaluate(
     reference: str | None,
     samples: int | None,
     options: dict[str, Any],
+    report: Path | None,
     json: bool,
 ) -> None:
     """Print the perplexity of a model on a text, next to that of `reference`, the dense model.
 
     context: tokens in a window. samples: how many windows, or None for all. options: for loading the models.
+    report: the page to write, or None.
     """
+    import time
     from dataclasses import asdict
 
     from secateur.documents import read_documents
@@ -295,6 +301,7 @@ def evaluate(
     from secateur.torch.data.token_windows import check_context, cut, tokens_of
     from secateur.torch.open import load_model
 
+    began = time.perf_counter()
     tokenizer = load_tokenizer(model, **options)
     network: Any = load_model(model, **options)
     check_context(text_positions(network), context)
@@ -315,5 +322,11 @@ def evaluate(
             row += [f"{score.dense_perplexity:.2f}", f"{score.delta:+.4f} [{low:+.4f}, {high:+.4f}]"]
             row += [f"{score.kl:.4f}", common.percent(score.flips)]
         common.print_table(f"{text}, windows of {context} tokens that do not overlap", columns, [row])
+    if report is not None:
+        from secateur.jobs.records import read_text
+        from secateur.records.provenance import data_file
+
+        record = read_text(model, score, [data_file("test", text, len(documents))], time.perf_counter() - began)
+        common.write_report([record], report)
     if alarm:
         common.note(f"alarm: {model} has collapsed: {alarm}")

@@ -29,13 +29,13 @@ def run(context: typer.Context) -> None:
 
     Raises typer.Exit with code `MISSED` where the target is missed.
     """
+    from secateur.cli.pruning.choice import needed
     from secateur.errors import PlanError
     from secateur.find_host import is_keras_file
 
     params = context.params
     if params["model"] is None or params["output"] is None:
-        missing = "a model" if params["model"] is None else "--output FOLDER"
-        raise PlanError(f"{missing} is needed; see `secateur prune --help`")
+        raise PlanError(needed("a model" if params["model"] is None else "--output FOLDER"))
     if is_keras_file(params["model"]):
         raise PlanError(
             "a .keras file has no statistics for a search yet; choose --criterion, --pattern and --sparsity yourself"
@@ -44,6 +44,7 @@ def run(context: typer.Context) -> None:
     target, speeds = target_of(params), numbers(params["frontier"])
     heal, search = (seconds_of(params[f"{name}_budget"], f"--{name}-budget") for name in ("heal", "search"))
     common.claim_output(params["output"], overwrite=params["overwrite"])
+    common.claim_report(params["report"], params["output"], overwrite=params["overwrite"])
     common.quiet_libraries()
 
     from secateur.search.journal import work_folder
@@ -74,7 +75,11 @@ def run(context: typer.Context) -> None:
 
         plot_frontier(found, found.folder / "frontier.png", f"{params['model']} on {params['on']}")
     show(found, json=params["json"])
-    if not found.is_met and not speeds:
+    if params["report"] is not None:
+        from secateur.cli.pruning.reports import of_search
+
+        common.write_report(of_search(found, task, rows), params["report"])
+    if not found.is_met:
         raise typer.Exit(MISSED)
 
 

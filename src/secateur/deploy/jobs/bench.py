@@ -14,7 +14,7 @@ from secateur.deploy.jobs.results import Bench, Timing, in_words, short_names, w
 from secateur.deploy.jobs.timing import Say, Shape, in_turn
 from secateur.deploy.target import TARGETS, DeployError
 from secateur.deploy.targets.inputs import inputs_of, ports_of
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, meant
 from secateur.torch.files.saving import has_schedule
 from secateur.torch.tokens.install import all_tokens
 
@@ -42,7 +42,7 @@ def check_runtimes(names: Sequence[str] | None) -> list[str]:
     chosen = [ALIASES.get(name, name) for name in names]
     for name in chosen:
         if name not in RUNTIMES:
-            raise DeployError(f"no runtime {name!r}; there is {', '.join(RUNTIMES)}")
+            raise DeployError(f"no runtime {name!r}; there is {', '.join(RUNTIMES)}{meant(name, RUNTIMES)}")
         if name in TARGETS:
             target.find(name)
     return list(dict.fromkeys(chosen))

@@ -55,12 +55,14 @@ class Chosen:
     """A candidate with what makes a plan of it.
 
     method: what ordered the units. ridge: of the closed form. divergence: on the search rows.
+    trace: of a local search that ended here, (moves measured, least divergence so far) after each accepted move.
     """
 
     candidate: Candidate
     method: str
     ridge: float
     divergence: float
+    trace: tuple[tuple[int, float], ...] = ()
 
 
 class Chooser:
@@ -202,6 +204,7 @@ class Chooser:
 
     def refined(self, chosen: Chosen, costs: Sequence[Cost]) -> Chosen:
         """The candidate after a local search, where others really diverge less."""
+        trace: list[tuple[int, float]] = []
         with self.timed("search"):
             trial = self.trial(chosen.method, chosen.ridge)
             better = refine(
@@ -213,8 +216,9 @@ class Chooser:
                 seconds=self.settings.search_seconds,
                 seed=self.settings.seed,
                 say=self.best,
+                seen=lambda moves, divergence: trace.append((moves, divergence)),
             )
-            return replace(chosen, candidate=better, divergence=trial.divergence(better))
+            return replace(chosen, candidate=better, divergence=trial.divergence(better), trace=tuple(trace))
 
     def cut(self, chosen: Chosen) -> tuple[TorchHost, Plan]:
         """The smaller model and its plan, after the masked and the shrunk model were found equal."""

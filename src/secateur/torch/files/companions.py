@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from secateur.card.write import NAME as CARD
-from secateur.record import NAME as RECORD
 from secateur.schemas.sentence_folder import read_modules
 from secateur.torch.data.text_rows import VOCABULARIES, has_tokenizer, load_tokenizer
 from secateur.torch.shrink.vocabulary import has_fewer_tokens
@@ -22,7 +21,7 @@ CONFIG = "config.json"
 NOT_CARRIED = (
     *(CONFIG, "generation_config.json", "*.index.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"),
     *("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf", "*.pkl", "*.pickle", "*.npz", "*.tflite", "*.keras"),
-    *("plan.json", "secateur.json", "kept_tokens.json", "runtime.json", "artefact.json", CARD, RECORD),
+    *("plan.json", "secateur.json", "kept_tokens.json", "runtime.json", "artefact.json", "secateur-*.json", CARD),
 )
 """Weights and config of a model, and what describes it and how it was pruned: the model that is saved has its own."""
 

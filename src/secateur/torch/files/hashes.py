@@ -7,9 +7,12 @@ from pathlib import Path, PurePosixPath
 from secateur.card.write import NAME as CARD
 from secateur.errors import ModelError, shown
 from secateur.files import write_json
+from secateur.record import NAME as RECORD
+from secateur.record import write_record
 from secateur.schemas import reading
 from secateur.schemas.hashes import Hashes
 from secateur.schemas.model_folder import REMEDY
+from secateur.schemas.record import Record
 
 HASHES = "secateur-hashes.json"
 FORMAT = 1
@@ -33,6 +36,16 @@ def write_hashes(folder: Path, known: Mapping[str, str] | None = None) -> None:
     names = {path.relative_to(folder).as_posix(): path for path in files}
     hashes = {name: known.get(name) or file_hash(path) for name, path in names.items()}
     write_json(folder / HASHES, {"format": FORMAT, "sha256": hashes})
+
+
+def add_record(record: Record, folder: Path) -> None:
+    """Write the record of the model in a folder, and its hash among those of the other files where these are noted."""
+    write_record(record, folder)
+    path = folder / HASHES
+    if path.is_file():
+        known = reading.read(path, Hashes, remedy=REMEDY).sha256
+        hashes = {**known, RECORD: file_hash(folder / RECORD)}
+        write_json(path, {"format": FORMAT, "sha256": dict(sorted(hashes.items()))})
 
 
 def check_hashes(folder: Path) -> frozenset[str]:

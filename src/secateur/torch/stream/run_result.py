@@ -12,6 +12,9 @@ from secateur._version import __version__
 from secateur.card import write as card
 from secateur.files import write_json
 from secateur.layout import Layout
+from secateur.recipe import Recipe
+from secateur.record import write_record
+from secateur.records.model import model_type_of
 from secateur.torch.blockwise.prune_block import left_out
 from secateur.torch.blockwise.walk import Done
 from secateur.torch.files import describe
@@ -20,6 +23,7 @@ from secateur.torch.files.safetensors_header import INDEX, read_entries
 from secateur.torch.files.safetensors_shards import write_shard
 from secateur.torch.stream.journal import Workspace
 from secateur.torch.stream.lazy_model import Skeleton
+from secateur.torch.stream.model_record import model_record
 
 RECORD = "pruned.json"
 
@@ -76,8 +80,10 @@ def shard_name(number: int, total: int) -> str:
     return f"model-{number:05d}-of-{total + 1:05d}.safetensors"
 
 
-def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], resumed: int) -> RunReport:
-    """Write what belongs to no block, the index, the config and the record; then give the folder its name."""
+def finish(
+    work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], recipe: Recipe, resumed: int
+) -> RunReport:
+    """Write what belongs to no block, the index, the config and the records; then give the folder its name."""
     blocks = work.journal.blocks
     distilled = work.journal.distilled
     report = RunReport(
@@ -105,6 +111,17 @@ def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[
         shapes = [entry.shape for entry in skeleton.entries.values()]
         zeros = report.zeros
         describe.write(work.result, skeleton.folder, type(skeleton.model).__name__, map(math.prod, shapes), zeros=zeros)
+        measured = model_record(
+            blocks,
+            layout,
+            recipe,
+            title=work.output.name,
+            model_type=model_type_of(skeleton.model),
+            source=skeleton.folder,
+            folder=work.result,
+            distilled=distilled,
+        )
+        write_record(measured, work.result)
         write_hashes(work.result, {**{block["file"]: block["sha256"] for block in blocks}, **rest})
     work.finish()
     return report
