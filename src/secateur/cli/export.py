@@ -79,7 +79,6 @@ def command(
     trust_remote_code: common.RemoteCodeOption = False,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
-    quiet: common.QuietOption = False,
 ) -> None:
     """Write a model for a runtime, run it there, and refuse to keep it when it differs from PyTorch (or Keras).
 

@@ -49,7 +49,6 @@ def command(
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     json: common.JsonOption = False,
-    quiet: common.QuietOption = False,
 ) -> None:
     """Run a pruned model on secateur's sparse kernels: what it answers, or the text that a decoder goes on with.
 
