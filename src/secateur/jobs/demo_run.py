@@ -38,6 +38,7 @@ from secateur.jobs.demo_results import (
 from secateur.jobs.open_task import Opened, look, open_host, prepare_search
 from secateur.jobs.prune_model import Data, Stage, Tuning, run, save_dense
 from secateur.records.provenance import data_file
+from secateur.report.bundle import check_packages
 from secateur.search.journal import work_folder
 from secateur.search.points import Found
 from secateur.search.target import make_target
@@ -110,8 +111,9 @@ def run_demo(
     `report.html`.
     """
     train, test = demo_rows(settings)
+    check_packages()  # before anything is trained, as the runtime
     if settings.runtime in TARGETS:
-        find(settings.runtime)  # before anything is trained
+        find(settings.runtime)
     recipes = procedures(settings)
     stages = _Stages(5 + len(recipes) + settings.has_textbook, say)
     with stages.next("dense", f"train MiniLM on {len(train):,} {described(settings)}; {len(test):,} are held out"):
