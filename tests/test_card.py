@@ -8,12 +8,12 @@ import yaml
 from huggingface_hub import ModelCard
 
 from secateur.card.facts import Facts, facts_of
+from secateur.card.front_matter import read_front_matter, split
 from secateur.card.loading import auto_class, loading
 from secateur.card.page import card, is_hub_id
 from secateur.card.write import BEGIN, END, NAME, write_card
 from secateur.errors import ModelError
 from secateur.record import write_record
-from secateur.schemas.front_matter import read_front_matter, split
 from secateur.schemas.record import DataFile, Provenance, Quality, Record, Speed, Units
 from secateur.schemas.results import Machine
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from secateur.card.facts import facts_of
+from secateur.card.front_matter import MOST_BYTES, split
 from secateur.card.page import body, front_matter, joined
 from secateur.files import write_text
-from secateur.schemas.front_matter import MOST_BYTES, split
 from secateur.schemas.record import Record
 
 NAME = "README.md"
