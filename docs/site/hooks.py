@@ -1,4 +1,5 @@
-"""What the site needs beside Markdown: links that leave docs/ lead to the repository, notebooks become pages."""
+"""What the site needs beside Markdown: links that leave docs/ lead to the repository, notebooks become pages, and the
+search needs no network."""
 
 import json
 import posixpath
@@ -8,6 +9,8 @@ from typing import Any
 
 _CODE = re.compile(r"<code>[^<]*</code>")
 _OPTION = re.compile(r"(?<![\w-])--?[\w-]+")
+_SHIM = "https://unpkg.com/iframe-worker/shim"
+"""What the offline plugin loads for the search in pages from a disk; we bring it along."""
 _LINK = re.compile(r"(\]\()(\.\./[^)\s#]+)(#[^)\s]*)?(\))")
 
 
@@ -61,9 +64,19 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, **kwargs: Any) -> str:
     """Mends the links of a page before it is rendered."""
     root = Path(config["docs_dir"]).parent
-    return leave_docs(markdown, page.file.src_uri, root, config["repo_url"])
+    return leave_docs(markdown, page.file.src_uri, root, config["extra"]["repository"])
 
 
 def on_page_content(html: str, **kwargs: Any) -> str:
     """Mends a page after it is rendered."""
     return unbroken(html)
+
+
+def on_post_page(output: str, page: Any, **kwargs: Any) -> str:
+    """Mends a whole page: nothing is fetched from elsewhere."""
+    return output.replace(_SHIM, f"{'../' * page.file.dest_uri.count('/')}site/iframe-worker.js")
+
+
+def on_post_template(output_content: str, **kwargs: Any) -> str:
+    """Mends the page for addresses that there are none of, which is no page to mkdocs."""
+    return output_content.replace(_SHIM, "site/iframe-worker.js")

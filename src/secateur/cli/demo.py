@@ -89,6 +89,7 @@ def show(shown: "Shown", output: Path, seconds: float) -> None:
     common.say(tokens(shown.tokens))
     minutes, rest = divmod(round(seconds), 60)
     common.say(f"\nreport: {output / REPORT}   plot: {output / 'demo.png'}   took {minutes} min {rest} s")
+    common.say(", ".join(f"{stage} {taken:.0f} s" for stage, taken in shown.seconds.items()))
     common.say("\nnext:")
     for line in next_commands(output, shown):
         common.say(f"  {line}")

@@ -3,6 +3,7 @@
 Making the script takes seconds of processor time, so it is kept in the cache folder, by the versions of what is in it.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -54,7 +55,8 @@ def _keep(file: Path, script: str) -> None:
         temporary.write_text(f"{_seal(script)}\n{script}", encoding="utf-8", newline="\n")
         os.replace(temporary, file)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _seal(script: str) -> str:

@@ -20,7 +20,8 @@ CONFIG: Spec = {
     "view": {"stroke": None},
     "axis": {
         "labelColor": FAINT, "titleColor": FAINT, "titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 12,
-        "gridColor": GRID, "domainColor": GRID, "tickColor": GRID, "titlePadding": 10, "labelPadding": 5,
+        "gridColor": GRID, "domainColor": GRID, "tickColor": GRID, "labelSeparation": 8, "titlePadding": 10,
+        "labelPadding": 5,
     },
     "legend": {
         "labelColor": INK, "titleColor": FAINT, "labelFontSize": 12, "orient": "top", "title": None, "symbolSize": 90,
@@ -116,7 +117,8 @@ def latencies(rows: Rows) -> Spec:
         },
         "yOffset": {"field": "model", "sort": order, "scale": {"domain": order, "paddingInner": 0.15}},
     }  # fmt: skip
-    time = _number("ms", "milliseconds, median and quartiles", zero=True, nice=True)
+    most = 1.25 * max(row["end"] for row in rows)  # room for the texts at the ends of the bars
+    time = _number("ms", "milliseconds, median and quartiles", zero=True, domainMax=most, nice=False)
     models = {"field": "model", "type": "nominal", "scale": {"domain": order, "range": [DENSE, CHOSEN]}}
     tips = _tips(("setting", "where"), ("model", "model"), ("ms_text", "median"), ("range_text", "quartiles"))
     whiskers = [{"filter": "isValid(datum.low) && isValid(datum.high)"}]
@@ -164,7 +166,7 @@ def cells(rows: Rows, what: str) -> Spec:
     }  # fmt: skip
     kept = {"field": "share", "type": "quantitative", "legend": None, "scale": {"domain": [0, 1], "range": [0.05, 1]}}
     tips = _tips(("row", "where"), ("column", "what"), ("share_text", what), ("sizes", "sizes"))
-    ink = {"condition": {"test": "datum.share > 0.62", "value": "var(--on-cell)"}, "value": INK}
+    ink = {"condition": {"test": "datum.share > 0.72", "value": "var(--on-cell)"}, "value": INK}
     return _chart(
         f"{what}, by block",
         rows,
@@ -212,13 +214,14 @@ def curves(rows: Rows, names: Sequence[str], x: str, y: str) -> Spec:
 
 
 def stages(rows: Rows, y: str) -> Spec:
-    """Quality after each step of the work. rows: stage, y, y_text, divergence_text."""
+    """Quality after each step of the work. rows: stage, y, y_text, divergence_text, and is_low for a point that is
+    lower than its neighbours, whose text stands below."""
     place = {
         "x": {
             "field": "stage", "type": "nominal", "sort": None, "title": None, "scale": {"padding": 0.5},
             "axis": {"labelAngle": 0, "labelColor": INK, "labelLimit": 100, "domain": False, "ticks": False},
         },
-        "y": _number("y", y, zero=False, nice=True, padding=18),
+        "y": _number("y", y, zero=False, nice=True, padding=24),
     }  # fmt: skip
     tips = _tips(("stage", "after"), ("y_text", y), ("divergence_text", "divergence"))
     return _chart(
@@ -231,7 +234,14 @@ def stages(rows: Rows, y: str) -> Spec:
                 "mark": {"type": "point", "filled": True, "size": 100, "color": CHOSEN, "opacity": 1},
                 "encoding": {**place, "tooltip": tips},
             },
-            {"mark": {"type": "text", "dy": -14}, "encoding": {**place, "text": _text("y_text")}},
+            *(
+                {
+                    "transform": [{"filter": {"field": "is_low", "equal": is_low}}],
+                    "mark": {"type": "text", "dy": 16 if is_low else -14},
+                    "encoding": {**place, "text": _text("y_text")},
+                }
+                for is_low in (False, True)
+            ),
         ],
     )
 
