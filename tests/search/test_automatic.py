@@ -9,6 +9,7 @@ import transformers
 
 from secateur.cost import macs
 from secateur.errors import PlanError, SecateurError
+from secateur.record import read_record
 from secateur.search import stages, walk
 from secateur.search.choosing import chooser
 from secateur.search.choosing.chooser import Settings
@@ -82,6 +83,18 @@ def test_half_the_macs_are_half_and_the_folder_opens_and_says_what_was_measured(
     assert len(said["drop_interval"]) == 2
     assert said["best"]["kept"] == found.best.candidate.kept
     assert host.layout.sizes == opened[0].layout.sizes
+    record = read_record(tmp_path / "out")
+    (limit,) = record.asked
+    assert (limit.what, limit.asked, limit.is_met) == ("multiply-accumulates", "50.0% of the dense model", True)
+    assert limit.reached == f"{found.best.costs['macs']:.1%} of the dense model"
+    assert record.quality.drop == said["drop"]
+    assert record.sizes.parameters == small.num_parameters()
+    assert record.sizes.macs_share == pytest.approx(found.best.costs["macs"])
+    dense, point = record.frontier
+    assert (dense.group, dense.value, dense.parameters_share) == ("dense", said["dense"], 1.0)
+    assert (point.name, point.group, point.value, point.is_result) == ("out", "chosen", said["pruned"], True)
+    kept = {one.axis: one.kept for one in record.units if one.kept < one.total}
+    assert kept.items() >= {axis: n for axis, n in said["best"]["kept"].items() if n}.items()
 
 
 def test_a_choice_is_never_farther_than_the_same_share_of_every_axis(opened, tmp_path):
