@@ -11,7 +11,21 @@ import typer
 import typer.core
 
 from secateur._version import __version__
-from secateur.cli import bench, common, demo, doctor, evaluate, export, failures, inspect, prune, report, run, train
+from secateur.cli import (
+    bench,
+    common,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    failures,
+    inspect,
+    progress,
+    prune,
+    report,
+    run,
+    train,
+)
 from secateur.cli.shell import welcome
 from secateur.errors import Interrupted, SecateurError, printable
 from secateur.files import claims_kept
@@ -78,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     An interrupted run ends with exit code 130, and a sentence on what is left of it.
     """
     try:
-        with _terminate_like_interrupt(), claims_kept():
+        with _terminate_like_interrupt(), claims_kept(), progress.started():
             code = app(arguments, standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
 from secateur.cli.shell import complete
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def command(
     task: common.TaskOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Time models in turn, each in a process of its own: median and quartiles, start-up, memory, bytes."""
     from secateur.cli import kinds
@@ -84,7 +85,7 @@ def command(
             "which models? pass folders, the dense one first, as in `secateur bench ./model ./small`, or --results of "
             "a kit"
         )
-    options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": common.note}
+    options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": progress.say}
     if some_keras:
         from secateur.cli import keras
 

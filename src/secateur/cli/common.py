@@ -1,14 +1,16 @@
-"""Shared by the commands: option types, progress bars, tables, and opening the model and the data that options name."""
+"""Shared by the commands: option types, tables, and opening the model and the data that options name."""
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import kinds
+from secateur.cli import kinds, progress
+from secateur.cli.progress import note as note
+from secateur.cli.progress import track as track
 from secateur.cli.shell import complete
 from secateur.errors import printable
 from secateur.training import ranks
@@ -85,6 +87,10 @@ CheckOption = Annotated[
     typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
+QuietOption = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Show no progress.", callback=progress.be_quiet, rich_help_panel=OUTPUT_PANEL),
+]
 TrainArgsOption = Annotated[
     Path | None,
     typer.Option(
@@ -107,24 +113,9 @@ OverwriteOption = Annotated[
 ]
 
 
-def track(items: Iterable[Any], description: str) -> Iterator[Any]:
-    """The items, with a progress bar on standard error if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track as bar
-
-    total = len(items) if isinstance(items, Sized) else None
-    yield from bar(items, description, total=total, console=Console(stderr=True), transient=True)
-
-
 def say(text: str = "") -> None:
     """Text on standard output, whatever file it comes from; line breaks and tabs stay."""
     typer.echo(printable(text, keep="\n\t"))
-
-
-def note(text: str) -> None:
-    """One line for the person who waits, on standard error; from one process of `torchrun`."""
-    if ranks.is_first():
-        typer.echo(printable(text, keep="\n\t"), err=True)
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
 
 if TYPE_CHECKING:
     from secateur.jobs.demo_results import FewerTokens, Line, Shown
@@ -40,13 +40,14 @@ def command(
     threads: common.ThreadsOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Train MiniLM on movie reviews, make it faster in four ways, and measure all of them on each runtime."""
     from secateur.files import check_output
 
     start = time.perf_counter()
     check_output(output, overwrite=overwrite)
-    common.note("loading torch and transformers ...")
+    progress.say("loading torch and transformers ...")
 
     from dataclasses import replace
 
@@ -57,7 +58,7 @@ def command(
     common.set_threads(threads)
     sizes = FULL if full else SHORT
     settings = replace(sizes, train_rows=train_rows or sizes.train_rows, epochs=epochs)
-    shown = run_demo(output, cache, settings, overwrite=overwrite, track=common.track, say=common.note)
+    shown = run_demo(output, cache, settings, overwrite=overwrite, track=progress.track, say=progress.say)
     if json:
         common.print_json(shown.as_json())
         return

@@ -57,6 +57,7 @@ def command(
     report: common.ReportOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Score a model of any task, with --against next to the dense model; without labels --against is needed.
 

@@ -36,7 +36,7 @@ _RUNS = "answer write continue compiled-answer compiled-write compiled-continue"
 
 TABLES: dict[str, dict[str, str]] = {
     "prune": {
-        f"{_TEXTS} keras language units automatic tokens": "model output threads overwrite json",
+        f"{_TEXTS} keras language units automatic tokens": "model output threads overwrite json quiet",
         "classifier keras language units automatic tokens": "report",
         f"{_TEXTS} keras language units automatic": "seed",
         f"{_TEXTS} keras language units": "criterion pattern",
@@ -64,7 +64,7 @@ TABLES: dict[str, dict[str, str]] = {
     },
     "eval": {
         "labels perplexity keras": "model against threads report overwrite json",
-        "labels perplexity": "text_column task trust_remote_code check",
+        "labels perplexity": "text_column task trust_remote_code check quiet",
         "labels keras": "data batch_size",
         "labels": f"{_COLUMNS} target_column split max_length new_tokens",
         "perplexity": "text context samples",
@@ -78,7 +78,7 @@ TABLES: dict[str, dict[str, str]] = {
     "bench": {
         "time kit keras results": "models overwrite json",
         "time keras results": "plot report",
-        "time kit keras": "runtime batch length turns threads",
+        "time kit keras": "runtime batch length turns threads quiet",
         "time kit": "int8 check task",
         "kit": "export_kit",
         "results": "results",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
 from secateur.cli.shell import complete
 
 NAME = "prune"
@@ -285,6 +285,7 @@ def command(
     report: common.ReportOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Prune a model of any task (--data), or a language model on text (--calibration or --recipe).
 
@@ -375,6 +376,8 @@ def command(
         return
     stages = [Stage(choice.criterion, choice.pattern, choice.budget)]
     how = Tuning(**tuning, distil=distil, arguments=arguments)
+    after = (*(("training", "evaluate") if fine_tune else ()), *(("evaluate",) if wanted else ()))
+    progress.current().stages("dense model", *(s.title for s in stages), "evaluate", *after)
     with ranks.together(), common.resumable(arguments):
         if not ranks.is_first():
             follow(host, stages, material, how)

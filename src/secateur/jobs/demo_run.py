@@ -117,7 +117,7 @@ def run_demo(
     recipes = procedures(settings)
     stages = _Stages(5 + len(recipes) + settings.has_textbook, say)
     with stages.next("dense", f"train MiniLM on {len(train):,} {described(settings)}; {len(test):,} are held out"):
-        folder, cached = dense_model(settings, cache, train, progress=track is not silent)
+        folder, cached = dense_model(settings, cache, train, progress=track)
         say(f"dense model {'taken from the cache' if cached else 'trained'}: {folder}; now its named axes are traced")
         opened = look(str(folder), None)
         host, task = open_host(opened, options_of(settings))
@@ -173,7 +173,7 @@ def trained_on(
         learning_rate=settings.learning_rate,
         batch_size=data.batch_size,
         seed=settings.seed + 1,
-        progress=track is not silent,
+        progress=track,
     )
     name = "dense, trained on"
     folder = output / slug(name)
