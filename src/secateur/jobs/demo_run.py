@@ -133,7 +133,8 @@ def run_demo(
             with stages.next("dense, trained on", "the dense model trains on for as long as the pruned ones will"):
                 lines.append(trained_on(lines[0], host, data, settings, partial, reference, track))
         asked = " and ".join(f"{speed:g} times" for speed in settings.speed_ups)
-        with stages.next("search", f"a search for {asked} the speed on {settings.runtime}, without training"):
+        healed = "" if settings.heal_seconds else ", without training"
+        with stages.next("search", f"a search for {asked} the speed on {settings.runtime}{healed}"):
             found = searched(host, task, (train, test), settings, partial / "searched", track, say)
         lines += [point_line(point, "chosen", lines[0]) for point in found.points]
         for name, (stage, tuning) in recipes.items():
