@@ -50,7 +50,7 @@ FLOORS = (
     "deploy.target",
     "deploy.onnx_graph",
     "deploy.targets",
-    "deploy.jobs",
+    "deploy.jobs deploy.gguf",
     "search search.choosing search.sparse",
     "report",
     "jobs",

@@ -563,7 +563,7 @@ NEXT = "next_token"
 def open_llama_cpp(path: Path, threads: int, context: int, *, exact: bool = False) -> tuple[str, Ask]:
     """A `.gguf` file on llama.cpp, whose server listens on this machine only: its address, and what asks it.
 
-    context: most tokens of a text, its continuation included. exact: keys and values in float32 rather than float16.
+    context: most tokens of a text, its continuation included. exact: attention in float32, not float16.
     """
     import xllamacpp
 
@@ -579,6 +579,9 @@ def open_llama_cpp(path: Path, threads: int, context: int, *, exact: bool = Fals
     settings.ui = False
     if exact:
         settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = (
+            xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )  # it rounds to float16
     server = xllamacpp.Server(settings)
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -963,20 +966,23 @@ def serve(
         answer({"seconds": seconds[1:]})
 
 
-def serve_llama_cpp(path: Path, threads: int, context: int) -> None:
+def serve_llama_cpp(path: Path, threads: int, context: int, *, exact: bool) -> None:
     """Hold a `.gguf` file open until the standard input ends: one JSON object with the server's address, or an error.
 
-    Keys and values are float32. llama.cpp ends the process where it finds a mistake, so it gets one of its own.
+    llama.cpp ends the process where it finds a mistake, so it gets one of its own.
     """
     end_with_parent()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    opened = None  # the server ends with what asks it
     try:
-        answer = {"address": open_llama_cpp(path, threads, context, exact=True)[0]}
+        opened = open_llama_cpp(path, threads, context, exact=exact)
+        answer = {"address": opened[0]}
     except Exception as error:  # the process that started this one waits for an answer
         answer = {"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"}
     print(json.dumps(answer), file=out, flush=True)
-    sys.stdin.read()
+    if opened is not None:
+        sys.stdin.read()
 
 
 def shares(info: Mapping[str, Any]) -> dict[str, float]:
@@ -1235,6 +1241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--library", help="secateur_onnx.so to use; default: the one of the kit")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--llama-cpp", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--exact", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ours", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
@@ -1243,7 +1250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         serve(options.serve, options.batch, options.length, options.threads, options.library, options.ours)
         return
     if options.llama_cpp:
-        serve_llama_cpp(options.llama_cpp, options.threads, options.length)
+        serve_llama_cpp(options.llama_cpp, options.threads, options.length, exact=options.exact)
         return
     folder = Path(__file__).parent
     if not (folder / KIT).is_file():

@@ -1,6 +1,6 @@
-"""Compares a GGUF file on llama.cpp with the model in PyTorch: tokens of texts, log probabilities, greedy tokens."""
+"""Compares a GGUF file on llama.cpp with the model in PyTorch: tokens of texts, log probabilities, likeliest tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,16 @@ import numpy as np
 import torch
 
 from secateur import agreement
-from secateur.deploy.gguf.llama_cpp import Completion, LlamaCpp, running
+from secateur.deploy.gguf.llama_cpp import LlamaCpp, running
 from secateur.deploy.gguf.vocabulary import SAMPLES
 from secateur.deploy.target import DeployError
 from secateur.torch.base.batches import evaluating
 
 LIKELIEST = 1024
 """Of how many tokens log probabilities are compared at each step; all share one normaliser, over the vocabulary."""
-NEW_TOKENS = 8
-"""How many tokens llama.cpp writes after each prompt; PyTorch reads the same ones."""
-PROMPTS = ("The", SAMPLES[1])
+TEXT = SAMPLES[1]
+LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34)
+"""After how many tokens of `TEXT` log probabilities are compared."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def compare_tokens(llama: LlamaCpp, tokenizer: Any) -> None:
     for text in SAMPLES:
         expected, got = list(tokenizer(text)["input_ids"]), llama.tokens(text)
         if expected != got:
-            place = next((i for i, (a, b) in enumerate(zip(expected, got)) if a != b), min(len(expected), len(got)))
+            pairs = enumerate(zip(expected, got, strict=False))
+            place = next((i for i, (a, b) in pairs if a != b), min(len(expected), len(got)))
             raise DeployError(
                 f"llama.cpp splits {text!r} into other tokens ({got[place : place + 3]} where the tokenizer gives "
                 f"{expected[place : place + 3]}, from token {place}); its tokenizer cannot be written as GGUF"
@@ -54,38 +55,34 @@ def compare(path: Path, model: Any, tokenizer: Any, context: int, threads: int =
 
     context: most tokens of the model. Raises DeployError for other tokens of a text, or a file that does not run.
     """
-    most = min(context, 256)
-    with running(path, most, threads) as llama:
+    ids = list(tokenizer(TEXT)["input_ids"])[: min(context - 1, max(LENGTHS))]
+    with running(path, min(context, 256), threads) as llama:
         compare_tokens(llama, tokenizer)
-        done = []
-        for text in PROMPTS:
-            prompt = list(tokenizer(text)["input_ids"])[: max(1, most // 2)]
-            count = max(1, min(NEW_TOKENS, most - len(prompt)))
-            done.append((prompt, llama.complete(prompt, count, likeliest=min(LIKELIEST, model.config.vocab_size))))
-    return difference(model, done)
+        whole, likeliest = llama.tokens("a")[-1], min(LIKELIEST, model.get_input_embeddings().weight.shape[0])
+        lengths = [length for length in LENGTHS if length <= len(ids)]
+        got = {length: llama.log_probabilities(ids[:length], likeliest, whole) for length in lengths}
+    return difference(model, ids, got)
 
 
-def difference(model: Any, done: Sequence[tuple[list[int], Completion]]) -> Difference:
-    """How far completions of prompts are from what the model says of the same tokens."""
-    expected: list[np.ndarray] = []
-    got: list[np.ndarray] = []
-    same, divergences = [], []
+def difference(model: Any, ids: list[int], got: Mapping[int, Mapping[int, float]]) -> Difference:
+    """How far log probabilities are from the model's.
+
+    got: length of the text -> token -> log probability of the one that follows.
+    """
     with evaluating(model), torch.no_grad():
-        for prompt, completion in done:
-            ids = torch.tensor([[*prompt, *completion.tokens[:-1]]])
-            logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :]
-            ours = torch.log_softmax(logits.double(), -1).numpy()
-            for row, step in zip(ours, completion.steps, strict=True):
-                tokens = np.fromiter(step, np.int64, len(step))
-                theirs = np.fromiter(step.values(), np.float64, len(step))
-                mine = row[tokens]
-                expected.append(mine)
-                got.append(theirs)
-                same.append(int(row.argmax()) == int(tokens[theirs.argmax()]))
-                divergences.append(float((np.exp(mine) * (mine - theirs)).sum()))
-    names = {f"log probabilities of step {i}": values for i, values in enumerate(expected)}
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    ours = torch.log_softmax(logits.double(), -1).numpy()
+    expected: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
+    same, divergences = [], []
+    for length, step in got.items():
+        row, tokens = ours[length - 1], np.fromiter(step, np.int64, len(step))
+        name = f"log probabilities after {length} tokens"
+        expected[name], found[name] = row[tokens], np.fromiter(step.values(), np.float64, len(step))
+        same.append(int(row.argmax()) == max(step, key=lambda token: step[token]))
+        divergences.append(float((np.exp(row[tokens]) * (expected[name] - found[name])).sum()))
     try:
-        found = agreement.compare(names, dict(zip(names, got, strict=True)))
+        worst = agreement.compare(expected, found)
     except agreement.AgreementError as error:
         raise DeployError(f"llama.cpp's log probabilities cannot be compared with PyTorch's: {error}") from error
-    return Difference(found.error, found.gap, float(np.mean(divergences)), float(np.mean(same)), len(same))
+    return Difference(worst.error, worst.gap, float(np.mean(divergences)), float(np.mean(same)), len(same))

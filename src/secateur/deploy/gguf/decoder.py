@@ -28,7 +28,11 @@ ATTENTION = {
 }
 FEED_FORWARD = {
     "post_attention_layernorm.weight": "ffn_norm.weight",
-    **{f"mlp.{name}_proj.{part}": f"ffn_{name}.{part}" for name in ("gate", "up", "down") for part in ("weight", "bias")},
+    **{
+        f"mlp.{name}_proj.{part}": f"ffn_{name}.{part}"
+        for name in ("gate", "up", "down")
+        for part in ("weight", "bias")
+    },
 }
 WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
 HEAD = "lm_head.weight"
@@ -112,12 +116,12 @@ def decoder_of(model: nn.Module) -> Decoder:
 
 
 def _check_names(name: str, parameters: Mapping[str, torch.Tensor], count: int) -> None:
-    known = {*WHOLE, HEAD} | {f"model.layers.{i}.{part}" for i in range(count) for part in {**ATTENTION, **FEED_FORWARD}}
+    known = {*WHOLE, HEAD} | {
+        f"model.layers.{i}.{part}" for i in range(count) for part in {**ATTENTION, **FEED_FORWARD}
+    }
     strange = next((parameter for parameter in parameters if parameter not in known), None)
     if strange is not None:
-        raise DeployError(
-            f"{name} cannot be written as GGUF: {strange} has no place in llama.cpp's Llama with sizes by layer{INSTEAD}"
-        )
+        raise DeployError(f"{name} cannot be written as GGUF: llama.cpp's Llama has no {strange}{INSTEAD}")
 
 
 def _check_config(name: str, config: Any) -> None:
@@ -151,11 +155,13 @@ def _head_sizes(name: str, modules: Any, parameters: Mapping[str, torch.Tensor])
         found.add((key, values // kv))
     if len(found) > 1:
         raise DeployError(
-            f"{name} cannot be written as GGUF: its heads have {' and '.join(str(k) for k, _ in sorted(found))} numbers "
-            f"in different layers, and llama.cpp takes one size; prune whole heads{INSTEAD}"
+            f"{name} cannot be written as GGUF: its heads have {' and '.join(str(k) for k, _ in sorted(found))} "
+            f"numbers in different layers, and llama.cpp takes one size; prune whole heads{INSTEAD}"
         )
     if not found:
-        raise DeployError(f"{name} cannot be written as GGUF: no layer attends, and llama.cpp wants one that does{INSTEAD}")
+        raise DeployError(
+            f"{name} cannot be written as GGUF: no layer attends, and llama.cpp wants one that does{INSTEAD}"
+        )
     return next(iter(found))
 
 
@@ -221,7 +227,7 @@ def _architecture(usual: str, layers: list[Layer], biased: set[str], *, scaled: 
     return UNEVEN if uneven or not fits else usual
 
 
-# -- tensors ------------------------------------------------------------------------------------------------------------
+# -- tensors ----------------------------------------------------------------------------------------------------------
 
 
 def padded_heads(decoder: Decoder) -> list[Layer]:
@@ -273,8 +279,9 @@ def _attention(
             if name in "qk" and turned and model.heads:
                 tensor = interleaved(tensor, rows // decoder.key)
             yield f"attn_{name}.{part}", tensor
-    yield "attn_output.weight", filled(
-        own.get("self_attn.o_proj.weight"), (decoder.hidden, layer.heads * decoder.value)
+    yield (
+        "attn_output.weight",
+        filled(own.get("self_attn.o_proj.weight"), (decoder.hidden, layer.heads * decoder.value)),
     )
     if "self_attn.o_proj.bias" in own:
         yield "attn_output.bias", own["self_attn.o_proj.bias"]

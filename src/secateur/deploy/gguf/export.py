@@ -79,7 +79,9 @@ def export_gguf(
             write(file, title, decoder, vocabulary, form)
             found = compare(file, model, tokenizer, decoder.context)
             check_difference(found, permitted, name)
-        travel(model, Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None, tokenizer, folder)
+        travel(
+            model, Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None, tokenizer, folder
+        )
         parity = parity_of(found, permitted)
         info = described(model, decoder, folder, name, found, parity)
         info |= {"parameters": count, "zeros": zeros}
@@ -99,8 +101,8 @@ def zeros_in_words(zeros: float) -> list[str]:
     if zeros < WORTH_A_WORD:
         return []
     return [
-        f"{100 * zeros:.0f}% of the weights are zeros, which bring nothing in llama.cpp: they are stored and multiplied "
-        "like other numbers; remove heads and neurons instead"
+        f"{100 * zeros:.0f}% of the weights are zeros, which bring nothing in llama.cpp: they are stored and "
+        "multiplied like other numbers; remove heads and neurons instead"
     ]
 
 

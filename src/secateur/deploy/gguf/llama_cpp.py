@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,25 @@ from typing import Any
 from secateur.deploy import runner
 from secateur.deploy.target import DeployError, translated
 
+GREEDY = {"temperature": 0, "cache_prompt": False, "return_tokens": True}
+
 
 @dataclass(frozen=True)
 class Completion:
     """What llama.cpp wrote.
 
     tokens: the new ones. text: as llama.cpp decodes them.
-    steps: of each new token, token -> log probability of the likeliest; empty where none were asked for.
     prompt_ms, decode_ms: milliseconds for reading the prompt, and for all new tokens after the first.
     """
 
     tokens: list[int]
     text: str
-    steps: list[Mapping[int, float]]
     prompt_ms: float
     decode_ms: float
 
 
 class LlamaCpp:
-    """A `.gguf` file on llama.cpp, with keys and values in float32."""
+    """A `.gguf` file that is open on llama.cpp."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -48,41 +48,45 @@ class LlamaCpp:
         """The tokens of a text, with those that belong around every text."""
         return list(self._ask("/tokenize", content=text, add_special=True, parse_special=True)["tokens"])
 
-    def complete(self, prompt: Sequence[int], count: int, *, likeliest: int = 0, ends: bool = False) -> Completion:
-        """Continue tokens greedily.
+    def complete(self, prompt: Sequence[int], count: int, *, ends: bool = False) -> Completion:
+        """Continue tokens greedily by at most `count`.
 
-        likeliest: of how many tokens each step gives log probabilities. ends: stop where the text ends.
+        ends: stop where the text ends.
         """
-        answer = self._ask(
-            "/completion",
-            prompt=list(prompt),
-            n_predict=count,
-            n_probs=likeliest,
-            temperature=0,
-            cache_prompt=False,
-            return_tokens=True,
-            ignore_eos=not ends,
-        )
-        steps = [
-            {entry["id"]: entry["logprob"] for entry in step["top_logprobs"]}
-            for step in answer.get("completion_probabilities", ())
-        ]
+        answer = self._ask("/completion", **GREEDY, prompt=list(prompt), n_predict=count, ignore_eos=not ends)
         times = answer["timings"]
-        return Completion(answer["tokens"], answer["content"], steps, times["prompt_ms"], times["predicted_ms"])
+        return Completion(answer["tokens"], answer["content"], times["prompt_ms"], times["predicted_ms"])
+
+    def log_probabilities(self, prompt: Sequence[int], likeliest: int, whole: int) -> dict[int, float]:
+        """Token -> log probability of the likeliest tokens after a prompt, over the whole vocabulary.
+
+        whole: a token that is text by itself. The server tells no probabilities at a step that chooses a part of a
+        letter, so this one is chosen, which leaves the probabilities as they are.
+        """
+        one: dict[str, Any] = {"n_predict": 1, "n_probs": likeliest, "logit_bias": [[whole, 1e6]]}
+        answer = self._ask("/completion", **{**GREEDY, "cache_prompt": True}, **one, prompt=list(prompt))
+        (step,) = answer["completion_probabilities"]
+        return {entry["id"]: entry["logprob"] for entry in step["top_logprobs"]}
 
 
 @contextlib.contextmanager
-def running(path: Path, context: int, threads: int = 1) -> Iterator[LlamaCpp]:
+def running(path: Path, context: int, threads: int = 1, *, exact: bool = True) -> Iterator[LlamaCpp]:
     """llama.cpp with a file, for texts of at most `context` tokens, in a process that ends with the block.
+
+    exact: attention in float32 rather than, as is usual, in float16.
 
     Raises DeployError, with llama.cpp's own words, when it cannot open the file or dies of it.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     command = [sys.executable, "-P", runner.__file__, "--llama-cpp", str(path)]
     command += ["--threads", str(threads), "--length", str(context)]
-    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
-    ) as process:
+    command += ["--exact"] if exact else []
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True, env=environment
+        ) as process,
+    ):
         timer = threading.Timer(runner.START_LIMIT_S, process.kill)
         timer.daemon = True
         timer.start()

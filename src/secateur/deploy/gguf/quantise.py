@@ -135,8 +135,8 @@ def words(name: str, form: Format, shapes: Mapping[str, Sequence[int]], added: i
     for (row, kind), megabytes in sorted(fallen.items(), key=lambda item: -item[1])[:3]:
         block = BLOCK if kind == "F16" else K_BLOCK
         sentences.append(
-            f"tensors with rows of {row}, no multiple of {block}, are stored as {kind.lower()} instead of {name}, which "
-            f"takes {megabytes:.1f} MB more"
+            f"tensors with rows of {row}, no multiple of {block}, are stored as {kind.lower()} instead of {name}, "
+            f"which takes {megabytes:.1f} MB more"
         )
     return sentences
 
@@ -174,5 +174,7 @@ def quantised(array: np.ndarray, kind: str) -> np.ndarray:
     out = np.empty((rows, length // block * size), np.uint8)
     done = _library().ggml_quantize_chunk(int(number), array.ctypes.data, out.ctypes.data, 0, rows, length, None)
     if done != out.nbytes:
-        raise DeployError(f"llama.cpp stored {done} bytes of {kind}, where {out.nbytes} were expected; update the extra gguf")
+        raise DeployError(
+            f"llama.cpp stored {done} bytes of {kind}, where {out.nbytes} were expected; update the extra gguf"
+        )
     return out

@@ -1,6 +1,6 @@
 """Writes the GGUF file of a decoder, one tensor in memory at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,11 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary) -> None:
 def summary(name: str, decoder: Decoder, form: Format) -> list[str]:
     """Sentences on what was padded and what sizes cost."""
     layers = sizes_of(decoder, form)
-    added = sum(new.ffn - old.ffn for old, new in zip(decoder.layers, layers, strict=True))
+    before = decoders.padded_heads(decoder)
+    added = sum(new.ffn - old.ffn for old, new in zip(before, layers, strict=True))
     sentences = list(decoder.notes)
+    if any(not layer.ffn for layer in decoder.layers):
+        sentences.append("layers without neurons get one of zeros, which llama.cpp wants")
     if not decoder.layers[0].heads:
         sentences.append("the first layer attends no more; it gets one head of zeros, which llama.cpp wants")
     return sentences + quantise.words(name, form, shapes_of(decoder, layers), added)
-
-
-def described(decoder: Decoder, form: Format, name: str) -> Mapping[str, Any]:
-    """What `artefact.json` says of the file besides its size."""
-    return {"architecture": decoder.architecture, "format": name, "bits": quantise.BITS[form.usual]}
