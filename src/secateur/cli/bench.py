@@ -29,8 +29,8 @@ def command(
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="Of torch, secateur, onnx, openvino, executorch, litert, llama.cpp (.keras files: keras, litert, tflite, "
-            "onnx, openvino, savedmodel); default: all installed but llama.cpp."
+            help="Of torch, secateur, onnx, openvino, executorch, litert, llama.cpp (.keras files: keras, litert, "
+            "tflite, onnx, openvino, savedmodel); default: all installed but llama.cpp."
         ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "8",
