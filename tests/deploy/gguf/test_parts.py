@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from secateur.deploy.gguf import quantise
+from secateur.deploy.gguf.compare import divergence
 from secateur.deploy.gguf.decoder import Layer, decoder_of, filled, interleaved, padded_heads, tensors
 from secateur.deploy.gguf.vocabulary import BYTE, CONTROL, GIVEN, UNKNOWN, UNUSED, vocabulary_of
 from secateur.deploy.target import DeployError
@@ -72,7 +73,9 @@ def test_models_that_llama_cpp_does_not_have_are_refused_with_a_reason():
     assert "Qwen3ForCausalLM" in refused(decoder("Qwen3", layers=1))
     assert "llama.cpp's Llama computes SiLU, not gelu" in refused(decoder(layers=1, hidden_act="gelu"))
     rule = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0}
-    assert "of the kind dynamic; default, linear, llama3 are written" in refused(decoder(layers=1, rope_parameters=rule))
+    assert "of the kind dynamic; default, linear, llama3 are written" in refused(
+        decoder(layers=1, rope_parameters=rule)
+    )
 
 
 def test_strange_parameters_and_heads_are_refused_with_a_reason():
@@ -119,7 +122,9 @@ def test_neurons_fill_up_blocks_and_the_cost_is_said():
     form = quantise.find("q4_0")
     said = quantise.words("q4_0", form, {"blk.0.attn_output.weight": (1000, 1000)}, 24)
     assert "24 neurons of zeros fill up blocks of 32" in said[0]
-    assert said[1].endswith("rows of 1000, no multiple of 32, are stored as f16 instead of q4_0, which takes 1.4 MB more")
+    assert said[1].endswith(
+        "rows of 1000, no multiple of 32, are stored as f16 instead of q4_0, which takes 1.4 MB more"
+    )
     assert quantise.words("f16", quantise.find("f16"), {"blk.0.attn_output.weight": (1000, 1000)}, 0) == []
 
 
@@ -136,6 +141,13 @@ def test_eight_bits_are_llama_cpps():
         back = gguf.quants.dequantize(quantise.quantised(values, kind), gguf.GGMLQuantizationType[kind])
         assert back.shape == values.shape
         assert 0 < np.abs(back - values).max() < bound
+
+
+def test_the_divergence_counts_the_other_tokens_as_one():
+    # of shares 1/2, 1/4, 1/8, 1/8 against 1/4, 1/4, 1/4, 1/4: the last two together are 1/4 against 1/2
+    expected = 0.5 * np.log(2) + 0.25 * np.log(0.5)
+    assert divergence(np.log([0.5, 0.25]), np.log([0.25, 0.25])) == pytest.approx(expected)
+    assert divergence(np.log([0.5, 0.25]), np.log([0.5, 0.25])) == 0.0
 
 
 # -- tokenizers -----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ class Difference:
     """How far llama.cpp is from PyTorch.
 
     relative_error: largest of a log probability (`secateur.agreement`). gap: largest absolute difference of one.
-    divergence: mean KL divergence from PyTorch's distribution over the tokens compared, in nats.
+    divergence: mean KL divergence from PyTorch's distribution, in nats; all other tokens together count as one.
     agreement: share of steps with the same likeliest token. steps: how many were compared.
     """
 
@@ -80,9 +80,17 @@ def difference(model: Any, ids: list[int], got: Mapping[int, Mapping[int, float]
         name = f"log probabilities after {length} tokens"
         expected[name], found[name] = row[tokens], np.fromiter(step.values(), np.float64, len(step))
         same.append(int(row.argmax()) == max(step, key=lambda token: step[token]))
-        divergences.append(float((np.exp(row[tokens]) * (expected[name] - found[name])).sum()))
+        divergences.append(divergence(expected[name], found[name]))
     try:
         worst = agreement.compare(expected, found)
     except agreement.AgreementError as error:
         raise DeployError(f"llama.cpp's log probabilities cannot be compared with PyTorch's: {error}") from error
     return Difference(worst.error, worst.gap, float(np.mean(divergences)), float(np.mean(same)), len(same))
+
+
+def divergence(expected: np.ndarray, got: np.ndarray) -> float:
+    """The KL divergence, in nats, of log probabilities of some tokens, with the others together as one more token; it
+    is a lower bound of that over all tokens."""
+    shares = np.exp(expected)
+    rest, other = (max(1.0 - float(np.exp(values).sum()), 1e-9) for values in (expected, got))
+    return max(0.0, float((shares * (expected - got)).sum()) + rest * float(np.log(rest / other)))
