@@ -111,7 +111,7 @@ def test_fewer_bits_are_smaller_and_close(name, tmp_path):
     said = []
     model = cut(decoder(layers=2, hidden_size=256), [(2, 40), (2, 256)])
     made = export_gguf(model, tmp_path / "out", quantize=name, tokenizer=byte_level(), say=said.append)
-    bound = {"f16": 1e-2, "q8_0": 5e-2}.get(name, 1.0)
+    bound = {"f16": 1e-2, "q8_0": 0.25}.get(name, 1.0)
     assert 1e-6 < made.parity.relative_error < bound
     assert made.bytes < 0.6 * 4 * made.parameters
     assert any("neurons of zeros" in sentence for sentence in said) == (name != "f16")

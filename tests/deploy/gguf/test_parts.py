@@ -1,4 +1,4 @@
-"""What becomes a GGUF file, without llama.cpp: sizes, order of rows, types of numbers, tokenizers, and what is refused."""
+"""What becomes a GGUF file, without llama.cpp: sizes, order of rows, types of numbers, tokenizers; what is refused."""
 
 import numpy as np
 import pytest

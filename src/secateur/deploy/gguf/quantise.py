@@ -41,7 +41,7 @@ FORMATS = {
     "f32": Format("F32", "F32", "F32", 0, 1e-4),
     "f16": Format("F16", "F16", "F16", 1, 1e-2),
     "bf16": Format("BF16", "BF16", "BF16", 32, 1e-1),
-    "q8_0": Format("Q8_0", "Q8_0", "Q8_0", 7, 1e-1),
+    "q8_0": Format("Q8_0", "Q8_0", "Q8_0", 7, 0.25),
     "q6_k": Format("Q6_K", "Q6_K", "Q6_K", 18, None),
     "q5_k_m": Format("Q5_K", "Q6_K", "Q6_K", 17, None),
     "q4_k_m": Format("Q4_K", "Q6_K", "Q6_K", 15, None),
