@@ -1,7 +1,8 @@
 """Tiny decoders with sizes by layer, and tokenizers that llama.cpp has."""
 
+import json
+
 import torch
-import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -25,7 +26,8 @@ def byte_level(pre="gpt-2", size=320, **options):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = ["<|end|>", "<|start|>"]
     raw.train_from_iterator(
-        TEXTS, trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet)
+        TEXTS,
+        trainers.BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", bos_token="<|start|>", **options)
 
@@ -34,10 +36,8 @@ def sentencepiece():
     """A byte-pair tokenizer as Llama 2 has: blanks are a letter, and unknown letters become bytes."""
     raw = Tokenizer(models.BPE())
     raw.normalizer = normalizers.Replace(" ", "▁")
-    raw.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=90))
+    raw.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=90, show_progress=False))
     learnt = raw.get_vocab()
-    import json
-
     merges = [tuple(pair) for pair in json.loads(raw.to_str())["model"]["merges"]]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokens += [token for token in sorted(learnt, key=learnt.get) if token not in tokens]
@@ -91,6 +91,3 @@ def greedy(model, prompt, count):
         for _ in range(count):
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
     return ids[0, len(prompt) :].tolist()
-
-
-__all__ = ["byte_level", "cut", "decoder", "greedy", "sentencepiece", "transformers"]
