@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
+from secateur.cli.shell import complete
 
 if TYPE_CHECKING:
     from secateur.deploy.jobs.results import Bench
@@ -29,14 +30,15 @@ def command(
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="Of torch, secateur, onnx, openvino, executorch, litert (.keras files: keras, litert, tflite, onnx, "
-            "openvino, savedmodel); default: all installed."
+            help="Of torch, secateur, onnx, openvino, executorch, litert, llama.cpp (.keras files: keras, litert, "
+            "tflite, onnx, openvino, savedmodel); default: all installed but llama.cpp.",
+            autocompletion=complete.some_of(complete.RUNTIMES),
         ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "8",
     length: Annotated[str, typer.Option(help="Lengths in tokens, e.g. 64,128.")] = "64",
     turns: Annotated[int, typer.Option(help="Rounds in which the models take turns.", min=1)] = 12,
-    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino).")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino, llama.cpp).")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compare artefacts with the SHA-256 of their files first.")
     ] = False,
@@ -52,6 +54,7 @@ def command(
     task: common.TaskOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Time models in turn, each in a process of its own: median and quartiles, start-up, memory, bytes."""
     from secateur.cli import kinds
@@ -78,8 +81,11 @@ def command(
         write_report(shown, [], report)
         return
     if not models:
-        raise SecateurError("which models? pass folders, the dense one first, or --results of a kit")
-    options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": common.note}
+        raise SecateurError(
+            "which models? pass folders, the dense one first, as in `secateur bench ./model ./small`, or --results of "
+            "a kit"
+        )
+    options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": progress.say}
     if some_keras:
         from secateur.cli import keras
 
@@ -169,7 +175,7 @@ def show(result: "Bench", plot: Path | None, *, json: bool) -> None:
     else:
         show_table(result)
     if result.timings and all(t.error for t in result.timings):
-        raise SecateurError("nothing could be timed; the rows say why")
+        raise SecateurError("nothing could be timed; the rows say why, and `secateur doctor` what is installed")
 
 
 def show_table(result: "Bench") -> None:

@@ -1,14 +1,17 @@
-"""Shared by the commands: option types, progress bars, tables, and opening the model and the data that options name."""
+"""Shared by the commands: option types, tables, and opening the model and the data that options name."""
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import kinds
+from secateur.cli import kinds, progress
+from secateur.cli.progress import note as note
+from secateur.cli.progress import track as track
+from secateur.cli.shell import complete
 from secateur.errors import printable
 from secateur.training import ranks
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from secateur.tasks.base.task import Options
 
 MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL, TRAINING_PANEL = "Model", "Data", "Output", "Fine-tuning"
+OTHER_PANEL = "Other"
 
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, a hub id such as org/name, or a .keras file.", metavar="MODEL")
@@ -28,6 +32,7 @@ TaskOption = Annotated[
     typer.Option(
         help="What the model is for, e.g. text-classification or question-answering; default: what its config says.",
         rich_help_panel=MODEL_PANEL,
+        autocompletion=complete.one_of(complete.TASKS),
     ),
 ]
 RemoteCodeOption = Annotated[
@@ -42,14 +47,11 @@ LayoutFileOption = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        help="CSV, TSV, JSON lines, Parquet, text, a datasets folder, a folder of images or sounds, or the name of a "
-        "data set of the hub; .npz for a .keras file.",
-        rich_help_panel=DATA_PANEL,
-    ),
-]
+DATA_HELP = (
+    "CSV, TSV, JSON lines, Parquet, text, a datasets folder, a folder of images or sounds, or the name of a data set "
+    "of the hub; .npz for a .keras file."
+)
+DataOption = Annotated[str | None, typer.Option(help=DATA_HELP, rich_help_panel=DATA_PANEL)]
 
 
 def _column_option(role: str) -> Any:
@@ -77,12 +79,18 @@ BatchOption = Annotated[int, typer.Option(help="Examples in a batch.", min=1, ri
 SeedOption = Annotated[
     int, typer.Option(help="Seed of splits and training.", min=0, max=2**32 - 1, rich_help_panel=DATA_PANEL)
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: torch's.", min=1)]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads; default: torch's.", min=1, rich_help_panel=OTHER_PANEL)
+]
 CheckOption = Annotated[
     bool,
     typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
+QuietOption = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Show no progress.", callback=progress.be_quiet, rich_help_panel=OUTPUT_PANEL),
+]
 TrainArgsOption = Annotated[
     Path | None,
     typer.Option(
@@ -105,24 +113,9 @@ OverwriteOption = Annotated[
 ]
 
 
-def track(items: Iterable[Any], description: str) -> Iterator[Any]:
-    """The items, with a progress bar on standard error if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track as bar
-
-    total = len(items) if isinstance(items, Sized) else None
-    yield from bar(items, description, total=total, console=Console(stderr=True), transient=True)
-
-
 def say(text: str = "") -> None:
     """Text on standard output, whatever file it comes from; line breaks and tabs stay."""
     typer.echo(printable(text, keep="\n\t"))
-
-
-def note(text: str) -> None:
-    """One line for the person who waits, on standard error; from one process of `torchrun`."""
-    if ranks.is_first():
-        typer.echo(printable(text, keep="\n\t"), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -186,7 +179,9 @@ def read_layout(path: Path | None) -> "Layout | None":
     try:
         return Layout.from_text(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise LayoutError(f"the layout file {path} cannot be read: {error}") from None
+        raise LayoutError(
+            f"the layout file {path} cannot be read: {error}; `secateur inspect MODEL --layout > {path}` writes one"
+        ) from None
 
 
 def read_data(source: str | None, split: str | None) -> "Table":
@@ -195,7 +190,10 @@ def read_data(source: str | None, split: str | None) -> "Table":
     from secateur.errors import DataError
 
     if source is None:
-        raise DataError("data is needed here; pass --data FILE")
+        raise DataError(
+            "data is needed here; pass --data rows.csv (or another table, a folder, or a data set of the hub) with "
+            "the columns that the task reads, such as text and label"
+        )
     return read_table(source, split)
 
 

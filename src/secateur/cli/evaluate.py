@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli import common
+from secateur.cli.shell import complete
 
 NAME = "eval"
 EXAMPLES = (
@@ -47,6 +48,7 @@ def command(
         typer.Option(
             help="[bold]perplexity[/], or what the model is for (text-classification, ...); default: as its config.",
             rich_help_panel=common.MODEL_PANEL,
+            autocompletion=complete.one_of(("perplexity", *complete.TASKS)),
         ),
     ] = None,
     threads: common.ThreadsOption = None,
@@ -55,6 +57,7 @@ def command(
     report: common.ReportOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Score a model of any task, with --against next to the dense model; without labels --against is needed.
 

@@ -79,6 +79,11 @@ class Stage:
     budget: Budget | float | None
     weights: Sequence[str] | None = None
 
+    @property
+    def title(self) -> str:
+        """The name of its bar."""
+        return f"{self.criterion.__name__} for {self.pattern}"
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -110,7 +115,7 @@ def decide(host: TorchHost, steps: Sequence[Stage], calibration: Iterable[Any], 
     """The plan of all stages, each scored on the unchanged model, merged with what was pruned before it was opened."""
     plan = host.plan or Plan()
     for step in steps:
-        data = track(calibration, f"{step.criterion.__name__} for {step.pattern}")
+        data = track(calibration, step.title)
         plan = plan.merge(prune(host, step.criterion, step.pattern, step.budget, data, weights=step.weights))
     return plan.check(host.layout)
 
@@ -197,7 +202,7 @@ def run(
     tuned = None
     if tuning.epochs > 0:
         ranks.shared(plan)
-        small, plan = _tune(host, small, steps, data, tuning, plan, progress=track is not silent)
+        small, plan = _tune(host, small, steps, data, tuning, plan, progress=track)
         tuned = evaluate(task, small.model, data.test, reference, track)
     shortened = None
     if tokens is not None:
@@ -258,7 +263,7 @@ def _tune(
     tuning: Tuning,
     plan: Plan,
     *,
-    progress: bool,
+    progress: Track | bool,
 ) -> tuple[TorchHost, Plan]:
     """Fine-tune `small` with its zeros held, or a copy of `dense` that is pruned gradually; the model and its plan."""
     gradual, zeros = None, None

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur import notebook
 from secateur.errors import DataError
 from secateur.metrics.classes import CLASSES
 from secateur.metrics.drop import Drop, drop
@@ -51,6 +52,16 @@ class Evaluation:
     def value(self) -> float:
         """The value of the main metric."""
         return self.values[self.metric]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            *self.values.items(),
+            ("loss", self.loss),
+            (f"{self.divergence} to dense", self.kl),
+            ("flips", self.flips),
+        ]
+        title = f"{self.task}, {self.rows:,} rows{', against the answers of the dense model' * self.is_against_dense}"
+        return notebook.table(title, ("metric", "value"), [(name, notebook.number(value)) for name, value in rows])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file, without the predictions."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from secateur import notebook
 from secateur.metrics.drop import Drop
 from secateur.metrics.evaluation import Evaluation
 from secateur.schemas.record import Matrix, Provenance, Sizes, Units
@@ -121,6 +122,21 @@ class Found:
     seconds: Mapping[str, float] = field(default_factory=dict)
     folder: Path | None = None
     origin: Origin | None = None
+
+    def _repr_html_(self) -> str:
+        points = [*self.baselines, *self.points]
+        metric = points[0].drop.metric if points else "metric"
+        rows = [
+            (
+                f"{point.name}{' (the result)' * (point is self.best)}",
+                *map(notebook.number, (point.speed_up, point.drop.pruned, point.lost)),
+                notebook.interval(point.drop.interval),
+                f"{point.parameters[0] / point.parameters[1]:.1%}",
+            )
+            for point in points
+        ]
+        columns = ("model", "times as fast", metric, "drop", "95% interval", "parameters")
+        return notebook.table("Models that were measured", columns, rows, notes=[self.reading])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values: `asked`, `measured` on each runtime, the drop of the main metric, the `frontier`."""

@@ -59,8 +59,11 @@ class Stages(Chooser):
         *,
         track: Track = silent,
         say: Say = lambda text: None,
+        stage: Say = lambda name: None,
+        best: Say = lambda text: None,
     ) -> None:
-        super().__init__(host, task, rows, work, settings, by_divergence=target.by_divergence, track=track, say=say)
+        shown: dict[str, Any] = {"track": track, "say": say, "stage": stage, "best": best}
+        super().__init__(host, task, rows, work, settings, by_divergence=target.by_divergence, **shown)
         self.target = target
         asked = hashlib.sha256(repr((target, settings)).encode()).hexdigest()[:12]
         self.points = work / f"asked-{asked}"

@@ -55,6 +55,8 @@ def automatic(
     save_options: Mapping[str, Any] | None = None,
     track: Track = silent,
     say: Say = lambda text: None,
+    stage: Say = lambda name: None,
+    best: Say = lambda text: None,
 ) -> Found:
     """Prune a model until it is as fast or small as the target says, with the least loss of quality, and measure both.
 
@@ -65,6 +67,7 @@ def automatic(
     heal_seconds: the most that training with the dense model as teacher takes, for each model; 0 for none.
     search_seconds: the most that the local search on true divergence takes.
     work: folder that keeps finished stages, so that a killed run goes on; a temporary one when left out.
+    track, say, stage, best: show bars, sentences, the names of stages, and the best candidate so far.
 
     Where the target is missed nothing is written, unless the target asks for the `closest`.
 
@@ -81,7 +84,7 @@ def automatic(
         raise TargetError("zeros are chosen for one latency, not along a frontier; leave out --zeros or --frontier")
     with _working(work) as place:
         make = MixedStages if target.zeros else Stages
-        stages = make(host, task, target, rows, place, settings, track=track, say=say)
+        stages = make(host, task, target, rows, place, settings, track=track, say=say, stage=stage, best=best)
         if frontier:
             found = along(stages, frontier)
         elif target.limits:

@@ -82,9 +82,12 @@ class Chooser:
         by_divergence: bool = False,
         track: Track = silent,
         say: Say = lambda text: None,
+        stage: Say = lambda name: None,
+        best: Say = lambda text: None,
     ) -> None:
         self.host, self.task, self.rows = host, task, rows
         self.work, self.settings, self.track, self.say = work, settings, track, say
+        self.stage, self.best = stage, best
         self.by_divergence = by_divergence
         self.inside = layer_of_axes(host.layout)
         self.seconds: dict[str, float] = {}
@@ -102,7 +105,8 @@ class Chooser:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the seconds that the context lasts to those of a stage."""
+        """Shows a stage, and adds the seconds that the context lasts to those of the stage."""
+        self.stage(stage)
         start = time.perf_counter()
         try:
             yield
@@ -211,7 +215,7 @@ class Chooser:
                 inside=self.inside,
                 seconds=self.settings.search_seconds,
                 seed=self.settings.seed,
-                say=self.say,
+                say=self.best,
                 seen=lambda moves, divergence: trace.append((moves, divergence)),
             )
             return replace(chosen, candidate=better, divergence=trial.divergence(better), trace=tuple(trace))

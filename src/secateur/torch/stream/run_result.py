@@ -1,12 +1,15 @@
 """The results of a streamed run: the record of each block, the last files of its folder, and the report."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur import record
 from secateur._version import __version__
+from secateur.card import write as card
 from secateur.files import write_json
 from secateur.layout import Layout
 from secateur.recipe import Recipe
@@ -14,6 +17,7 @@ from secateur.record import write_record
 from secateur.records.model import model_type_of
 from secateur.torch.blockwise.prune_block import left_out
 from secateur.torch.blockwise.walk import Done
+from secateur.torch.files import describe
 from secateur.torch.files.hashes import write_hashes
 from secateur.torch.files.safetensors_header import INDEX, read_entries
 from secateur.torch.files.safetensors_shards import write_shard
@@ -104,7 +108,10 @@ def finish(
                 "blocks": list(report.blocks),
             },
         )
-        record = model_record(
+        shapes = [entry.shape for entry in skeleton.entries.values()]
+        zeros = report.zeros
+        describe.write(work.result, skeleton.folder, type(skeleton.model).__name__, map(math.prod, shapes), zeros=zeros)
+        measured = model_record(
             blocks,
             layout,
             recipe,
@@ -114,7 +121,7 @@ def finish(
             folder=work.result,
             distilled=distilled,
         )
-        write_record(record, work.result)
+        write_record(measured, work.result)
         write_hashes(work.result, {**{block["file"]: block["sha256"] for block in blocks}, **rest})
     work.finish()
     return report
@@ -140,8 +147,9 @@ def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> di
 
 
 def _copy_others(source: Path, folder: Path) -> None:
-    """Copy the files that contain no weights: config, tokenizer and so on."""
+    """Copy the files that contain no weights: config, tokenizer and so on, but not what describes the dense model."""
     weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+    own = (INDEX, card.NAME, record.NAME)
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name != INDEX:
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name not in own:
             shutil.copyfile(path, folder / path.name)
