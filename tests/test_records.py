@@ -135,5 +135,6 @@ def test_data_is_named_by_the_last_part_of_its_path_with_its_hash(tmp_path):
     assert found.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert data_file("test", tmp_path).sha256 is None
     assert data_file("test", "org/reviews").name == "org/reviews"
+    assert data_file("test", tmp_path / "gone.csv").name == "gone.csv"
     made = provenance_of(seed=3, data=[found])
     assert (made.seed, made.data[0].rows, "numpy" in made.versions) == (3, 3, True)
