@@ -111,7 +111,7 @@ def test_numbers_that_no_file_holds_are_left_out():
     assert [stage.name for stage in stages] == ["dense"]
     (curve,) = curve_of("a", "x", "y", [(0, 1.0), (1, None), (2, float("nan")), (3, 2)])
     assert curve.points == [[0.0, 1.0], [3.0, 2.0]]
-    assert curve_of("a", "x", "y", [(0, None)]) == []
+    assert curve_of("a", "x", "y", [(0, 1.0), (1, None)]) == []
 
 
 def test_the_parity_of_an_artefact_is_that_of_its_description():
