@@ -107,6 +107,7 @@ def test_numbers_that_no_file_holds_are_left_out():
     drop = Drop("accuracy", 0.9, 0.8, 0.1, (0.0, float("inf")), 4, 0.01, None)
     quality = quality_of(drop, evaluation(0.8, kl=float("inf"), flips=0.25))
     assert (quality.drop, quality.interval, quality.divergence, quality.flips) == (0.1, None, None, 0.25)
+    assert quality_of(drop, evaluation(0.8, flips=-1e-16)).flips == 0.0
     stages = stages_of([("dense", evaluation(0.9)), ("pruned", None), ("healed", evaluation(float("inf")))])
     assert [stage.name for stage in stages] == ["dense"]
     (curve,) = curve_of("a", "x", "y", [(0, 1.0), (1, None), (2, float("nan")), (3, 2)])

@@ -9,7 +9,7 @@ from secateur.metrics.drop import Drop
 from secateur.metrics.evaluation import Evaluation
 from secateur.record import read_record
 from secateur.records.provenance import provenance_of
-from secateur.records.quality import are_finite, finite, in_words, parity_of, quality_of, stages_of
+from secateur.records.quality import are_finite, finite, in_words, parity_of, quality_of, share, stages_of
 from secateur.schemas.record import DataFile, Example, Parity, Quality, Record, Speed, Stage
 from secateur.schemas.results import Machine
 from secateur.scores import TextScore
@@ -67,7 +67,7 @@ def read_text(model: str, score: TextScore, data: Iterable[DataFile] = (), secon
             interval=list(score.interval) if score.interval is not None and are_finite(*score.interval) else None,
             rows=score.windows,
             divergence=finite(score.kl),
-            flips=score.flips,
+            flips=share(score.flips),
         )
     record = Record(
         title=name_of(model),

@@ -28,7 +28,7 @@ def quality_of(drop: Drop, evaluation: Evaluation) -> Quality | None:
         is_against_dense=evaluation.is_against_dense,
         divergence_name=evaluation.divergence,
         divergence=finite(evaluation.kl),
-        flips=evaluation.flips,
+        flips=share(evaluation.flips),
     )
 
 
@@ -64,6 +64,11 @@ def parity_of(runtime: str, compared: Mapping[str, Any] | None) -> list[Parity]:
 def finite(value: float | None) -> float | None:
     """The number itself, or None for NaN and infinity, which no JSON file holds."""
     return value if value is not None and are_finite(value) else None
+
+
+def share(value: float | None) -> float | None:
+    """A share within 0 and 1, out of which a sum of rounded parts may fall by some 1e-16; None for no number."""
+    return None if value is None or not are_finite(value) else min(1.0, max(0.0, value))
 
 
 def are_finite(*values: float) -> bool:
