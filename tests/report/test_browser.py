@@ -37,7 +37,7 @@ DRIVE = """<script>
   for (const details of all("details.model")) details.open = true;
   await until(() => all(".chart").every((chart) => chart.dataset.drawn === "yes"));
   seen.charts = all(".chart").map((chart) => [chart.dataset.drawn, chart.querySelectorAll("svg path").length > 0]);
-  seen.labels = all(".chart svg").map((svg) => svg.getAttribute("aria-label"));
+  seen.labels = all("[role=graphics-document]").map((one) => one.getAttribute("aria-label"));
   seen.fits = all(".chart svg").every((svg) => svg.clientWidth <= svg.closest(".chart").clientWidth + 1);
   seen.scrolls = document.documentElement.scrollWidth > innerWidth;
 

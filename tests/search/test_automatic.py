@@ -254,6 +254,13 @@ def test_a_speed_that_nothing_reaches_ends_a_frontier_and_keeps_the_others(opene
     said = []
     found = search(host, task, target, rows, tmp_path / "out", frontier=(1.3, 1e6), say=said.append, **QUICK)
     assert [point.name for point in found.points] == ["1.3x"]
+    record, (point,) = read_record(tmp_path / "out" / "1.3x"), found.points
+    shown = [(one.name, one.group, one.is_result) for one in record.frontier]
+    assert shown == [("dense", "dense", False), ("1.3x", "chosen", True), ("uniform-1.3x", "uniform", False)]
+    assert record.frontier[1].latency_share == pytest.approx(1 / point.speed_up)
+    assert record.asked[0].asked == "1.3x"
+    (speed,) = record.speeds
+    assert (speed.runtime, speed.dense_ms, speed.ms) == ("torch", 10.0, pytest.approx(10.0 / point.speed_up))
     assert any("1e+06x and faster are left out" in line for line in said)
 
 

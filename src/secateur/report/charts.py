@@ -87,7 +87,7 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
     ]
     healed = {"transform": [{"filter": "isValid(datum.after)"}], "mark": {"type": "rule", "strokeDash": [3, 3]}}
     result = [{"filter": "datum.is_result"}]
-    label = {"type": "text", "dy": -18, "fontWeight": 600, "fontSize": 13, "text": "this model"}
+    label: Spec = {"type": "text", "dy": -18, "fontWeight": 600, "fontSize": 13, "text": "this model"}
     return _chart(
         f"{y} over {x}, by group of models",
         rows,
