@@ -24,7 +24,8 @@ def folders(tmp_path, monkeypatch):
 def test_one_line_names_the_page_and_its_size(call, folders, place):
     done = call("report", *folders, "--output", place / "page.html")
     assert (done.code, done.err) == (0, "")
-    assert done.out == f"{place / 'page.html'} written, 0.2 MB; open it in a browser\n"
+    size = (place / "page.html").stat().st_size / 1e6
+    assert done.out == f"{place / 'page.html'} written, {size:.1f} MB; open it in a browser\n"
     assert "Comparison of 3 models" in (place / "page.html").read_text(encoding="utf-8")
 
 

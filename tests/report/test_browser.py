@@ -30,13 +30,14 @@ for (const name of ["error", "warn"]) console[name] = (...words) => seen.errors.
 </script>"""
 DRIVE = """<script>
 (async () => {
-  const until = async (test) => { for (let n = 0; n < 600 && !test(); n++) await new Promise((f) => setTimeout(f, 100)); };
+  const until = async (test) => { for (let n = 0; n < 600 && !test(); n++)
+    await new Promise((f) => setTimeout(f, 99)); };
   await until(() => document.documentElement.hasAttribute("data-ready"));
   const all = (what) => [...document.querySelectorAll(what)];
   for (const details of all("details.model")) details.open = true;
   await until(() => all(".chart").every((chart) => chart.dataset.drawn === "yes"));
   seen.charts = all(".chart").map((chart) => [chart.dataset.drawn, chart.querySelectorAll("svg path").length > 0]);
-  seen.labels = all(".chart svg").map((svg) => svg.getAttribute("aria-label"));
+  seen.labels = all("[role=graphics-document]").map((one) => one.getAttribute("aria-label"));
   seen.fits = all(".chart svg").every((svg) => svg.clientWidth <= svg.closest(".chart").clientWidth + 1);
   seen.scrolls = document.documentElement.scrollWidth > innerWidth;
 
@@ -68,9 +69,10 @@ DRIVE = """<script>
 
 def visit(folder, records, *options):
     """What the added script saw of the page of these records."""
-    text = render(records).replace("<style>", f"{WATCH}<style>", 1).replace("</body>", f"{DRIVE}</body>")
+    text = render(records).replace("<style>", f"{WATCH}<style>", 1)
+    page, _, _ = text.rpartition("</body>")  # Vega holds this word too
     path = folder / "page.html"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(f"{page}{DRIVE}</body></html>", encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     command += ["--virtual-time-budget=120000", *options, "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)

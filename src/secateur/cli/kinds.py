@@ -17,6 +17,7 @@ KINDS = {
     "perplexity": "--task perplexity",
     "torch": "a run on a PyTorch model",
     "keras": "a run on a .keras file",
+    "gguf": "an export to GGUF",
     "results": "showing --results of a kit",
     "kit": "writing an --export-kit",
     "time": "timing models here",
@@ -26,6 +27,7 @@ KINDS = {
     "compiled-answer": "running a compiled model, which stays as it was packed",
     "compiled-write": "running a compiled model, which stays as it was packed",
     "compiled-continue": "running a compiled decoder, which stays as it was packed",
+    "llama": "running a GGUF artefact on llama.cpp",
 }
 """The words of an error for each kind of run."""
 
@@ -70,9 +72,11 @@ TABLES: dict[str, dict[str, str]] = {
         "perplexity": "text context samples",
     },
     "export": {
-        "torch keras": "model to output data samples batch length sparse tolerance overwrite json",
-        "torch": "text_column image_column audio_column split generate int8 tokens value activations cascade task "
-        "threads trust_remote_code",
+        "torch keras gguf": "model to output tolerance overwrite json",
+        "torch keras": "data samples batch length sparse",
+        "torch gguf": "threads trust_remote_code",
+        "torch": "text_column image_column audio_column split generate int8 tokens value activations cascade task",
+        "gguf": "quantize",
     },
     "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check levels plot"},
     "bench": {
@@ -84,9 +88,10 @@ TABLES: dict[str, dict[str, str]] = {
         "results": "results",
     },
     "run": {
-        _RUNS: "model inputs data text_column image_column audio_column split max_length threads json",
+        f"{_RUNS} llama": "model inputs data text_column split threads json",
+        _RUNS: "image_column audio_column max_length",
         "answer write compiled-answer compiled-write": "batch_size",
-        "write continue compiled-write compiled-continue": "new_tokens",
+        "write continue compiled-write compiled-continue llama": "new_tokens",
         "answer write continue": "value activations dense measure",
         "answer write continue compiled-answer compiled-write": "task",
     },

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import secrets
+from importlib.metadata import version
 from pathlib import Path
 
 from secateur.errors import SecateurError
@@ -28,12 +29,14 @@ def javascript() -> str:
     """The script: it defines `vega`, `vegaLite` and `vegaEmbed`, asks for nothing, and may stand inside a page."""
     import vl_convert
 
-    versions = f"{vl_convert.__version__} {vl_convert.get_vega_version()} {vl_convert.get_vegalite_versions()[-1]}"
+    versions = (
+        f"{version('vl-convert-python')} {vl_convert.get_vega_version()} {vl_convert.get_vegalite_versions()[-1]}"
+    )
     file = cache_folder() / f"vega-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.js"
     kept = _read(file)
     if kept is not None:
         return kept
-    script = vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    script = vl_convert.javascript_bundle(snippet=None).replace("</script", "<\\/script").replace("<!--", "<\\!--")
     _keep(file, script)
     return script
 
