@@ -41,7 +41,7 @@ DRIVE = """<script>
   seen.fits = all(".chart svg").every((svg) => svg.clientWidth <= svg.closest(".chart").clientWidth + 1);
   seen.scrolls = document.documentElement.scrollWidth > innerWidth;
 
-  const mark = document.querySelector(".chart svg .mark-symbol path[aria-label]");
+  const mark = all(".chart path[aria-label]").find((path) => path.ariaLabel.includes("model: "));
   const box = mark.getBoundingClientRect();
   const at = {bubbles: true, clientX: box.x + box.width / 2, clientY: box.y + box.height / 2};
   for (const kind of ["pointerover", "mouseover", "pointermove", "mousemove"]) {
