@@ -3,6 +3,8 @@
 import torch
 
 from secateur.recipe import make_recipe
+from secateur.record import NAME as RECORD
+from secateur.torch.files.hashes import HASHES
 from tests import zoo
 
 
@@ -12,8 +14,9 @@ def windows(count=6, context=16, seed=0):
 
 
 def files(folder):
-    """Every file under a folder and its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file under a folder and its bytes, but the record, which has a date, and the hashes, which hold its own."""
+    found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: p.read_bytes() for name, p in found.items() if p.name not in (RECORD, HASHES)}
 
 
 def recipe(**values):

@@ -16,10 +16,14 @@ from torch import nn
 
 from secateur.deploy import runner
 from secateur.deploy.operator_library import installed_library
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, meant
 
 TARGETS = ("onnx", "openvino", "executorch", "litert")
 """Runtimes that take an exported artefact: the module of that name here holds its `TARGET`."""
+
+
+GGUF = "gguf"
+"""The target that takes a decoder itself rather than a traced program: see `secateur.deploy.gguf`."""
 
 
 class DeployError(SecateurError):
@@ -111,8 +115,10 @@ class Target:
 
 def find(name: str) -> Target:
     """The target of that name; DeployError when there is none or its runtime is not installed."""
+    if name == GGUF:
+        raise DeployError("GGUF files are written by secateur.deploy.export_gguf")
     if name not in TARGETS:
-        raise DeployError(f"no target {name!r}; there is {', '.join(TARGETS)}")
+        raise DeployError(f"no target {name!r}; there is {', '.join(TARGETS)}{meant(name, TARGETS)}")
     target: Target = importlib.import_module(f"secateur.deploy.targets.{name}_target").TARGET
     return target.require()
 
