@@ -8,12 +8,12 @@ import yaml
 from huggingface_hub import ModelCard
 
 from secateur.card.facts import Facts, facts_of
+from secateur.card.front_matter import read_front_matter, split
 from secateur.card.loading import auto_class, loading
 from secateur.card.page import card, is_hub_id
 from secateur.card.write import BEGIN, END, NAME, write_card
 from secateur.errors import ModelError
 from secateur.record import write_record
-from secateur.schemas.front_matter import read_front_matter, split
 from secateur.schemas.record import DataFile, Provenance, Quality, Record, Speed, Units
 from secateur.schemas.results import Machine
 
@@ -103,14 +103,19 @@ def test_strings_of_users_stay_strings():
     assert "<!--" not in body
 
 
-def test_what_people_add_to_a_card_stays(tmp_path):
+@pytest.fixture
+def folder(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    write_card(RECORD, tmp_path, ORIGIN)
-    path = tmp_path / NAME
+    return tmp_path
+
+
+def test_what_people_add_to_a_card_stays(folder):
+    write_card(RECORD, folder, ORIGIN)
+    path = folder / NAME
     assert read_front_matter(path)["license"] == "mit"
     text = path.read_text().replace("tags:", "datasets:\n- imdb\ntags:\n- reviews")
     path.write_text(text.replace(BEGIN, f"My words.\n\n{BEGIN}") + "\nMore words.\n")
-    write_record(RECORD.model_copy(update={"title": "smaller", "units": []}), tmp_path)
+    write_record(RECORD.model_copy(update={"title": "smaller", "units": []}), folder)
     front, body = split(path.read_text())
     assert body.startswith("\nMy words.\n\n<!--")
     assert body.endswith("More words.\n")
@@ -120,22 +125,27 @@ def test_what_people_add_to_a_card_stays(tmp_path):
     assert (front["datasets"], front["license"]) == (["imdb"], "mit")
     assert front["tags"] == ["secateur", "reviews", "pruning"]
     before = path.read_text()
-    write_record(RECORD.model_copy(update={"title": "smaller", "units": []}), tmp_path)
+    write_record(RECORD.model_copy(update={"title": "smaller", "units": []}), folder)
     assert path.read_text() == before
 
 
-def test_a_card_of_somebody_else_stays_as_it_is(tmp_path):
-    (tmp_path / NAME).write_text("# Mine\n")
+def test_a_card_of_somebody_else_stays_as_it_is(folder):
+    (folder / NAME).write_text("# Mine\n")
+    write_record(RECORD, folder)
+    assert (folder / NAME).read_text() == "# Mine\n"
+
+
+def test_a_picture_is_shown_where_there_is_one(folder):
+    write_card(RECORD, folder)
+    assert "![" not in (folder / NAME).read_text()
+    (folder / "frontier.png").write_bytes(b"")
+    write_card(RECORD, folder)
+    assert "](frontier.png)" in (folder / NAME).read_text()
+
+
+def test_a_folder_of_another_kind_gets_no_card(tmp_path):
     write_record(RECORD, tmp_path)
-    assert (tmp_path / NAME).read_text() == "# Mine\n"
-
-
-def test_a_picture_is_shown_where_there_is_one(tmp_path):
-    write_card(RECORD, tmp_path)
-    assert "![" not in (tmp_path / NAME).read_text()
-    (tmp_path / "frontier.png").write_bytes(b"")
-    write_card(RECORD, tmp_path)
-    assert "](frontier.png)" in (tmp_path / NAME).read_text()
+    assert not (tmp_path / NAME).exists()
 
 
 def test_a_damaged_plan_is_said(tmp_path):

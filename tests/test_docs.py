@@ -11,7 +11,7 @@ from .text_models import write_classifier, write_texts
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).parents[1]
 KERAS = "docs/keras.md"  # runs in a process of its own: see tests/keras/test_docs.py
-PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "README.zh.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
 PAGES.remove(KERAS)
 FAST = ("README.md",)
 START = "docs/index.md"  # its Python opens what its commands have written

@@ -51,7 +51,7 @@ FLOORS = (
     "deploy.target",
     "deploy.onnx_graph",
     "deploy.targets",
-    "deploy.jobs",
+    "deploy.jobs deploy.gguf",
     "search search.choosing search.sparse",
     "report",
     "jobs",

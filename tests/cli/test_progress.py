@@ -1,6 +1,7 @@
 """Progress: plain lines in a log, at most one of a bar in ten seconds; nothing with --quiet, and bars on a terminal."""
 
 import io
+import json
 
 import pytest
 
@@ -136,3 +137,18 @@ def test_quiet_shows_nothing(log, clock):
 def test_other_processes_of_torchrun_show_nothing(monkeypatch):
     monkeypatch.setattr(ranks, "is_first", lambda: False)
     assert Progress(io.StringIO()).is_quiet
+
+
+def test_a_command_names_its_stages_on_standard_error_unless_it_is_quiet(call, classifier, data, place):
+    pytest.importorskip("torch")
+    options = ("--criterion", "taylor", "--pattern", "ffn", "--sparsity", 0.5, "--calibration-samples", 8)
+    command = ("prune", classifier, "--data", data, *options, "--output", place / "out", "--json")
+    shown = call(*command)
+    assert shown.code == 0, shown.err
+    told = [line for line in shown.err.splitlines() if line.startswith("stage ")]
+    assert told == ["stage 1 of 3: dense model", "stage 2 of 3: taylor for ffn", "stage 3 of 3: evaluate"]
+    json.loads(shown.out)
+    quiet = call(*command, "--overwrite", "--quiet")
+    assert quiet.code == 0, quiet.err
+    assert "stage" not in quiet.err
+    assert "\r" not in shown.err + quiet.err

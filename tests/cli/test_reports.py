@@ -1,6 +1,7 @@
 """Records that commands leave in a model's folder, and the page of --report that is made of them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,16 +46,30 @@ def page(monkeypatch):
     return shown
 
 
-def pruned(result, dense, rows, folder, *more):
-    units = ["--criterion", "magnitude", "--pattern", "ffn", "--sparsity", 0.75]
-    return result("prune", dense, "--data", rows, *units, "--max-length", 16, "--output", folder, *more)
+UNITS = ("--criterion", "magnitude", "--pattern", "ffn", "--sparsity", 0.75, "--max-length", 16)
 
 
-def test_a_pruned_folder_has_a_record_of_what_was_measured_and_no_row_of_the_data(
-    result, call, dense, rows, tmp_path, page
-):
-    folder, report = tmp_path / "small", tmp_path / "report.html"
-    outcome = pruned(result, dense, rows, folder, "--report", report)
+@pytest.fixture(scope="module")
+def kept():
+    """What `small` has made, once for all tests."""
+    return {}
+
+
+@pytest.fixture
+def small(result, dense, rows, page, kept):
+    """What `prune --report` says, the folder that it writes, and the records that its page shows."""
+    if not kept:
+        place = dense.parent
+        told = result(
+            "prune", dense, "--data", rows, *UNITS, "--output", place / "small", "--report", place / "report.html"
+        )
+        kept.update(told=told, folder=place / "small", shown=list(page))
+        page.clear()
+    return SimpleNamespace(**kept)
+
+
+def test_a_pruned_folder_has_a_record_of_what_was_measured_and_no_row_of_the_data(call, small):
+    outcome, folder = small.told, small.folder
     record = read_record(folder)
     quality = record.quality
     assert (quality.metric, quality.rows) == (outcome["metric"], outcome["rows"]) == ("accuracy", 8)
@@ -80,17 +95,16 @@ def test_a_pruned_folder_has_a_record_of_what_was_measured_and_no_row_of_the_dat
     for file in folder.iterdir():
         content = file.read_bytes()
         assert not any(text.encode() in content for text in texts), file.name
-    (shown,) = page
+    (shown,) = small.shown
     assert shown.model_copy(update={"examples": []}) == record
     assert all(example.shown in texts for example in shown.examples)
-    assert report.read_text() == "page"
+    assert (folder.parent / "report.html").read_text() == "page"
 
 
 def test_an_evaluation_shows_rows_on_which_the_models_disagree_the_farthest_first(
-    result, call, dense, rows, tmp_path, page
+    result, call, dense, small, rows, tmp_path, page
 ):
-    folder = tmp_path / "small"
-    pruned(result, dense, rows, folder)
+    folder = small.folder
     words = ["eval", folder, "--data", rows, "--max-length", 16]
     told = result(*words, "--against", dense, "--report", tmp_path / "a.html")
     (shown,) = page
@@ -112,9 +126,8 @@ def test_an_evaluation_shows_rows_on_which_the_models_disagree_the_farthest_firs
     assert [(stage.name, stage.value) for stage in page[0].stages] == [("this model", told["values"]["accuracy"])]
 
 
-def test_models_that_are_timed_are_shown_side_by_side_with_their_own_records(result, dense, rows, tmp_path, page):
-    folder = tmp_path / "small"
-    pruned(result, dense, rows, folder)
+def test_models_that_are_timed_are_shown_side_by_side_with_their_own_records(result, dense, small, tmp_path, page):
+    folder = small.folder
     sizes = ["--runtime", "torch", "--batch", 1, "--length", 8, "--turns", 2]
     told = result("bench", dense, folder, *sizes, "--report", tmp_path / "page.html")
     first, second = page

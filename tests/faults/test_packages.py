@@ -53,6 +53,7 @@ def said(tmp_path_factory, classifier, data):
         "openvino": ("openvino",),
         "executorch": ("executorch",),
         "litert": ("litert_torch", "ai_edge_litert"),
+        "gguf": ("gguf", "xllamacpp"),
     }.items():
         for package in packages:
             cases[package] = ([package], ["export", classifier, "--to", target, "--output", place / "out"])
@@ -83,6 +84,8 @@ CASES = {
     "openvino": ("openvino", "secateur[openvino]"),
     "executorch": ("executorch", "secateur[executorch]"),
     "litert_torch": ("litert_torch", "secateur[litert]"),
+    "gguf": ("gguf", "secateur[gguf]"),
+    "xllamacpp": ("xllamacpp", "secateur[gguf]"),
     "ai_edge_litert": ("", "secateur[litert]"),  # litert_torch, which may be missing too, is looked for first
 }
 

@@ -76,7 +76,7 @@ def _reason(described: Mapping[str, Any]) -> str:
     if described.get("tokens") is not None:
         return "it runs with a schedule of tokens"
     if described.get("changes"):
-        return "the numbers of its config cannot express its sizes, which differ from layer to layer"
+        return "the numbers of its config cannot express its sizes"
     return "its zeros are stored packed"
 
 

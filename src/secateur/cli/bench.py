@@ -30,15 +30,15 @@ def command(
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="Of torch, secateur, onnx, openvino, executorch, litert (.keras files: keras, litert, tflite, onnx, "
-            "openvino, savedmodel); default: all installed.",
+            help="Of torch, secateur, onnx, openvino, executorch, litert, llama.cpp (.keras files: keras, litert, "
+            "tflite, onnx, openvino, savedmodel); default: all installed but llama.cpp.",
             autocompletion=complete.some_of(complete.RUNTIMES),
         ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "8",
     length: Annotated[str, typer.Option(help="Lengths in tokens, e.g. 64,128.")] = "64",
     turns: Annotated[int, typer.Option(help="Rounds in which the models take turns.", min=1)] = 12,
-    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino).")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights on top (onnx, openvino, llama.cpp).")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compare artefacts with the SHA-256 of their files first.")
     ] = False,

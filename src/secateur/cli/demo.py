@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
 
 if TYPE_CHECKING:
     from secateur.jobs.demo_results import FewerTokens, Line, Shown
@@ -47,7 +47,7 @@ def command(
 
     start = time.perf_counter()
     check_output(output, overwrite=overwrite)
-    common.note("loading torch and transformers ...")
+    progress.say("loading torch and transformers ...")
 
     from dataclasses import replace
 
@@ -58,7 +58,7 @@ def command(
     common.set_threads(threads)
     sizes = FULL if full else SHORT
     settings = replace(sizes, train_rows=train_rows or sizes.train_rows, epochs=epochs)
-    shown = run_demo(output, cache, settings, overwrite=overwrite, track=common.track, say=common.note)
+    shown = run_demo(output, cache, settings, overwrite=overwrite, track=progress.track, say=progress.say)
     if json:
         common.print_json(shown.as_json())
         return
@@ -89,6 +89,7 @@ def show(shown: "Shown", output: Path, seconds: float) -> None:
     common.say(tokens(shown.tokens))
     minutes, rest = divmod(round(seconds), 60)
     common.say(f"\nreport: {output / REPORT}   plot: {output / 'demo.png'}   took {minutes} min {rest} s")
+    common.say(", ".join(f"{stage} {taken:.0f} s" for stage, taken in shown.seconds.items()))
     common.say("\nnext:")
     for line in next_commands(output, shown):
         common.say(f"  {line}")

@@ -18,6 +18,7 @@ EXAMPLES = (
     "secateur export ./small --to litert --batch 1 --length 64 --output ./small-litert",
     "secateur export ./fewer-tokens --to onnx --cascade 0.99 --data rows.csv --output ./cascade-onnx",
     "secateur export ./decoder --to openvino --generate --output ./decoder-ov",
+    "secateur export ./decoder --to gguf --quantize q8_0 --output ./decoder-gguf",
     "secateur export model.keras --to litert --batch 1 --output ./small-litert",
 )
 
@@ -29,7 +30,7 @@ def command(
     to: Annotated[
         str,
         typer.Option(
-            help="onnx, openvino, executorch or litert; of a .keras file also savedmodel or tflite.",
+            help="onnx, openvino, executorch, litert or gguf (llama.cpp); of a .keras file also savedmodel or tflite.",
             autocompletion=complete.one_of(complete.FORMATS),
         ),
     ],
@@ -74,12 +75,12 @@ def command(
             "the full pass (0.99); certified on all rows of --data (onnx, openvino)."
         ),
     ] = None,
+    quantize: Annotated[str, typer.Option(help="GGUF: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.")] = "f16",
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
-    quiet: common.QuietOption = False,
 ) -> None:
     """Write a model for a runtime, run it there, and refuse to keep it when it differs from PyTorch (or Keras).
 
@@ -89,7 +90,7 @@ def command(
     from secateur.files import check_output
     from secateur.find_host import is_keras_file
 
-    kinds.refuse(context_, "keras" if is_keras_file(model) else "torch")
+    kinds.refuse(context_, "keras" if is_keras_file(model) else "gguf" if to == "gguf" else "torch")
     check_output(output, overwrite=overwrite)
     if is_keras_file(model):
         from secateur.cli import keras
@@ -97,6 +98,17 @@ def command(
         limits = {"batch": batch, "length": length, "tolerance": tolerance}
         made = keras.export(model, to, output, data, samples, sparse=sparse, overwrite=overwrite, **limits)
         show(made, "Keras", json=json, made_up=data is None)
+        return
+    remote: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    if to == "gguf":
+        from secateur.deploy.gguf.export import export_gguf
+
+        common.quiet_libraries()
+        common.set_threads(threads)
+        file = export_gguf(
+            model, output, quantize=quantize, tolerance=tolerance, overwrite=overwrite, say=common.note, **remote
+        )
+        show(file, "PyTorch", json=json, made_up=False)
         return
     rows = certifying = None
     if data is not None:
@@ -107,7 +119,6 @@ def command(
 
     common.quiet_libraries()
     common.set_threads(threads)
-    remote: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     made = export(
         model,
         to,

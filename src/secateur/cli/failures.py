@@ -33,6 +33,7 @@ EXTRAS = {
     "peft": "",
     "nncf": "",
     "gguf": "",
+    "xllamacpp": "gguf",
     "sentencepiece": "",
     "tiktoken": "",
 }

@@ -17,6 +17,7 @@ KINDS = {
     "perplexity": "--task perplexity",
     "torch": "a run on a PyTorch model",
     "keras": "a run on a .keras file",
+    "gguf": "an export to GGUF",
     "results": "showing --results of a kit",
     "kit": "writing an --export-kit",
     "time": "timing models here",
@@ -26,6 +27,7 @@ KINDS = {
     "compiled-answer": "running a compiled model, which stays as it was packed",
     "compiled-write": "running a compiled model, which stays as it was packed",
     "compiled-continue": "running a compiled decoder, which stays as it was packed",
+    "llama": "running a GGUF artefact on llama.cpp",
 }
 """The words of an error for each kind of run."""
 
@@ -63,30 +65,33 @@ TABLES: dict[str, dict[str, str]] = {
         "language": "recipe memory reconstruct owl sensitivity option",
     },
     "eval": {
-        "labels perplexity keras": "model against threads report overwrite json quiet",
-        "labels perplexity": "text_column task trust_remote_code check",
+        "labels perplexity keras": "model against threads report overwrite json",
+        "labels perplexity": "text_column task trust_remote_code check quiet",
         "labels keras": "data batch_size",
         "labels": f"{_COLUMNS} target_column split max_length new_tokens",
         "perplexity": "text context samples",
     },
     "export": {
-        "torch keras": "model to output data samples batch length sparse tolerance overwrite json quiet",
-        "torch": "text_column image_column audio_column split generate int8 tokens value activations cascade task "
-        "threads trust_remote_code",
+        "torch keras gguf": "model to output tolerance overwrite json",
+        "torch keras": "data samples batch length sparse",
+        "torch gguf": "threads trust_remote_code",
+        "torch": "text_column image_column audio_column split generate int8 tokens value activations cascade task",
+        "gguf": "quantize",
     },
     "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check levels plot"},
     "bench": {
-        "time kit keras results": "models overwrite json quiet",
+        "time kit keras results": "models overwrite json",
         "time keras results": "plot report",
-        "time kit keras": "runtime batch length turns threads",
+        "time kit keras": "runtime batch length turns threads quiet",
         "time kit": "int8 check task",
         "kit": "export_kit",
         "results": "results",
     },
     "run": {
-        _RUNS: "model inputs data text_column image_column audio_column split max_length threads json quiet",
+        f"{_RUNS} llama": "model inputs data text_column split threads json",
+        _RUNS: "image_column audio_column max_length",
         "answer write compiled-answer compiled-write": "batch_size",
-        "write continue compiled-write compiled-continue": "new_tokens",
+        "write continue compiled-write compiled-continue llama": "new_tokens",
         "answer write continue": "value activations dense measure",
         "answer write continue compiled-answer compiled-write": "task",
     },

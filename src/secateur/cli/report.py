@@ -33,4 +33,4 @@ def command(
     check_packages()
     check_output(output, overwrite=overwrite)
     written = write_report(of_folders(folders), output, overwrite=overwrite)
-    common.say(f"{written} written, {common.megabytes(written.stat().st_size)}")
+    common.say(f"{written} written, {common.megabytes(written.stat().st_size)} MB; open it in a browser")

@@ -17,6 +17,7 @@ EXAMPLES = (
     "secateur run ./eye photo.png another.png",
     "secateur run ./pruned --data texts.jsonl --json",
     'secateur run ./decoder "Once upon a time" --new-tokens 40 --value int8 --dense int8',
+    'secateur run ./decoder-gguf "Once upon a time" --new-tokens 40',
 )
 VALUES_HELP = "How kept weights are stored: float32, bfloat16, float16 or int8 (the last two: blocks or few tokens)."
 DENSE_HELP = "How layers with few zeros, such as the output layer, are stored for a decoder's steps: values as --value."
@@ -49,7 +50,6 @@ def command(
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     json: common.JsonOption = False,
-    quiet: common.QuietOption = False,
 ) -> None:
     """Run a pruned model on secateur's sparse kernels: what it answers, or the text that a decoder goes on with.
 
@@ -64,10 +64,19 @@ def command(
     table = None if data is None else common.read_data(data, split)
 
     from secateur.cli import kinds
-    from secateur.jobs.answer import compiled, generates, open_to_answer
+    from secateur.deploy.gguf.generate import is_gguf
+    from secateur.jobs.answer import answers_of_gguf, compiled, generates, open_to_answer
 
-    check_types(value, dense, activations)
     common.quiet_libraries()
+    if is_gguf(model):
+        kinds.refuse(context_, "llama")
+        given = table or list(inputs or ())
+        answers, found = answers_of_gguf(model, given, common.task_options(context_.params), threads or 1)
+        for sentence in found:
+            common.note(sentence)
+        show(answers, model, "llama.cpp goes on with the texts.", json=json)
+        return
+    check_types(value, dense, activations)
     common.set_threads(threads)
     opened = open_to_answer(model, task)
     kind = "continue" if opened.task is None else "write" if generates(opened.model) else "answer"

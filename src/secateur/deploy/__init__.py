@@ -1,16 +1,19 @@
 """Exports pruned models to runtimes, compares them with PyTorch there, and measures their size and latency.
 
     secateur.deploy.export("folder", "onnx", "out")
+    secateur.deploy.export_gguf("folder", "out", quantize="q8_0")
 
 `targets/` has one file for each runtime (`onnx`, `openvino`, `executorch`, `litert`) with its `Target`, which writes
-artefacts and describes what it can hold. `runner` loads and runs them; it needs no secateur, so that an export kit can
-carry it.
+artefacts and describes what it can hold; `gguf/` writes decoders for llama.cpp. `runner` loads and runs them; it needs
+no secateur, so that an export kit can carry it.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secateur.deploy.gguf.export import export_gguf
+    from secateur.deploy.gguf.generate import generate_text
     from secateur.deploy.jobs.bench import bench
     from secateur.deploy.jobs.cascade import cascade, open_cascade
     from secateur.deploy.jobs.export import export
@@ -22,7 +25,9 @@ _HOME = {
     "bench": "secateur.deploy.jobs.bench",
     "cascade": "secateur.deploy.jobs.cascade",
     "export": "secateur.deploy.jobs.export",
+    "export_gguf": "secateur.deploy.gguf.export",
     "generate": "secateur.deploy.jobs.generation",
+    "generate_text": "secateur.deploy.gguf.generate",
     "generator": "secateur.deploy.jobs.generation",
     "latency_table": "secateur.deploy.jobs.latency_table",
     "open_cascade": "secateur.deploy.jobs.cascade",
@@ -33,7 +38,9 @@ __all__ = [
     "bench",
     "cascade",
     "export",
+    "export_gguf",
     "generate",
+    "generate_text",
     "generator",
     "latency_table",
     "open_cascade",

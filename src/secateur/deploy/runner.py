@@ -34,6 +34,8 @@ import statistics  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import threading  # noqa: E402
+import urllib.error  # noqa: E402
+import urllib.request  # noqa: E402
 import warnings  # noqa: E402
 from collections.abc import Callable, Mapping, Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
@@ -209,6 +211,7 @@ DESCRIPTION = Fields(
         "levels": whole(0, 255),
         "versions": Many(TEXT, named=True),
         "sparse": Many(NOTE, named=True),
+        "gguf": Many(NOTE, named=True),
         "parity": PARITY,
         "generation": GENERATION,
         "cascade": CASCADE,
@@ -551,6 +554,57 @@ def open_saved_model(path: Path, threads: int) -> Opened:
     return Opened(call)
 
 
+Ask = Callable[[str, Mapping[str, Any]], dict[str, Any]]
+"""(path, request) -> answer of a server of llama.cpp, as its HTTP API documents them."""
+NEXT = "next_token"
+"""The output of a `.gguf` program: llama.cpp's choice after each row of tokens."""
+
+
+def open_llama_cpp(path: Path, threads: int, context: int, *, exact: bool = False) -> tuple[str, Ask]:
+    """A `.gguf` file on llama.cpp, whose server listens on this machine only: its address, and what asks it.
+
+    context: most tokens of a text, its continuation included. exact: attention in float32, not float16.
+    """
+    import xllamacpp
+
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":  # llama.cpp would say so on the standard error
+            raise ArtefactError(f"{path} is no GGUF file; export it again")
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx, settings.n_parallel, settings.fit_params, settings.warmup = context, 1, False, False
+    settings.n_batch = settings.n_ubatch = min(context, 512)
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+    settings.n_threads_http = 1
+    settings.ui = False
+    if exact:
+        settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = (
+            xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )  # it rounds to float16
+    server = xllamacpp.Server(settings)
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(place: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        return asked(direct, server.listening_address, place, request)
+
+    return server.listening_address, ask
+
+
+def asked(opener: Any, address: str, place: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer of llama.cpp's server at an address; ArtefactError with its own words where it refuses."""
+    body = json.dumps(dict(request)).encode()
+    message = urllib.request.Request(address + place, body, {"Content-Type": "application/json"})
+    try:
+        with opener.open(message, timeout=START_LIMIT_S) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        raise ArtefactError(f"llama.cpp refuses: {line(ValueError(error.read().decode(errors='replace')))}") from None
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"llama.cpp does not answer ({type(error).__name__}: {line(error)})") from None
+    return found
+
+
 OPENERS: dict[str, Callable[[Path, int], Opened]] = {
     ".tflite": open_litert,
     ".onnx": open_onnx,
@@ -596,6 +650,24 @@ def load_litert(folder: Path, graph: Mapping[str, Any], threads: int) -> Program
     return by_position(open_litert_torch(folder / graph["files"][0], threads), graph)
 
 
+def load_gguf(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
+    """On llama.cpp: reads each row of `input_ids` and chooses one token. It starts at the first call, with memory for
+    the keys and values of that many tokens."""
+    path, opened = folder / graph["files"][0], dict[int, Ask]()
+
+    def run(feed: Feed) -> dict[str, np.ndarray]:
+        ids = feed["input_ids"]
+        context = max(256, -(-(ids.shape[1] + 1) // 256) * 256)
+        if context not in opened:
+            opened.clear()
+            opened[context] = open_llama_cpp(path, threads, context)[1]
+        choice = {"n_predict": 1, "temperature": 0, "cache_prompt": False, "return_tokens": True, "ignore_eos": True}
+        rows = [opened[context]("/completion", {**choice, "prompt": row.tolist()})["tokens"] for row in ids]
+        return {NEXT: np.asarray(rows, np.int64)[:, 0]}
+
+    return run
+
+
 def load_keras_program(folder: Path, graph: Mapping[str, Any], threads: int) -> Program:
     """A program that Keras wrote, on its runtime; only the order of its inputs and outputs is that of the model."""
     path = folder / graph["files"][0]
@@ -625,6 +697,7 @@ LOADERS = {
     "openvino": Loader(load_openvino, {"openvino": ".xml"}),
     "executorch": Loader(load_executorch, {"executorch": ".pte"}),
     "litert": Loader(load_litert, {"litert": ".tflite"}),
+    "gguf": Loader(load_gguf, {"gguf": ".gguf"}),
     "torch": Loader("secateur.deploy.jobs.torch_runtimes:load", {"torch": SOURCE}, ["torch"]),
     "secateur": Loader("secateur.deploy.jobs.torch_runtimes:load_sparse", {"secateur": SOURCE}, ["secateur"]),
     "keras": Loader("secateur.deploy.jobs.keras_jobs:load", {"keras": ".keras"}, ["keras"]),
@@ -893,6 +966,25 @@ def serve(
         answer({"seconds": seconds[1:]})
 
 
+def serve_llama_cpp(path: Path, threads: int, context: int, *, exact: bool) -> None:
+    """Hold a `.gguf` file open until the standard input ends: one JSON object with the server's address, or an error.
+
+    llama.cpp ends the process where it finds a mistake, so it gets one of its own.
+    """
+    end_with_parent()
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    opened = None  # the server ends with what asks it
+    try:
+        opened = open_llama_cpp(path, threads, context, exact=exact)
+        answer = {"address": opened[0]}
+    except Exception as error:  # the process that started this one waits for an answer
+        answer = {"error": str(error) if isinstance(error, ArtefactError) else f"{type(error).__name__}: {line(error)}"}
+    print(json.dumps(answer), file=out, flush=True)
+    if opened is not None:
+        sys.stdin.read()
+
+
 def shares(info: Mapping[str, Any]) -> dict[str, float]:
     """How often each graph runs in a call that is timed. Made-up inputs say nothing of how sure a cascade is, so its
     second graph counts by the share of rows that needed it when it was made."""
@@ -1148,12 +1240,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="default: results.json beside this script")
     parser.add_argument("--library", help="secateur_onnx.so to use; default: the one of the kit")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--llama-cpp", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--exact", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ours", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
         serve(options.serve, options.batch, options.length, options.threads, options.library, options.ours)
+        return
+    if options.llama_cpp:
+        serve_llama_cpp(options.llama_cpp, options.threads, options.length, exact=options.exact)
         return
     folder = Path(__file__).parent
     if not (folder / KIT).is_file():

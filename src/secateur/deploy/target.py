@@ -22,6 +22,10 @@ TARGETS = ("onnx", "openvino", "executorch", "litert")
 """Runtimes that take an exported artefact: the module of that name here holds its `TARGET`."""
 
 
+GGUF = "gguf"
+"""The target that takes a decoder itself rather than a traced program: see `secateur.deploy.gguf`."""
+
+
 class DeployError(SecateurError):
     """A model cannot be exported, or an artefact cannot be run, as asked."""
 
@@ -111,6 +115,8 @@ class Target:
 
 def find(name: str) -> Target:
     """The target of that name; DeployError when there is none or its runtime is not installed."""
+    if name == GGUF:
+        raise DeployError("GGUF files are written by secateur.deploy.export_gguf")
     if name not in TARGETS:
         raise DeployError(f"no target {name!r}; there is {', '.join(TARGETS)}{meant(name, TARGETS)}")
     target: Target = importlib.import_module(f"secateur.deploy.targets.{name}_target").TARGET

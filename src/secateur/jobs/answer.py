@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur import runtime
 from secateur.data.table import Table
+from secateur.deploy.gguf.generate import generate_text
 from secateur.errors import ModelError
 from secateur.jobs.open_task import Opened as Folder
 from secateur.jobs.open_task import look
@@ -199,3 +200,20 @@ def compiled(opened: Opened, rows: Rows | Prompts, batch_size: int, options: Map
         untraced = f" Nothing was fused: {error}"
     report: Any = fast.secateur_report
     return fast, report.summary() + untraced
+
+
+def answers_of_gguf(
+    folder: str, data: Table | Sequence[str], options: Options, threads: int = 1
+) -> tuple[list[Answer], Sequence[str]]:
+    """How a GGUF artefact goes on with each text, on llama.cpp, and sentences on what was read of the data.
+
+    Raises SecateurError for data without texts, and for a text that is too long.
+    """
+    table, named = (data, options.columns) if isinstance(data, Table) else of_arguments((PROMPT,), data)
+    texts, chosen = prompts(table, named)
+    written = generate_text(folder, texts, options.new_tokens, threads=threads)
+    answers = [
+        Answer(text, one.prompt_ms + one.decode_ms, {"generated": one.text})
+        for text, one in zip(texts, written, strict=True)
+    ]
+    return answers, chosen.found

@@ -19,6 +19,7 @@ from secateur.data.table import Table, split_table
 from secateur.errors import ModelError
 from secateur.jobs.open_task import open_to_train
 from secateur.jobs.prune_model import save_dense
+from secateur.tasks.base.evaluate import Track
 from secateur.tasks.base.task import Options
 from secateur.torch.host import TorchHost
 from secateur.training.fine_tune import fine_tune
@@ -116,7 +117,7 @@ def options_of(settings: Settings) -> Options:
     return Options(max_length=LENGTH, seed=settings.seed)
 
 
-def dense_model(settings: Settings, cache: Path, train: Table, *, progress: bool = True) -> tuple[Path, bool]:
+def dense_model(settings: Settings, cache: Path, train: Table, *, progress: Track | bool = True) -> tuple[Path, bool]:
     """Folder of MiniLM trained on the reviews, and whether it came from the cache."""
     made_of = {
         "settings": {name: getattr(settings, name) for name in TRAINED},

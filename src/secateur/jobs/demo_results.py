@@ -142,12 +142,12 @@ def outcome_line(outcome: Outcome, dense: Line) -> Line:
 
 
 def with_times(line: Line, timings: Sequence[Timing]) -> Line:
-    """The line with its latency on each runtime that runs it."""
+    """The line with its latency on each runtime that runs it; what the search has timed stays where nothing else is."""
     own = [timing for timing in timings if timing.model == line.name and not timing.error]
     return replace(
         line,
-        latency={timing.runtime: timing.ratio for timing in own},
-        latency_ms={timing.runtime: timing.median_ms for timing in own},
+        latency={**line.latency, **{timing.runtime: timing.ratio for timing in own}},
+        latency_ms={**line.latency_ms, **{timing.runtime: timing.median_ms for timing in own}},
     )
 
 

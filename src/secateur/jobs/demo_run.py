@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from secateur import criteria
 from secateur.budget import Global, Uniform
 from secateur.data.table import Table
 from secateur.deploy import runner
-from secateur.deploy.jobs.bench import artefact, bench, installed
+from secateur.deploy.jobs.bench import OURS, artefact, bench, installed
 from secateur.deploy.jobs.export import export
-from secateur.deploy.jobs.results import Bench
+from secateur.deploy.jobs.results import Bench, Timing
 from secateur.deploy.jobs.timing import Shape, in_turn
 from secateur.deploy.target import TARGETS, find
 from secateur.files import new_folder
@@ -37,6 +38,7 @@ from secateur.jobs.demo_results import (
 from secateur.jobs.open_task import Opened, look, open_host, prepare_search
 from secateur.jobs.prune_model import Data, Stage, Tuning, run, save_dense
 from secateur.records.provenance import data_file
+from secateur.report.bundle import check_packages
 from secateur.search.journal import work_folder
 from secateur.search.points import Found
 from secateur.search.target import make_target
@@ -51,8 +53,8 @@ from secateur.training.fine_tune import fine_tune
 
 SHAPE = (1, 128)
 """Batch and tokens of the calls that are timed, on one thread."""
-RUNTIMES = ("torch", "secateur", "onnx", "openvino")
-"""Where models are timed, as far as these are installed."""
+EXPORTED = ("onnx", "openvino")
+"""Where models are timed beside torch and secateur, as far as these are installed."""
 TURNS = 12
 LONG, LONG_TEXTS, WORDS = 256, 64, 230
 """Tokens of a long text, how many there are at most, and words that fill one for sure."""
@@ -74,6 +76,7 @@ class _Stages:
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
+        self.say(f"  {self.seconds[name]:.0f} s")
 
 
 def procedures(settings: Settings) -> dict[str, tuple[Stage, Tuning]]:
@@ -108,12 +111,13 @@ def run_demo(
     `report.html`.
     """
     train, test = demo_rows(settings)
+    check_packages()  # before anything is trained, as the runtime
     if settings.runtime in TARGETS:
-        find(settings.runtime)  # before anything is trained
+        find(settings.runtime)
     recipes = procedures(settings)
     stages = _Stages(5 + len(recipes) + settings.has_textbook, say)
     with stages.next("dense", f"train MiniLM on {len(train):,} {described(settings)}; {len(test):,} are held out"):
-        folder, cached = dense_model(settings, cache, train, progress=track is not silent)
+        folder, cached = dense_model(settings, cache, train, progress=track)
         say(f"dense model {'taken from the cache' if cached else 'trained'}: {folder}; now its named axes are traced")
         opened = look(str(folder), None)
         host, task = open_host(opened, options_of(settings))
@@ -129,7 +133,8 @@ def run_demo(
             with stages.next("dense, trained on", "the dense model trains on for as long as the pruned ones will"):
                 lines.append(trained_on(lines[0], host, data, settings, partial, reference, track))
         asked = " and ".join(f"{speed:g} times" for speed in settings.speed_ups)
-        with stages.next("search", f"a search for {asked} the speed on {settings.runtime}, without training"):
+        healed = "" if settings.heal_seconds else ", without training"
+        with stages.next("search", f"a search for {asked} the speed on {settings.runtime}{healed}"):
             found = searched(host, task, (train, test), settings, partial / "searched", track, say)
         lines += [point_line(point, "chosen", lines[0]) for point in found.points]
         for name, (stage, tuning) in recipes.items():
@@ -139,7 +144,7 @@ def run_demo(
         with stages.next("tokens", f"texts of {LONG} tokens, of which fewer and fewer go on"):
             tokens, token_times = fewer_tokens(opened, host, test, settings, partial / TOKENS, track)
         with stages.next("latency", f"latency, {SHAPE[0]} x {SHAPE[1]} tokens, one thread, all models in turn"):
-            model_times = timed_everywhere(lines, found, partial, say)
+            model_times = timed_everywhere(lines, found, partial, settings, say)
             lines = [with_times(line, model_times.timings) for line in lines]
         with stages.next("report", "report and plot"):
             uniform = [point_line(point, "uniform", lines[0]) for point in found.baselines]
@@ -168,7 +173,7 @@ def trained_on(
         learning_rate=settings.learning_rate,
         batch_size=data.batch_size,
         seed=settings.seed + 1,
-        progress=track is not silent,
+        progress=track,
     )
     name = "dense, trained on"
     folder = output / slug(name)
@@ -244,10 +249,14 @@ def long_texts(rows: Table, words: int = WORDS, most: int = LONG_TEXTS) -> Table
     return Table({"text": [texts[i] for i in order], "label": [labels[i] for i in order]}, rows.source)
 
 
-def timed_everywhere(lines: Sequence[Line], found: Found, output: Path, say: Say) -> Bench:
-    """Each model on each runtime that is installed, in turn with the dense one. Zeros run on secateur's operators in
-    ONNX Runtime; what the search has exported is not exported again."""
+def timed_everywhere(lines: Sequence[Line], found: Found, output: Path, settings: Settings, say: Say) -> Bench:
+    """Each model on each runtime that is installed, in turn with the dense one.
+
+    Zeros run on secateur's operators in ONNX Runtime; what the search has exported is not exported again. Without the
+    textbook procedures, units that were pruned by hand are not exported, for the sake of time.
+    """
     folders = {line.name: output / line.folder for line in lines}
+    exporting = [line.name for line in lines if settings.has_textbook or line.group != "units"]
     exported = [(point, m) for point in found.points for m in point.measured.values() if m.runtime in TARGETS]
     ready = {(point_name(point), m.runtime): m.artefact for point, m in exported}
     ready |= {(lines[0].name, m.runtime): m.dense_artefact for point, m in exported if point is found.points[0]}
@@ -260,17 +269,15 @@ def timed_everywhere(lines: Sequence[Line], found: Found, output: Path, say: Say
             return destination
         return artefact(folders[name], runtime, destination, shape, loading={})
 
-    here = [name for name in RUNTIMES if name in installed()]
-    batch, length = (SHAPE[0],), (SHAPE[1],)
-    return in_turn(
-        list(folders),
-        here,
-        batch,
-        length,
-        make,
-        lambda runtime: False,
-        threads=1,
-        turns=TURNS,
-        result=lambda timings: Bench(timings, [], 1, runner.machine()),
-        say=say,
-    )
+    def timed(names: Sequence[str], runtimes: Sequence[str]) -> list[Timing]:
+        here = [name for name in runtimes if name in installed()]
+        options: dict[str, Any] = {"threads": 1, "turns": TURNS, "result": of_timings, "say": say}
+        made = in_turn(names, here, (SHAPE[0],), (SHAPE[1],), make, lambda runtime: False, **options)
+        return made.timings
+
+    return of_timings([*timed(list(folders), OURS), *timed(exporting, EXPORTED)])
+
+
+def of_timings(timings: list[Timing]) -> Bench:
+    """What was timed on one thread here."""
+    return Bench(timings, [], 1, runner.machine())

@@ -3,10 +3,12 @@
 Making the script takes seconds of processor time, so it is kept in the cache folder, by the versions of what is in it.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import secrets
+from importlib.metadata import version
 from pathlib import Path
 
 from secateur.errors import SecateurError
@@ -27,12 +29,14 @@ def javascript() -> str:
     """The script: it defines `vega`, `vegaLite` and `vegaEmbed`, asks for nothing, and may stand inside a page."""
     import vl_convert
 
-    versions = f"{vl_convert.__version__} {vl_convert.get_vega_version()} {vl_convert.get_vegalite_versions()[-1]}"
+    versions = (
+        f"{version('vl-convert-python')} {vl_convert.get_vega_version()} {vl_convert.get_vegalite_versions()[-1]}"
+    )
     file = cache_folder() / f"vega-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.js"
     kept = _read(file)
     if kept is not None:
         return kept
-    script = vl_convert.javascript_bundle().replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    script = vl_convert.javascript_bundle(snippet=None).replace("</script", "<\\/script").replace("<!--", "<\\!--")
     _keep(file, script)
     return script
 
@@ -54,7 +58,8 @@ def _keep(file: Path, script: str) -> None:
         temporary.write_text(f"{_seal(script)}\n{script}", encoding="utf-8", newline="\n")
         os.replace(temporary, file)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _seal(script: str) -> str:

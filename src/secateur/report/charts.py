@@ -20,7 +20,8 @@ CONFIG: Spec = {
     "view": {"stroke": None},
     "axis": {
         "labelColor": FAINT, "titleColor": FAINT, "titleFontWeight": "normal", "titleFontSize": 12, "labelFontSize": 12,
-        "gridColor": GRID, "domainColor": GRID, "tickColor": GRID, "titlePadding": 10, "labelPadding": 5,
+        "gridColor": GRID, "domainColor": GRID, "tickColor": GRID, "labelSeparation": 8, "titlePadding": 10,
+        "labelPadding": 5,
     },
     "legend": {
         "labelColor": INK, "titleColor": FAINT, "labelFontSize": 12, "orient": "top", "title": None, "symbolSize": 90,
@@ -72,11 +73,11 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
     """Quality over cost. rows: x (share of dense), y, group, name, is_result, and as text x_text, y_text; of points
     before healing also `after`, the value that healing led to."""
     points = _by_group([row["group"] for row in rows], 0), _by_group([row["group"] for row in rows], 1)
-    place = {"x": _number("x", x, ".0%", zero=False, nice=True, padding=14)}
+    place: Spec = {"x": _number("x", x, ".0%", zero=False, nice=True, padding=14)}
     place["y"] = _number("y", y, zero=False, nice=True, padding=14)
     tips = _tips(("name", "model"), ("group", "group"), ("x_text", x), ("y_text", y))
-    shown = {**place, "color": points[0], "shape": points[1], "tooltip": tips}
-    lines = [
+    shown: Spec = {**place, "color": points[0], "shape": points[1], "tooltip": tips}
+    lines: list[Spec] = [
         {
             "transform": [{"filter": {"field": "group", "equal": group}}],
             "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.45, "color": GROUPS[group][0]},
@@ -86,7 +87,7 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
     ]
     healed = {"transform": [{"filter": "isValid(datum.after)"}], "mark": {"type": "rule", "strokeDash": [3, 3]}}
     result = [{"filter": "datum.is_result"}]
-    label = {"type": "text", "dy": -18, "fontWeight": 600, "fontSize": 13, "text": "this model"}
+    label: Spec = {"type": "text", "dy": -18, "fontWeight": 600, "fontSize": 13, "text": "this model"}
     return _chart(
         f"{y} over {x}, by group of models",
         rows,
@@ -109,14 +110,15 @@ def latencies(rows: Rows) -> Spec:
     """Bars of milliseconds, the dense model beside the pruned one. rows: setting, model ("dense" or "pruned"), ms, low,
     high (quartiles or None), label (text at the end of a bar), ms_text, range_text."""
     order = ["dense", "pruned"]
-    place = {
+    place: Spec = {
         "y": {
             "field": "setting", "type": "nominal", "title": None, "sort": None, "scale": {"paddingInner": 0.35},
             "axis": {"labelLimit": 190, "ticks": False, "domain": False, "labelColor": INK},
         },
         "yOffset": {"field": "model", "sort": order, "scale": {"domain": order, "paddingInner": 0.15}},
     }  # fmt: skip
-    time = _number("ms", "milliseconds, median and quartiles", zero=True, nice=True)
+    most = 1.25 * max(row["end"] for row in rows)  # room for the texts at the ends of the bars
+    time = _number("ms", "milliseconds, median and quartiles", zero=True, domainMax=most, nice=False)
     models = {"field": "model", "type": "nominal", "scale": {"domain": order, "range": [DENSE, CHOSEN]}}
     tips = _tips(("setting", "where"), ("model", "model"), ("ms_text", "median"), ("range_text", "quartiles"))
     whiskers = [{"filter": "isValid(datum.low) && isValid(datum.high)"}]
@@ -149,7 +151,7 @@ def cells(rows: Rows, what: str) -> Spec:
     as text share_text, sizes. what: what the share is of, for the description."""
     columns = list(dict.fromkeys(row["column"] for row in rows))
     slim = len(columns) > 4
-    place = {
+    place: Spec = {
         "y": {
             "field": "row", "type": "nominal", "sort": None, "title": None,
             "axis": {"labelColor": INK, "domain": False, "ticks": False, "labelLimit": 110},
@@ -162,9 +164,14 @@ def cells(rows: Rows, what: str) -> Spec:
             },
         },
     }  # fmt: skip
-    kept = {"field": "share", "type": "quantitative", "legend": None, "scale": {"domain": [0, 1], "range": [0.05, 1]}}
+    kept: Spec = {
+        "field": "share",
+        "type": "quantitative",
+        "legend": None,
+        "scale": {"domain": [0, 1], "range": [0.05, 1]},
+    }
     tips = _tips(("row", "where"), ("column", "what"), ("share_text", what), ("sizes", "sizes"))
-    ink = {"condition": {"test": "datum.share > 0.62", "value": "var(--on-cell)"}, "value": INK}
+    ink = {"condition": {"test": "datum.share > 0.72", "value": "var(--on-cell)"}, "value": INK}
     return _chart(
         f"{what}, by block",
         rows,
@@ -187,15 +194,15 @@ def curves(rows: Rows, names: Sequence[str], x: str, y: str) -> Spec:
     colours = [SERIES[number % len(SERIES)] for number in range(len(names))]
     dashes = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [4, 4]]
     legend = None if len(names) == 1 else {"columns": 2, "symbolType": "stroke", "labelLimit": 220}
-    colour = {
+    colour: Spec = {
         "field": "name", "type": "nominal", "sort": None, "legend": legend,
         "scale": {"domain": list(names), "range": colours},
     }  # fmt: skip
-    dash = {
+    dash: Spec = {
         "field": "name", "type": "nominal", "legend": legend,
         "scale": {"domain": list(names), "range": [dashes[number % len(dashes)] for number in range(len(names))]},
     }  # fmt: skip
-    place = {"x": _number("x", x, zero=False, nice=False), "y": _number("y", y, zero=False, nice=True)}
+    place: Spec = {"x": _number("x", x, zero=False, nice=False), "y": _number("y", y, zero=False, nice=True)}
     tips = _tips(("name", "line"), ("x_text", x), ("y_text", y))
     return _chart(
         f"{y} over {x}: {', '.join(names)}",
@@ -212,13 +219,14 @@ def curves(rows: Rows, names: Sequence[str], x: str, y: str) -> Spec:
 
 
 def stages(rows: Rows, y: str) -> Spec:
-    """Quality after each step of the work. rows: stage, y, y_text, divergence_text."""
-    place = {
+    """Quality after each step of the work. rows: stage, y, y_text, divergence_text, and is_low for a point that is
+    lower than its neighbours, whose text stands below."""
+    place: Spec = {
         "x": {
             "field": "stage", "type": "nominal", "sort": None, "title": None, "scale": {"padding": 0.5},
             "axis": {"labelAngle": 0, "labelColor": INK, "labelLimit": 100, "domain": False, "ticks": False},
         },
-        "y": _number("y", y, zero=False, nice=True, padding=18),
+        "y": _number("y", y, zero=False, nice=True, padding=24),
     }  # fmt: skip
     tips = _tips(("stage", "after"), ("y_text", y), ("divergence_text", "divergence"))
     return _chart(
@@ -231,7 +239,14 @@ def stages(rows: Rows, y: str) -> Spec:
                 "mark": {"type": "point", "filled": True, "size": 100, "color": CHOSEN, "opacity": 1},
                 "encoding": {**place, "tooltip": tips},
             },
-            {"mark": {"type": "text", "dy": -14}, "encoding": {**place, "text": _text("y_text")}},
+            *(
+                {
+                    "transform": [{"filter": {"field": "is_low", "equal": is_low}}],
+                    "mark": {"type": "text", "dy": 16 if is_low else -14},
+                    "encoding": {**place, "text": _text("y_text")},
+                }
+                for is_low in (False, True)
+            ),
         ],
     )
 
@@ -239,13 +254,13 @@ def stages(rows: Rows, y: str) -> Spec:
 def comparison(rows: Rows, x: str, y: str) -> Spec:
     """Several models in one plane. rows: x (share of dense), y, name, group ("dense" or "chosen"), x_text, y_text."""
     groups = [row["group"] for row in rows]
-    place = {
+    place: Spec = {
         "x": _number("x", x, ".0%", zero=False, nice=True, padding=24),
         "y": _number("y", y, zero=False, nice=True, padding=20),
     }
     tips = _tips(("name", "model"), ("x_text", x), ("y_text", y))
-    shown = {**place, "color": {**_by_group(groups, 0), "legend": None}, "tooltip": tips}
-    shape = {**_by_group(groups, 1), "legend": None}
+    shown: Spec = {**place, "color": {**_by_group(groups, 0), "legend": None}, "tooltip": tips}
+    shape: Spec = {**_by_group(groups, 1), "legend": None}
     return _chart(
         f"{y} over {x}, one point a model",
         rows,

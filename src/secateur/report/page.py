@@ -7,7 +7,6 @@ expressions by an interpreter (`ast`).
 
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def write_report(records: Sequence[Record], path: Path, *, overwrite: bool = Fal
     """
     text = render(records)
     with new_file(Path(path), overwrite=overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="replace", newline="\n")
     return Path(path)
 
 
@@ -55,7 +54,7 @@ def render(records: Sequence[Record]) -> str:
     import jinja2
     from markupsafe import Markup
 
-    home = files("secateur.report") / "template"
+    home = Path(__file__).parent / "template"
 
     def source(name: str) -> str:
         return (home / name).read_text(encoding="utf-8")

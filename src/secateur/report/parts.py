@@ -59,6 +59,7 @@ class Model:
     asked: Table | None
     quality: Table | None
     frontier: list[Figure]
+    stages: list[Figure]
     speeds: list[Figure]
     layers: list[Figure]
     curves: list[Figure]
@@ -84,7 +85,8 @@ def of_record(record: Record, number: int) -> Model:
         tiles=[*_speed_tiles(record), *_quality_tiles(record), *_size_tiles(record)],
         asked=tables.asked(record),
         quality=tables.quality(record),
-        frontier=[*_frontier(record), *_stages(record)],
+        frontier=list(_frontier(record)),
+        stages=list(_stages(record)),
         speeds=list(_speeds(record)),
         layers=list(_layers(record)),
         curves=list(_curves(record)),
@@ -133,9 +135,10 @@ def comparison(records: Sequence[Record]) -> Figure | None:
     runtimes = ", ".join(dict.fromkeys(speed.runtime for _, speed in same if speed))
     x = f"latency on {runtimes}, share of dense"
     left = len(records) - len(same)
-    text = f"Up and to the left is better. {left} without these figures left out." if left else ""
-    if not text and records[0].quality and records[0].quality.is_higher_better:
-        text = "Up and to the left is better."
+    is_up = all(record.quality.is_higher_better for record, _ in same if record.quality)
+    text = f"{'Up' if is_up else 'Down'} and to the left is better."
+    if left:
+        text += f" {left} of {len(records)} models lack these figures, or have another metric."
     return Figure("Quality and latency", charts.comparison(rows, x, y), tables.frontier(rows, x, y), text)
 
 
@@ -248,6 +251,9 @@ def _stages(record: Record) -> Iterator[Figure]:
         divergence = tables.NONE.text if stage.divergence is None else figures.number(stage.divergence, 3)
         texts = {"y_text": figures.score(stage.value), "divergence_text": divergence}
         rows.append({"stage": name, "name": stage.name, "y": stage.value, **texts})
+    for number, row in enumerate(rows):
+        beside = rows[max(number - 1, 0) : number] + rows[number + 1 : number + 2]
+        row["is_low"] = all(row["y"] < other["y"] for other in beside)
     y = metric(record)
     yield Figure("Quality after each step", charts.stages(rows, y), tables.stages(record.stages, y))
 

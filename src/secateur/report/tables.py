@@ -64,21 +64,20 @@ def quality(record: Record) -> Table | None:
         return None
     better = "higher is better" if found.is_higher_better else "lower is better"
     rows = [
-        (f"{found.metric} of the dense model", figures.score(found.dense), better),
-        (f"{found.metric} of this model", figures.score(found.pruned), ""),
-        ("drop", figures.signed(found.drop), "how much worse this model is"),
+        (Cell(f"{found.metric} of the dense model", better), figures.score(found.dense)),
+        (Cell(f"{found.metric} of this model"), figures.score(found.pruned)),
+        (Cell("drop", "how much worse this model is"), figures.signed(found.drop)),
     ]
     if found.interval is not None:
-        rows.append(("95% interval of the drop", figures.interval(found), "over the test rows, paired"))
+        rows.append((Cell("95% interval of the drop"), figures.interval(found)))
     if found.divergence is not None:
-        divergence = (found.divergence_name, figures.number(found.divergence, 3), "from the outputs of the dense model")
-        rows.append(divergence)
+        name = Cell(found.divergence_name, "divergence from the outputs of the dense model")
+        rows.append((name, figures.number(found.divergence, 3)))
     if found.flips is not None:
-        rows.append(("answers that changed", figures.share(found.flips), "of the test rows"))
-    rows.append(("test rows", f"{found.rows:,}", ""))
-    if found.is_against_dense:
-        rows.append(("labels", "none", "the answers of the dense model take their place"))
-    return table("Quality on the test rows", ["what", "value", "meaning"], [(a, b, c) for a, b, c in rows], left=1)
+        rows.append((Cell("answers that changed"), figures.share(found.flips)))
+    no_labels = "without labels: the dense model's answers take their place" if found.is_against_dense else ""
+    rows.append((Cell("test rows", no_labels), f"{found.rows:,}"))
+    return table("Quality on the test rows", ["what", "value"], rows)
 
 
 def speeds(found: Sequence[Speed], settings: Sequence[str]) -> Table:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import secateur
+from secateur.card.front_matter import read_front_matter
 from secateur.card.write import NAME
 from secateur.record import write_record
-from secateur.schemas.front_matter import read_front_matter
 from secateur.schemas.record import Record
 from secateur.torch.files import saving
 from secateur.torch.files.describe import hub_id_of

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from secateur.token_schedule import PRESETS
 
-RUNTIMES = ("torch", "secateur", "onnx", "openvino", "executorch", "litert")
+RUNTIMES = ("torch", "secateur", "onnx", "openvino", "executorch", "litert", "gguf")
 FORMATS = (*RUNTIMES[2:], "savedmodel", "tflite")
 CRITERIA = (
     "magnitude",

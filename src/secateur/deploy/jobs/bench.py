@@ -8,23 +8,24 @@ from typing import Any
 import torch
 
 from secateur.deploy import runner, target
+from secateur.deploy.gguf.export import export_gguf, require
 from secateur.deploy.jobs import torch_runtimes
 from secateur.deploy.jobs.export import export, load_for
 from secateur.deploy.jobs.results import Bench, Timing, in_words, short_names, words
 from secateur.deploy.jobs.timing import Say, Shape, in_turn
-from secateur.deploy.target import TARGETS, DeployError
+from secateur.deploy.target import GGUF, TARGETS, DeployError
 from secateur.deploy.targets.inputs import inputs_of, ports_of
 from secateur.errors import SecateurError, meant
 from secateur.torch.files.saving import has_schedule
 from secateur.torch.tokens.install import all_tokens
 
 OURS = ("torch", "secateur")
-RUNTIMES = (*OURS, *TARGETS)
-ALIASES = {"onnxruntime": "onnx", "pytorch": "torch"}
+RUNTIMES = (*OURS, *TARGETS, GGUF)
+ALIASES = {"onnxruntime": "onnx", "pytorch": "torch", "llama.cpp": GGUF}
 
 
 def installed() -> list[str]:
-    """The runtimes that can run here."""
+    """The runtimes that can run here, without llama.cpp, which runs few models and is timed when it is named."""
     names = list(OURS)
     for name in TARGETS:
         try:
@@ -45,6 +46,8 @@ def check_runtimes(names: Sequence[str] | None) -> list[str]:
             raise DeployError(f"no runtime {name!r}; there is {', '.join(RUNTIMES)}{meant(name, RUNTIMES)}")
         if name in TARGETS:
             target.find(name)
+        if name == GGUF:
+            require()
     return list(dict.fromkeys(chosen))
 
 
@@ -165,13 +168,18 @@ def artefact(
     """
     if (folder / runner.MANIFEST).is_file():
         made_for = target.read(folder)["target"]
-        if made_for not in TARGETS:
+        if made_for not in (*TARGETS, GGUF):
             raise DeployError(
-                f"{folder} is for {made_for!r}; times are taken of exports for {', '.join(TARGETS)}, or of models"
+                f"{folder} is for {made_for!r}; times are taken of exports for {', '.join((*TARGETS, GGUF))}, or of "
+                "models"
             )
         if made_for != runtime:
             raise DeployError(f"{folder} is an artefact for {made_for}")
         return folder
+    if runtime == GGUF:
+        options = {name: value for name, value in loading.items() if name != "task"}
+        export_gguf(folder, destination, quantize="q8_0" if int8 else "f16", **options)
+        return destination
     if int8 and (runtime in OURS or not target.find(runtime).int8):
         raise DeployError(f"{runtime} gets no 8-bit weights here")
     if runtime in OURS:

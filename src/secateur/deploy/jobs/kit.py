@@ -96,7 +96,7 @@ def _portable(runtimes: Sequence[str] | None, *, one_shape: bool) -> tuple[list[
     for name in check_runtimes(runtimes):
         if name in OURS:
             refused.append(f"{name} needs secateur on the device; a kit carries {', '.join(target.TARGETS)}")
-        elif target.find(name).shapes == "fixed" and not one_shape:
+        elif name in target.TARGETS and target.find(name).shapes == "fixed" and not one_shape:
             refused.append(f"{name} takes one shape; pass one batch and one length, or leave it out")
         else:
             chosen.append(name)

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from secateur.card.front_matter import read_front_matter
 from secateur.card.page import PRUNED, carried, is_hub_id
 from secateur.card.write import NAME, write_card
-from secateur.schemas.front_matter import read_front_matter
 from secateur.schemas.record import Record, Sizes
 
 
