@@ -80,6 +80,10 @@ def export_gguf(
             write(file, title, decoder, vocabulary, form, layers)
             found = compare(file, model, tokenizer, decoder.context)
             check_difference(found, permitted, name)
+        say(
+            f"{name}: a KL divergence of {found.divergence:.2g} nats from PyTorch; {100 * found.agreement:.0f}% of the "
+            "likeliest tokens are equal"
+        )
         travel(
             model, Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None, tokenizer, folder
         )
