@@ -21,7 +21,7 @@ from secateur.torch.tokens.install import all_tokens
 
 OURS = ("torch", "secateur")
 RUNTIMES = (*OURS, *TARGETS)
-"""The runtimes of any model, which a search can aim at too. llama.cpp runs few models, and is timed when it is named."""
+"""The runtimes of any model, which a search can aim at too. llama.cpp runs few models; name it to time it."""
 ALIASES = {"onnxruntime": "onnx", "pytorch": "torch", "llama.cpp": GGUF}
 
 
