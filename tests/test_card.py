@@ -22,7 +22,10 @@ RECORD = Record(
     task="text-classification",
     quality=Quality(metric="macro F1", dense=0.8, pruned=0.79, drop=0.01, interval=[-0.01, 0.03], rows=100),
     speeds=[Speed(runtime="onnx", batch=1, length=128, threads=2, ms=5.0, dense_ms=10.0, low_ms=4.9, high_ms=5.2)],
-    units=[Units(axis=f"L{i}.head", kind="head", block=i, kept=6 + i // 2, total=12) for i in range(4)],
+    units=[
+        *(Units(axis=f"L{i}.head", kind="head", block=i, kept=6 + i // 2, total=12) for i in range(4)),
+        Units(axis="hidden", kind="hidden", kept=64, total=64),
+    ],
     provenance=Provenance(
         command="secateur prune big --output small",
         data=[DataFile(role="test", name="reviews.csv", rows=100, sha256="0" * 64)],
@@ -67,6 +70,9 @@ def test_nothing_is_claimed_that_is_not_known():
     assert split(text)[0] == {"library_name": "transformers", "tags": ["secateur"]}
     against = RECORD.model_copy(update={"quality": RECORD.quality.model_copy(update={"is_against_dense": True})})
     assert "model-index" not in split(card(against, Facts()))[0]
+    whole = Record(title="small", units=[Units(axis="hidden", kind="hidden", kept=64, total=64)])
+    assert "64" not in card(whole, Facts())
+    assert split(card(whole, Facts()))[0]["tags"] == ["secateur"]
     assert "the dense model's answers take their place" in card(against, Facts())
 
 

@@ -77,7 +77,15 @@ def front_matter(record: Record, facts: Facts, front: Mapping[str, Any]) -> dict
 
 def is_pruned(record: Record, facts: Facts) -> bool:
     """Whether the record or the files say that something was pruned; a stock checkpoint by itself does not."""
-    return bool(facts.opens != "stock" or facts.steps or facts.units or facts.masked or record.units or record.matrices)
+    has_zeros = any(matrix.density < 1 for matrix in record.matrices)
+    return bool(facts.opens != "stock" or facts.steps or facts.masked or has_zeros or _changed(record, facts))
+
+
+def _changed(record: Record, facts: Facts) -> list[Units]:
+    """The axes of those kinds of which some units are gone."""
+    units = record.units or facts.units
+    kinds = {unit.kind for unit in units if unit.kept < unit.total}
+    return [unit for unit in units if unit.kind in kinds]
 
 
 def _results(record: Record) -> list[dict[str, Any]]:
@@ -247,8 +255,9 @@ def _pictures(facts: Facts) -> Iterator[str]:
 
 
 def _removed(record: Record, facts: Facts) -> Iterator[str]:
-    units = record.units or facts.units
-    if not (units or facts.steps or facts.masked or record.matrices):
+    units = _changed(record, facts)
+    has_zeros = any(matrix.density < 1 for matrix in record.matrices)
+    if not (units or facts.steps or facts.masked or has_zeros):
         return
     yield "## What was pruned"
     yield ""
@@ -264,10 +273,10 @@ def _removed(record: Record, facts: Facts) -> Iterator[str]:
         yield "Units that are left, of those that the dense model has, by block:"
         yield ""
         yield from _unit_table(units)
-    if facts.masked:
+    if facts.masked and not has_zeros:
         yield f"Single weights of {facts.masked} parameters are zero."
         yield ""
-    if record.matrices and not facts.masked:
+    if has_zeros:
         low, high = (f(matrix.density for matrix in record.matrices) for f in (min, max))
         yield f"Of each of {len(record.matrices)} linear layers {low:.1%} to {high:.1%} of the weights are not zero."
         yield ""

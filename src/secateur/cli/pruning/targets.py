@@ -17,8 +17,21 @@ if TYPE_CHECKING:
 
 OPTIONS = ("speed_up", "target", "max_drop", "max_divergence", "frontier")
 """Options of `prune` that ask for a search."""
-STAGES = ("dense model", "statistics", "levels", "costs", "choice", "search", "measurement", "evaluation", "healing")
-"""Stages of a search, as it names them; healing comes where it is given time. Some come again for every model."""
+STAGES = {
+    "dense model": "dense model",
+    "statistics": "statistics of the calibration rows",
+    "levels": "what each axis loses at each size",
+    "costs": "times of the dense and of smaller models",
+    "choice": "choice of the sizes",
+    "ranking": "short training of the best choices",
+    "search": "local search",
+    "measurement": "measurement of the result",
+    "evaluation": "evaluation on the test rows",
+    "healing": "training with the dense model as teacher",
+}
+"""Stages of a search -> what they are for people. Some come again for every model."""
+TRAINED = ("ranking", "healing")
+"""Those that come where a model may be trained."""
 MISSED = 1
 """Exit code when the target is missed."""
 _TIMES = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
@@ -51,7 +64,7 @@ def run(context: typer.Context) -> None:
     from secateur.search.walk import automatic
 
     host, task, rows = _opened(params)
-    progress.current().stages(*STAGES[: None if heal else -1])
+    progress.current().stages(*(words for name, words in STAGES.items() if heal or name not in TRAINED))
     found = automatic(
         host,
         task,
@@ -67,7 +80,7 @@ def run(context: typer.Context) -> None:
         save_options={"uniform": params["uniform"]},
         track=progress.track,
         say=progress.say,
-        stage=progress.stage,
+        stage=lambda name: progress.stage(STAGES.get(name, name)),
         best=progress.best,
     )
     if speeds and found.folder is not None:
