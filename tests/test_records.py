@@ -111,7 +111,7 @@ def test_numbers_that_no_file_holds_are_left_out():
     assert [stage.name for stage in stages] == ["dense"]
     (curve,) = curve_of("a", "x", "y", [(0, 1.0), (1, None), (2, float("nan")), (3, 2)])
     assert curve.points == [[0.0, 1.0], [3.0, 2.0]]
-    assert curve_of("a", "x", "y", [(0, None)]) == []
+    assert curve_of("a", "x", "y", [(0, 1.0), (1, None)]) == []
 
 
 def test_the_parity_of_an_artefact_is_that_of_its_description():
@@ -135,5 +135,6 @@ def test_data_is_named_by_the_last_part_of_its_path_with_its_hash(tmp_path):
     assert found.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert data_file("test", tmp_path).sha256 is None
     assert data_file("test", "org/reviews").name == "org/reviews"
+    assert data_file("test", tmp_path / "gone.csv").name == "gone.csv"
     made = provenance_of(seed=3, data=[found])
     assert (made.seed, made.data[0].rows, "numpy" in made.versions) == (3, 3, True)

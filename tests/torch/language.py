@@ -15,9 +15,7 @@ def windows(count=6, context=16, seed=0):
 
 
 def files(folder):
-    """Every file under a folder and its bytes, but the record, which has a date, the card that is made from it, and the
-    hashes, which hold its own.
-    """
+    """Every file under a folder and its bytes, but the record and the card, which have a date, and the hashes."""
     found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
     return {name: p.read_bytes() for name, p in found.items() if p.name not in (RECORD, CARD, HASHES)}
 

@@ -32,7 +32,7 @@ def command(
         typer.Option(
             help="Of torch, secateur, onnx, openvino, executorch, litert, llama.cpp (.keras files: keras, litert, "
             "tflite, onnx, openvino, savedmodel); default: all installed but llama.cpp.",
-            autocompletion=complete.some_of(complete.RUNTIMES),
+            autocompletion=complete.some_of((*complete.RUNTIMES, "llama.cpp")),
         ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "8",

@@ -65,7 +65,7 @@ SHORT = Settings(
     test_rows=1000,
     longest=100,
     speed_ups=(2.0,),
-    search_seconds=10.0,
+    search_seconds=5.0,
     heal_seconds=0.0,
     has_textbook=False,
 )

@@ -28,7 +28,7 @@ def provenance_of(
     return Provenance(
         command=command_line(sys.argv),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seconds=seconds,
+        seconds=None if seconds is None else round(seconds, 1),
         seed=seed,
         versions={PROGRAM: __version__, **versions_of((*PACKAGES, *packages))},
         machine=Machine(**runner.machine()),
@@ -64,9 +64,12 @@ def data_file(role: str, source: Path | str, rows: int | None = None) -> DataFil
     role: "training", "calibration", "search", "test". source: a file, a folder or an id.
     """
     path = Path(source)
-    if not path.exists():
-        return DataFile(role=role, name=str(source), rows=rows)
-    return DataFile(role=role, name=path.name, rows=rows, sha256=runner.digest(path) if path.is_file() else None)
+    name = path.name if path.is_absolute() or path.exists() else str(source)
+    try:
+        digest = runner.digest(path) if path.is_file() else None
+    except OSError:  # the data has been read; that it cannot be read again is no reason to fail
+        digest = None
+    return DataFile(role=role, name=name, rows=rows, sha256=digest)
 
 
 def _shortened(argument: str) -> str:

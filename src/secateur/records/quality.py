@@ -42,12 +42,12 @@ def stages_of(evaluations: Iterable[tuple[str, Evaluation | None]]) -> list[Stag
 
 
 def curve_of(name: str, x: str, y: str, points: Iterable[tuple[float, float | None]]) -> list[Curve]:
-    """A curve of the points that were measured, in a list; an empty list where there are none.
+    """A curve of the points that were measured, in a list; an empty list where there are fewer than two.
 
     x, y: what the numbers are, with their unit.
     """
     kept = [[float(a), float(b)] for a, b in points if b is not None and are_finite(a, b)]
-    return [Curve(name=name, x=x, y=y, points=kept)] if kept else []
+    return [Curve(name=name, x=x, y=y, points=kept)] if len(kept) > 1 else []
 
 
 def parity_of(runtime: str, compared: Mapping[str, Any] | None) -> list[Parity]:

@@ -16,6 +16,8 @@ from secateur.files.cache import cache_folder
 
 PACKAGES = ("jinja2", "vl_convert")
 """Modules that a report needs beside secateur's own dependencies."""
+SNIPPET = "window.vegaEmbed = vegaEmbed;"
+"""What the script leaves behind for the page."""
 
 
 def check_packages() -> None:
@@ -26,17 +28,16 @@ def check_packages() -> None:
 
 
 def javascript() -> str:
-    """The script: it defines `vega`, `vegaLite` and `vegaEmbed`, asks for nothing, and may stand inside a page."""
+    """The script: it defines `vegaEmbed`, asks for nothing, and may stand inside a page."""
     import vl_convert
 
-    versions = (
-        f"{version('vl-convert-python')} {vl_convert.get_vega_version()} {vl_convert.get_vegalite_versions()[-1]}"
-    )
+    vega, vega_lite = vl_convert.get_vega_version(), vl_convert.get_vegalite_versions()[-1]
+    versions = " ".join((version("vl-convert-python"), vega, vega_lite, SNIPPET))
     file = cache_folder() / f"vega-{hashlib.sha256(versions.encode()).hexdigest()[:16]}.js"
     kept = _read(file)
     if kept is not None:
         return kept
-    script = vl_convert.javascript_bundle(snippet=None).replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    script = vl_convert.javascript_bundle(SNIPPET).replace("</script", "<\\/script").replace("<!--", "<\\!--")
     _keep(file, script)
     return script
 

@@ -80,14 +80,17 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
     lines: list[Spec] = [
         {
             "transform": [{"filter": {"field": "group", "equal": group}}],
-            "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.45, "color": GROUPS[group][0]},
+            "mark": {"type": "line", "aria": False, "strokeWidth": 1.5, "opacity": 0.45, "color": GROUPS[group][0]},
             "encoding": {**place, "order": {"field": "x", "type": "quantitative"}},
         }
         for group in ("uniform", "chosen")
     ]
-    healed = {"transform": [{"filter": "isValid(datum.after)"}], "mark": {"type": "rule", "strokeDash": [3, 3]}}
+    healed = {
+        "transform": [{"filter": "isValid(datum.after)"}],
+        "mark": {"type": "rule", "aria": False, "strokeDash": [3, 3]},
+    }
     result = [{"filter": "datum.is_result"}]
-    label: Spec = {"type": "text", "dy": -18, "fontWeight": 600, "fontSize": 13, "text": "this model"}
+    label: Spec = {"type": "text", "aria": False, "dy": -18, "fontWeight": 600, "fontSize": 13, "text": "this model"}
     return _chart(
         f"{y} over {x}, by group of models",
         rows,
@@ -97,8 +100,15 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
             {**healed, "encoding": {**place, "y2": {"field": "after"}, "color": {"value": BEFORE}}},
             {
                 "transform": result,
-                "mark": {"type": "point", "shape": "circle", "size": 420, "strokeWidth": 2, "color": CHOSEN},
-                "encoding": place,
+                "mark": {
+                    "type": "point",
+                    "aria": False,
+                    "shape": "circle",
+                    "size": 420,
+                    "strokeWidth": 2,
+                    "color": CHOSEN,
+                },
+                "encoding": {**place, "tooltip": tips},
             },
             {"mark": {"type": "point", "filled": True, "size": 90, "opacity": 1}, "encoding": shown},
             {"transform": result, "mark": label, "encoding": place},
@@ -122,7 +132,7 @@ def latencies(rows: Rows) -> Spec:
     models = {"field": "model", "type": "nominal", "scale": {"domain": order, "range": [DENSE, CHOSEN]}}
     tips = _tips(("setting", "where"), ("model", "model"), ("ms_text", "median"), ("range_text", "quartiles"))
     whiskers = [{"filter": "isValid(datum.low) && isValid(datum.high)"}]
-    end = {"type": "text", "align": "left", "dx": 6, "fontSize": 12}
+    end = {"type": "text", "aria": False, "align": "left", "dx": 6, "fontSize": 12}
     return _chart(
         "latency in milliseconds of the dense and the pruned model, by runtime",
         rows,
@@ -134,7 +144,7 @@ def latencies(rows: Rows) -> Spec:
             },
             {
                 "transform": whiskers,
-                "mark": {"type": "rule", "color": INK, "strokeWidth": 1.5},
+                "mark": {"type": "rule", "aria": False, "color": INK, "strokeWidth": 1.5},
                 "encoding": {**place, "x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}},
             },
             {"mark": end, "encoding": {**place, "x": {"field": "end", "type": "quantitative"}, "text": _text("label")}},
@@ -171,7 +181,7 @@ def cells(rows: Rows, what: str) -> Spec:
         "scale": {"domain": [0, 1], "range": [0.05, 1]},
     }
     tips = _tips(("row", "where"), ("column", "what"), ("share_text", what), ("sizes", "sizes"))
-    ink = {"condition": {"test": "datum.share > 0.72", "value": "var(--on-cell)"}, "value": INK}
+    ink = {"condition": {"test": "datum.share > 0.7", "value": "var(--on-cell)"}, "value": INK}
     return _chart(
         f"{what}, by block",
         rows,
@@ -182,7 +192,7 @@ def cells(rows: Rows, what: str) -> Spec:
                 "encoding": {**place, "fillOpacity": kept, "tooltip": tips},
             },
             {
-                "mark": {"type": "text", "fontSize": 11, "baseline": "middle", "tooltip": None},
+                "mark": {"type": "text", "aria": False, "fontSize": 11, "baseline": "middle", "tooltip": None},
                 "encoding": {**place, "text": _text("label"), "color": ink},
             },
         ],
@@ -209,7 +219,10 @@ def curves(rows: Rows, names: Sequence[str], x: str, y: str) -> Spec:
         rows,
         240,
         layer=[
-            {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {**place, "color": colour, "strokeDash": dash}},
+            {
+                "mark": {"type": "line", "aria": False, "strokeWidth": 2},
+                "encoding": {**place, "color": colour, "strokeDash": dash},
+            },
             {
                 "mark": {"type": "point", "filled": True, "size": 45, "opacity": 1 if len(rows) <= 60 else 0},
                 "encoding": {**place, "color": colour, "tooltip": tips},
@@ -234,7 +247,10 @@ def stages(rows: Rows, y: str) -> Spec:
         rows,
         240,
         layer=[
-            {"mark": {"type": "line", "color": CHOSEN, "strokeWidth": 2, "opacity": 0.5}, "encoding": place},
+            {
+                "mark": {"type": "line", "aria": False, "color": CHOSEN, "strokeWidth": 2, "opacity": 0.5},
+                "encoding": place,
+            },
             {
                 "mark": {"type": "point", "filled": True, "size": 100, "color": CHOSEN, "opacity": 1},
                 "encoding": {**place, "tooltip": tips},
@@ -242,8 +258,8 @@ def stages(rows: Rows, y: str) -> Spec:
             *(
                 {
                     "transform": [{"filter": {"field": "is_low", "equal": is_low}}],
-                    "mark": {"type": "text", "dy": 16 if is_low else -14},
-                    "encoding": {**place, "text": _text("y_text")},
+                    "mark": {"type": "text", "aria": False, "dy": 16 if is_low else -14},
+                    "encoding": place | {"text": _text("y_text")},
                 }
                 for is_low in (False, True)
             ),
@@ -271,7 +287,7 @@ def comparison(rows: Rows, x: str, y: str) -> Spec:
                 "encoding": {**shown, "shape": shape},
             },
             {
-                "mark": {"type": "text", "dy": -15, "fontSize": 12, "limit": 150},
+                "mark": {"type": "text", "aria": False, "dy": -15, "fontSize": 12, "limit": 150},
                 "encoding": {**place, "text": _text("name")},
             },
         ],

@@ -177,7 +177,7 @@ def _size_tiles(record: Record) -> Iterator[Tile]:
         parts.append(f"{figures.size(found.nonzero)} not zero")
     if found.bytes is not None:
         dense = f", dense {figures.size(found.dense_bytes, 'B')}" if found.dense_bytes else ""
-        parts.append(f"{figures.size(found.bytes, 'B')} on disk{dense}")
+        parts.append(f"{figures.size(found.bytes, 'B')} of weights{dense}")
     if found.macs_share is not None:
         parts.append(f"{figures.share(found.macs_share)} of the multiply-accumulates")
     if found.dense_parameters:

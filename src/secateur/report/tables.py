@@ -200,7 +200,7 @@ def comparison(records: Sequence[Record]) -> Table:
     places = list(dict.fromkeys(_place(speed) for record in records for speed in record.speeds))
     metrics = {record.quality.metric for record in records if record.quality}
     name = metrics.pop() if len(metrics) == 1 else ""
-    columns = ["model", name or "quality", "drop", "95% interval", *places, "parameters", "folder"]
+    columns = ["model", name or "quality", "drop", "95% interval", *places, "parameters", "weights"]
     rows = []
     for number, record in enumerate(records, 1):
         by_place = {_place(speed): speed for speed in record.speeds}

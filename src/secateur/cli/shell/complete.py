@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from secateur.token_schedule import PRESETS
 
-RUNTIMES = ("torch", "secateur", "onnx", "openvino", "executorch", "litert", "gguf")
-FORMATS = (*RUNTIMES[2:], "savedmodel", "tflite")
+RUNTIMES = ("torch", "secateur", "onnx", "openvino", "executorch", "litert")
+FORMATS = (*RUNTIMES[2:], "gguf", "savedmodel", "tflite")
 CRITERIA = (
     "magnitude",
     "gradient",

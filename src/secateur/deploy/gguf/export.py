@@ -15,7 +15,7 @@ from secateur.deploy.gguf import quantise
 from secateur.deploy.gguf.compare import Difference, compare
 from secateur.deploy.gguf.decoder import Decoder, decoder_of
 from secateur.deploy.gguf.vocabulary import vocabulary_of
-from secateur.deploy.gguf.write import summary, write
+from secateur.deploy.gguf.write import sizes_of, summary, write
 from secateur.deploy.jobs.export import check_model, describe_graph, load_for, tokenizer_of, travel, zero_share
 from secateur.deploy.jobs.results import WORTH_A_WORD, Artefact, Parity
 from secateur.deploy.target import GGUF, DeployError, Port
@@ -72,15 +72,18 @@ def export_gguf(
     permitted = form.tolerance if tolerance is None else tolerance
     title = type(model).__name__ if isinstance(source, nn.Module) else Path(source).name
     with new_folder(output, overwrite=overwrite) as folder:
-        file = folder / FILE
-        exact = quantise.FORMATS[EXACT]
-        write(file, title, decoder, vocabulary, exact)
+        file, layers = folder / FILE, sizes_of(decoder, form)  # zeros that the format wants are compared too
+        write(file, title, decoder, vocabulary, quantise.FORMATS[EXACT], layers)
         found = compare(file, model, tokenizer, decoder.context)
         check_difference(found, permitted if name == EXACT else LAYOUT, EXACT)
         if name != EXACT:
-            write(file, title, decoder, vocabulary, form)
+            write(file, title, decoder, vocabulary, form, layers)
             found = compare(file, model, tokenizer, decoder.context)
             check_difference(found, permitted, name)
+        say(
+            f"{name}: a KL divergence of {found.divergence:.2g} nats from PyTorch; {100 * found.agreement:.0f}% of the "
+            "likeliest tokens are equal"
+        )
         travel(
             model, Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None, tokenizer, folder
         )
@@ -111,9 +114,10 @@ def zeros_in_words(zeros: float) -> list[str]:
 def check_difference(found: Difference, permitted: float | None, name: str) -> None:
     """DeployError when llama.cpp is further from PyTorch than permitted; None permits any numbers."""
     if permitted is not None and not found.relative_error <= permitted:
+        other = "" if name == EXACT else "; take a format with more bits, or permit more (tolerance)"
         raise DeployError(
             f"llama.cpp differs from PyTorch by {found.relative_error:.1e} of the log probabilities with {name} "
-            f"(permitted: {permitted:.0e}); nothing was written"
+            f"(permitted: {permitted:.0e}); nothing was written{other}"
         )
 
 

@@ -26,14 +26,15 @@ def shapes_of(decoder: Decoder, layers: Sequence[Layer]) -> dict[str, tuple[int,
     return {name: tuple(tensor.shape) for name, tensor in decoders.tensors(decoder, list(layers))}
 
 
-def write(path: Path, name: str, decoder: Decoder, vocabulary: Vocabulary, form: Format) -> None:
+def write(
+    path: Path, name: str, decoder: Decoder, vocabulary: Vocabulary, form: Format, layers: Sequence[Layer]
+) -> None:
     """Write a model as one file.
 
-    name: what programs show for it.
+    name: what programs show for it. layers: sizes to write, as `sizes_of` gives them.
     """
     import gguf  # optional: the extra gguf
 
-    layers = sizes_of(decoder, form)
     shapes = shapes_of(decoder, layers)
     chosen = quantise.types(form, shapes)
     writer = gguf.GGUFWriter(path, decoder.architecture)
@@ -52,7 +53,7 @@ def write(path: Path, name: str, decoder: Decoder, vocabulary: Vocabulary, form:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor, values in decoders.tensors(decoder, layers):
+        for tensor, values in decoders.tensors(decoder, list(layers)):
             writer.write_tensor_data(quantise.quantised(values.detach().cpu().numpy(), chosen[tensor]))
     finally:
         writer.close()

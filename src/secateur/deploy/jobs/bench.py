@@ -20,12 +20,13 @@ from secateur.torch.files.saving import has_schedule
 from secateur.torch.tokens.install import all_tokens
 
 OURS = ("torch", "secateur")
-RUNTIMES = (*OURS, *TARGETS, GGUF)
+RUNTIMES = (*OURS, *TARGETS)
+"""The runtimes of any model, which a search can aim at too. llama.cpp runs few models; name it to time it."""
 ALIASES = {"onnxruntime": "onnx", "pytorch": "torch", "llama.cpp": GGUF}
 
 
 def installed() -> list[str]:
-    """The runtimes that can run here, without llama.cpp, which runs few models and is timed when it is named."""
+    """Those of `RUNTIMES` that can run here."""
     names = list(OURS)
     for name in TARGETS:
         try:
@@ -42,8 +43,9 @@ def check_runtimes(names: Sequence[str] | None) -> list[str]:
         return installed()
     chosen = [ALIASES.get(name, name) for name in names]
     for name in chosen:
-        if name not in RUNTIMES:
-            raise DeployError(f"no runtime {name!r}; there is {', '.join(RUNTIMES)}{meant(name, RUNTIMES)}")
+        if name not in (*RUNTIMES, GGUF):
+            known = (*RUNTIMES, GGUF)
+            raise DeployError(f"no runtime {name!r}; there is {', '.join(known)}{meant(name, known)}")
         if name in TARGETS:
             target.find(name)
         if name == GGUF:
