@@ -73,7 +73,7 @@ def test_what_the_command_line_says_of_method_and_sparsity(call, llm, text, plac
     words += ["--sensitivity", "--samples", 6, "--context", 16, "--output", place / "out"]
     done = call("prune", llm, "--calibration", text, *words)
     assert done.code == 0, done.err
-    assert "dealing out the sparsity, step 15/15" in done.err
+    assert "dealing out the sparsity 15/15" in done.err
     assert "13,824 of 27,648 weights are zero" in done.out
     record = json.loads((place / "out" / "pruned.json").read_text())
     assert record["recipe"]["options"] == {"damp": 0.1, "passes": 1}
