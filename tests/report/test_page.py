@@ -13,7 +13,7 @@ from secateur.errors import ModelError, SecateurError
 from secateur.report import bundle, page
 from secateur.report.page import of_folders, render, script_json, write_report
 from secateur.schemas.record import Curve, Example, FrontierPoint, Quality, Record
-from tests.report.records import rich, several, thumbnail
+from tests.report.records import rich, several, speeds, thumbnail
 
 pytest.importorskip("jinja2")
 pytestmark = pytest.mark.usefixtures("no_vega")
@@ -63,6 +63,16 @@ def test_the_big_numbers_come_first():
     assert "Drop of accuracy +0.0013 95% interval −0.0098 to +0.0105" in text
     assert "13.1 M of 22.7 M parameters; 13 M not zero; 52.4 MB of weights, dense 90.9 MB" in text
     assert text.index("1.96×") < text.index("Asked and reached")
+
+
+def test_the_speed_that_was_asked_for_is_the_big_number():
+    other = speeds(10.0)[0].model_copy(update={"length": 512})
+    found = [speeds(30.0)[1], other, speeds(20.0)[0]]
+    assert "Speed on onnx 2.41×" in Page(render([rich(speeds=found)])).text()
+    assert "Speed on onnx 4.83×" in Page(render([rich(speeds=found[:2])])).text()
+    assert "Speed on openvino 1.34×" in Page(render([rich(speeds=found, asked=[])])).text()
+    alone = found[0].model_copy(update={"dense_ms": None})
+    assert "Speed on" not in Page(render([rich(speeds=[alone])])).text()
 
 
 def test_every_part_of_a_rich_record_has_its_section():

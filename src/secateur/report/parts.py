@@ -102,10 +102,12 @@ def of_record(record: Record, number: int) -> Model:
 
 
 def headline(record: Record) -> Speed | None:
-    """The speed that was asked for: on a runtime that a wish names, else the first beside a dense one."""
+    """The speed beside dense that was asked for: of the call, or on the runtime, that a wish names; else the first."""
     beside = [speed for speed in record.speeds if speed.dense_ms is not None]
     wishes = " ".join(wish.what for wish in record.asked if "speed" in wish.what or "latency" in wish.what)
-    return next((speed for speed in beside if speed.runtime in wishes), beside[0] if beside else None)
+    named = [speed for speed in beside if f"{speed.runtime}, {speed.batch} x {speed.length} tokens" in wishes]
+    named += [speed for speed in beside if speed.runtime in wishes]
+    return next(iter((*named, *beside)), None)
 
 
 def metric(record: Record) -> str:
