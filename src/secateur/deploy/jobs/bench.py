@@ -21,7 +21,7 @@ from secateur.torch.tokens.install import all_tokens
 
 OURS = ("torch", "secateur")
 RUNTIMES = (*OURS, *TARGETS)
-"""The runtimes of any model, which a search can aim at too. llama.cpp runs few models, and is timed when it is named."""
+"""The runtimes of any model, which a search can aim at too. llama.cpp runs few models; it is timed when it is named."""
 ALIASES = {"onnxruntime": "onnx", "pytorch": "torch", "llama.cpp": GGUF}
 
 
