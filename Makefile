@@ -8,6 +8,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 RUNTIMES := .venv-runtimes
+DOCS := .venv-docs
 # A file of tests stays in one process, as its models are made once; each process computes on one thread. Files go in the
 # order of tests/conftest.py.
 OPTIONS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -17,7 +18,7 @@ NATIVE_SOURCES := $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.i
 # Those that need no arguments, models or packages besides the test environment; benchmarks/README.md lists all.
 BENCHMARKS := kernels_layer kernels_decode kernels_int8 kernels_model
 
-.PHONY: venv demo demo-full test test-fast test-long test-runtimes fuzz lint bench wheel clean
+.PHONY: venv demo demo-full picture test test-fast test-long test-runtimes fuzz lint docs bench wheel clean
 
 venv: $(STAMP)
 
@@ -38,6 +39,10 @@ demo: $(DEMO_STAMP)
 
 demo-full: $(DEMO_STAMP)
 	$(BIN)/secateur demo --full --output demo-out --overwrite
+
+# The README's picture, from the full demo: two speed-ups of the search beside uniform pruning, zeros and units.
+picture: demo-full
+	$(BIN)/python benchmarks/demo_picture.py demo-out/demo.json --to docs/images
 
 test: $(STAMP) lint
 	$(PYTEST) -m 'not long'
@@ -70,6 +75,16 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 
+$(DOCS)/.installed: constraints-docs.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-docs.txt \
+		mkdocs-material mkdocstrings-python ruff
+	touch $@
+
+# The site, in site/; secateur itself is not installed, as the reference is made from its sources.
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+
 bench: $(STAMP)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
@@ -78,4 +93,4 @@ wheel:
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean:
-	rm -rf build dist demo-out demo-out-pruned .cache
+	rm -rf build dist site demo-out demo-out-pruned .cache

@@ -11,9 +11,10 @@ from .text_models import write_classifier, write_texts
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).parents[1]
 KERAS = "docs/keras.md"  # runs in a process of its own: see tests/keras/test_docs.py
-PAGES = ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
+PAGES = ["README.md", "README.zh.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]
 PAGES.remove(KERAS)
 FAST = ("README.md",)
+START = "docs/index.md"  # its Python opens what its commands have written
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -21,8 +22,8 @@ def blocks(page, *languages):
     return [code for language, code in FENCE.findall((ROOT / page).read_text()) if language in languages]
 
 
-def pages_with(language):
-    found = [page for page in PAGES if blocks(page, language)]
+def pages_with(language, without=None):
+    found = [page for page in PAGES if page != without and blocks(page, language)]
     return [pytest.param(page, id=page, marks=() if page in FAST else pytest.mark.slow) for page in found]
 
 
@@ -110,12 +111,15 @@ def _media(folder):
     }
 
 
-@pytest.mark.parametrize("page", pages_with("python"))
-def test_python_snippets(page, here):
-    names = namespace(here)
-    code = "\n".join(blocks(page, "python"))
-    exec(compile(code, page, "exec"), names)
+def run_python(page, folder):
+    names = namespace(folder)
+    exec(compile("\n".join(blocks(page, "python")), page, "exec"), names)
     assert "secateur" in names
+
+
+@pytest.mark.parametrize("page", pages_with("python", without=START))
+def test_python_snippets(page, here):
+    run_python(page, here)
 
 
 @pytest.mark.slow
@@ -132,3 +136,5 @@ def test_command_snippets(page, here, capsys):
         with pytest.raises(SystemExit) as exit:
             main(words[1:])
         assert exit.value.code == 0, (line, capsys.readouterr().err)
+    if page == START:
+        run_python(page, here)

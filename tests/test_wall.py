@@ -22,10 +22,11 @@ CORE = [
 """Every module that belongs to no framework, runtime or command."""
 
 FLOORS = (
-    "_version errors arrays agreement files schemas dims summary layout plan token_schedule record",
+    "_version errors arrays agreement files schemas dims summary notebook layout plan token_schedule card record",
     "stats criteria budget select fit schedule scores data metrics documents kernels",
     "host repair recipe",
     "pruning check cost find_host",
+    "records deploy.runner",
     "torch.base",
     "torch.trace",
     "torch.data torch.stats",
@@ -46,7 +47,7 @@ FLOORS = (
     "runtime.run",
     "runtime.compile_model runtime.saving",
     "training",
-    "deploy.runner deploy.operator_library",
+    "deploy.operator_library",
     "deploy.target",
     "deploy.onnx_graph",
     "deploy.targets",

@@ -1,5 +1,6 @@
 """The errors a user can cause: each message says what is wrong, with which value, and what to do."""
 
+import difflib
 from collections.abc import Iterable
 
 MOST_CHARACTERS = 900
@@ -66,3 +67,9 @@ def listed(names: Iterable[object], most: int = 20) -> str:
     texts = [str(name) for name in names]
     words = [text if text.isprintable() and len(text) <= 60 else shown(text, 60) for text in texts[:most]]
     return ", ".join(words) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """`; did you mean onnx?` for the end of a message where a name is mistyped; empty where none is near."""
+    near = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

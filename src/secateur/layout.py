@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur import notebook
 from secateur.arrays import to_numpy
 from secateur.dims import Dim, coordinates, extent, format_dims, is_axis_name, names, parse_dims
 from secateur.errors import LayoutError, PlanError, shown
@@ -95,6 +96,11 @@ class Layout:
     products: tuple[Product, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     buffers: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def _repr_html_(self) -> str:
+        rows = [(a.name, a.kind, " x ".join(a.parts), a.frozen or "", a.size) for a in self.axes.values()]
+        title = f"Layout: {len(self.axes)} axes, {len(self.params)} parameters"
+        return notebook.table(title, ("axis", "kind", "product of", "why it is frozen", "units"), rows, left=4)
 
     @cached_property
     def sizes(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from secateur import notebook
 from secateur.errors import PlanError, shown
 from secateur.files import write_json
 from secateur.layout import Layout
@@ -25,6 +26,8 @@ FORMAT = 1
 JSON_NAME = "plan.json"
 MASKS_NAME = "plan.safetensors"
 WEIGHTS_NAME = "plan-weights.safetensors"
+_SHOWN = ("criterion", "repair", "pattern", "budget")
+"""What a notebook shows of the provenance."""
 _REMEDY = "prune again, or copy the plan again"
 
 
@@ -47,6 +50,15 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"Plan({of_plan(self.keep, self.masks, self.sizes, len(self.weights))})"
+
+    def _repr_html_(self) -> str:
+        notes = [
+            ", ".join(f"{key}: {step[key]}" for key in _SHOWN if step.get(key)) for step in _steps(self.provenance)
+        ]
+        if self.masks:
+            notes.append(of_plan({}, self.masks, {}, len(self.weights)))
+        rows = [(name, len(units), self.sizes.get(name)) for name, units in self.keep.items()]
+        return notebook.table("Plan", ("axis", "kept units", "of"), rows, notes=notes)
 
     @property
     def structured(self) -> bool:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from secateur.card.write import write_card
 from secateur.errors import ModelError
 from secateur.files import write_json
 from secateur.schemas.reading import read
@@ -11,9 +12,12 @@ NAME = "secateur-record.json"
 
 
 def write_record(record: Record, folder: Path) -> None:
-    """Write the record into the folder, without its examples, which are rows of the user's data."""
+    """Write the record into the folder, without its examples, which are rows of the user's data, and the model card
+    that is made from it (see `secateur.card.write`).
+    """
     kept = record.model_copy(update={"examples": []})
     write_json(folder / NAME, kept.model_dump(mode="json", exclude_defaults=True) | {"format": record.format})
+    write_card(kept, folder)
 
 
 def read_record(folder: Path) -> Record | None:

@@ -256,12 +256,9 @@ def test_training_that_diverges(prune):
     assert "training diverged" in prune("--fine-tune", "0.5", "--learning-rate", "1e38")
 
 
-def test_missing_arguments(refused, call):
+def test_missing_arguments(refused):
     assert "Missing argument 'MODEL'" in refused("inspect")
     assert "No such command 'prone'" in refused("prone")
-    done = call()
-    assert done.code == 2
-    assert "Usage" in done.out + done.err
 
 
 # -- output ---------------------------------------------------------------------------------------------------------

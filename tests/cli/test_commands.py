@@ -14,7 +14,7 @@ from secateur.cli import main
 from secateur.search.levels import AxisLevels, Levels
 from secateur.search.stored import save
 
-COMMANDS = ("inspect", "prune", "train", "eval", "run", "demo")
+COMMANDS = ("inspect", "prune", "train", "eval", "report", "run", "demo")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import torch
 
 from secateur.errors import PlanError
 from tests.text_models import write_documents, write_model
+from tests.torch.language import files
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +37,7 @@ OPTIONS = ("--criterion", "sparsegpt", "--pattern", "2:4", "--samples", 6, "--co
 def test_prune_and_perplexity(call, result, llm, text, place):
     done = call("prune", llm, "--calibration", text, *OPTIONS, "--memory", "4GiB", "--output", place / "out")
     assert done.code == 0, done.err
-    assert "block 3/3 model.layers.2: error 0." in done.err
+    assert "block 3/3: model.layers.2: error 0." in done.err
     assert "0:00 left" in done.err
     assert "13,824 of 27,648 weights are zero (50.00%)" in done.out
     assert "not embeddings, norms, biases or heads" in done.out
@@ -63,8 +65,7 @@ def test_a_recipe_says_the_same_as_options(call, llm, text, place):
     )
     assert call("prune", "--recipe", recipe, "--output", place / "a").code == 0
     assert call("prune", llm, "--calibration", text, *OPTIONS, "--output", place / "b").code == 0
-    for name in sorted(p.name for p in (place / "a").iterdir()):
-        assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes(), name
+    assert files(place / "a") == files(place / "b")
 
 
 def test_what_the_command_line_says_of_method_and_sparsity(call, llm, text, place):
@@ -274,7 +275,7 @@ def test_distillation_from_the_command_line(call, result, llm, text, place):
     assert found["zeros"] * 2 == found["weights"]
     assert json.loads((place / "out" / "pruned.json").read_text())["recipe"]["distil"]["passes"] > 0
     again = call("prune", llm, "--calibration", text, *options, "--overwrite")
-    assert "distilling, step" in again.err
+    assert re.search(r"distilling (\d+)/\1: loss 0\.", again.err)
     assert "distilled: loss" in again.out
 
 
@@ -328,8 +329,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(call, llm, text, place, m
     assert call(*command).code == 0
     whole = ["prune", llm, "--calibration", text, *OPTIONS, "--output", place / "whole"]
     assert call(*whole).code == 0
-    for name in sorted(p.name for p in (place / "whole").iterdir()):
-        assert (place / "out" / name).read_bytes() == (place / "whole" / name).read_bytes(), name
+    assert files(place / "out") == files(place / "whole")
     assert stream.write_shard is safetensors_shards.write_shard
 
 

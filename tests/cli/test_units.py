@@ -52,7 +52,7 @@ def test_what_is_refused(refused, llm, text, place, tmp_path):
     )
     assert "no criterion 'sparsegpt'; there is" in prune(*layers, "--criterion", "sparsegpt", source=absent)
     assert "how much? pass --sparsity" in prune("--pattern", "ffn", source=absent)
-    assert prune(*UNITS, source=absent) == f"no data at {absent}"
+    assert prune(*UNITS, source=absent).startswith(f"no data at {absent}; pass a file")
     assert "the model has no axis or kind 'wing'" in prune("--pattern", "wing", "--sparsity", 0.5)
     assert "windows of 512 tokens exceed the 64 positions" in prune(*layers)
     other = write_columns(tmp_path / "other.csv", ["words"], [["w1"]])

@@ -130,6 +130,31 @@ def _read_made_up(place: Path) -> Any:
     return info["target"], made
 
 
+def _record_seeds() -> Mapping[str, Case]:
+    quality = {"metric": "accuracy", "dense": 0.9, "pruned": 0.875, "drop": 0.025, "interval": [0.0, 0.05], "rows": 40}
+    speed = {"runtime": "onnx", "what": "prompt", "batch": 1, "length": 128, "threads": 1, "ms": 2.5, "dense_ms": 5.0}
+    point = {"name": "2x", "group": "chosen", "latency_share": 0.5, "value": 0.875, "is_result": True}
+    units = {"axis": "L0.ffn", "kind": "ffn", "block": 0, "kept": 3, "total": 8}
+    matrix = {"name": "up.weight", "block": 0, "shape": [3, 4], "dense_shape": [8, 4], "density": 0.5}
+    curve = {"name": "healing", "x": "epochs", "y": "KL", "points": [[0.0, 1.0], [1.0, 0.5]]}
+    data = {"role": "test", "name": "rows.csv", "rows": 40, "sha256": "0" * 64}
+    made = {"command": "secateur prune m", "date": "2026-01-02T03:04:05+00:00", "seconds": 1.5, "data": [data]}
+    whole = {"title": "small", "quality": quality, "speeds": [speed], "frontier": [point], "units": [units]}
+    whole |= {"matrices": [matrix], "curves": [curve], "provenance": made, "format": 1}
+    return {name: {"secateur-record.json": json.dumps(value).encode()} for name, value in {"whole": whole}.items()}
+
+
+def _read_record(place: Path) -> Any:
+    from secateur.record import read_record, write_record
+
+    record = read_record(place)
+    if record is not None:
+        (place / "again").mkdir()
+        write_record(record, place / "again")
+        return record.model_dump(), read_record(place / "again") == record.model_copy(update={"examples": []})
+    return None
+
+
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +385,7 @@ def _is_description(name: str) -> bool:
 
 LIGHT = (
     Format("plan", _plan_seeds, _read_plan, _errors(), light=True, sample=300),
+    Format("record", _record_seeds, _read_record, _errors(), light=True, sample=100),
     Format("recipe", lambda: _RECIPES, _read_recipe, _errors(), light=True, sample=60),
     Format(
         "layout", lambda: {"layout": {"layout.txt": LAYOUT.encode()}}, _read_layout, _errors(), light=True, sample=300

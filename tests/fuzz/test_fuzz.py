@@ -14,7 +14,7 @@ import pytest
 from tests.fuzz import corpus, mutate, run
 
 ROOT = Path(__file__).parents[2]
-LIGHT = ("plan", "recipe", "layout", "artefact", "inputs", "blobs", "chains")
+LIGHT = ("plan", "record", "recipe", "layout", "artefact", "inputs", "blobs", "chains")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="children have limits that Linux keeps")
 
 

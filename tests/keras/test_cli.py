@@ -1,6 +1,7 @@
 """The commands on `.keras` files: the jobs run, and bad input is one sentence."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 import secateur
 from secateur.cli import main
+from secateur.record import read_record
 from tests.keras import models
 
 
@@ -41,6 +43,9 @@ def test_units_go(here, capsys):
     assert (result["task"], result["rows"]) == ("classification", held_out)
     assert list(result["stages"]) == ["dense", "pruned", "tuned"]
     assert result["pruned"] == result["stages"]["tuned"]["values"]["accuracy"]
+    record = read_record(Path(result["folder"]))
+    assert [stage.name for stage in record.stages] == ["dense", "pruned", "fine-tuned"]
+    assert (record.quality.pruned, record.sizes.parameters) == (result["pruned"], result["total"])
     small = secateur.open("small")
     assert [small.layout.axes[name].size for name in ("L0.ffn", "L1.ffn")] == [5, 4]
     assert result["total"] == small.model.count_params()

@@ -62,6 +62,13 @@ OTHERS = (
         "none; made anew at load",
         "`secateur.kernels.steps`",
     ),
+    (
+        "`README.md`",
+        "the model card of a folder; its front matter has the keys of the Hugging Face hub; text outside of the marks "
+        "is kept; it has no entry in `secateur-hashes.json`, because people edit it",
+        "none",
+        "`secateur.card.write`, the hub",
+    ),
     ("layout (text)", "axes, parameters, ties and products: `Layout.from_text`", "none", "`secateur.layout`"),
     (
         "`*.csv`, `*.tsv`, `*.jsonl`, `*.json`, `*.parquet`",

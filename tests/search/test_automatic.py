@@ -9,6 +9,7 @@ import transformers
 
 from secateur.cost import macs
 from secateur.errors import PlanError, SecateurError
+from secateur.record import read_record
 from secateur.search import stages, walk
 from secateur.search.choosing import chooser
 from secateur.search.choosing.chooser import Settings
@@ -82,6 +83,18 @@ def test_half_the_macs_are_half_and_the_folder_opens_and_says_what_was_measured(
     assert len(said["drop_interval"]) == 2
     assert said["best"]["kept"] == found.best.candidate.kept
     assert host.layout.sizes == opened[0].layout.sizes
+    record = read_record(tmp_path / "out")
+    (limit,) = record.asked
+    assert (limit.what, limit.asked, limit.is_met) == ("multiply-accumulates", "50.0% of the dense model", True)
+    assert limit.reached == f"{found.best.costs['macs']:.1%} of the dense model"
+    assert record.quality.drop == said["drop"]
+    assert record.sizes.parameters == small.num_parameters()
+    assert record.sizes.macs_share == pytest.approx(found.best.costs["macs"])
+    dense, point = record.frontier
+    assert (dense.group, dense.value, dense.parameters_share) == ("dense", said["dense"], 1.0)
+    assert (point.name, point.group, point.value, point.is_result) == ("out", "chosen", said["pruned"], True)
+    kept = {one.axis: one.kept for one in record.units if one.kept < one.total}
+    assert kept.items() >= {axis: n for axis, n in said["best"]["kept"].items() if n}.items()
 
 
 def test_a_choice_is_never_farther_than_the_same_share_of_every_axis(opened, tmp_path):
@@ -241,6 +254,13 @@ def test_a_speed_that_nothing_reaches_ends_a_frontier_and_keeps_the_others(opene
     said = []
     found = search(host, task, target, rows, tmp_path / "out", frontier=(1.3, 1e6), say=said.append, **QUICK)
     assert [point.name for point in found.points] == ["1.3x"]
+    record, (point,) = read_record(tmp_path / "out" / "1.3x"), found.points
+    shown = [(one.name, one.group, one.is_result) for one in record.frontier]
+    assert shown == [("dense", "dense", False), ("1.3x", "chosen", True), ("uniform-1.3x", "uniform", False)]
+    assert record.frontier[1].latency_share == pytest.approx(1 / point.speed_up)
+    assert record.asked[0].asked == "1.3x"
+    (speed,) = record.speeds
+    assert (speed.runtime, speed.dense_ms, speed.ms) == ("torch", 10.0, pytest.approx(10.0 / point.speed_up))
     assert any("1e+06x and faster are left out" in line for line in said)
 
 

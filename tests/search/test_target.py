@@ -110,7 +110,7 @@ def test_a_divergence_stands_for_the_drop():
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({}, r"nothing is asked for; say how fast \(--speed-up 2 --on onnx\), how small \(--limit params<=50%\)"),
+        ({}, r"nothing is asked for; say how fast \(--speed-up 2 --on onnx\), or how small \(--target 'params<=50%'\)"),
         ({"on": "onnx"}, r"nothing is asked for"),
         ({"speed_up": 1, "on": "onnx"}, r"a speed-up of 1 makes nothing faster; ask for more than 1"),
         ({"speed_up": -2, "on": "onnx"}, r"a speed-up of -2 makes nothing faster"),
@@ -118,6 +118,7 @@ def test_a_divergence_stands_for_the_drop():
         ({"speed_up": float("inf"), "on": "onnx"}, r"a speed-up of inf makes nothing faster"),
         ({"speed_up": 2}, r"a speed-up of 2 depends on the runtime; add --on with one of torch, secateur, onnx"),
         ({"speed_up": 2, "on": "tpu"}, r"no runtime 'tpu'; there is torch"),
+        ({"speed_up": 2, "on": "onxx"}, r"litert; did you mean onnx\?$"),
         (
             {"max_drop": 0.01},
             r"a drop of at most 0\.01 allows many results; add --on RUNTIME for the fastest, or limit",

@@ -353,13 +353,14 @@ def test_a_host_saves_the_tokenizer_of_its_folder(folder, tmp_path, recwarn):
     )
 
 
-def test_a_classifier_keeps_its_tokenizer_and_nothing_else(tmp_path):
+def test_a_classifier_keeps_its_tokenizer_and_no_file_of_another_kind(tmp_path):
     place = write_classifier(tmp_path / "classifier")
     for name in ("notes.txt", "trainer_state.json", "optimizer.pt"):
         (place / name).write_text("{}")
     secateur.open(str(place)).save(tmp_path / "again")
     names = {file.name for file in (tmp_path / "again").iterdir()}
     assert names == {
+        "README.md",
         "config.json",
         "secateur-hashes.json",
         "model.safetensors",

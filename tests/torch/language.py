@@ -2,7 +2,10 @@
 
 import torch
 
+from secateur.card.write import NAME as CARD
 from secateur.recipe import make_recipe
+from secateur.record import NAME as RECORD
+from secateur.torch.files.hashes import HASHES
 from tests import zoo
 
 
@@ -12,8 +15,9 @@ def windows(count=6, context=16, seed=0):
 
 
 def files(folder):
-    """Every file under a folder and its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file under a folder and its bytes, but the record and the card, which have a date, and the hashes."""
+    found = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: p.read_bytes() for name, p in found.items() if p.name not in (RECORD, CARD, HASHES)}
 
 
 def recipe(**values):

@@ -8,30 +8,57 @@ from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from secateur._version import __version__
-from secateur.cli import bench, demo, evaluate, export, failures, inspect, prune, run, train
+from secateur.cli import (
+    bench,
+    common,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    failures,
+    inspect,
+    progress,
+    prune,
+    report,
+    run,
+    train,
+)
+from secateur.cli.shell import welcome
 from secateur.errors import Interrupted, SecateurError, printable
 from secateur.files import claims_kept
 from secateur.training import ranks
 
 app = typer.Typer(
     name="secateur",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Make a trained Transformer smaller and faster, and prove that it is.",
 )
-MODULES: Any = (inspect, prune, train, evaluate, run, export, bench, demo)
+MODULES: Any = (inspect, prune, train, evaluate, run, export, bench, report, demo, doctor)
 """One module for each command, in the order of `--help`."""
 
 
+class _Command(typer.core.TyperCommand):
+    """A command whose --help stands in the last panel: without a panel of its own it would come before all others."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option: Any = super().get_help_option(ctx)
+        if option is not None:
+            option.rich_help_panel = common.OTHER_PANEL
+        return option
+
+
 def _add(module: Any) -> None:
-    """Register a command with its help, joined to one line a paragraph because rich keeps line breaks, and examples."""
+    """Register a command with its help, joined to one line a paragraph because rich keeps line breaks; notes (where the
+    module has `NOTES`) and examples follow the options.
+    """
     paragraphs = cleandoc(module.command.__doc__).split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    examples = "\n\n".join(("Examples:", *(f"  {example}" for example in module.EXAMPLES)))
-    app.command(module.NAME, help=text, epilog=examples)(module.command)
+    after = (*getattr(module, "NOTES", ()), "Examples:", *(f"  {example}" for example in module.EXAMPLES))
+    app.command(module.NAME, cls=_Command, help=text, epilog="\n\n".join(after))(module.command)
 
 
 for module in MODULES:
@@ -47,10 +74,16 @@ CommandLineError: type[Exception] = UsageError.__bases__[0]
 
 
 @app.callback(invoke_without_command=True)
-def _root(*, version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
     if version:
         typer.echo(__version__)
         raise typer.Exit()
+    if context.invoked_subcommand is None:
+        common.say(welcome.screen())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     An interrupted run ends with exit code 130, and a sentence on what is left of it.
     """
     try:
-        with _terminate_like_interrupt(), claims_kept():
+        with _terminate_like_interrupt(), claims_kept(), progress.started():
             code = app(arguments, standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
@@ -113,9 +146,6 @@ def _fail_interrupted(sentence: str) -> None:
 
 
 def _fail_usage(error: Any) -> None:
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-        sys.exit(BAD_INPUT)
     context = getattr(error, "ctx", None)
     hint = f"; see `{context.command_path} --help`" if context is not None else ""
     _fail(f"{error.format_message().rstrip('.')}{hint}")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
+from secateur.cli.shell import complete
 
 if TYPE_CHECKING:
     from secateur.deploy.jobs.results import Bench
@@ -30,7 +31,8 @@ def command(
         str | None,
         typer.Option(
             help="Of torch, secateur, onnx, openvino, executorch, litert, llama.cpp (.keras files: keras, litert, "
-            "tflite, onnx, openvino, savedmodel); default: all installed but llama.cpp."
+            "tflite, onnx, openvino, savedmodel); default: all installed but llama.cpp.",
+            autocompletion=complete.some_of((*complete.RUNTIMES, "llama.cpp")),
         ),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, e.g. 1,8.")] = "8",
@@ -48,9 +50,11 @@ def command(
         Path | None, typer.Option(help="Show what a kit measured: its folder or file.", rich_help_panel="Kit")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="PNG to write.", rich_help_panel=common.OUTPUT_PANEL)] = None,
+    report: common.ReportOption = None,
     task: common.TaskOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Time models in turn, each in a process of its own: median and quartiles, start-up, memory, bytes."""
     from secateur.cli import kinds
@@ -61,6 +65,7 @@ def command(
     some_keras = any(map(is_keras_file, models or ()))
     kind = "results" if results is not None else "keras" if some_keras else "kit" if export_kit is not None else "time"
     kinds.refuse(context_, kind)
+    common.claim_report(report, overwrite=overwrite)
     for path in (plot, export_kit):
         if path is not None:
             check_output(path, overwrite=overwrite)
@@ -71,15 +76,21 @@ def command(
             raise SecateurError("--results shows what was measured elsewhere; leave out models")
         from secateur.deploy.jobs.kit import read_results
 
-        show(read_results(results), plot, json=json)
+        shown = read_results(results)
+        show(shown, plot, json=json)
+        write_report(shown, [], report)
         return
     if not models:
-        raise SecateurError("which models? pass folders, the dense one first, or --results of a kit")
-    options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": common.note}
+        raise SecateurError(
+            "which models? pass folders, the dense one first, as in `secateur bench ./model ./small`, or --results of "
+            "a kit"
+        )
+    options: dict[str, Any] = {**sizes, "threads": threads, "turns": turns, "say": progress.say}
     if some_keras:
         from secateur.cli import keras
 
-        time_and_show(lambda: keras.bench(models, chosen, **options), plot, json=json)
+        shown = time_and_show(lambda: keras.bench(models, chosen, **options), plot, json=json)
+        write_report(shown, [], report)
         return
     common.quiet_libraries()
     options |= {"int8": int8, "check": check, "task": task}
@@ -88,10 +99,21 @@ def command(
         return
     from secateur.deploy.jobs.bench import bench
 
-    time_and_show(lambda: bench(models, chosen, **options), plot, json=json)
+    shown = time_and_show(lambda: bench(models, chosen, **options), plot, json=json)
+    write_report(shown, models, report)
 
 
-def time_and_show(measure: "Callable[[], Bench]", plot: Path | None, *, json: bool) -> None:
+def write_report(result: "Bench", models: list[str], report: Path | None) -> None:
+    """Write the page of --report. models: the folders that were timed, by which their own records are found."""
+    if report is None:
+        return
+    from secateur.deploy.jobs.bench import names_of
+    from secateur.jobs.records import benched
+
+    common.write_report(benched(result, names_of(models) if models else {}), report)
+
+
+def time_and_show(measure: "Callable[[], Bench]", plot: Path | None, *, json: bool) -> "Bench":
     """Measure and show; after Ctrl-C the rows that were complete. Raises Interrupted then."""
     from secateur.deploy.jobs.results import BenchInterrupted
     from secateur.errors import Interrupted
@@ -105,6 +127,7 @@ def time_and_show(measure: "Callable[[], Bench]", plot: Path | None, *, json: bo
             f"interrupted; the {rows} rows that were complete are shown, the others were not timed"
         ) from None
     show(result, plot, json=json)
+    return result
 
 
 def _write_kit(
@@ -152,7 +175,7 @@ def show(result: "Bench", plot: Path | None, *, json: bool) -> None:
     else:
         show_table(result)
     if result.timings and all(t.error for t in result.timings):
-        raise SecateurError("nothing could be timed; the rows say why")
+        raise SecateurError("nothing could be timed; the rows say why, and `secateur doctor` what is installed")
 
 
 def show_table(result: "Bench") -> None:

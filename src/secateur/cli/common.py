@@ -1,23 +1,28 @@
-"""Shared by the commands: option types, progress bars, tables, and opening the model and the data that options name."""
+"""Shared by the commands: option types, tables, and opening the model and the data that options name."""
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli import kinds
+from secateur.cli import kinds, progress
+from secateur.cli.progress import note as note
+from secateur.cli.progress import track as track
+from secateur.cli.shell import complete
 from secateur.errors import printable
 from secateur.training import ranks
 
 if TYPE_CHECKING:
     from secateur.data.table import Table
     from secateur.layout import Layout
+    from secateur.schemas.record import Record
     from secateur.tasks.base.task import Options
 
 MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL, TRAINING_PANEL = "Model", "Data", "Output", "Fine-tuning"
+OTHER_PANEL = "Other"
 
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, a hub id such as org/name, or a .keras file.", metavar="MODEL")
@@ -27,6 +32,7 @@ TaskOption = Annotated[
     typer.Option(
         help="What the model is for, e.g. text-classification or question-answering; default: what its config says.",
         rich_help_panel=MODEL_PANEL,
+        autocompletion=complete.one_of(complete.TASKS),
     ),
 ]
 RemoteCodeOption = Annotated[
@@ -41,14 +47,11 @@ LayoutFileOption = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        help="CSV, TSV, JSON lines, Parquet, text, a datasets folder, a folder of images or sounds, or the name of a "
-        "data set of the hub; .npz for a .keras file.",
-        rich_help_panel=DATA_PANEL,
-    ),
-]
+DATA_HELP = (
+    "CSV, TSV, JSON lines, Parquet, text, a datasets folder, a folder of images or sounds, or the name of a data set "
+    "of the hub; .npz for a .keras file."
+)
+DataOption = Annotated[str | None, typer.Option(help=DATA_HELP, rich_help_panel=DATA_PANEL)]
 
 
 def _column_option(role: str) -> Any:
@@ -76,12 +79,18 @@ BatchOption = Annotated[int, typer.Option(help="Examples in a batch.", min=1, ri
 SeedOption = Annotated[
     int, typer.Option(help="Seed of splits and training.", min=0, max=2**32 - 1, rich_help_panel=DATA_PANEL)
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: torch's.", min=1)]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="CPU threads; default: torch's.", min=1, rich_help_panel=OTHER_PANEL)
+]
 CheckOption = Annotated[
     bool,
     typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
+QuietOption = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Show no progress.", callback=progress.be_quiet, rich_help_panel=OUTPUT_PANEL),
+]
 TrainArgsOption = Annotated[
     Path | None,
     typer.Option(
@@ -91,29 +100,22 @@ TrainArgsOption = Annotated[
         rich_help_panel=TRAINING_PANEL,
     ),
 ]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="HTML page to write: what was asked and what was measured, with charts.",
+        metavar="FILE",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT_PANEL)
 ]
 
 
-def track(items: Iterable[Any], description: str) -> Iterator[Any]:
-    """The items, with a progress bar on standard error if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track as bar
-
-    total = len(items) if isinstance(items, Sized) else None
-    yield from bar(items, description, total=total, console=Console(stderr=True), transient=True)
-
-
 def say(text: str = "") -> None:
     """Text on standard output, whatever file it comes from; line breaks and tabs stay."""
     typer.echo(printable(text, keep="\n\t"))
-
-
-def note(text: str) -> None:
-    """One line for the person who waits, on standard error; from one process of `torchrun`."""
-    if ranks.is_first():
-        typer.echo(printable(text, keep="\n\t"), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -177,7 +179,9 @@ def read_layout(path: Path | None) -> "Layout | None":
     try:
         return Layout.from_text(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise LayoutError(f"the layout file {path} cannot be read: {error}") from None
+        raise LayoutError(
+            f"the layout file {path} cannot be read: {error}; `secateur inspect MODEL --layout > {path}` writes one"
+        ) from None
 
 
 def read_data(source: str | None, split: str | None) -> "Table":
@@ -186,7 +190,10 @@ def read_data(source: str | None, split: str | None) -> "Table":
     from secateur.errors import DataError
 
     if source is None:
-        raise DataError("data is needed here; pass --data FILE")
+        raise DataError(
+            "data is needed here; pass --data rows.csv (or another table, a folder, or a data set of the hub) with "
+            "the columns that the task reads, such as text and label"
+        )
     return read_table(source, split)
 
 
@@ -212,6 +219,32 @@ def claim_output(path: Path, *, overwrite: bool) -> None:
 
     if ranks.is_first():
         check_output(path, overwrite=overwrite)
+
+
+def claim_report(path: Path | None, output: Path | None = None, *, overwrite: bool) -> None:
+    """Check and claim the file of --report; a file inside `output`, which is claimed already, lies in a new folder.
+
+    Raises SecateurError as `check_output` does, and where a package that reports need is missing.
+    """
+    if path is None:
+        return
+    from secateur.report.bundle import check_packages
+
+    check_packages()
+    if output is None or not path.absolute().is_relative_to(output.absolute()):
+        claim_output(path, overwrite=overwrite)
+
+
+def write_report(records: "Sequence[Record]", path: Path | None) -> None:
+    """Write the page of --report, and say so; nothing without the option. `claim_report` has claimed the file."""
+    if path is None:
+        return
+    if not records:
+        note(f"{path} was not written, as no model was made")
+        return
+    from secateur.report.page import write_report
+
+    note(f"{write_report(records, path, overwrite=True)} shows what was measured")
 
 
 def refuse_torchrun(what: str) -> None:

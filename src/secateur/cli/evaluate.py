@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from secateur.cli import common
+from secateur.cli.shell import complete
 
 NAME = "eval"
 EXAMPLES = (
@@ -47,12 +48,16 @@ def command(
         typer.Option(
             help="[bold]perplexity[/], or what the model is for (text-classification, ...); default: as its config.",
             rich_help_panel=common.MODEL_PANEL,
+            autocompletion=complete.one_of(("perplexity", *complete.TASKS)),
         ),
     ] = None,
     threads: common.ThreadsOption = None,
     check: common.CheckOption = False,
     trust_remote_code: common.RemoteCodeOption = False,
+    report: common.ReportOption = None,
+    overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Score a model of any task, with --against next to the dense model; without labels --against is needed.
 
@@ -63,6 +68,7 @@ def command(
     from secateur.find_host import is_keras_file
 
     kinds.refuse(context_, PERPLEXITY if task == PERPLEXITY else "keras" if is_keras_file(model) else "labels")
+    common.claim_report(report, overwrite=overwrite)
     if check:
         common.check_unchanged(model)
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
@@ -79,13 +85,19 @@ def command(
             reference=against,
             samples=samples,
             options=options,
+            report=report,
             json=json,
         )
         return
     if is_keras_file(model):
         from secateur.cli import keras
 
-        outcomes.show_evaluation(model, *keras.evaluate(model, data, against, batch_size, threads), json=json)
+        shown = keras.evaluate(model, data, against, batch_size, threads)
+        outcomes.show_evaluation(model, *shown, json=json)
+        if report is not None:
+            from secateur.jobs.records import evaluated
+
+            common.write_report([evaluated(model, *shown)], report)
         return
     table = common.read_data(data, split)
 
@@ -108,3 +120,18 @@ def command(
     result = evaluate(its_task, network, rows, reference, common.track)
     drop = None if reference is None else compare(reference.evaluation(), result)
     outcomes.show_evaluation(model, result, drop, json=json)
+    if report is None:
+        return
+    from secateur.jobs.records import evaluated
+    from secateur.records.provenance import data_file
+    from secateur.tasks.base.disagreements import disagreements
+
+    record = evaluated(
+        model,
+        result,
+        drop,
+        dense=None if reference is None else reference.evaluation(),
+        examples=[] if reference is None else disagreements(its_task, rows.examples, reference.predictions, result),
+        data=[data_file("test", table.source, len(table))],
+    )
+    common.write_report([record], report)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from secateur.cli import common
+from secateur.cli.shell import complete
 
 if TYPE_CHECKING:
     from secateur.deploy.jobs.results import Artefact
@@ -29,7 +30,8 @@ def command(
     to: Annotated[
         str,
         typer.Option(
-            help="onnx, openvino, executorch, litert or gguf (llama.cpp); of a .keras file also savedmodel or tflite."
+            help="onnx, openvino, executorch, litert or gguf (llama.cpp); of a .keras file also savedmodel or tflite.",
+            autocompletion=complete.one_of(complete.FORMATS),
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)],

@@ -38,7 +38,8 @@ _RUNS = "answer write continue compiled-answer compiled-write compiled-continue"
 
 TABLES: dict[str, dict[str, str]] = {
     "prune": {
-        f"{_TEXTS} keras language units automatic tokens": "model output threads overwrite json",
+        f"{_TEXTS} keras language units automatic tokens": "model output threads overwrite json quiet",
+        "classifier keras language units automatic tokens": "report",
         f"{_TEXTS} keras language units automatic": "seed",
         f"{_TEXTS} keras language units": "criterion pattern",
         f"{_TEXTS} keras automatic tokens": "data",
@@ -64,8 +65,8 @@ TABLES: dict[str, dict[str, str]] = {
         "language": "recipe memory reconstruct owl sensitivity option",
     },
     "eval": {
-        "labels perplexity keras": "model against threads json",
-        "labels perplexity": "text_column task trust_remote_code check",
+        "labels perplexity keras": "model against threads report overwrite json",
+        "labels perplexity": "text_column task trust_remote_code check quiet",
         "labels keras": "data batch_size",
         "labels": f"{_COLUMNS} target_column split max_length new_tokens",
         "perplexity": "text context samples",
@@ -80,8 +81,8 @@ TABLES: dict[str, dict[str, str]] = {
     "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check levels plot"},
     "bench": {
         "time kit keras results": "models overwrite json",
-        "time keras results": "plot",
-        "time kit keras": "runtime batch length turns threads",
+        "time keras results": "plot report",
+        "time kit keras": "runtime batch length turns threads quiet",
         "time kit": "int8 check task",
         "kit": "export_kit",
         "results": "results",
@@ -107,6 +108,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "eval_split": ("eval_data", "data"),
         "train_args": ("fine_tune",),
     },
+    "eval": {"overwrite": ("report",)},
     "export": {
         "tokens": ("sparse",),
         "value": ("sparse",),

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
+from secateur.cli.shell import complete
 
 NAME = "prune"
 EXAMPLES = (
@@ -29,8 +30,23 @@ EXAMPLES = (
     "secateur prune ./llm --criterion taylor --pattern ffn,kv --sparsity 0.3 --calibration text.txt --fine-tune 1 "
     "--distil --output ./smaller-llm",
 )
-TARGET = "A target, and secateur chooses"
-CHOICE = "What to prune"
+NOTES = (
+    "Criteria: magnitude, gradient, taylor, brain_damage, wanda and ria score any pattern; activation and fisher units "
+    "but layers; attention_mass, attention_output, attention_confidence, attention_entropy and attention_softmax head "
+    "and kv. Single weights with --calibration: one of secateur.repair (default there: sparsegpt), or several: "
+    "ria+swaps goes on from what ria keeps.",
+    "Patterns: single weights (element, 2:4, 4x1) become zeros; units, of the kinds that `secateur inspect` lists, "
+    "make the model smaller: head, kv, ffn, layer, expert, hidden or vocab, several as head,ffn. Either goes at once "
+    "or with training after it (--fine-tune).",
+    "Fewer tokens (--tokens, --keep, --merge) come alone, without data, or after all of this.",
+    "On text, single weights go block by block, shard by shard, and a run that was stopped goes on when the same "
+    "command is given again; units go as with --data. The data of a .keras classifier is an .npz of x and y. Data "
+    "without labels is enough: the dense model's own answers take their place.",
+    "A model is saved only if masked and shrunk agree and the reloaded model is equal.",
+)
+MOST_USED = "Most used"
+TARGET = "More on a target"
+CHOICE = "More on your own choice"
 TUNING = common.TRAINING_PANEL
 TOKENS = "Fewer tokens, after all other pruning"
 LANGUAGE = "Language models"
@@ -43,8 +59,59 @@ def command(
         typer.Argument(help="A model folder, a hub id such as org/name, a .keras or a .gguf file.", metavar="MODEL"),
     ] = None,
     *,
-    output: Annotated[Path | None, typer.Option(help="Folder to write.", rich_help_panel=common.OUTPUT_PANEL)] = None,
-    data: common.DataOption = None,
+    data: Annotated[str | None, typer.Option(help=common.DATA_HELP, rich_help_panel=MOST_USED)] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write.", rich_help_panel=MOST_USED)] = None,
+    speed_up: Annotated[
+        float | None,
+        typer.Option(help="How many times as fast it has to be, on --on; secateur chooses.", rich_help_panel=MOST_USED),
+    ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="The runtime that counts: torch, secateur, onnx, openvino, executorch or litert.",
+            rich_help_panel=MOST_USED,
+            autocompletion=complete.one_of(complete.RUNTIMES),
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="The most that the task's main metric may drop, e.g. 0.01; alone: the fastest model within it.",
+            rich_help_panel=MOST_USED,
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A limit: params<=0.5, macs<=0.4, bytes<=50MB, memory<=200MB or latency<=12ms@openvino; several hold "
+            "together.",
+            rich_help_panel=MOST_USED,
+        ),
+    ] = None,
+    criterion: Annotated[
+        str,
+        typer.Option(
+            help="Without a target: what scores, e.g. magnitude, gradient, taylor, fisher or attention_output; single "
+            "weights on text: sparsegpt.",
+            rich_help_panel=MOST_USED,
+            autocompletion=complete.some_of(complete.CRITERIA),
+        ),
+    ] = "magnitude",
+    pattern: Annotated[
+        str,
+        typer.Option(
+            help="Without a target: what goes. Single weights: element, 2:4 (two of four stay) or 4x1; units: kinds "
+            "such as head,ffn.",
+            rich_help_panel=MOST_USED,
+            autocompletion=complete.some_of(complete.PATTERNS),
+        ),
+    ] = "element",
+    sparsity: Annotated[
+        float | None, typer.Option(help="Without a target: the share that goes, in [0, 1).", rich_help_panel=MOST_USED)
+    ] = None,
+    fine_tune: Annotated[
+        float, typer.Option(help="Without a target: epochs after pruning.", min=0.0, rich_help_panel=MOST_USED)
+    ] = 0.0,
     text_column: common.TextColumnOption = None,
     label_column: common.LabelColumnOption = None,
     target_column: common.TargetColumnOption = None,
@@ -64,34 +131,9 @@ def command(
     calibration_samples: Annotated[
         int, typer.Option(help="Training rows used for scoring.", min=1, rich_help_panel=common.DATA_PANEL)
     ] = 512,
-    speed_up: Annotated[
-        float | None, typer.Option(help="How many times as fast it has to be, on --on.", rich_help_panel=TARGET)
-    ] = None,
-    on: Annotated[
-        str | None,
-        typer.Option(
-            help="The runtime that counts: torch, secateur, onnx, openvino, executorch or litert.",
-            rich_help_panel=TARGET,
-        ),
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(
-            help="The most that the task's main metric may drop, e.g. 0.01; alone: the fastest model within it.",
-            rich_help_panel=TARGET,
-        ),
-    ] = None,
     max_divergence: Annotated[
         float | None,
         typer.Option(help="The most divergence (KL) from the dense model instead.", rich_help_panel=TARGET),
-    ] = None,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A limit: params<=0.5, macs<=0.4, bytes<=50MB, memory<=200MB or latency<=12ms@openvino; several hold "
-            "together.",
-            rich_help_panel=TARGET,
-        ),
     ] = None,
     batch: Annotated[int, typer.Option(help="Batch size of the timed calls.", min=1, rich_help_panel=TARGET)] = 1,
     length: Annotated[
@@ -129,31 +171,16 @@ def command(
     search_budget: Annotated[
         str, typer.Option(help="The most time for the local search.", rich_help_panel=TARGET)
     ] = "60s",
-    criterion: Annotated[
-        str,
-        typer.Option(
-            help="What scores: magnitude, gradient, taylor, brain_damage, wanda or ria, any pattern; activation or "
-            "fisher, units but layers; attention_mass, attention_output, attention_confidence, attention_entropy or "
-            "attention_softmax, head and kv. Single weights with --calibration: one of secateur.repair (default "
-            "there: sparsegpt), or several: ria+swaps goes on from what ria keeps.",
-            rich_help_panel=CHOICE,
-        ),
-    ] = "magnitude",
-    pattern: Annotated[
-        str,
-        typer.Option(
-            help="Single weights: element, 2:4 (two of four stay) or 4x1. Units, which make the model smaller: kinds "
-            "that `secateur inspect` lists, such as head, kv, ffn, layer, expert, hidden or vocab; several as "
-            "head,ffn.",
-            rich_help_panel=CHOICE,
-        ),
-    ] = "element",
-    sparsity: Annotated[float | None, typer.Option(help="Share that goes, in [0, 1).", rich_help_panel=CHOICE)] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Everything that scores this or less goes.", rich_help_panel=CHOICE)
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="How --sparsity is spread: uniform, global or per-kind.", rich_help_panel=CHOICE)
+        str,
+        typer.Option(
+            help="How --sparsity is spread: uniform, global or per-kind.",
+            rich_help_panel=CHOICE,
+            autocompletion=complete.one_of(complete.BUDGETS),
+        ),
     ] = "uniform",
     sweep: Annotated[
         str | None,
@@ -167,6 +194,7 @@ def command(
         typer.Option(
             help="Leave out tokens that the pooled token hardly attends to: exact, mild, mid or fast.",
             rich_help_panel=TOKENS,
+            autocompletion=complete.one_of(complete.SCHEDULES),
         ),
     ] = None,
     keep: Annotated[
@@ -181,9 +209,9 @@ def command(
         typer.Option(
             help="Merge tokens that are alike, for images: exact, mild, mid, fast or per cents.",
             rich_help_panel=TOKENS,
+            autocompletion=complete.one_of(complete.SCHEDULES),
         ),
     ] = None,
-    fine_tune: Annotated[float, typer.Option(help="Epochs after pruning.", min=0.0, rich_help_panel=TUNING)] = 0.0,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=TUNING)] = 1e-4,
     distil: Annotated[
         bool,
@@ -254,28 +282,21 @@ def command(
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
+    report: common.ReportOption = None,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Prune a model of any task (--data), or a language model on text (--calibration or --recipe).
 
     With a target (--speed-up, --target or --max-drop) secateur chooses what each layer loses, trains the result if the
     drop asks for it, measures it on the runtime, and writes it only if the target is met (exit code 1 otherwise, with
-    what is within reach). Else you choose what goes, by --criterion, --pattern and --sparsity.
-
-    Fewer tokens on their way through the model (--tokens, --keep, --merge) come alone, without data, or after all of
-    this.
-
-    Single weights or whole units (--pattern), at once or with training after it (--fine-tune), are two choices. On
-    text, single weights go block by block, shard by shard, and a run that was stopped goes on when the same command is
-    given again; units go as with --data. The data of a `.keras` classifier is an .npz of x and y. A model is saved only
-    if masked and shrunk agree and the reloaded model is equal. Data without labels is enough: the dense model's own
-    answers take their place.
+    what is within reach). Without one you choose what goes, by --criterion, --pattern and --sparsity.
     """
     from secateur.cli import kinds
-    from secateur.cli.pruning import language, outcomes, targets
+    from secateur.cli.pruning import language, outcomes, reports, targets
     from secateur.cli.pruning import tokens as schedules
-    from secateur.cli.pruning.choice import check, has_units, kind_of, make_choice, make_sweep
+    from secateur.cli.pruning.choice import check, has_units, kind_of, make_choice, make_sweep, needed
 
     if any(context_.params[name] not in (None, [], ()) for name in targets.OPTIONS):
         schedules.refuse(context_, "a search for a target")
@@ -286,18 +307,19 @@ def command(
         schedules.refuse(context_, "pruning block by block")
         kinds.refuse(context_, "language")
         common.refuse_torchrun("a language model is pruned block by block")
-        language.prune(language.recipe_of(context_), threads, overwrite=overwrite, json=json)
+        language.prune(language.recipe_of(context_), threads, report, overwrite=overwrite, json=json)
         return
 
     from secateur.errors import PlanError
     from secateur.find_host import is_keras_file
 
     if model is None or output is None:
-        raise PlanError(f"{'a model' if model is None else '--output FOLDER'} is needed; see `secateur prune --help`")
+        raise PlanError(needed("a model" if model is None else "--output FOLDER"))
     if schedules.did(context_):
         return
     kinds.refuse(context_, kind_of(model, sweep, sweep_by, has_text=bool(calibration)))
     common.claim_output(output, overwrite=overwrite)
+    common.claim_report(report, output, overwrite=overwrite)
     wanted = schedules.wanted_of(context_.params)
     arguments = common.train_arguments(context_)
     if sweep is not None:
@@ -321,6 +343,7 @@ def command(
             overwrite=overwrite,
         )
         outcomes.show(keras_outcome, json=json)
+        common.write_report(reports.of_folder(output), report)
         return
     common.quiet_libraries()
     common.set_threads(threads)
@@ -353,6 +376,8 @@ def command(
         return
     stages = [Stage(choice.criterion, choice.pattern, choice.budget)]
     how = Tuning(**tuning, distil=distil, arguments=arguments)
+    after = (*(("training", "evaluate") if fine_tune else ()), *(("evaluate",) if wanted else ()))
+    progress.current().stages("dense model", *(s.title for s in stages), "evaluate", *after)
     with ranks.together(), common.resumable(arguments):
         if not ranks.is_first():
             follow(host, stages, material, how)
@@ -370,3 +395,4 @@ def command(
             tokens=wanted,
         )
     outcomes.show(outcome, json=json)
+    common.write_report(reports.of_outcome(outcome, material), report)

@@ -36,6 +36,7 @@ def command(
     trust_remote_code: common.RemoteCodeOption = False,
     overwrite: common.OverwriteOption = False,
     json: common.JsonOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Train a model of any task; a checkpoint of another task gets a new head for the labels of the data.
 
@@ -73,7 +74,7 @@ def command(
         common.note(sentence)
     how: dict[str, Any] = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
     with ranks.together(), common.resumable(arguments):
-        loss = fine_tune(host, its_task, examples, **how, arguments=arguments)
+        loss = fine_tune(host, its_task, examples, **how, arguments=arguments, progress=common.track)
     if not ranks.is_first():
         return
     save(network, output, plan=host.plan, overwrite=overwrite, **its_task.companions)

@@ -1,5 +1,6 @@
 """Images and sounds from cells of a table: paths, bytes of files, or numbers; decoded by Pillow and soundfile."""
 
+import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,15 @@ def image(table: Table, name: str, row: int, mode: str = "RGB") -> Any:
         raise
     except Exception as error:  # damaged images raise many types
         raise DataError(f"{table.where(row)}: {_named(cell)} is no image that can be read ({_said(error)})") from None
+
+
+def thumbnail(picture: Any, most: int = 96) -> str:
+    """A small copy of an image of Pillow as a data URI (JPEG). most: pixels of its longer side."""
+    small = picture.convert("RGB")
+    small.thumbnail((most, most))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _pixels(cell: Any) -> np.ndarray:

@@ -226,7 +226,7 @@ def _read_folder(path: Path, split: str | None) -> Table:
 
 def _read_hub(name: str, split: str | None) -> Table:
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name).suffix.lower() in READERS:
-        raise DataError(f"no data at {name}")
+        raise DataError(f"no data at {name}; pass a file, a folder, or the name of a data set of the hub")
     from datasets import load_dataset  # optional
 
     try:

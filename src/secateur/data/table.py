@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from secateur import notebook
 from secateur.errors import DataError, listed
 
 
@@ -24,6 +25,10 @@ class Table:
     places: Sequence[str] = ()
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
     base: str | None = None
+
+    def _repr_html_(self) -> str:
+        rows = zip(*self.columns.values(), strict=True)
+        return notebook.table(f"{self.source}: {len(self):,} rows", list(self.columns), rows, left=len(self.columns))
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))

@@ -16,7 +16,7 @@ from torch import nn
 
 from secateur.deploy import runner
 from secateur.deploy.operator_library import installed_library
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, meant
 
 TARGETS = ("onnx", "openvino", "executorch", "litert")
 """Runtimes that take an exported artefact: the module of that name here holds its `TARGET`."""
@@ -118,7 +118,7 @@ def find(name: str) -> Target:
     if name == GGUF:
         raise DeployError("GGUF files are written by secateur.deploy.export_gguf")
     if name not in TARGETS:
-        raise DeployError(f"no target {name!r}; there is {', '.join(TARGETS)}")
+        raise DeployError(f"no target {name!r}; there is {', '.join(TARGETS)}{meant(name, TARGETS)}")
     target: Target = importlib.import_module(f"secateur.deploy.targets.{name}_target").TARGET
     return target.require()
 

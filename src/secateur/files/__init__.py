@@ -140,8 +140,12 @@ def finish(claim: Claim, fresh: Path, path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON under a temporary name, then rename."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text under a temporary name, then rename."""
     path = Path(path)
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     name = f".{claims.stem(path)}"
     inside = claims.inside_ours(path)
     if not inside:
@@ -177,7 +181,7 @@ def _examine(path: Path, *, overwrite: bool) -> None:
         raise SecateurError(f"{path} will not be replaced, for {precious}; choose another output")
     parent = _nearest_parent(path)
     if not parent.is_dir():
-        raise SecateurError(f"{path} cannot be written: {parent} is not a folder")
+        raise SecateurError(f"{path} cannot be written: {parent} is not a folder; choose another output")
 
 
 def _exists(path: Path) -> SecateurError:

@@ -1,4 +1,4 @@
-"""The demo: MiniLM trained on movie reviews, the three textbook procedures, and one structured combination.
+"""What the demo works on: MiniLM trained on movie reviews. `secateur.jobs.demo_run` does the rest.
 
 Model and data come from two packages of the `demo` extra. The trained dense model is cached, keyed by what made it.
 """
@@ -7,46 +7,25 @@ import csv
 import hashlib
 import importlib.util
 import json
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 
-from secateur import criteria
 from secateur._version import __version__
-from secateur.budget import Global, Uniform
-from secateur.cost import parameters
 from secateur.data.read import read_table
 from secateur.data.table import Table, split_table
 from secateur.errors import ModelError
-from secateur.files import new_folder, write_json
-from secateur.jobs.open_task import look, open_host, open_to_train
-from secateur.jobs.prune_model import (
-    Data,
-    Outcome,
-    Stage,
-    Tuning,
-    compare_latency,
-    run,
-    save_dense,
-)
-from secateur.pruning import default_weights
-from secateur.select import Element, Unit
-from secateur.tasks.base.batches import Batches
-from secateur.tasks.base.evaluate import Evaluation, Reference, Track, evaluate, silent
+from secateur.jobs.open_task import open_to_train
+from secateur.jobs.prune_model import save_dense
+from secateur.tasks.base.evaluate import Track
 from secateur.tasks.base.task import Options
 from secateur.torch.host import TorchHost
-from secateur.torch.open import load_model
-from secateur.torch.reloaded import folder_bytes, reload_gap, tensor_bytes
 from secateur.training.fine_tune import fine_tune
 
 LENGTH, BATCH, TEST_ROWS = 64, 32, 1530
 """Tokens of a review at most, reviews a batch, and reviews that no setting ever trains on."""
-LATENCY_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -56,8 +35,11 @@ class Settings:
     train_rows: reviews to train on. test_rows: reviews to test on, at most `TEST_ROWS`.
     longest: characters that a review may have; None for reviews of any length.
     dense_epochs: epochs of the dense model, before anything is pruned.
-    epochs: epochs of each fine-tuning. The 80% row takes twice as many, and so does the dense model that all rows are
-    compared with: it trains on for as long as the pruned model that trains longest.
+    epochs: epochs of each fine-tuning. The 80% row takes twice as many.
+    runtime: where the search is to reach its speed-ups. speed_ups: what it is asked for, one after the other.
+    search_seconds, heal_seconds: the most that the local search takes, and training after it; 0 for none.
+    has_textbook: whether more procedures run, and the dense model trains on for as long as the pruned model that trains
+        longest, as one more row.
     """
 
     train_rows: int = 4000
@@ -68,37 +50,27 @@ class Settings:
     seed: int = 0
     test_rows: int = TEST_ROWS
     longest: int | None = None
+    runtime: str = "onnx"
+    speed_ups: tuple[float, ...] = (2.0, 3.0)
+    search_seconds: float = 20.0
+    heal_seconds: float = 60.0
+    has_textbook: bool = True
 
 
 FULL = Settings()
-SHORT = Settings(train_rows=1280, calibration_rows=256, test_rows=1000, longest=100)
-"""What `secateur demo` runs without `--full`: the same steps on fewer and shorter reviews."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of the demo's table.
-
-    dense, pruned, tuned: accuracies of the dense model, after pruning, and after fine-tuning.
-    total, nonzero: numbers of parameters. bytes: size of the saved folder.
-    size, linear_size, latency: shares of the dense model, both sides in one run; `linear_size` counts the linear
-    weights of the encoder only.
-    difference: of masked and shrunk outputs. kl: from the dense model's answers after fine-tuning.
-    """
-
-    name: str
-    dense: float
-    pruned: float | None
-    tuned: float
-    total: int
-    nonzero: int
-    bytes: int
-    size: float
-    linear_size: float
-    latency_ms: float
-    latency: float
-    difference: float | None
-    kl: float | None
+SHORT = Settings(
+    train_rows=1280,
+    dense_epochs=3.0,
+    calibration_rows=256,
+    test_rows=1000,
+    longest=100,
+    speed_ups=(2.0,),
+    search_seconds=5.0,
+    heal_seconds=0.0,
+    has_textbook=False,
+)
+"""What `secateur demo` runs without `--full`: fewer and shorter reviews, one speed-up, and nothing trained after the
+search."""
 
 
 def package_folder(name: str) -> Path:
@@ -136,8 +108,8 @@ def demo_rows(settings: Settings) -> tuple[Table, Table]:
     return train, test.take(range(min(settings.test_rows, len(test))))
 
 
-UNTRAINED = ("epochs", "calibration_rows", "test_rows", "longest")
-"""Settings that the dense model does not depend on, but through its training rows."""
+TRAINED = ("train_rows", "dense_epochs", "learning_rate", "seed")
+"""Settings that the dense model depends on."""
 
 
 def options_of(settings: Settings) -> Options:
@@ -145,10 +117,10 @@ def options_of(settings: Settings) -> Options:
     return Options(max_length=LENGTH, seed=settings.seed)
 
 
-def dense_model(settings: Settings, cache: Path, train: Table, *, progress: bool = True) -> tuple[Path, bool]:
+def dense_model(settings: Settings, cache: Path, train: Table, *, progress: Track | bool = True) -> tuple[Path, bool]:
     """Folder of MiniLM trained on the reviews, and whether it came from the cache."""
     made_of = {
-        "settings": {k: v for k, v in asdict(settings).items() if k not in UNTRAINED},
+        "settings": {name: getattr(settings, name) for name in TRAINED},
         "length": LENGTH,
         "batch": BATCH,
         "rows": hashlib.sha256(json.dumps([train.column("text"), train.column("label")]).encode()).hexdigest(),
@@ -174,154 +146,12 @@ def dense_model(settings: Settings, cache: Path, train: Table, *, progress: bool
     return folder, False
 
 
-def procedures(tuning: Tuning) -> dict[str, tuple[Stage, Tuning]]:
-    """What the demo does, by name. Magnitude over all weights together is one threshold on |w|."""
-    long = replace(
-        tuning, epochs=2 * tuning.epochs, learning_rate=1.5 * tuning.learning_rate, distil=True, gradual=True
-    )
-    return {
-        "magnitude threshold, 80%": (Stage(criteria.magnitude, Element(), Global(0.8)), long),
-        "gradient rank, 30%": (Stage(criteria.gradient, Element(), Uniform(0.3)), tuning),
-        "attention score, half the heads": (Stage(criteria.attention_output, Unit("head"), Uniform(0.5)), tuning),
-        "half the heads and FFN neurons": (Stage(criteria.fisher, Unit("head", "ffn"), Uniform(0.5)), tuning),
-    }
-
-
-def run_demo(
-    output: Path,
-    cache: Path,
-    settings: Settings = SHORT,
-    *,
-    overwrite: bool = False,
-    track: Track = silent,
-    say: Callable[[str], None] = lambda text: None,
-) -> list[Line]:
-    """Train (or take from the cache), prune four ways, fine-tune, save, reload, time; write the folder `output`.
-
-    The folder holds the dense model and the pruned ones, `train.csv` and `test.csv`, `demo.json` and `demo.png`.
-    """
-    train, test = demo_rows(settings)
-    tuning = Tuning(settings.epochs, settings.learning_rate, settings.seed + 1)
-    recipes = procedures(tuning)
-    parts = len(recipes) + 3
-    say(f"1/{parts} train MiniLM on {len(train):,} {described(settings)}; {len(test):,} others are held out")
-    folder, cached = dense_model(settings, cache, train, progress=track is not silent)
-    say(f"dense model {'taken from the cache' if cached else 'trained'}: {folder}")
-    say("derive named axes from the traced model, and remove units of each kind on trial")
-    host, task = open_host(look(str(folder), None), options_of(settings))
-    examples = task.encode(train)
-    calibration = Batches(task, examples.take(settings.calibration_rows), BATCH)
-    data = Data(task, examples, calibration, Batches(task, task.encode(test), 64), BATCH)
-    reference = Reference(task, host.model, data.test, track)
-    with new_folder(output, overwrite=overwrite) as partial:
-        say(f"2/{parts} dense model, for comparison: as much extra training as the pruned ones will get")
-        longest = replace(tuning, epochs=2 * tuning.epochs)
-        control = dense_control(host, data, longest, partial / "dense", reference, track)
-        outcomes = []
-        for number, (name, (stage, its_tuning)) in enumerate(recipes.items(), 3):
-            say(f"{number}/{parts} {name}: score, choose, check, remove, fine-tune, save, reload")
-            target = partial / slug(name)
-            outcomes.append(run(name, host, [stage], data, its_tuning, target, reference=reference, track=track))
-        say(
-            f"{parts}/{parts} latency: batch {LATENCY_BATCH} x {LENGTH} tokens, one thread, in fresh processes, each "
-            "model in turn with the dense one"
-        )
-        lines = measured(control, outcomes, host, partial, reference, track)
-        write_rows(train, partial / "train.csv")
-        write_rows(test, partial / "test.csv")
-        write_results(lines, settings, partial)
-    return lines
-
-
-def dense_control(
-    host: TorchHost, data: Data, tuning: Tuning, folder: Path, reference: Reference, track: Track
-) -> Evaluation:
-    """Evaluation of the dense model after the same extra training; the folder holds that model."""
-    control = host.copy()
-    fine_tune(
-        control,
-        data.task,
-        data.train,
-        epochs=tuning.epochs,
-        learning_rate=tuning.learning_rate,
-        batch_size=data.batch_size,
-        seed=tuning.seed,
-        progress=track is not silent,
-    )
-    save_dense(control, folder, data.task)
-    reload_gap(control, folder, data.test[0])
-    return evaluate(data.task, load_model(folder), data.test, reference, track)
-
-
-def measured(
-    control: Evaluation,
-    outcomes: Sequence[Outcome],
-    host: TorchHost,
-    folder: Path,
-    reference: Reference,
-    track: Track,
-) -> list[Line]:
-    """The table, latencies of the saved and reloaded models included."""
-    pairs = {
-        o.name: compare_latency({"dense": folder / "dense", "pruned": folder / slug(o.name)}, (LATENCY_BATCH, LENGTH))
-        for o in track(outcomes, "latency")
-    }
-    linears = default_weights(host.layout)
-    dense_bytes, dense_linear = folder_bytes(folder / "dense"), tensor_bytes(folder / "dense", linears)
-    count = parameters(host.layout)
-    dense_accuracy = reference.evaluation().value
-    dense = Line(
-        name="dense",
-        dense=dense_accuracy,
-        pruned=None,
-        tuned=control.value,
-        total=count.total,
-        nonzero=count.nonzero,
-        bytes=dense_bytes,
-        size=1.0,
-        linear_size=1.0,
-        latency_ms=1e3 * statistics.median(pair["dense"] for pair in pairs.values()),
-        latency=1.0,
-        difference=None,
-        kl=control.kl,
-    )
-    lines = [dense]
-    for o in outcomes:
-        tuned, pair = o.tuned or o.pruned, pairs[o.name]
-        line = Line(
-            name=o.name,
-            dense=dense_accuracy,
-            pruned=o.pruned.value,
-            tuned=tuned.value,
-            total=o.total,
-            nonzero=o.nonzero,
-            bytes=o.bytes,
-            size=o.bytes / dense_bytes,
-            linear_size=o.linear_bytes / dense_linear,
-            latency_ms=1e3 * pair["pruned"],
-            latency=pair["pruned"] / pair["dense"],
-            difference=o.difference,
-            kl=tuned.kl,
-        )
-        lines.append(line)
-    return lines
-
-
 def write_rows(rows: Table, path: Path) -> None:
     """Labelled texts as CSV with the columns that `secateur` commands read by default."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("text", "label"))
         writer.writerows(zip(rows.column("text"), rows.column("label"), strict=True))
-
-
-def write_results(lines: Sequence[Line], settings: Settings, folder: Path) -> None:
-    """demo.json and demo.png."""
-    from secateur.report.plots import plot_comparison  # needs matplotlib, which recipes that import this file do not
-
-    rows: list[dict[str, Any]] = [asdict(line) for line in lines]
-    write_json(folder / "demo.json", {"settings": asdict(settings), "rows": rows})
-    plot_comparison(rows, folder / "demo.png", "MiniLM on movie reviews: before and after, against the dense model")
 
 
 def standard_error(accuracy: float, rows: int) -> float:

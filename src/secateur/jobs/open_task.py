@@ -13,6 +13,8 @@ from secateur.data.table import Table, shuffled, split_table
 from secateur.errors import DataError, ModelError, listed
 from secateur.jobs.prune_model import Data
 from secateur.layout import Layout
+from secateur.records.provenance import data_file
+from secateur.schemas.record import DataFile
 from secateur.schemas.sentence_folder import read_modules
 from secateur.search.rows import Rows
 from secateur.tasks.base.batches import Batches
@@ -136,7 +138,8 @@ def prepare_search(
     calibration, searching, testing = (
         Batches(task, part, batch_size) for part in (train.take(calibration_samples), search, test)
     )
-    return Rows(train, calibration, searching, testing, batch_size)
+    files = _files([("training", table), ("search", searched), ("test", held_out)])
+    return Rows(train, calibration, searching, testing, batch_size, files)
 
 
 def _encoded(task: Task, parts: Sequence[Table], say: Callable[[str], None]) -> list[Examples]:
@@ -172,4 +175,10 @@ def prepare(
         table = shuffled(table, seed)
     train, test = _encoded(task, (table, held_out), say)
     calibration = Batches(task, train.take(calibration_samples), batch_size)
-    return Data(task, train, calibration, Batches(task, test, batch_size), batch_size)
+    files = _files([("training", table), ("test", held_out)])
+    return Data(task, train, calibration, Batches(task, test, batch_size), batch_size, files)
+
+
+def _files(parts: Sequence[tuple[str, Table]]) -> list[DataFile]:
+    """Where the rows of each part come from: (role, rows)."""
+    return [data_file(role, table.source, len(table)) for role, table in parts]

@@ -2,6 +2,7 @@
 
 import copy
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,11 +24,16 @@ from secateur.metrics.evaluation import compare
 from secateur.metrics.outcome import Outcome
 from secateur.plan import Plan, resized_masks
 from secateur.pruning import Criterion, check_weights, default_weights, needs_of, prune
+from secateur.records.model import model_type_of, weight_bytes
+from secateur.records.outcome import record_of
+from secateur.records.provenance import provenance_of
 from secateur.schedule import cubic
+from secateur.schemas.record import DataFile
 from secateur.select import NM, Pattern, Unit
 from secateur.tasks.base.batches import Batches, OwnLabels
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Examples, Task
+from secateur.torch.files.hashes import add_record
 from secateur.torch.files.saving import save
 from secateur.torch.host import TorchHost
 from secateur.torch.open import load_model
@@ -47,6 +53,7 @@ class Data:
     calibration: batches of a part of the training rows.
     test: batches of other rows.
     batch_size: rows in a batch of fine-tuning.
+    files: where the rows come from, for the record.
     """
 
     task: Task
@@ -54,6 +61,7 @@ class Data:
     calibration: Batches
     test: Batches
     batch_size: int = 32
+    files: Sequence[DataFile] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,11 @@ class Stage:
     pattern: Pattern
     budget: Budget | float | None
     weights: Sequence[str] | None = None
+
+    @property
+    def title(self) -> str:
+        """The name of its bar."""
+        return f"{self.criterion.__name__} for {self.pattern}"
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,7 @@ def decide(host: TorchHost, steps: Sequence[Stage], calibration: Iterable[Any], 
     """The plan of all stages, each scored on the unchanged model, merged with what was pruned before it was opened."""
     plan = host.plan or Plan()
     for step in steps:
-        data = track(calibration, f"{step.criterion.__name__} for {step.pattern}")
+        data = track(calibration, step.title)
         plan = plan.merge(prune(host, step.criterion, step.pattern, step.budget, data, weights=step.weights))
     return plan.check(host.layout)
 
@@ -158,7 +171,7 @@ def run(
 ) -> Outcome:
     """Do the whole job on a copy of the host; `host` itself stays dense.
 
-    output: folder to save to; None to save nothing.
+    output: folder to save to, with the record of the model; None to save nothing.
     reference: the dense model on the test batches, if it has run.
     track: shows progress.
     save_options: further arguments of `secateur.torch.files.saving.save`.
@@ -171,6 +184,7 @@ def run(
         ModelError: when the reloaded model differs from the saved model, or `tokens` cannot be taken away. In all these
             cases nothing is written.
     """
+    began = time.perf_counter()
     check_weights(host)
     if tokens is not None:
         tokens.on(host)  # so that a model that cannot have it is refused before the work
@@ -188,7 +202,7 @@ def run(
     tuned = None
     if tuning.epochs > 0:
         ranks.shared(plan)
-        small, plan = _tune(host, small, steps, data, tuning, plan, progress=track is not silent)
+        small, plan = _tune(host, small, steps, data, tuning, plan, progress=track)
         tuned = evaluate(task, small.model, data.test, reference, track)
     shortened = None
     if tokens is not None:
@@ -217,6 +231,16 @@ def run(
     with new_folder(output, overwrite=overwrite) as temporary:
         small.save(temporary, plan, overwrite=True, **task.companions, **(save_options or {}))
         outcome = reloaded(outcome, small, temporary, data.test, linears, fresh)
+        record = record_of(
+            outcome,
+            host.layout,
+            plan,
+            model_type=model_type_of(host.model),
+            bytes=weight_bytes(temporary),
+            dense_bytes=weight_bytes(host.source),
+            provenance=provenance_of(seconds=time.perf_counter() - began, seed=tuning.seed, data=data.files),
+        )
+        add_record(record, temporary)
     return replace(outcome, folder=str(output))
 
 
@@ -239,7 +263,7 @@ def _tune(
     tuning: Tuning,
     plan: Plan,
     *,
-    progress: bool,
+    progress: Track | bool,
 ) -> tuple[TorchHost, Plan]:
     """Fine-tune `small` with its zeros held, or a copy of `dense` that is pruned gradually; the model and its plan."""
     gradual, zeros = None, None

@@ -1,5 +1,7 @@
 """A job: give a model a schedule of tokens, save it, reload it, and measure it where there is data."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,17 @@ from secateur.dynamic.tokens import merge_tokens, prune_tokens
 from secateur.files import new_folder
 from secateur.metrics.drop import Drop
 from secateur.metrics.evaluation import Evaluation, compare
+from secateur.plan import Plan
+from secateur.records.model import model_type_of, sizes_of, weight_bytes
+from secateur.records.outcome import asked_of_tokens
+from secateur.records.provenance import provenance_of
+from secateur.records.quality import in_words, quality_of, stages_of
+from secateur.schemas.record import DataFile, Provenance, Record
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Task
 from secateur.token_schedule import TokenSchedule, schedule_of
+from secateur.torch.files.hashes import add_record
 from secateur.torch.host import TorchHost
 from secateur.torch.reloaded import folder_bytes, reload_gap
 from secateur.torch.tokens.install import schedule_on
@@ -81,15 +90,18 @@ def run(
     *,
     task: Task | None = None,
     test: Batches | None = None,
+    files: Sequence[DataFile] = (),
     overwrite: bool = False,
     track: Track = silent,
 ) -> Scheduled:
     """Write a copy of the host with a schedule; `host` itself stays as it is.
 
     task, test: what the model is for, and batches to measure it on; None to measure nothing.
+    files: where the rows come from, for the record.
 
     Raises ModelError where no token can be taken away, or the reloaded model differs. Then nothing is written.
     """
+    began = time.perf_counter()
     short = wanted.on(host)
     schedule = schedule_on(short.model)
     assert schedule is not None
@@ -103,4 +115,30 @@ def run(
         short.save(temporary, host.plan, overwrite=True, **companions)
         gap = reload_gap(short, temporary, host.example if test is None else test[0])
         size = folder_bytes(temporary)
-    return Scheduled(str(output), schedule, size, gap, dense, pruned, drop)
+        done = Scheduled(str(output), schedule, size, gap, dense, pruned, drop)
+        seconds = time.perf_counter() - began
+        add_record(_record(done, host, temporary, provenance_of(seconds=seconds, data=files)), temporary)
+    return done
+
+
+def _record(done: Scheduled, host: TorchHost, folder: Path, provenance: Provenance) -> Record:
+    """The record of a model with a schedule. folder: where it was written; provenance: how it was made."""
+    plan = host.plan or Plan()
+    record = Record(
+        title=Path(done.folder).name,
+        model_type=model_type_of(host.model),
+        reading=str(done.schedule),
+        asked=asked_of_tokens(done.schedule),
+        sizes=sizes_of(host.layout, plan, bytes=weight_bytes(folder), dense_bytes=weight_bytes(host.source)),
+        provenance=provenance,
+    )
+    if done.dense is None or done.pruned is None or done.drop is None:
+        return record
+    measured = {
+        "task": done.dense.task,
+        "reading": f"{done.schedule}; {in_words(done.drop)}",
+        "quality": quality_of(done.drop, done.pruned),
+        "stages": stages_of([("dense", done.dense), ("fewer tokens", done.pruned)]),
+        "notes": [done.drop.reading],
+    }
+    return record.model_copy(update=measured)

@@ -12,6 +12,7 @@ from secateur.jobs.prune_model import Data, calibration_of
 from secateur.metrics.evaluation import Evaluation
 from secateur.plan import Plan
 from secateur.pruning import Criterion, check_weights, needs_of, prune, weight_scores
+from secateur.records.outcome import removed_share
 from secateur.select import Pattern, Unit, resolve_axes
 from secateur.stats import Stats
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
@@ -57,16 +58,8 @@ def sweep(
         plan = prune(host, criterion, pattern, budget, stats=stats)
         with host.masked(plan):
             found = evaluate(data.task, host.model, data.test, reference, track)
-        points.append(Point(share(host, plan), cut(host, criterion, plan, stats), found))
+        points.append(Point(removed_share(host.layout, plan), cut(host, criterion, plan, stats), found))
     return points
-
-
-def share(host: TorchHost, plan: Plan) -> float:
-    """Share of the ranked weights (for masks) or units (for axes) that the plan removes."""
-    if plan.masks:
-        return sum(int(m.size - m.sum()) for m in plan.masks.values()) / sum(m.size for m in plan.masks.values())
-    total = sum(host.layout.sizes[name] for name in plan.keep)
-    return 1 - sum(len(units) for units in plan.keep.values()) / total
 
 
 def cut(host: TorchHost, criterion: Criterion, plan: Plan, stats: Stats) -> float | None:

@@ -1,5 +1,6 @@
 """The main job on a Keras classifier with arrays as data: prune, verify, fine-tune, shrink, save, reload, measure."""
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from secateur.metrics.evaluation import Evaluation, compare, of_classes
 from secateur.metrics.outcome import Outcome
 from secateur.plan import Plan, resized_masks
 from secateur.pruning import Criterion, prune
+from secateur.record import write_record
+from secateur.records.outcome import record_of
+from secateur.records.provenance import provenance_of
 from secateur.schedule import cubic
 from secateur.select import Pattern, Unit
 
@@ -169,7 +173,7 @@ def run(
         raise DataError(
             f"{tuning.epochs} epochs cannot be trained on a Keras model; pass whole epochs, or less than one"
         )
-    size = tuning.batch_size
+    began, size = time.perf_counter(), tuning.batch_size
     dense = logits(host.model, test, size)
     host.loss = host.loss or _loss_for(host.model, test)
     calibration = train.take(slice(calibration_samples)).batches(size)
@@ -186,15 +190,10 @@ def run(
         plan = _tune(small, host.layout, stage, plan, train, tuning)
         tuned = evaluate(logits(small.model, test, size), test, dense)
     expected = small.outputs(test.batches(size)[0])
-    with new_folder(output, overwrite=overwrite) as folder:
-        files.write(small.model, folder, plan)
-        again = KerasHost(files.load(folder), test.batches(size)[0])
-        reloaded = check_reloaded(expected, again.outputs(test.batches(size)[0]))
-        weight = sum(file.stat().st_size for file in folder.iterdir())
     count = parameters(host.layout, plan)
     before = evaluate(dense, test, dense)
     dense_macs = macs(host.layout)
-    return Outcome(
+    outcome = Outcome(
         name=output.name,
         dense=before,
         pruned=pruned,
@@ -205,11 +204,19 @@ def run(
         macs_ratio=macs(host.layout, plan) / dense_macs if dense_macs else None,
         difference=verdict.difference,
         folder=str(output),
-        bytes=weight,
-        reload_difference=reloaded,
         inexact=verdict.inexact,
         provenance=dict(plan.provenance),
     )
+    with new_folder(output, overwrite=overwrite) as folder:
+        files.write(small.model, folder, plan)
+        again = KerasHost(files.load(folder), test.batches(size)[0])
+        reloaded = check_reloaded(expected, again.outputs(test.batches(size)[0]))
+        weight = sum(file.stat().st_size for file in folder.iterdir())
+        provenance = provenance_of(
+            seconds=time.perf_counter() - began, seed=tuning.seed, packages=["keras", "tensorflow", "jax"]
+        )
+        write_record(record_of(outcome, host.layout, plan, provenance=provenance), folder)
+    return replace(outcome, bytes=weight, reload_difference=reloaded)
 
 
 def _tune(small: KerasHost, layout: Layout, stage: KerasStage, plan: Plan, train: Arrays, tuning: KerasTuning) -> Plan:

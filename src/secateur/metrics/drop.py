@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur import notebook
 from secateur.errors import DataError
 from secateur.metrics.metric import Metric
 
@@ -37,6 +38,11 @@ class Drop:
     rows: int
     point: float
     rows_for_a_point: int | None
+
+    def _repr_html_(self) -> str:
+        numbers = (*map(notebook.number, (self.dense, self.pruned, self.drop)), notebook.interval(self.interval))
+        columns = ("metric", "dense", "pruned", "drop", f"{CONFIDENCE:.0%} interval", "rows")
+        return notebook.table("Drop", columns, [(self.metric, *numbers, f"{self.rows:,}")], notes=[self.reading])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file."""

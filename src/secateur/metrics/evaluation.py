@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from secateur import notebook
 from secateur.errors import DataError
 from secateur.metrics.classes import CLASSES
 from secateur.metrics.drop import Drop, drop
@@ -28,6 +29,8 @@ class Evaluation:
         model.
     predictions: for each row what the model answers.
     divergence: the name of what `kl` holds.
+    row_divergences: how far each row is from the dense model (rows,), of which `kl` is the mean over examples; None
+        without a dense model.
     main, table: the main metric and its statistics (rows, k), for `compare`.
     """
 
@@ -41,6 +44,7 @@ class Evaluation:
     flips: float | None = None
     predictions: Sequence[Any] = ()
     divergence: str = "KL"
+    row_divergences: np.ndarray | None = field(default=None, repr=False)
     main: Metric | None = field(default=None, repr=False)
     table: np.ndarray | None = field(default=None, repr=False)
 
@@ -48,6 +52,16 @@ class Evaluation:
     def value(self) -> float:
         """The value of the main metric."""
         return self.values[self.metric]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            *self.values.items(),
+            ("loss", self.loss),
+            (f"{self.divergence} to dense", self.kl),
+            ("flips", self.flips),
+        ]
+        title = f"{self.task}, {self.rows:,} rows{', against the answers of the dense model' * self.is_against_dense}"
+        return notebook.table(title, ("metric", "value"), [(name, notebook.number(value)) for name, value in rows])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file, without the predictions."""

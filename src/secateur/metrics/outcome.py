@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from secateur import notebook
 from secateur.metrics.drop import Drop
 from secateur.metrics.evaluation import Evaluation
 from secateur.token_schedule import TokenSchedule
@@ -47,6 +48,18 @@ class Outcome:
     provenance: dict[str, Any] = field(default_factory=dict)
     schedule: TokenSchedule | None = None
     shortened: Evaluation | None = None
+
+    def _repr_html_(self) -> str:
+        stages = {"dense": self.dense, "pruned": self.pruned, "fine-tuned": self.tuned, "fewer tokens": self.shortened}
+        rows = [
+            (name, *map(notebook.number, (one.value, one.loss, one.kl, one.flips)))
+            for name, one in stages.items()
+            if one is not None
+        ]
+        columns = ("model", self.dense.metric, "loss", f"{self.dense.divergence} to dense", "flips")
+        sizes = f"{self.total:,} parameters, of which {self.nonzero:,} are not zero"
+        drop = f"drop {notebook.number(self.drop.drop)}, interval {notebook.interval(self.drop.interval)}"
+        return notebook.table(self.name, columns, rows, notes=[drop, self.drop.reading, sizes, self.inexact])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for a JSON file; `pruned` is the main metric of the model that was saved."""

@@ -1,4 +1,4 @@
-"""PNG plots: accuracy over sparsity, the bars of a comparison, and latencies."""
+"""PNG plots: accuracy over sparsity and over speed, and latencies."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,10 @@ from matplotlib import pyplot as plt
 
 BLUE, ORANGE, GREY, GREEN = "#2b6cb0", "#dd6b20", "#718096", "#2f855a"
 MANY = (GREY, BLUE, ORANGE, GREEN, "#805ad5", "#b83280", "#00879e", "#975a16", "#c53030", "#1a202c")
+
+
+RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
+"""Runtimes whose names people write in another way."""
 
 
 def plot_sweep(points: Sequence[Any], path: Path, title: str) -> None:
@@ -33,39 +37,40 @@ def plot_sweep(points: Sequence[Any], path: Path, title: str) -> None:
     plt.close(figure)
 
 
-def plot_comparison(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Accuracy before and after fine-tuning, and relative latency and size, one group for each model.
+def plot_demo(found: Mapping[str, Any], path: Path, *, is_dark: bool = False) -> None:
+    """Accuracy against speed on one runtime: the dense model, what a search chose, uniform pruning, zeros and units.
 
-    Each row: `name`, `pruned` and `tuned` (accuracies, or None), `latency` and `size` (share of dense).
+    found: of `demo.json`: `lines` and `uniform`, each with `name`, `group`, `dense`, `pruned`, `tuned` (accuracies, or
+        null) and `latency` (runtime -> share of the dense model's); `runtime`, `test_rows`.
+    is_dark: for a dark page; the ground is transparent.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    positions = list(range(len(rows)))[::-1]
-    for position, row in zip(positions, rows, strict=True):
-        if row["pruned"] is not None:
-            left.barh(position + 0.2, 100 * row["pruned"], 0.36, color=ORANGE)
-            left.text(100 * row["pruned"] + 0.4, position + 0.2, f"{100 * row['pruned']:.1f}", va="center", fontsize=8)
-        if row["tuned"] is not None:
-            left.barh(position - 0.2, 100 * row["tuned"], 0.36, color=BLUE)
-            left.text(100 * row["tuned"] + 0.4, position - 0.2, f"{100 * row['tuned']:.1f}", va="center", fontsize=8)
-        right.barh(position + 0.2, row["latency"], 0.36, color=GREEN)
-        right.text(row["latency"] + 0.01, position + 0.2, f"{row['latency']:.2f}", va="center", fontsize=8)
-        right.barh(position - 0.2, row["size"], 0.36, color=GREY)
-        right.text(row["size"] + 0.01, position - 0.2, f"{row['size']:.2f}", va="center", fontsize=8)
-    left.set_yticks(positions, [row["name"] for row in rows])
-    left.set_xlim(45, 100)
-    left.set_xlabel("accuracy, %")
-    right.set_xlabel("share of the dense model")
-    right.set_xlim(0, 1.25)
-    for axes, labels in (
-        (left, (("pruned", ORANGE), ("fine-tuned", BLUE))),
-        (right, (("latency", GREEN), ("bytes", GREY))),
-    ):
-        handles = [matplotlib.patches.Patch(color=color, label=label) for label, color in labels]
-        axes.legend(handles=handles, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    runtime, ink = found["runtime"], "#e2e8f0" if is_dark else "#1a202c"
+    colors = {"dense": GREY, "trained": GREY, "chosen": BLUE, "uniform": ORANGE, "zeros": GREEN, "units": "#805ad5"}
+    names = {"chosen": "the search", "uniform": "uniform pruning", "zeros": "zeros, on kernels that skip them"}
+    names |= {"units": "the same share of every layer's units, trained"}
+    with matplotlib.rc_context(dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)):
+        figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+        dense = 100 * found["lines"][0]["dense"]
+        error = 100 * (dense / 100 * (1 - dense / 100) / found["test_rows"]) ** 0.5
+        axes.axhspan(dense - error, dense + error, color=GREY, alpha=0.15, linewidth=0)
+        axes.axhline(dense, color=GREY, linestyle="--", linewidth=1, label="dense, one standard error around it")
+        for group, label in names.items():
+            points = [(1.0, dense)] if group in ("chosen", "uniform") else []
+            for line in (*found["lines"], *found["uniform"]):
+                if line["group"] == group and runtime in line["latency"]:
+                    points.append((1 / line["latency"][runtime], 100 * (line["tuned"] or line["pruned"])))
+            if len(points) > (group in ("chosen", "uniform")):
+                style = "-" if group in ("chosen", "uniform") else ""
+                axes.plot(*zip(*points, strict=True), linestyle=style, marker="o", color=colors[group], label=label)
+        axes.set_xlabel(f"times as fast as the dense model, measured on {RUNTIMES.get(runtime, runtime)}")
+        axes.set_ylabel("accuracy, %")
+        axes.set_title(f"MiniLM on movie reviews, {found['test_rows']:,} held out", loc="left", fontsize=11)
+        axes.margins(x=0.08, y=0.25)
+        axes.legend(frameon=False, loc="lower left", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+        axes.spines[["left", "bottom"]].set_color(ink)
+        figure.savefig(path, dpi=130, transparent=is_dark)
+        plt.close(figure)
 
 
 def _in_words(runtime: str, batch: int, length: int) -> str:

@@ -1,4 +1,4 @@
-"""`secateur-hashes.json`, in every model folder that secateur saves: the SHA-256 of the other files."""
+"""`secateur-hashes.json`, in every model folder that secateur saves: the SHA-256 of the other files but `README.md`."""
 
 from typing import Annotated
 

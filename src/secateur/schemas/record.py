@@ -44,7 +44,8 @@ class Quality(Schema):
 
 
 class Stage(Schema):
-    """Quality after one step of the work. name: "dense", "pruned", "fine-tuned", "healed", "fewer tokens"."""
+    """Quality after one step of the work. name: "dense", "pruned", "fine-tuned", "healed", "fewer tokens"; "this model"
+    where a saved model was evaluated."""
 
     name: str
     value: Finite
@@ -52,8 +53,8 @@ class Stage(Schema):
 
 
 class Sizes(Schema):
-    """How large the model is. nonzero: parameters that are not zero. bytes: of the folder. macs_share: of the dense
-    model's multiply-accumulates."""
+    """How large the model is. nonzero: parameters that are not zero. bytes, dense_bytes: of the weight files.
+    macs_share: of the dense model's multiply-accumulates."""
 
     parameters: Count
     dense_parameters: Count | None = None
@@ -96,7 +97,8 @@ class FrontierPoint(Schema):
 
 
 class Units(Schema):
-    """How many units of an axis are left. kind: "head", "kv", "ffn", ... block: number of the block, from 0."""
+    """How many units of an axis are left; none of an axis in a block that is gone. kind: "head", "kv", "ffn", ...
+    block: number of the block in the dense model, from 0."""
 
     axis: str
     kind: str
@@ -112,7 +114,8 @@ class Units(Schema):
 
 
 class Matrix(Schema):
-    """A weight of a linear layer. shape: now. dense_shape: in the dense model. density: share that is not zero."""
+    """A weight of a linear layer that is still there. name, block: in the dense model. shape: now. dense_shape: in the
+    dense model. density: share that is not zero."""
 
     name: str
     block: Count | None = None

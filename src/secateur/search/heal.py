@@ -133,7 +133,7 @@ def heal(
             epochs=part,
             learning_rate=learning_rate,
             seed=seed + len(done),
-            progress=track is not silent,
+            progress=track,
         )
         now = None if loss is None else judge.of(host)
         gains = now is not None and _is_better(now, best)
@@ -247,7 +247,7 @@ def _trained(
     rows: Rows,
     *,
     epochs: float = 1.0,
-    progress: bool = False,
+    progress: Track | bool = False,
     **rest: Any,
 ) -> float | None:
     """The mean loss of a training with the dense model as teacher; None where it diverged."""

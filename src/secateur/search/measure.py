@@ -13,7 +13,7 @@ from typing import Any
 from secateur.deploy import runner, target
 from secateur.deploy.jobs.bench import artefact, check_runtimes
 from secateur.deploy.jobs.export import of_config
-from secateur.deploy.jobs.pairs import Pairs, time_pairs
+from secateur.deploy.jobs.pairs import Pairs, quartiles_ms, time_pairs
 from secateur.deploy.jobs.timing import Say
 from secateur.deploy.operator_library import installed_library
 from secateur.search.target import Call
@@ -43,6 +43,7 @@ class Measured:
     token_speed_up: of a decoder, the speed-up of a call of one token in each row, without a cache of earlier ones; None
         elsewhere. token_ms: milliseconds of such a call.
     dense_artefact, artefact: what was timed; they lie where the caller asked for.
+    dense_spread_ms, spread_ms: quartiles of `dense_ms` and of `ms`; None where they are not known.
     """
 
     runtime: str
@@ -64,6 +65,8 @@ class Measured:
     token_ms: float | None
     dense_artefact: Path
     artefact: Path
+    dense_spread_ms: tuple[float, float] | None = None
+    spread_ms: tuple[float, float] | None = None
 
     @property
     def share(self) -> float:
@@ -138,6 +141,8 @@ def measure(
         token_ms=None if token is None else 1e3 * statistics.median(token.second),
         dense_artefact=made["dense"],
         artefact=made["pruned"],
+        dense_spread_ms=quartiles_ms(pairs.first),
+        spread_ms=quartiles_ms(pairs.second),
     )
 
 

@@ -5,9 +5,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from secateur import notebook
 from secateur.metrics.drop import Drop
 from secateur.metrics.evaluation import Evaluation
+from secateur.schemas.record import Matrix, Provenance, Sizes, Units
 from secateur.search.candidate import Candidate
+from secateur.search.costs import Cost
 from secateur.search.heal import Healed
 from secateur.search.measure import Measured
 from secateur.search.target import Call, Target
@@ -28,6 +31,8 @@ class Point:
     parameters: how many it has, and the dense model.
     folder: where it was saved.
     reload_difference: between the saved model and the same opened again.
+    trace: of the local search, see `secateur.search.choosing.chooser.Chosen`.
+    sizes, units, matrices: what is left of the dense model, for the record.
     """
 
     name: str
@@ -42,6 +47,10 @@ class Point:
     parameters: tuple[int, int]
     folder: Path
     reload_difference: float
+    trace: Sequence[tuple[int, float]] = ()
+    sizes: Sizes | None = None
+    units: Sequence[Units] = ()
+    matrices: Sequence[Matrix] = ()
 
     @property
     def speed_up(self) -> float | None:
@@ -76,6 +85,20 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The dense model that a search began with, and how the search was run.
+
+    dense: its evaluation on the test rows. model_type: as its config names it. costs: one for each limit of the target.
+    provenance: how the results are made again.
+    """
+
+    dense: Evaluation
+    model_type: str | None
+    costs: Sequence[Cost]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
 class Found:
     """The result of a search.
 
@@ -87,6 +110,7 @@ class Found:
     baselines: dense and uniformly pruned models beside the points of a frontier.
     seconds: stage -> seconds it took.
     folder: where `best` lies; None where nothing was written.
+    origin: what was searched in, for the record; `automatic` adds it.
     """
 
     target: Target
@@ -97,6 +121,22 @@ class Found:
     baselines: Sequence[Point] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     folder: Path | None = None
+    origin: Origin | None = None
+
+    def _repr_html_(self) -> str:
+        points = [*self.baselines, *self.points]
+        metric = points[0].drop.metric if points else "metric"
+        rows = [
+            (
+                f"{point.name}{' (the result)' * (point is self.best)}",
+                *map(notebook.number, (point.speed_up, point.drop.pruned, point.lost)),
+                notebook.interval(point.drop.interval),
+                f"{point.parameters[0] / point.parameters[1]:.1%}",
+            )
+            for point in points
+        ]
+        columns = ("model", "times as fast", metric, "drop", "95% interval", "parameters")
+        return notebook.table("Models that were measured", columns, rows, notes=[self.reading])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values: `asked`, `measured` on each runtime, the drop of the main metric, the `frontier`."""
@@ -117,3 +157,24 @@ class Found:
             "seconds": dict(self.seconds),
             "folder": None if self.folder is None else str(self.folder),
         }
+
+
+def permitted(target: Target, point: Point) -> bool:
+    """Whether the quality of a model on the test rows is what the target permits."""
+    if target.max_drop is None:
+        return True
+    if target.by_divergence:
+        return (point.final.kl or 0.0) <= target.max_drop
+    interval = point.drop.interval
+    if target.confident:
+        return interval is not None and interval[1] <= target.max_drop
+    return point.drop.drop <= target.max_drop
+
+
+def quality(target: Target, point: Point) -> str:
+    """What a model lost, for a person."""
+    if target.by_divergence:
+        return f"{point.final.kl:.4g} {point.final.divergence} to the dense model"
+    interval = point.drop.interval
+    shown = "" if interval is None else f", 95% [{interval[0]:+.4f}, {interval[1]:+.4f}]"
+    return f"{point.drop.drop:+.4f} {point.drop.metric}{shown}"

@@ -1,7 +1,9 @@
 """The rows of a search, in parts that share no row."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from secateur.schemas.record import DataFile
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.task import Examples
 
@@ -15,6 +17,7 @@ class Rows:
     search: batches of other rows, on which candidates are compared and healing is stopped.
     test: batches of rows that only the report sees.
     batch_size: rows in a batch of healing.
+    files: where the rows come from, for the record.
     """
 
     train: Examples
@@ -22,3 +25,4 @@ class Rows:
     search: Batches
     test: Batches
     batch_size: int = 32
+    files: Sequence[DataFile] = ()

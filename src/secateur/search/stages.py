@@ -17,6 +17,7 @@ from secateur.cost import parameters
 from secateur.errors import PlanError
 from secateur.metrics.evaluation import compare
 from secateur.plan import Plan, resized_masks
+from secateur.records.model import matrices_of, sizes_of, units_of, weight_bytes
 from secateur.search.candidate import Candidate
 from secateur.search.choosing.choice import uniform
 from secateur.search.choosing.chooser import Chooser, Chosen, Say, Settings
@@ -58,8 +59,11 @@ class Stages(Chooser):
         *,
         track: Track = silent,
         say: Say = lambda text: None,
+        stage: Say = lambda name: None,
+        best: Say = lambda text: None,
     ) -> None:
-        super().__init__(host, task, rows, work, settings, by_divergence=target.by_divergence, track=track, say=say)
+        shown: dict[str, Any] = {"track": track, "say": say, "stage": stage, "best": best}
+        super().__init__(host, task, rows, work, settings, by_divergence=target.by_divergence, **shown)
         self.target = target
         asked = hashlib.sha256(repr((target, settings)).encode()).hexdigest()[:12]
         self.points = work / f"asked-{asked}"
@@ -181,6 +185,15 @@ class Stages(Chooser):
             parameters=counts,
             reload_difference=gap,
             folder=place / "model",
+            trace=chosen.trace,
+            sizes=sizes_of(
+                self.host.layout,
+                plan,
+                bytes=weight_bytes(place / "model"),
+                dense_bytes=weight_bytes(self.host.source),
+            ),
+            units=units_of(self.host.layout, plan),
+            matrices=matrices_of(self.host.layout, plan),
         )
 
     def is_enough(self, chosen: Chosen) -> bool:
@@ -294,4 +307,5 @@ def chosen_from(value: Mapping[str, Any]) -> Chosen:
     parts = value["candidate"]
     dropped = {axis: tuple(gone) for axis, gone in parts["dropped"].items()}
     candidate = Candidate(parts["kept"], dropped, parts["densities"])
-    return Chosen(candidate, value["method"], value["ridge"], value["divergence"])
+    trace = tuple((moves, divergence) for moves, divergence in value.get("trace", ()))
+    return Chosen(candidate, value["method"], value["ridge"], value["divergence"], trace)

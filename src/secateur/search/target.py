@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from secateur.deploy.jobs.bench import ALIASES, RUNTIMES
-from secateur.errors import TargetError, shown
+from secateur.errors import TargetError, meant, shown
 
 QUANTITIES = ("params", "macs", "bytes", "memory", "latency")
 TIMED = ("memory", "latency")
@@ -103,7 +103,8 @@ def parse_limit(text: str, call: Call | None = None) -> Limit:
         raise TargetError(f"the limit {shown(text)} cannot be read; write it like {', '.join(_FORMS.values())}")
     quantity = found["quantity"].lower()
     if quantity not in QUANTITIES:
-        raise TargetError(f"no quantity {found['quantity']!r} in {shown(text)}; there is {', '.join(QUANTITIES)}")
+        near = meant(quantity, QUANTITIES)
+        raise TargetError(f"no quantity {found['quantity']!r} in {shown(text)}; there is {', '.join(QUANTITIES)}{near}")
     bound, relative = _bound_of(quantity, found["bound"], text)
     if quantity not in TIMED:
         if found["runtime"] is not None:
@@ -149,7 +150,7 @@ def runtime_of(name: str) -> str:
     """A runtime by one of its names; TargetError lists those that are known. It need not be installed."""
     found = ALIASES.get(name, name)
     if found not in RUNTIMES:
-        raise TargetError(f"no runtime {shown(name)}; there is {', '.join(RUNTIMES)}")
+        raise TargetError(f"no runtime {shown(name)}; there is {', '.join(RUNTIMES)}{meant(name, RUNTIMES)}")
     return found
 
 
@@ -190,14 +191,14 @@ def make_target(
     drop = _drop_of(max_drop, kl, confident=confident)
     if not read and drop is None and not frontier:
         raise TargetError(
-            "nothing is asked for; say how fast (--speed-up 2 --on onnx), how small (--limit params<=50%)"
+            "nothing is asked for; say how fast (--speed-up 2 --on onnx), or how small (--target 'params<=50%')"
         )
     timed = [limit.call for limit in read if limit.call is not None]
     call = call or (timed[0] if timed else None)
     if not read and call is None and drop is not None:
         raise TargetError(
             f"a drop of at most {drop:g} allows many results; add --on RUNTIME for the fastest, or limit a size "
-            "(--limit params<=50%)"
+            "(--target 'params<=50%')"
         )
     _check_once(read)
     return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros)

@@ -2,24 +2,31 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from secateur.deploy.jobs.export import distributions
 from secateur.deploy.jobs.timing import Say
 from secateur.deploy.target import TARGETS
+from secateur.deploy.target import find as target_of
 from secateur.errors import PlanError, TargetError
 from secateur.files import check_output, new_folder, write_json
+from secateur.record import write_record
+from secateur.records.model import model_type_of
+from secateur.records.provenance import provenance_of
 from secateur.search.choosing.choice import bounded
 from secateur.search.choosing.chooser import Settings
 from secateur.search.costs import Cost
-from secateur.search.points import Found, Point
+from secateur.search.points import Found, Origin, Point, permitted, quality
+from secateur.search.records import record_of
 from secateur.search.rows import Rows
 from secateur.search.sparse.stage import MixedStages
 from secateur.search.stages import MISSED, Stages, quantity_of, reached
-from secateur.search.target import Target
+from secateur.search.target import Call, Target
 from secateur.tasks.base.evaluate import Track, silent
 from secateur.tasks.base.task import Task
 from secateur.torch.files.hashes import write_hashes
@@ -48,6 +55,8 @@ def automatic(
     save_options: Mapping[str, Any] | None = None,
     track: Track = silent,
     say: Say = lambda text: None,
+    stage: Say = lambda name: None,
+    best: Say = lambda text: None,
 ) -> Found:
     """Prune a model until it is as fast or small as the target says, with the least loss of quality, and measure both.
 
@@ -58,12 +67,14 @@ def automatic(
     heal_seconds: the most that training with the dense model as teacher takes, for each model; 0 for none.
     search_seconds: the most that the local search on true divergence takes.
     work: folder that keeps finished stages, so that a killed run goes on; a temporary one when left out.
+    track, say, stage, best: show bars, sentences, the names of stages, and the best candidate so far.
 
     Where the target is missed nothing is written, unless the target asks for the `closest`.
 
     Raises PlanError for a target that no choice of sizes reaches, VerifyError and ModelError as `secateur.verify` and
     reloading do, DeployError for a runtime that is not there.
     """
+    began = time.perf_counter()
     settings = Settings(heal_seconds, search_seconds, seed, dict(save_options or {}))
     if output is not None:
         check_output(Path(output), overwrite=overwrite)
@@ -73,14 +84,21 @@ def automatic(
         raise TargetError("zeros are chosen for one latency, not along a frontier; leave out --zeros or --frontier")
     with _working(work) as place:
         make = MixedStages if target.zeros else Stages
-        stages = make(host, task, target, rows, place, settings, track=track, say=say)
+        stages = make(host, task, target, rows, place, settings, track=track, say=say, stage=stage, best=best)
         if frontier:
             found = along(stages, frontier)
         elif target.limits:
             found = within_limits(stages)
         else:
             found = fastest(stages)
-        found = replace(found, seconds=dict(stages.seconds))
+        seconds = time.perf_counter() - began
+        origin = Origin(
+            stages.test.evaluation(),
+            model_type_of(host.model),
+            stages.costs,
+            provenance_of(seconds=seconds, seed=seed, data=rows.files, packages=packages_of(stages.calls)),
+        )
+        found = replace(found, seconds=dict(stages.seconds), origin=origin)
         if output is not None and found.best is not None and (found.is_met or target.closest):
             found = write(found, Path(output), overwrite=overwrite)
         return found
@@ -138,6 +156,11 @@ def fastest(stages: Stages) -> Found:
     return Found(target, made, made[0] if made else None, f"no model loses at most {wanted}{lost}")
 
 
+def packages_of(calls: Iterable[Call]) -> list[str]:
+    """The installed distributions of the runtimes that are timed."""
+    return [name for call in calls if call.runtime in TARGETS for name in distributions(target_of(call.runtime))]
+
+
 def _at(stages: Stages, times: float) -> Point | None:
     """The model that is so many times faster or smaller; None where no choice of sizes is."""
     try:
@@ -186,18 +209,6 @@ def along(stages: Stages, speeds: Sequence[float]) -> Found:
 # -- whether it holds, and how that reads -----------------------------------------------------------------------------
 
 
-def permitted(target: Target, point: Point) -> bool:
-    """Whether the quality of a model on the test rows is what the target permits."""
-    if target.max_drop is None:
-        return True
-    if target.by_divergence:
-        return (point.final.kl or 0.0) <= target.max_drop
-    interval = point.drop.interval
-    if target.confident:
-        return interval is not None and interval[1] <= target.max_drop
-    return point.drop.drop <= target.max_drop
-
-
 def missed(stages: Stages, point: Point) -> list[str]:
     """For each limit that a model misses as it was measured, and for the quality, a part of a sentence."""
     misses = []
@@ -208,15 +219,6 @@ def missed(stages: Stages, point: Point) -> list[str]:
     if not permitted(stages.target, point):
         misses.append(f"the model loses {quality(stages.target, point)}")
     return misses
-
-
-def quality(target: Target, point: Point) -> str:
-    """What a model lost, for a person."""
-    if target.by_divergence:
-        return f"{point.final.kl:.4g} {point.final.divergence} to the dense model"
-    interval = point.drop.interval
-    shown = "" if interval is None else f", 95% [{interval[0]:+.4f}, {interval[1]:+.4f}]"
-    return f"{point.drop.drop:+.4f} {point.drop.metric}{shown}"
 
 
 def speeds(point: Point) -> str:
@@ -246,8 +248,8 @@ def _reachable(target: Target, misses: Sequence[str], points: Sequence[Point]) -
 
 
 def write(found: Found, output: Path, *, overwrite: bool) -> Found:
-    """Write the result: the model's folder with the artefacts and `secateur-search.json`; a folder for each model of a
-    frontier.
+    """Write the result: the model's folder with the artefacts, its record and `secateur-search.json`; a folder for each
+    model of a frontier.
     """
     assert found.best is not None
     many = bool(found.baselines)
@@ -255,6 +257,7 @@ def write(found: Found, output: Path, *, overwrite: bool) -> Found:
         for point in found.points if many else [found.best]:
             folder = temporary / point.name if many else temporary
             _write_point(point, folder)
+            write_record(record_of(found, point, title=point.name if many else output.name), folder)
             if many:
                 write_hashes(folder)
         found = replace(found, folder=output)

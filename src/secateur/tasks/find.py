@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from secateur.errors import DataError, ModelError, listed
+from secateur.errors import DataError, ModelError, listed, meant
 from secateur.tasks.audio_classification import AudioClassification
 from secateur.tasks.automatic_speech_recognition import SpeechRecognition
 from secateur.tasks.base.task import Options, Task
@@ -41,7 +41,8 @@ def named(name: str) -> type[Task]:
     for task in TASKS:
         if name == task.name or name in task.auto_classes:
             return task
-    raise DataError(f"no task {name!r}; there is {listed(task.name for task in TASKS)}")
+    names = [task.name for task in TASKS]
+    raise DataError(f"no task {name!r}; there is {listed(names)}{meant(name, names)}")
 
 
 def auto_class(source: str, name: str | None, **options: Any) -> str | None:

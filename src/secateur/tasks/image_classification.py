@@ -61,7 +61,10 @@ class ImageClassification(Classification):
         self._try(inputs[0].arrays())
         features: list[dict[str, Any]] = [{"image": given} for given in inputs]
         references = self.put_labels(features, table, chosen.get("label"))
-        return Examples(features, range(len(table)), references, len(table), named_cells(table, column))
+        names = named_cells(table, column)
+        return Examples(
+            features, range(len(table)), references, len(table), names, lambda row: image(table, column, row)
+        )
 
     def _try(self, arrays: Arrays) -> None:
         """DataError when the processor makes images of a size that the model does not take."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.errors import DataError, TrainingDivergedError
 from secateur.plan import Plan
+from secateur.tasks.base.evaluate import Track
 from secateur.tasks.base.task import Examples, Task
 from secateur.torch.base.batches import LABELS
 from secateur.torch.base.batches import arguments as called_with
@@ -38,7 +39,7 @@ def fine_tune(
     teacher: nn.Module | None = None,
     with_labels: bool = True,
     callbacks: Sequence[Any] = (),
-    progress: bool = True,
+    progress: Track | bool = True,
     arguments: Mapping[str, Any] | None = None,
 ) -> float:
     """Train `host.model` in place on encoded rows; returns the last mean loss.
@@ -52,7 +53,7 @@ def fine_tune(
     arguments: more fields of transformers' TrainingArguments, which win over what is chosen here. With `output_dir`
         and `save_strategy` the same call goes on from the last checkpoint of an interrupted one.
     callbacks: more callbacks for the Trainer.
-    progress: whether a progress bar is shown.
+    progress: what shows the steps, or whether a bar of tqdm does.
 
     AdamW, linear decay, 6% warm-up, gradient norm 1. Under `torchrun` every process calls this, `batch_size` is that of
     each, and all end with the same weights.
@@ -105,13 +106,14 @@ def fine_tune(
         )
         for printing in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(printing)
-        if progress:
-            trainer.add_callback(Bar())
+        bar = Bar(None if progress is True else progress) if progress else None
+        if bar is not None:
+            trainer.add_callback(bar)
         try:
             loss = trainer.train(resume_from_checkpoint=start).training_loss
         finally:
-            for callback in (hold, *callbacks):
-                if isinstance(callback, Holding):
+            for callback in (hold, bar, *callbacks):
+                if isinstance(callback, Bar | Holding):
                     callback.close()
             trainer.accelerator.unwrap_model(host.model, keep_fp32_wrapper=False)  # mixed precision ends here
             _forget_gradients(host.model)

@@ -243,7 +243,7 @@ def test_a_plain_module(tmp_path):
         assert loaded.head.weight is loaded.embed.weight
         assert loaded.head.out_features == 290
         assert changes_of(loaded) == changes_of(model)
-        assert {p.name for p in folder.iterdir()} == {"secateur.json", "model.safetensors", HASHES}
+        assert {p.name for p in folder.iterdir()} == {"secateur.json", "model.safetensors", "README.md", HASHES}
     with pytest.raises(ModelError, match="does not have|lacks"):
         saving.load(tmp_path / "False", model=torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match="need secateur"):

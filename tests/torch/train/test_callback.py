@@ -1,5 +1,7 @@
 """The Trainer callback: after 200 AdamW steps the zeros are exactly the planned set."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 import secateur
 from secateur import Element, Hold, Unit, criteria, schedule
 from secateur.plan import resized_masks
+from secateur.torch.train.callback import Bar
 from tests import zoo
 
 
@@ -114,3 +117,32 @@ class Padding:
 
     def pad(self, features, **options):
         return {key: torch.stack([torch.as_tensor(f[key]) for f in features]) for key in features[0]}
+
+
+def test_a_bar_counts_the_steps_that_are_done_and_ends_with_the_training():
+    seen, ended = [], []
+
+    def track(items, description):
+        try:
+            for item in items:
+                yield item
+                seen.append((description, item))
+        finally:
+            ended.append(True)
+
+    bar, state = Bar(track), SimpleNamespace(is_world_process_zero=True, global_step=1, max_steps=4)
+    bar.on_train_begin(None, state, None)
+    for _ in range(2):
+        bar.on_step_end(None, state, None)
+    assert seen == [("training", 1), ("training", 2)]
+    assert not ended
+    bar.on_train_end(None, state, None)
+    bar.close()
+    assert ended == [True]
+
+
+def test_other_processes_have_no_bar():
+    bar = Bar(lambda items, description: pytest.fail("a bar"))
+    bar.on_train_begin(None, SimpleNamespace(is_world_process_zero=False, global_step=0, max_steps=4), None)
+    bar.on_step_end(None, None, None)
+    bar.close()

@@ -32,7 +32,7 @@ def make_sweep(criterion: str, pattern: str, sweep: str, sweep_by: str, budget: 
     score, shape = find(criterion, pattern)
     budgets = [make_budget(value, sweep_by, budget) for value in read_list(sweep)]
     if share_in_pattern(pattern):
-        raise PlanError(f"pattern {pattern} says itself how much goes, so there is nothing to sweep")
+        raise PlanError(f"pattern {pattern} says itself how much goes, so there is nothing to sweep; leave out --sweep")
     return Choice(score, shape, sweep=budgets)
 
 
@@ -51,7 +51,18 @@ def make_choice(criterion: str, pattern: str, sparsity: float | None, threshold:
         return Choice(score, shape, make_budget(sparsity, "sparsity", budget))
     if threshold is not None:
         return Choice(score, shape, make_budget(threshold, "threshold", budget))
-    raise PlanError("how much? pass --sparsity 0.5, --threshold 0.02, or --sweep to see what they would do")
+    raise PlanError(
+        "how much? pass --sparsity 0.5, --threshold 0.02, or --sweep to see what they would do; or let secateur "
+        "choose: --speed-up 2 --on onnx"
+    )
+
+
+def needed(what: str) -> str:
+    """The sentence of an error where a command line lacks something, with a whole one to begin with."""
+    return (
+        f"{what} is needed, as in `secateur prune ./model --data rows.csv --speed-up 2 --on onnx --output ./small`; "
+        "see `secateur prune --help`"
+    )
 
 
 def find(criterion: str, pattern: str) -> "tuple[Any, Pattern]":
@@ -79,13 +90,13 @@ def check(choice: Choice, host: "TorchHost") -> None:
 def find_criterion(name: str) -> Any:
     """The function of that name in `secateur.criteria`."""
     from secateur import criteria
-    from secateur.errors import PlanError
+    from secateur.errors import PlanError, meant
 
     known = [n for n in criteria.__all__ if n != "threshold"]
     if name not in known:
         raise PlanError(
             f"no criterion {name!r}; there is {', '.join(known)}, and for single weights of language models, with "
-            "--calibration FILE, the methods of secateur.repair"
+            f"--calibration FILE, the methods of secateur.repair{meant(name, known)}"
         )
     return getattr(criteria, name)
 
@@ -93,17 +104,17 @@ def find_criterion(name: str) -> Any:
 def make_budget(value: float, by: str, budget: str) -> "Budget":
     """A budget from a number, what it is (sparsity or threshold), and the name of --budget."""
     from secateur.budget import Global, PerKind, Threshold, Uniform, check_sparsity
-    from secateur.errors import PlanError
+    from secateur.errors import PlanError, meant
 
     if by == "threshold":
         if not value >= 0:
-            raise PlanError(f"threshold {value} is negative; scores are not")
+            raise PlanError(f"threshold {value} is negative, and scores are not; pass a number from 0 upwards")
         return Threshold(value)
     if by != "sparsity":
-        raise PlanError(f"--sweep-by {by!r} is neither sparsity nor threshold")
+        raise PlanError(f"--sweep-by {by!r} is neither sparsity nor threshold; pass one of them")
     makers: dict[str, Callable[[float], Budget]] = {"uniform": Uniform, "global": Global, "per-kind": PerKind}
     if budget not in makers:
-        raise PlanError(f"no budget {budget!r}; there is {', '.join(makers)}")
+        raise PlanError(f"no budget {budget!r}; there is {', '.join(makers)}{meant(budget, makers)}")
     return makers[budget](check_sparsity(value))
 
 

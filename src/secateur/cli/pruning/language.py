@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
 from secateur.cli.kinds import given
-from secateur.errors import printable
+from secateur.cli.pruning.reports import of_folder
 
 if TYPE_CHECKING:
     from secateur.data.table import Table
@@ -36,8 +36,8 @@ def recipe_of(context: typer.Context) -> "Recipe":
     return make_recipe(**values) if file is None else read_recipe(file, **values)
 
 
-def prune(recipe: "Recipe", threads: int | None, *, overwrite: bool, json: bool) -> None:
-    """Prune a language model block by block, and print what was done."""
+def prune(recipe: "Recipe", threads: int | None, report: Path | None, *, overwrite: bool, json: bool) -> None:
+    """Prune a language model block by block, print what was done, and write the page of --report."""
     from secateur.errors import Interrupted, PlanError, SecateurError
 
     if recipe.model is None or recipe.output is None:
@@ -50,36 +50,38 @@ def prune(recipe: "Recipe", threads: int | None, *, overwrite: bool, json: bool)
     common.quiet_libraries()
     common.set_threads(threads)
     earlier(recipe.output, overwrite=overwrite)
-    progress = _Progress()
+    common.claim_report(report, recipe.output, overwrite=overwrite)
+    shown = _Progress()
     with _source(recipe.model, recipe.output) as folder:
         windows = calibration(recipe, folder)
         try:
-            with progress:
-                report = prune_folder(
+            with shown:
+                done = prune_folder(
                     folder,
                     recipe.output,
                     windows,
                     recipe,
-                    progress.step,
+                    shown.step,
                     overwrite=overwrite,
-                    began=progress.began,
-                    survey=progress.survey,
-                    tuning=progress.tuning,
+                    began=shown.began,
+                    survey=shown.survey,
+                    tuning=shown.tuning,
                 )
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted {progress.where}; run the same command again to go on{_kept(recipe.output)}"
+                f"interrupted {shown.where}; run the same command again to go on{_kept(recipe.output)}"
             ) from None
         except SecateurError as error:
-            kept = _kept(recipe.output) if progress.done else ""
+            kept = _kept(recipe.output) if shown.done else ""
             raise type(error)(f"{error}{f'{kept}; delete that to start over' if kept else ''}") from None
         except OSError as error:
             raise SecateurError(
-                f"stopped {progress.where}: {(error.strerror or str(error)).lower()}"
+                f"stopped {shown.where}: {(error.strerror or str(error)).lower()}"
                 f"{f' ({error.filename})' if error.filename else ''}; make room or mend the cause, then run the same "
                 f"command again to go on{_kept(recipe.output)}"
             ) from None
-    show(report, recipe, json=json)
+    show(done, recipe, json=json)
+    common.write_report(of_folder(recipe.output), report)
 
 
 def _kept(output: Path) -> str:
@@ -142,35 +144,20 @@ def table_of(sources: "list[Path]") -> "Table":
 
 
 class _Progress:
-    """Progress on standard error: a bar on a terminal, else a line for each block."""
+    """Progress of a run block by block: a bar on a terminal, else a line for a block now and then."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[result]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
-        self.bar = Progress(*columns, console=self.console, transient=True)
-        self.task: Any = None
+        self.shown = progress.current()
+        self.bar: progress.Bar | None = None
         self.stage = ""
         self.done = self.total = 0
-        self.here = 0
-        self.spent = 0.0
 
     def __enter__(self) -> "_Progress":
-        if self.console.is_terminal:
-            self.bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        if self.bar is not None:
+            self.bar.close()
 
     @property
     def where(self) -> str:
@@ -184,56 +171,36 @@ class _Progress:
         self.done = resumed
         where = "on disk" if choice.on_disk else "in memory"
         windows = _counted(choice.batch, "window")
-        self._say(
+        self.shown.say(
             f"states {where}, {windows} at a time, about {choice.expected / 2**30:.1f} GiB in all"
             + (f"; {_counted(resumed, 'block')} done before" if resumed else "")
         )
 
     def survey(self, step: int, steps: int) -> None:
         """Show a step of the stage that spreads the sparsity over blocks or matrices."""
-        self._steps("dealing out the sparsity", step, steps, "")
+        self._show("dealing out the sparsity", step, steps)
 
     def step(self, done: "Done") -> None:
         """Show that a block is done."""
         self.done, self.total = done.number, done.total
-        self.here += 1
-        self.spent += done.seconds
         tuned = f", tuned {_number(done.tuned[0])} -> {_number(done.tuned[1])}" if done.tuned else ""
         for layer in done.layers:
             for text in layer.notes:
-                self._say(f"{layer.name}: {text}")
-        result = f"error {_number(done.error)}{tuned}"
-        if self.console.is_terminal:
-            self._show(done.path, "blocks", done.number, done.total, result)
-            return
-        left = self.spent / self.here * (done.total - done.number)
-        self._say(
-            f"block {done.number}/{done.total} {done.path}: {result}, {done.seconds:.1f} s, "
-            f"{int(left // 60)}:{int(left % 60):02d} left"
-        )
+                self.shown.say(f"{layer.name}: {text}")
+        result = f"{done.path}: error {_number(done.error)}{tuned}, {done.seconds:.1f} s"
+        self._show("block", done.number, done.total, result)
 
     def tuning(self, step: int, steps: int, loss: float) -> None:
         """Show a step of distillation."""
-        self._steps("distilling", step, steps, f"loss {loss:.4f}")
+        self._show("distilling", step, steps, f"loss {loss:.4f}")
 
-    def _steps(self, stage: str, step: int, steps: int, result: str) -> None:
-        """Show a step of a stage that does not count blocks."""
-        if self.console.is_terminal:
-            self._show(stage, stage, step, steps, result)
-        elif step == steps or step % max(1, steps // 10) == 0:
-            self._say(f"{stage}, step {step}/{steps}{f': {result}' if result else ''}")
-
-    def _show(self, text: str, stage: str, step: int, steps: int, result: str) -> None:
-        """Show the bar of a stage, in place of the last stage's bar."""
-        if stage != self.stage:
-            if self.task is not None:
-                self.bar.remove_task(self.task)
-            self.stage, self.task = stage, self.bar.add_task(text, total=steps, completed=step - 1, result="")
-        self.bar.update(self.task, completed=step, result=result, description=text)
-
-    def _say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
+    def _show(self, stage: str, step: int, steps: int, result: str = "") -> None:
+        """Show how far a stage is, in place of the last stage; a log gets a line at its end in any case."""
+        if stage != self.stage or self.bar is None:
+            if self.bar is not None:
+                self.bar.close()
+            self.stage, self.bar = stage, self.shown.bar(stage, steps, before=step - 1)
+        self.bar.at(step, result, is_due=step == steps)
 
 
 def _counted(count: int, what: str) -> str:
@@ -311,12 +278,15 @@ def evaluate(
     reference: str | None,
     samples: int | None,
     options: dict[str, Any],
+    report: Path | None,
     json: bool,
 ) -> None:
     """Print the perplexity of a model on a text, next to that of `reference`, the dense model.
 
     context: tokens in a window. samples: how many windows, or None for all. options: for loading the models.
+    report: the page to write, or None.
     """
+    import time
     from dataclasses import asdict
 
     from secateur.documents import read_documents
@@ -331,6 +301,7 @@ def evaluate(
     from secateur.torch.data.token_windows import check_context, cut, tokens_of
     from secateur.torch.open import load_model
 
+    began = time.perf_counter()
     tokenizer = load_tokenizer(model, **options)
     network: Any = load_model(model, **options)
     check_context(text_positions(network), context)
@@ -351,5 +322,11 @@ def evaluate(
             row += [f"{score.dense_perplexity:.2f}", f"{score.delta:+.4f} [{low:+.4f}, {high:+.4f}]"]
             row += [f"{score.kl:.4f}", common.percent(score.flips)]
         common.print_table(f"{text}, windows of {context} tokens that do not overlap", columns, [row])
+    if report is not None:
+        from secateur.jobs.records import read_text
+        from secateur.records.provenance import data_file
+
+        record = read_text(model, score, [data_file("test", text, len(documents))], time.perf_counter() - began)
+        common.write_report([record], report)
     if alarm:
         common.note(f"alarm: {model} has collapsed: {alarm}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from secateur.cli import common
+from secateur.cli import common, progress
 
 if TYPE_CHECKING:
     from secateur.search.points import Found, Point
@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 
 OPTIONS = ("speed_up", "target", "max_drop", "max_divergence", "frontier")
 """Options of `prune` that ask for a search."""
+STAGES = {
+    "dense model": "dense model",
+    "statistics": "statistics of the calibration rows",
+    "levels": "what each axis loses at each size",
+    "costs": "times of the dense and of smaller models",
+    "choice": "choice of the sizes",
+    "ranking": "short training of the best choices",
+    "search": "local search",
+    "measurement": "measurement of the result",
+    "evaluation": "evaluation on the test rows",
+    "healing": "training with the dense model as teacher",
+}
+"""Stages of a search -> what they are for people. Some come again for every model."""
+TRAINED = ("ranking", "healing")
+"""Those that come where a model may be trained."""
 MISSED = 1
 """Exit code when the target is missed."""
 _TIMES = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
@@ -27,13 +42,13 @@ def run(context: typer.Context) -> None:
 
     Raises typer.Exit with code `MISSED` where the target is missed.
     """
+    from secateur.cli.pruning.choice import needed
     from secateur.errors import PlanError
     from secateur.find_host import is_keras_file
 
     params = context.params
     if params["model"] is None or params["output"] is None:
-        missing = "a model" if params["model"] is None else "--output FOLDER"
-        raise PlanError(f"{missing} is needed; see `secateur prune --help`")
+        raise PlanError(needed("a model" if params["model"] is None else "--output FOLDER"))
     if is_keras_file(params["model"]):
         raise PlanError(
             "a .keras file has no statistics for a search yet; choose --criterion, --pattern and --sparsity yourself"
@@ -42,12 +57,14 @@ def run(context: typer.Context) -> None:
     target, speeds = target_of(params), numbers(params["frontier"])
     heal, search = (seconds_of(params[f"{name}_budget"], f"--{name}-budget") for name in ("heal", "search"))
     common.claim_output(params["output"], overwrite=params["overwrite"])
+    common.claim_report(params["report"], params["output"], overwrite=params["overwrite"])
     common.quiet_libraries()
 
     from secateur.search.journal import work_folder
     from secateur.search.walk import automatic
 
     host, task, rows = _opened(params)
+    progress.current().stages(*(words for name, words in STAGES.items() if heal or name not in TRAINED))
     found = automatic(
         host,
         task,
@@ -61,15 +78,21 @@ def run(context: typer.Context) -> None:
         work=work_folder(host, task, rows),
         overwrite=params["overwrite"],
         save_options={"uniform": params["uniform"]},
-        track=common.track,
-        say=common.note,
+        track=progress.track,
+        say=progress.say,
+        stage=lambda name: progress.stage(STAGES.get(name, name)),
+        best=progress.best,
     )
     if speeds and found.folder is not None:
         from secateur.report.plots import plot_frontier
 
         plot_frontier(found, found.folder / "frontier.png", f"{params['model']} on {params['on']}")
     show(found, json=params["json"])
-    if not found.is_met and not speeds:
+    if params["report"] is not None:
+        from secateur.cli.pruning.reports import of_search
+
+        common.write_report(of_search(found, task, rows), params["report"])
+    if not found.is_met:
         raise typer.Exit(MISSED)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from secateur.cli import common, kinds
+from secateur.cli.pruning.reports import of_folder
 
 if TYPE_CHECKING:
     from secateur.jobs.schedule_tokens import Scheduled, Wanted
@@ -85,13 +86,16 @@ def run(context: typer.Context) -> None:
     wanted = wanted_of(params)
     assert wanted is not None
     common.claim_output(params["output"], overwrite=params["overwrite"])
+    common.claim_report(params["report"], params["output"], overwrite=params["overwrite"])
     common.quiet_libraries()
     common.set_threads(params["threads"])
 
     from secateur.jobs.open_task import look, open_host
     from secateur.jobs.schedule_tokens import run as give
+    from secateur.records.provenance import data_file
 
     task = test = None
+    files = []
     if params["data"] is None:
         host = _without_task(params)
     else:
@@ -99,10 +103,21 @@ def run(context: typer.Context) -> None:
         opened = look(params["model"], params["task"], trust_remote_code=params["trust_remote_code"])
         host, task = open_host(opened, common.task_options(params), common.read_layout(params["layout_file"]))
         test = task.batches(table, params["batch_size"])
+        files = [data_file("test", table.source, len(table))]
         for sentence in task.notes:
             common.note(sentence)
-    done = give(host, wanted, params["output"], task=task, test=test, overwrite=params["overwrite"], track=common.track)
+    done = give(
+        host,
+        wanted,
+        params["output"],
+        task=task,
+        test=test,
+        files=files,
+        overwrite=params["overwrite"],
+        track=common.track,
+    )
     show(done, json=params["json"])
+    common.write_report(of_folder(params["output"], task, test, done.dense, done.pruned), params["report"])
 
 
 def _without_task(params: dict[str, Any]) -> "TorchHost":

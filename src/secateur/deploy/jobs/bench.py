@@ -15,13 +15,13 @@ from secateur.deploy.jobs.results import Bench, Timing, in_words, short_names, w
 from secateur.deploy.jobs.timing import Say, Shape, in_turn
 from secateur.deploy.target import GGUF, TARGETS, DeployError
 from secateur.deploy.targets.inputs import inputs_of, ports_of
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, meant
 from secateur.torch.files.saving import has_schedule
 from secateur.torch.tokens.install import all_tokens
 
 OURS = ("torch", "secateur")
 RUNTIMES = (*OURS, *TARGETS)
-"""The runtimes of any model, which a search can aim at too. llama.cpp runs few models; it is timed when it is named."""
+"""The runtimes of any model, which a search can aim at too. llama.cpp runs few models; name it to time it."""
 ALIASES = {"onnxruntime": "onnx", "pytorch": "torch", "llama.cpp": GGUF}
 
 
@@ -44,7 +44,8 @@ def check_runtimes(names: Sequence[str] | None) -> list[str]:
     chosen = [ALIASES.get(name, name) for name in names]
     for name in chosen:
         if name not in (*RUNTIMES, GGUF):
-            raise DeployError(f"no runtime {name!r}; there is {', '.join((*RUNTIMES, GGUF))}")
+            known = (*RUNTIMES, GGUF)
+            raise DeployError(f"no runtime {name!r}; there is {', '.join(known)}{meant(name, known)}")
         if name in TARGETS:
             target.find(name)
         if name == GGUF:

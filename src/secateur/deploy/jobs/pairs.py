@@ -58,6 +58,14 @@ class Pairs:
         return (high - low) / 2 / self.ratio
 
 
+def quartiles_ms(seconds: Sequence[float]) -> tuple[float, float]:
+    """The quartiles of times in seconds, in milliseconds; of a single time the time itself, twice."""
+    if len(seconds) < 2:
+        return 1e3 * seconds[0], 1e3 * seconds[0]
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return 1e3 * low, 1e3 * high
+
+
 def time_pairs(
     first: Worker, second: Worker, *, within: float = 0.015, turns: int = 400, seconds: float = 40.0
 ) -> Pairs:

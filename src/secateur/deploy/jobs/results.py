@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur import notebook
 from secateur.deploy import runner
 
 TOLERANCE = 1e-4
@@ -87,6 +88,19 @@ class Bench:
     warnings: list[str]
     threads: int
     machine: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                *(t.model, t.runtime, in_words(t.batch, t.length), t.error),
+                *map(notebook.number, (t.median_ms, t.low_ms, t.high_ms, t.ratio)),
+                f"{t.bytes / 1e6:.1f}",
+            )
+            for t in self.timings
+        ]
+        columns = ("model", "runtime", "batch x tokens", "error", "ms", "quartile 1", "quartile 3", "ratio", "MB")
+        title = f"{self.threads} threads, {self.machine.get('processor') or 'unknown processor'}"
+        return notebook.table(title, columns, rows, left=4, notes=self.warnings)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; null for values that were not measured, and for the length of what takes no tokens."""

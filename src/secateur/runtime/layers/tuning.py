@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from secateur.errors import ModelError
+from secateur.files.cache import cache_folder
 from secateur.kernels.format import BLOCKS, VALUES_OF
 from secateur.kernels.native import isa
 from secateur.kernels.packing import pack, row_block_for, tiled_defaults
@@ -231,11 +232,8 @@ def machine_key() -> str:
 
 
 def cache_file() -> Path:
-    """The file of measurements: in the folder SECATEUR_CACHE, else in the user's cache folder."""
-    folder = os.environ.get("SECATEUR_CACHE")
-    if folder is None:
-        folder = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "secateur")
-    return Path(folder) / "runtime.json"
+    """The file of measurements in the cache folder."""
+    return cache_folder() / "runtime.json"
 
 
 def _load(*, warn: bool = True) -> dict[str, dict[str, dict]]:

@@ -55,12 +55,14 @@ class Chosen:
     """A candidate with what makes a plan of it.
 
     method: what ordered the units. ridge: of the closed form. divergence: on the search rows.
+    trace: of a local search that ended here, (moves measured, least divergence so far) after each accepted move.
     """
 
     candidate: Candidate
     method: str
     ridge: float
     divergence: float
+    trace: tuple[tuple[int, float], ...] = ()
 
 
 class Chooser:
@@ -80,9 +82,12 @@ class Chooser:
         by_divergence: bool = False,
         track: Track = silent,
         say: Say = lambda text: None,
+        stage: Say = lambda name: None,
+        best: Say = lambda text: None,
     ) -> None:
         self.host, self.task, self.rows = host, task, rows
         self.work, self.settings, self.track, self.say = work, settings, track, say
+        self.stage, self.best = stage, best
         self.by_divergence = by_divergence
         self.inside = layer_of_axes(host.layout)
         self.seconds: dict[str, float] = {}
@@ -100,7 +105,8 @@ class Chooser:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds the seconds that the context lasts to those of a stage."""
+        """Shows a stage, and adds the seconds that the context lasts to those of the stage."""
+        self.stage(stage)
         start = time.perf_counter()
         try:
             yield
@@ -198,6 +204,7 @@ class Chooser:
 
     def refined(self, chosen: Chosen, costs: Sequence[Cost]) -> Chosen:
         """The candidate after a local search, where others really diverge less."""
+        trace: list[tuple[int, float]] = []
         with self.timed("search"):
             trial = self.trial(chosen.method, chosen.ridge)
             better = refine(
@@ -208,9 +215,10 @@ class Chooser:
                 inside=self.inside,
                 seconds=self.settings.search_seconds,
                 seed=self.settings.seed,
-                say=self.say,
+                say=self.best,
+                seen=lambda moves, divergence: trace.append((moves, divergence)),
             )
-            return replace(chosen, candidate=better, divergence=trial.divergence(better))
+            return replace(chosen, candidate=better, divergence=trial.divergence(better), trace=tuple(trace))
 
     def cut(self, chosen: Chosen) -> tuple[TorchHost, Plan]:
         """The smaller model and its plan, after the masked and the shrunk model were found equal."""

@@ -5,7 +5,7 @@ rule, and curves scaled to one measurement an axis, gained on search rows and no
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -131,6 +131,7 @@ def refine(
     errors: float = 2.0,
     seed: int = 0,
     say: Say = quiet,
+    seen: Callable[[int, float], None] = lambda moves, divergence: None,
 ) -> Candidate:
     """The best candidate that a local search finds around one, within the same costs.
 
@@ -138,12 +139,14 @@ def refine(
     accepted when it is better on all of them beyond `errors` paired standard errors.
 
     seconds: time to search for. most: the most moves to measure; with it the result depends on the seed alone.
-    say: gets a line for each accepted move.
+    say: gets a line for each accepted move. seen: gets how many moves were measured, and the divergence of the best
+    candidate so far, at the start and after each accepted move.
     """
     search = _Search(levels, costs, inside or {}, np.random.default_rng(seed))
     start, tried, idle = time.perf_counter(), {key_of(candidate)}, 0
     first = trial.divergence(candidate)
     accepted = 0
+    seen(0, first)
     while len(tried) - 1 < (most if most is not None else np.inf) and idle < 200:
         if time.perf_counter() - start > seconds:
             break
@@ -155,6 +158,7 @@ def refine(
         tried.add(key_of(other))
         if _improves(trial, other, candidate, errors):
             candidate, accepted = other, accepted + 1
+            seen(len(tried) - 1, trial.divergence(candidate))
             say(
                 f"divergence {trial.divergence(candidate):.4g} (was {first:.4g}), {accepted} of {len(tried) - 1} moves "
                 "kept"

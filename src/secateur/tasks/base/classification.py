@@ -154,6 +154,19 @@ class Classification(Task):
         share = np.exp(logits - logits.max())
         return {"label": names[prediction], "probability": float(share[prediction] / share.sum())}
 
+    def answer(self, prediction: Any) -> str:
+        """The name of the class; the names of the labels, in the order of the head; or the number."""
+        names = self.config.id2label
+        if self.kind == "classes":
+            return str(names[prediction])
+        if self.kind == "labels":
+            return ", ".join(str(names[i]) for i, score in enumerate(prediction) if score > 0) or "none"
+        return f"{float(prediction):.4g}"
+
+    def expected(self, reference: Any) -> str | None:
+        """What is right, as an answer."""
+        return self.answer(reference)
+
 
 def loss_of_head(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The loss of logits (examples, classes) of a head of that kind: cross entropy, of each label or of classes; or

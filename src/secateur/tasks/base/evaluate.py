@@ -70,7 +70,7 @@ def evaluate(
     """
     parts: list[Any] = [None] * len(batches.examples.features)
     losses: list[tuple[float, int]] = []
-    divergences: list[torch.Tensor] = []
+    divergences: list[np.ndarray] = []
     for number in track(range(len(batches)), "evaluate"):
         batch, output = _forward(task, model, batches, number, losses)
         _read(task, model, output, batch, batches.members(number), parts)
@@ -78,10 +78,9 @@ def evaluate(
             dense = reference.output(number)
             _check_shapes(output, dense)
             with torch.no_grad():
-                divergences.append(task.divergence(output, _to(dense, model), batch).double().cpu())
+                divergences.append(task.divergence(output, _to(dense, model), batch).double().cpu().numpy())
     predictions = _predictions(task, batches, parts)
-    kl = float(torch.cat(divergences).mean()) if divergences else None
-    return _evaluation(task, batches, predictions, losses, reference, kl)
+    return _evaluation(task, batches, predictions, losses, reference, divergences)
 
 
 def divergences_of(task: Task, model: nn.Module, batches: Batches, number: int, reference: Reference) -> np.ndarray:
@@ -166,7 +165,7 @@ def _evaluation(
     predictions: Sequence[Any],
     losses: Sequence[tuple[float, int]],
     reference: Reference | None,
-    kl: float | None = None,
+    divergences: Sequence[np.ndarray] = (),
 ) -> Evaluation:
     known = batches.examples.references
     wanted = known if known is not None else None if reference is None else reference.predictions
@@ -178,6 +177,7 @@ def _evaluation(
     tables = {metric.name: metric.rows(predictions, wanted) for metric in metrics}
     flips = None if reference is None else _flips(task, predictions, reference.predictions)
     total = sum(count for _, count in losses)
+    kl = float(np.concatenate(divergences).mean()) if divergences else None
     return Evaluation(
         task=task.name,
         rows=batches.examples.count,
@@ -189,9 +189,26 @@ def _evaluation(
         flips=flips,
         predictions=predictions,
         divergence=task.divergence_name,
+        row_divergences=_of_rows(batches, divergences) if divergences else None,
         main=metrics[0],
         table=tables[metrics[0].name],
     )
+
+
+def _of_rows(batches: Batches, divergences: Sequence[np.ndarray]) -> np.ndarray:
+    """The divergence of each row (rows,), a mean over its features; NaN for rows of which none is known.
+
+    divergences: of each batch, in the order of its members.
+    """
+    rows = np.asarray(batches.examples.rows)
+    total, count = np.zeros(batches.examples.count), np.zeros(batches.examples.count)
+    for number, values in enumerate(divergences):
+        members = batches.members(number)
+        if len(members) == len(values):
+            np.add.at(total, rows[members], values)
+            np.add.at(count, rows[members], 1)
+    with np.errstate(invalid="ignore"):
+        return total / count
 
 
 def _flips(task: Task, predictions: Sequence[Any], dense: Sequence[Any]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -52,6 +52,7 @@ class Examples:
     references: for each row what is right, as the task's metrics take it; None where the data does not say.
     count: how many rows there are.
     inputs: for each row, what it was given, for a person.
+    picture: row -> its image as Pillow has it, for a person; None where rows are no images.
     """
 
     features: Sequence[dict[str, Any]]
@@ -59,6 +60,7 @@ class Examples:
     references: Sequence[Any] | None
     count: int
     inputs: Sequence[str] = ()
+    picture: Callable[[int], Any] | None = None
 
     def take(self, count: int) -> Examples:
         """The first `count` rows."""
@@ -69,6 +71,7 @@ class Examples:
             None if self.references is None else self.references[:count],
             min(count, self.count),
             self.inputs[:count],
+            self.picture,
         )
 
 
@@ -236,10 +239,31 @@ class Task(ABC):
     def shown(self, prediction: Any, parts: Sequence[Any]) -> dict[str, Any]:
         """A prediction for a person and for JSON; the first value is the answer."""
 
+    def answer(self, prediction: Any) -> str:
+        """A prediction in a few words, without how likely it is."""
+        return in_words(next(iter(self.shown(prediction, ()).values()), ""))
+
+    def expected(self, reference: Any) -> str | None:
+        """What is right for a row in a few words; None where nobody can read it."""
+        texts = [reference] if isinstance(reference, str) else reference
+        is_text = isinstance(texts, list | tuple) and all(isinstance(text, str) for text in texts)
+        return " / ".join(texts) if is_text else None
+
     def evaluate(self, model: Any, batches: Batches, against: Any = None) -> Evaluation:
         """Score a model, or the model of a host, on batches; `against`: the dense model, or its host."""
         model, dense = (getattr(m, "model", m) if not isinstance(m, nn.Module) else m for m in (model, against))
         return evaluate(self, model, batches, None if dense is None else Reference(self, dense, batches))
+
+
+def in_words(value: Any) -> str:
+    """A value of `Task.shown` as a line: numbers to four digits, the items of lists one after the other."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return " ".join(in_words(part) for name, part in value.items() if name in ("type", "text")) or ", ".join(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value))
+    return str(value)
 
 
 def mean_by(values: torch.Tensor, examples: torch.Tensor, count: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from secateur.card.write import NAME as CARD
 from secateur.schemas.sentence_folder import read_modules
 from secateur.torch.data.text_rows import VOCABULARIES, has_tokenizer, load_tokenizer
 from secateur.torch.shrink.vocabulary import has_fewer_tokens
@@ -20,9 +21,9 @@ CONFIG = "config.json"
 NOT_CARRIED = (
     *(CONFIG, "generation_config.json", "*.index.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt"),
     *("*.h5", "*.msgpack", "*.ot", "*.onnx", "*.gguf", "*.pkl", "*.pickle", "*.npz", "*.tflite", "*.keras"),
-    *("plan.json", "secateur.json", "kept_tokens.json", "runtime.json", "artefact.json"),
+    *("plan.json", "secateur.json", "kept_tokens.json", "runtime.json", "artefact.json", "secateur-*.json", CARD),
 )
-"""Weights and config of a model, and what describes how it was pruned: the model that is saved has its own."""
+"""Weights and config of a model, and what describes it and how it was pruned: the model that is saved has its own."""
 
 
 def companions_of(source: Path, *, with_tokenizer: bool = True) -> list[Path]:
@@ -76,7 +77,7 @@ def folder_of(source: str) -> Path | None:
         return None
     folder = Path(known).parent
     try:
-        snapshot_download(name, revision=folder.name, allow_patterns=[*PROCESSORS, "*.json", "*.txt", "*_*/*"])
+        snapshot_download(name, revision=folder.name, allow_patterns=[*PROCESSORS, CARD, "*.json", "*.txt", "*_*/*"])
     except OSError as error:  # of the hub and the network; offline it is content with the cache
         what = " ".join(str(error).split())[:200]
         warnings.warn(f"files beside the weights of {name} are taken from the cache alone: {what}", stacklevel=3)

@@ -4,6 +4,7 @@ that no weight is left to chance after it is loaded.
 Transformers draws weights that the files lack at random, leaves out those that the model lacks, and only logs both.
 """
 
+import contextlib
 import copy
 import math
 import re
@@ -103,9 +104,24 @@ def from_pretrained(factory: Any, source: Any, *, new_head: NewHead | None = Non
     With `output_loading_info=True` among the options: the model and the report, as in transformers.
     """
     reported = options.pop("output_loading_info", False)
-    model, report = factory.from_pretrained(source, output_loading_info=True, **options)
+    with without_bars():
+        model, report = factory.from_pretrained(source, output_loading_info=True, **options)
     check_report(source, model, report, new_head)
     return (model, report) if reported else model
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """A context in which transformers shows no bars, whose length in files and tensors says little."""
+    import transformers  # optional: plain PyTorch modules do not need it
+
+    shows = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            transformers.logging.enable_progress_bar()
 
 
 def check_report(source: object, model: Any, report: Mapping[str, Any], new_head: NewHead | None = None) -> None:

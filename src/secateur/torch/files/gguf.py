@@ -80,7 +80,11 @@ def fetch(name: str) -> Path:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"{name} does not exist; pass a model folder or a hub id such as org/name")
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(
+            snapshot_download(
+                name, allow_patterns=["README.md", "*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+            )
+        )
     except Exception as error:  # the network, the hub and the cache fail in many ways
         raise ModelError(
             f"{name} is no folder, and could not be fetched from the hub ({str(error).splitlines()[0][:150]})"

@@ -4,11 +4,15 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
+from secateur.card.write import NAME as CARD
 from secateur.errors import ModelError, shown
 from secateur.files import write_json
+from secateur.record import NAME as RECORD
+from secateur.record import write_record
 from secateur.schemas import reading
 from secateur.schemas.hashes import Hashes
 from secateur.schemas.model_folder import REMEDY
+from secateur.schemas.record import Record
 
 HASHES = "secateur-hashes.json"
 FORMAT = 1
@@ -21,15 +25,27 @@ def file_hash(file: Path) -> str:
 
 
 def write_hashes(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """Write the hashes of all files that a folder holds.
+    """Write the hashes of all files that a folder holds, but of its card, which people edit.
 
     known: hashes that were computed while files were written, by the names of the files.
     """
     known = known or {}
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / HASHES)
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path not in (folder / HASHES, folder / CARD)
+    )
     names = {path.relative_to(folder).as_posix(): path for path in files}
     hashes = {name: known.get(name) or file_hash(path) for name, path in names.items()}
     write_json(folder / HASHES, {"format": FORMAT, "sha256": hashes})
+
+
+def add_record(record: Record, folder: Path) -> None:
+    """Write the record of the model in a folder, and its hash among those of the other files where these are noted."""
+    write_record(record, folder)
+    path = folder / HASHES
+    if path.is_file():
+        known = reading.read(path, Hashes, remedy=REMEDY).sha256
+        hashes = {**known, RECORD: file_hash(folder / RECORD)}
+        write_json(path, {"format": FORMAT, "sha256": dict(sorted(hashes.items()))})
 
 
 def check_hashes(folder: Path) -> frozenset[str]:

@@ -28,7 +28,8 @@ from secateur.torch.base.manifest import Changes, changes_of, remember
 from secateur.torch.data.text_rows import has_tokenizer
 from secateur.torch.files import stock_config, zero_packing
 from secateur.torch.files.companions import carry
-from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained
+from secateur.torch.files.completeness import check_config, check_counts, check_flag, from_pretrained, without_bars
+from secateur.torch.files.describe import describe
 from secateur.torch.files.hashes import check_hashes, write_hashes
 from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, Entry, read_entries
 from secateur.torch.shrink.resize import check_unquantized
@@ -114,6 +115,7 @@ def save(
         if carried is not None:
             carry(carried, temporary, with_tokenizer=not has_fewer_tokens(model))
         _save_companions(model, temporary, tokenizer, processor, plan)
+        describe(model, temporary, source=carried, is_pruned=bool(changes))
         write_hashes(temporary)
     if config is not None and packed:
         reason = "the weights are packed"
@@ -302,7 +304,7 @@ def _save_hugging_face(
     from secateur.torch.files import from_pretrained_hook  # imports transformers
 
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    with _saving_resized(model, changes):
+    with _saving_resized(model, changes), without_bars():
         model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
     packed = zero_packing.pack_folder(folder) if pack else False
     written = copy.deepcopy(model.config if config is None else config)

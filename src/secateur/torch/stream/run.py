@@ -147,7 +147,7 @@ def prune_folder(
             _prune_blocks(job, progress, survey)
             if recipe.distil and work.journal.distilled is None:
                 _distil_folder(job, tuning)
-        return finish(work, layout, skeleton, paths, resumed)
+        return finish(work, layout, skeleton, paths, recipe, resumed)
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,29 @@
 """The results of a streamed run: the record of each block, the last files of its folder, and the report."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur import record
 from secateur._version import __version__
+from secateur.card import write as card
 from secateur.files import write_json
 from secateur.layout import Layout
+from secateur.recipe import Recipe
+from secateur.record import write_record
+from secateur.records.model import model_type_of
 from secateur.torch.blockwise.prune_block import left_out
 from secateur.torch.blockwise.walk import Done
+from secateur.torch.files import describe
 from secateur.torch.files.hashes import write_hashes
 from secateur.torch.files.safetensors_header import INDEX, read_entries
 from secateur.torch.files.safetensors_shards import write_shard
 from secateur.torch.stream.journal import Workspace
 from secateur.torch.stream.lazy_model import Skeleton
+from secateur.torch.stream.model_record import model_record
 
 RECORD = "pruned.json"
 
@@ -72,8 +80,10 @@ def shard_name(number: int, total: int) -> str:
     return f"model-{number:05d}-of-{total + 1:05d}.safetensors"
 
 
-def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], resumed: int) -> RunReport:
-    """Write what belongs to no block, the index, the config and the record; then give the folder its name."""
+def finish(
+    work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[str], recipe: Recipe, resumed: int
+) -> RunReport:
+    """Write what belongs to no block, the index, the config and the records; then give the folder its name."""
     blocks = work.journal.blocks
     distilled = work.journal.distilled
     report = RunReport(
@@ -98,6 +108,20 @@ def finish(work: Workspace, layout: Layout, skeleton: Skeleton, paths: Sequence[
                 "blocks": list(report.blocks),
             },
         )
+        shapes = [entry.shape for entry in skeleton.entries.values()]
+        zeros = report.zeros
+        describe.write(work.result, skeleton.folder, type(skeleton.model).__name__, map(math.prod, shapes), zeros=zeros)
+        measured = model_record(
+            blocks,
+            layout,
+            recipe,
+            title=work.output.name,
+            model_type=model_type_of(skeleton.model),
+            source=skeleton.folder,
+            folder=work.result,
+            distilled=distilled,
+        )
+        write_record(measured, work.result)
         write_hashes(work.result, {**{block["file"]: block["sha256"] for block in blocks}, **rest})
     work.finish()
     return report
@@ -123,8 +147,9 @@ def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> di
 
 
 def _copy_others(source: Path, folder: Path) -> None:
-    """Copy the files that contain no weights: config, tokenizer and so on."""
+    """Copy the files that contain no weights: config, tokenizer and so on, but not what describes the dense model."""
     weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+    own = (INDEX, card.NAME, record.NAME)
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name != INDEX:
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in weights and path.name not in own:
             shutil.copyfile(path, folder / path.name)

@@ -1,10 +1,11 @@
 """Callbacks of transformers' Trainer: Hold keeps zeros, Gradual adds zeros by a schedule, Bar shows progress."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
 
 from secateur.host import Host
 from secateur.plan import Plan
@@ -44,17 +45,38 @@ class Hold(Holding):
         self.close()
 
 
-class Bar(ProgressCallback):
-    """The Trainer's progress bar on standard error, without its log lines on standard output."""
+class Bar(TrainerCallback):
+    """Shows the steps of a training.
+
+    track: (items, description) -> the same items, with a bar; that of tqdm when left out.
+    """
+
+    def __init__(self, track: Callable[[Iterable[Any], str], Iterable[Any]] | None = None) -> None:
+        self._track = track or tqdm
+        self._steps: Iterator[Any] | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show an empty bar that says what it counts."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("training")
+        self.close()
+        if state.is_world_process_zero:
+            self._steps = iter(self._track(range(state.global_step, state.max_steps), "training"))
+            next(self._steps, None)
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say nothing."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show one step more."""
+        if self._steps is not None:
+            next(self._steps, None)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """End the bar; it may end twice."""
+        steps, self._steps = self._steps, None
+        end = getattr(steps, "close", None)
+        if end is not None:
+            end()
 
 
 class Gradual(Holding):
