@@ -119,12 +119,15 @@ def test_neurons_fill_up_blocks_and_the_cost_is_said():
     layers = [Layer(4, 2, 40), Layer(4, 2, 64)]
     assert [layer.ffn for layer in quantise.filled_up(quantise.find("q4_0"), layers)] == [64, 64]
     assert quantise.filled_up(quantise.find("f16"), layers) == layers
-    form = quantise.find("q4_0")
-    said = quantise.words("q4_0", form, {"blk.0.attn_output.weight": (1000, 1000)}, 24)
+    shapes = {"blk.0.attn_output.weight": (1000, 1000), "blk.1.attn_output.weight": (1000, 960)}
+    said = quantise.words("q4_0", quantise.find("q4_0"), shapes, 24)
     assert "24 neurons of zeros fill up blocks of 32" in said[0]
-    assert said[1].endswith(
-        "rows of 1000, no multiple of 32, are stored as f16 instead of q4_0, which takes 1.4 MB more"
+    assert said[1].startswith(
+        "rows of 1000 are no multiple of 32: 1 of 2 tensors are stored in larger types than q4_0 has"
     )
+    assert said[1].endswith("which takes 1.4 MB more")  # 10^6 weights of 16 bits instead of 4.5
+    (said,) = quantise.words("q4_k_m", quantise.find("q4_k_m"), {"blk.0.attn_q.weight": (1000, 960)}, 0)
+    assert said.endswith("which takes 0.1 MB more")  # 5.5 bits instead of 4.5
     assert quantise.words("f16", quantise.find("f16"), {"blk.0.attn_output.weight": (1000, 1000)}, 0) == []
 
 

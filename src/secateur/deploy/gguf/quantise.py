@@ -9,6 +9,7 @@ neurons of zeros to a multiple of 32.
 import ctypes
 import functools
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from secateur.deploy.gguf.decoder import Layer
 from secateur.deploy.target import DeployError
 
 BLOCK, K_BLOCK = 32, 256
+SHOWN = 4
+"""How many lengths of rows a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +83,23 @@ def fitting(kind: str, row: int) -> str:
     return "F16" if kind not in PLAIN and row % BLOCK else kind
 
 
-def types(form: Format, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """The type of every tensor. shapes: name -> (rows, row length), or one number for vectors, which stay float32."""
+def wanted(form: Format, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """The type of every tensor if all rows fitted. shapes: name -> (rows, row length), or one number for vectors, which
+    stay float32."""
     last = "output.weight" if "output.weight" in shapes else "token_embd.weight"
     values = [name for name in shapes if name.endswith("attn_v.weight")]
     downs = [name for name in shapes if name.endswith("ffn_down.weight")]
     important = {name for group in (values, downs) for i, name in enumerate(group) if _more_bits(i, len(group))}
     chosen = {}
     for name, shape in shapes.items():
-        if len(shape) < 2:
-            chosen[name] = "F32"
-            continue
-        kind = form.usual
-        if name == last:
-            kind = form.output
-        elif name in important:
-            kind = form.important
-        chosen[name] = fitting(kind, shape[1])
+        matrix = form.output if name == last else form.important if name in important else form.usual
+        chosen[name] = matrix if len(shape) > 1 else "F32"
     return chosen
+
+
+def types(form: Format, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """The type of every tensor, as `wanted` or what its rows permit."""
+    return {name: fitting(kind, shapes[name][-1]) for name, kind in wanted(form, shapes).items()}
 
 
 def _more_bits(i: int, count: int) -> bool:
@@ -122,23 +124,24 @@ def words(name: str, form: Format, shapes: Mapping[str, Sequence[int]], added: i
         sentences.append(
             f"{added} neurons of zeros fill up blocks of {BLOCK}; prune to multiples of {BLOCK} to save them"
         )
-    fallen: dict[tuple[int, str], float] = {}
-    for tensor, kind in types(form, shapes).items():
-        shape = shapes[tensor]
-        if len(shape) < 2 or form.usual in PLAIN or BITS[kind] <= max(BITS[form.usual], BITS[form.important]):
+    usual, chosen = wanted(form, shapes), types(form, shapes)
+    for block in (K_BLOCK, BLOCK):
+        fallen = [tensor for tensor in shapes if _reason(usual[tensor], chosen[tensor]) == block]
+        if not fallen:
             continue
-        if tensor in ("output.weight", "token_embd.weight") and BITS[kind] <= BITS["Q8_0"]:
-            continue
-        weights = shape[0] * shape[1]
-        key = (shape[1], kind)
-        fallen[key] = fallen.get(key, 0.0) + weights * (BITS[kind] - BITS[form.usual]) / 8e6
-    for (row, kind), megabytes in sorted(fallen.items(), key=lambda item: -item[1])[:3]:
-        block = BLOCK if kind == "F16" else K_BLOCK
+        more = sum(math.prod(shapes[t]) * (BITS[chosen[t]] - BITS[usual[t]]) / 8e6 for t in fallen)
+        rows = sorted({shapes[tensor][-1] for tensor in fallen})
+        some = ", ".join(map(str, rows[:SHOWN])) + (" ..." if len(rows) > SHOWN else "")
         sentences.append(
-            f"tensors with rows of {row}, no multiple of {block}, are stored as {kind.lower()} instead of {name}, "
-            f"which takes {megabytes:.1f} MB more"
+            f"rows of {some} are no multiple of {block}: {len(fallen)} of {len(shapes)} tensors are stored in larger "
+            f"types than {name} has, which takes {more:.1f} MB more"
         )
     return sentences
+
+
+def _reason(kind: str, chosen: str) -> int:
+    """The block that rows do not fit where another type was chosen than wanted; 0 where it was not."""
+    return 0 if kind == chosen else BLOCK if chosen == "F16" else K_BLOCK
 
 
 @functools.cache
