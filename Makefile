@@ -81,7 +81,8 @@ $(DOCS)/.installed: constraints-docs.txt
 		mkdocs-material mkdocstrings-python ruff
 	touch $@
 
-# The site, in site/; secateur itself is not installed, as the reference is made from its sources.
+# The site, in site/; `python -m http.server -d site` serves it, with its search, without a network. secateur itself is not
+# installed, as the reference is made from its sources.
 docs: $(DOCS)/.installed
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
 

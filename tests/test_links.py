@@ -110,10 +110,3 @@ def test_lines_about_parameters_become_a_list(monkeypatch):
     assert of_site("griffe_parameters").with_lists(docstring, {"x", "y", "z"}) == (
         "Cut.\n\n- `x`, `y`: two\n  lines.\n- `z`: one.\n\nRaises: nothing"
     )
-
-
-def test_pages_load_nothing_from_elsewhere():
-    page = SimpleNamespace(file=SimpleNamespace(dest_uri="notebooks/x.html"))
-    html = '<script src="https://unpkg.com/iframe-worker/shim"></script>'
-    assert of_site("hooks").on_post_page(html, page) == '<script src="../site/iframe-worker.js"></script>'
-    assert (ROOT / "docs" / "site" / "iframe-worker.js").exists()

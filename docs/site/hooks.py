@@ -1,5 +1,4 @@
-"""What the site needs beside Markdown: links that leave docs/ lead to the repository, notebooks become pages, and the
-search needs no network."""
+"""What the site needs beside Markdown: links that leave docs/ lead to the repository, and notebooks become pages."""
 
 import json
 import posixpath
@@ -9,8 +8,6 @@ from typing import Any
 
 _CODE = re.compile(r"<code>[^<]*</code>")
 _OPTION = re.compile(r"(?<![\w-])--?[\w-]+")
-_SHIM = "https://unpkg.com/iframe-worker/shim"
-"""What the offline plugin loads for the search in pages from a disk; we bring it along."""
 _LINK = re.compile(r"(\]\()(\.\./[^)\s#]+)(#[^)\s]*)?(\))")
 
 
@@ -70,13 +67,3 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **kwargs: Any) -> st
 def on_page_content(html: str, **kwargs: Any) -> str:
     """Mends a page after it is rendered."""
     return unbroken(html)
-
-
-def on_post_page(output: str, page: Any, **kwargs: Any) -> str:
-    """Mends a whole page: nothing is fetched from elsewhere."""
-    return output.replace(_SHIM, f"{'../' * page.file.dest_uri.count('/')}site/iframe-worker.js")
-
-
-def on_post_template(output_content: str, **kwargs: Any) -> str:
-    """Mends the page for addresses that there are none of, which is no page to mkdocs."""
-    return output_content.replace(_SHIM, "site/iframe-worker.js")
