@@ -273,10 +273,10 @@ def _layers(record: Record) -> Iterator[Figure]:
 
 
 def _curves(record: Record) -> Iterator[Figure]:
-    """Curves of the same quantities share a chart."""
+    """Curves of the same quantities share a chart; one point is no curve."""
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in record.curves:
-        if curve.points:
+        if len(curve.points) > 1:
             groups.setdefault((curve.x, curve.y), []).append(_thinned(curve))
     for (x, y), found in groups.items():
         names = list(dict.fromkeys(curve.name for curve in found))
