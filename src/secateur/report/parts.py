@@ -276,7 +276,7 @@ def _curves(record: Record) -> Iterator[Figure]:
     """Curves of the same quantities share a chart."""
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in record.curves:
-        if curve.points:
+        if len(curve.points) > 1:  # one point is no curve
             groups.setdefault((curve.x, curve.y), []).append(_thinned(curve))
     for (x, y), found in groups.items():
         names = list(dict.fromkeys(curve.name for curve in found))
