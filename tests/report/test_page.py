@@ -202,6 +202,15 @@ def test_the_frontier_takes_parameters_where_latency_is_not_known():
     assert Page(render([Record(title="t", frontier=points[:1])])).specs == {}
 
 
+def test_an_axis_of_equal_values_shows_that_value():
+    points = [
+        FrontierPoint(name=name, group="chosen", latency_share=share, value=0.5)
+        for name, share in (("a", 1), ("b", 0.5))
+    ]
+    (spec,) = Page(render([Record(title="t", frontier=points)])).specs.values()
+    assert spec["layer"][-1]["encoding"]["y"]["scale"]["domain"] == [0.475, 0.525]
+
+
 def test_several_records_are_compared():
     found = Page(render(several()))
     assert found.headings()[0] == "Comparison of 3 models"

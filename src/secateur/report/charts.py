@@ -57,6 +57,15 @@ def _number(field: str, title: str, text: str = "", **scale: Any) -> Spec:
     return {"field": field, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
 
 
+def _span(rows: Rows) -> Spec:
+    """The scale of y: around its values; of one value alone some room on both sides, or its axis would mislead."""
+    values = {row["y"] for row in rows}
+    if len(values) > 1:
+        return {"zero": False, "nice": True}
+    room = 0.05 * abs(next(iter(values))) or 0.05
+    return {"zero": False, "domain": [min(values) - room, max(values) + room]}
+
+
 def _tips(*pairs: tuple[str, str]) -> list[Spec]:
     """Tooltip lines; all fields are text that is formatted already."""
     return [{"field": field, "type": "nominal", "title": title} for field, title in pairs]
@@ -74,7 +83,7 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
     before healing also `after`, the value that healing led to."""
     points = _by_group([row["group"] for row in rows], 0), _by_group([row["group"] for row in rows], 1)
     place: Spec = {"x": _number("x", x, ".0%", zero=False, nice=True, padding=14)}
-    place["y"] = _number("y", y, zero=False, nice=True, padding=14)
+    place["y"] = _number("y", y, **_span(rows), padding=14)
     tips = _tips(("name", "model"), ("group", "group"), ("x_text", x), ("y_text", y))
     shown: Spec = {**place, "color": points[0], "shape": points[1], "tooltip": tips}
     lines: list[Spec] = [
@@ -84,10 +93,12 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
             "encoding": {**place, "order": {"field": "x", "type": "quantitative"}},
         }
         for group in ("uniform", "chosen")
+        if any(row["group"] == group for row in rows)
     ]
     healed = {
         "transform": [{"filter": "isValid(datum.after)"}],
         "mark": {"type": "rule", "aria": False, "strokeDash": [3, 3]},
+        "encoding": {**place, "y2": {"field": "after"}, "color": {"value": BEFORE}},
     }
     result = [{"filter": "datum.is_result"}]
     label: Spec = {"type": "text", "aria": False, "dy": -18, "fontWeight": 600, "fontSize": 13, "text": "this model"}
@@ -97,7 +108,7 @@ def frontier(rows: Rows, x: str, y: str) -> Spec:
         340,
         layer=[
             *lines,
-            {**healed, "encoding": {**place, "y2": {"field": "after"}, "color": {"value": BEFORE}}},
+            *([healed] if any("after" in row for row in rows) else []),
             {
                 "transform": result,
                 "mark": {
@@ -212,7 +223,7 @@ def curves(rows: Rows, names: Sequence[str], x: str, y: str) -> Spec:
         "field": "name", "type": "nominal", "legend": legend,
         "scale": {"domain": list(names), "range": [dashes[number % len(dashes)] for number in range(len(names))]},
     }  # fmt: skip
-    place: Spec = {"x": _number("x", x, zero=False, nice=False), "y": _number("y", y, zero=False, nice=True)}
+    place: Spec = {"x": _number("x", x, zero=False, nice=False), "y": _number("y", y, **_span(rows))}
     tips = _tips(("name", "line"), ("x_text", x), ("y_text", y))
     return _chart(
         f"{y} over {x}: {', '.join(names)}",
@@ -239,7 +250,7 @@ def stages(rows: Rows, y: str) -> Spec:
             "field": "stage", "type": "nominal", "sort": None, "title": None, "scale": {"padding": 0.5},
             "axis": {"labelAngle": 0, "labelColor": INK, "labelLimit": 100, "domain": False, "ticks": False},
         },
-        "y": _number("y", y, zero=False, nice=True, padding=24),
+        "y": _number("y", y, **_span(rows), padding=24),
     }  # fmt: skip
     tips = _tips(("stage", "after"), ("y_text", y), ("divergence_text", "divergence"))
     return _chart(
@@ -261,7 +272,7 @@ def stages(rows: Rows, y: str) -> Spec:
                     "mark": {"type": "text", "aria": False, "dy": 16 if is_low else -14},
                     "encoding": place | {"text": _text("y_text")},
                 }
-                for is_low in (False, True)
+                for is_low in sorted({row["is_low"] for row in rows})
             ),
         ],
     )
@@ -272,7 +283,7 @@ def comparison(rows: Rows, x: str, y: str) -> Spec:
     groups = [row["group"] for row in rows]
     place: Spec = {
         "x": _number("x", x, ".0%", zero=False, nice=True, padding=24),
-        "y": _number("y", y, zero=False, nice=True, padding=20),
+        "y": _number("y", y, **_span(rows), padding=20),
     }
     tips = _tips(("name", "model"), ("x_text", x), ("y_text", y))
     shown: Spec = {**place, "color": {**_by_group(groups, 0), "legend": None}, "tooltip": tips}
