@@ -58,12 +58,13 @@ def _number(field: str, title: str, text: str = "", **scale: Any) -> Spec:
 
 
 def _span(rows: Rows) -> Spec:
-    """The scale of y: around its values; of one value alone some room on both sides, or its axis would mislead."""
-    values = {row["y"] for row in rows}
-    if len(values) > 1:
+    """The scale of y: around its values, and never so narrow that a difference of little meaning fills the chart."""
+    values = [row["y"] for row in rows]
+    low, high = min(values), max(values)
+    least = 0.05 * max(abs(low), abs(high)) or 0.05
+    if high - low >= least:
         return {"zero": False, "nice": True}
-    room = 0.05 * abs(next(iter(values))) or 0.05
-    return {"zero": False, "domain": [min(values) - room, max(values) + room]}
+    return {"zero": False, "domain": [(low + high) / 2 - least, (low + high) / 2 + least]}
 
 
 def _tips(*pairs: tuple[str, str]) -> list[Spec]:
