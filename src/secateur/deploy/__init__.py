@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from secateur.deploy.decilm.config import register_decilm
+    from secateur.deploy.decilm.config_class import register_decilm
     from secateur.deploy.decilm.export import export_decilm
     from secateur.deploy.gguf.export import export_gguf
     from secateur.deploy.gguf.generate import generate_text
@@ -35,7 +35,7 @@ _HOME = {
     "generator": "secateur.deploy.jobs.generation",
     "latency_table": "secateur.deploy.jobs.latency_table",
     "open_cascade": "secateur.deploy.jobs.cascade",
-    "register_decilm": "secateur.deploy.decilm.config",
+    "register_decilm": "secateur.deploy.decilm.config_class",
     "read_results": "secateur.deploy.jobs.kit",
     "write_kit": "secateur.deploy.jobs.kit",
 }

@@ -158,7 +158,9 @@ def words(decoder: Decoder, layers: Sequence[Layer]) -> list[str]:
             "save nothing there"
         )
     if len({layer.kv for layer in layers if layer.kv}) > 1:
-        sentences.append("the number of key-value heads differs by layer, which SGLang refuses; keep equally many for it")
+        sentences.append(
+            "the number of key-value heads differs by layer, which SGLang refuses; keep equally many for it"
+        )
     if layers[0].heads * decoder.key != decoder.hidden:
         sentences.append(
             f"{layers[0].heads} heads of {decoder.key} numbers are not the {decoder.hidden} of the residual stream, "

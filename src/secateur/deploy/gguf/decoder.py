@@ -192,9 +192,7 @@ def _layer(form: Form, i: int, parameters: Mapping[str, torch.Tensor], key: int)
     return Layer(heads, kv, ffn)
 
 
-def _frequencies(
-    form: Form, name: str, model: nn.Module, config: Any, key: int
-) -> tuple[float, np.ndarray | None]:
+def _frequencies(form: Form, name: str, model: nn.Module, config: Any, key: int) -> tuple[float, np.ndarray | None]:
     """The base of the rotary frequencies, and by what each of the model's own differs from what the base gives."""
     rotary: Any = model.get_submodule("model.rotary_emb")
     rule: Any = getattr(config, "rope_parameters", None) or {}
@@ -204,7 +202,8 @@ def _frequencies(
         raise form.refusal(name, f"its rotary embedding is of the kind {kind}; {', '.join(ROTARY)} are written")
     if 2 * own.size != key:
         raise form.refusal(
-            name, f"its rotary embedding turns {2 * own.size} of the {key} numbers of a head, and {form.reader} turns all"
+            name,
+            f"its rotary embedding turns {2 * own.size} of the {key} numbers of a head, and {form.reader} turns all",
         )
     theta = float(rule["rope_theta"])
     factors = theta ** (-np.arange(0, key, 2) / key) / own
