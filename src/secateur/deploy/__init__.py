@@ -5,8 +5,8 @@
     secateur.deploy.export_decilm("folder", "out")
 
 `targets/` has one file for each runtime (`onnx`, `openvino`, `executorch`, `litert`) with its `Target`, which writes
-artefacts and describes what it can hold; `gguf/` writes decoders for llama.cpp, `decilm/` for servers that read `block_configs`. `runner` loads and runs them; it needs
-no secateur, so that an export kit can carry it.
+artefacts and describes what it can hold; `gguf/` writes decoders for llama.cpp, `decilm/` for servers that read
+`block_configs`. `runner` loads and runs artefacts; it needs no secateur, so that an export kit can carry it.
 """
 
 import importlib

@@ -21,6 +21,7 @@ class DeciLMConfig(LlamaConfig):
     def __init__(self, block_configs: Sequence[Any] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.block_configs = [named(block) for block in block_configs]
+        self.rope_theta = self.rope_parameters["rope_theta"]  # transformers has it in there alone; SGLang asks for it
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the blocks as in the file."""
