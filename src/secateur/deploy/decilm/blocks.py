@@ -69,7 +69,7 @@ def _groups(i: int, layer: Layer, heads: int) -> int:
 
 
 def ffn_mult(width: int, hidden: int) -> float:
-    """The multiplier of `DIGITS` decimals that says a width, a multiple of `MULTIPLE`; cut off, because a reader rounds a
+    """The multiplier that says a width, a multiple of `MULTIPLE`; cut off after `DIGITS`, because a reader rounds a
     larger width up to the next multiple."""
     return math.floor(1.5 * width / hidden * 10**DIGITS) / 10**DIGITS
 
