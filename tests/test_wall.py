@@ -51,7 +51,7 @@ FLOORS = (
     "deploy.target",
     "deploy.onnx_graph",
     "deploy.targets",
-    "deploy.jobs deploy.gguf",
+    "deploy.jobs deploy.gguf deploy.decilm",
     "search search.choosing search.sparse",
     "report",
     "jobs",

@@ -19,6 +19,7 @@ EXAMPLES = (
     "secateur export ./fewer-tokens --to onnx --cascade 0.99 --data rows.csv --output ./cascade-onnx",
     "secateur export ./decoder --to openvino --generate --output ./decoder-ov",
     "secateur export ./decoder --to gguf --quantize q8_0 --output ./decoder-gguf",
+    "secateur export ./decoder --to decilm --output ./decoder-decilm",
     "secateur export model.keras --to litert --batch 1 --output ./small-litert",
 )
 
@@ -30,7 +31,8 @@ def command(
     to: Annotated[
         str,
         typer.Option(
-            help="onnx, openvino, executorch, litert or gguf (llama.cpp); of a .keras file also savedmodel or tflite.",
+            help="onnx, openvino, executorch, litert, gguf (llama.cpp) or decilm (a model folder with sizes by layer); "
+            "of a .keras file also savedmodel or tflite.",
             autocompletion=complete.one_of(complete.FORMATS),
         ),
     ],
@@ -76,6 +78,9 @@ def command(
         ),
     ] = None,
     quantize: Annotated[str, typer.Option(help="GGUF: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0.")] = "f16",
+    exact_widths: Annotated[
+        bool, typer.Option("--exact-widths", help="DeciLM: widths that are no multiples of 256, for vLLM only.")
+    ] = False,
     task: common.TaskOption = None,
     threads: common.ThreadsOption = None,
     trust_remote_code: common.RemoteCodeOption = False,
@@ -90,7 +95,7 @@ def command(
     from secateur.files import check_output
     from secateur.find_host import is_keras_file
 
-    kinds.refuse(context_, "keras" if is_keras_file(model) else "gguf" if to == "gguf" else "torch")
+    kinds.refuse(context_, "keras" if is_keras_file(model) else to if to in ("gguf", "decilm") else "torch")
     check_output(output, overwrite=overwrite)
     if is_keras_file(model):
         from secateur.cli import keras
@@ -109,6 +114,14 @@ def command(
             model, output, quantize=quantize, tolerance=tolerance, overwrite=overwrite, say=common.note, **remote
         )
         show(file, "PyTorch", json=json, made_up=False)
+        return
+    if to == "decilm":
+        from secateur.deploy.decilm.export import export_decilm
+
+        common.quiet_libraries()
+        common.set_threads(threads)
+        limits: dict[str, Any] = {"exact_widths": exact_widths, "tolerance": tolerance, "overwrite": overwrite}
+        show(export_decilm(model, output, say=common.note, **limits, **remote), "PyTorch", json=json, made_up=False)
         return
     rows = certifying = None
     if data is not None:

@@ -18,6 +18,7 @@ KINDS = {
     "torch": "a run on a PyTorch model",
     "keras": "a run on a .keras file",
     "gguf": "an export to GGUF",
+    "decilm": "an export to DeciLM",
     "results": "showing --results of a kit",
     "kit": "writing an --export-kit",
     "time": "timing models here",
@@ -72,11 +73,12 @@ TABLES: dict[str, dict[str, str]] = {
         "perplexity": "text context samples",
     },
     "export": {
-        "torch keras gguf": "model to output tolerance overwrite json",
+        "torch keras gguf decilm": "model to output tolerance overwrite json",
         "torch keras": "data samples batch length sparse",
-        "torch gguf": "threads trust_remote_code",
+        "torch gguf decilm": "threads trust_remote_code",
         "torch": "text_column image_column audio_column split generate int8 tokens value activations cascade task",
         "gguf": "quantize",
+        "decilm": "exact_widths",
     },
     "inspect": {"torch keras": "model layout layout_file json", "torch": "task trust_remote_code check levels plot"},
     "bench": {

@@ -25,6 +25,9 @@ TARGETS = ("onnx", "openvino", "executorch", "litert")
 GGUF = "gguf"
 """The target that takes a decoder itself rather than a traced program: see `secateur.deploy.gguf`."""
 
+DECILM = "decilm"
+"""The target that takes a decoder as a model folder: see `secateur.deploy.decilm`."""
+
 
 class DeployError(SecateurError):
     """A model cannot be exported, or an artefact cannot be run, as asked."""
@@ -117,6 +120,8 @@ def find(name: str) -> Target:
     """The target of that name; DeployError when there is none or its runtime is not installed."""
     if name == GGUF:
         raise DeployError("GGUF files are written by secateur.deploy.export_gguf")
+    if name == DECILM:
+        raise DeployError("DeciLM folders are written by secateur.deploy.export_decilm")
     if name not in TARGETS:
         raise DeployError(f"no target {name!r}; there is {', '.join(TARGETS)}{meant(name, TARGETS)}")
     target: Target = importlib.import_module(f"secateur.deploy.targets.{name}_target").TARGET

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from secateur.token_schedule import PRESETS
 
 RUNTIMES = ("torch", "secateur", "onnx", "openvino", "executorch", "litert")
-FORMATS = (*RUNTIMES[2:], "gguf", "savedmodel", "tflite")
+FORMATS = (*RUNTIMES[2:], "gguf", "decilm", "savedmodel", "tflite")
 CRITERIA = (
     "magnitude",
     "gradient",

@@ -40,6 +40,22 @@ INSTEAD = "; export it to onnx or openvino instead"
 
 
 @dataclass(frozen=True)
+class Form:
+    """What decoders are written as: its name, who computes it, and the families that can be."""
+
+    name: str
+    reader: str
+    families: Mapping[str, str]
+
+    def refusal(self, model: str, reason: str) -> DeployError:
+        """Why a model cannot be written so, and what to do."""
+        return DeployError(f"{model} cannot be written as {self.name}: {reason}{INSTEAD}")
+
+
+GGUF = Form("GGUF", "llama.cpp", FAMILIES)
+
+
+@dataclass(frozen=True)
 class Layer:
     """Sizes of one layer: query heads, key-value heads, and neurons of the feed-forward module; 0 where it is gone."""
 
@@ -78,29 +94,27 @@ class Decoder:
         return HEAD not in self.parameters
 
 
-def decoder_of(model: nn.Module) -> Decoder:
-    """Read a model of transformers; DeployError, in one sentence, for what llama.cpp's Llama graph does not compute."""
+def decoder_of(model: nn.Module, form: Form = GGUF) -> Decoder:
+    """Read a model of transformers; DeployError, in one sentence, for what the Llama of that form does not compute."""
     config: Any = getattr(model, "config", None)
     family = getattr(config, "model_type", None)
     name = type(model).__name__
-    if family not in FAMILIES or HEAD not in {k for k, _ in model.named_parameters(remove_duplicate=False)}:
-        raise DeployError(
-            f"{name} cannot be written as GGUF: decoders of the families {', '.join(FAMILIES)} can{INSTEAD}"
-        )
+    if family not in form.families or HEAD not in {k for k, _ in model.named_parameters(remove_duplicate=False)}:
+        raise form.refusal(name, f"decoders of the families {', '.join(form.families)} can")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     if parameters[HEAD] is parameters["model.embed_tokens.weight"]:
         del parameters[HEAD]
     modules: Any = model.get_submodule("model.layers")
-    _check_names(name, parameters, len(modules))
-    _check_config(name, config)
-    key, value = _head_sizes(name, modules, parameters)
-    layers = [_layer(i, parameters, key, value) for i in range(len(modules))]
-    theta, factors = _frequencies(name, model, config, key)
-    context, notes = _context(config)
+    _check_names(form, name, parameters, len(modules))
+    _check_config(form, name, config)
+    key, value = _head_sizes(form, name, modules, parameters)
+    layers = [_layer(form, i, parameters, key) for i in range(len(modules))]
+    theta, factors = _frequencies(form, name, model, config, key)
+    context, notes = _context(form, config)
     embedding = parameters["model.embed_tokens.weight"]
     biased = _biased(parameters)
     return Decoder(
-        _architecture(FAMILIES[family], layers, biased, scaled=factors is not None),
+        _architecture(form.families[family], layers, biased, scaled=factors is not None),
         layers,
         embedding.shape[1],
         embedding.shape[0],
@@ -115,23 +129,21 @@ def decoder_of(model: nn.Module) -> Decoder:
     )
 
 
-def _check_names(name: str, parameters: Mapping[str, torch.Tensor], count: int) -> None:
+def _check_names(form: Form, name: str, parameters: Mapping[str, torch.Tensor], count: int) -> None:
     known = {*WHOLE, HEAD} | {
         f"model.layers.{i}.{part}" for i in range(count) for part in {**ATTENTION, **FEED_FORWARD}
     }
     strange = next((parameter for parameter in parameters if parameter not in known), None)
     if strange is not None:
-        raise DeployError(f"{name} cannot be written as GGUF: llama.cpp's Llama has no {strange}{INSTEAD}")
+        raise form.refusal(name, f"{form.reader}'s Llama has no {strange}")
 
 
-def _check_config(name: str, config: Any) -> None:
+def _check_config(form: Form, name: str, config: Any) -> None:
     if config.hidden_act not in ("silu", "swish"):
-        raise DeployError(
-            f"{name} cannot be written as GGUF: llama.cpp's Llama computes SiLU, not {config.hidden_act}{INSTEAD}"
-        )
+        raise form.refusal(name, f"{form.reader}'s Llama computes SiLU, not {config.hidden_act}")
 
 
-def _head_sizes(name: str, modules: Any, parameters: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+def _head_sizes(form: Form, name: str, modules: Any, parameters: Mapping[str, torch.Tensor]) -> tuple[int, int]:
     """Size of the heads for keys and for values, which must be the same in all layers that attend."""
     found: set[tuple[int, int]] = set()
     for i, module in enumerate(modules):
@@ -143,29 +155,28 @@ def _head_sizes(name: str, modules: Any, parameters: Mapping[str, torch.Tensor])
         kv = keys.shape[0] // key
         values = parameters[f"model.layers.{i}.self_attn.v_proj.weight"].shape[0]
         if kv * key != keys.shape[0] or values % kv:
-            raise DeployError(
-                f"{name} cannot be written as GGUF: layer {i} has keys of {keys.shape[0]} numbers in heads of {key}; "
-                f"prune whole heads{INSTEAD}"
+            raise form.refusal(
+                name, f"layer {i} has keys of {keys.shape[0]} numbers in heads of {key}; prune whole heads"
             )
         if abs(attention.scaling - key**-0.5) > 1e-6 * key**-0.5:
-            raise DeployError(
-                f"{name} cannot be written as GGUF: layer {i} scales its attention by {attention.scaling:.4g}, and "
-                f"llama.cpp by {key**-0.5:.4g}, as its heads have {key} numbers{INSTEAD}"
+            raise form.refusal(
+                name,
+                f"layer {i} scales its attention by {attention.scaling:.4g}, and {form.reader} by {key**-0.5:.4g}, as "
+                f"its heads have {key} numbers",
             )
         found.add((key, values // kv))
     if len(found) > 1:
-        raise DeployError(
-            f"{name} cannot be written as GGUF: its heads have {' and '.join(str(k) for k, _ in sorted(found))} "
-            f"numbers in different layers, and llama.cpp takes one size; prune whole heads{INSTEAD}"
+        raise form.refusal(
+            name,
+            f"its heads have {' and '.join(str(k) for k, _ in sorted(found))} numbers in different layers, and "
+            f"{form.reader} takes one size; prune whole heads",
         )
     if not found:
-        raise DeployError(
-            f"{name} cannot be written as GGUF: no layer attends, and llama.cpp wants one that does{INSTEAD}"
-        )
+        raise form.refusal(name, f"no layer attends, and {form.reader} wants one that does")
     return next(iter(found))
 
 
-def _layer(i: int, parameters: Mapping[str, torch.Tensor], key: int, value: int) -> Layer:
+def _layer(form: Form, i: int, parameters: Mapping[str, torch.Tensor], key: int) -> Layer:
     def rows(part: str) -> int:
         weight = parameters.get(f"model.layers.{i}.{part}.weight")
         return 0 if weight is None else weight.shape[0]
@@ -175,40 +186,37 @@ def _layer(i: int, parameters: Mapping[str, torch.Tensor], key: int, value: int)
         return Layer(0, 0, ffn)
     if heads % kv:
         raise DeployError(
-            f"layer {i} has {heads} heads on {kv} key-value heads, and llama.cpp wants equally many on each; prune "
+            f"layer {i} has {heads} heads on {kv} key-value heads, and {form.reader} wants equally many on each; prune "
             "whole groups"
         )
     return Layer(heads, kv, ffn)
 
 
-def _frequencies(name: str, model: nn.Module, config: Any, key: int) -> tuple[float, np.ndarray | None]:
+def _frequencies(form: Form, name: str, model: nn.Module, config: Any, key: int) -> tuple[float, np.ndarray | None]:
     """The base of the rotary frequencies, and by what each of the model's own differs from what the base gives."""
     rotary: Any = model.get_submodule("model.rotary_emb")
     rule: Any = getattr(config, "rope_parameters", None) or {}
     kind = rule.get("rope_type", "default")
     own = rotary.inv_freq.detach().double().numpy()
     if kind not in ROTARY or getattr(rotary, "attention_scaling", 1.0) != 1.0:
-        raise DeployError(
-            f"{name} cannot be written as GGUF: its rotary embedding is of the kind {kind}; {', '.join(ROTARY)} are "
-            f"written{INSTEAD}"
-        )
+        raise form.refusal(name, f"its rotary embedding is of the kind {kind}; {', '.join(ROTARY)} are written")
     if 2 * own.size != key:
-        raise DeployError(
-            f"{name} cannot be written as GGUF: its rotary embedding turns {2 * own.size} of the {key} numbers of a "
-            f"head, and llama.cpp turns all{INSTEAD}"
+        raise form.refusal(
+            name,
+            f"its rotary embedding turns {2 * own.size} of the {key} numbers of a head, and {form.reader} turns all",
         )
     theta = float(rule["rope_theta"])
     factors = theta ** (-np.arange(0, key, 2) / key) / own
     return theta, None if np.allclose(factors, 1.0, rtol=1e-5) else factors.astype(np.float32)
 
 
-def _context(config: Any) -> tuple[int, list[str]]:
-    """Most tokens, and a sentence where a sliding window, which llama.cpp's Llama does not have, cuts them."""
+def _context(form: Form, config: Any) -> tuple[int, list[str]]:
+    """Most tokens, and a sentence where a sliding window, which such a Llama does not have, cuts them."""
     most, window = int(config.max_position_embeddings), getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) and window and window < most:
         return int(window), [
             f"the context is cut from {most} to {window} tokens: beyond, the model attends in a sliding window, which "
-            "llama.cpp's Llama does not have"
+            f"{form.reader}'s Llama does not have"
         ]
     return most, []
 
