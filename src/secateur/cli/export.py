@@ -120,8 +120,8 @@ def command(
 
         common.quiet_libraries()
         common.set_threads(threads)
-        limits: dict[str, Any] = {"exact_widths": exact_widths, "tolerance": tolerance, "overwrite": overwrite}
-        show(export_decilm(model, output, say=common.note, **limits, **remote), "PyTorch", json=json, made_up=False)
+        wanted: dict[str, Any] = {"exact_widths": exact_widths, "tolerance": tolerance, "overwrite": overwrite}
+        show(export_decilm(model, output, say=common.note, **wanted, **remote), "PyTorch", json=json, made_up=False)
         return
     rows = certifying = None
     if data is not None:

@@ -97,7 +97,7 @@ class Decoder:
 def decoder_of(model: nn.Module, form: Form = GGUF) -> Decoder:
     """Read a model of transformers; DeployError, in one sentence, for what the Llama of that form does not compute."""
     config: Any = getattr(model, "config", None)
-    family = getattr(config, "model_type", None)
+    family = str(getattr(config, "model_type", None))
     name = type(model).__name__
     if family not in form.families or HEAD not in {k for k, _ in model.named_parameters(remove_duplicate=False)}:
         raise form.refusal(name, f"decoders of the families {', '.join(form.families)} can")
