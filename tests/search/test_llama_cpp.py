@@ -15,7 +15,7 @@ from secateur.deploy.target import DeployError
 from secateur.plan import Plan
 from secateur.record import read_record
 from secateur.search import costs, stages
-from secateur.search.target import make_target
+from secateur.search.target import Call, Limit, Target, make_target
 from secateur.search.walk import automatic as search
 from tests.deploy.gguf.models import TEXTS, byte_level, decoder
 from tests.search import rows as rows_of
@@ -140,8 +140,11 @@ def test_a_search_on_llama_cpp_itself(opened, tmp_path, monkeypatch):
     monkeypatch.setattr(latency_table, "WITHIN", 0.5)
     real = stages.measure
     monkeypatch.setattr(stages, "measure", lambda *args, **options: real(*args, **options, within=0.5, most_s=1.0))
-    target = make_target(1.01, "llama.cpp", ["params<=80%"], length=32, quantize="q4_0", closest=True)
-    found = search(host, task, target, rows, tmp_path / "out", **QUICK)
+    call = Call("gguf", length=32, quantize="q4_0")
+    limits = (Limit("latency", 9.0, call=call), Limit("params", 0.8))  # a latency that times of noise reach too
+    found = search(host, task, Target(limits, call=call), rows, tmp_path / "out", **QUICK)
+    assert found.is_met
+    assert found.best.costs.keys() == {"latency@gguf", "params"}
     (times,) = found.best.measured.values()
     assert (times.runtime, times.quantize, times.length) == ("gguf", "q4_0", 32)
     assert times.ms > 0 < times.token_ms
@@ -155,4 +158,4 @@ def test_a_search_on_llama_cpp_itself(opened, tmp_path, monkeypatch):
     record = read_record(tmp_path / "out")
     assert [(speed.runtime, speed.what) for speed in record.speeds] == [("gguf", "prompt"), ("gguf", "token")]
     assert any("stored as q4_0" in note for note in record.notes)
-    assert {"gguf", "xllamacpp"} <= set(record.provenance.packages)
+    assert {"gguf", "xllamacpp"} <= record.provenance.versions.keys()

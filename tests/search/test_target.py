@@ -61,7 +61,10 @@ def test_a_text_is_a_limit(text, limit):
         ("bytes<=12ms", r"the bound of 'bytes<=12ms' cannot be read, as 'ms' is no unit of bytes; write bytes<=50%"),
         ("params<=10MB", r"the bound of 'params<=10MB' cannot be read, as 'MB' is no unit of params; write params"),
         ("params<=0.5@onnx", r"params is the same on every runtime; leave @onnx out of 'params<=0\.5@onnx'"),
-        ("latency<=0.5x@tpu", r"no runtime 'tpu'; there is torch, secateur, onnx, openvino, executorch, litert, gguf"),
+        (
+            "latency<=0.5x@tpu",
+            r"no runtime 'tpu'; there is torch, secateur, onnx, openvino, executorch, litert, llama\.cpp",
+        ),
         ("latency<=0.5x@", r"no runtime ''; there is torch, secateur"),
     ],
 )
@@ -136,7 +139,7 @@ def test_a_divergence_stands_for_the_drop():
         ({"speed_up": float("inf"), "on": "onnx"}, r"a speed-up of inf makes nothing faster"),
         ({"speed_up": 2}, r"a speed-up of 2 depends on the runtime; add --on with one of torch, secateur, onnx"),
         ({"speed_up": 2, "on": "tpu"}, r"no runtime 'tpu'; there is torch"),
-        ({"speed_up": 2, "on": "onxx"}, r"litert; did you mean onnx\?$"),
+        ({"speed_up": 2, "on": "onxx"}, r"litert, llama\.cpp; did you mean onnx\?$"),
         (
             {"max_drop": 0.01},
             r"a drop of at most 0\.01 allows many results; add --on RUNTIME for the fastest, or limit",

@@ -17,8 +17,8 @@ from secateur.errors import TargetError, meant, shown
 QUANTITIES = ("params", "macs", "bytes", "memory", "latency")
 TIMED = ("memory", "latency")
 """Quantities that depend on a runtime."""
-KNOWN = (*RUNTIMES, GGUF)
-"""The runtimes that a search can aim at. llama.cpp runs few models; the others are refused before anything is done."""
+KNOWN = (*RUNTIMES, "llama.cpp")
+"""The runtimes that a search can aim at, for people. A model that llama.cpp does not have is refused at the start."""
 QUANTIZE = "q8_0"
 """How the weights are stored on llama.cpp where nothing is said."""
 FAST_ZEROS = "secateur"
@@ -163,7 +163,7 @@ def _share(share: float, limit: str) -> float:
 def runtime_of(name: str) -> str:
     """A runtime by one of its names; TargetError lists those that are known. It need not be installed."""
     found = ALIASES.get(name, name)
-    if found not in KNOWN:
+    if found not in (*RUNTIMES, GGUF):
         raise TargetError(f"no runtime {shown(name)}; there is {', '.join(KNOWN)}{meant(name, KNOWN)}")
     return found
 
@@ -220,8 +220,8 @@ def make_target(
     _check_once(read)
     if quantize is not None and GGUF not in {one.runtime for one in (call, *timed) if one is not None}:
         raise TargetError(
-            f"{shown(quantize)} is a format of weights on llama.cpp, and nothing is asked for there; add --on llama.cpp, "
-            "or leave --quantize out"
+            f"{shown(quantize)} is a format of weights on llama.cpp, and nothing is asked for there; add --on "
+            "llama.cpp, or leave --quantize out"
         )
     return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros)
 
