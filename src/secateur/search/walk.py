@@ -168,7 +168,7 @@ def fastest(stages: Stages) -> Found:
 
 def packages_of(calls: Iterable[Call]) -> list[str]:
     """The installed distributions of the runtimes that are timed."""
-    names = []
+    names: list[str] = []
     for call in calls:
         names += PACKAGES if call.runtime == GGUF else []
         names += distributions(target_of(call.runtime)) if call.runtime in TARGETS else []
