@@ -9,22 +9,23 @@ from tests.text_models import sentences, write_classifier, write_csv, write_text
 
 def classifier(folder, count=96, **options):
     """Host, task and rows of a BERT of two layers."""
-    return _opened(write_classifier(folder / "model", **options), write_texts(folder / "a.csv", count), count)
+    return of_folder(write_classifier(folder / "model", **options), write_texts(folder / "a.csv", count), count)
 
 
 def texts_alone(folder, count=96):
     """As `classifier`, without labels."""
     rows = [(text,) for text, _ in sentences(count)]
-    return _opened(write_classifier(folder / "model"), write_csv(folder / "a.csv", rows, ("text",)), count)
+    return of_folder(write_classifier(folder / "model"), write_csv(folder / "a.csv", rows, ("text",)), count)
 
 
 def llama(folder, count=48):
     """Host, task and rows of a Llama of three layers with grouped queries."""
     texts = language.write_lines(folder / "a.txt", language.counting(count, 10))
-    return _opened(language.write(folder / "model", "llama"), texts, count)
+    return of_folder(language.write(folder / "model", "llama"), texts, count)
 
 
-def _opened(folder, data, count):
+def of_folder(folder, data, count):
+    """Host, task and rows of a model folder and a file of texts."""
     host, task = open_host(look(str(folder), None), Options(max_length=16))
     table = read_table(data)
     parts = [task.encode(table.take(range(*part))) for part in ((0, count // 2), (count // 2, count))]

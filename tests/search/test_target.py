@@ -2,8 +2,9 @@
 
 import pytest
 
+from secateur.deploy.target import DeployError
 from secateur.errors import TargetError
-from secateur.search.target import Call, Limit, Target, make_target, parse_limit
+from secateur.search.target import Call, Limit, Target, calls_of, make_target, parse_limit
 
 ONNX = Call("onnx", 1, 128, 1)
 
@@ -60,7 +61,10 @@ def test_a_text_is_a_limit(text, limit):
         ("bytes<=12ms", r"the bound of 'bytes<=12ms' cannot be read, as 'ms' is no unit of bytes; write bytes<=50%"),
         ("params<=10MB", r"the bound of 'params<=10MB' cannot be read, as 'MB' is no unit of params; write params"),
         ("params<=0.5@onnx", r"params is the same on every runtime; leave @onnx out of 'params<=0\.5@onnx'"),
-        ("latency<=0.5x@tpu", r"no runtime 'tpu'; there is torch, secateur, onnx, openvino, executorch, litert"),
+        (
+            "latency<=0.5x@tpu",
+            r"no runtime 'tpu'; there is torch, secateur, onnx, openvino, executorch, litert, llama\.cpp",
+        ),
         ("latency<=0.5x@", r"no runtime ''; there is torch, secateur"),
     ],
 )
@@ -98,6 +102,23 @@ def test_the_runtime_of_a_limit_is_the_one_that_results_are_timed_on():
     assert make_target(limits=["params<=0.5"]).call is None
 
 
+def test_weights_on_llama_cpp_have_a_format_and_others_have_none():
+    assert make_target(1.5, "llama.cpp").call == Call("gguf", quantize="q8_0")
+    found = make_target(1.5, "gguf", ["latency<=9ms@onnx"], quantize="Q4_0")
+    assert [limit.call for limit in found.limits] == [Call("gguf", quantize="q4_0"), Call("onnx")]
+    beside = make_target(2, "onnx", ["latency<=9ms@llama.cpp"], quantize="f16")
+    assert calls_of(beside) == [Call("onnx"), Call("gguf", quantize="f16")]
+
+
+def test_a_format_that_nothing_takes_and_one_that_there_is_not_are_refused():
+    with pytest.raises(
+        TargetError, match=r"'q4_0' is a format of weights on llama\.cpp, and nothing is asked for there"
+    ):
+        make_target(2, "onnx", quantize="q4_0")
+    with pytest.raises(DeployError, match="no format 'q3' for GGUF; there is f32"):
+        make_target(2, "llama.cpp", quantize="q3")
+
+
 def test_a_drop_alone_asks_for_the_fastest():
     assert make_target(on="openvino", max_drop=0.0) == Target((), 0.0, call=Call("openvino"))
 
@@ -118,7 +139,7 @@ def test_a_divergence_stands_for_the_drop():
         ({"speed_up": float("inf"), "on": "onnx"}, r"a speed-up of inf makes nothing faster"),
         ({"speed_up": 2}, r"a speed-up of 2 depends on the runtime; add --on with one of torch, secateur, onnx"),
         ({"speed_up": 2, "on": "tpu"}, r"no runtime 'tpu'; there is torch"),
-        ({"speed_up": 2, "on": "onxx"}, r"litert; did you mean onnx\?$"),
+        ({"speed_up": 2, "on": "onxx"}, r"litert, llama\.cpp; did you mean onnx\?$"),
         (
             {"max_drop": 0.01},
             r"a drop of at most 0\.01 allows many results; add --on RUNTIME for the fastest, or limit",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from secateur.tasks.base.task import Options
 
 MODEL_PANEL, DATA_PANEL, OUTPUT_PANEL, TRAINING_PANEL = "Model", "Data", "Output", "Fine-tuning"
-OTHER_PANEL = "Other"
+TARGET_PANEL, OTHER_PANEL = "More on a target", "Other"
 
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, a hub id such as org/name, or a .keras file.", metavar="MODEL")
@@ -85,6 +85,13 @@ ThreadsOption = Annotated[
 CheckOption = Annotated[
     bool,
     typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),
+]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="How weights are stored on llama.cpp: q8_0 (default), f16, q4_k_m, q4_0 and others of `export`.",
+        rich_help_panel=TARGET_PANEL,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
 QuietOption = Annotated[

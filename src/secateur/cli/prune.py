@@ -45,7 +45,7 @@ NOTES = (
     "A model is saved only if masked and shrunk agree and the reloaded model is equal.",
 )
 MOST_USED = "Most used"
-TARGET = "More on a target"
+TARGET = common.TARGET_PANEL
 CHOICE = "More on your own choice"
 TUNING = common.TRAINING_PANEL
 TOKENS = "Fewer tokens, after all other pruning"
@@ -68,9 +68,9 @@ def command(
     on: Annotated[
         str | None,
         typer.Option(
-            help="The runtime that counts: torch, secateur, onnx, openvino, executorch or litert.",
+            help="The runtime that counts: torch, secateur, onnx, openvino, executorch, litert or llama.cpp.",
             rich_help_panel=MOST_USED,
-            autocompletion=complete.one_of(complete.RUNTIMES),
+            autocompletion=complete.one_of((*complete.RUNTIMES, "llama.cpp")),
         ),
     ] = None,
     max_drop: Annotated[
@@ -139,6 +139,7 @@ def command(
     length: Annotated[
         int, typer.Option(help="Length in tokens of the timed calls.", min=1, rich_help_panel=TARGET)
     ] = 128,
+    quantize: common.QuantizeOption = None,
     confident: Annotated[
         bool,
         typer.Option(

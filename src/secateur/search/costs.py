@@ -13,6 +13,7 @@ import numpy as np
 
 from secateur.arrays import to_numpy
 from secateur.cost import LatencyTable, element_of, layer_of_axes
+from secateur.deploy.gguf import quantise
 from secateur.deploy.jobs.latency_table import STEP, groups_of, latency_table, peaks
 from secateur.deploy.jobs.timing import Say
 from secateur.dims import Dim, extent
@@ -88,11 +89,12 @@ def costs_of(
             call = _call_of(limit)
             if call not in known:
                 known[call] = table_of(host, call, cache=cache, say=say)
-            made.append(latency_cost(known[call], limit, host.layout, step))
+            made.append(latency_cost(known[call], limit, host.layout, step, block_of(call)))
         elif limit.quantity == "memory":
             call = _call_of(limit)
-            measured = peaks(host, call.runtime, batch=call.batch, length=call.length, threads=call.threads, say=say)
-            made.append(memory_cost(host.layout, limit, measured, widths_of(host), step))
+            shape: dict[str, Any] = {"batch": call.batch, "length": call.length, "threads": call.threads}
+            measured = peaks(host, call.runtime, **shape, quantize=call.quantize, say=say)
+            made.append(memory_cost(host.layout, limit, measured, widths_of(host), step, block_of(call)))
         elif limit.quantity == "bytes":
             made.append(bytes_cost(host.layout, limit, widths_of(host), step))
         else:
@@ -106,6 +108,11 @@ def _call_of(limit: Limit) -> Call:
     return limit.call
 
 
+def block_of(call: Call) -> int:
+    """The neurons that the runtime of a call stores together: other numbers of them are filled up, or take more."""
+    return 1 if call.quantize is None else quantise.block_of(quantise.find(call.quantize))
+
+
 def table_of(host: TorchHost, call: Call, *, cache: bool = True, say: Say = lambda text: None) -> LatencyTable:
     """The latency table of a model at a call, with `POINTS` sizes a curve; from the cache, where it is there."""
     return latency_table(
@@ -116,6 +123,7 @@ def table_of(host: TorchHost, call: Call, *, cache: bool = True, say: Say = lamb
         threads=call.threads,
         points=POINTS,
         together=False,
+        quantize=call.quantize,
         cache=cache,
         say=say,
     )
@@ -194,18 +202,23 @@ def _extents(dims: tuple[Dim, ...], sizes: Any) -> Any:
 # -- what is measured -------------------------------------------------------------------------------------------------
 
 
-def latency_cost(table: LatencyTable, limit: Limit, layout: Layout, step: int = STEP) -> Cost:
-    """Latency by a table that was measured on the runtime."""
+def latency_cost(table: LatencyTable, limit: Limit, layout: Layout, step: int = STEP, block: int = 1) -> Cost:
+    """Latency by a table that was measured on the runtime. step, block: as `allowed_sizes` takes them."""
     curves = {
         axis: np.array([table.curves[group].at(count) for count in range(layout.axis(axis).size + 1)])
         for axis, group in table.axes.items()
     }
     layers = {axis: np.full(layout.axis(axis).size, change) for axis, change in table.layers.items()}
-    return Cost(limit, table.dense_ms, curves, allowed_sizes(layout, step), layers)
+    return Cost(limit, table.dense_ms, curves, allowed_sizes(layout, step, block), layers)
 
 
 def memory_cost(
-    layout: Layout, limit: Limit, measured: tuple[int, int], widths: Mapping[str, int], step: int = STEP
+    layout: Layout,
+    limit: Limit,
+    measured: tuple[int, int],
+    widths: Mapping[str, int],
+    step: int = STEP,
+    block: int = 1,
 ) -> Cost:
     """Peak memory of a process that runs the model: a part that follows the bytes of the weights, and a fixed rest.
 
@@ -222,6 +235,7 @@ def memory_cost(
         weights,
         dense=float(measured[0]),
         curves={axis: factor * curve for axis, curve in weights.curves.items()},
+        allowed=allowed_sizes(layout, step, block),
         layers={axis: factor * change for axis, change in weights.layers.items()},
     )
 
@@ -229,13 +243,16 @@ def memory_cost(
 # -- sizes that are worth having --------------------------------------------------------------------------------------
 
 
-def allowed_sizes(layout: Layout, step: int = STEP) -> dict[str, np.ndarray]:
+def allowed_sizes(layout: Layout, step: int = STEP, block: int = 1) -> dict[str, np.ndarray]:
     """Axis -> numbers of units worth having, ascending, at least one: multiples of `step` for wide axes, any number for
     others, as far as the model runs with them; and the full size.
+
+    block: neurons go in multiples of it too, where there are more than that.
     """
     allowed = {}
     for axis in _axes(layout):
-        unit = math.lcm(step if axis.size >= 8 * step else 1, axis.multiple)
+        whole = block if axis.kind == "ffn" and axis.size > block else 1
+        unit = math.lcm(step if axis.size >= 8 * step else 1, whole, axis.multiple)
         allowed[axis.name] = np.unique(np.append(np.arange(unit, axis.size, unit), axis.size))
     return allowed
 

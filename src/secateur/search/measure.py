@@ -44,6 +44,7 @@ class Measured:
         elsewhere. token_ms: milliseconds of such a call.
     dense_artefact, artefact: what was timed; they lie where the caller asked for.
     dense_spread_ms, spread_ms: quartiles of `dense_ms` and of `ms`; None where they are not known.
+    quantize: the format of both models' weights on llama.cpp; None elsewhere.
     """
 
     runtime: str
@@ -67,6 +68,7 @@ class Measured:
     artefact: Path
     dense_spread_ms: tuple[float, float] | None = None
     spread_ms: tuple[float, float] | None = None
+    quantize: str | None = None
 
     @property
     def share(self) -> float:
@@ -110,7 +112,8 @@ def measure(
             continue
         say(f"{runtime}: {source.name}")
         work.mkdir(parents=True, exist_ok=True)
-        made[name] = artefact(source, runtime, unused(work, f"{runtime}-{name}"), shape, loading=options)
+        place = unused(work, f"{runtime}-{name}")
+        made[name] = artefact(source, runtime, place, shape, quantize=call.quantize, loading=options)
     infos = {name: target.read(place) for name, place in made.items()}
     call = replace(call, length=call.length if runner.takes_tokens(infos["dense"]) else 0)
     # These go to the processes that open the folders on their command line, where other users could read a token.
@@ -143,6 +146,7 @@ def measure(
         artefact=made["pruned"],
         dense_spread_ms=quartiles_ms(pairs.first),
         spread_ms=quartiles_ms(pairs.second),
+        quantize=call.quantize,
     )
 
 

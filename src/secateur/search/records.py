@@ -1,6 +1,6 @@
 """The record of a model that a search found: what was asked and reached, its quality and speeds, and the way there."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from secateur.records.quality import are_finite, curve_of, finite, in_words, parity_of, quality_of, stages_of
 from secateur.schemas.record import Asked, Curve, FrontierPoint, Record, Speed
@@ -46,7 +46,7 @@ def record_of(found: Found, point: Point, *, title: str) -> Record:
         matrices=list(point.matrices),
         curves=[*healing(point.healed, point.final.divergence), *local_search(point)],
         parities=[one for measured in point.measured.values() for one in parity_of(measured.runtime, measured.parity)],
-        notes=[point.drop.reading, *refused],
+        notes=[point.drop.reading, *refused, *formats(point.measured.values())],
         provenance=None if origin is None else origin.provenance,
     )
 
@@ -99,6 +99,16 @@ def _loss(target: Target, point: Point) -> Asked:
 def _on(what: str, call: Call | None) -> str:
     """A quantity with the call that it is measured at."""
     return what if call is None else f"{what} on {call.runtime}, {call.batch} x {call.length} tokens"
+
+
+def formats(measured: Iterable[Measured]) -> list[str]:
+    """A sentence for each runtime on which both models were timed with weights in a format of its own."""
+    return [
+        f"on {one.runtime} the weights of both models are stored as {one.quantize}, which the quality, as PyTorch "
+        "computes it, does not show"
+        for one in measured
+        if one.quantize is not None
+    ]
 
 
 # -- what was measured ------------------------------------------------------------------------------------------------

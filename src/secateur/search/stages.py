@@ -29,7 +29,7 @@ from secateur.search.measure import Measured, measure
 from secateur.search.points import Point
 from secateur.search.rows import Rows
 from secateur.search.stored import save as save_levels
-from secateur.search.target import Call, Target
+from secateur.search.target import Call, Target, calls_of
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Task
 from secateur.torch.host import TorchHost
@@ -83,8 +83,7 @@ class Stages(Chooser):
     @property
     def calls(self) -> list[Call]:
         """The calls that results are timed with."""
-        named = [self.target.call, *(limit.call for limit in self.target.limits)]
-        return list(dict.fromkeys(call for call in named if call is not None))
+        return calls_of(self.target)
 
     def dense_folder(self) -> Path:
         """The folder of the dense model, as the runtimes read it."""

@@ -9,12 +9,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from secateur.deploy.gguf import quantise
 from secateur.deploy.jobs.bench import ALIASES, RUNTIMES
+from secateur.deploy.target import GGUF
 from secateur.errors import TargetError, meant, shown
 
 QUANTITIES = ("params", "macs", "bytes", "memory", "latency")
 TIMED = ("memory", "latency")
 """Quantities that depend on a runtime."""
+KNOWN = (*RUNTIMES, "llama.cpp")
+"""The runtimes that a search can aim at, for people. A model that llama.cpp does not have is refused at the start."""
+QUANTIZE = "q8_0"
+"""How the weights are stored on llama.cpp where nothing is said."""
 FAST_ZEROS = "secateur"
 """The runtime whose kernels leave single zeros out."""
 _COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
@@ -40,12 +46,14 @@ _BOUND = re.compile(r"(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)\s*(?P<u
 
 @dataclass(frozen=True)
 class Call:
-    """What is timed: batch and length of a call, and the threads of its process. runtime: as `bench` names it."""
+    """What is timed: batch and length of a call, and the threads of its process. runtime: as `bench` names it.
+    quantize: the format of the weights on llama.cpp; None elsewhere."""
 
     runtime: str
     batch: int = 1
     length: int = 128
     threads: int = 1
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,12 @@ class Target:
     def __post_init__(self) -> None:
         if self.zeros:
             _check_zeros(self.limits)
+
+
+def calls_of(target: Target) -> list[Call]:
+    """The calls that the results of a target are timed with, each once."""
+    named = [target.call, *(limit.call for limit in target.limits)]
+    return list(dict.fromkeys(call for call in named if call is not None))
 
 
 def parse_limit(text: str, call: Call | None = None) -> Limit:
@@ -149,8 +163,8 @@ def _share(share: float, limit: str) -> float:
 def runtime_of(name: str) -> str:
     """A runtime by one of its names; TargetError lists those that are known. It need not be installed."""
     found = ALIASES.get(name, name)
-    if found not in RUNTIMES:
-        raise TargetError(f"no runtime {shown(name)}; there is {', '.join(RUNTIMES)}{meant(name, RUNTIMES)}")
+    if found not in (*RUNTIMES, GGUF):
+        raise TargetError(f"no runtime {shown(name)}; there is {', '.join(KNOWN)}{meant(name, KNOWN)}")
     return found
 
 
@@ -168,6 +182,7 @@ def make_target(
     batch: int = 1,
     length: int = 128,
     threads: int = 1,
+    quantize: str | None = None,
 ) -> Target:
     """The target behind what a user writes.
 
@@ -177,6 +192,7 @@ def make_target(
     max_drop: the most that the main metric may drop. kl: the most divergence from the dense model, instead.
     frontier: speed-ups that `automatic` reaches one after the other, for which nothing else has to be asked.
     confident, closest, zeros: as `Target` says.
+    quantize: the format of the weights on llama.cpp, by default `QUANTIZE`; on another runtime it contradicts.
 
     Raises TargetError when nothing is asked for, or what is asked for contradicts itself.
     """
@@ -193,14 +209,20 @@ def make_target(
         raise TargetError(
             "nothing is asked for; say how fast (--speed-up 2 --on onnx), or how small (--target 'params<=50%')"
         )
+    read = [replace(limit, call=_stored(limit.call, quantize)) for limit in read]
     timed = [limit.call for limit in read if limit.call is not None]
-    call = call or (timed[0] if timed else None)
+    call = _stored(call, quantize) or (timed[0] if timed else None)
     if not read and call is None and drop is not None:
         raise TargetError(
             f"a drop of at most {drop:g} allows many results; add --on RUNTIME for the fastest, or limit a size "
             "(--target 'params<=50%')"
         )
     _check_once(read)
+    if quantize is not None and GGUF not in {one.runtime for one in (call, *timed) if one is not None}:
+        raise TargetError(
+            f"{shown(quantize)} is a format of weights on llama.cpp, and nothing is asked for there; add --on "
+            "llama.cpp, or leave --quantize out"
+        )
     return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros)
 
 
@@ -209,10 +231,17 @@ def _speed_limit(speed_up: float, call: Call | None) -> Limit:
     if not (speed_up > 1 and math.isfinite(speed_up)):
         raise TargetError(f"a speed-up of {speed_up:g} makes nothing faster; ask for more than 1")
     if call is None:
-        raise TargetError(
-            f"a speed-up of {speed_up:g} depends on the runtime; add --on with one of {', '.join(RUNTIMES)}"
-        )
+        raise TargetError(f"a speed-up of {speed_up:g} depends on the runtime; add --on with one of {', '.join(KNOWN)}")
     return Limit("latency", 1 / speed_up, call=call)
+
+
+def _stored(call: Call | None, quantize: str | None) -> Call | None:
+    """The call with the format of the weights, where it is on llama.cpp; DeployError for an unknown format."""
+    if call is None or call.runtime != GGUF:
+        return call
+    name = (quantize or QUANTIZE).lower()
+    quantise.find(name)
+    return replace(call, quantize=name)
 
 
 def _drop_of(max_drop: float | None, kl: float | None, *, confident: bool) -> float | None:

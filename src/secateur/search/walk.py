@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from secateur.deploy.jobs.export import distributions
+from secateur.deploy.gguf.export import PACKAGES, check_gguf
+from secateur.deploy.jobs.export import distributions, tokenizer_of
 from secateur.deploy.jobs.timing import Say
-from secateur.deploy.target import TARGETS
+from secateur.deploy.target import GGUF, TARGETS
 from secateur.deploy.target import find as target_of
 from secateur.errors import PlanError, TargetError
 from secateur.files import check_output, new_folder, write_json
@@ -26,7 +27,7 @@ from secateur.search.records import record_of
 from secateur.search.rows import Rows
 from secateur.search.sparse.stage import MixedStages
 from secateur.search.stages import MISSED, Stages, quantity_of, reached
-from secateur.search.target import Call, Target
+from secateur.search.target import Call, Target, calls_of
 from secateur.tasks.base.evaluate import Track, silent
 from secateur.tasks.base.task import Task
 from secateur.torch.files.hashes import write_hashes
@@ -82,6 +83,7 @@ def automatic(
         raise TargetError("a frontier is measured on a runtime; name one (--on)")
     if frontier and target.zeros:
         raise TargetError("zeros are chosen for one latency, not along a frontier; leave out --zeros or --frontier")
+    check_calls(host, target)
     with _working(work) as place:
         make = MixedStages if target.zeros else Stages
         stages = make(host, task, target, rows, place, settings, track=track, say=say, stage=stage, best=best)
@@ -102,6 +104,14 @@ def automatic(
         if output is not None and found.best is not None and (found.is_met or target.closest):
             found = write(found, Path(output), overwrite=overwrite)
         return found
+
+
+def check_calls(host: TorchHost, target: Target) -> None:
+    """DeployError for a model that llama.cpp does not have where the target is timed there: before statistics are made,
+    which take long."""
+    for call in calls_of(target):
+        if call.runtime == GGUF:
+            check_gguf(host.model, None if host.source is None else tokenizer_of(host.source), call.length)
 
 
 @contextmanager
@@ -158,7 +168,11 @@ def fastest(stages: Stages) -> Found:
 
 def packages_of(calls: Iterable[Call]) -> list[str]:
     """The installed distributions of the runtimes that are timed."""
-    return [name for call in calls if call.runtime in TARGETS for name in distributions(target_of(call.runtime))]
+    names: list[str] = []
+    for call in calls:
+        names += PACKAGES if call.runtime == GGUF else []
+        names += distributions(target_of(call.runtime)) if call.runtime in TARGETS else []
+    return names
 
 
 def _at(stages: Stages, times: float) -> Point | None:
@@ -271,5 +285,5 @@ def _write_point(point: Point, folder: Path) -> None:
     """A model as it was measured: its folder, and the artefact of each runtime inside under the runtime's name."""
     shutil.copytree(point.folder, folder, dirs_exist_ok=True)
     for times in point.measured.values():
-        if times.runtime in TARGETS:  # others run the folder itself
+        if times.runtime in (*TARGETS, GGUF):  # others run the folder itself
             shutil.copytree(times.artefact, folder / times.runtime, dirs_exist_ok=True)

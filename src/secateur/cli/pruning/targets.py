@@ -138,6 +138,7 @@ def target_of(params: dict[str, Any]) -> "Target":
         batch=params["batch"],
         length=params["length"],
         threads=params["threads"] or 1,
+        quantize=params["quantize"],
     )
 
 

@@ -14,7 +14,7 @@ from secateur.deploy import runner
 from secateur.deploy.gguf import quantise
 from secateur.deploy.gguf.compare import Difference, compare
 from secateur.deploy.gguf.decoder import Decoder, decoder_of
-from secateur.deploy.gguf.vocabulary import vocabulary_of
+from secateur.deploy.gguf.vocabulary import Vocabulary, vocabulary_of
 from secateur.deploy.gguf.write import sizes_of, summary, write
 from secateur.deploy.jobs.export import check_model, describe_graph, load_for, tokenizer_of, travel, zero_share
 from secateur.deploy.jobs.results import WORTH_A_WORD, Artefact, Parity
@@ -63,9 +63,7 @@ def export_gguf(
     decoder = decoder_of(model)
     if tokenizer is None and not isinstance(source, nn.Module):
         tokenizer = tokenizer_of(source, trust_remote_code=bool(options.get("trust_remote_code")))
-    if tokenizer is None:
-        raise DeployError("a GGUF file holds the tokenizer, and there is none; save one beside the model, or pass it")
-    vocabulary = vocabulary_of(tokenizer, decoder.vocabulary)
+    vocabulary = _vocabulary(tokenizer, decoder)
     count, zeros = zero_share(model)
     for sentence in [*summary(name, decoder, form), *zeros_in_words(zeros)]:
         say(sentence)
@@ -88,10 +86,44 @@ def export_gguf(
             model, Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None, tokenizer, folder
         )
         parity = parity_of(found, permitted)
-        info = described(model, decoder, folder, name, found, parity)
-        info |= {"parameters": count, "zeros": zeros}
+        info = described(model, decoder, folder, name)
+        info["gguf"]["divergence"] = found.divergence
+        info |= {"parameters": count, "zeros": zeros, "parity": {**vars(replace(parity, made_up=True))}}
         write_json(folder / runner.MANIFEST, info)
     return Artefact(output, GGUF, info["bytes"], count, zeros, parity, None)
+
+
+def check_gguf(model: nn.Module, tokenizer: Any, length: int = 1) -> None:
+    """DeployError, in one sentence, for a model or tokenizer that cannot be written as GGUF, a missing package, and a
+    context that is too short for calls of `length` tokens."""
+    require()
+    decoder = decoder_of(model)
+    _vocabulary(tokenizer, decoder)
+    if length >= decoder.context:
+        raise DeployError(
+            f"calls of {length} tokens and the one that llama.cpp writes then do not fit the model, which takes "
+            f"{decoder.context}; ask for a smaller length"
+        )
+
+
+def write_for_times(model: nn.Module, tokenizer: Any, output: Path, *, quantize: str) -> Path:
+    """Write a model as the artefact that `export_gguf` would write, but compare nothing: only its times may be used.
+
+    Raises DeployError as `export_gguf` does for what GGUF does not have.
+    """
+    form, decoder = quantise.find(quantize), decoder_of(model)
+    vocabulary = _vocabulary(tokenizer, decoder)
+    with new_folder(output) as folder:
+        write(folder / FILE, output.name, decoder, vocabulary, form, sizes_of(decoder, form))
+        write_json(folder / runner.MANIFEST, described(model, decoder, folder, quantize.lower()))
+    return output
+
+
+def _vocabulary(tokenizer: Any, decoder: Decoder) -> Vocabulary:
+    """The tokenizer as a GGUF file holds it; DeployError where there is none."""
+    if tokenizer is None:
+        raise DeployError("a GGUF file holds the tokenizer, and there is none; save one beside the model, or pass it")
+    return vocabulary_of(tokenizer, decoder.vocabulary)
 
 
 def require() -> None:
@@ -127,10 +159,8 @@ def parity_of(found: Difference, permitted: float | None) -> Parity:
     return Parity(found.relative_error, found.gap, found.agreement, found.steps, [f"1 x {found.steps}"], allowed)
 
 
-def described(
-    model: Any, decoder: Decoder, folder: Path, name: str, found: Difference, parity: Parity
-) -> dict[str, Any]:
-    """What `artefact.json` says of the file."""
+def described(model: Any, decoder: Decoder, folder: Path, name: str) -> dict[str, Any]:
+    """What `artefact.json` says of the file, without what was compared."""
     size = (folder / FILE).stat().st_size
     ids = Port("input_ids", "int64", ("batch", "length"), "ids", 0, decoder.vocabulary, {1: decoder.context - 1})
     return {
@@ -142,6 +172,5 @@ def described(
         "sizes": {FILE: size},
         "sha256": {FILE: runner.digest(folder / FILE)},
         "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
-        "gguf": {"architecture": decoder.architecture, "type": name, "divergence": found.divergence},
-        "parity": {**vars(replace(parity, made_up=True))},
+        "gguf": {"architecture": decoder.architecture, "type": name},
     }

@@ -76,6 +76,12 @@ def find(name: str) -> Format:
     return FORMATS[name.lower()]
 
 
+def block_of(form: Format) -> int:
+    """How many numbers of a row are stored together in most matrices: rows that are multiples of it fall back to no
+    larger type."""
+    return K_BLOCK if form.usual in SMALLER_BLOCKS else 1 if form.usual in PLAIN else BLOCK
+
+
 def fitting(kind: str, row: int) -> str:
     """The type, or what llama.cpp takes instead for rows of that length."""
     if kind in SMALLER_BLOCKS and row % K_BLOCK:

@@ -54,7 +54,7 @@ def write(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor, values in decoders.tensors(decoder, list(layers)):
-            writer.write_tensor_data(quantise.quantised(values.detach().cpu().numpy(), chosen[tensor]))
+            writer.write_tensor_data(quantise.quantised(values.detach().float().cpu().numpy(), chosen[tensor]))
     finally:
         writer.close()
 

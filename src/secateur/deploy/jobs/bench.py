@@ -161,12 +161,14 @@ def artefact(
     *,
     int8: bool = False,
     every_token: bool = False,
+    quantize: str | None = None,
     loading: Mapping[str, Any],
 ) -> Path:
     """An artefact of the folder for a runtime: the folder itself, or what is made from it at `destination`.
 
     shape: the largest, or the only one that the runtime then takes. every_token: without the schedule of tokens that
-    the folder remembers. loading: options for loading the folder.
+    the folder remembers. quantize: the format of the weights on llama.cpp, by default that which `int8` says.
+    loading: options for loading the folder.
     """
     if (folder / runner.MANIFEST).is_file():
         made_for = target.read(folder)["target"]
@@ -180,7 +182,7 @@ def artefact(
         return folder
     if runtime == GGUF:
         options = {name: value for name, value in loading.items() if name != "task"}
-        export_gguf(folder, destination, quantize="q8_0" if int8 else "f16", **options)
+        export_gguf(folder, destination, quantize=quantize or ("q8_0" if int8 else "f16"), **options)
         return destination
     if int8 and (runtime in OURS or not target.find(runtime).int8):
         raise DeployError(f"{runtime} gets no 8-bit weights here")

@@ -20,7 +20,9 @@ import numpy as np
 
 from secateur.cost import Curve, LatencyTable, unit_parameters
 from secateur.deploy import runner, target
+from secateur.deploy.gguf.export import write_for_times
 from secateur.deploy.jobs.bench import ALIASES, artefact, check_runtimes
+from secateur.deploy.jobs.export import tokenizer_of
 from secateur.deploy.jobs.pairs import time_pairs
 from secateur.deploy.jobs.timing import Say, Shape
 from secateur.deploy.operator_library import installed_library
@@ -70,24 +72,27 @@ def latency_table(
     step: int = STEP,
     turns: int = 40,
     together: bool = True,
+    quantize: str | None = None,
     cache: bool = True,
     say: Say = lambda text: None,
 ) -> LatencyTable:
     """A table of latencies of a model on a runtime: what each number of heads and FFN neurons costs.
 
-    runtime: torch, secateur, or a target of `secateur.deploy.export`.
+    runtime: torch, secateur, gguf (llama.cpp), or a target of `secateur.deploy.export`.
     batch, length: the shape of the calls. threads: of the processes that are timed, pinned.
     points: how many sizes of each kind of axis are measured.
     step: wide axes are measured at multiples of it, where the table is exact.
     turns: how often each cut model is timed in turn with the dense one, at most: it ends when the ratio is known.
     together: whether a model with all axes at half is measured too, which shows what cuts bring beyond their sum.
+    quantize: the format of the weights on llama.cpp.
     cache: keep the table by runtime, machine, shape and layout, and take it from there the next time.
     say: gets a line of text for each step.
 
     Raises DeployError when the runtime is not there or refuses the model.
     """
     runtime = check_runtimes([ALIASES.get(runtime, runtime)])[0]
-    key = key_of(host.layout, runtime, batch, length, threads, points, step, together)
+    form = () if quantize is None else (quantize,)
+    key = key_of(host.layout, runtime, batch, length, threads, points, step, together, *form)
     file = cache_file().parent / f"latency-{key}.json"
     if cache and file.is_file():
         try:
@@ -95,9 +100,8 @@ def latency_table(
         except target.DeployError as error:
             say(str(error))
     with tempfile.TemporaryDirectory(prefix="secateur-table-") as work:
-        made = artefacts(
-            host, runtime, wanted(host.layout, points, step, together=together), (batch, length), Path(work), say
-        )
+        sizes = wanted(host.layout, points, step, together=together)
+        made = artefacts(host, runtime, sizes, (batch, length), Path(work), say, quantize)
         ratios, dense_ms = measure(made, batch, length, threads, turns, say)
     table = assemble(host.layout, runtime, (batch, length), threads, points, ratios, dense_ms, step=step)
     if cache:
@@ -155,9 +159,13 @@ def artefacts(
     shape: Shape,
     work: Path,
     say: Say = lambda text: None,
+    quantize: str | None = None,
 ) -> dict[str, Path]:
-    """An artefact of each configuration for the runtime, under `work`; the first units of an axis stay."""
+    """An artefact of each configuration for the runtime, under `work`; the first units of an axis stay. Those for
+    llama.cpp are written as `quantize` says, without a comparison that would take longer than their times.
+    """
     made = {}
+    tokenizer = tokenizer_of(host.source) if runtime == target.GGUF and host.source is not None else None
     for number, (name, sizes) in enumerate(configurations.items()):
         folder, destination = work / f"model-{number}", work / f"{runtime}-{number}"
         made[name] = destination
@@ -168,6 +176,9 @@ def artefacts(
         plan = Plan({axis: np.arange(size) for axis, size in sizes.items()})
         if sizes:
             cut.resize(plan)
+        if runtime == target.GGUF:
+            write_for_times(cut.model, tokenizer, destination, quantize=quantize or "f16")
+            continue
         cut.save(folder, overwrite=True)
         artefact(folder, runtime, destination, shape, loading={})
     return made
@@ -211,6 +222,7 @@ def peaks(
     batch: int = 1,
     length: int = 128,
     threads: int = 1,
+    quantize: str | None = None,
     say: Say = lambda text: None,
 ) -> tuple[int, int]:
     """Peak bytes of a process that runs the model, and of one that runs it with every axis at half.
@@ -220,7 +232,7 @@ def peaks(
     runtime = check_runtimes([runtime])[0]
     with tempfile.TemporaryDirectory(prefix="secateur-memory-") as work:
         configurations = {DENSE: {}, TOGETHER: halves(host.layout)}
-        made = artefacts(host, runtime, configurations, (batch, length), Path(work), say)
+        made = artefacts(host, runtime, configurations, (batch, length), Path(work), say, quantize)
         with target.translated():
             rows = runner.measure(
                 made, batch, length, threads, 1, 2, library=installed_library(), ours={name: {} for name in made}
