@@ -1,15 +1,17 @@
 """What experts are sent and add, against a loop over tokens and experts on the weights themselves."""
 
+import dataclasses
+import functools
+
 import numpy as np
 import pytest
 import torch
 import transformers
-from torch import nn
 from torch.nn import functional as F
 
 import secateur
 from secateur import criteria
-from secateur.errors import ModelError, PlanError
+from secateur.errors import ModelError
 from tests import zoo
 
 NEEDS = ["expert_routed", "expert_output"]
@@ -21,8 +23,13 @@ QWEN = (
 )
 
 
-def qwen():
-    return zoo.random_model(*QWEN)
+@functools.cache
+def opened(name):
+    """The host of a tiny mixture, which no test changes, and the name of its number of experts in the config."""
+    model, number = (
+        (zoo.build("mixtral"), "num_local_experts") if name == "mixtral" else (zoo.random_model(*QWEN), "num_experts")
+    )
+    return secateur.open(model), number
 
 
 def batch_of(padded=3):
@@ -60,81 +67,65 @@ def by_hand(model, batch):
     return found
 
 
-@pytest.mark.parametrize("make", [lambda: zoo.build("mixtral"), qwen], ids=["mixtral", "qwen2_moe"])
-def test_a_loop_over_tokens_and_experts_and_padding_left_out(make):
-    model, batch = make(), batch_of()
-    host = secateur.open(model)
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_a_loop_over_tokens_and_experts_and_padding_left_out(name):
+    (host, _), batch = opened(name), batch_of()
     stats = host.collect(NEEDS, [batch])
-    for i, (share, saliency) in enumerate(by_hand(model, batch)):
+    for i, (share, saliency) in enumerate(by_hand(host.model, batch)):
         axis = f"L{i}.expert"
         np.testing.assert_allclose(stats.mean("expert_routed", axis), share, rtol=1e-9)
         found = criteria.routed_saliency(stats.mean("expert_output", axis), stats.mean("expert_routed", axis))
         np.testing.assert_allclose(found, saliency, rtol=1e-5)
         assert sum(share) == pytest.approx(2)  # two experts a token
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_hooks for module in host.model.modules())
 
 
-@pytest.mark.parametrize(
-    ("make", "number"),
-    [(lambda: zoo.build("mixtral"), "num_local_experts"), (qwen, "num_experts")],
-    ids=["mixtral", "qwen2_moe"],
-)
-def test_half_of_the_experts_go_and_the_folder_is_a_stock_checkpoint(make, number, tmp_path):
-    model, batch = make(), batch_of()
-    host = secateur.open(model)
-    expected = [set(np.argsort(saliency)[len(saliency) // 2 :]) for _, saliency in by_hand(model, batch)]
-    plan = secateur.prune(host, criteria.routed_saliency, secateur.Unit("expert"), 0.5, data=[batch])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_half_of_the_experts_go_and_the_folder_is_a_stock_checkpoint(name, tmp_path):
+    (whole, number), batch = opened(name), batch_of()
+    expected = [set(np.argsort(saliency)[len(saliency) // 2 :]) for _, saliency in by_hand(whole.model, batch)]
+    plan = secateur.prune(whole, criteria.routed_saliency, secateur.Unit("expert"), 0.5, data=[batch])
     assert [set(plan.keep[f"L{i}.expert"].tolist()) for i in range(2)] == expected
-    before = getattr(model.config, number)
-    secateur.verify(host, plan, [batch])
+    secateur.verify(whole, plan, [batch])
+    host = whole.copy()
     host.resize(plan)
     host.save(tmp_path / "small", plan)
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()
-    assert getattr(again.config, number) == before // 2
+    assert getattr(again.config, number) == getattr(whole.model.config, number) // 2
     assert not hasattr(again.config, "quantization_config")
     with torch.no_grad():
         assert torch.equal(again(**batch).logits, host.model(**batch).logits)
 
 
 def test_fewer_experts_than_a_token_needs_are_refused():
-    host, batch = secateur.open(zoo.build("mixtral")), batch_of()
+    (host, _), batch = opened("mixtral"), batch_of()
     plan = secateur.prune(host, criteria.routing_frequency, secateur.Unit("expert"), 0.75, data=[batch])
     with pytest.raises(ModelError, match="routes every token to 2 experts; 1 would remain, keep more"):
         secateur.verify(host, plan, [batch])
 
 
-def test_heads_have_no_router():
-    host = secateur.open(zoo.build("mixtral"))
-    with pytest.raises(PlanError, match="criterion routed_saliency cannot score units of kind 'head', only expert"):
-        secateur.prune(host, criteria.routed_saliency, secateur.Unit("head"), 0.5, data=[batch_of()])
-
-
-class Wrapped(nn.Module):
-    """Experts of another module, with something done to their output or to what they are called with."""
-
-    def __init__(self, experts, change):
-        super().__init__()
-        self.gate_up_proj, self.down_proj = experts.gate_up_proj, experts.down_proj
-        self.inner, self.change = [experts], change
-
-    def forward(self, states, index, gates):
-        output = self.inner[0](states, index, gates)
-        return output / output.norm(dim=-1, keepdim=True) if self.change == "norm" else output
-
-
 def test_an_output_that_is_no_sum_of_experts_is_refused():
-    host = secateur.open(zoo.build("mixtral"))
-    block = host.model.model.layers[0].mlp
-    block.experts = Wrapped(block.experts, "norm")
+    host = opened("mixtral")[0].copy()
+    experts = host.model.model.layers[0].mlp.experts
+    forward = experts.forward
+    experts.forward = lambda *args: F.normalize(forward(*args), dim=-1)
     with pytest.raises(ModelError, match=r"layers.0.mlp.experts is not the sum of what its experts add"):
         host.collect(NEEDS, [batch_of()])
 
 
 def test_arguments_that_are_not_understood_are_refused():
-    host = secateur.open(zoo.build("mixtral"))
-    block = host.model.model.layers[0].mlp
-    inner = block.experts.forward
-    block.experts.forward = lambda states, index, gates: inner(states[0], index, gates)
-    block.experts.register_forward_pre_hook(lambda module, args: (args[0][None], *args[1:]))
+    host = opened("mixtral")[0].copy()
+    experts = host.model.model.layers[0].mlp.experts
+    forward = experts.forward
+    experts.forward = lambda states, index, gates: forward(states[0], index, gates)
+    experts.register_forward_pre_hook(lambda module, args: (args[0][None], *args[1:]))
     with pytest.raises(ModelError, match=r"layers.0.mlp.experts is not called with the states of tokens"):
+        host.collect(NEEDS, [batch_of()])
+
+
+def test_experts_that_are_not_stacked_are_refused():
+    host = opened("mixtral")[0].copy()
+    params = {name: dims for name, dims in host.layout.params.items() if "0.mlp.experts." not in name}
+    host.layout = dataclasses.replace(host.layout, params=params)
+    with pytest.raises(ModelError, match=r"the experts of L0.expert are not stacked in one weight"):
         host.collect(NEEDS, [batch_of()])
