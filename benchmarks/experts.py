@@ -29,9 +29,17 @@ WORDS, DIALECTS, LENGTH, FAITHFUL = 48, 8, 32, 0.9
 EXPERTS = 8
 DRAWS = 10
 USES = {"all dialects": tuple(range(DIALECTS)), "two dialects": (0, 1)}
+
+
+def expert_output(expert_output: np.ndarray) -> np.ndarray:
+    """E[|gate weight times output|] over all tokens: routed_saliency times routing_frequency."""
+    return expert_output
+
+
 CRITERIA: dict[str, Callable] = {
     "routed_saliency": criteria.routed_saliency,
     "routing_frequency": criteria.routing_frequency,
+    "their product": expert_output,
     "magnitude": criteria.magnitude,
 }
 
@@ -131,7 +139,7 @@ def page(rows: list[tuple[int, str, str, float]], steps: int) -> str:
     for use, what in dict.fromkeys((use, what) for _, use, what, _ in rows):
         found = [value for _, u, w, value in rows if (u, w) == (use, what)]
         values = " | ".join(f"{value:.3f}" for value in (*found, float(np.mean(found))))
-        lines.append(f"| {use} | {what if what in ('nothing', 'by chance') else f'`{what}`'} | {values} |")
+        lines.append(f"| {use} | {what if ' ' in what or what == 'nothing' else f'`{what}`'} | {values} |")
     return "\n".join(lines) + "\n"
 
 
@@ -143,16 +151,16 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows, text = [], ""
     for seed in options.seeds:
         for row in measured(seed, options.steps):
             rows.append((seed, *row))
             print(*rows[-1], flush=True)
-    text = page(rows, options.steps)
+        text = page(rows, options.steps)
+        if options.write:
+            path = Path(__file__).parent / "results" / f"{datetime.date.today()}-experts.md"
+            path.write_text(text)
     print(text)
-    if options.write:
-        path = Path(__file__).parent / "results" / f"{datetime.date.today()}-experts.md"
-        path.write_text(text)
 
 
 if __name__ == "__main__":
