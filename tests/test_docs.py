@@ -50,6 +50,11 @@ def language(request, here):
 
         write_image_model(here / "vision")
         write_ctc_model(here / "speech")
+    if page and "./mixture" in (ROOT / page).read_text():
+        from .text_models import write_model
+        from .zoo import build
+
+        write_model(here / "mixture", make=build, name="mixtral")
     if page and "./llm" in (ROOT / page).read_text():
         from .text_models import write_documents, write_model
 

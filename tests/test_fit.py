@@ -50,6 +50,11 @@ def test_the_table_of_the_page():
             Unit("ffn"),
             "criterion attention_mass cannot score units of kind 'ffn', only head, kv; use",
         ),
+        (
+            "routed_saliency",
+            Unit("ffn"),
+            "criterion routed_saliency cannot score units of kind 'ffn', only expert; use",
+        ),
         ("activation", Unit("layers"), "criterion activation cannot score the layer units of layers"),
         ("fisher", NM(2, 4), "criterion fisher scores units, not weights; use a pattern such as head or ffn"),
     ],

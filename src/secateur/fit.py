@@ -1,8 +1,9 @@
 """Which criterion scores which pattern and which kinds of units: what does not fit is refused before data is read.
 
-The quantities that a criterion asks for decide it. Attention scores are those of heads. What is measured where a unit
-is read needs a linear weight that reads single units: there is none for whole layers and experts, for tokens, and for
-the width in which queries and keys are compared. Everything else is summed over the weights of a unit.
+The quantities that a criterion asks for decide it. Attention scores are those of heads, and what a router sends is that
+of experts. What is measured where a unit is read needs a linear weight that reads single units: there is none for whole
+layers and experts, for tokens, and for the width in which queries and keys are compared. Everything else is summed over
+the weights of a unit.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,6 +24,8 @@ def scores(needs: Iterable[str], kind: str) -> bool:
     of_units = [need for need in needs if need in OF_AXIS]
     if any(need.startswith("attn_") for need in of_units):
         return kind in HEADS or kind not in KINDS
+    if any(need.startswith("expert_") for need in of_units):
+        return kind == "expert" or kind not in KINDS
     return not of_units or kind not in UNREAD
 
 
@@ -43,7 +46,7 @@ def check_pattern(name: str, needs: Collection[str], pattern: Pattern) -> None:
 def check_axes(name: str, needs: Collection[str], layout: Layout, axes: Iterable[Axis]) -> None:
     """PlanError when a criterion cannot score one of the axes of a layout."""
     for axis in axes:
-        unread = any(need in OF_AXIS and not need.startswith("attn_") for need in needs)
+        unread = any(need in OF_AXIS and not need.startswith(("attn_", "expert_")) for need in needs)
         if not scores(needs, axis.kind) or (
             unread and not any(layout.reads(weight, axis.name) for weight in layout.linears)
         ):

@@ -47,6 +47,8 @@ OF_AXIS = {
     "attn_output": "|sum over j of A_ij V_j W_O|, mean over query tokens i",
     "attn_confidence": "max over j of A_ij, mean over query tokens i",
     "attn_entropy": "-sum over j of A_ij log A_ij in nats, mean over query tokens i",
+    "expert_routed": "1 where the router sends a token to the expert, else 0; mean over tokens",
+    "expert_output": "|gate weight times output of the expert| where a token is sent to it, else 0; mean over tokens",
 }
 """Quantities kept for each unit of an axis; shape (axis size,)."""
 

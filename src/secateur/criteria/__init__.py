@@ -18,6 +18,7 @@ from secateur.criteria.fisher import fisher
 from secateur.criteria.gradient import gradient
 from secateur.criteria.magnitude import magnitude, threshold
 from secateur.criteria.ria import ria
+from secateur.criteria.routing import routed_saliency, routing_frequency
 from secateur.criteria.taylor import taylor
 from secateur.criteria.wanda import wanda
 
@@ -33,6 +34,8 @@ __all__ = [
     "gradient",
     "magnitude",
     "ria",
+    "routed_saliency",
+    "routing_frequency",
     "taylor",
     "threshold",
     "wanda",

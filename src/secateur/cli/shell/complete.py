@@ -22,6 +22,8 @@ CRITERIA = (
     "attention_confidence",
     "attention_entropy",
     "attention_softmax",
+    "routed_saliency",
+    "routing_frequency",
     "sparsegpt",
     "alps",
 )

@@ -16,6 +16,7 @@ from secateur.layout import Layout, sum_by_owner
 from secateur.stats import NEEDS_GRADIENT, OF_AXIS, OF_DIVERGENCE, OF_WEIGHT, Stats, Tally
 from secateur.torch.base.batches import IGNORED, call, evaluating, run, size_of, to_device, with_decoder_inputs
 from secateur.torch.stats.attention_scores import observe_attention
+from secateur.torch.stats.experts import watch_experts
 from secateur.torch.stats.grams import watch_grams
 from secateur.torch.stats.linear_inputs import before_calls, input_of, linear_modules, real_rows
 from secateur.torch.stats.padding import Padding, TokenMask
@@ -88,6 +89,8 @@ def _watching(
     with contextlib.ExitStack() as stack:
         if attention:
             stack.enter_context(observe_attention(model, layout, attention, tally, token_mask))
+        if wanted & {"expert_routed", "expert_output"}:
+            stack.enter_context(watch_experts(model, layout, axes, wanted, tally, token_mask))
         if wanted & {"act_sq", "unit_act"}:
             stack.enter_context(_watch_inputs(model, layout, wanted, axes, tally, token_mask))
         if "gram" in wanted:
