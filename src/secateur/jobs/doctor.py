@@ -22,6 +22,7 @@ PURPOSES: Mapping[str, str] = {
     "openvino": "export to OpenVINO, and timing there",
     "executorch": "export to ExecuTorch, and timing there",
     "litert": "export to LiteRT, and timing there",
+    "gguf": "GGUF files of language models, run by llama.cpp",
     "data": "Parquet, data sets of the hub, images and sounds",
     "metrics": "F1, BLEU, word error rates and the like",
     "report": "HTML reports with charts",

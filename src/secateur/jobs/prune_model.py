@@ -241,7 +241,8 @@ def run(
             provenance=provenance_of(seconds=time.perf_counter() - began, seed=tuning.seed, data=data.files),
         )
         add_record(record, temporary)
-    return replace(outcome, folder=str(output))
+        outcome = replace(outcome, folder=str(output), bytes=folder_bytes(temporary))
+    return outcome
 
 
 def follow(host: TorchHost, steps: Sequence[Stage], data: Data, tuning: Tuning) -> None:
