@@ -182,7 +182,9 @@ def _size_tiles(record: Record) -> Iterator[Tile]:
         parts.append(f"{figures.size(found.bytes, 'B')} of weights{dense}")
     if found.macs_share is not None:
         parts.append(f"{figures.share(found.macs_share)} of the multiply-accumulates")
-    if found.dense_parameters:
+    if found.nonzero is not None and found.nonzero < found.parameters == found.dense_parameters:
+        yield Tile("Not zero", figures.share(found.nonzero / found.parameters), "; ".join(parts), "of dense")
+    elif found.dense_parameters:
         yield Tile("Size", figures.share(found.parameters / found.dense_parameters), "; ".join(parts), "of dense")
     else:
         yield Tile("Size", figures.size(found.parameters), "; ".join(parts), "parameters")
