@@ -214,3 +214,8 @@ def refusal(target: str, model: nn.Module, error: BaseException) -> DeployError:
     return DeployError(
         f"{name} cannot be written for {target} ({type(first).__name__}: {runner.line(first)}); choose another target"
     )
+
+
+def local_folder(source: object) -> Path | None:
+    """The folder that a model is read from; None for a hub id and for a model in memory."""
+    return Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None

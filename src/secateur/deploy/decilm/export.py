@@ -15,7 +15,7 @@ from secateur.deploy.decilm.read import CONFIG, WEIGHTS, logits_of
 from secateur.deploy.gguf.decoder import decoder_of
 from secateur.deploy.jobs.export import check_model, load_for, tokenizer_of, travel, zero_share
 from secateur.deploy.jobs.results import Artefact, Parity
-from secateur.deploy.target import DECILM, DeployError
+from secateur.deploy.target import DECILM, DeployError, local_folder
 from secateur.files import check_output, new_folder, write_json
 from secateur.torch.base.batches import evaluating
 
@@ -66,7 +66,6 @@ def export_decilm(
     if tokenizer is None:
         say("there is no tokenizer to write; servers want one beside the model")
     count, zeros = zero_share(model)
-    folder_of = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
     with new_folder(output, overwrite=overwrite) as folder:
         dtype = narrowest(decoder.parameters.values())
         values = {name: stored(tensor, dtype) for name, tensor in blocks.tensors(decoder, layers)}
@@ -74,7 +73,7 @@ def export_decilm(
         del values
         name = str(dtype).removeprefix("torch.")
         write_json(folder / CONFIG, config_of(model.config, decoder, layers, name, exact=exact_widths))
-        travel(model, folder_of, tokenizer, folder)
+        travel(model, local_folder(source), tokenizer, folder)
         parity = compare(model, folder, decoder.context, TOLERANCE if tolerance is None else tolerance)
         size = (folder / WEIGHTS).stat().st_size
     return Artefact(output, DECILM, size, count, zeros, parity, None)

@@ -18,7 +18,7 @@ from secateur.deploy.gguf.vocabulary import Vocabulary, vocabulary_of
 from secateur.deploy.gguf.write import sizes_of, summary, write
 from secateur.deploy.jobs.export import check_model, describe_graph, load_for, tokenizer_of, travel, zero_share
 from secateur.deploy.jobs.results import WORTH_A_WORD, Artefact, Parity
-from secateur.deploy.target import GGUF, DeployError, Port
+from secateur.deploy.target import GGUF, DeployError, Port, local_folder
 from secateur.files import check_output, new_folder, write_json
 
 PACKAGES = ("gguf", "xllamacpp")
@@ -82,9 +82,7 @@ def export_gguf(
             f"{name}: a KL divergence of {found.divergence:.2g} nats from PyTorch; {100 * found.agreement:.0f}% of the "
             "likeliest tokens are equal"
         )
-        travel(
-            model, Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None, tokenizer, folder
-        )
+        travel(model, local_folder(source), tokenizer, folder)
         parity = parity_of(found, permitted)
         info = described(model, decoder, folder, name)
         info["gguf"]["divergence"] = found.divergence

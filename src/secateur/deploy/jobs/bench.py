@@ -42,9 +42,9 @@ def check_runtimes(names: Sequence[str] | None) -> list[str]:
     if names is None:
         return installed()
     chosen = [ALIASES.get(name, name) for name in names]
+    known = (*RUNTIMES, GGUF)
     for name in chosen:
-        if name not in (*RUNTIMES, GGUF):
-            known = (*RUNTIMES, GGUF)
+        if name not in known:
             raise DeployError(f"no runtime {name!r}; there is {', '.join(known)}{meant(name, known)}")
         if name in TARGETS:
             target.find(name)

@@ -23,7 +23,7 @@ from secateur.deploy.jobs import generation, material, parity
 from secateur.deploy.jobs.results import TOLERANCE, Artefact, Parity
 from secateur.deploy.onnx_graph import int8 as onnx_int8
 from secateur.deploy.onnx_graph.sparse import rewrite
-from secateur.deploy.target import DeployError, ExportUnit, Port, Target, Written, find, writing
+from secateur.deploy.target import DeployError, ExportUnit, Port, Target, Written, find, local_folder, writing
 from secateur.deploy.targets.inputs import SYMBOLS, TRAVELS, as_json, fitted, from_data, inputs_of, ports_of, tensors
 from secateur.errors import ModelError
 from secateur.files import check_output, new_folder, write_json
@@ -178,7 +178,7 @@ def export(
     wanted.check(target)
     if cascade is not None:
         cascades.check(target, wanted)
-    source_folder = Path(source) if isinstance(source, str | Path) and Path(source).is_dir() else None
+    source_folder = local_folder(source)
     model = source if isinstance(source, nn.Module) else load_for(source, task, **{"dtype": torch.float32, **options})
     check_model(model, output)
     read = functools.partial(
