@@ -16,7 +16,7 @@ from secateur.layout import Layout
 from secateur.records.provenance import data_file
 from secateur.schemas.record import DataFile
 from secateur.schemas.sentence_folder import read_modules
-from secateur.search.rows import Rows
+from secateur.search.rows import Rows, search_batches
 from secateur.tasks.base.batches import Batches
 from secateur.tasks.base.task import Examples, Options, Task
 from secateur.tasks.feature_extraction import FeatureExtraction
@@ -135,9 +135,8 @@ def prepare_search(
     share = min(SEARCHED, MOST_SEARCHED / max(1, len(table)))
     table, searched = split_table(table, share, seed, by)
     train, search, test = _encoded(task, (table, searched, held_out), say)
-    calibration, searching, testing = (
-        Batches(task, part, batch_size) for part in (train.take(calibration_samples), search, test)
-    )
+    calibration, testing = (Batches(task, part, batch_size) for part in (train.take(calibration_samples), test))
+    searching = search_batches(task, search, batch_size)
     files = _files([("training", table), ("search", searched), ("test", held_out)])
     return Rows(train, calibration, searching, testing, batch_size, files)
 

@@ -75,16 +75,16 @@ def damped(matrix: np.ndarray, factor: float) -> np.ndarray:
     return matrix + (factor * scale if scale > 0 else 1.0) * np.eye(len(matrix))
 
 
-def positive(matrix: np.ndarray, factor: float) -> np.ndarray:
+def positive(matrix: np.ndarray, factor: float, part: np.ndarray | None = None) -> np.ndarray:
     """The damped matrix, with ten times the damping for as long as rounding leaves it without a Cholesky factor.
 
     A mean that is large beside the spread around it cancels in float32 sums, so that a centred matrix can have negative
-    eigenvalues.
+    eigenvalues. part: the rows and columns, (n,) of bool, that need a factor; all of them when left out.
     """
     for _ in range(MOST_DAMPED):
         found = damped(matrix, factor)
         try:
-            np.linalg.cholesky(found)
+            np.linalg.cholesky(found if part is None else found[np.ix_(part, part)])
         except np.linalg.LinAlgError:
             factor *= 10
         else:
@@ -102,7 +102,8 @@ def refit(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The weight (out, in) that reads only the kept inputs and is nearest to W x; zero elsewhere. And its bias (out,).
 
-    W_K = W A_:K (A_KK)^-1 with A + ridge mean(diag A) I. inputs: A, (in, in). kept: (in,) of bool.
+    W_K += W_S A_SK (A_KK)^-1 with A + ridge mean(diag A) I, where the inputs S go. inputs: A, (in, in). kept: (in,) of
+    bool.
     mean, bias: where the layer has a bias, A is centred at the mean m (in,), and b' = b + W m - W_K m_K.
 
     Raises PlanError for a ridge that is no positive number.
@@ -112,9 +113,10 @@ def refit(
     weight, inputs = np.asarray(weight, np.float64), np.asarray(inputs, np.float64)
     if mean is not None and bias is not None:
         inputs = centred(inputs, mean)
-    matrix = positive(inputs, ridge)
+    matrix, gone = positive(inputs, ridge, kept), ~kept
     new = np.zeros_like(weight)
-    new[:, kept] = np.linalg.solve(matrix[np.ix_(kept, kept)], matrix[kept] @ weight.T).T
+    across = matrix[np.ix_(kept, gone)] @ weight[:, gone].T
+    new[:, kept] = weight[:, kept] + np.linalg.solve(matrix[np.ix_(kept, kept)], across).T
     if mean is None or bias is None:
         return new, None
     return new, np.asarray(bias, np.float64) + (weight - new) @ np.asarray(mean, np.float64)

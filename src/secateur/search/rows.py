@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 from secateur.schemas.record import DataFile
 from secateur.tasks.base.batches import Batches
-from secateur.tasks.base.task import Examples
+from secateur.tasks.base.task import Examples, Task
+
+FEW, FEW_DECISIONS = 192, 256
+"""Search rows that tell ridges and single layers apart. Rows with many decisions each, such as windows of tokens, do in
+smaller number, and go in batches of no more decisions than this."""
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,21 @@ class Rows:
     test: Batches
     batch_size: int = 32
     files: Sequence[DataFile] = ()
+
+
+def search_batches(task: Task, examples: Examples, batch_size: int) -> Batches:
+    """The search rows in batches; few rows to a batch where each has many decisions."""
+    decisions = max((task.decisions(task.collate([feature])) for feature in examples.features[:1]), default=1)
+    return Batches(task, examples, max(1, min(batch_size, FEW_DECISIONS // max(1, decisions))))
+
+
+def few_batches(task: Task, batches: Batches) -> int:
+    """How many of the first batches have `FEW` rows, or as many of `FEW_DECISIONS` decisions as fit."""
+    rows = decisions = 0
+    for number in range(len(batches)):
+        rows += len(batches.members(number))
+        own = task.decisions(batches[number])
+        decisions += own
+        if rows >= FEW or decisions + own > FEW_DECISIONS:
+            return number + 1
+    return max(1, len(batches))

@@ -67,6 +67,10 @@ class TextGeneration(Task):
             for i, length in enumerate(lengths)
         ]
 
+    def decisions(self, batch: Mapping[str, Any]) -> int:
+        """Every token but the last of each window."""
+        return int(batch["attention_mask"].sum()) - len(batch["attention_mask"])
+
     def own_labels(self, output: Any, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """After each token the most likely next one; the first has none before it."""
         ids = batch["input_ids"]

@@ -23,7 +23,7 @@ from secateur.search.choosing.trial import Trial, best_of, key_of
 from secateur.search.costs import Cost
 from secateur.search.heal import short_heal
 from secateur.search.levels import METHODS, layers_of, levels_of
-from secateur.search.rows import Rows
+from secateur.search.rows import Rows, few_batches
 from secateur.search.stored import collected
 from secateur.tasks.base.evaluate import Reference, Track, evaluate, silent
 from secateur.tasks.base.task import Task
@@ -31,8 +31,6 @@ from secateur.torch.host import TorchHost
 
 HOPELESS, SHORT = 3.0, 30
 """Finalists are trained for so many steps before they are compared, unless they diverge this many times as much."""
-FEW = 192
-"""Search rows that tell ridges and single layers apart."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,8 @@ class Chooser:
         self.by_divergence = by_divergence
         self.inside = layer_of_axes(host.layout)
         self.seconds: dict[str, float] = {}
-        self.few = max(1, -(-FEW // rows.search.batch_size))
+        self.few = few_batches(task, rows.search)
+        self.ridges: dict[str, float] = {}
         self.trials: dict[tuple[str, float], Trial] = {}
         self._refitted: Cache = {}
         with self.timed("dense model"):
@@ -182,8 +181,14 @@ class Chooser:
         return found[int(np.argmin([min(one.divergence, d) for one, d in zip(found, after, strict=True)]))]
 
     def _with_ridge(self, candidate: Candidate, method: str) -> Chosen:
-        """The candidate with the ridge of least divergence."""
-        ridge = min(RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate, self.few))
+        """The candidate with the ridge that was best for the first candidate of the method: it follows from how much
+        data there is, and each ridge has to be solved for at every size.
+        """
+        if method not in self.ridges:
+            self.ridges[method] = min(
+                RIDGES, key=lambda ridge: self.trial(method, ridge).divergence(candidate, self.few)
+            )
+        ridge = self.ridges[method]
         return Chosen(candidate, method, ridge, self.trial(method, ridge).divergence(candidate))
 
     def _with_layers(self, costs: Sequence[Cost], best: Chosen) -> Chosen:

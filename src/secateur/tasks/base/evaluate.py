@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Track = Callable[[Iterable[Any], str], Iterable[Any]]
 """Wraps an iterable with a progress bar: (iterable, description) -> the same items."""
-MOST_BYTES = 2**28
+MOST_BYTES = 2**30
 """Outputs of the dense model that are kept; beyond this it runs again for each evaluation."""
 
 

@@ -197,6 +197,10 @@ class Task(ABC):
         """How many examples a batch has, as `divergence` counts them."""
         return _examples_of(batch)
 
+    def decisions(self, batch: Mapping[str, Any]) -> int:
+        """How many decisions of a model the divergence of a batch is a mean over."""
+        return self.examples_of(batch)
+
     def fisher_loss(self, output: Any, batch: Mapping[str, Any], generator: torch.Generator) -> torch.Tensor:
         """A scalar, a sum over examples: the gradient s of an example's term has E[s s^T] = H, the Hessian of
         `divergence` at the model that gave the output. Labels of the data have no part in it.
