@@ -32,12 +32,19 @@ def examples(rows):
 
 
 @pytest.mark.parametrize(
-    ("decisions", "rows", "batch_size", "size", "few"),
-    [(1, 1000, 32, 32, 6), (1, 100, 32, 32, 4), (127, 40, 32, 2, 1), (511, 40, 32, 1, 1), (63, 40, 2, 2, 2)],
+    ("decisions", "rows", "batch_size", "kept", "size", "few"),
+    [
+        (1, 1000, 32, 1000, 32, 6),
+        (1, 100, 32, 100, 32, 4),
+        (127, 40, 32, 32, 2, 1),
+        (511, 40, 32, 8, 1, 1),
+        (63, 40, 2, 40, 2, 2),
+    ],
     ids=["classes", "few-rows", "windows", "long-windows", "small-batches"],
 )
-def test_rows_with_many_decisions_do_in_smaller_number(decisions, rows, batch_size, size, few):
+def test_rows_with_many_decisions_do_in_smaller_number(decisions, rows, batch_size, kept, size, few):
     task = Counting(decisions)
     batches = search_batches(task, examples(rows), batch_size)
+    assert len(batches.examples.features) == kept
     assert batches.batch_size == size
     assert few_batches(task, batches) == few

@@ -10,6 +10,8 @@ from secateur.tasks.base.task import Examples, Task
 FEW, FEW_DECISIONS = 192, 256
 """Search rows that tell ridges and single layers apart. Rows with many decisions each, such as windows of tokens, do in
 smaller number, and go in batches of no more decisions than this."""
+MOST_DECISIONS = 4096
+"""Decisions on which candidates are compared; rows beyond them are left out."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class Rows:
 
 
 def search_batches(task: Task, examples: Examples, batch_size: int) -> Batches:
-    """The search rows in batches; few rows to a batch where each has many decisions."""
-    decisions = max((task.decisions(task.collate([feature])) for feature in examples.features[:1]), default=1)
-    return Batches(task, examples, max(1, min(batch_size, FEW_DECISIONS // max(1, decisions))))
+    """The search rows in batches; few rows, and few to a batch, where each has many decisions."""
+    each = max((task.decisions(task.collate([feature])) for feature in examples.features[:1]), default=1)
+    rows = examples.take(max(1, MOST_DECISIONS // max(1, each)))
+    return Batches(task, rows, max(1, min(batch_size, FEW_DECISIONS // max(1, each))))
 
 
 def few_batches(task: Task, batches: Batches) -> int:
