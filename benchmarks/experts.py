@@ -31,15 +31,10 @@ DRAWS = 10
 USES = {"all dialects": tuple(range(DIALECTS)), "two dialects": (0, 1)}
 
 
-def expert_output(expert_output: np.ndarray) -> np.ndarray:
-    """E[|gate weight times output|] over all tokens: routed_saliency times routing_frequency."""
-    return expert_output
-
-
 CRITERIA: dict[str, Callable] = {
     "routed_saliency": criteria.routed_saliency,
     "routing_frequency": criteria.routing_frequency,
-    "their product": expert_output,
+    "routed_mass": criteria.routed_mass,
     "magnitude": criteria.magnitude,
 }
 

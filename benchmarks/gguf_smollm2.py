@@ -63,28 +63,34 @@ def rounded(model: Any, name: str) -> Any:
 
 
 def run(formats: list[str], threads: list[int]) -> None:
-    """Export, time and score; keeps one JSON file."""
+    """Export, time and score; keeps one JSON file. Rows that are there with their artefacts are only timed again."""
     have = search_llm.material()
     folders: dict[str, Path] = {"dense": search_models.smollm2()}
-    folders |= {path.name: path for path in sorted(KEPT.glob("pruned-*"))}
+    folders |= {path.parent.name: path.parent for path in sorted(KEPT.glob("pruned-*/config.json"))}
     artefacts: dict[str, Path] = {}
+    kept = KEPT / "found.json"
+    before = json.loads(kept.read_text())["rows"] if kept.is_file() else {}
     found: dict[str, Any] = {}
     for name, folder in folders.items():
         model: Any = load_model(folder).float().eval()
         for form in formats:
             title = f"{name} {form}"
-            artefacts[title] = KEPT / title.replace(" ", "-")
+            artefacts[title] = KEPT / "artefacts" / title.replace(" ", "-")
+            if title in before and artefacts[title].is_dir():
+                found[title] = {name: before[title][name] for name in ("bytes", "scores")}
+                continue
             artefact = export_gguf(folder, artefacts[title], quantize=form, overwrite=True, say=print)
             scores = search_llm.scores(have, rounded(model, form))
             found[title] = {"bytes": artefact.bytes, "scores": scores}
             deltas = {text: round(float(np.mean(one["delta"])), 4) for text, one in scores.items()}
             print(title, artefact.bytes, deltas, flush=True)
+            kept.write_text(json.dumps({"threads": threads, "rows": {**before, **found}}, indent=1))
     for count in threads:
         timed = speeds(artefacts, PROMPT, NEW_TOKENS, threads=count, turns=TURNS)
         for title, speed in timed.items():
             found[title][f"threads-{count}"] = {"prompt": speed.prompt, "decode": speed.decode}
             print(title, count, speed, flush=True)
-    (KEPT / "found.json").write_text(json.dumps({"threads": threads, "rows": found}, indent=1))
+    kept.write_text(json.dumps({"threads": threads, "rows": found}, indent=1))
 
 
 def cells(title: str, row: Mapping[str, Any], first: Mapping[str, Any], threads: list[int]) -> str:

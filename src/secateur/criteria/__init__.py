@@ -18,7 +18,7 @@ from secateur.criteria.fisher import fisher
 from secateur.criteria.gradient import gradient
 from secateur.criteria.magnitude import magnitude, threshold
 from secateur.criteria.ria import ria
-from secateur.criteria.routing import routed_saliency, routing_frequency
+from secateur.criteria.routing import routed_mass, routed_saliency, routing_frequency
 from secateur.criteria.taylor import taylor
 from secateur.criteria.wanda import wanda
 
@@ -34,6 +34,7 @@ __all__ = [
     "gradient",
     "magnitude",
     "ria",
+    "routed_mass",
     "routed_saliency",
     "routing_frequency",
     "taylor",

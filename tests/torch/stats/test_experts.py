@@ -76,6 +76,8 @@ def test_a_loop_over_tokens_and_experts_and_padding_left_out(name):
         np.testing.assert_allclose(stats.mean("expert_routed", axis), share, rtol=1e-9)
         found = criteria.routed_saliency(stats.mean("expert_output", axis), stats.mean("expert_routed", axis))
         np.testing.assert_allclose(found, saliency, rtol=1e-5)
+        mass = criteria.routed_mass(stats.mean("expert_output", axis))
+        np.testing.assert_allclose(mass, np.multiply(share, saliency), rtol=1e-5)
         assert sum(share) == pytest.approx(2)  # two experts a token
     assert not any(module._forward_hooks for module in host.model.modules())
 

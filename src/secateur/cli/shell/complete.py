@@ -22,6 +22,7 @@ CRITERIA = (
     "attention_confidence",
     "attention_entropy",
     "attention_softmax",
+    "routed_mass",
     "routed_saliency",
     "routing_frequency",
     "sparsegpt",
