@@ -33,8 +33,8 @@ EXAMPLES = (
 NOTES = (
     "Criteria: magnitude, gradient, taylor, brain_damage, wanda and ria score any pattern; activation and fisher units "
     "but layers; attention_mass, attention_output, attention_confidence, attention_entropy and attention_softmax head "
-    "and kv; routed_mass, routed_saliency and routing_frequency expert. Single weights with --calibration: one of secateur.repair "
-    "(default there: sparsegpt), or several: ria+swaps goes on from what ria keeps.",
+    "and kv; routed_mass, routed_saliency and routing_frequency expert. Single weights with --calibration: one of "
+    "secateur.repair (default there: sparsegpt), or several: ria+swaps goes on from what ria keeps.",
     "Patterns: single weights (element, 2:4, 4x1) become zeros; units, of the kinds that `secateur inspect` lists, "
     "make the model smaller: head, kv, ffn, layer, expert, hidden or vocab, several as head,ffn. Either goes at once "
     "or with training after it (--fine-tune).",
