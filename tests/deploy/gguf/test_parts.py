@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from secateur.deploy.gguf import quantise
-from secateur.deploy.gguf.compare import divergence
+from secateur.deploy.gguf.compare import CHAT, chat_difference, divergence
 from secateur.deploy.gguf.decoder import Layer, decoder_of, filled, interleaved, padded_heads, tensors
 from secateur.deploy.gguf.vocabulary import BYTE, CONTROL, GIVEN, UNKNOWN, UNUSED, vocabulary_of
 from secateur.deploy.target import DeployError
@@ -204,3 +204,30 @@ def test_tokenizers_that_llama_cpp_does_not_have_are_refused_with_a_reason():
     spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     assert "by a rule that llama.cpp is not known to have; known are those of gpt-2, smollm" in said(spaced)
     assert "no tokenizer.json" in said(object())
+
+
+# -- chat templates -------------------------------------------------------------------------------------------------
+
+
+class Answers:
+    """A llama.cpp that makes the same tokens of every conversation."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def chat_tokens(self, messages):
+        assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+        return self.tokens
+
+
+def test_a_chat_template_that_llama_cpp_reads_otherwise_is_said():
+    template = "{% for message in messages %}<|start|>{{ message['content'] }}<|end|>{% endfor %}"
+    tokenizer = byte_level(chat_template=template)
+    text = "".join(f"<|start|>{message['content']}<|end|>" for message in CHAT)
+    expected = tokenizer(text)["input_ids"]
+    assert chat_difference(Answers(expected), tokenizer) == ""
+    said = chat_difference(Answers(expected[:-1]), tokenizer)
+    assert f"makes {len(expected) - 1} tokens of a conversation" in said
+    assert chat_difference(Answers([]), byte_level()) == ""
+    tokenizer.chat_template = "{{ raise_exception('one turn only') }}"
+    assert chat_difference(Answers([]), tokenizer).endswith("does not go through it: one turn only")

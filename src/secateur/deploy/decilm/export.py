@@ -79,6 +79,26 @@ def export_decilm(
     return Artefact(output, DECILM, size, count, zeros, parity, None)
 
 
+def check_decilm(model: nn.Module, reader: str) -> None:
+    """DeployError, in one sentence, for a model that DeciLM does not have, and for sizes that a reader of it refuses.
+
+    reader: vllm, sglang or mlx.
+    """
+    decoder = decoder_of(model, blocks.FORM)
+    name = type(model).__name__
+    blocks.check(name, decoder)
+    layers = blocks.fitted(decoder)
+    if reader == "sglang" and len({layer.kv for layer in layers if layer.kv}) > 1:
+        raise blocks.FORM.refusal(name, "the number of key-value heads differs by layer, which SGLang does not take")
+    width = layers[0].heads * decoder.key
+    if reader == "mlx" and width != decoder.hidden:
+        raise blocks.FORM.refusal(
+            name,
+            f"{layers[0].heads} heads of {decoder.key} numbers are not the {decoder.hidden} of the residual stream, "
+            "which mlx-lm's DeciLM wants",
+        )
+
+
 def narrowest(tensors: Iterable[torch.Tensor]) -> torch.dtype:
     """The 16-bit type in which all of the numbers stay what they are, or float32."""
     fits = [torch.bfloat16, torch.float16]
