@@ -1,9 +1,8 @@
 """Which sizes a search may choose so that a server reads the result: for `prune --for`.
 
-vLLM, SGLang and mlx-lm read a decoder with other sizes in each layer as DeciLM (`secateur.deploy.decilm`). That form has
-widths in multiples of 256 and one number of query heads for all layers: heads that go from one layer come back as
-zeros. So neurons go in blocks of 256, whole layers go, and heads stay. llama.cpp takes any of them
-(`secateur.deploy.gguf`).
+vLLM, SGLang and mlx-lm read a decoder with other sizes in each layer as DeciLM (`secateur.deploy.decilm`): widths
+are multiples of 256, and all layers have one number of query heads; heads that go from one come back as zeros. So
+neurons go in blocks of 256, whole layers go, and heads stay. llama.cpp takes any of them (`secateur.deploy.gguf`).
 """
 
 from collections.abc import Sequence

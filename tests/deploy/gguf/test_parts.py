@@ -60,6 +60,17 @@ def test_rotary_frequencies_that_are_scaled_become_factors():
     assert decoder_of(decoder(layers=1)).factors is None
 
 
+def test_another_scale_of_attention_goes_into_the_queries():
+    model = decoder("Qwen2", layers=2)
+    weights = dict(model.named_parameters())
+    model.model.layers[1].self_attn.scaling = 2 * 8**-0.5
+    found = decoder_of(model).parameters
+    for part in ("weight", "bias"):
+        assert found[f"model.layers.0.self_attn.q_proj.{part}"] is weights[f"model.layers.0.self_attn.q_proj.{part}"]
+        name = f"model.layers.1.self_attn.q_proj.{part}"
+        torch.testing.assert_close(found[name], 2 * weights[name])
+
+
 def test_a_sliding_window_cuts_the_context():
     found = decoder_of(decoder("Mistral", layers=1, sliding_window=40))
     assert found.context == 40
@@ -82,9 +93,6 @@ def test_strange_parameters_and_heads_are_refused_with_a_reason():
     model = decoder(layers=1)
     model.model.layers[0].self_attn.q_norm = torch.nn.LayerNorm(8)
     assert "llama.cpp's Llama has no model.layers.0.self_attn.q_norm.weight" in refused(model)
-    scaled = decoder(layers=1)
-    scaled.model.layers[0].self_attn.scaling = 1.0
-    assert "layer 0 scales its attention by 1, and llama.cpp by 0.3536" in refused(scaled)
     uneven = decoder(layers=1)
     uneven.model.layers[0].self_attn.q_proj.weight = torch.nn.Parameter(torch.ones(24, 32))
     assert "layer 0 has 3 heads on 2 key-value heads" in refused(uneven)

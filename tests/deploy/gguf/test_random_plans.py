@@ -77,10 +77,16 @@ def test_random_sizes(seed, tokenizer, tmp_path):
     check(cut(made(FAMILIES[seed % 3], seed), sizes), tokenizer, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def hosts():
+    """A traced model of each family."""
+    return [secateur.open(made(family, number)) for number, family in enumerate(FAMILIES)]
+
+
 @pytest.mark.parametrize("seed", range(8))
-def test_random_plans(seed, tokenizer, tmp_path):
-    """Any groups, query heads, neurons, dimensions of the values and layers go, as a user's plan has them."""
-    rng, host = np.random.default_rng(seed), secateur.open(made(FAMILIES[seed % 3], seed))
+def test_random_plans(seed, hosts, tokenizer, tmp_path):
+    """Any groups, query heads, neurons, dimensions of the heads and layers go, as a user's plan has them."""
+    rng, host = np.random.default_rng(seed), hosts[seed % 3].copy()
     layout = host.layout
     (layers,) = layout.of_kind("layer")
     keep = {layers.name: some(rng, layers.size, layers.size - 1)} if seed % 4 == 3 else {}
@@ -91,9 +97,11 @@ def test_random_plans(seed, tokenizer, tmp_path):
         keep[neurons.name] = some(rng, 48, int(rng.integers(1, 49)))
     if seed % 2:  # llama.cpp takes one size of the values
         keep |= {axis.name: some(rng, axis.size, 6) for axis in layout.of_kind("v")}
+    if seed in (4, 7):  # and of the queries and keys, which go in pairs
+        keep |= {axis.name: some(rng, axis.size, 3) for axis in layout.of_kind("qk")}
     host.resize(secateur.Plan(keep).check(layout))
     read = check(host.model, tokenizer, tmp_path)
-    assert read.value == (6 if seed % 2 else 8)
+    assert (read.key, read.value) == (6 if seed in (4, 7) else 8, 6 if seed % 2 else 8)
     assert len(read.layers) == (3 if seed % 4 == 3 else 4)
 
 

@@ -57,7 +57,7 @@ def export_decilm(
     model: Any = source if isinstance(source, nn.Module) else load_for(source, **{"dtype": torch.float32, **options})
     check_model(model, output)
     decoder = decoder_of(model, blocks.FORM)
-    blocks.check(type(model).__name__, decoder)
+    blocks.check(model, decoder)
     layers = blocks.fitted(decoder, exact=exact_widths)
     for sentence in blocks.words(decoder, layers):
         say(sentence)
@@ -85,9 +85,8 @@ def check_decilm(model: nn.Module, reader: str) -> None:
     reader: vllm, sglang or mlx.
     """
     decoder = decoder_of(model, blocks.FORM)
-    name = type(model).__name__
-    blocks.check(name, decoder)
-    layers = blocks.fitted(decoder)
+    blocks.check(model, decoder)
+    name, layers = type(model).__name__, blocks.fitted(decoder)
     if reader == "sglang" and len({layer.kv for layer in layers if layer.kv}) > 1:
         raise blocks.FORM.refusal(name, "the number of key-value heads differs by layer, which SGLang does not take")
     width = layers[0].heads * decoder.key
