@@ -1,5 +1,7 @@
 """A search for a server: only sizes that it reads are chosen, and models that it does not read are refused at once."""
 
+from types import SimpleNamespace
+
 import pytest
 import transformers
 
@@ -18,6 +20,7 @@ from secateur.search.levels import METHODS
 from secateur.search.readers import check_reader, readable
 from secateur.search.target import LLAMA_CPP, READERS, Limit, make_target
 from secateur.search.walk import automatic as search
+from secateur.search.walk import check_calls
 from tests import zoo
 from tests.deploy.gguf.models import TEXTS, byte_level, cut, decoder
 from tests.search import rows as rows_of
@@ -60,7 +63,7 @@ def test_a_width_that_is_no_multiple_stays_as_it_is():
 def test_what_a_server_does_not_read_is_refused_with_a_reason():
     for reader in READERS:
         check_reader(decoder(layers=2), reader)
-        with pytest.raises(DeployError, match="BertModel cannot be written as"):
+        with pytest.raises(DeployError, match="BertForSequenceClassification cannot be written as"):
             check_reader(zoo.bert(), reader)
     check_reader(zoo.bert(), None)
     with pytest.raises(DeployError, match="differ in which layers have biases"):
@@ -90,11 +93,12 @@ def test_a_search_chooses_what_vllm_reads(opened, tmp_path):
     assert (asked["sizes"].asked, asked["sizes"].is_met) == ("for vllm", True)
 
 
-def test_a_model_that_a_server_does_not_read_is_refused_before_statistics_are_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages.Stages, "__init__", lambda *args, **options: pytest.fail("too late"))
-    host, task, rows = rows_of.classifier(tmp_path)
+def test_a_model_that_a_server_does_not_read_is_refused_with_the_calls():
+    host = SimpleNamespace(model=zoo.bert(), source=None)
     with pytest.raises(DeployError, match="BertForSequenceClassification cannot be written as DeciLM: decoders of"):
-        search(host, task, make_target(limits=["params<=0.5"], reader="sglang"), rows, tmp_path / "out", **QUICK)
+        check_calls(host, make_target(limits=["params<=0.5"], reader="sglang"))
+    host = SimpleNamespace(model=decoder(layers=1), source=None)
+    check_calls(host, make_target(limits=["params<=0.5"], reader="sglang"))
 
 
 def test_a_result_that_its_server_does_not_read_is_not_written(opened, tmp_path, monkeypatch):
