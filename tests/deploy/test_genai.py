@@ -87,8 +87,6 @@ def test_what_genai_does_not_run_is_said_in_a_sentence(model, tmp_path):
     several = described((2, 8, 8))
     several["graphs"]["encoder"] = several["graphs"]["decode"]
     assert "it runs decoders alone" in refused(model, several, tmp_path)
-    (tmp_path / "kept_tokens.json").write_text("{}")
-    assert "does not read kept_tokens.json" in refused(model, described((2, 8, 8)), tmp_path)
 
 
 def test_other_artefacts_get_none_without_a_word(model, tmp_path):

@@ -2,7 +2,7 @@
 
 The file says how the inputs and outputs of the program are called, how many tokens it takes, and where a text ends.
 GenAI reads the shapes of the cache, which may differ by layer, from the program itself (onnxruntime-genai, pull request
-2214); the numbers of heads in the file are only for readers. https://onnxruntime.ai/docs/genai/reference/config.html
+2214), so the file has the largest of them. https://onnxruntime.ai/docs/genai/reference/config.html
 """
 
 import re
@@ -12,7 +12,6 @@ from typing import Any
 
 from secateur.deploy.targets.inputs import positions_of
 from secateur.files import write_json
-from secateur.torch.shrink.vocabulary import TABLE
 
 FILE = "genai_config.json"
 TYPE = "decoder"
@@ -35,8 +34,6 @@ def write_config(model: Any, info: Mapping[str, Any], folder: Path, cache: tuple
     """
     graphs = info["graphs"]
     reason = _unfit(model, info, cache[0]) if GRAPH in graphs and len(graphs) == 1 else "it runs decoders alone"
-    if not reason and (folder / TABLE).is_file():
-        reason = f"it does not read {TABLE}, by which the tokens of a smaller vocabulary are numbered anew"
     if reason:
         return f"no {FILE} is written for ONNX Runtime GenAI: {reason}"
     write_json(folder / FILE, config_of(model, graphs[GRAPH], info["generation"], cache))
