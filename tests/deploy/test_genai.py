@@ -81,12 +81,25 @@ def test_what_genai_does_not_run_is_said_in_a_sentence(model, tmp_path):
     state = {f"{PAST}past_key_values.layers.0.conv": ["batch", 4]}
     assert "this cache has other parts" in refused(model, described((2, 8, 8), **state), tmp_path)
     assert "this cache has other parts" in refused(model, described(), tmp_path)
+    assert "this cache has other parts" in refused(model, described((2, 8, 8), (0, 8, 8)), tmp_path)
+    states = {
+        f"{PAST}past_key_values.layers.{i}.{part}": ["batch", 2, "past", 4] for i in (0, 1) for part in ("a", "b")
+    }
+    assert "this cache has other parts" in refused(model, described(**states), tmp_path)
     packed = described((2, 8, 8))
     packed["graphs"]["decode"]["operators"] = runner.OPERATORS
     assert "does not know secateur's operators" in refused(model, packed, tmp_path)
     several = described((2, 8, 8))
     several["graphs"]["encoder"] = several["graphs"]["decode"]
     assert "it runs decoders alone" in refused(model, several, tmp_path)
+
+
+def test_a_sliding_window_cuts_the_context_with_a_sentence(tmp_path):
+    (said,) = write_genai(decoder("Mistral", layers=1, sliding_window=40), described((2, 8, 8)), tmp_path)
+    assert said.startswith("genai_config.json cuts the context from 128 to 39 tokens")
+    written = json.loads((tmp_path / FILE).read_text())
+    assert (written["model"]["context_length"], written["search"]["max_length"]) == (39, 39)
+    assert write_genai(decoder("Qwen2", layers=1, sliding_window=40), described((2, 8, 8)), tmp_path) == []
 
 
 def test_other_artefacts_get_none_without_a_word(model, tmp_path):

@@ -30,14 +30,30 @@ def write_config(model: Any, info: Mapping[str, Any], folder: Path, cache: tuple
     info: its description, as `artefact.json` holds it, with where a text ends. cache: what the names of the cache
     among the inputs and among the outputs begin with.
 
-    Returns a sentence on why there is none; '' where it was written.
+    Returns a sentence on why there is none, or on a context that is cut; '' where there is nothing to say.
     """
     graphs = info["graphs"]
     reason = _unfit(model, info, cache[0]) if GRAPH in graphs and len(graphs) == 1 else "it runs decoders alone"
     if reason:
         return f"no {FILE} is written for ONNX Runtime GenAI: {reason}"
     write_json(folder / FILE, config_of(model, graphs[GRAPH], info["generation"], cache))
-    return ""
+    most, context = positions_of(model), context_of(model)
+    if context == most:
+        return ""
+    return (
+        f"{FILE} cuts the context from {most} to {context} tokens: beyond, the model attends in a sliding window, for "
+        "which ONNX Runtime GenAI gets no cache here"
+    )
+
+
+def context_of(model: Any) -> int | None:
+    """Most tokens on GenAI, which wants a cache of all of them: that of a sliding window ends one token before it.
+
+    None where the config does not say it.
+    """
+    config, most = model.config.get_text_config(), positions_of(model)
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    return most if most is None or not window else min(most, int(window) - 1)
 
 
 def _unfit(model: Any, info: Mapping[str, Any], past: str) -> str:
@@ -51,10 +67,9 @@ def _unfit(model: Any, info: Mapping[str, Any], past: str) -> str:
     if strange is not None:
         return f"it has no {strange} for a decoder"
     ports = {port["name"]: port for port in graph["inputs"] if port["name"].startswith(past)}
-    names = [name for name in ports if _LAYER.fullmatch(name)]
-    if len(names) != len(ports) or len({_pattern(name) for name in names}) != 2 or not names:
+    if not _are_pairs(ports):
         return "it takes keys and values of each layer, and this cache has other parts"
-    for key, value in _pairs(names):
+    for key, value in _pairs(list(ports)):
         if ports[key]["shape"] != ports[value]["shape"]:
             heads, size = ports[value]["shape"][1::2]
             return (
@@ -75,7 +90,7 @@ def config_of(model: Any, graph: Mapping[str, Any], rule: Mapping[str, Any], cac
     key, value = (_pattern(name) for name in _pairs(names)[0])
     shapes = [ports[one]["shape"] for one, _ in _pairs(names)]
     rows, hidden = model.get_input_embeddings().weight.shape
-    generation, context = model.generation_config, positions_of(model)
+    generation, context = model.generation_config, context_of(model)
     bos = generation.bos_token_id
     return {
         "model": {
@@ -112,6 +127,19 @@ def config_of(model: Any, graph: Mapping[str, Any], rule: Mapping[str, Any], cac
     }
 
 
+def _are_pairs(ports: Mapping[str, Any]) -> bool:
+    """Whether the parts of a cache are keys and values (batch, heads, length, size), of one pattern of names each."""
+    patterns = {_pattern(name) if _LAYER.fullmatch(name) else "" for name in ports}
+    keys = [name for name in ports if _is_key(name)]
+    sizes = [n for port in ports.values() for n in port["shape"][1::2]]
+    fit = all(len(port["shape"]) == 4 for port in ports.values()) and all(isinstance(n, int) and n for n in sizes)
+    return bool(ports) and "" not in patterns and len(patterns) == 2 and 2 * len(keys) == len(ports) and fit
+
+
+def _is_key(name: str) -> bool:
+    return "key" in name.rsplit(".", 1)[-1]
+
+
 def _pattern(name: str) -> str:
     """The name of a part of the cache with %d in place of its layer."""
     return _LAYER.sub(r"\g<before>%d\g<after>", name, count=1)
@@ -119,7 +147,5 @@ def _pattern(name: str) -> str:
 
 def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """The names of the keys and of the values, for each layer in turn."""
-    keys, values = (
-        [name for name in names if ("key" in name.rsplit(".", 1)[-1]) == wanted] for wanted in (True, False)
-    )
+    keys, values = ([name for name in names if _is_key(name) == wanted] for wanted in (True, False))
     return list(zip(keys, values, strict=True))
