@@ -67,7 +67,7 @@ def test_what_a_server_does_not_read_is_refused_with_a_reason():
             check_reader(zoo.bert(), reader)
     check_reader(zoo.bert(), None)
     with pytest.raises(DeployError, match="differ in which layers have biases"):
-        check_decilm(decoder("Qwen2", layers=1), "vllm")
+        check_decilm(decoder(layers=1, attention_bias=True), "vllm")
     uneven = cut(decoder(layers=2), [(2, 48), (1, 48)])
     check_decilm(uneven, "vllm")
     with pytest.raises(DeployError, match="key-value heads differs by layer, which SGLang does not take"):

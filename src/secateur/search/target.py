@@ -230,8 +230,8 @@ def make_target(
             f"{shown(quantize)} is a format of weights on llama.cpp, and nothing is asked for there; add --on "
             "llama.cpp, or leave --quantize out"
         )
-    asked = {"confident": confident, "closest": closest, "zeros": zeros, "reader": _reader_of(reader, zeros=zeros)}
-    return Target(tuple(read), drop, kl is not None, call=call, **asked)
+    reader = _reader_of(reader, zeros=zeros)
+    return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros, reader=reader)
 
 
 def _speed_limit(speed_up: float, call: Call | None) -> Limit:

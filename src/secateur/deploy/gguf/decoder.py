@@ -101,7 +101,7 @@ def decoder_of(model: nn.Module, form: Form = GGUF) -> Decoder:
     name = type(model).__name__
     if family not in form.families or HEAD not in {k for k, _ in model.named_parameters(remove_duplicate=False)}:
         raise form.refusal(name, f"decoders of the families {', '.join(form.families)} can")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     if parameters[HEAD] is parameters["model.embed_tokens.weight"]:
         del parameters[HEAD]
     modules: Any = model.get_submodule("model.layers")
