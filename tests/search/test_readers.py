@@ -90,7 +90,7 @@ def test_a_search_chooses_what_vllm_reads(opened, tmp_path):
     sizes = decoder_of(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")).layers
     assert all(layer == Layer(4, 2, layer.ffn) and layer.ffn % 256 == 0 for layer in sizes)
     asked = {one.what: one for one in read_record(tmp_path / "out").asked}
-    assert (asked["sizes"].asked, asked["sizes"].is_met) == ("for vllm", True)
+    assert (asked["sizes"].asked, asked["sizes"].is_met) == ("what vllm reads", True)
 
 
 def test_a_model_that_a_server_does_not_read_is_refused_with_the_calls():

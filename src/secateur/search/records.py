@@ -71,7 +71,7 @@ def asked_of(found: Found, point: Point) -> list[Asked]:
     if target.max_drop is not None:
         wishes.append(_loss(target, point))
     if target.reader is not None:
-        wishes.append(Asked(what="sizes", asked=f"for {target.reader}", reached="all", is_met=True))
+        wishes.append(Asked(what="sizes", asked=f"what {target.reader} reads", reached="all of them", is_met=True))
     return wishes
 
 
