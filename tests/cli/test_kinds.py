@@ -37,6 +37,7 @@ def test_every_kind_of_run_is_one_of_a_command():
         (["--sweep", "0.1", "--uniform"], "--uniform has no meaning in a --sweep, which"),
         (["--sweep", "0.1", "--gradual"], "--gradual has no meaning in a --sweep, which"),
         (["--sparsity", "0.5", "--sweep-by", "sparsity"], "--sweep-by does nothing without --sweep"),
+        (["--sparsity", "0.5", "--for", "vllm"], "--for has no meaning in a run without --calibration"),
         (["--sparsity", "0.5", "--memory", "4GiB"], "--memory has no meaning in a run without --calibration"),
     ],
 )

@@ -51,10 +51,12 @@ def test_the_names_that_are_completed_are_those_of_their_owners():
     pytest.importorskip("torch")
     from secateur.deploy.jobs.bench import RUNTIMES
     from secateur.deploy.target import TARGETS
+    from secateur.search.target import READERS
     from secateur.tasks.find import TASKS
 
     assert complete.RUNTIMES == RUNTIMES
     assert set(TARGETS) <= set(complete.FORMATS)
+    assert complete.READERS == READERS
     assert list(complete.TASKS) == [task.name for task in TASKS]
     assert set(criteria.__all__) - {"threshold"} <= set(complete.CRITERIA)
     assert all(find_criterion(name) for name in complete.CRITERIA if name not in ("sparsegpt", "alps"))

@@ -67,6 +67,7 @@ def test_what_is_missed_writes_nothing_and_ends_with_1(call, classifier, reviews
         (["--target", "speed<=2"], "speed"),
         (["--frontier", "1,2", "--on", "onnx"], "--frontier 1,2 is no list of speed-ups above 1"),
         (["--frontier", "1.5,2"], "a frontier is measured on a runtime; name one (--on)"),
+        (["--target", "macs<=0.5", "--for", "vlm"], "no server 'vlm'; there is vllm, sglang, mlx, llama.cpp"),
         (["--target", "macs<=0.5", "--heal-budget", "soon"], "--heal-budget soon is no duration"),
         (["--target", "macs<=0.5", "--criterion", "taylor"], "--criterion has no meaning in a search for a target"),
         (["--max-drop", 0.01, "--max-divergence", 0.01], "drop"),

@@ -93,6 +93,23 @@ QuantizeOption = Annotated[
         rich_help_panel=TARGET_PANEL,
     ),
 ]
+ReaderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        help="The server that has to read the result: vllm, sglang, mlx or llama.cpp; other sizes are not chosen.",
+        rich_help_panel=TARGET_PANEL,
+        autocompletion=complete.one_of(complete.READERS),
+    ),
+]
+ZerosOption = Annotated[
+    bool,
+    typer.Option(
+        "--zeros",
+        help="Let single zeros go beside units; for the runtimes that run zeros fast (secateur).",
+        rich_help_panel=TARGET_PANEL,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT_PANEL)]
 QuietOption = Annotated[
     bool,

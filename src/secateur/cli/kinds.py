@@ -61,7 +61,7 @@ TABLES: dict[str, dict[str, str]] = {
         "classifier units automatic": "uniform",
         "classifier units": "train_args",
         "language units automatic": "calibration samples context",
-        "automatic": "speed_up on max_drop max_divergence target batch length quantize confident closest zeros "
+        "automatic": "speed_up on max_drop max_divergence target batch length quantize confident closest zeros reader "
         "frontier heal_budget search_budget",
         "language": "recipe memory reconstruct owl sensitivity option",
     },

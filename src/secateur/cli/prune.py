@@ -140,6 +140,7 @@ def command(
         int, typer.Option(help="Length in tokens of the timed calls.", min=1, rich_help_panel=TARGET)
     ] = 128,
     quantize: common.QuantizeOption = None,
+    reader: common.ReaderOption = None,
     confident: Annotated[
         bool,
         typer.Option(
@@ -150,14 +151,7 @@ def command(
         bool,
         typer.Option("--closest", help="Write the nearest model when the target is missed.", rich_help_panel=TARGET),
     ] = False,
-    zeros: Annotated[
-        bool,
-        typer.Option(
-            "--zeros",
-            help="Let single zeros go beside units; for the runtimes that run zeros fast (secateur).",
-            rich_help_panel=TARGET,
-        ),
-    ] = False,
+    zeros: common.ZerosOption = False,
     frontier: Annotated[
         str | None,
         typer.Option(help="Speed-ups, e.g. 1.5,2,3,4: a model for each, a table and a plot.", rich_help_panel=TARGET),

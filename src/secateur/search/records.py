@@ -70,6 +70,8 @@ def asked_of(found: Found, point: Point) -> list[Asked]:
         wishes.append(Asked(what=_on("speed", target.call), asked=point.name, reached=f"{point.speed_up:.2f}x"))
     if target.max_drop is not None:
         wishes.append(_loss(target, point))
+    if target.reader is not None:
+        wishes.append(Asked(what="sizes", asked=f"what {target.reader} reads", reached="all of them", is_met=True))
     return wishes
 
 

@@ -27,6 +27,7 @@ from secateur.search.journal import Journal
 from secateur.search.levels import METHODS
 from secateur.search.measure import Measured, measure
 from secateur.search.points import Point
+from secateur.search.readers import check_reader, readable
 from secateur.search.rows import Rows
 from secateur.search.stored import save as save_levels
 from secateur.search.target import Call, Target, calls_of
@@ -76,7 +77,7 @@ class Stages(Chooser):
 
     def priced(self) -> Sequence[Cost]:
         """The cost of each limit of the target."""
-        return costs_of(self.target, self.host, say=self.say)
+        return readable(costs_of(self.target, self.host, say=self.say), self.host.layout, self.target.reader)
 
     # -- what a choice becomes ----------------------------------------------------------------------------------------
 
@@ -156,7 +157,8 @@ class Stages(Chooser):
     def finished(
         self, name: str, small: TorchHost, plan: Plan, chosen: Chosen, costs: Sequence[Cost], heal_seconds: float
     ) -> Point:
-        """Heal, save, reload, export, time and evaluate a model."""
+        """Heal, save, reload, export, time and evaluate a model. DeployError where its server does not read it."""
+        check_reader(small.model, self.target.reader)
         place, track = self.place(name), self.track
         with self.timed("evaluation"):
             pruned = evaluate(self.task, small.model, self.rows.test, self.test, track)

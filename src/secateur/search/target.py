@@ -17,8 +17,11 @@ from secateur.errors import TargetError, meant, shown
 QUANTITIES = ("params", "macs", "bytes", "memory", "latency")
 TIMED = ("memory", "latency")
 """Quantities that depend on a runtime."""
-KNOWN = (*RUNTIMES, "llama.cpp")
+LLAMA_CPP = "llama.cpp"
+KNOWN = (*RUNTIMES, LLAMA_CPP)
 """The runtimes that a search can aim at, for people. A model that llama.cpp does not have is refused at the start."""
+READERS = ("vllm", "sglang", "mlx", LLAMA_CPP)
+"""The servers that a result can be for: what they do not read is not chosen."""
 QUANTIZE = "q8_0"
 """How the weights are stored on llama.cpp where nothing is said."""
 FAST_ZEROS = "secateur"
@@ -82,6 +85,7 @@ class Target:
     call: the runtime that results are timed on; None where only sizes are asked for.
     zeros: whether single zeros go beside units. The only limit is then a latency on a runtime that runs zeros fast;
         else TargetError.
+    reader: the server that is to read the result, one of `READERS`; None for transformers alone.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -91,6 +95,7 @@ class Target:
     closest: bool = False
     call: Call | None = None
     zeros: bool = False
+    reader: str | None = None
 
     def __post_init__(self) -> None:
         if self.zeros:
@@ -183,6 +188,7 @@ def make_target(
     length: int = 128,
     threads: int = 1,
     quantize: str | None = None,
+    reader: str | None = None,
 ) -> Target:
     """The target behind what a user writes.
 
@@ -193,6 +199,7 @@ def make_target(
     frontier: speed-ups that `automatic` reaches one after the other, for which nothing else has to be asked.
     confident, closest, zeros: as `Target` says.
     quantize: the format of the weights on llama.cpp, by default `QUANTIZE`; on another runtime it contradicts.
+    reader: the server that is to read the result, in any case.
 
     Raises TargetError when nothing is asked for, or what is asked for contradicts itself.
     """
@@ -223,7 +230,8 @@ def make_target(
             f"{shown(quantize)} is a format of weights on llama.cpp, and nothing is asked for there; add --on "
             "llama.cpp, or leave --quantize out"
         )
-    return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros)
+    reader = _reader_of(reader, zeros=zeros)
+    return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros, reader=reader)
 
 
 def _speed_limit(speed_up: float, call: Call | None) -> Limit:
@@ -242,6 +250,19 @@ def _stored(call: Call | None, quantize: str | None) -> Call | None:
     name = (quantize or QUANTIZE).lower()
     quantise.find(name)
     return replace(call, quantize=name)
+
+
+def _reader_of(name: str | None, *, zeros: bool) -> str | None:
+    """A server by its name; TargetError where there is none of that name, or zeros are asked for, which none skips."""
+    if name is None:
+        return None
+    if name.lower() not in READERS:
+        raise TargetError(f"no server {shown(name)}; there is {', '.join(READERS)}{meant(name.lower(), READERS)}")
+    if zeros:
+        raise TargetError(
+            f"zeros are fast on {FAST_ZEROS} alone, and {name} multiplies them; leave --zeros or --for out"
+        )
+    return name.lower()
 
 
 def _drop_of(max_drop: float | None, kl: float | None, *, confident: bool) -> float | None:

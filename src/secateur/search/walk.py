@@ -23,11 +23,12 @@ from secateur.search.choosing.choice import bounded
 from secateur.search.choosing.chooser import Settings
 from secateur.search.costs import Cost
 from secateur.search.points import Found, Origin, Point, permitted, quality
+from secateur.search.readers import check_reader
 from secateur.search.records import record_of
 from secateur.search.rows import Rows
 from secateur.search.sparse.stage import MixedStages
 from secateur.search.stages import MISSED, Stages, quantity_of, reached
-from secateur.search.target import Call, Target, calls_of
+from secateur.search.target import LLAMA_CPP, Call, Target, calls_of
 from secateur.tasks.base.evaluate import Track, silent
 from secateur.tasks.base.task import Task
 from secateur.torch.files.hashes import write_hashes
@@ -107,11 +108,12 @@ def automatic(
 
 
 def check_calls(host: TorchHost, target: Target) -> None:
-    """DeployError for a model that llama.cpp does not have where the target is timed there: before statistics are made,
-    which take long."""
-    for call in calls_of(target):
-        if call.runtime == GGUF:
-            check_gguf(host.model, None if host.source is None else tokenizer_of(host.source), call.length)
+    """DeployError for a model that llama.cpp does not have where the target is timed there, and for one that the
+    server does not read which the target names: before statistics are made, which take long."""
+    check_reader(host.model, target.reader)
+    lengths = [call.length for call in calls_of(target) if call.runtime == GGUF]
+    for length in lengths or ([1] if target.reader == LLAMA_CPP else []):
+        check_gguf(host.model, None if host.source is None else tokenizer_of(host.source), length)
 
 
 @contextmanager

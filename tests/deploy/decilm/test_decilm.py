@@ -155,3 +155,6 @@ def test_models_that_decilm_does_not_have_are_refused_with_a_reason():
     narrow = decoder(layers=1)
     narrow.model.layers[0].self_attn.v_proj.weight = torch.nn.Parameter(torch.ones(8, 32))
     assert "8 numbers for queries and keys and 4 for values" in refused(narrow)
+    turned = decoder(layers=1)
+    turned.model.rotary_emb.inv_freq.mul_(0.5)
+    assert "its heads turn at other frequencies than its base gives; prune whole heads" in refused(turned)

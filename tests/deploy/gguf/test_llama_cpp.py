@@ -1,13 +1,14 @@
 """GGUF files on llama.cpp itself: it computes what PyTorch computes, whatever sizes pruning has left."""
 
 import json
+import urllib.request
 
 import numpy as np
 import pytest
 import torch
 
 from secateur.deploy import runner
-from secateur.deploy.gguf.compare import compare
+from secateur.deploy.gguf.compare import CHAT, compare
 from secateur.deploy.gguf.export import export_gguf
 from secateur.deploy.gguf.generate import file_of, generate_text, is_gguf, speeds
 from secateur.deploy.gguf.llama_cpp import running
@@ -49,6 +50,27 @@ def test_it_writes_the_same_tokens(uneven, tokenizer):
     with running(file_of(made.folder)[0], 128) as llama:
         assert llama.tokens(TEXTS[0]) == prompt
         assert llama.complete(prompt, 16).tokens == greedy(model, prompt, 16)
+
+
+def test_a_server_answers_a_conversation_by_the_models_own_template(tmp_path):
+    template = (
+        "{% for message in messages %}<|start|>{{ message['role'] }}\n{{ message['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+    )
+    tokenizer, said = byte_level(chat_template=template), []
+    made = export_gguf(decoder(layers=1), tmp_path / "out", quantize="f32", tokenizer=tokenizer, say=said.append)
+    assert not any("chat template" in sentence for sentence in said)
+    prompt = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
+    with running(file_of(made.folder)[0], 256) as llama:
+        assert llama.chat_tokens(CHAT) == prompt
+        request = json.dumps({"messages": CHAT, "temperature": 0, "max_tokens": 6}).encode()
+        place = urllib.request.Request(
+            llama.address + "/v1/chat/completions", request, {"Content-Type": "application/json"}
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(place, timeout=60) as answer:
+            got = json.loads(answer.read())
+        assert got["usage"]["prompt_tokens"] == len(prompt)
+        assert got["choices"][0]["message"]["content"] == llama.complete(prompt, 6, ends=True).text
 
 
 def test_it_goes_on_with_texts_and_is_timed(uneven):
@@ -148,19 +170,3 @@ def test_zeros_are_said_to_bring_nothing(tokenizer, tmp_path):
         model.lm_head.weight[:, ::2] = 0
     export_gguf(model, tmp_path / "out", quantize="f32", tokenizer=tokenizer, say=said.append)
     assert any("of the weights are zeros, which bring nothing in llama.cpp" in sentence for sentence in said)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
-def test_random_plans(seed, tokenizer, tmp_path):
-    rng = np.random.default_rng(seed)
-    family = ("Llama", "Mistral", "Qwen2")[seed % 3]
-    options = {"num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": bool(seed % 2)}
-    sizes = [(int(rng.integers(0, 5)), int(rng.integers(0, 49))) for _ in range(4)]
-    sizes[int(rng.integers(4))] = (int(rng.integers(1, 5)), 0)
-    model = cut(decoder(family, layers=4, **options), sizes)
-    made = export_gguf(model, tmp_path / "out", quantize="f32", tokenizer=tokenizer)
-    assert made.parity.relative_error < 1e-4
-    prompt = tokenizer(TEXTS[2])["input_ids"]
-    with running(file_of(made.folder)[0], 128) as llama:
-        assert llama.complete(prompt, 8).tokens == greedy(model, prompt, 8)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from secateur.deploy.gguf import quantise
-from secateur.deploy.gguf.compare import divergence
+from secateur.deploy.gguf.compare import CHAT, chat_difference, divergence
 from secateur.deploy.gguf.decoder import Layer, decoder_of, filled, interleaved, padded_heads, tensors
 from secateur.deploy.gguf.vocabulary import BYTE, CONTROL, GIVEN, UNKNOWN, UNUSED, vocabulary_of
 from secateur.deploy.target import DeployError
@@ -60,6 +60,17 @@ def test_rotary_frequencies_that_are_scaled_become_factors():
     assert decoder_of(decoder(layers=1)).factors is None
 
 
+def test_another_scale_of_attention_goes_into_the_queries():
+    model = decoder("Qwen2", layers=2)
+    weights = dict(model.named_parameters())
+    model.model.layers[1].self_attn.scaling = 2 * 8**-0.5
+    found = decoder_of(model).parameters
+    for part in ("weight", "bias"):
+        assert found[f"model.layers.0.self_attn.q_proj.{part}"] is weights[f"model.layers.0.self_attn.q_proj.{part}"]
+        name = f"model.layers.1.self_attn.q_proj.{part}"
+        torch.testing.assert_close(found[name], 2 * weights[name])
+
+
 def test_a_sliding_window_cuts_the_context():
     found = decoder_of(decoder("Mistral", layers=1, sliding_window=40))
     assert found.context == 40
@@ -82,9 +93,6 @@ def test_strange_parameters_and_heads_are_refused_with_a_reason():
     model = decoder(layers=1)
     model.model.layers[0].self_attn.q_norm = torch.nn.LayerNorm(8)
     assert "llama.cpp's Llama has no model.layers.0.self_attn.q_norm.weight" in refused(model)
-    scaled = decoder(layers=1)
-    scaled.model.layers[0].self_attn.scaling = 1.0
-    assert "layer 0 scales its attention by 1, and llama.cpp by 0.3536" in refused(scaled)
     uneven = decoder(layers=1)
     uneven.model.layers[0].self_attn.q_proj.weight = torch.nn.Parameter(torch.ones(24, 32))
     assert "layer 0 has 3 heads on 2 key-value heads" in refused(uneven)
@@ -204,3 +212,30 @@ def test_tokenizers_that_llama_cpp_does_not_have_are_refused_with_a_reason():
     spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     assert "by a rule that llama.cpp is not known to have; known are those of gpt-2, smollm" in said(spaced)
     assert "no tokenizer.json" in said(object())
+
+
+# -- chat templates -------------------------------------------------------------------------------------------------
+
+
+class Answers:
+    """A llama.cpp that makes the same tokens of every conversation."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def chat_tokens(self, messages):
+        assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+        return self.tokens
+
+
+def test_a_chat_template_that_llama_cpp_reads_otherwise_is_said():
+    template = "{% for message in messages %}<|start|>{{ message['content'] }}<|end|>{% endfor %}"
+    tokenizer = byte_level(chat_template=template)
+    text = "".join(f"<|start|>{message['content']}<|end|>" for message in CHAT)
+    expected = tokenizer(text)["input_ids"]
+    assert chat_difference(Answers(expected), tokenizer) == ""
+    said = chat_difference(Answers(expected[:-1]), tokenizer)
+    assert f"makes {len(expected) - 1} tokens of a conversation" in said
+    assert chat_difference(Answers([]), byte_level()) == ""
+    tokenizer.chat_template = "{{ raise_exception('one turn only') }}"
+    assert chat_difference(Answers([]), tokenizer).endswith("does not go through it: one turn only")

@@ -139,6 +139,7 @@ def target_of(params: dict[str, Any]) -> "Target":
         length=params["length"],
         threads=params["threads"] or 1,
         quantize=params["quantize"],
+        reader=params["reader"],
     )
 
 

@@ -8,6 +8,7 @@ from secateur.token_schedule import PRESETS
 
 RUNTIMES = ("torch", "secateur", "onnx", "openvino", "executorch", "litert")
 FORMATS = (*RUNTIMES[2:], "gguf", "decilm", "savedmodel", "tflite")
+READERS = ("vllm", "sglang", "mlx", "llama.cpp")
 CRITERIA = (
     "magnitude",
     "gradient",

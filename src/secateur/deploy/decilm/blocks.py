@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from secateur.deploy.gguf.decoder import ATTENTION, FEED_FORWARD, HEAD, WHOLE, Decoder, Form, Layer, filled
 from secateur.deploy.target import DeployError
@@ -21,8 +22,10 @@ DIGITS = 6
 """To how many decimals mlx-lm rounds `ffn_mult`."""
 
 
-def check(name: str, decoder: Decoder) -> None:
-    """DeployError for biases, and for values of another size than keys."""
+def check(model: nn.Module, decoder: Decoder) -> None:
+    """DeployError for biases, for values of another size than keys, and for heads that turn at other frequencies than
+    the base says. model: what the decoder was read from."""
+    name, config = type(model).__name__, model.config
     biased = next((parameter for parameter in decoder.parameters if parameter.endswith(".bias")), None)
     if biased is not None:
         raise FORM.refusal(name, f"its runtimes differ in which layers have biases, and the model has {biased}")
@@ -32,6 +35,9 @@ def check(name: str, decoder: Decoder) -> None:
             f"its heads have {decoder.key} numbers for queries and keys and {decoder.value} for values, and DeciLM has "
             "one head_dim; prune whole heads",
         )
+    rule: Any = getattr(config, "rope_parameters", None) or {}
+    if decoder.factors is not None and rule.get("rope_type", "default") == "default":
+        raise FORM.refusal(name, "its heads turn at other frequencies than its base gives; prune whole heads")
 
 
 def fitted(decoder: Decoder, *, exact: bool = False) -> list[Layer]:

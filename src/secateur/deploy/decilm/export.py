@@ -57,7 +57,7 @@ def export_decilm(
     model: Any = source if isinstance(source, nn.Module) else load_for(source, **{"dtype": torch.float32, **options})
     check_model(model, output)
     decoder = decoder_of(model, blocks.FORM)
-    blocks.check(type(model).__name__, decoder)
+    blocks.check(model, decoder)
     layers = blocks.fitted(decoder, exact=exact_widths)
     for sentence in blocks.words(decoder, layers):
         say(sentence)
@@ -77,6 +77,25 @@ def export_decilm(
         parity = compare(model, folder, decoder.context, TOLERANCE if tolerance is None else tolerance)
         size = (folder / WEIGHTS).stat().st_size
     return Artefact(output, DECILM, size, count, zeros, parity, None)
+
+
+def check_decilm(model: nn.Module, reader: str) -> None:
+    """DeployError, in one sentence, for a model that DeciLM does not have, and for sizes that a reader of it refuses.
+
+    reader: vllm, sglang or mlx.
+    """
+    decoder = decoder_of(model, blocks.FORM)
+    blocks.check(model, decoder)
+    name, layers = type(model).__name__, blocks.fitted(decoder)
+    if reader == "sglang" and len({layer.kv for layer in layers if layer.kv}) > 1:
+        raise blocks.FORM.refusal(name, "the number of key-value heads differs by layer, which SGLang does not take")
+    width = layers[0].heads * decoder.key
+    if reader == "mlx" and width != decoder.hidden:
+        raise blocks.FORM.refusal(
+            name,
+            f"{layers[0].heads} heads of {decoder.key} numbers are not the {decoder.hidden} of the residual stream, "
+            "which mlx-lm's DeciLM wants",
+        )
 
 
 def narrowest(tensors: Iterable[torch.Tensor]) -> torch.dtype:

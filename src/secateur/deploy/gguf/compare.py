@@ -1,12 +1,13 @@
 """Compares a GGUF file on llama.cpp with the model in PyTorch: tokens of texts, log probabilities, likeliest tokens."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 
 from secateur import agreement
 from secateur.deploy.gguf.llama_cpp import LlamaCpp, running
@@ -19,6 +20,12 @@ LIKELIEST = 1024
 TEXT = SAMPLES[1]
 LENGTHS = (1, 2, 3, 5, 8, 13, 21, 34)
 """After how many tokens of `TEXT` log probabilities are compared."""
+CHAT = (
+    {"role": "user", "content": "Hello! What is 2 + 2?"},
+    {"role": "assistant", "content": "It is 4."},
+    {"role": "user", "content": "And 3 + 3?"},
+)
+"""A conversation that goes through the chat template."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Difference:
     relative_error: largest of a log probability (`secateur.agreement`). gap: largest absolute difference of one.
     divergence: mean KL divergence from PyTorch's distribution, in nats; all other tokens together count as one.
     agreement: share of steps with the same likeliest token. steps: how many were compared.
+    chat: a sentence on how the prompt of a conversation differs; '' where it does not, or there is no chat template.
     """
 
     relative_error: float
@@ -35,6 +43,7 @@ class Difference:
     divergence: float
     agreement: float
     steps: int
+    chat: str = ""
 
 
 def compare_tokens(llama: LlamaCpp, tokenizer: Any) -> None:
@@ -58,10 +67,29 @@ def compare(path: Path, model: Any, tokenizer: Any, context: int, threads: int =
     ids = list(tokenizer(TEXT)["input_ids"])[: min(context - 1, max(LENGTHS))]
     with running(path, min(context, 256), threads) as llama:
         compare_tokens(llama, tokenizer)
+        chat = chat_difference(llama, tokenizer)
         whole, likeliest = llama.tokens("a")[-1], min(LIKELIEST, model.get_input_embeddings().weight.shape[0])
         lengths = [length for length in LENGTHS if length <= len(ids)]
         got = {length: llama.log_probabilities(ids[:length], likeliest, whole) for length in lengths}
-    return difference(model, ids, got)
+    return replace(difference(model, ids, got), chat=chat)
+
+
+def chat_difference(llama: LlamaCpp, tokenizer: Any) -> str:
+    """How the prompt that llama.cpp makes of a conversation differs from that of transformers, in a sentence; '' where
+    it does not, or there is no chat template. Such a file still continues texts, so this is no error."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    try:
+        text = tokenizer.apply_chat_template(list(CHAT), tokenize=False, add_generation_prompt=True)
+        expected, got = list(tokenizer(text, add_special_tokens=False)["input_ids"]), llama.chat_tokens(CHAT)
+    except (DeployError, TemplateError) as error:
+        return f"the chat template was not tried, as a conversation does not go through it: {error}"
+    if expected == got:
+        return ""
+    return (
+        f"llama.cpp makes {len(got)} tokens of a conversation by the chat template, and transformers {len(expected)} "
+        "others; give llama.cpp the whole prompt as text instead"
+    )
 
 
 def difference(model: Any, ids: list[int], got: Mapping[int, Mapping[int, float]]) -> Difference:

@@ -101,13 +101,14 @@ def decoder_of(model: nn.Module, form: Form = GGUF) -> Decoder:
     name = type(model).__name__
     if family not in form.families or HEAD not in {k for k, _ in model.named_parameters(remove_duplicate=False)}:
         raise form.refusal(name, f"decoders of the families {', '.join(form.families)} can")
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     if parameters[HEAD] is parameters["model.embed_tokens.weight"]:
         del parameters[HEAD]
     modules: Any = model.get_submodule("model.layers")
     _check_names(form, name, parameters, len(modules))
     _check_config(form, name, config)
     key, value = _head_sizes(form, name, modules, parameters)
+    parameters |= _scaled(modules, parameters, key)
     layers = [_layer(form, i, parameters, key) for i in range(len(modules))]
     theta, factors = _frequencies(form, name, model, config, key)
     context, notes = _context(form, config)
@@ -158,12 +159,6 @@ def _head_sizes(form: Form, name: str, modules: Any, parameters: Mapping[str, to
             raise form.refusal(
                 name, f"layer {i} has keys of {keys.shape[0]} numbers in heads of {key}; prune whole heads"
             )
-        if abs(attention.scaling - key**-0.5) > 1e-6 * key**-0.5:
-            raise form.refusal(
-                name,
-                f"layer {i} scales its attention by {attention.scaling:.4g}, and {form.reader} by {key**-0.5:.4g}, as "
-                f"its heads have {key} numbers",
-            )
         found.add((key, values // kv))
     if len(found) > 1:
         raise form.refusal(
@@ -174,6 +169,20 @@ def _head_sizes(form: Form, name: str, modules: Any, parameters: Mapping[str, to
     if not found:
         raise form.refusal(name, f"no layer attends, and {form.reader} wants one that does")
     return next(iter(found))
+
+
+def _scaled(modules: Any, parameters: Mapping[str, torch.Tensor], key: int) -> dict[str, torch.Tensor]:
+    """The query projections of layers that scale their attention by another number than one over the root of `key`,
+    such as those whose heads have lost some of their numbers: multiplied so that the usual number is right."""
+    found = {}
+    for i, module in enumerate(modules):
+        for name in (f"model.layers.{i}.self_attn.q_proj.{part}" for part in ("weight", "bias")):
+            if name not in parameters:
+                continue
+            ratio = float(module.self_attn.scaling) * key**0.5
+            if abs(ratio - 1) > 1e-6:
+                found[name] = parameters[name].detach() * ratio
+    return found
 
 
 def _layer(form: Form, i: int, parameters: Mapping[str, torch.Tensor], key: int) -> Layer:

@@ -82,6 +82,8 @@ def export_gguf(
             f"{name}: a KL divergence of {found.divergence:.2g} nats from PyTorch; {100 * found.agreement:.0f}% of the "
             "likeliest tokens are equal"
         )
+        if found.chat:
+            say(found.chat)
         travel(model, local_folder(source), tokenizer, folder)
         parity = parity_of(found, permitted)
         info = described(model, decoder, folder, name)

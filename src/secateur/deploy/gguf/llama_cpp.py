@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,19 +34,29 @@ class Completion:
 
 
 class LlamaCpp:
-    """A `.gguf` file that is open on llama.cpp."""
+    """A `.gguf` file that is open on llama.cpp.
+
+    address: of its server, such as http://127.0.0.1:8080.
+    """
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self.address = address
         self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def _ask(self, place: str, **request: Any) -> dict[str, Any]:
         with translated():
-            return runner.asked(self._direct, self._address, place, request)
+            return runner.asked(self._direct, self.address, place, request)
 
     def tokens(self, text: str) -> list[int]:
         """The tokens of a text, with those that belong around every text."""
         return list(self._ask("/tokenize", content=text, add_special=True, parse_special=True)["tokens"])
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The tokens of a conversation (role, content) by the chat template of the file, up to where an answer begins.
+
+        Raises DeployError for a template that llama.cpp cannot read.
+        """
+        return self.tokens(self._ask("/apply-template", messages=[dict(message) for message in messages])["prompt"])
 
     def complete(self, prompt: Sequence[int], count: int, *, ends: bool = False) -> Completion:
         """Continue tokens greedily by at most `count`.

@@ -215,6 +215,8 @@ def export(
             else:
                 info["generation"]["parity"] = result
             write_json(folder / runner.MANIFEST, info)
+            for sentence in generation.write_genai(model, info, folder):
+                say(sentence)
     forward, generated = (result, None) if isinstance(result, Parity) else (None, result)
     return Artefact(output, target.name, info["bytes"], info["parameters"], info["zeros"], forward, generated)
 
@@ -287,7 +289,7 @@ def _compare(job: ExportJob, folder: Path) -> Parity | dict[str, Any]:
     """The result of a comparison with PyTorch: of one forward pass, or of generation."""
     model, options = job.model, job.options
     if options.generate:
-        prompts = prompts_of(model, job.data, job.inputs)
+        prompts = generation.prompts_of(model, job.data, job.inputs)
         return generation.compare(model, folder, prompts, options.permitted, rounded=options.rounded)
     batches = list(parity.batches(model, job.data, job.target, job.ports))
     if job.cascade is not None:
@@ -390,11 +392,3 @@ def zero_share(model: nn.Module) -> tuple[int, float]:
     size = sum(p.numel() for p in matrices)
     nonzero = sum(int(torch.count_nonzero(p.detach())) for p in matrices)
     return count, 1.0 - nonzero / size if size else 0.0
-
-
-def prompts_of(
-    model: nn.Module, data: material.Material | None, inputs: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Two prompts of the user's data; or the made-up inputs."""
-    chosen = inputs if data is None else data.prompts()
-    return {k: v for k, v in chosen.items() if k in (model.main_input_name, "attention_mask") and k in inputs}

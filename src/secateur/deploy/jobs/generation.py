@@ -18,7 +18,9 @@ from torch import nn
 from secateur import agreement
 from secateur.arrays import to_numpy
 from secateur.deploy import runner, target
+from secateur.deploy.jobs import material
 from secateur.deploy.target import DeployError, ExportUnit, Port
+from secateur.deploy.targets import genai
 from secateur.deploy.targets.inputs import ports_of, positions_of
 
 PAST, PRESENT = "input.", "output."
@@ -190,6 +192,17 @@ def rule_of(model: Any) -> dict[str, Any]:
     return {"start": start, "end": ends, "pad": int(pad)}
 
 
+def write_genai(model: Any, info: Mapping[str, Any], folder: Path) -> list[str]:
+    """Write what ONNX Runtime GenAI has to know of an ONNX artefact; a sentence where it cannot run it.
+
+    info: what `artefact.json` says. Other artefacts stay as they are.
+    """
+    if "generation" not in info or info["target"] != "onnx":
+        return []
+    reason = genai.write_config(model, info, folder, (PAST, PRESENT))
+    return [reason] if reason else []
+
+
 def compare(
     model: Any, folder: Path, inputs: Mapping[str, torch.Tensor], tolerance: float, *, rounded: bool = False
 ) -> dict[str, Any]:
@@ -250,3 +263,11 @@ def _unended(
             scores[np.arange(len(scores)), answers[:, len(chosen) - 1]] = np.inf
 
     return generate(folder, {k: to_numpy(v) for k, v in inputs.items()}, count, on_logits=forbid)
+
+
+def prompts_of(
+    model: nn.Module, data: material.Material | None, inputs: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Two prompts of the user's data; or the made-up inputs."""
+    chosen = inputs if data is None else data.prompts()
+    return {k: v for k, v in chosen.items() if k in (model.main_input_name, "attention_mask") and k in inputs}
