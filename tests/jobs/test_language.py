@@ -1,6 +1,7 @@
 """A language model beside the dense one and beside fewer bits; tasks of lm-evaluation-harness."""
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from tests.text_models import write_documents, write_model
 
 def row(whose, form, size, losses):
     """A row with made-up losses of four windows."""
-    return Row(whose, form, size, text_score(np.array(losses), np.arange(8).reshape(4, 2)))
+    return Row(whose, form, size * 10**6, text_score(np.array(losses), np.arange(8).reshape(4, 2)))
 
 
 def test_the_sentence_names_the_best_dense_row_that_is_no_larger():
@@ -31,16 +32,19 @@ def test_the_sentence_names_the_best_dense_row_that_is_no_larger():
     close = row(THIS, "q8_0", 90, [1.1, 2.3, 3.1, 4.4])
     least = row(THIS, "q4_0", 50, [2.2, 3.2, 4.2, 5.2])
     (sentence,) = verdicts([*rows, worse])
-    assert sentence.startswith("dense q4_0 (0.0 MB) is smaller and better than this model q8_0")
-    assert "+0.3250 [" in sentence  # of 0.3, 0.4, 0.3, 0.3
+    assert sentence.startswith("this model q8_0 (90.0 MB) beside dense q4_0 (60.0 MB): loss +0.3250 [+0.2760, +0.3740]")
+    assert sentence.endswith("; the dense model is smaller and better")
     (sentence,) = verdicts([*rows, better])
-    assert "this model q8_0 (0.0 MB) is better than every dense row that is no larger" in sentence
-    assert "-0.1250 [" in sentence
+    assert "loss -0.1250 [" in sentence
+    assert sentence.endswith("; the dense model is smaller, but worse")
     (sentence,) = verdicts([*rows, close])
-    assert "the text shows no difference: +0.0000 [" in sentence
+    assert "loss +0.0000 [" in sentence
+    assert sentence.endswith("; the dense model is smaller, and the text shows no difference")
+    (sentence,) = verdicts([*rows, replace(worse, bytes=60_000_000)])
+    assert sentence.endswith("; the dense model is as large and better")
     (sentence,) = verdicts([*rows, least])
-    assert "is smaller than every dense row; beside dense q4_0" in sentence
-    assert "+0.9750 [" in sentence
+    assert "(50.0 MB) beside dense q4_0 (60.0 MB): loss +0.9750 [" in sentence
+    assert sentence.endswith("; this model is smaller than every dense row")
     assert verdicts([worse]) == verdicts([rows[0], worse]) == []  # nothing was rounded
 
 

@@ -106,12 +106,13 @@ def _tasks(params: dict[str, Any]) -> "Tasks | None":
 def show(model: str, text: Path, found: "Compared") -> None:
     """The table of all rows, and sentences."""
     from secateur.jobs.language.rows import verdicts
+    from secateur.jobs.records import name_of
 
     columns = ["weights", "MB", "perplexity", "loss", "delta loss [95%]", "KL to dense", "flips"]
     is_timed = any(row.speed for row in found.rows)
     columns += ["prompt tokens/s", "new tokens/s"] if is_timed else []
     first = found.score
-    title = f"{model} on {text}: {first.windows} windows of {first.context} tokens that do not overlap"
+    title = f"{name_of(model)} on {text.name}: {first.windows} windows of {first.context} tokens that do not overlap"
     common.print_table(title, columns, [_cells(row, is_timed=is_timed) for row in found.rows])
     for sentence in [*verdicts(found.rows), *found.notes]:
         common.say(sentence)

@@ -201,7 +201,7 @@ class _Files:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each row of the model: whether the dense model in a form that takes no more bytes is better. The
+    """A sentence for each row of the model: whether the best dense row that takes no more bytes is better. The
     difference in loss is paired over windows, with its 95% interval; without rows of both models there is none.
     """
     dense = [row for row in rows if row.whose == DENSE]
@@ -211,30 +211,26 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 def _verdict(row: Row, dense: Sequence[Row]) -> str:
     """The sentence for one row of the model."""
     smaller = [other for other in dense if other.bytes <= row.bytes]
+    if smaller:
+        beside = min(smaller, key=lambda one: one.score.loss)
+    else:
+        beside = min(dense, key=lambda one: one.bytes)
+    low, high = _interval(row, beside)
+    loss = f"{row.score.loss - beside.score.loss:+.4f} [{low:+.4f}, {high:+.4f}]"
+    size = "as large" if row.bytes == beside.bytes else "smaller"
     if not smaller:
-        other = min(dense, key=lambda one: one.bytes)
-        return (
-            f"{_sized(row)} is smaller than every dense row; beside {_sized(other)} its loss is {_beside(row, other)}"
-        )
-    best = min(smaller, key=lambda one: one.score.loss)
-    low, high = _interval(row, best)
-    if low > 0:
-        return f"{_sized(best)} is smaller and better than {_sized(row)}, whose loss is {_beside(row, best)}"
-    if high < 0:
-        return f"{_sized(row)} is better than every dense row that is no larger: beside {_sized(best)} its loss is " + (
-            _beside(row, best)
-        )
-    return f"{_sized(best)} is smaller than {_sized(row)}, and the text shows no difference: {_beside(row, best)}"
+        words = "this model is smaller than every dense row"
+    elif low > 0:
+        words = f"the dense model is {size} and better"
+    elif high < 0:
+        words = f"the dense model is {size}, but worse"
+    else:
+        words = f"the dense model is {size}, and the text shows no difference"
+    return f"{_sized(row)} beside {_sized(beside)}: loss {loss}; {words}"
 
 
 def _sized(row: Row) -> str:
     return f"{row.name} ({row.bytes / 1e6:.1f} MB)"
-
-
-def _beside(row: Row, other: Row) -> str:
-    """The difference in loss with its interval."""
-    low, high = _interval(row, other)
-    return f"{row.score.loss - other.score.loss:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _interval(row: Row, other: Row) -> tuple[float, float]:
