@@ -102,8 +102,8 @@ def results(*values):
     return {"results": {"t": summary}, "samples": {"t": samples}}
 
 
-def test_a_task_has_the_difference_paired_over_rows(monkeypatch, tmp_path):
-    monkeypatch.setattr(harness, "require", lambda: None)
+def test_a_task_has_the_difference_paired_over_rows(monkeypatch):
+    monkeypatch.setattr(harness, "check", lambda tasks: None)
     answers = {"small": results(1.0, 0.0, 0.0, 1.0), "dense": results(1.0, 1.0, 0.0, 1.0)}
     monkeypatch.setattr(harness, "_evaluated", lambda models, source, tasks: answers[source])
     (score,) = harness.run_tasks(Models("small", "dense"), harness.Tasks(["t"]))
@@ -113,8 +113,11 @@ def test_a_task_has_the_difference_paired_over_rows(monkeypatch, tmp_path):
     assert score.interval == pytest.approx((-0.25 - 1.96 * 0.25, -0.25 + 1.96 * 0.25))  # of 0, -1, 0, 0
     (alone,) = harness.run_tasks(Models("small"), harness.Tasks(["t"]))
     assert (alone.value, alone.dense, alone.delta) == (0.5, None, None)
-    with pytest.raises(DataError, match="no folder of tasks at"):
-        harness.run_tasks(Models("small"), harness.Tasks(["t"], tmp_path / "nowhere"))
+
+
+def test_a_folder_of_tasks_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="no folder of tasks at .*nowhere; pass one that holds their YAML files"):
+        harness.check(harness.Tasks(["t"], tmp_path / "nowhere"))
 
 
 TASK = """task: likely

@@ -40,7 +40,7 @@ def evaluate(context: typer.Context, options: dict[str, Any]) -> None:
     began = time.perf_counter()
     tasks = _tasks(params)
     if tasks is not None:
-        harness.require()
+        harness.check(tasks)
     formats = _formats(context)
     threads = None
     if params["speed"]:

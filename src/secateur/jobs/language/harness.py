@@ -52,8 +52,10 @@ class TaskScore:
     interval: tuple[float, float] | None = None
 
 
-def require() -> None:
-    """SecateurError where the harness is not installed."""
+def check(tasks: Tasks) -> None:
+    """DataError for a folder of tasks that is not there, SecateurError where the harness is not installed."""
+    if tasks.path is not None and not tasks.path.is_dir():
+        raise DataError(f"no folder of tasks at {tasks.path}; pass one that holds their YAML files")
     if importlib.util.find_spec("lm_eval") is None:
         raise SecateurError("lm_eval is not installed; `pip install 'secateur[lm-eval]'`")
 
@@ -61,12 +63,9 @@ def require() -> None:
 def run_tasks(models: Models, tasks: Tasks) -> list[TaskScore]:
     """Run tasks on the model, and on the dense one where there is one; one model is in memory at a time.
 
-    Raises DataError, in one sentence, for a folder or a task that the harness cannot read, SecateurError where the
-    harness is not installed.
+    Raises DataError, in one sentence, for a task that the harness cannot run, and as `check`.
     """
-    require()
-    if tasks.path is not None and not tasks.path.is_dir():
-        raise DataError(f"no folder of tasks at {tasks.path}; pass one that holds their YAML files")
+    check(tasks)
     own = _evaluated(models, models.model, tasks)
     dense = None if models.reference is None else _evaluated(models, models.reference, tasks)
     return [score for task in own["samples"] for score in _scores(task, own, dense)]
@@ -110,7 +109,7 @@ def _scores(task: str, own: Mapping[str, Any], dense: Mapping[str, Any] | None) 
             continue
         error = f"{metric}_stderr,{kind}"
         count = len({row for row, given in rows if given == kind})
-        score = {"stderr": _number(own["results"][task].get(error))}
+        score: dict[str, Any] = {"stderr": _number(own["results"][task].get(error))}
         if dense is not None:
             score |= {
                 "dense": _number(dense["results"][task].get(key)),
@@ -134,11 +133,15 @@ def _paired(
     kind: str,
 ) -> dict[str, Any]:
     """The mean difference with its interval; nothing where a row has no number."""
-    pairs = [(own[key].get(metric), dense.get(key, {}).get(metric)) for key in own if key[1] == kind]
-    if not pairs or not all(_number(value) is not None for pair in pairs for value in pair):
+    differences = []
+    for key in (key for key in own if key[1] == kind):
+        value, other = _number(own[key].get(metric)), _number(dense.get(key, {}).get(metric))
+        if value is None or other is None:
+            return {}
+        differences.append(value - other)
+    if not differences:
         return {}
-    difference = np.array([float(a) - float(b) for a, b in pairs])  # type: ignore[arg-type]
-    return {"delta": float(difference.mean()), "interval": interval_of(difference)}
+    return {"delta": float(np.mean(differences)), "interval": interval_of(np.array(differences))}
 
 
 def _number(value: Any) -> float | None:

@@ -152,8 +152,9 @@ def _unrounded(whose: str, source: str, model: Any, score: TextScore) -> Row:
 
 def _rounded(models: Models, windows: torch.Tensor, answers: Answers | None, track: Track) -> Iterator[Row]:
     """The rows with fewer bits. answers: of the dense model."""
-    for whose, source in ((DENSE, models.reference), (THIS, models.model)):
-        for form in models.formats if source is not None else ():
+    both = [] if models.reference is None else [(DENSE, models.reference)]
+    for whose, source in (*both, (THIS, models.model)):
+        for form in models.formats:
             model = models.load(source)
             size = round_weights(model, form)
             yield Row(whose, form, size, evaluate_text(model, windows, answers, _said(track, f"{whose} {form}")))
