@@ -17,16 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import search_llm
 import search_models
-import torch
 from setting import setting
 
-from secateur.deploy.gguf import quantise
 from secateur.deploy.gguf.export import export_gguf
 from secateur.deploy.gguf.generate import speeds
+from secateur.deploy.gguf.rounded import round_weights
 from secateur.torch.files.saving import save
 from secateur.torch.open import load_model
 
@@ -45,20 +43,10 @@ def prune(share: float) -> None:
     save(small.model, KEPT / f"pruned-{share:g}", tokenizer=have.tokenizer, overwrite=True)
 
 
-@torch.no_grad()
 def rounded(model: Any, name: str) -> Any:
     """A copy whose matrices are those that a file of this format gives back."""
-    form, small = quantise.find(name), copy.deepcopy(model)
-    for key, parameter in small.named_parameters():
-        if parameter.ndim != 2:
-            continue
-        rows = parameter.shape[1]
-        padded = np.zeros((parameter.shape[0], -(-rows // quantise.BLOCK) * quantise.BLOCK), np.float32)
-        padded[:, :rows] = parameter.float().numpy()
-        kind = quantise.fitting(form.output if "embed" in key or "lm_head" in key else form.usual, padded.shape[1])
-        stored = quantise.quantised(padded, kind)
-        back = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType[kind])
-        parameter.copy_(torch.from_numpy(np.ascontiguousarray(back.reshape(padded.shape)[:, :rows])))
+    small = copy.deepcopy(model)
+    round_weights(small, name)
     return small
 
 

@@ -33,7 +33,7 @@ from setting import setting
 from secateur.cost import parameters
 from secateur.files import write_json
 from secateur.scores import interval_of
-from secateur.torch.data.run_windows import Answers, divergences, evaluate_text, logits_of
+from secateur.torch.data.run_windows import Answers, divergences, evaluate_text, logits_of, recorded
 from secateur.torch.data.text_rows import load_tokenizer
 from secateur.torch.data.token_windows import cut, sample_windows, tokens_of
 from secateur.torch.host import TorchHost
@@ -77,13 +77,6 @@ class Material:
         return sample_windows(self.tokenizer, self.sources, self.model.config.vocab_size, count, context, seed)
 
 
-@torch.no_grad()
-def answers_of(model: Any, windows: torch.Tensor) -> Answers:
-    """The dense model's logits on windows; their last hidden states are kept."""
-    states = {w.numpy().tobytes(): model.model(input_ids=w[None], use_cache=False)[0][0, :-1] for w in windows}
-    return lambda window: model.lm_head(states[window.numpy().tobytes()])
-
-
 def material() -> Material:
     """Everything that the rows share."""
     folder = search_models.smollm2()
@@ -99,7 +92,7 @@ def material() -> Material:
     example = torch.zeros(2, 16, dtype=torch.long)
     host = TorchHost(model, {"input_ids": example, "attention_mask": torch.ones_like(example)})
     sources = [("reviews", text_by_name["calibration"]), ("manual", manual())]
-    return Material(host, answers_of(model, torch.cat(list(tests.values()))), tests, tokenizer, sources)
+    return Material(host, recorded(model, torch.cat(list(tests.values()))), tests, tokenizer, sources)
 
 
 # -- methods ----------------------------------------------------------------------------------------------------------

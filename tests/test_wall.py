@@ -54,7 +54,7 @@ FLOORS = (
     "deploy.jobs deploy.gguf deploy.decilm",
     "search search.choosing search.sparse",
     "report",
-    "jobs",
+    "jobs jobs.language",
     "cli cli.pruning __main__",
 )
 """From the ground up. A module imports from its own floor and from those below."""

@@ -1,7 +1,8 @@
 """Scores of language models on plain text: perplexity, and how far a model is from the dense model (KL, flips)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class TextScore:
     interval: 95% interval of delta (paired, normal, over windows; None for a single window).
     kl: KL divergence from the dense model to this one.
     flips: share of positions at which the two models find another token most likely.
+    losses, dense_losses: of each window, for paired comparisons with other models.
     """
 
     context: int
@@ -45,6 +47,8 @@ class TextScore:
     interval: tuple[float, float] | None = None
     kl: float | None = None
     flips: float | None = None
+    losses: tuple[float, ...] = field(default=(), repr=False)
+    dense_losses: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def collapsed(self) -> str | None:
@@ -91,16 +95,18 @@ def text_score(
     if losses.shape != (windows,) or (dense is not None and dense.shape != (windows,)):
         raise DataError(f"{len(losses)} losses do not belong to {windows} windows")
     loss = float(losses.mean())
-    score = {
+    score: dict[str, Any] = {
         "context": context,
         "windows": windows,
         "tokens": windows * (context - 1),
         "loss": loss,
         "perplexity": _exp(loss),
         "unigram": unigram_loss(tokens[:, 1:]),
+        "losses": tuple(losses.tolist()),
     }
     if dense is not None:
         difference = losses - dense
+        score["dense_losses"] = tuple(dense.tolist())
         score["dense_perplexity"] = _exp(float(dense.mean()))
         score["delta"] = float(difference.mean())
         score["interval"] = interval_of(difference)

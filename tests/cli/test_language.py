@@ -49,12 +49,36 @@ def test_prune_and_perplexity(call, result, llm, text, place):
     assert score["interval"][0] < score["delta"] < score["interval"][1]
     assert score["kl"] > 0
     assert 0 < score["flips"] < 1
+    assert [row["name"] for row in score["rows"]][::3] == ["dense float32", "this model float32"]
+    assert [row["format"] for row in score["rows"]] == ["float32", "q8_0", "q4_0"] * 2
+    assert {name: score[name] for name in ("kl", "delta")} == {n: score["rows"][3][n] for n in ("kl", "delta")}
     alone = result("eval", llm, *words)
     assert alone["perplexity"] == pytest.approx(score["dense_perplexity"])
     assert alone["delta"] is None
+    assert [row["name"] for row in alone["rows"]] == ["this model float32"]
     shown = call("eval", place / "out", *words)
-    assert "windows of 16 tokens that do not overlap" in shown.out
+    assert "out on text.txt: 52 windows of 16 tokens that do not overlap" in shown.out
     assert "has collapsed: it predicts worse" in shown.err  # a random model knows less than a table of frequencies
+
+
+def test_rows_at_fewer_bits_on_the_command_line(call, refused, llm, text, monkeypatch):
+    from secateur.deploy.gguf import export
+
+    words = ["eval", llm, "--task", "perplexity", "--text", text, "--context", 16, "--samples", 3, "--reference", llm]
+    done = call(*words, "--quantized", "Q8_0, f16")
+    assert done.code == 0, done.err
+    names = re.findall("^ *((?:dense|this model) [a-z]+[0-9_]+)  ", done.out, re.M)
+    assert names == [f"{whose} {form}" for whose in ("dense", "this model") for form in ("float32", "q8_0", "f16")]
+    assert "this model q8_0 (0.0 MB) beside dense q8_0 (0.0 MB): loss +0.0000 [+0.0000, +0.0000]" in done.out
+    assert "no format 'q9' for GGUF" in refused(*words, "--quantized", "q9")
+    assert "--lm-eval-limit does nothing without --lm-eval" in refused(*words, "--lm-eval-limit", 3)
+    monkeypatch.setattr(export, "PACKAGES", ("absent_package",))
+    done = call(*words)
+    assert done.code == 0, done.err
+    assert "no rows at 8 and 4 bits: absent_package is not installed; `pip install 'secateur[gguf]'`" in done.err
+    assert "q8_0" not in done.out
+    assert "absent_package is not installed" in refused(*words, "--quantized", "q8_0")
+    assert "absent_package is not installed" in refused(*words, "--speed")
 
 
 @pytest.mark.slow

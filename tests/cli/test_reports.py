@@ -166,4 +166,5 @@ def test_a_language_model_has_a_record_with_the_error_of_each_block(result, tmp_
         *("--against", tmp_path / "llm", "--report", tmp_path / "eval.html"),
     )
     assert page[-1].quality.drop == score["delta"]
+    assert [(form.name, form.drop) for form in page[-1].forms] == [(r["name"], r["delta"]) for r in score["rows"]]
     assert page[-1].matrices == record.matrices

@@ -12,6 +12,9 @@ NAME = "eval"
 EXAMPLES = (
     "secateur eval ./pruned --data test.csv --text-column text --label-column label --against ./dense",
     "secateur eval ./sparse-llm --task perplexity --text news.txt --context 2048 --reference ./dense-llm",
+    "secateur eval ./small-llm --task perplexity --text news.txt --context 256 --reference ./dense-llm --speed",
+    "secateur eval ./small-llm --task perplexity --text news.txt --reference ./dense-llm --lm-eval my_task "
+    "--lm-eval-path ./tasks",
 )
 PERPLEXITY = "perplexity"
 LANGUAGE = "Language models"
@@ -40,6 +43,42 @@ def command(
     samples: Annotated[
         int | None, typer.Option(help="The first windows only; default: all.", min=1, rich_help_panel=LANGUAGE)
     ] = None,
+    quantized: Annotated[
+        str,
+        typer.Option(
+            help="Formats of GGUF in which both models are scored too: names of `export --quantize` with commas "
+            "between them, or none. Without --reference: none.",
+            rich_help_panel=LANGUAGE,
+        ),
+    ] = "q8_0,q4_0",
+    speed: Annotated[
+        bool,
+        typer.Option("--speed", help="Time all rows on llama.cpp, in turn.", rich_help_panel=LANGUAGE),
+    ] = False,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            "--lm-eval",
+            help="Tasks of lm-evaluation-harness to run too, with commas between them.",
+            metavar="TASKS",
+            rich_help_panel=LANGUAGE,
+        ),
+    ] = None,
+    lm_eval_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--lm-eval-path",
+            help="Folder with the tasks as YAML; default: the harness's own tasks, whose rows it fetches from the hub.",
+            metavar="FOLDER",
+            rich_help_panel=LANGUAGE,
+        ),
+    ] = None,
+    lm_eval_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--lm-eval-limit", help="The first rows of each task only; default: all.", min=1, rich_help_panel=LANGUAGE
+        ),
+    ] = None,
     max_length: common.LengthOption = 128,
     new_tokens: common.NewTokensOption = 64,
     batch_size: common.BatchOption = 32,
@@ -61,7 +100,8 @@ def command(
 ) -> None:
     """Score a model of any task, with --against next to the dense model; without labels --against is needed.
 
-    The data of a `.keras` classifier is an .npz of x and y.
+    The data of a `.keras` classifier is an .npz of x and y. With --task perplexity, a language model and the dense one
+    are scored on a text as they are and with weights rounded to 8 and 4 bits as llama.cpp stores them.
     """
     from secateur.cli import kinds
     from secateur.cli.pruning import outcomes
@@ -73,21 +113,11 @@ def command(
         common.check_unchanged(model)
     options: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     if task == PERPLEXITY:
-        from secateur.cli.pruning import language
+        from secateur.cli.pruning import scores
 
         common.quiet_libraries()
         common.set_threads(threads)
-        language.evaluate(
-            model,
-            text,
-            text_column=text_column[0] if text_column else "text",
-            context=context,
-            reference=against,
-            samples=samples,
-            options=options,
-            report=report,
-            json=json,
-        )
+        scores.evaluate(context_, options)
         return
     if is_keras_file(model):
         from secateur.cli import keras

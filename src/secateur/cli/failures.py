@@ -34,6 +34,7 @@ EXTRAS = {
     "nncf": "",
     "gguf": "",
     "xllamacpp": "gguf",
+    "lm_eval": "lm-eval",
     "sentencepiece": "",
     "tiktoken": "",
 }

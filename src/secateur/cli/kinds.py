@@ -70,7 +70,7 @@ TABLES: dict[str, dict[str, str]] = {
         "labels perplexity": "text_column task trust_remote_code check quiet",
         "labels keras": "data batch_size",
         "labels": f"{_COLUMNS} target_column split max_length new_tokens",
-        "perplexity": "text context samples",
+        "perplexity": "text context samples quantized speed lm_eval lm_eval_path lm_eval_limit",
     },
     "export": {
         "torch keras gguf decilm": "model to output tolerance overwrite json",
@@ -110,7 +110,7 @@ NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
         "eval_split": ("eval_data", "data"),
         "train_args": ("fine_tune",),
     },
-    "eval": {"overwrite": ("report",)},
+    "eval": {"overwrite": ("report",), "lm_eval_path": ("lm_eval",), "lm_eval_limit": ("lm_eval",)},
     "export": {
         "tokens": ("sparse",),
         "value": ("sparse",),

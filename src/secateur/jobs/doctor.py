@@ -23,6 +23,7 @@ PURPOSES: Mapping[str, str] = {
     "executorch": "export to ExecuTorch, and timing there",
     "litert": "export to LiteRT, and timing there",
     "gguf": "GGUF files of language models, run by llama.cpp",
+    "lm-eval": "tasks of lm-evaluation-harness",
     "data": "Parquet, data sets of the hub, images and sounds",
     "metrics": "F1, BLEU, word error rates and the like",
     "report": "HTML reports with charts",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from secateur.deploy import runner
 from secateur.deploy.jobs.results import Bench, Timing
@@ -10,9 +11,12 @@ from secateur.metrics.evaluation import Evaluation
 from secateur.record import read_record
 from secateur.records.provenance import provenance_of
 from secateur.records.quality import are_finite, finite, in_words, parity_of, quality_of, share, stages_of
-from secateur.schemas.record import DataFile, Example, Parity, Quality, Record, Speed, Stage
+from secateur.schemas.record import DataFile, Example, Form, Parity, Quality, Record, Speed, Stage
 from secateur.schemas.results import Machine
 from secateur.scores import TextScore
+
+if TYPE_CHECKING:
+    from secateur.jobs.language.rows import Row  # needs PyTorch, which Keras models do without
 
 
 def evaluated(
@@ -46,8 +50,16 @@ def evaluated(
     return joined(own_record(model), record)
 
 
-def read_text(model: str, score: TextScore, data: Iterable[DataFile] = (), seconds: float | None = None) -> Record:
+def scored(
+    model: str,
+    score: TextScore,
+    rows: "Iterable[Row]" = (),
+    data: Iterable[DataFile] = (),
+    seconds: float | None = None,
+) -> Record:
     """The record of a language model that was scored on a text: its loss for a token, and the dense model's.
+
+    rows: both models with fewer bits too.
 
     Raises ModelError as `evaluated`.
     """
@@ -75,10 +87,28 @@ def read_text(model: str, score: TextScore, data: Iterable[DataFile] = (), secon
         reading=words,
         quality=quality,
         stages=stages,
+        forms=[_form(row) for row in rows if are_finite(row.score.loss)],
         notes=[f"collapsed: {score.collapsed}"] if score.collapsed else [],
         provenance=provenance_of(seconds=seconds, data=data),
     )
     return joined(own_record(model), record)
+
+
+def _form(row: "Row") -> Form:
+    """A row as a record keeps it."""
+    score, speed = row.score, row.speed
+    is_known = score.interval is not None and are_finite(*score.interval)
+    return Form(
+        name=row.name,
+        bytes=row.bytes,
+        value=score.loss,
+        drop=finite(score.delta),
+        interval=list(score.interval) if score.interval is not None and is_known else None,
+        divergence=finite(score.kl),
+        flips=share(score.flips),
+        prompt_speed=None if speed is None else speed.prompt,
+        decode_speed=None if speed is None else speed.decode,
+    )
 
 
 def benched(result: Bench, folders: Mapping[str, Path]) -> list[Record]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from secateur.schemas.record import Quality, Speed
+from secateur.schemas.record import Form, Quality, Speed
 
 MINUS = "−"
 
@@ -93,7 +93,7 @@ def threads(speed: Speed) -> str:
     return f"{speed.threads} thread{'s' if speed.threads > 1 else ''}"
 
 
-def interval(quality: Quality) -> str:
+def interval(quality: Quality | Form) -> str:
     """The 95% interval of the drop; empty where there is none."""
     if quality.interval is None:
         return ""

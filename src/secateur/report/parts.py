@@ -58,6 +58,7 @@ class Model:
     tiles: list[Tile]
     asked: Table | None
     quality: Table | None
+    forms: Table | None
     frontier: list[Figure]
     stages: list[Figure]
     speeds: list[Figure]
@@ -85,6 +86,7 @@ def of_record(record: Record, number: int) -> Model:
         tiles=[*_speed_tiles(record), *_quality_tiles(record), *_size_tiles(record)],
         asked=tables.asked(record),
         quality=tables.quality(record),
+        forms=tables.forms(record),
         frontier=list(_frontier(record)),
         stages=list(_stages(record)),
         speeds=list(_speeds(record)),

@@ -80,6 +80,28 @@ def quality(record: Record) -> Table | None:
     return table("Quality on the test rows", ["what", "value"], rows)
 
 
+def forms(record: Record) -> Table | None:
+    """A language model and the dense one, as they are and with fewer bits; None where no such rows were measured."""
+    if not record.forms:
+        return None
+    rows = [
+        (
+            Cell(form.name),
+            figures.size(form.bytes, "B"),
+            figures.score(form.value),
+            NONE if form.drop is None else Cell(figures.signed(form.drop), figures.interval(form)),
+            NONE if form.divergence is None else figures.number(form.divergence, 3),
+            NONE if form.flips is None else figures.share(form.flips),
+            NONE if form.prompt_speed is None else figures.number(form.prompt_speed, 3),
+            NONE if form.decode_speed is None else figures.number(form.decode_speed, 3),
+        )
+        for form in record.forms
+    ]
+    columns = ["weights", "size", "loss for a token", "more than dense", "KL to dense", "answers that changed"]
+    columns += ["prompt tokens/s", "new tokens/s"]
+    return table("Fewer weights beside fewer bits", columns, rows)
+
+
 def speeds(found: Sequence[Speed], settings: Sequence[str]) -> Table:
     """Times of both models. settings: one label for each speed."""
     rows = [

@@ -43,6 +43,23 @@ class Quality(Schema):
     flips: Share | None = None
 
 
+class Form(Schema):
+    """A language model, this one or the dense one, with its weights stored in one form. name: "dense q8_0", "this model
+    float32". bytes: of the weights. value: loss for a token on the test rows, in nats. drop, interval, divergence,
+    flips: beside the dense model as it is, as in the quality. prompt_speed, decode_speed: tokens a second that
+    llama.cpp reads and writes."""
+
+    name: str
+    bytes: Count
+    value: Finite
+    drop: Finite | None = None
+    interval: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None = None
+    divergence: Finite | None = None
+    flips: Share | None = None
+    prompt_speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    decode_speed: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
 class Stage(Schema):
     """Quality after one step of the work. name: "dense", "pruned", "fine-tuned", "healed", "fewer tokens"; "this model"
     where a saved model was evaluated."""
@@ -191,6 +208,7 @@ class Record(Schema):
     asked: list[Asked] = Field(default_factory=list)
     quality: Quality | None = None
     stages: list[Stage] = Field(default_factory=list)
+    forms: list[Form] = Field(default_factory=list)
     sizes: Sizes | None = None
     speeds: list[Speed] = Field(default_factory=list)
     frontier: list[FrontierPoint] = Field(default_factory=list)

@@ -1,7 +1,6 @@
-"""The language-model side of `secateur prune` and `secateur eval`: recipe, windows of text, progress, tables."""
+"""The language-model side of `secateur prune`: recipe, windows of text, progress, tables."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -267,66 +266,3 @@ def show(report: "RunReport", recipe: "Recipe", *, json: bool) -> None:
     if report.left_out:
         stacked = _counted(len(report.left_out), "stacked weight")
         common.say(f"left as they were: {stacked} of the layers, such as {report.left_out[0]}")
-
-
-def evaluate(
-    model: str,
-    text: Path | None,
-    *,
-    text_column: str,
-    context: int,
-    reference: str | None,
-    samples: int | None,
-    options: dict[str, Any],
-    report: Path | None,
-    json: bool,
-) -> None:
-    """Print the perplexity of a model on a text, next to that of `reference`, the dense model.
-
-    context: tokens in a window. samples: how many windows, or None for all. options: for loading the models.
-    report: the page to write, or None.
-    """
-    import time
-    from dataclasses import asdict
-
-    from secateur.documents import read_documents
-    from secateur.errors import DataError
-
-    if text is None:
-        raise DataError("perplexity needs a text; pass --text FILE")
-    documents = read_documents(text, text_column)
-
-    from secateur.torch.data.run_windows import evaluate_text
-    from secateur.torch.data.text_rows import load_tokenizer, text_positions
-    from secateur.torch.data.token_windows import check_context, cut, tokens_of
-    from secateur.torch.open import load_model
-
-    began = time.perf_counter()
-    tokenizer = load_tokenizer(model, **options)
-    network: Any = load_model(model, **options)
-    check_context(text_positions(network), context)
-    most = None if samples is None else samples * context
-    tokens = tokens_of(tokenizer, documents, network.get_input_embeddings().weight.shape[0], most)
-    windows = cut(tokens, context, str(text), samples)
-    dense = load_model(reference, **options) if reference is not None else None
-    score = evaluate_text(network, windows, dense, common.track)
-    alarm = score.collapsed
-    if json:
-        common.print_json({"model": model, "text": str(text), **asdict(score), "collapsed": alarm})
-    else:
-        columns, row = ["model", "context", "windows", "perplexity", "loss"], [model, str(context), str(score.windows)]
-        row += [f"{score.perplexity:.2f}", f"{score.loss:.4f}"]
-        if score.delta is not None and score.kl is not None and score.flips is not None:
-            low, high = score.interval or (math.nan, math.nan)
-            columns += ["dense", "delta loss [95%]", "KL to dense", "flips"]
-            row += [f"{score.dense_perplexity:.2f}", f"{score.delta:+.4f} [{low:+.4f}, {high:+.4f}]"]
-            row += [f"{score.kl:.4f}", common.percent(score.flips)]
-        common.print_table(f"{text}, windows of {context} tokens that do not overlap", columns, [row])
-    if report is not None:
-        from secateur.jobs.records import read_text
-        from secateur.records.provenance import data_file
-
-        record = read_text(model, score, [data_file("test", text, len(documents))], time.perf_counter() - began)
-        common.write_report([record], report)
-    if alarm:
-        common.note(f"alarm: {model} has collapsed: {alarm}")

@@ -247,6 +247,14 @@ def _architecture(usual: str, layers: list[Layer], biased: set[str], *, scaled: 
 # -- tensors ----------------------------------------------------------------------------------------------------------
 
 
+def written_name(parameter: str) -> str:
+    """The name in a GGUF file of one of a decoder's `parameters`."""
+    if parameter in WHOLE or parameter == HEAD:
+        return {**WHOLE, HEAD: "output.weight"}[parameter]
+    _, _, i, part = parameter.split(".", 3)
+    return f"blk.{i}.{({**ATTENTION, **FEED_FORWARD})[part]}"
+
+
 def padded_heads(decoder: Decoder) -> list[Layer]:
     """The layers as they are written, before neurons are padded: llama.cpp wants attention in the first layer, which
     gets one head of zeros if it has none, and is wrong about a layer without neurons, which gets one of zeros."""
@@ -264,7 +272,7 @@ def tensors(decoder: Decoder, layers: list[Layer]) -> Iterator[tuple[str, torch.
     for name, written in WHOLE.items():
         yield written, given[name]
     if not decoder.tied:
-        yield "output.weight", given[HEAD]
+        yield written_name(HEAD), given[HEAD]
     if decoder.factors is not None:
         yield "rope_freqs.weight", torch.from_numpy(decoder.factors)
     for i, layer in enumerate(layers):

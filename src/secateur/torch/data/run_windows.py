@@ -19,6 +19,9 @@ from secateur.torch.base.batches import evaluating
 _POSITIONS = 256
 """Positions whose probabilities are in memory at once."""
 
+KEPT_BYTES = 2**30
+"""The most memory for what `recorded` keeps."""
+
 Answers = Callable[[torch.Tensor], torch.Tensor]
 """A window of tokens (context,) -> logits (context - 1, vocabulary): see `logits_of`."""
 
@@ -56,6 +59,45 @@ def evaluate_text(
                 flips.append(flip)
     against = (None, None, None) if reference is None else map(np.array, (dense_losses, kls, flips))
     return text_score(np.array(losses), windows.numpy(), *against)
+
+
+def recorded(model: nn.Module, windows: torch.Tensor, track: Any = lambda items, text: items) -> Answers:
+    """The logits of a model on windows (count, context), to compare several models with it: it runs once, and then only
+    its output layer does.
+
+    A model that computes its logits otherwise, or whose states would take more than `KEPT_BYTES`, runs again each time.
+    Raises ModelError as `evaluate_text` does.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    width = getattr(head, "in_features", 0)
+    if not width or windows.numel() * width * 4 > KEPT_BYTES:
+        return _again(model)
+    states: dict[bytes, torch.Tensor] = {}
+    with torch.no_grad(), evaluating(model):
+        for window in track(list(windows), "windows"):
+            seen: list[torch.Tensor] = []
+            hook = head.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
+            try:
+                logits = logits_of(model, window)
+            finally:
+                hook.remove()
+            if len(seen) != 1 or seen[0].shape[:2] != (1, len(window)):
+                return _again(model)
+            state = seen[0][0, :-1].clone()
+            if not torch.allclose(head(state), logits, rtol=1e-3, atol=1e-3):
+                return _again(model)
+            states[window.numpy().tobytes()] = state
+    return lambda window: head(states[window.numpy().tobytes()])
+
+
+def _again(model: nn.Module) -> Answers:
+    """The logits of a model that runs each time."""
+
+    def answers(window: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), evaluating(model):
+            return logits_of(model, window)
+
+    return answers
 
 
 def logits_of(model: Any, window: torch.Tensor) -> torch.Tensor:
