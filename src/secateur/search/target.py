@@ -82,6 +82,7 @@ class Target:
     call: the runtime that results are timed on; None where only sizes are asked for.
     zeros: whether single zeros go beside units. The only limit is then a latency on a runtime that runs zeros fast;
         else TargetError.
+    round: a layer that loses feed-forward neurons keeps a multiple of this number of them.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -91,10 +92,13 @@ class Target:
     closest: bool = False
     call: Call | None = None
     zeros: bool = False
+    round: int = 1
 
     def __post_init__(self) -> None:
         if self.zeros:
             _check_zeros(self.limits)
+        if self.round < 1:
+            raise TargetError(f"neurons are kept in multiples of at least 1, not of {self.round}")
 
 
 def calls_of(target: Target) -> list[Call]:
@@ -183,6 +187,7 @@ def make_target(
     length: int = 128,
     threads: int = 1,
     quantize: str | None = None,
+    round: int = 1,
 ) -> Target:
     """The target behind what a user writes.
 
@@ -191,7 +196,7 @@ def make_target(
     limits: texts that `parse_limit` reads.
     max_drop: the most that the main metric may drop. kl: the most divergence from the dense model, instead.
     frontier: speed-ups that `automatic` reaches one after the other, for which nothing else has to be asked.
-    confident, closest, zeros: as `Target` says.
+    confident, closest, zeros, round: as `Target` says.
     quantize: the format of the weights on llama.cpp, by default `QUANTIZE`; on another runtime it contradicts.
 
     Raises TargetError when nothing is asked for, or what is asked for contradicts itself.
@@ -223,7 +228,7 @@ def make_target(
             f"{shown(quantize)} is a format of weights on llama.cpp, and nothing is asked for there; add --on "
             "llama.cpp, or leave --quantize out"
         )
-    return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros)
+    return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros, round)
 
 
 def _speed_limit(speed_up: float, call: Call | None) -> Limit:

@@ -71,10 +71,14 @@ class Skeleton:
         with torch.random.fork_rng(devices=[]), parameters_on_meta():
             return _from_config(self.factory, self.config)
 
-    def layout(self) -> Layout:
-        """The layout, traced on a copy of the model of which the buffers too are on the meta device."""
+    def twin(self) -> Any:
+        """A copy of the model of which the buffers too are on the meta device."""
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            twin = _from_config(self.factory, self.config)
+            return _from_config(self.factory, self.config)
+
+    def layout(self) -> Layout:
+        """The layout, traced on a `twin`."""
+        twin = self.twin()
         return trace(twin, example_for(twin))
 
     def _map_names(self) -> tuple[dict[str, list[str]], set[str]]:
