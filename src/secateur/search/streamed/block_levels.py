@@ -1,4 +1,4 @@
-"""Curvature and levels of the axes of one block, from the outputs and gradients that were recorded of the dense model."""
+"""Curvature and levels of the axes of one block, from what was recorded of the dense model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

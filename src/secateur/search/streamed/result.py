@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from secateur.layout import Layout
 from secateur.plan import Plan
@@ -17,10 +16,10 @@ from secateur.search.costs import Cost
 from secateur.search.levels import Levels
 from secateur.search.records import limit_of
 from secateur.search.stored import save as save_levels
+from secateur.tasks.text_generation import TextGeneration
 from secateur.torch.base.manifest import changes_of
 from secateur.torch.files import describe
 from secateur.torch.files.hashes import write_hashes
-from secateur.torch.files.safetensors_header import INDEX
 from secateur.torch.files.safetensors_shards import entries_of
 from secateur.torch.files.saved_config import config_of, write_config
 from secateur.torch.host import TorchHost
@@ -29,8 +28,6 @@ from secateur.torch.stream.lazy_model import Skeleton
 from secateur.torch.stream.run_result import write_rest
 
 UNMEASURED = "the quality was not measured, as the whole model was never in memory; `secateur eval` does that"
-FROM_SOURCE = ("use_cache", "dtype")
-"""Entries of a config that the model on the meta device has otherwise than its source."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +54,44 @@ class UnitsReport:
         return f"{share:.1%} of the parameters, chosen by expected divergence"
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen for a model. layout: of the dense model. plan: without weights. costs: of the target."""
+
+    layout: Layout
+    plan: Plan
+    levels: Levels
+    candidate: Candidate
+    costs: Sequence[Cost]
+
+
 def finish(
     work: Workspace,
     skeleton: Skeleton,
     small: TorchHost,
-    layout: Layout,
-    plan: Plan,
-    levels: Levels,
-    candidate: Candidate,
-    costs: Sequence[Cost],
+    chosen: Chosen,
+    *,
     calibration: Sequence[Path],
     seed: int,
     resumed: int,
 ) -> UnitsReport:
     """Write what belongs to no block, the index, the config and the records; then give the folder its name.
 
-    small: the smaller model on the meta device. layout: of the dense model.
+    small: the smaller model on the meta device. Others: as `secateur.search.streamed.run.prune_units` takes them.
     """
-    changes = changes_of(small.model)
-    _restore(small.model.config, skeleton.config)
+    changes, layout, plan, levels = changes_of(small.model), chosen.layout, chosen.plan, chosen.levels
+    small.model.config.dtype = skeleton.config.dtype  # which the model on the meta device does not have
     config, reason = config_of(small.model, changes)
-    folder = work.output if work.journal.finished else work.result
+    folder, blocks = place_of(work), work.journal.blocks
+    rest: dict[str, str] = {}
     if not work.journal.finished:
-        rest = write_rest(work, skeleton, [block["path"] for block in work.journal.blocks])
+        rest = write_rest(work, skeleton, [block["path"] for block in blocks])
         write_config(small.model, folder, changes, config)
         replace(plan, weights={}).save(folder)
         save_levels(levels, folder)
     report = UnitsReport(
         work.output,
-        [limit_of(cost, candidate, {}) for cost in costs],
+        [limit_of(cost, chosen.candidate, {}) for cost in chosen.costs],
         sizes_of(layout, plan, bytes=weight_bytes(folder), dense_bytes=weight_bytes(skeleton.folder)),
         units_of(layout, plan),
         "" if config is not None else reason,
@@ -95,46 +101,28 @@ def finish(
     if not work.journal.finished:
         counts = [math.prod(entry.shape) for entry in entries_of(folder).values()]
         describe.write(folder, skeleton.folder, type(small.model).__name__, counts)
-        write_record(_record(work, skeleton, small, layout, plan, report, calibration, seed), folder)
-        write_hashes(folder, {**{block["file"]: block["sha256"] for block in work.journal.blocks}, **rest})
+        record = Record(
+            title=work.output.name,
+            task=TextGeneration.name,
+            model_type=model_type_of(small.model),
+            reading=report.reading,
+            asked=list(report.asked),
+            sizes=report.sizes,
+            units=list(report.units),
+            matrices=matrices_of(layout, plan),
+            notes=[UNMEASURED],
+            provenance=provenance_of(
+                seconds=(work.journal.settings.get("seconds") or 0.0) + sum(block["seconds"] for block in blocks),
+                seed=seed,
+                data=[data_file("calibration", path) for path in calibration],
+            ),
+        )
+        write_record(record, folder)
+        write_hashes(folder, {**{block["file"]: block["sha256"] for block in blocks}, **rest})
     work.finish()
     return report
 
 
-def _restore(config: Any, source: Any) -> None:
-    """Give a config, and those inside it, the entries `FROM_SOURCE` of the config of the dense model."""
-    for key in FROM_SOURCE:
-        if hasattr(source, key):
-            setattr(config, key, getattr(source, key))
-    for name, value in vars(source).items():
-        if hasattr(value, "to_diff_dict"):
-            _restore(getattr(config, name), value)
-
-
-def _record(
-    work: Workspace,
-    skeleton: Skeleton,
-    small: TorchHost,
-    layout: Layout,
-    plan: Plan,
-    report: UnitsReport,
-    calibration: Sequence[Path],
-    seed: int,
-) -> Record:
-    """The record of a run."""
-    journal = work.journal
-    return Record(
-        title=work.output.name,
-        model_type=model_type_of(small.model),
-        reading=report.reading,
-        asked=list(report.asked),
-        sizes=report.sizes,
-        units=list(report.units),
-        matrices=matrices_of(layout, plan),
-        notes=[UNMEASURED],
-        provenance=provenance_of(
-            seconds=(journal.settings.get("seconds") or 0.0) + sum(block["seconds"] for block in journal.blocks),
-            seed=seed,
-            data=[data_file("calibration", path) for path in calibration],
-        ),
-    )
+def place_of(work: Workspace) -> Path:
+    """The folder of the result, which may have its name already where a run was killed at its very end."""
+    return work.result if work.result.exists() else work.output

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from secateur.deploy.jobs.timing import Say
 from secateur.errors import ModelError, PlanError, SecateurError, TargetError
 from secateur.layout import Layout
 from secateur.plan import Plan
@@ -23,12 +22,12 @@ from secateur.repair.removable import Removable
 from secateur.search.build import RIDGES, plan_of
 from secateur.search.candidate import Candidate
 from secateur.search.choosing.choice import choose
-from secateur.search.costs import Cost, costs_of
+from secateur.search.costs import costs_of
 from secateur.search.levels import METHODS, Levels
 from secateur.search.stored import LEVELS, load, save
 from secateur.search.streamed.block_levels import axes_by_block, block_levels, curvature_of, joined
 from secateur.search.streamed.memory import UnitsPlan, plan_memory
-from secateur.search.streamed.result import UnitsReport, finish
+from secateur.search.streamed.result import Chosen, UnitsReport, finish, place_of
 from secateur.search.target import TIMED, Target
 from secateur.stats import Stats
 from secateur.tasks.base.task import Task
@@ -68,14 +67,13 @@ def prune_units(
     overwrite: bool = False,
     began: Callable[[UnitsPlan, int], None] = lambda plan, resumed: None,
     progress: Progress = lambda walk, step, steps: None,
-    say: Say = lambda text: None,
 ) -> UnitsReport:
     """Prune a Hugging Face folder of a decoder into another whose counted cost is within the limits of a target.
 
     windows: token ids (windows, context) of calibration text. target: its limits are on params, macs or bytes.
     memory: the most bytes to take; None for no limit. seed: of the draws of labels. calibration: where the text comes
     from, for the record. began: gets the plan of the memory, and how many blocks were finished before.
-    progress, say: show how far each walk is, and sentences.
+    progress: shows how far each walk is.
 
     Raises TargetError for a target that cannot be checked without the whole model, PlanError for sizes that cannot be
     reached and for too little memory or disk, ModelError for other models than decoders, SecateurError when `output`
@@ -86,7 +84,7 @@ def prune_units(
         raise SecateurError(f"{output} is the model itself, which is read to the end; choose another output")
     skeleton = Skeleton(Path(source))
     task = _task_of(skeleton)
-    twin = skeleton.twin()
+    twin = skeleton.twin(has_caches=True)  # without them, Llama asks for values that the meta device does not have
     small = TorchHost(twin, example_for(twin))
     layout = small.layout
     paths = _only_chain(layout)
@@ -107,7 +105,8 @@ def prune_units(
             candidate = choose(levels, costs)
             plan = _cut(job, levels, candidate)
         small.resize(plan)
-        return finish(work, skeleton, small, layout, plan, levels, candidate, costs, calibration, seed, resumed)
+        chosen = Chosen(layout, plan, levels, candidate, costs)
+        return finish(work, skeleton, small, chosen, calibration=calibration, seed=seed, resumed=resumed)
 
 
 def check_target(target: Target) -> None:
@@ -218,6 +217,8 @@ def _begin(job: _Job, windows: torch.Tensor, memory: int | None, began: Callable
 
 def _levels(job: _Job) -> list[Levels]:
     """The levels of each block. Where blocks are still to be cut, the states of the dense model are on disk then."""
+    if job.work.journal.finished:
+        return [load(place_of(job.work))]
     folders = [job.work.folder / "levels" / f"{number:05d}" for number in range(len(job.paths))]
     if len(job.work.journal.blocks) < len(job.paths):
         _forward(job)
