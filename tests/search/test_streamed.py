@@ -138,6 +138,8 @@ def test_what_needs_the_whole_model_is_refused_with_a_sentence(llm, windows, tmp
     ):
         with pytest.raises(TargetError, match=sentence):
             prune_units(llm, tmp_path / "out", windows, make_target(**asked))
+    with pytest.raises(PlanError, match="a params of 10.0% cannot be reached"):
+        prune_units(llm, tmp_path / "out", windows, make_target(limits=["params<=0.1"]))
     with pytest.raises(PlanError, match="more than the 0.1 GiB of --memory"):
         prune_units(llm, tmp_path / "out", windows, TARGET, memory=10**8)
     assert not list(tmp_path.iterdir())

@@ -81,7 +81,7 @@ def resumable(output: Path, shown: "Progress") -> Iterator[None]:
     except KeyboardInterrupt:
         raise Interrupted(f"interrupted {shown.where}; run the same command again to go on{_kept(output)}") from None
     except SecateurError as error:
-        kept = _kept(output) if shown.done else ""
+        kept = _kept(output) if shown.begun else ""
         raise type(error)(f"{error}{f'{kept}; delete that to start over' if kept else ''}") from None
     except OSError as error:
         raise SecateurError(
@@ -163,6 +163,7 @@ class Progress:
         self.bar: progress.Bar | None = None
         self.stage = ""
         self.done = self.total = 0
+        self.begun = False
 
     def __enter__(self) -> "Progress":
         return self
@@ -180,7 +181,7 @@ class Progress:
 
     def began(self, choice: Any, resumed: int) -> None:
         """Print how states are kept, and where the run starts."""
-        self.done = resumed
+        self.done, self.begun = resumed, True
         where = "on disk" if choice.on_disk else "in memory"
         windows = counted(choice.batch, "window")
         self.shown.say(

@@ -32,7 +32,7 @@ def prune(params: dict[str, Any], target: "Target") -> None:
     shown = language.Progress()
 
     def began(plan: "UnitsPlan", resumed: int) -> None:
-        shown.done = resumed
+        shown.done, shown.begun = resumed, True
         shown.shown.say(
             f"one block and one window at a time, about {plan.expected / 2**30:.1f} GiB in all; states on disk, "
             f"{plan.disk / 2**30:.1f} GiB while it runs; whole layers and experts are not searched"

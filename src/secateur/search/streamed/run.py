@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from secateur.errors import ModelError, PlanError, SecateurError, TargetError
@@ -23,7 +24,7 @@ from secateur.search.build import RIDGES, plan_of
 from secateur.search.candidate import Candidate
 from secateur.search.choosing.choice import choose
 from secateur.search.costs import costs_of
-from secateur.search.levels import METHODS, Levels
+from secateur.search.levels import METHODS, AxisLevels, Levels
 from secateur.search.stored import LEVELS, load, save
 from secateur.search.streamed.block_levels import axes_by_block, block_levels, curvature_of, joined
 from secateur.search.streamed.memory import UnitsPlan, plan_memory
@@ -49,8 +50,8 @@ from secateur.torch.stream.run import bytes_outside, check_written, identity_of
 from secateur.torch.stream.run_result import shard_name
 
 METHOD, RIDGE = METHODS[0], RIDGES[-1]
-"""How units are ordered, and the ridge of the refit: the usual search tries several of both on the whole model, which
-is not in memory here; these were best on a small language model."""
+"""How units are ordered, and the ridge of the refit. The search in memory tries several of both on the whole model;
+this ridge was best on a small language model."""
 Progress = Callable[[str, int, int], None]
 """Gets the name of a walk, and how many of how many blocks are done."""
 
@@ -91,6 +92,7 @@ def prune_units(
     skeleton.check(paths)
     blocks, notes = axes_by_block(layout, paths, lambda name: skeleton.source(name) is not None)
     costs = costs_of(target, small, widths=_widths(skeleton, layout))
+    choose(_any_levels(layout, blocks), costs)  # sizes that cannot be reached are refused before the walks
     asked = {"target": repr(target), "seed": seed, "method": METHOD, "ridge": RIDGE}
     with workspace(Path(output), identity_of(skeleton, windows, asked), overwrite=overwrite) as work:
         batches = batches_of(skeleton.model, windows, 1)
@@ -184,6 +186,15 @@ def _widths(skeleton: Skeleton, layout: Layout) -> dict[str, int]:
         entry = next((skeleton.entries[file] for file in skeleton.sources.get(source, ())), None)
         found[name] = 4 if entry is None or entry.dtype not in TYPES else TYPES[entry.dtype].itemsize
     return found
+
+
+def _any_levels(layout: Layout, blocks: Mapping[str, Sequence[Removable]]) -> Levels:
+    """Levels of all axes that are searched, in which every unit costs the same."""
+    axes = [layout.axis(found.axis) for inside in blocks.values() for found in inside]
+    return Levels(
+        METHOD,
+        {a.name: AxisLevels(a.name, a.kind, np.arange(a.size), np.arange(a.size + 1.0)) for a in axes},
+    )
 
 
 def _begin(job: _Job, windows: torch.Tensor, memory: int | None, began: Callable[[UnitsPlan], None]) -> None:
