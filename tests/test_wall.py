@@ -52,7 +52,7 @@ FLOORS = (
     "deploy.onnx_graph",
     "deploy.targets",
     "deploy.jobs deploy.gguf deploy.decilm",
-    "search search.choosing search.sparse",
+    "search search.choosing search.sparse search.streamed",
     "report",
     "jobs jobs.language",
     "cli cli.pruning __main__",

@@ -81,6 +81,25 @@ def test_rows_at_fewer_bits_on_the_command_line(call, refused, llm, text, monkey
     assert "absent_package is not installed" in refused(*words, "--speed")
 
 
+UNITS = ("--target", "params<=0.75", "--samples", 6, "--context", 16, "--memory", "4GiB")
+
+
+def test_whole_units_within_a_memory(call, refused, llm, text, place):
+    done = call("prune", llm, "--calibration", text, *UNITS, "--round", 8, "--json", "--output", place / "out")
+    assert done.code == 0, done.err
+    assert "whole layers and experts are not searched" in done.err
+    assert "block 3/3" in done.err
+    found = json.loads(done.out)
+    assert found["parameters"] <= 0.75 * found["dense_parameters"]
+    assert all(count % 8 == 0 for axis, count in found["kept"].items() if axis.endswith("ffn"))
+    assert [p.name for p in place.iterdir()] == ["out"]
+    words = ["prune", llm, "--calibration", text, *UNITS, "--output", place / "other"]
+    assert "a drop is measured on whole models" in refused(*words, "--max-drop", 0.01)
+    assert "a latency is measured on whole models" in refused(*words, "--target", "latency<=0.5x@onnx")
+    assert "--heal-budget has no meaning in a search within --memory" in refused(*words, "--heal-budget", "1min")
+    assert "reads text; pass --calibration" in refused("prune", llm, *UNITS[:2], *UNITS[-2:], "--output", place / "a")
+
+
 @pytest.mark.slow
 def test_a_recipe_says_the_same_as_options(call, llm, text, place):
     recipe = text.parent / "recipe.yaml"

@@ -5,6 +5,7 @@ import pytest
 
 import secateur
 from secateur.cost import Curve, LatencyTable, macs, parameters
+from secateur.errors import TargetError
 from secateur.layout import Layout
 from secateur.plan import Plan
 from secateur.search.candidate import Candidate, layer_of_axes
@@ -16,6 +17,7 @@ from secateur.search.costs import (
     macs_cost,
     memory_cost,
     params_cost,
+    rounded,
     widths_of,
 )
 from secateur.search.target import Call, Limit, make_target
@@ -165,6 +167,17 @@ def test_wide_axes_come_in_steps():
     assert allowed["d"].tolist() == [48, 96, 144, 192, 200]
     assert allowed["e"].tolist() == [4, 8, 12]
     assert allowed_sizes(layout, 8)["b"].tolist() == [*range(8, 100, 8), 100]
+
+
+def test_neurons_are_rounded_and_heads_are_not():
+    text = "axes\n  a 12 head\n  b 100 ffn\n  c 24 ffn\nparameters\n  a : a\n  b : b\n  c : c\n"
+    layout = Layout.from_text(text)
+    cost = rounded(params_cost(layout, Limit("params", 0.5)), layout, 32)
+    assert cost.allowed["a"].tolist() == list(range(1, 13))
+    assert cost.allowed["b"].tolist() == [32, 64, 96, 100]
+    assert cost.allowed["c"].tolist() == [24]  # fewer than one multiple: it stays whole
+    with pytest.raises(TargetError, match="multiples of at least 1, not of 0"):
+        make_target(limits=["params<=50%"], round=0)
 
 
 def test_every_limit_of_a_target_has_its_cost():

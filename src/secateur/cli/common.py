@@ -86,6 +86,12 @@ CheckOption = Annotated[
     bool,
     typer.Option("--check", help="Compare MODEL with the SHA-256 of its files first.", rich_help_panel=MODEL_PANEL),
 ]
+RoundOption = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Keep feed-forward neurons in multiples of this, such as 32.", rich_help_panel=TARGET_PANEL
+    ),
+]
 QuantizeOption = Annotated[
     str | None,
     typer.Option(

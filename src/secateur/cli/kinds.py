@@ -10,6 +10,7 @@ KINDS = {
     "sweep": "a --sweep, which lists the values to try and does not train",
     "thresholds": "a --sweep of thresholds, which lists the values to try and does not train",
     "automatic": "a search for a target, which chooses what goes and how to train",
+    "streamed": "a search within --memory, which counts sizes and never has a whole model to measure or to train",
     "language": "pruning block by block",
     "tokens": "giving a model a schedule of tokens",
     "units": "pruning units of a language model on --calibration text",
@@ -39,9 +40,9 @@ _RUNS = "answer write continue compiled-answer compiled-write compiled-continue"
 
 TABLES: dict[str, dict[str, str]] = {
     "prune": {
-        f"{_TEXTS} keras language units automatic tokens": "model output threads overwrite json quiet",
-        "classifier keras language units automatic tokens": "report",
-        f"{_TEXTS} keras language units automatic": "seed",
+        f"{_TEXTS} keras language units automatic streamed tokens": "model output threads overwrite json quiet",
+        "classifier keras language units automatic streamed tokens": "report",
+        f"{_TEXTS} keras language units automatic streamed": "seed",
         f"{_TEXTS} keras language units": "criterion pattern",
         f"{_TEXTS} keras automatic tokens": "data",
         f"{_TEXTS} keras automatic": "calibration_samples",
@@ -60,10 +61,12 @@ TABLES: dict[str, dict[str, str]] = {
         "classifier language units": "distil",
         "classifier units automatic": "uniform",
         "classifier units": "train_args",
-        "language units automatic": "calibration samples context",
-        "automatic": "speed_up on max_drop max_divergence target batch length quantize confident closest zeros reader "
+        "language units automatic streamed": "calibration samples context",
+        "automatic": "speed_up on max_drop max_divergence batch length quantize confident closest zeros reader "
         "frontier heal_budget search_budget",
-        "language": "recipe memory reconstruct owl sensitivity option",
+        "automatic streamed": "target round",
+        "language streamed": "text_column memory",
+        "language": "recipe reconstruct owl sensitivity option",
     },
     "eval": {
         "labels perplexity keras": "model against threads report overwrite json",

@@ -24,9 +24,9 @@ EXAMPLES = (
     "--fine-tune 2 --output ./small",
     "secateur prune ./classifier --tokens mid --output ./fewer-tokens",
     "secateur prune ./classifier --data reviews.csv --sweep 0.3,0.5,0.7,0.8,0.9 --output ./sweep",
-    "secateur prune ./llm --criterion sparsegpt --pattern 2:4 --calibration text.txt --samples 128 --context "
-    "512 --memory 4GiB --output ./sparse-llm",
+    "secateur prune ./llm --criterion sparsegpt --pattern 2:4 --calibration text.txt --memory 4GiB --output ./sparse",
     "secateur prune ./llm --sparsity 0.7 --sensitivity --distil --calibration text.txt --output ./sparser-llm",
+    'secateur prune ./llm --target "params<=0.75" --round 32 --calibration text.txt --memory 4GiB --output ./smaller',
     "secateur prune ./llm --criterion taylor --pattern ffn,kv --sparsity 0.3 --calibration text.txt --fine-tune 1 "
     "--distil --output ./smaller-llm",
 )
@@ -39,9 +39,9 @@ NOTES = (
     "make the model smaller: head, kv, ffn, layer, expert, hidden or vocab, several as head,ffn. Either goes at once "
     "or with training after it (--fine-tune).",
     "Fewer tokens (--tokens, --keep, --merge) come alone, without data, or after all of this.",
-    "On text, single weights go block by block, shard by shard, and a run that was stopped goes on when the same "
-    "command is given again; units go as with --data. The data of a .keras classifier is an .npz of x and y. Data "
-    "without labels is enough: the dense model's own answers take their place.",
+    "On text, single weights go block by block, shard by shard, and so do units for a --target within --memory; a run "
+    "that was stopped goes on when the same command is given again. Other units go as with --data. The data of a "
+    ".keras classifier is an .npz of x and y. Without labels the dense model's answers take their place.",
     "A model is saved only if masked and shrunk agree and the reloaded model is equal.",
 )
 MOST_USED = "Most used"
@@ -141,6 +141,7 @@ def command(
     ] = 128,
     quantize: common.QuantizeOption = None,
     reader: common.ReaderOption = None,
+    round: common.RoundOption = 1,
     confident: Annotated[
         bool,
         typer.Option(
@@ -239,7 +240,9 @@ def command(
     context: Annotated[int, typer.Option(help="Tokens in a window.", min=2, rich_help_panel=LANGUAGE)] = 512,
     memory: Annotated[
         str | None,
-        typer.Option(help="The most to take, e.g. 4GiB; states go to disk for it.", rich_help_panel=LANGUAGE),
+        typer.Option(
+            help="The most to take, e.g. 4GiB: one block at a time, states on disk.", rich_help_panel=LANGUAGE
+        ),
     ] = None,
     reconstruct: Annotated[
         bool,
@@ -293,9 +296,7 @@ def command(
     from secateur.cli.pruning import tokens as schedules
     from secateur.cli.pruning.choice import check, has_units, kind_of, make_choice, make_sweep, needed
 
-    if any(context_.params[name] not in (None, [], ()) for name in targets.OPTIONS):
-        schedules.refuse(context_, "a search for a target")
-        kinds.refuse(context_, "automatic")
+    if targets.is_asked(context_):
         targets.run(context_)
         return
     if recipe is not None or (calibration and not has_units(pattern)):

@@ -6,6 +6,9 @@ others make up for them, the loss grows by tr(G W_S ([A^-1]_SS)^-1 W_S^T) / 2, a
 W - W_S ([A^-1]_SS)^-1 [A^-1]_S: (optimal brain surgeon for columns: Kurtic et al., 2023). The cheapest unit goes first.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 from secateur.errors import DataError, PlanError
@@ -18,6 +21,10 @@ TINY = 1e-30
 """The least pivot."""
 MOST_DAMPED = 12
 """How often the damping of a matrix is tried."""
+ROWS = 512
+"""Rows of a matrix that are downdated at once, so that no product as large as the matrix is in memory beside it."""
+COPIES = 4
+"""Matrices (in, in) in float64 that `kfac_order` has in memory at once, inside the inversion; `refit` has fewer."""
 
 
 def kfac_order(
@@ -36,19 +43,25 @@ def kfac_order(
 
     Raises DataError when A or G holds NaN or infinity.
     """
-    weight, inputs, outputs = (np.asarray(array, np.float64) for array in (weight, inputs, outputs))
     if not (np.isfinite(inputs).all() and np.isfinite(outputs).all()):
         raise DataError("the curvature of a layer holds NaN or infinity; look for huge values in the model or the data")
-    inverse = np.linalg.inv(positive(inputs, damp))
-    curvature = weight.T @ damped(outputs, damp_out) @ weight
+    matrices = partial(_matrices, np.asarray(weight, np.float64), inputs, outputs, damp, damp_out)
     units = int(owner.max()) + 1
     groups = [np.flatnonzero(owner == unit) for unit in range(units)]
     if all(len(group) == 1 for group in groups):
         columns = np.concatenate(groups)
-        order, costs = _singles(inverse, curvature, columns)
+        order, costs = _singles(matrices, columns)
     else:
-        order, costs = _groups(inverse, curvature, groups)
+        order, costs = _groups(*matrices(), groups)
     return order, np.concatenate([[0.0], np.cumsum(np.maximum(costs, 0.0))])
+
+
+def _matrices(
+    weight: np.ndarray, inputs: np.ndarray, outputs: np.ndarray, damp: float, damp_out: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A^-1 and W^T G W, both damped, in float64."""
+    inverse = np.linalg.inv(positive(inputs, damp))
+    return inverse, weight.T @ damped(outputs, damp_out) @ weight
 
 
 def fisher_order(gates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -65,14 +78,19 @@ def fisher_order(gates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def centred(inputs: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """A - m m^T: what is left of the inputs (in, in) when a bias makes up for their mean (in,)."""
-    mean = np.asarray(mean, np.float64)
-    return np.asarray(inputs, np.float64) - np.outer(mean, mean)
+    mean, found = np.asarray(mean, np.float64), np.array(inputs, np.float64)
+    found -= np.outer(mean, mean)
+    return found
 
 
 def damped(matrix: np.ndarray, factor: float) -> np.ndarray:
-    """The matrix plus `factor` of its mean absolute diagonal on the diagonal; plus the unit matrix where it is zero."""
-    scale = float(np.abs(np.diag(matrix)).mean())
-    return matrix + (factor * scale if scale > 0 else 1.0) * np.eye(len(matrix))
+    """The matrix plus `factor` of its mean absolute diagonal on the diagonal; plus the unit matrix where it is zero. A
+    new matrix in float64.
+    """
+    found = np.array(matrix, np.float64)
+    scale = float(np.abs(np.diag(found)).mean())
+    found[np.diag_indices_from(found)] += factor * scale if scale > 0 else 1.0
+    return found
 
 
 def positive(matrix: np.ndarray, factor: float, part: np.ndarray | None = None) -> np.ndarray:
@@ -110,7 +128,7 @@ def refit(
     """
     if not 0 < ridge < float("inf"):
         raise PlanError(f"the ridge must be a positive number, not {ridge}")
-    weight, inputs = np.asarray(weight, np.float64), np.asarray(inputs, np.float64)
+    weight = np.asarray(weight, np.float64)
     if mean is not None and bias is not None:
         inputs = centred(inputs, mean)
     matrix, gone = positive(inputs, ridge, kept), ~kept
@@ -122,13 +140,18 @@ def refit(
     return new, np.asarray(bias, np.float64) + (weight - new) @ np.asarray(mean, np.float64)
 
 
-def _singles(inverse: np.ndarray, curvature: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _singles(
+    matrices: Callable[[], tuple[np.ndarray, np.ndarray]], columns: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Order and marginal costs of units of one input each. columns: the input of each unit.
+
+    matrices: make A^-1 and W^T G W, which are made here so that they are freed once they are downdated.
 
     With H = A^-1 and S = W^T G W, the cost of an input is S_jj / (2 H_jj). When j goes, with a = H_j and p = H_jj,
     H -= a a^T / p and S -= q a^T + a q^T with q = S_j / p - S_jj a / (2 p^2). Only diagonals and the rows of what goes
     are kept up to date; the matrices follow once a block.
     """
+    inverse, curvature = matrices()
     unit_of = np.full(len(inverse), -1)
     unit_of[columns] = np.arange(len(columns))
     order, costs = [], []
@@ -154,10 +177,19 @@ def _singles(inverse: np.ndarray, curvature: np.ndarray, columns: np.ndarray) ->
             unit_of[j] = -2
         stay = unit_of != -2
         u, q, a = u[stay], q[stay], a[stay]
-        inverse = inverse[np.ix_(stay, stay)] - u @ u.T
-        curvature = curvature[np.ix_(stay, stay)] - q @ a.T - a @ q.T
+        inverse = _downdated(inverse, stay, (u, u))
+        curvature = _downdated(curvature, stay, (q, a), (a, q))
         unit_of = unit_of[stay]
     return np.array(order), np.array(costs)
+
+
+def _downdated(matrix: np.ndarray, stay: np.ndarray, *factors: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The rows and columns that stay, less the product l r^T of each pair of factors (those that stay, k)."""
+    found = matrix[np.ix_(stay, stay)]
+    for left, right in factors:
+        for start in range(0, len(found), ROWS):
+            found[start : start + ROWS] -= left[start : start + ROWS] @ right.T
+    return found
 
 
 def _groups(inverse: np.ndarray, curvature: np.ndarray, groups: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,8 @@ class Block(Schema):
 
 
 class Settings(Schema):
-    """What a run chose at its start, and the sparsity of each weight once that is known."""
+    """What a run chose at its start, the sparsity of each weight once that is known, and the seconds that statistics
+    have taken."""
 
     batch: Positive
     on_disk: bool
@@ -47,6 +48,7 @@ class Settings(Schema):
     threads: Positive
     bfloat16: bool
     sparsity: dict[str, float] | None = None
+    seconds: float | None = None
 
 
 class Unset(Schema):

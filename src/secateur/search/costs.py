@@ -68,6 +68,7 @@ def costs_of(
     host: TorchHost,
     *,
     tables: Mapping[Call, LatencyTable] | None = None,
+    widths: Mapping[str, int] | None = None,
     step: int = STEP,
     cache: bool = True,
     say: Say = lambda text: None,
@@ -76,6 +77,7 @@ def costs_of(
     parameters, with a bound of 1 that everything meets.
 
     tables: latency tables that are there already; others are measured, or taken from the cache where `cache`.
+    widths: what `widths_of` gives, for a host whose weights are elsewhere.
     step: as `allowed_sizes` takes it. say: gets a line of text for each step of a measurement.
 
     Raises DeployError when a runtime is not there or refuses the model.
@@ -96,10 +98,10 @@ def costs_of(
             measured = peaks(host, call.runtime, **shape, quantize=call.quantize, say=say)
             made.append(memory_cost(host.layout, limit, measured, widths_of(host), step, block_of(call)))
         elif limit.quantity == "bytes":
-            made.append(bytes_cost(host.layout, limit, widths_of(host), step))
+            made.append(bytes_cost(host.layout, limit, widths or widths_of(host), step))
         else:
             made.append({"params": params_cost, "macs": macs_cost}[limit.quantity](host.layout, limit, step))
-    return tuple(made)
+    return tuple(rounded(cost, host.layout, target.round) for cost in made)
 
 
 def _call_of(limit: Limit) -> Call:
@@ -255,6 +257,19 @@ def allowed_sizes(layout: Layout, step: int = STEP, block: int = 1) -> dict[str,
         unit = math.lcm(step if axis.size >= 8 * step else 1, whole, axis.multiple)
         allowed[axis.name] = np.unique(np.append(np.arange(unit, axis.size, unit), axis.size))
     return allowed
+
+
+def rounded(cost: Cost, layout: Layout, multiple: int) -> Cost:
+    """The cost with numbers of neurons that are multiples of `multiple` only, and the full numbers.
+
+    Neurons are the width of a matrix as a runtime sees it. Heads and groups of heads are not rounded: the widths that
+    they make are multiples of the size of a head already.
+    """
+    allowed = {
+        name: counts[(counts % multiple == 0) | (counts == counts[-1])] if layout.axis(name).kind == "ffn" else counts
+        for name, counts in cost.allowed.items()
+    }
+    return replace(cost, allowed=allowed)
 
 
 def _axes(layout: Layout) -> list[Axis]:

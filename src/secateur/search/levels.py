@@ -3,7 +3,7 @@
 Removal is nested, so an order and a curve are the whole database.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,11 +65,11 @@ class Levels:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-def levels_of(host: Host, stats: Stats, method: str = "kfac") -> Levels:
+def levels_of(host: Host, stats: Stats, method: str = "kfac", *, only: Collection[str] | None = None) -> Levels:
     """The levels of every axis whose units can go, without those of layers (see `layers_of`).
 
     stats: of `secateur.search.collected.collected`. method: one of `METHODS`. An axis that no single matrix reads is
-    ordered by `fisher` in both.
+    ordered by `fisher` in both. only: the axes that are wanted, of which `stats` are; None for all.
 
     Raises PlanError for another method.
     """
@@ -83,6 +83,8 @@ def levels_of(host: Host, stats: Stats, method: str = "kfac") -> Levels:
     }
     axes = {}
     for name, axis in found.items():
+        if only is not None and name not in only:
+            continue
         if stats.has("fisher_gate", name):
             axes[name] = _axis_levels(host, stats, axis, method)
         else:

@@ -1,9 +1,10 @@
 """The record of a model that a search found: what was asked and reached, its quality and speeds, and the way there."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from secateur.records.quality import are_finite, curve_of, finite, in_words, parity_of, quality_of, stages_of
 from secateur.schemas.record import Asked, Curve, FrontierPoint, Record, Speed
+from secateur.search.candidate import Candidate
 from secateur.search.costs import Cost
 from secateur.search.heal import Healed
 from secateur.search.measure import Measured
@@ -65,7 +66,7 @@ def _reading(found: Found, point: Point) -> str:
 def asked_of(found: Found, point: Point) -> list[Asked]:
     """The limits of the target, the permitted loss, and what a model reaches of them."""
     target, costs = found.target, () if found.origin is None else found.origin.costs
-    wishes = [_limit(cost, point) for cost in costs] if target.limits else []
+    wishes = [limit_of(cost, point.candidate, point.measured) for cost in costs] if target.limits else []
     if found.baselines and target.call is not None and point.speed_up is not None:
         wishes.append(Asked(what=_on("speed", target.call), asked=point.name, reached=f"{point.speed_up:.2f}x"))
     if target.max_drop is not None:
@@ -75,10 +76,10 @@ def asked_of(found: Found, point: Point) -> list[Asked]:
     return wishes
 
 
-def _limit(cost: Cost, point: Point) -> Asked:
-    """One limit. A latency relative to the dense model is given as a speed."""
+def limit_of(cost: Cost, candidate: Candidate, measured: Mapping[Call, Measured]) -> Asked:
+    """One limit and what a candidate reaches. A latency relative to the dense model is given as a speed."""
     limit = cost.limit
-    ratio = reached(cost, point.candidate, point.measured)
+    ratio = reached(cost, candidate, measured)
     is_met = ratio <= 1 + (MISSED if limit.call is not None else 1e-9)
     name = _on({"params": "parameters", "macs": "multiply-accumulates"}.get(limit.quantity, limit.quantity), limit.call)
     if limit.relative and limit.quantity == "latency":

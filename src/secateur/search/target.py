@@ -86,6 +86,7 @@ class Target:
     zeros: whether single zeros go beside units. The only limit is then a latency on a runtime that runs zeros fast;
         else TargetError.
     reader: the server that is to read the result, one of `READERS`; None for transformers alone.
+    round: a layer that loses feed-forward neurons keeps a multiple of this number of them.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -96,10 +97,13 @@ class Target:
     call: Call | None = None
     zeros: bool = False
     reader: str | None = None
+    round: int = 1
 
     def __post_init__(self) -> None:
         if self.zeros:
             _check_zeros(self.limits)
+        if self.round < 1:
+            raise TargetError(f"neurons are kept in multiples of at least 1, not of {self.round}")
 
 
 def calls_of(target: Target) -> list[Call]:
@@ -189,6 +193,7 @@ def make_target(
     threads: int = 1,
     quantize: str | None = None,
     reader: str | None = None,
+    round: int = 1,
 ) -> Target:
     """The target behind what a user writes.
 
@@ -197,7 +202,7 @@ def make_target(
     limits: texts that `parse_limit` reads.
     max_drop: the most that the main metric may drop. kl: the most divergence from the dense model, instead.
     frontier: speed-ups that `automatic` reaches one after the other, for which nothing else has to be asked.
-    confident, closest, zeros: as `Target` says.
+    confident, closest, zeros, round: as `Target` says.
     quantize: the format of the weights on llama.cpp, by default `QUANTIZE`; on another runtime it contradicts.
     reader: the server that is to read the result, in any case.
 
@@ -231,7 +236,7 @@ def make_target(
             "llama.cpp, or leave --quantize out"
         )
     reader = _reader_of(reader, zeros=zeros)
-    return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros, reader=reader)
+    return Target(tuple(read), drop, kl is not None, confident, closest, call, zeros, reader, round)
 
 
 def _speed_limit(speed_up: float, call: Call | None) -> Limit:

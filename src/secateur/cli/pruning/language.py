@@ -37,7 +37,7 @@ def recipe_of(context: typer.Context) -> "Recipe":
 
 def prune(recipe: "Recipe", threads: int | None, report: Path | None, *, overwrite: bool, json: bool) -> None:
     """Prune a language model block by block, print what was done, and write the page of --report."""
-    from secateur.errors import Interrupted, PlanError, SecateurError
+    from secateur.errors import PlanError
 
     if recipe.model is None or recipe.output is None:
         missing = "a model: pass MODEL" if recipe.model is None else "an output: pass --output FOLDER"
@@ -50,37 +50,44 @@ def prune(recipe: "Recipe", threads: int | None, report: Path | None, *, overwri
     common.set_threads(threads)
     earlier(recipe.output, overwrite=overwrite)
     common.claim_report(report, recipe.output, overwrite=overwrite)
-    shown = _Progress()
-    with _source(recipe.model, recipe.output) as folder:
+    shown = Progress()
+    with source_of(recipe.model, recipe.output) as folder:
         windows = calibration(recipe, folder)
-        try:
-            with shown:
-                done = prune_folder(
-                    folder,
-                    recipe.output,
-                    windows,
-                    recipe,
-                    shown.step,
-                    overwrite=overwrite,
-                    began=shown.began,
-                    survey=shown.survey,
-                    tuning=shown.tuning,
-                )
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted {shown.where}; run the same command again to go on{_kept(recipe.output)}"
-            ) from None
-        except SecateurError as error:
-            kept = _kept(recipe.output) if shown.done else ""
-            raise type(error)(f"{error}{f'{kept}; delete that to start over' if kept else ''}") from None
-        except OSError as error:
-            raise SecateurError(
-                f"stopped {shown.where}: {(error.strerror or str(error)).lower()}"
-                f"{f' ({error.filename})' if error.filename else ''}; make room or mend the cause, then run the same "
-                f"command again to go on{_kept(recipe.output)}"
-            ) from None
+        with resumable(recipe.output, shown):
+            done = prune_folder(
+                folder,
+                recipe.output,
+                windows,
+                recipe,
+                shown.step,
+                overwrite=overwrite,
+                began=shown.began,
+                survey=shown.survey,
+                tuning=shown.tuning,
+            )
     show(done, recipe, json=json)
     common.write_report(of_folder(recipe.output), report)
+
+
+@contextlib.contextmanager
+def resumable(output: Path, shown: "Progress") -> Iterator[None]:
+    """While the context lasts, progress is shown, and an error says how to go on with a run that writes `output`."""
+    from secateur.errors import Interrupted, SecateurError
+
+    try:
+        with shown:
+            yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted {shown.where}; run the same command again to go on{_kept(output)}") from None
+    except SecateurError as error:
+        kept = _kept(output) if shown.begun else ""
+        raise type(error)(f"{error}{f'{kept}; delete that to start over' if kept else ''}") from None
+    except OSError as error:
+        raise SecateurError(
+            f"stopped {shown.where}: {(error.strerror or str(error)).lower()}"
+            f"{f' ({error.filename})' if error.filename else ''}; make room or mend the cause, then run the same "
+            f"command again to go on{_kept(output)}"
+        ) from None
 
 
 def _kept(output: Path) -> str:
@@ -91,7 +98,7 @@ def _kept(output: Path) -> str:
 
 
 @contextlib.contextmanager
-def _source(model: str, output: Path) -> Iterator[Path]:
+def source_of(model: str, output: Path) -> Iterator[Path]:
     """The folder of a model: MODEL itself, or that of a hub id, which is fetched, or that of a GGUF file, which is
     converted for the time of the context.
     """
@@ -108,25 +115,30 @@ def _source(model: str, output: Path) -> Iterator[Path]:
 
 def calibration(recipe: "Recipe", folder: Path) -> Any:
     """Calibration windows (count, context), or None when the recipe names no text, or no stage of it reads text."""
+    if not recipe.calibration:
+        return None
+    if not recipe.readers:
+        common.note(f"{recipe.criterion} looks at weights only: the calibration text is not read, no error is measured")
+        return None
+    size = {"samples": recipe.samples, "context": recipe.context, "seed": recipe.seed}
+    return windows_of(folder, recipe.calibration, recipe.text_column, **size)
+
+
+def windows_of(folder: Path, texts: "list[Path]", text_column: str, *, samples: int, context: int, seed: int) -> Any:
+    """Windows (count, context) of texts in tokens of the model in a folder; a note where they are fewer than asked."""
     from secateur.documents import read_documents
     from secateur.torch.data.text_rows import load_tokenizer
     from secateur.torch.data.token_windows import check_context, sample_windows
     from secateur.torch.files.saving import check_folder
     from secateur.torch.open import read_config
 
-    if not recipe.calibration:
-        return None
-    if not recipe.readers:
-        common.note(f"{recipe.criterion} looks at weights only: the calibration text is not read, no error is measured")
-        return None
-    sources = [(str(path), read_documents(path, recipe.text_column)) for path in recipe.calibration]
+    sources = [(str(path), read_documents(path, text_column)) for path in texts]
     check_folder(folder)
     text = read_config(folder).get_text_config()
-    vocabulary = text.vocab_size
-    check_context(getattr(text, "max_position_embeddings", None), recipe.context)
-    windows = sample_windows(load_tokenizer(folder), sources, vocabulary, recipe.samples, recipe.context, recipe.seed)
-    if len(windows) < recipe.samples:
-        common.note(f"the text gives {len(windows)} windows of {recipe.context} tokens, not {recipe.samples}")
+    check_context(getattr(text, "max_position_embeddings", None), context)
+    windows = sample_windows(load_tokenizer(folder), sources, text.vocab_size, samples, context, seed)
+    if len(windows) < samples:
+        common.note(f"the text gives {len(windows)} windows of {context} tokens, not {samples}")
     return windows
 
 
@@ -142,7 +154,7 @@ def table_of(sources: "list[Path]") -> "Table":
     return joined(tables)
 
 
-class _Progress:
+class Progress:
     """Progress of a run block by block: a bar on a terminal, else a line for a block now and then."""
 
     def __init__(self) -> None:
@@ -150,8 +162,9 @@ class _Progress:
         self.bar: progress.Bar | None = None
         self.stage = ""
         self.done = self.total = 0
+        self.begun = False
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -163,21 +176,21 @@ class _Progress:
         """How far the run has come."""
         if not self.done:
             return "before the first block was done"
-        return f"after {self.done} of {self.total} blocks" if self.total else f"after {_counted(self.done, 'block')}"
+        return f"after {self.done} of {self.total} blocks" if self.total else f"after {counted(self.done, 'block')}"
 
     def began(self, choice: Any, resumed: int) -> None:
         """Print how states are kept, and where the run starts."""
-        self.done = resumed
+        self.done, self.begun = resumed, True
         where = "on disk" if choice.on_disk else "in memory"
-        windows = _counted(choice.batch, "window")
+        windows = counted(choice.batch, "window")
         self.shown.say(
             f"states {where}, {windows} at a time, about {choice.expected / 2**30:.1f} GiB in all"
-            + (f"; {_counted(resumed, 'block')} done before" if resumed else "")
+            + (f"; {counted(resumed, 'block')} done before" if resumed else "")
         )
 
     def survey(self, step: int, steps: int) -> None:
         """Show a step of the stage that spreads the sparsity over blocks or matrices."""
-        self._show("dealing out the sparsity", step, steps)
+        self.show("dealing out the sparsity", step, steps)
 
     def step(self, done: "Done") -> None:
         """Show that a block is done."""
@@ -187,13 +200,13 @@ class _Progress:
             for text in layer.notes:
                 self.shown.say(f"{layer.name}: {text}")
         result = f"{done.path}: error {_number(done.error)}{tuned}, {done.seconds:.1f} s"
-        self._show("block", done.number, done.total, result)
+        self.show("block", done.number, done.total, result)
 
     def tuning(self, step: int, steps: int, loss: float) -> None:
         """Show a step of distillation."""
-        self._show("distilling", step, steps, f"loss {loss:.4f}")
+        self.show("distilling", step, steps, f"loss {loss:.4f}")
 
-    def _show(self, stage: str, step: int, steps: int, result: str = "") -> None:
+    def show(self, stage: str, step: int, steps: int, result: str = "") -> None:
         """Show how far a stage is, in place of the last stage; a log gets a line at its end in any case."""
         if stage != self.stage or self.bar is None:
             if self.bar is not None:
@@ -202,7 +215,8 @@ class _Progress:
         self.bar.at(step, result, is_due=step == steps)
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """A number of things in words."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
@@ -260,9 +274,9 @@ def show(report: "RunReport", recipe: "Recipe", *, json: bool) -> None:
         common.say(f"distilled: loss {first:.4f} in the first pass, {last:.4f} in the last; errors are those before it")
     if report.unused:
         common.say(
-            f"copied as they were: {_counted(len(report.unused), 'tensor')} that the model does not use, such as "
+            f"copied as they were: {counted(len(report.unused), 'tensor')} that the model does not use, such as "
             f"{report.unused[0]}"
         )
     if report.left_out:
-        stacked = _counted(len(report.left_out), "stacked weight")
+        stacked = counted(len(report.left_out), "stacked weight")
         common.say(f"left as they were: {stacked} of the layers, such as {report.left_out[0]}")

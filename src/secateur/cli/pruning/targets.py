@@ -37,16 +37,25 @@ MISSED = 1
 _TIMES = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
 
+def is_asked(context: typer.Context) -> bool:
+    """Whether an option asks for a search."""
+    return any(context.params[name] not in (None, [], ()) for name in OPTIONS)
+
+
 def run(context: typer.Context) -> None:
     """Search for the model that the options of `prune` ask for, write it, and show what was found.
 
     Raises typer.Exit with code `MISSED` where the target is missed.
     """
+    from secateur.cli import kinds
+    from secateur.cli.pruning import streamed, tokens
     from secateur.cli.pruning.choice import needed
     from secateur.errors import PlanError
     from secateur.find_host import is_keras_file
 
     params = context.params
+    tokens.refuse(context, "a search for a target")
+    kinds.refuse(context, "automatic" if params["memory"] is None else "streamed")
     if params["model"] is None or params["output"] is None:
         raise PlanError(needed("a model" if params["model"] is None else "--output FOLDER"))
     if is_keras_file(params["model"]):
@@ -54,6 +63,9 @@ def run(context: typer.Context) -> None:
             "a .keras file has no statistics for a search yet; choose --criterion, --pattern and --sparsity yourself"
         )
     common.refuse_torchrun("a search is run")
+    if params["memory"] is not None:
+        streamed.prune(params, target_of(params))
+        return
     target, speeds = target_of(params), numbers(params["frontier"])
     heal, search = (seconds_of(params[f"{name}_budget"], f"--{name}-budget") for name in ("heal", "search"))
     common.claim_output(params["output"], overwrite=params["overwrite"])
@@ -140,6 +152,7 @@ def target_of(params: dict[str, Any]) -> "Target":
         threads=params["threads"] or 1,
         quantize=params["quantize"],
         reader=params["reader"],
+        round=params["round"],
     )
 
 

@@ -21,6 +21,7 @@ class States:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._states: dict[str, Any] = {}
+        self._crcs: dict[str, int] = {}
         if folder is not None:
             folder.mkdir(exist_ok=True)
 
@@ -36,6 +37,7 @@ class States:
         path = self.folder / f"{key}.safetensors"
         write_shard(path, parts, self.folder.parent, flush=False)
         self._states[key] = shape
+        self._crcs.pop(key, None)
 
     def get(self, stream: str, step: int, batch: int) -> Any:
         """The value that was kept."""
@@ -50,6 +52,7 @@ class States:
         """Forget all batches of one step."""
         for key in [k for k in self._states if k.startswith(f"{stream}-{step}-")]:
             del self._states[key]
+            self._crcs.pop(key, None)
             if self.folder is not None:
                 (self.folder / f"{key}.safetensors").unlink(missing_ok=True)
 
@@ -62,7 +65,13 @@ class States:
             return {}
         gone = tuple(f"{stream}-{step}-" for stream, step in without)
         kept = {key: shape for key, shape in self._states.items() if not key.startswith(gone)}
-        return {key: [shape, _crc(self.folder / f"{key}.safetensors")] for key, shape in kept.items()}
+        for key in kept.keys() - self._crcs.keys():  # each file is read once, however often there is a record
+            self._crcs[key] = _crc(self.folder / f"{key}.safetensors")
+        return {key: [shape, self._crcs[key]] for key, shape in kept.items()}
+
+    def has(self, stream: str, step: int, batches: int) -> bool:
+        """Whether all batches of one step are there."""
+        return all(f"{stream}-{step}-{batch}" in self._states for batch in range(batches))
 
     def restore(self, record: Mapping[str, Any]) -> bool:
         """Take over the states that an earlier process left on disk; if one is damaged, delete all and return False."""
@@ -73,9 +82,10 @@ class States:
             path = self.folder / f"{key}.safetensors"
             if not path.is_file() or _crc(path) != crc:
                 self._states.clear()
+                self._crcs.clear()
                 self.clear(set())
                 return False
-            self._states[key] = shape
+            self._states[key], self._crcs[key] = shape, crc
         return True
 
     def clear(self, keep: set[str]) -> None:

@@ -5,7 +5,6 @@ All other models get a manifest.
 """
 
 import contextlib
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,11 +31,10 @@ from secateur.torch.files.completeness import check_config, check_counts, check_
 from secateur.torch.files.describe import describe
 from secateur.torch.files.hashes import check_hashes, write_hashes
 from secateur.torch.files.safetensors_header import INDEX, WEIGHTS, Entry, read_entries
+from secateur.torch.files.saved_config import TOKENS, config_of, write_config
 from secateur.torch.shrink.resize import check_unquantized
 from secateur.torch.shrink.size_attributes import is_size
 from secateur.torch.shrink.vocabulary import has_fewer_tokens, save_tokenizer
-from secateur.torch.tokens.entry import entry_of
-from secateur.torch.tokens.install import tokens_of
 
 MANIFEST = "secateur.json"
 FORMAT = 1
@@ -44,10 +42,6 @@ PICKLED = (
     "{source} holds pickled weights ({file}), which can run code when opened; convert them to safetensors where you "
     "trust them, for example with save_pretrained"
 )
-
-
-TOKENS = "secateur has to be there when it runs, to keep to its schedule of tokens"
-"""Why a model with a schedule of tokens needs secateur."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ def save(
         raise ModelError("a stock checkpoint cannot hold packed weights; pass either uniform or pack")
     check_unquantized(model)
     hugging_face = hasattr(model, "save_pretrained") and _has_hugging_face_config(model)
-    config, reason = _stock_config(model, changes) if hugging_face else (None, "plain PyTorch modules need secateur")
+    config, reason = config_of(model, changes) if hugging_face else (None, "plain PyTorch modules need secateur")
     if uniform and config is None:
         remedy = "" if reason == TOKENS else "prune every layer alike, or "
         raise ModelError(f"no stock checkpoint can hold this model: {reason}; {remedy}leave out uniform")
@@ -275,17 +269,6 @@ def attach(model: nn.Module) -> None:
         from_pretrained_hook.attach(model, changes_of(model))
 
 
-def _stock_config(model: Any, changes: Changes) -> tuple[Any | None, str]:
-    """The configuration of a stock checkpoint of the model, or None and the reason why there is none."""
-    if tokens_of(model) is not None:
-        return None, TOKENS
-    if changes:
-        return stock_config.find_config(model)
-    config = copy.deepcopy(model.config)
-    vars(config).pop("quantization_config", None)
-    return config, ""
-
-
 def _check_config(config: Any) -> None:
     """Raise ModelError for a configuration that transformers refuses to write."""
     try:
@@ -301,25 +284,11 @@ def _save_hugging_face(
     model: Any, folder: Path, changes: Changes, config: Any, *, pack: bool, max_shard_size: int | str | None
 ) -> bool:
     """Write weights and config, `config` where it is not None; returns whether any weight was packed."""
-    from secateur.torch.files import from_pretrained_hook  # imports transformers
-
     options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
     with _saving_resized(model, changes), without_bars():
         model.save_pretrained(folder, save_original_format=config is not None and not pack, **options)
     packed = zero_packing.pack_folder(folder) if pack else False
-    written = copy.deepcopy(model.config if config is None else config)
-    written.dtype, written.architectures = model.config.dtype, model.config.architectures
-    if config is None or packed:
-        listed = changes if config is None else Changes()
-        written.quantization_config = from_pretrained_hook.SecateurConfig(
-            listed.to_json(), packed=packed, tokens=entry_of(model)
-        )
-    written.save_pretrained(folder)
-    if config is None or packed:
-        # transformers only warns of a quantization method that it does not know, and goes on. This entry stops it with
-        # an error that names secateur.
-        data = read_json(folder / CONFIG)
-        write_json(folder / CONFIG, {**data, "transformers_weights": from_pretrained_hook.NOTE})
+    write_config(model, folder, changes, config, packed=packed)
     return packed
 
 

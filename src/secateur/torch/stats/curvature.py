@@ -7,6 +7,7 @@ the output, products of that gradient, and the gradient of a gate on each unit, 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -50,14 +51,15 @@ def collect_curvature(
     """
     axes, _ = removable(layout)
     tally, padding = Tally(), Padding(layout, model)
-    watch: _Watch | None = None
+    watch: Watch | None = None
     number = first
     with evaluating(model), _without_gradients(model), torch.enable_grad():
         for raw in data:
             batch = with_decoder_inputs(model, to_device(raw, model))
             padding.see(batch)
             if watch is None:
-                watch = _Watch(model, layout, axes, tally, padding, batch, weights)
+                called = called_by(model, layout, partial(run, model, batch))
+                watch = Watch(model, layout, axes, tally, padding, called, weights)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             with watch.over(batch):
                 value = score(run(model, batch), batch, generator)
@@ -70,6 +72,11 @@ def collect_curvature(
     if watch is None:
         raise DataError("the data is empty: no batch was seen; pass at least one")
     padding.report()
+    return sums_of(tally)
+
+
+def sums_of(tally: Tally) -> Stats:
+    """What was tallied, as numpy arrays."""
     found = tally.stats()
     return Stats({q: {k: to_numpy(v) for k, v in entries.items()} for q, entries in found.sums.items()}, found.counts)
 
@@ -98,11 +105,14 @@ class _Reader:
     owners: Mapping[str, np.ndarray]
 
 
-class _Watch:
+class Watch:
     """Hooks on the weights behind the axes, and what they have seen of the batch at hand.
 
-    batch: the first one, which shows which modules the model calls. A weight that no module of its own multiplies by,
-    or that is no matrix, takes a gradient itself, and gates follow from the weight times its gradient.
+    axes: as `removable` gives them, or those of one block. tally: gets the sums.
+    called: paths of the modules that a forward pass calls, see `called_by`. A weight that no module of its own
+        multiplies by, or that is no matrix, takes a gradient itself, and gates follow from the weight times its
+        gradient.
+    weights: see `collect_curvature`.
     """
 
     def __init__(
@@ -112,13 +122,12 @@ class _Watch:
         axes: Mapping[str, Removable],
         tally: Tally,
         padding: Padding,
-        batch: Any,
+        called: Collection[str],
         weights: Collection[str] = (),
     ) -> None:
         self.model, self.layout, self.tally, self.padding = model, layout, tally, padding
         self.modules = linear_modules(model, layout)
-        called = _called(model, self.modules, batch)
-        seen = {n for n, paths in self.modules.items() if paths and called >= {*paths} and len(layout.params[n]) == 2}
+        seen = {n for n, at in self.modules.items() if at and {*called} >= {*at} and len(layout.params[n]) == 2}
         hooked = [a for a in axes.values() if seen >= {*a.readers} and layout.axis(a.axis).kind != "expert"]
         self.by_weight = [a for a in axes.values() if a not in hooked]
         self.readers = {
@@ -238,19 +247,21 @@ def _owner(layout: Layout, param: str, axis: str) -> np.ndarray:
     return owner
 
 
-def _called(model: nn.Module, modules: Mapping[str, Mapping[str, nn.Module]], batch: Any) -> set[str]:
-    """Paths of the modules, among those of linear weights, that a forward pass calls."""
+def called_by(model: nn.Module, layout: Layout, forward: Callable[[], Any]) -> set[str]:
+    """Paths of the modules, among those of linear weights, that a forward pass of the model or of a part calls."""
     called: set[str] = set()
 
     def noting(path: str) -> Callable[..., None]:
         return lambda *_: called.add(path)
 
     handles = [
-        module.register_forward_hook(noting(path)) for named in modules.values() for path, module in named.items()
+        module.register_forward_hook(noting(path))
+        for named in linear_modules(model, layout).values()
+        for path, module in named.items()
     ]
     try:
         with torch.no_grad():
-            run(model, batch)
+            forward()
     finally:
         for handle in handles:
             handle.remove()

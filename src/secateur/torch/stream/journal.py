@@ -198,7 +198,7 @@ def _locked(work: Workspace, before: Journal | None) -> Iterator[None]:
             yield
         except BaseException as error:  # an interrupt too; whatever it is, it is raised again
             surveyed = "sparsity" in work.journal.settings and not isinstance(error, SecateurError)
-            if not (work.journal.blocks or surveyed):
+            if not (work.journal.blocks or work.journal.states or surveyed):
                 shutil.rmtree(work.folder, ignore_errors=True)
             raise
 

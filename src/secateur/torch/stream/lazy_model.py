@@ -71,10 +71,14 @@ class Skeleton:
         with torch.random.fork_rng(devices=[]), parameters_on_meta():
             return _from_config(self.factory, self.config)
 
-    def layout(self) -> Layout:
-        """The layout, traced on a copy of the model of which the buffers too are on the meta device."""
+    def twin(self, *, has_caches: bool = False) -> Any:
+        """A copy of the model of which the buffers too are on the meta device. has_caches: as the config says."""
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            twin = _from_config(self.factory, self.config)
+            return _from_config(self.factory, self.config, has_caches=has_caches)
+
+    def layout(self) -> Layout:
+        """The layout, traced on a `twin`."""
+        twin = self.twin()
         return trace(twin, example_for(twin))
 
     def _map_names(self) -> tuple[dict[str, list[str]], set[str]]:
@@ -253,13 +257,13 @@ class Skeleton:
             yield
 
 
-def _from_config(factory: Any, config: Any) -> Any:
-    """A model of a class with untrained parameters, in evaluation, without gradients and caches."""
+def _from_config(factory: Any, config: Any, *, has_caches: bool = False) -> Any:
+    """A model of a class with untrained parameters, in evaluation, without gradients and (else) without caches."""
     config = copy.deepcopy(config)
     model = from_config(factory, config, dtype=COMPUTE).eval()
     for module in model.modules():
         module_config: Any = getattr(module, "config", None)
-        if hasattr(module_config, "use_cache"):
+        if not has_caches and hasattr(module_config, "use_cache"):
             module_config.use_cache = False
     return model.requires_grad_(requires_grad=False)
 

@@ -136,7 +136,7 @@ def prune_folder(
     layout = skeleton.layout()
     paths = block_paths(layout)
     skeleton.check(paths)
-    identity = _identity(skeleton, windows, recipe)
+    identity = identity_of(skeleton, windows, recipe.identity())
     with workspace(Path(output), identity, overwrite=overwrite) as work:
         job = _Job(work, skeleton, layout, paths, windows, recipe)
         resumed = len(work.journal.blocks)
@@ -162,13 +162,13 @@ class _Job:
     recipe: Recipe
 
 
-def _identity(skeleton: Skeleton, windows: torch.Tensor | None, recipe: Recipe) -> dict[str, Any]:
-    """Everything that decides the bits of the result: see `Journal.identity`."""
+def identity_of(skeleton: Skeleton, windows: torch.Tensor | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """Everything that decides the bits of the result: see `Journal.identity`. asked: what is to be done, as JSON."""
     import transformers  # optional
 
     files = sorted({entry.file for entry in skeleton.entries.values()})
     return {
-        "recipe": recipe.identity(),
+        "recipe": asked,
         "model": {file.name: file_hash(file) for file in (*files, skeleton.folder / "config.json")},
         "calibration": {"tokens": windows_hash(windows)},
         "version": {
@@ -186,7 +186,7 @@ def _settings(job: _Job) -> dict[str, Any]:
     if settings:
         torch.set_num_threads(settings["threads"])
     else:
-        outside = _outside(job.skeleton, job.paths)
+        outside = max(bytes_outside(job.skeleton, job.paths), default=0)
         choice = _plan_memory(job.layout, job.skeleton.model, job.paths, outside, job.windows, job.recipe)
         settings.update(asdict(choice), threads=torch.get_num_threads(), bfloat16=fast_bfloat16())
         job.work.commit()
@@ -239,10 +239,7 @@ def _find_sparsities(job: _Job, batches: Sequence[dict[str, Any]], survey: Surve
 def _catch_up(run: Run, job: _Job) -> None:
     """Restore the states of an interrupted run: from disk where they are whole, else by running the finished blocks."""
     skeleton, result, blocks = job.skeleton, job.work.result, job.work.journal.blocks
-    for block in blocks:
-        file = result / block["file"]
-        if not file.is_file() or file_hash(file) != block["sha256"]:
-            raise ModelError(f"{file} is not what the run wrote; delete {job.work.folder} to start over")
+    check_written(job.work)
     if run.batches and len(blocks) < run.total and not run.states.restore(job.work.journal.states):
         for block in blocks:
             path = block["path"]
@@ -256,6 +253,14 @@ def _catch_up(run: Run, job: _Job) -> None:
             run.close(path)
             skeleton.release(path)
     run.finished = [block["path"] for block in blocks]
+
+
+def check_written(work: Workspace) -> None:
+    """ModelError when the shard of a finished block is not what was written."""
+    for block in work.journal.blocks:
+        file = work.result / block["file"]
+        if not file.is_file() or file_hash(file) != block["sha256"]:
+            raise ModelError(f"{file} is not what the run wrote; delete {work.folder} to start over")
 
 
 def _one_block(run: Run, job: _Job) -> Done:
@@ -323,7 +328,10 @@ def _distil_folder(job: _Job, tuning: Tuning | None) -> None:
 def _plan_memory(
     layout: Layout, model: Any, paths: Sequence[str], outside: int, windows: torch.Tensor | None, recipe: Recipe
 ) -> MemoryPlan:
-    """The memory of all stages of a run; PlanError when one does not fit, or lacks text. outside: see `_outside`."""
+    """The memory of all stages of a run; PlanError when one does not fit, or lacks text.
+
+    outside: the most of `bytes_outside`.
+    """
     if recipe.readers:
         _needed(windows, recipe)
     count, context = (0, 1) if windows is None else windows.shape
@@ -347,13 +355,14 @@ def _plan_memory(
     return MemoryPlan(batch, walk.on_disk, max([walk.expected, *peaks]))
 
 
-def _outside(skeleton: Skeleton, paths: Sequence[str]) -> int:
-    """Bytes, in the type of computation, of the largest parameter outside the blocks, usually the embeddings."""
+def bytes_outside(skeleton: Skeleton, paths: Sequence[str]) -> list[int]:
+    """Bytes, in the type of computation, of each tensor outside the blocks; the largest are usually the embeddings."""
     inside = {name for path in paths for name in skeleton.names_under(path)}
-    sizes = [
-        e.bytes // (2 if e.dtype in ("BF16", "F16") else 4) for n, e in skeleton.entries.items() if n not in inside
+    return [
+        4 * (e.bytes // (2 if e.dtype in ("BF16", "F16") else 4))
+        for n, e in skeleton.entries.items()
+        if n not in inside
     ]
-    return 4 * max(sizes, default=0)
 
 
 def _batches(model: Any, windows: torch.Tensor | None, size: int) -> list[dict[str, Any]]:

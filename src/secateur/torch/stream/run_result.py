@@ -95,7 +95,7 @@ def finish(
         tuple(skeleton.unused),
     )
     if not work.journal.finished:
-        rest = _write_rest(work, skeleton, paths)
+        rest = write_rest(work, skeleton, paths)
         write_json(
             work.result / RECORD,
             {
@@ -127,7 +127,7 @@ def finish(
     return report
 
 
-def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> dict[str, str]:
+def write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> dict[str, str]:
     """Write the last shard, the index of all shards, and copies of the other files of the source.
 
     Returns the name of the last shard with its SHA-256.
@@ -137,10 +137,11 @@ def _write_rest(work: Workspace, skeleton: Skeleton, paths: Sequence[str]) -> di
     blocks = work.journal.blocks
     file = shard_name(len(blocks) + 1, len(blocks))
     digest = write_shard(work.result / file, rest, work.folder)
-    index = dict.fromkeys(rest, file)
+    index, size = dict.fromkeys(rest, file), sum(entry.bytes for entry in rest.values())
     for block in blocks:
-        index |= dict.fromkeys(read_entries(work.result / block["file"]), block["file"])
-    size = sum(entry.bytes for entry in skeleton.entries.values())
+        entries = read_entries(work.result / block["file"])
+        index |= dict.fromkeys(entries, block["file"])
+        size += sum(entry.bytes for entry in entries.values())
     write_json(work.result / INDEX, {"metadata": {"total_size": size}, "weight_map": dict(sorted(index.items()))})
     _copy_others(skeleton.folder, work.result)
     return {file: digest}
