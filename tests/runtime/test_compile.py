@@ -306,6 +306,20 @@ def test_a_layer_takes_the_variant_for_the_call(monkeypatch, tmp_path):
     assert "At 100 tokens: 1 of 2 linear layers" in text
 
 
+def test_a_variant_is_chosen_without_the_lookups_of_modules(monkeypatch):
+    variants = [nn.Linear(4, 3) for _ in range(3)]
+    layer = ByTokens(variants, (1, 4, 64))  # so that it changes after 2 and after 16 tokens
+
+    def slow(*_):
+        raise AssertionError("for each layer of each token, this takes as long as the layer")
+
+    monkeypatch.setattr(nn.ModuleList, "__getitem__", slow)
+    monkeypatch.setattr(nn.Module, "__getattr__", slow)
+    for tokens, number in {0: 0, 1: 0, 2: 0, 3: 1, 16: 1, 17: 2, 1000: 2}.items():
+        assert layer.layer_for_tokens(tokens) is variants[number]
+        assert layer.layer_for(torch.ones(tokens, 1, 4)) is variants[number]
+
+
 def test_a_layer_of_one_variant_is_held_once():
     model = linear(96, 64, "8x1")
     assert isinstance(runtime.compile(model, tokens=(1, 64), measure=False), SparseLinear)
