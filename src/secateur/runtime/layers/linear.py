@@ -148,11 +148,20 @@ class ByTokens(nn.Module):
 
     def layer_for(self, x: torch.Tensor) -> nn.Module:
         """The variant that is best for x (..., in_features)."""
-        return self.layer_for_tokens(math.prod(x.shape[:-1]))
+        return self.layer_for_tokens(x.numel() // self.in_features)
 
     def layer_for_tokens(self, tokens: int) -> nn.Module:
-        """The variant that is best for so many tokens."""
-        return self.layers[sum(tokens > limit for limit in self._limits)]
+        """The variant that is best for so many tokens.
+
+        A decoder asks this for each layer of each token, and looking a variant up through nn.Module and nn.ModuleList
+        takes several microseconds, as long as a small layer. So their tables are read directly.
+        """
+        number = 0
+        for limit in self._limits:
+            if tokens > limit:
+                number += 1
+        variants: Any = self._modules["layers"]
+        return variants._modules[str(number)]
 
     @property
     def weight(self) -> torch.Tensor:

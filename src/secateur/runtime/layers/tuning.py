@@ -31,9 +31,12 @@ from secateur.runtime.layers.operators import run, sparse_linear
 from secateur.schemas.compiled import Measurements
 from secateur.schemas.reading import check, read_json
 
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 WORTH = 0.95  # sparse must take less than this share of the dense time
 SECONDS_A_CANDIDATE = 0.02
+FEWEST_ROUNDS, FEWEST_COLD_ROUNDS, MOST_ROUNDS = 5, 9, 51
+"""How often each candidate is timed. A cold round spends its time on driving weights out, so few fit into a candidate's
+seconds."""
 FEW_TOKENS = 16
 """Up to so many tokens layers are timed with their weights out of the caches, as they are in a large model."""
 MASK_TOKENS = 8
@@ -199,21 +202,24 @@ def _measure(weight: np.ndarray, bias: torch.Tensor | None, tokens: int, tried: 
 def interleaved(functions: list[Callable[[], object]], cold: np.ndarray | None = None) -> list[float]:
     """The lower quartile of the times of each function, in microseconds.
 
-    The functions run in turns, so that other load on the machine affects all alike. The upper half of the times says
-    more about that load than about the function. With `cold`, an array larger than the caches, each run starts with the
-    weights out of the caches.
+    The functions run in turns, so that other load on the machine affects all alike, and each turn has an order of its
+    own: a kernel takes up to twice as long right after a product of torch as after another kernel. The upper half of
+    the times says more about that load than about the function. With `cold`, an array larger than the caches, each run
+    starts with the weights out of the caches.
     """
     samples: list[list[float]] = [[] for _ in functions]
     for f in functions:
         f()
+    random = np.random.default_rng(0)
+    fewest = FEWEST_ROUNDS if cold is None else FEWEST_COLD_ROUNDS
     end = time.perf_counter() + SECONDS_A_CANDIDATE * len(functions)
-    while len(samples[0]) < 5 or (time.perf_counter() < end and len(samples[0]) < 51):
-        for f, took in zip(functions, samples, strict=True):
+    while len(samples[0]) < fewest or (time.perf_counter() < end and len(samples[0]) < MOST_ROUNDS):
+        for i in random.permutation(len(functions)):
             if cold is not None:
                 cold.max()
             start = time.perf_counter()
-            f()
-            took.append((time.perf_counter() - start) * 1e6)
+            functions[i]()
+            samples[i].append((time.perf_counter() - start) * 1e6)
     return [float(np.percentile(took, 25)) for took in samples]
 
 
