@@ -68,7 +68,7 @@ def recorded(model: nn.Module, windows: torch.Tensor, track: Any = lambda items,
     A model that computes its logits otherwise, or whose states would take more than `KEPT_BYTES`, runs again each time.
     Raises ModelError as `evaluate_text` does.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     width = getattr(head, "in_features", 0)
     if not width or windows.numel() * width * 4 > KEPT_BYTES:
         return _again(model)
