@@ -13,6 +13,7 @@ from secateur.jobs.language.rows import DENSE, THIS, Models, Row, Text, compare,
 from secateur.scores import text_score
 from secateur.torch.data.run_windows import evaluate_text, logits_of, recorded
 from tests import zoo
+from tests.deploy.gguf.models import TEXTS, byte_level, decoder
 from tests.text_models import write_documents, write_model
 
 
@@ -93,6 +94,23 @@ def test_rows_of_both_models(tmp_path):
     assert [r.name for r in alone.rows] == ["this model float32", "this model q8_0"]
     assert alone.score.losses == pytest.approx(small.losses)
     assert 0 < alone.rows[1].score.kl < small.kl
+
+
+@pytest.mark.slow
+def test_rows_are_timed_on_llama_cpp(tmp_path):
+    pytest.importorskip("gguf", reason="the extra gguf is not installed")
+    pytest.importorskip("xllamacpp", reason="the extra gguf is not installed")
+    decoder(layers=1).save_pretrained(tmp_path / "llm")
+    byte_level().save_pretrained(tmp_path / "llm")
+    models = Models(str(tmp_path / "llm"), None, {}, ("q8_0",), threads=1)
+    found = compare(models, Text("text", [" ".join(TEXTS)] * 4, 16, 2))
+    assert [(r.form, r.speed.prompt > 0, r.speed.decode > 0) for r in found.rows] == [
+        ("float32", True, True),
+        ("q8_0", True, True),
+    ]
+    assert found.rows[0].speed.bytes > found.rows[1].speed.bytes  # f16 beside q8_0
+    (note,) = found.notes
+    assert note.startswith("speeds: llama.cpp, 1 thread, models in turn, 64 tokens read and 32 written;")
 
 
 def results(*values):
