@@ -247,6 +247,7 @@ def _forward(job: _Job) -> None:
             recorded.forward(block)
             job.skeleton.release(path)
             job.commit(began)
+            give_back()
         job.progress("dense outputs", block + 1, len(job.paths))
     began = time.perf_counter()
     if not recorded.has(GRADIENT, last):
