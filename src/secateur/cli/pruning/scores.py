@@ -1,6 +1,5 @@
 """`secateur eval --task perplexity`: a language model beside the dense one and beside fewer bits, in one table."""
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,8 +130,8 @@ def _cells(row: "Row", *, is_timed: bool) -> list[str]:
 
 
 def _difference(delta: float, interval: tuple[float, float] | None) -> str:
-    low, high = interval or (math.nan, math.nan)
-    return f"{delta:+.4f} [{low:+.4f}, {high:+.4f}]"
+    """With the interval, which a single window or row does not have."""
+    return f"{delta:+.4f}" + ("" if interval is None else f" [{interval[0]:+.4f}, {interval[1]:+.4f}]")
 
 
 def show_tasks(scores: "list[TaskScore]") -> None:

@@ -216,8 +216,9 @@ def _verdict(row: Row, dense: Sequence[Row]) -> str:
         beside = min(smaller, key=lambda one: one.score.loss)
     else:
         beside = min(dense, key=lambda one: one.bytes)
-    low, high = _interval(row, beside)
-    loss = f"{row.score.loss - beside.score.loss:+.4f} [{low:+.4f}, {high:+.4f}]"
+    difference = np.array(row.score.losses) - np.array(beside.score.losses)
+    low, high = interval_of(difference) or (-math.inf, math.inf)  # a single window shows nothing
+    loss = f"{difference.mean():+.4f}" + (f" [{low:+.4f}, {high:+.4f}]" if math.isfinite(low) else "")
     size = "as large" if row.bytes == beside.bytes else "smaller"
     if not smaller:
         words = "this model is smaller than every dense row"
@@ -232,9 +233,3 @@ def _verdict(row: Row, dense: Sequence[Row]) -> str:
 
 def _sized(row: Row) -> str:
     return f"{row.name} ({row.bytes / 1e6:.1f} MB)"
-
-
-def _interval(row: Row, other: Row) -> tuple[float, float]:
-    """95% interval of the difference in loss; not a number for a single window."""
-    difference = np.array(row.score.losses) - np.array(other.score.losses)
-    return interval_of(difference) or (math.nan, math.nan)
