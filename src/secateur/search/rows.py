@@ -10,7 +10,7 @@ from secateur.tasks.base.task import Examples, Task
 FEW, FEW_DECISIONS = 192, 256
 """Search rows that tell ridges and single layers apart. Rows with many decisions each, such as windows of tokens, do in
 smaller number, and go in batches of no more decisions than this."""
-MOST_DECISIONS = 4096
+MOST_DECISIONS = 2048
 """Decisions on which candidates are compared; rows beyond them are left out."""
 
 
