@@ -94,7 +94,7 @@ def test_whole_units_within_a_memory(call, refused, llm, text, place):
     assert all(count % 8 == 0 for axis, count in found["kept"].items() if axis.endswith("ffn"))
     assert [p.name for p in place.iterdir()] == ["out"]
     words = ["prune", llm, "--calibration", text, *UNITS, "--output", place / "other"]
-    assert "a drop is measured on whole models" in refused(*words, "--max-drop", 0.01)
+    assert "--max-drop has no meaning in a search within --memory" in refused(*words, "--max-drop", 0.01)
     assert "a latency is measured on whole models" in refused(*words, "--target", "latency<=0.5x@onnx")
     assert "--heal-budget has no meaning in a search within --memory" in refused(*words, "--heal-budget", "1min")
     assert "reads text; pass --calibration" in refused("prune", llm, *UNITS[:2], *UNITS[-2:], "--output", place / "a")
