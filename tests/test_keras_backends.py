@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 # none of them fast: a process takes seconds to import a backend, and half a minute for the tests
 RUNS = [
     pytest.param("torch", "not slow", id="torch", marks=pytest.mark.slow),
-    pytest.param("torch", "slow", id="torch-slow", marks=pytest.mark.slow),
+    pytest.param("torch", "slow", id="torch-slow", marks=pytest.mark.long),
     pytest.param("tensorflow", "not slow", id="tensorflow", marks=pytest.mark.slow),
     pytest.param("tensorflow", "slow", id="tensorflow-slow", marks=pytest.mark.long),
 ]

@@ -20,7 +20,7 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize("name", ["magnitude_threshold", "gradient_rank", "attention_heads"])
 def test_recipe(name, cache, tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, RECIPES / f"{name}.py", "--output", output, "--rows", "320", "--test-rows", "128"]
+    command = [sys.executable, RECIPES / f"{name}.py", "--output", output, "--rows", "160", "--test-rows", "64"]
     done = subprocess.run(
         [*map(str, command), "--cache", str(cache)],
         capture_output=True,

@@ -13,7 +13,7 @@ from torch import nn
 import secateur
 from secateur.data.table import Table
 from secateur.deploy import target
-from secateur.deploy.jobs import bench, material, parity
+from secateur.deploy.jobs import bench, generation, material, parity
 from secateur.deploy.jobs import export as exporting
 from secateur.deploy.jobs.export import export
 from secateur.deploy.targets.inputs import fitted, inputs_of, ports_of
@@ -171,7 +171,7 @@ def test_prompts_of_a_table_are_padded_on_the_left(tmp_path):
     model = write_model(tmp_path / "model")
     table = Table({"text": ["w1 w2 w3 w4", "w5 w6", "w7"]}, "rows")
     found = material.read(model, table, tmp_path / "model", generate=True)
-    chosen = exporting.prompts_of(model, found, zoo.inputs(model))
+    chosen = generation.prompts_of(model, found, zoo.inputs(model))
     assert chosen["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
     assert chosen["input_ids"][1, 2:].tolist() == [9, 10]
     assert chosen.keys() == {"input_ids", "attention_mask"}
