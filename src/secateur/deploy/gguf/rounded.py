@@ -76,7 +76,7 @@ def _in_a_file(decoder: Decoder, form: quantise.Format) -> tuple[dict[str, Kind]
 
 
 def _by_shape(model: nn.Module, form: quantise.Format) -> tuple[dict[str, Kind], int]:
-    """The same for a model that GGUF cannot hold: every matrix gets the usual type, the output layer its own."""
+    """How a model that GGUF cannot hold is stored: matrices in the usual type, the output layer in its own."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     last = None if head is None else getattr(head, "weight", None)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

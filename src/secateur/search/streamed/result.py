@@ -55,7 +55,7 @@ class UnitsReport:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenUnits:
     """What was chosen for a model. layout: of the dense model. plan: without weights. costs: of the target."""
 
     layout: Layout
@@ -69,7 +69,7 @@ def finish(
     work: Workspace,
     skeleton: Skeleton,
     small: TorchHost,
-    chosen: Chosen,
+    chosen: ChosenUnits,
     *,
     calibration: Sequence[Path],
     seed: int,

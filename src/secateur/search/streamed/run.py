@@ -28,7 +28,7 @@ from secateur.search.levels import METHODS, AxisLevels, Levels
 from secateur.search.stored import LEVELS, load, save
 from secateur.search.streamed.block_levels import axes_by_block, block_levels, curvature_of, joined
 from secateur.search.streamed.memory import UnitsPlan, plan_memory
-from secateur.search.streamed.result import Chosen, UnitsReport, finish, place_of
+from secateur.search.streamed.result import ChosenUnits, UnitsReport, finish, place_of
 from secateur.search.target import TIMED, Target
 from secateur.stats import Stats
 from secateur.tasks.base.task import Task
@@ -107,7 +107,7 @@ def prune_units(
             candidate = choose(levels, costs)
             plan = _cut(job, levels, candidate)
         small.resize(plan)
-        chosen = Chosen(layout, plan, levels, candidate, costs)
+        chosen = ChosenUnits(layout, plan, levels, candidate, costs)
         return finish(work, skeleton, small, chosen, calibration=calibration, seed=seed, resumed=resumed)
 
 

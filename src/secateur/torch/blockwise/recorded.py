@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import DataError
 from secateur.torch.base.batches import run
 from secateur.torch.blockwise.block_calls import BlockCall, next_call, replaced
 from secateur.torch.blockwise.block_states import States
 from secateur.torch.blockwise.output_error import first_tensor
+from secateur.torch.stats.curvature import Score, scored
 
 OUTPUT, GRADIENT = "dense", "gradient"
 """Streams of states: what a block returns, and the gradient at the first tensor of it."""
 NO_TENSOR = "a block of the model returns no tensor, so no gradient can be taken through it"
-Score = Callable[[Any, Any, torch.Generator], torch.Tensor]
-"""(output, batch, generator) -> a scalar, as `Task.fisher_loss`."""
 Over = Callable[[Any], AbstractContextManager[None]]
 """A context in which passes on a batch are watched."""
 
@@ -74,12 +72,8 @@ class Recorded:
         for number, batch in enumerate(self.batches):
             value = self.states.get(OUTPUT, last, number)
             leaf = first_tensor(value, NO_TENSOR).requires_grad_()
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             with torch.enable_grad(), replaced(self.model, dict.fromkeys(self.paths, value), ()):
-                found = score(run(self.model, batch), batch, generator)
-                if not bool(found.isfinite()):
-                    raise DataError(f"the score of batch {number} is {float(found)}; look for NaN or huge weights")
-                found.backward()
+                scored(score, run(self.model, batch), batch, seed, number).backward()
             self.states.put(GRADIENT, last, number, _gradient(leaf))
 
     def backward(

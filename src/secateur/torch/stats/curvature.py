@@ -60,11 +60,8 @@ def collect_curvature(
             if watch is None:
                 called = called_by(model, layout, partial(run, model, batch))
                 watch = Watch(model, layout, axes, tally, padding, called, weights)
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
             with watch.over(batch):
-                value = score(run(model, batch), batch, generator)
-                if not bool(value.isfinite()):
-                    raise DataError(f"the score of batch {number} is {float(value)}; look for NaN or huge weights")
+                value = scored(score, run(model, batch), batch, seed, number)
                 if value.requires_grad:
                     value.backward()
             watch.add_batch(examples_of(batch))
@@ -73,6 +70,14 @@ def collect_curvature(
         raise DataError("the data is empty: no batch was seen; pass at least one")
     padding.report()
     return sums_of(tally)
+
+
+def scored(score: Score, output: Any, batch: Any, seed: int, number: int) -> torch.Tensor:
+    """The score of batch `number`, with draws of its own; DataError for one that is not a finite number."""
+    value = score(output, batch, torch.Generator().manual_seed(seed * 1_000_003 + number))
+    if not bool(value.isfinite()):
+        raise DataError(f"the score of batch {number} is {float(value)}; look for NaN or huge weights")
+    return value
 
 
 def sums_of(tally: Tally) -> Stats:
